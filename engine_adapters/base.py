@@ -1,0 +1,95 @@
+"""The two Protocols behind which every engine dialect stands: a probe (its trace) and a client (generate, abort).
+
+An adapter owns its connection and translates; it decides nothing. `engine_adapters.registry` maps names to classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+import msgspec
+
+from simcore.cost.step_time import StepTimeModel
+from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.types import EngineConfig
+
+FinishReason = Literal["stop", "length", "aborted"]
+
+
+class EngineError(Exception):
+    """The engine failed or cannot be reached. The message is for people."""
+
+
+class RequestRefused(EngineError):
+    """The engine will not take this request as it stands: too long, unknown option. Trying elsewhere will not help."""
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is asked to generate."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    priority: int = 0
+
+
+class EngineOutput(msgspec.Struct, frozen=True):
+    """New tokens of one request. `finish` is set in the last one only."""
+
+    token_ids: tuple[int, ...]
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+    """Prompt tokens taken from the prefix cache; set in the last one."""
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What an adapter can do, so that callers ask instead of trying."""
+
+    per_request_trace: bool
+    """False: only aggregates are known and forecasts are `approximate`."""
+    exact_rules: bool
+    """True when the engine's scheduler is one that simcore was proved equal to."""
+
+
+class EngineClient(Protocol):
+    """Sends work to one engine."""
+
+    capabilities: Capabilities
+
+    async def start(self) -> None:
+        """Connects (or starts an embedded engine). Raises EngineError."""
+
+    async def close(self) -> None:
+        """Aborts what runs and disconnects. Idempotent."""
+
+    def config(self) -> EngineConfig:
+        """The engine's limits. Valid after `start`."""
+
+    def step_time(self) -> StepTimeModel | None:
+        """The engine's step-time model if the adapter knows one (an emulated device does); else None."""
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """Streams the answer; the last output carries `finish`.
+
+        Raises RequestRefused before the first output, EngineError at any point. Closing the iterator early aborts
+        the request in the engine.
+        """
+
+    async def abort(self, request_id: str) -> bool:
+        """Stops a request wherever it is; its iterator ends with finish `aborted`. False if it is unknown."""
+
+
+class EngineProbe(Protocol):
+    """Reads the trace of one engine."""
+
+    def watch(self) -> AsyncIterator[TraceSnapshot | TraceDelta]:
+        """A snapshot first, then deltas. After a lost delta the sequence number shows a gap: call `watch` again for a
+        new snapshot. Raises EngineError when the connection breaks."""

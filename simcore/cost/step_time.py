@@ -1,0 +1,113 @@
+"""Step time: seconds that one engine step takes, from a few features of its batch.
+
+    t = constant
+      + dense(total tokens)                      piecewise linear through knots: weights are streamed once, so the
+                                                 curve is flat while memory-bound and rises when compute-bound
+      + prefill_work   * seconds per token pair  attention of prefill chunks
+      + decode_kv      * seconds per KV token    attention of decoding sequences: reading their caches
+      + sequences      * seconds per sequence    sampling, scheduling, per-sequence kernels
+
+`StepTimeModel` is the record people read and files hold; `pack` turns it into the flat array that compiled code takes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from simcore.trace import StepBatch
+
+N_HEADER = 5
+"""Floats before the knots in a packed model: constant, prefill work, decode KV, per sequence, number of knots."""
+
+
+class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Coefficients of one (GPU, model) pair. All in seconds."""
+
+    name: str
+    """`gpu/model`, e.g. `a30/llama-2-7b`."""
+    constant_s: float
+    prefill_work_s_per_token2: float
+    decode_kv_s_per_token: float
+    per_seq_s: float
+    dense_knots_tokens: tuple[int, ...]
+    """Ascending; below the first the first value holds, above the last the last slope goes on."""
+    dense_knots_s: tuple[float, ...]
+    source: str = ""
+    """Where the numbers come from: file, rows, fit error."""
+
+    def __post_init__(self) -> None:
+        if len(self.dense_knots_tokens) != len(self.dense_knots_s) or len(self.dense_knots_s) < 2:
+            raise ValueError(f"{self.name}: dense knots need two or more tokens/seconds pairs of equal number")
+        numbers = (
+            self.constant_s,
+            self.prefill_work_s_per_token2,
+            self.decode_kv_s_per_token,
+            self.per_seq_s,
+            *self.dense_knots_s,
+        )
+        if not all(np.isfinite(x) and x >= 0 for x in numbers):
+            raise ValueError(f"{self.name}: coefficients must be finite and not negative")
+
+    def scaled(self, factor: float) -> StepTimeModel:
+        """The same hardware, `factor` times slower (0.1 = ten times faster)."""
+        return msgspec.structs.replace(
+            self,
+            constant_s=self.constant_s * factor,
+            prefill_work_s_per_token2=self.prefill_work_s_per_token2 * factor,
+            decode_kv_s_per_token=self.decode_kv_s_per_token * factor,
+            per_seq_s=self.per_seq_s * factor,
+            dense_knots_s=tuple(s * factor for s in self.dense_knots_s),
+        )
+
+    def pack(self) -> NDArray[np.float64]:
+        """Flat float64 array: header, knot tokens, knot seconds."""
+        return np.array(
+            [
+                self.constant_s,
+                self.prefill_work_s_per_token2,
+                self.decode_kv_s_per_token,
+                self.per_seq_s,
+                len(self.dense_knots_tokens),
+                *self.dense_knots_tokens,
+                *self.dense_knots_s,
+            ],
+            dtype=np.float64,
+        )
+
+    def seconds(self, batch: StepBatch) -> float:
+        """Duration of a step with this batch."""
+        return float(
+            step_seconds(
+                self.pack(),
+                batch.total_tokens,
+                batch.prefill_work_tokens2,
+                batch.decode_kv_tokens,
+                batch.prefill_seqs + batch.decode_seqs,
+            )
+        )
+
+
+@njit(cache=True, nogil=True)
+def dense_seconds(packed: NDArray[np.float64], tokens: float) -> float:
+    n = int(packed[4])
+    if tokens <= packed[N_HEADER]:
+        return packed[N_HEADER + n]
+    i = 1
+    while i < n - 1 and tokens > packed[N_HEADER + i]:
+        i += 1
+    x0, x1 = packed[N_HEADER + i - 1], packed[N_HEADER + i]
+    y0, y1 = packed[N_HEADER + n + i - 1], packed[N_HEADER + n + i]
+    return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
+
+
+@njit(cache=True, nogil=True)
+def step_seconds(
+    packed: NDArray[np.float64], tokens: float, prefill_work: float, decode_kv: float, seqs: float
+) -> float:
+    """Step time in seconds of a batch, from a packed model."""
+    return (
+        packed[0] + dense_seconds(packed, tokens) + packed[1] * prefill_work + packed[2] * decode_kv + packed[3] * seqs
+    )

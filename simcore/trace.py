@@ -1,0 +1,80 @@
+"""The trace: what an engine publishes about its scheduler. One snapshot on connect, then one delta per step.
+
+Sequence numbers grow by one per delta. A snapshot carries the number of the last delta it contains, so the next delta
+must be `snapshot.seq + 1`; anything else is a gap and the reader must ask for a new snapshot.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from simcore.types import EngineConfig, RequestState
+
+
+class StepBatch(msgspec.Struct, frozen=True):
+    """The features of one step that its duration depends on (`simcore.cost.step_time`)."""
+
+    prefill_tokens: int = 0
+    """Prompt (or recomputed) tokens scheduled in requests that do not yet sample every step."""
+    prefill_work_tokens2: float = 0.0
+    """Sum over prefill chunks of chunk * (context before it + chunk / 2): attention work in token pairs."""
+    prefill_seqs: int = 0
+    decode_seqs: int = 0
+    decode_kv_tokens: int = 0
+    """Sum over decoding requests of the KV tokens read (their context length)."""
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prefill_tokens + self.decode_seqs
+
+
+class TraceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole scheduler at a step boundary."""
+
+    seq: int
+    at_s: float
+    """Engine clock."""
+    config: EngineConfig
+    running: tuple[RequestState, ...]
+    """In the scheduler's own order (the last is preempted first under FCFS)."""
+    waiting: tuple[RequestState, ...]
+    """In the order in which they will be tried; preempted requests stand at the front."""
+    free_blocks: int
+    preemptions_total: int = 0
+
+
+class Scheduled(msgspec.Struct, frozen=True):
+    """Tokens that one request got in one step."""
+
+    request_id: str
+    tokens: int
+    produced: int
+    """Output tokens that this step yields for it (0 while its prefill is not complete)."""
+    cached_tokens: int = 0
+    """Tokens found in the prefix cache when it was (re)admitted in this step."""
+
+
+class TraceDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine step, published when it has ended."""
+
+    seq: int
+    start_s: float
+    """Engine clock at which the step began."""
+    duration_s: float
+    arrived: tuple[RequestState, ...] = ()
+    """Requests that entered the waiting queue since the previous delta, in queue order."""
+    aborted: tuple[str, ...] = ()
+    """Requests removed before this step, in whatever state they were."""
+    preempted: tuple[str, ...] = ()
+    """Moved from running back to the front of waiting, in the order in which it happened."""
+    scheduled: tuple[Scheduled, ...] = ()
+    """In batch order; a waiting request that appears here has been admitted (appended to running)."""
+    finished: tuple[str, ...] = ()
+    """Requests whose last token this step produced; their blocks are free again."""
+    free_blocks: int
+    """After the step."""
+    batch: StepBatch = StepBatch()
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + self.duration_s

@@ -1,0 +1,206 @@
+"""Records that every part shares: what an engine is, what it holds, what is asked of it, what is forecast.
+
+Owns values only. Nothing here reads a clock; every `_s` is in seconds, every `_tokens` in tokens, every `_blocks` in
+KV blocks of `EngineConfig.block_size_tokens` tokens. All records are immutable.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+from typing import Literal
+
+import msgspec
+
+Priority = int
+"""Smaller runs first, as in vLLM. 0 is the default."""
+
+
+class LengthBelief(msgspec.Struct, frozen=True):
+    """Distribution of the *total* output tokens of one request, as equally likely values.
+
+    `atoms_tokens` is ascending and not empty, each value >= 1. One atom means the length is known.
+    Twenty atoms are the 2.5 %, 7.5 %, ... 97.5 % quantiles. Conditioning on tokens already produced is
+    `length_model.belief.remaining`.
+    """
+
+    atoms_tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        atoms = self.atoms_tokens
+        if not atoms:
+            raise ValueError("a length belief needs at least one atom")
+        if atoms[0] < 1 or any(a > b for a, b in itertools.pairwise(atoms)):
+            raise ValueError(f"atoms must be ascending and >= 1 token, got {atoms}")
+
+    @property
+    def is_known(self) -> bool:
+        """True when every atom is the same value."""
+        return self.atoms_tokens[0] == self.atoms_tokens[-1]
+
+    @property
+    def mean_tokens(self) -> float:
+        return sum(self.atoms_tokens) / len(self.atoms_tokens)
+
+    def quantile_tokens(self, q: float) -> int:
+        """The smallest atom whose cumulated probability reaches `q` (0 < q <= 1)."""
+        n = len(self.atoms_tokens)
+        return self.atoms_tokens[min(n - 1, max(0, math.ceil(q * n) - 1))]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits under which one engine schedules. Names follow vLLM's own options."""
+
+    model: str
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size_tokens: int = 16
+    num_blocks: int = 1052
+    """KV blocks that requests can hold (vLLM's `num_gpu_blocks` less its one null block)."""
+    max_model_len_tokens: int = 4096
+    long_prefill_token_threshold_tokens: int = 0
+    """Largest prefill chunk of one request in a step; 0 means no limit but the budget."""
+    enable_prefix_caching: bool = True
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    async_scheduling: bool = False
+    engine: str = "emulated"
+    engine_version: str = ""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_size_tokens",
+            "num_blocks",
+            "max_model_len_tokens",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+class RequestState(msgspec.Struct, frozen=True, kw_only=True):
+    """One request as its engine's scheduler sees it."""
+
+    request_id: str
+    prompt_tokens: int
+    output_tokens: int = 0
+    """Tokens produced so far."""
+    computed_tokens: int = 0
+    """Tokens of prompt + output whose KV is in blocks. 0 for a request that waits from scratch."""
+    max_output_tokens: int
+    priority: Priority = 0
+    arrival_s: float = 0.0
+    """Engine clock at which the scheduler got it."""
+    preemptions: int = 0
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that could be sent to a node: the question of a what-if."""
+
+    request_id: str
+    prompt_tokens: int
+    max_output_tokens: int
+    belief: LengthBelief
+    priority: Priority = 0
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """Mean, median and 90th percentile over the scenarios of a what-if. Equal when lengths are known."""
+
+    mean: float
+    p50: float
+    p90: float
+
+
+ForecastSource = Literal["simulated", "approximate", "prior"]
+"""`simulated`: from a per-request trace; `approximate`: from aggregates or an engine outside the proved rules;
+`prior`: no state at all, a pessimistic guess."""
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of a what-if for one candidate on one node. Times count from the moment of the answer."""
+
+    request_id: str
+    node_id: str
+    ttft_s: Quantiles
+    tpot_s: Quantiles
+    """Mean seconds between output tokens after the first; 0 for one-token answers."""
+    e2e_s: Quantiles
+    preemptions: float
+    """Expected preemptions (of anyone on the node) until the candidate has finished."""
+    kv_headroom_blocks: int
+    """Fewest free KV blocks on the way, over all scenarios."""
+    harm_s: Quantiles
+    """Seconds that the candidate adds to the requests already on the node: their summed delay."""
+    trace_seq: int
+    """Sequence number of the trace state the answer was computed from."""
+    state_age_s: float
+    """Age of that state when the answer was computed."""
+    source: ForecastSource = "simulated"
+
+
+class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """Summary of a node that heuristic policies score. Includes reservations: dispatched, not yet in the trace."""
+
+    node_id: str
+    trace_seq: int
+    state_age_s: float
+    """Age of the engine state at the moment this summary was made."""
+    running: int
+    waiting: int
+    """Queued in the engine plus reserved."""
+    free_blocks: int
+    total_blocks: int
+    waiting_prompt_blocks: int
+    """KV blocks that the prompts of all waiting and reserved requests will need."""
+    unprocessed_tokens: int
+    """Sum over requests of max(0, prompt + expected output - computed)."""
+    preemptions_total: int
+    reserved: int = 0
+    """How many of `waiting` are reservations."""
+
+
+class Outcome(enum.Enum):
+    """How a request ended; a closed list. Values are metric labels and log fields."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CLIENT_LEFT = "client_left"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    INVALID = "invalid"
+    NO_NODE = "no_node"
+    OVERLOADED = "overloaded"
+    ENGINE_FAILED = "engine_failed"
+    NODE_LOST = "node_lost"
+    INTERNAL = "internal"
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """One node as it stood in a decision."""
+
+    node_id: str
+    cost: float | None = None
+    """What the policy minimises; None when the node could not be scored."""
+    forecast: Forecast | None = None
+    state_age_s: float = 0.0
+    note: str = ""
+    """Why it was left out; empty when it was not."""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """Chosen node, losing candidates with their costs, the reason, the age of each state used."""
+
+    request_id: str
+    node_id: str
+    """Empty when there was none to choose."""
+    policy: str
+    """The policy that chose: the fallback's name if one had to step in."""
+    cost_unit: str
+    scores: tuple[Score, ...]
+    """All nodes considered, best first."""
+    reason: str
+    decision_s: float
+    """From arrival to decision."""
+    attempt: int = 1

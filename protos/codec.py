@@ -1,0 +1,301 @@
+"""The only translator between wire messages (`protos.v1`) and core types (`simcore.types`).
+
+Every `x_to_wire` has an `x_from_wire`, and a round trip gives an equal record. `from_wire` raises ValueError, naming
+the field, when a message breaks a rule of its record; a server answers that with INVALID_ARGUMENT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from protos.v1 import astrolabe_dispatch_pb2 as dispatch_pb
+from protos.v1 import astrolabe_types_pb2 as pb
+from simcore.trace import TraceSnapshot
+from simcore.types import (
+    Candidate,
+    Decision,
+    EngineConfig,
+    Forecast,
+    ForecastSource,
+    LengthBelief,
+    NodeLoad,
+    Outcome,
+    Quantiles,
+    RequestState,
+    Score,
+)
+
+_OUTCOME_TO_WIRE: dict[Outcome, pb.Outcome.ValueType] = {o: pb.Outcome.Value(f"OUTCOME_{o.name}") for o in Outcome}
+_OUTCOME_FROM_WIRE: dict[int, Outcome] = {v: k for k, v in _OUTCOME_TO_WIRE.items()}
+
+_SOURCE_TO_WIRE: dict[ForecastSource, pb.ForecastSource.ValueType] = {
+    "simulated": pb.FORECAST_SOURCE_SIMULATED,
+    "approximate": pb.FORECAST_SOURCE_APPROXIMATE,
+    "prior": pb.FORECAST_SOURCE_PRIOR,
+}
+_SOURCE_FROM_WIRE: dict[int, ForecastSource] = {v: k for k, v in _SOURCE_TO_WIRE.items()}
+
+
+class NodeStateView(msgspec.Struct, frozen=True, kw_only=True):
+    """A `NodeState` message as records: the snapshot and what surrounds it."""
+
+    node_id: str
+    snapshot: TraceSnapshot
+    """`at_s` is not on the wire (clocks differ between hosts) and reads 0."""
+    reserved: tuple[Candidate, ...]
+    age_s: float
+    profile: str
+    synchronised: bool
+
+
+def outcome_to_wire(outcome: Outcome) -> pb.Outcome.ValueType:
+    return _OUTCOME_TO_WIRE[outcome]
+
+
+def outcome_from_wire(value: int) -> Outcome:
+    """Raises ValueError for UNSPECIFIED and for numbers this version does not know."""
+    try:
+        return _OUTCOME_FROM_WIRE[value]
+    except KeyError:
+        raise ValueError(f"outcome: {value} is not one of {sorted(_OUTCOME_FROM_WIRE)}") from None
+
+
+def belief_to_wire(belief: LengthBelief) -> pb.LengthBelief:
+    return pb.LengthBelief(atoms_tokens=belief.atoms_tokens)
+
+
+def belief_from_wire(message: pb.LengthBelief) -> LengthBelief | None:
+    """None for a message without atoms: nothing is known. Raises ValueError for atoms that are not ascending."""
+    return LengthBelief(tuple(message.atoms_tokens)) if message.atoms_tokens else None
+
+
+def config_to_wire(config: EngineConfig) -> pb.EngineConfig:
+    return pb.EngineConfig(**msgspec.structs.asdict(config))
+
+
+def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
+    """Raises ValueError for a limit of 0 or an unknown scheduling policy."""
+    if message.scheduling_policy not in ("fcfs", "priority"):
+        raise ValueError(f"config.scheduling_policy: {message.scheduling_policy!r} is neither 'fcfs' nor 'priority'")
+    return EngineConfig(
+        model=message.model,
+        max_num_seqs=message.max_num_seqs,
+        max_num_batched_tokens=message.max_num_batched_tokens,
+        block_size_tokens=message.block_size_tokens,
+        num_blocks=message.num_blocks,
+        max_model_len_tokens=message.max_model_len_tokens,
+        long_prefill_token_threshold_tokens=message.long_prefill_token_threshold_tokens,
+        enable_prefix_caching=message.enable_prefix_caching,
+        scheduling_policy="priority" if message.scheduling_policy == "priority" else "fcfs",
+        async_scheduling=message.async_scheduling,
+        engine=message.engine,
+        engine_version=message.engine_version,
+    )
+
+
+def request_state_to_wire(state: RequestState) -> pb.RequestState:
+    return pb.RequestState(**msgspec.structs.asdict(state))
+
+
+def request_state_from_wire(message: pb.RequestState) -> RequestState:
+    return RequestState(
+        request_id=message.request_id,
+        prompt_tokens=message.prompt_tokens,
+        output_tokens=message.output_tokens,
+        computed_tokens=message.computed_tokens,
+        max_output_tokens=message.max_output_tokens,
+        priority=message.priority,
+        arrival_s=message.arrival_s,
+        preemptions=message.preemptions,
+    )
+
+
+def candidate_to_wire(candidate: Candidate) -> pb.Candidate:
+    return pb.Candidate(
+        request_id=candidate.request_id,
+        prompt_tokens=candidate.prompt_tokens,
+        max_output_tokens=candidate.max_output_tokens,
+        belief=belief_to_wire(candidate.belief),
+        priority=candidate.priority,
+    )
+
+
+def candidate_from_wire(message: pb.Candidate, *, prior: LengthBelief) -> Candidate:
+    """`prior` stands in for an absent belief. Raises ValueError when a token count is not positive."""
+    if message.prompt_tokens < 1:
+        raise ValueError("candidate.prompt_tokens: must be >= 1")
+    if message.max_output_tokens < 1:
+        raise ValueError("candidate.max_output_tokens: must be >= 1")
+    return Candidate(
+        request_id=message.request_id,
+        prompt_tokens=message.prompt_tokens,
+        max_output_tokens=message.max_output_tokens,
+        belief=belief_from_wire(message.belief) or prior,
+        priority=message.priority,
+    )
+
+
+def quantiles_to_wire(quantiles: Quantiles) -> pb.Quantiles:
+    return pb.Quantiles(mean=quantiles.mean, p50=quantiles.p50, p90=quantiles.p90)
+
+
+def quantiles_from_wire(message: pb.Quantiles) -> Quantiles:
+    return Quantiles(message.mean, message.p50, message.p90)
+
+
+def forecast_to_wire(forecast: Forecast) -> pb.Forecast:
+    return pb.Forecast(
+        request_id=forecast.request_id,
+        node_id=forecast.node_id,
+        ttft_s=quantiles_to_wire(forecast.ttft_s),
+        tpot_s=quantiles_to_wire(forecast.tpot_s),
+        e2e_s=quantiles_to_wire(forecast.e2e_s),
+        preemptions=forecast.preemptions,
+        kv_headroom_blocks=forecast.kv_headroom_blocks,
+        harm_s=quantiles_to_wire(forecast.harm_s),
+        trace_seq=forecast.trace_seq,
+        state_age_s=forecast.state_age_s,
+        source=_SOURCE_TO_WIRE[forecast.source],
+    )
+
+
+def forecast_from_wire(message: pb.Forecast) -> Forecast:
+    """Raises ValueError for a source this version does not know."""
+    source = _SOURCE_FROM_WIRE.get(message.source)
+    if source is None:
+        raise ValueError(f"forecast.source: {message.source} is not one of {sorted(_SOURCE_FROM_WIRE)}")
+    return Forecast(
+        request_id=message.request_id,
+        node_id=message.node_id,
+        ttft_s=quantiles_from_wire(message.ttft_s),
+        tpot_s=quantiles_from_wire(message.tpot_s),
+        e2e_s=quantiles_from_wire(message.e2e_s),
+        preemptions=message.preemptions,
+        kv_headroom_blocks=message.kv_headroom_blocks,
+        harm_s=quantiles_from_wire(message.harm_s),
+        trace_seq=message.trace_seq,
+        state_age_s=message.state_age_s,
+        source=source,
+    )
+
+
+def load_to_wire(load: NodeLoad) -> pb.NodeLoad:
+    return pb.NodeLoad(**msgspec.structs.asdict(load))
+
+
+def load_from_wire(message: pb.NodeLoad) -> NodeLoad:
+    return NodeLoad(
+        node_id=message.node_id,
+        trace_seq=message.trace_seq,
+        state_age_s=message.state_age_s,
+        running=message.running,
+        waiting=message.waiting,
+        free_blocks=message.free_blocks,
+        total_blocks=message.total_blocks,
+        waiting_prompt_blocks=message.waiting_prompt_blocks,
+        unprocessed_tokens=message.unprocessed_tokens,
+        preemptions_total=message.preemptions_total,
+        reserved=message.reserved,
+    )
+
+
+def snapshot_to_wire(
+    node_id: str,
+    snapshot: TraceSnapshot,
+    reserved: Iterable[Candidate],
+    *,
+    age_s: float,
+    profile: str,
+    synchronised: bool,
+) -> pb.NodeState:
+    return pb.NodeState(
+        node_id=node_id,
+        trace_seq=snapshot.seq,
+        state_age_s=age_s,
+        config=config_to_wire(snapshot.config),
+        running=[request_state_to_wire(r) for r in snapshot.running],
+        waiting=[request_state_to_wire(r) for r in snapshot.waiting],
+        reserved=[candidate_to_wire(c) for c in reserved],
+        free_blocks=snapshot.free_blocks,
+        preemptions_total=snapshot.preemptions_total,
+        profile=profile,
+        synchronised=synchronised,
+    )
+
+
+def state_from_wire(message: pb.NodeState, *, prior: LengthBelief) -> NodeStateView:
+    return NodeStateView(
+        node_id=message.node_id,
+        snapshot=TraceSnapshot(
+            seq=message.trace_seq,
+            at_s=0.0,
+            config=config_from_wire(message.config),
+            running=tuple(request_state_from_wire(r) for r in message.running),
+            waiting=tuple(request_state_from_wire(r) for r in message.waiting),
+            free_blocks=message.free_blocks,
+            preemptions_total=message.preemptions_total,
+        ),
+        reserved=tuple(candidate_from_wire(c, prior=prior) for c in message.reserved),
+        age_s=message.state_age_s,
+        profile=message.profile,
+        synchronised=message.synchronised,
+    )
+
+
+def score_to_wire(score: Score) -> dispatch_pb.Score:
+    return dispatch_pb.Score(
+        node_id=score.node_id,
+        cost=score.cost,
+        forecast=forecast_to_wire(score.forecast) if score.forecast is not None else None,
+        state_age_s=score.state_age_s,
+        note=score.note,
+    )
+
+
+def score_from_wire(message: dispatch_pb.Score) -> Score:
+    return Score(
+        node_id=message.node_id,
+        cost=message.cost if message.HasField("cost") else None,
+        forecast=forecast_from_wire(message.forecast) if message.HasField("forecast") else None,
+        state_age_s=message.state_age_s,
+        note=message.note,
+    )
+
+
+def decision_to_wire(decision: Decision) -> dispatch_pb.Decision:
+    return dispatch_pb.Decision(
+        request_id=decision.request_id,
+        node_id=decision.node_id,
+        policy=decision.policy,
+        cost_unit=decision.cost_unit,
+        scores=[score_to_wire(s) for s in decision.scores],
+        reason=decision.reason,
+        decision_s=decision.decision_s,
+        attempt=decision.attempt,
+    )
+
+
+def decision_from_wire(message: dispatch_pb.Decision) -> Decision:
+    return Decision(
+        request_id=message.request_id,
+        node_id=message.node_id,
+        policy=message.policy,
+        cost_unit=message.cost_unit,
+        scores=tuple(score_from_wire(s) for s in message.scores),
+        reason=message.reason,
+        decision_s=message.decision_s,
+        attempt=message.attempt,
+    )
+
+
+def candidates_from_wire(messages: Sequence[pb.Candidate], *, prior: LengthBelief) -> list[Candidate]:
+    """All of them, in order; ValueError names the position of the first bad one."""
+    found = []
+    for position, message in enumerate(messages):
+        try:
+            found.append(candidate_from_wire(message, prior=prior))
+        except ValueError as bad:
+            raise ValueError(f"candidates[{position}]: {bad}") from None
+    return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -32,10 +33,12 @@ def generate(into: Path) -> None:
     include = Path(protoc.__file__).parent / "_proto"
     files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / FOLDER).glob("*.proto"))
     with_services = [f for f in files if "\nservice " in (ROOT / f).read_text()]
+    scripts = Path(sysconfig.get_path("scripts"))
     common = ["protoc", f"-I{ROOT}", f"-I{include}"]
-    if protoc.main([*common, f"--python_out={into}", f"--mypy_out={into}", *files]) != 0:
+    common += [f"--plugin={name}={scripts / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+    if protoc.main([*common, f"--python_out={into}", f"--mypy_out=quiet:{into}", *files]) != 0:
         raise RuntimeError("protoc failed for the messages")
-    if protoc.main([*common, f"--grpc_python_out={into}", f"--mypy_grpc_out={into}", *with_services]) != 0:
+    if protoc.main([*common, f"--grpc_python_out={into}", f"--mypy_grpc_out=quiet:{into}", *with_services]) != 0:
         raise RuntimeError("protoc failed for the services")
     for stub in (into / FOLDER).iterdir():
         stub.write_text(HEADER + stub.read_text())

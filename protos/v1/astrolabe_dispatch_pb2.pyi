@@ -84,6 +84,7 @@ class GenerateRequest(google.protobuf.message.Message):
     model: builtins.str
     """Model to serve it; empty when the gateway has one only."""
     text: builtins.str
+    """The prompt as text; the gateway tokenizes it."""
     priority: builtins.int
     """Smaller runs first."""
     session: builtins.str
@@ -93,13 +94,17 @@ class GenerateRequest(google.protobuf.message.Message):
     policy: builtins.str
     """Policy for this request only; empty: the gateway's."""
     @property
-    def token_ids(self) -> Global___TokenIds: ...
+    def token_ids(self) -> Global___TokenIds:
+        """The prompt as token ids."""
+
     @property
     def sampling(self) -> protos.v1.astrolabe_types_pb2.SamplingParams:
         """How tokens are drawn."""
 
     @property
-    def slo(self) -> Global___Slo: ...
+    def slo(self) -> Global___Slo:
+        """Service levels asked for, in seconds."""
+
     @property
     def belief(self) -> protos.v1.astrolabe_types_pb2.LengthBelief:
         """What the client believes of the answer's length; absent: the gateway's own belief."""
@@ -390,7 +395,9 @@ class Explanation(google.protobuf.message.Message):
         """One per attempt, in order."""
 
     @property
-    def actual(self) -> Global___Actual: ...
+    def actual(self) -> Global___Actual:
+        """What became of it."""
+
     def __init__(
         self,
         *,
@@ -460,7 +467,9 @@ class NodeInfo(google.protobuf.message.Message):
         """Its last summary; absent if there is none yet."""
 
     @property
-    def config(self) -> protos.v1.astrolabe_types_pb2.EngineConfig: ...
+    def config(self) -> protos.v1.astrolabe_types_pb2.EngineConfig:
+        """Its engine's limits; absent until it has said them."""
+
     def __init__(
         self,
         *,
@@ -488,7 +497,9 @@ class NodeList(google.protobuf.message.Message):
     policy: builtins.str
     """The gateway's policy."""
     @property
-    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeInfo]: ...
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeInfo]:
+        """In the order of the configuration."""
+
     def __init__(
         self,
         *,

@@ -215,9 +215,13 @@ class Calibration(google.protobuf.message.Message):
     profile: builtins.str
     """Step-time profile in use, as `gpu/model`."""
     @property
-    def ttft(self) -> Global___ForecastError: ...
+    def ttft(self) -> Global___ForecastError:
+        """Of the time to the first token, in seconds."""
+
     @property
-    def e2e(self) -> Global___ForecastError: ...
+    def e2e(self) -> Global___ForecastError:
+        """Of the time to the last token, in seconds."""
+
     def __init__(
         self,
         *,
@@ -412,7 +416,9 @@ class Answer(google.protobuf.message.Message):
     error: builtins.str
     """Why there is none, for people."""
     @property
-    def forecast(self) -> protos.v1.astrolabe_types_pb2.Forecast: ...
+    def forecast(self) -> protos.v1.astrolabe_types_pb2.Forecast:
+        """The forecast."""
+
     def __init__(
         self,
         *,

@@ -36,7 +36,8 @@ class _ForecastSourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     FORECAST_SOURCE_PRIOR: _ForecastSource.ValueType  # 3
     """No state: a pessimistic guess."""
 
-class ForecastSource(_ForecastSource, metaclass=_ForecastSourceEnumTypeWrapper): ...
+class ForecastSource(_ForecastSource, metaclass=_ForecastSourceEnumTypeWrapper):
+    """How a forecast was made."""
 
 FORECAST_SOURCE_UNSPECIFIED: ForecastSource.ValueType  # 0
 FORECAST_SOURCE_SIMULATED: ForecastSource.ValueType  # 1
@@ -280,8 +281,11 @@ class Quantiles(google.protobuf.message.Message):
     P50_FIELD_NUMBER: builtins.int
     P90_FIELD_NUMBER: builtins.int
     mean: builtins.float
+    """Mean over the scenarios."""
     p50: builtins.float
+    """Median."""
     p90: builtins.float
+    """90th percentile."""
     def __init__(
         self,
         *,

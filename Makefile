@@ -1,0 +1,58 @@
+# Everything below sets up what it needs in a local virtual environment (.venv). PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Set by CI: no colours, no progress bars.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo test test-fast check fix protos bench clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.demo ## set up .venv with what the product and the demo need
+
+install-dev: $(VENV)/.dev ## the same plus the tools of developers
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than Python 3.11; run: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## local cluster of 4 emulated nodes, real ShareGPT conversations, three policies compared
+	$(BIN)/astrolabe bench demo
+
+test: check ## all checks and all tests (what CI runs)
+	$(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/.dev ## only the tests that start no processes
+	$(BIN)/python -m pytest -q -m "not e2e" tests
+
+check: $(VENV)/.dev ## lint, types, import contracts, stub freshness; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m protos.generate --check
+
+fix: $(VENV)/.dev ## format and mend what can be mended mechanically
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(VENV)/.dev ## make the stubs anew from protos/v1/*.proto
+	$(BIN)/python -m protos.generate
+
+bench: $(VENV)/.dev ## micro-benchmarks with machine, command and seed
+	$(BIN)/python -m bench.micro
+
+clean: ## remove .venv, caches and results
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info results

@@ -1,0 +1,35 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+UNIT = ROOT / "tests" / "unit"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real traces and profiles (`../shared/data`, or where ASTROLABE_DATA points); skips the test without them."""
+    folder = Path(os.environ.get("ASTROLABE_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}; set ASTROLABE_DATA")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _unit_tests_open_no_socket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A unit test that reaches for the network fails at once."""
+    if UNIT in Path(request.path).parents:
+
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise AssertionError("a unit test tried to connect; put it under tests/e2e")
+
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        monkeypatch.setattr(socket.socket, "bind", refuse)
+    yield

@@ -1,0 +1,87 @@
+"""Rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("protos", "simcore", "length_model", "engine_adapters", "predictor", "gateway", "bench")
+LONGEST_FILE_LINES = 400
+SOURCES = sorted(
+    p
+    for folder in (*PACKAGES, "tests")
+    for p in (ROOT / folder).rglob("*.py")
+    if not re.search(r"_pb2(_grpc)?\.py$", p.name)
+)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_file_is_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST_FILE_LINES
+
+
+def test_no_module_hides_behind_a_vague_name() -> None:
+    vague = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
+    assert [relative(p) for p in SOURCES if p.name in vague] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_come_from_this_checkout(package: str) -> None:
+    module = __import__(package)
+    assert Path(module.__path__[0]).resolve() == ROOT / package
+
+
+def test_every_wire_field_says_what_it_is() -> None:
+    bare = []
+    for proto in sorted((ROOT / "protos/v1").glob("*.proto")):
+        lines = proto.read_text().splitlines()
+        for number, line in enumerate(lines, start=1):
+            is_field = re.match(r"\s+(repeated |optional )?[\w.]+ \w+ = \d+;", line) and "rpc" not in line
+            commented = number >= 2 and lines[number - 2].lstrip().startswith("//")
+            if is_field and not commented:
+                bare.append(f"{proto.name}:{number}: {line.strip()}")
+    assert bare == []
+
+
+def test_seconds_and_counts_carry_their_unit_in_the_name() -> None:
+    """Floating point on the wire is seconds, a ratio or a declared exception."""
+    without_unit = {"mean", "p50", "p90", "preemptions", "cost", "median_relative", "p90_relative", "coverage_p90"}
+    for proto in sorted((ROOT / "protos/v1").glob("*.proto")):
+        for name in re.findall(r"\bdouble (\w+) =", proto.read_text()):
+            assert name.endswith("_s") or name in without_unit, f"{proto.name}: {name}"
+
+
+LIGHT_GATEWAY = """
+import sys
+import gateway.main
+heavy = {"numba", "scipy", "torch", "transformers", "matplotlib", "pandas"} & set(sys.modules)
+print(",".join(sorted(heavy)))
+"""
+
+
+def test_a_gateway_process_loads_nothing_heavy() -> None:
+    out = subprocess.run([sys.executable, "-c", LIGHT_GATEWAY], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == ""
+
+
+PURE_CORE = """
+import sys
+for name in ("grpc", "google", "google.protobuf"):
+    sys.modules[name] = None
+import bench.simcluster
+import gateway.core.router
+"""
+
+
+def test_the_simulated_cluster_runs_without_grpc() -> None:
+    done = subprocess.run([sys.executable, "-c", PURE_CORE], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

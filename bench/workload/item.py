@@ -1,0 +1,61 @@
+"""One request of a workload, one row of a data set, and what is told of a request's length. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+
+from length_model.belief import known
+from simcore.types import LengthBelief
+
+LengthKnowledge = Literal["known", "none", "predicted"]
+"""What the client says of the answer's length: the truth, nothing, or the data set's own prediction."""
+
+LENGTH_KNOWLEDGE: tuple[LengthKnowledge, ...] = get_args(LengthKnowledge)
+
+
+class DataRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of a data set, before it has a place in time (unless the data set gives it one)."""
+
+    prompt_tokens: int
+    output_tokens: int
+    prompt: str = ""
+    """Empty when the data set holds lengths only."""
+    predicted_output_tokens: int | None = None
+    session: str = ""
+    arrival_s: float | None = None
+    """Seconds since the data set's own beginning; None when it has no arrivals."""
+
+
+class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to be sent. `output_tokens` is the true length: the engine ends exactly there."""
+
+    request_id: str
+    arrival_s: float
+    """Seconds since the start of the run."""
+    prompt_tokens: int
+    output_tokens: int
+    prompt: str = ""
+    """Text when the data set has it; else token ids are made up (`bench.workload.synthetic`)."""
+    predicted_output_tokens: int | None = None
+    session: str = ""
+    priority: int = 0
+
+
+def belief_of(item: WorkloadItem, lengths: LengthKnowledge) -> LengthBelief | None:
+    """The belief to send with a request; None means that nothing is said and the receiver's own prior holds.
+
+    Raises:
+        ValueError: `predicted` is wanted of an item whose data set predicts nothing.
+    """
+    if lengths == "none":
+        return None
+    if lengths == "known":
+        return known(item.output_tokens)
+    if item.predicted_output_tokens is None:
+        raise ValueError(
+            f"request {item.request_id}: the data set has no predicted length; "
+            "use lengths `known` or `none`, or a data set with a column of predictions"
+        )
+    return known(item.predicted_output_tokens)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _unit_tests_open_no_socket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _unit_tests_open_no_socket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit test that reaches for the network fails at once."""
     if UNIT in Path(request.path).parents:
 
@@ -32,4 +31,3 @@ def _unit_tests_open_no_socket(request: pytest.FixtureRequest, monkeypatch: pyte
 
         monkeypatch.setattr(socket.socket, "connect", refuse)
         monkeypatch.setattr(socket.socket, "bind", refuse)
-    yield

@@ -1,0 +1,92 @@
+"""A shipped profile: the step-time coefficients of one (GPU, model, tensor parallel) triple, with the origin of each.
+
+Owns the record and its strict decoding. A profile is what `astrolabe bench profile fit` writes and what people read;
+`step_time_model` turns it into what the simulator runs on.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from simcore.cost.step_time import StepTimeModel
+
+
+class Coefficient(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One number and where it comes from."""
+
+    value: float
+    source: str
+
+
+class DenseCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds of everything that depends on the number of tokens only, as knots of a piecewise linear curve."""
+
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+    source: str
+
+
+class KvHint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Default KV capacity of one engine of this kind; an engine that says otherwise is right."""
+
+    num_blocks: int
+    block_size_tokens: int = 16
+    source: str
+
+
+class FitReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How well the coefficients reproduce rows of the tables that the fit did not see."""
+
+    rows_fitted: int
+    rows_held_out: int
+    rows_refused: int
+    """Rows left out because they break physics or hold no value."""
+    median_error: float
+    """Relative error of the step time, a share of 1."""
+    p90_error: float
+    note: str = ""
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Coefficients of one GPU, model and tensor parallel degree. All times in seconds."""
+
+    name: str
+    """`gpu/model`, or `gpu/model-tpN`: the name users give."""
+    gpu: str
+    model: str
+    """As on the model hub, e.g. `meta-llama/Llama-2-7b-hf`."""
+    tensor_parallel: int = 1
+    aliases: tuple[str, ...] = ()
+    quality: str
+    """`measured`: every part from tables of this GPU; `composed`: some part from a sister GPU or a rule; `roofline`:
+    from peaks alone."""
+    constant_s: Coefficient
+    prefill_work_s_per_token2: Coefficient
+    decode_kv_s_per_token: Coefficient
+    per_seq_s: Coefficient
+    dense: DenseCurve
+    kv: KvHint
+    fit: FitReport
+
+    def step_time_model(self) -> StepTimeModel:
+        """The coefficients as the simulator takes them."""
+        return StepTimeModel(
+            name=self.name,
+            constant_s=self.constant_s.value,
+            prefill_work_s_per_token2=self.prefill_work_s_per_token2.value,
+            decode_kv_s_per_token=self.decode_kv_s_per_token.value,
+            per_seq_s=self.per_seq_s.value,
+            dense_knots_tokens=self.dense.tokens,
+            dense_knots_s=self.dense.seconds,
+            source=self.dense.source,
+        )
+
+
+def decode_profile(text: bytes) -> Profile:
+    """Profile from its JSON. Raises `msgspec.ValidationError` naming the field that is missing, unknown or mistyped."""
+    return msgspec.json.decode(text, type=Profile)
+
+
+def encode_profile(profile: Profile) -> bytes:
+    """Indented JSON, one newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n"

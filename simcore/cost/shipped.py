@@ -1,0 +1,74 @@
+"""The step-time profiles that come with the distribution, under `simcore/profiles/*.json`.
+
+This module is the one exception to "simcore opens no file": it reads package data through `importlib.resources`, and
+nothing else of simcore does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.resources
+
+from simcore.cost.profile import Profile, decode_profile
+from simcore.cost.step_time import StepTimeModel
+
+
+class UnknownProfileError(ValueError):
+    """No shipped profile answers to that name; the message says which come close."""
+
+
+@functools.cache
+def _catalogue() -> dict[str, Profile]:
+    """Profiles by name, sorted."""
+    folder = importlib.resources.files("simcore") / "profiles"
+    found = [decode_profile(entry.read_bytes()) for entry in folder.iterdir() if entry.name.endswith(".json")]
+    return {p.name: p for p in sorted(found, key=lambda p: p.name)}
+
+
+@functools.cache
+def _aliases() -> dict[str, tuple[str, ...]]:
+    """Every accepted spelling in lower case, and the profiles it may mean."""
+    spellings: dict[str, list[str]] = {}
+    for profile in _catalogue().values():
+        suffix = f"-tp{profile.tensor_parallel}" if profile.tensor_parallel > 1 else ""
+        hub, short = profile.model, profile.model.rpartition("/")[2]
+        tail = profile.name.partition("/")[2]
+        own = {profile.name, *profile.aliases, hub, short, tail, hub + suffix, short + suffix}
+        own |= {f"{profile.gpu}/{x}" for x in (hub, short, hub + suffix, short + suffix)}
+        for spelling in own:
+            spellings.setdefault(spelling.lower(), []).append(profile.name)
+    return {spelling: tuple(names) for spelling, names in spellings.items()}
+
+
+def shipped_names() -> list[str]:
+    """Names of all shipped profiles, sorted: `a30/llama-2-7b`, ..."""
+    return list(_catalogue())
+
+
+def load_profile(name: str) -> Profile:
+    """The shipped profile of that name, with sources and fit error.
+
+    `name` is one of `shipped_names()`, or the same with the model's hub name (`a30/meta-llama/Llama-2-7b-hf`), or a
+    model name alone if only one GPU has it. Case does not matter. Raises `UnknownProfileError` (a ValueError).
+    """
+    wanted = name.strip().lower()
+    catalogue = _catalogue()
+    if wanted in catalogue:
+        return catalogue[wanted]
+    meant = _aliases().get(wanted, ())
+    if len(meant) == 1:
+        return catalogue[meant[0]]
+    if meant:
+        raise UnknownProfileError(f"profile {name!r} fits more than one GPU; say which: {', '.join(meant)}")
+    close = difflib.get_close_matches(wanted, [*catalogue, *_aliases()], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    raise UnknownProfileError(
+        f"no shipped step-time profile {name!r}; {hint}shipped: {', '.join(catalogue)}. "
+        "Another pair can be fitted with `astrolabe bench profile fit`"
+    )
+
+
+def load_shipped(name: str) -> StepTimeModel:
+    """The step-time model of a shipped profile. Names and errors as for `load_profile`."""
+    return load_profile(name).step_time_model()

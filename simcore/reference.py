@@ -31,7 +31,7 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
     priority: int = 0
     arrival_s: float = 0.0
     order: int = 0
-    """Running number of arrival; breaks ties of priority and arrival."""
+    """Running number of arrival. (vLLM compares arrival times and, where two are the same, ids as text.)"""
     shared_prefix: str = ""
     """Name of the text its prompt begins with, if other prompts begin with it too."""
     shared_tokens: int = 0
@@ -52,8 +52,8 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
         return (self.request_id, index)
 
     @property
-    def rank(self) -> tuple[int, float, int]:
-        return (self.priority, self.arrival_s, self.order)
+    def rank(self) -> tuple[int, int]:
+        return (self.priority, self.order)
 
 
 class ReferenceStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,7 +229,7 @@ class ReferenceScheduler:
 
     def _victim(self) -> ReferenceRequest:
         if self._by_priority:
-            return max(self.running, key=lambda r: (r.priority, r.arrival_s))
+            return max(self.running, key=lambda r: r.rank)
         return self.running[-1]
 
     def _preempt(self, request: ReferenceRequest) -> None:

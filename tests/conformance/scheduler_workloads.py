@@ -1,0 +1,173 @@
+"""Random workloads for scheduler comparisons, and what is observed of each step.
+
+A workload is a list of actions between steps: which requests arrive, which are aborted. It depends on its seed only.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from simcore.types import EngineConfig
+
+
+class OracleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as every scheduler under comparison understands it."""
+
+    request_id: str
+    prompt_tokens: int
+    output_tokens: int
+    priority: int = 0
+    shared_prefix: str = ""
+    shared_tokens: int = 0
+
+    def prompt_token_ids(self, unique: int) -> list[int]:
+        """Token ids: those of the shared prefix first, then one that no other request has."""
+        group = int(self.shared_prefix.removeprefix("g") or 0)
+        common = [10_000 * group + i for i in range(self.shared_tokens)]
+        return common + [unique] * (self.prompt_tokens - self.shared_tokens)
+
+
+class Observation(NamedTuple):
+    """One step as seen from outside. Everything must be equal between schedulers."""
+
+    scheduled: tuple[tuple[str, int, int, int], ...]
+    """(request, tokens, tokens produced, tokens found cached at admission), in batch order."""
+    preempted: tuple[str, ...]
+    """Sorted; the order shows in `waiting`."""
+    finished: tuple[str, ...]
+    """Sorted."""
+    running: tuple[tuple[str, int, int], ...]
+    """(request, computed tokens, output tokens), in the scheduler's order, after the step."""
+    waiting: tuple[str, ...]
+    free_blocks: int
+
+
+class Actions(NamedTuple):
+    """What happens before one step."""
+
+    arrivals: tuple[OracleRequest, ...] = ()
+    aborts: tuple[str, ...] = ()
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """Actions by step number, under one configuration."""
+
+    seed: int
+    config: EngineConfig
+    actions: dict[int, Actions]
+
+
+class Scheduler(Protocol):
+    """What a scheduler must offer to be compared."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def add(self, request: OracleRequest, arrival_s: float) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def step(self) -> Observation: ...
+
+
+def random_workload(seed: int, *, shared_prefixes: bool = False, requests: int = 0) -> Workload:
+    """A configuration and a stream of requests, both drawn from the seed."""
+    rng = random.Random(seed)
+    size = rng.choice((16, 16, 16, 32, 8))
+    max_len = rng.choice((256, 1024, 2048, 4096))
+    budget = rng.choice((64, 128, 256, 512, 512, 1024, 2048, 8192))
+    seqs = rng.choice((1, 2, 8, 16, 48, 48, 128, 256))
+    tightness = rng.choice((1.05, 1.5, 3.0, 6.0, 20.0))
+    n = requests or rng.randint(10, 120)
+    longest_blocks = -(-max_len // size)
+    config = EngineConfig(
+        model="oracle",
+        max_num_seqs=seqs,
+        max_num_batched_tokens=max(budget, seqs),
+        block_size_tokens=size,
+        num_blocks=max(2, int(longest_blocks * tightness)),
+        max_model_len_tokens=max_len,
+        long_prefill_token_threshold_tokens=rng.choice((0, 0, 0, 48, 200)),
+        enable_prefix_caching=rng.random() < 0.8,
+        scheduling_policy="priority" if rng.random() < 0.25 else "fcfs",
+    )
+    mean_prompt = rng.choice((8, 60, 250, 700))
+    mean_output = rng.choice((5, 60, 200))
+    gap = rng.choice((0.0, 0.0, 0.3, 2.0, 10.0))
+    abort_rate = rng.choice((0.0, 0.0, 0.1, 0.3))
+    step = 0.0
+    actions: dict[int, tuple[list[OracleRequest], list[str]]] = {}
+    for i in range(n):
+        request = _random_request(rng, config, i, mean_prompt, mean_output, shared_prefixes=shared_prefixes)
+        actions.setdefault(int(step), ([], []))[0].append(request)
+        if rng.random() < abort_rate:
+            actions.setdefault(int(step) + rng.randint(0, 60), ([], []))[1].append(request.request_id)
+        step += rng.expovariate(1 / gap) if gap else 0.0
+    return Workload(
+        seed=seed,
+        config=config,
+        actions={k: Actions(tuple(v[0]), tuple(v[1])) for k, v in sorted(actions.items())},
+    )
+
+
+def _random_request(
+    rng: random.Random, config: EngineConfig, i: int, mean_prompt: int, mean_output: int, *, shared_prefixes: bool
+) -> OracleRequest:
+    longest = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens)
+    shape = rng.random()
+    if shape < 0.03:
+        prompt, output = 1, 1
+    elif shape < 0.06:
+        prompt = longest - 1
+        output = 1
+    elif shape < 0.09:
+        prompt = 1
+        output = min(longest - 1, 600)
+    else:
+        prompt = max(1, min(int(rng.expovariate(1 / mean_prompt)), longest - 1))
+        output = max(1, min(int(rng.expovariate(1 / mean_output)), longest - prompt))
+    group, shared = "", 0
+    if shared_prefixes and rng.random() < 0.7:
+        group = f"g{rng.randint(1, 3)}"
+        shared = min(prompt, rng.choice((15, 16, 64, 100, 333)))
+    return OracleRequest(
+        request_id=f"r{i}",
+        prompt_tokens=prompt,
+        output_tokens=output,
+        priority=rng.choice((0, 0, 1, 2)) if config.scheduling_policy == "priority" else 0,
+        shared_prefix=group,
+        shared_tokens=shared,
+    )
+
+
+def first_difference(workload: Workload, ours: Scheduler, theirs: Scheduler) -> str:
+    """Runs both side by side; empty if every step is equal, else the first diverging step with both sides."""
+    last = max(workload.actions, default=-1)
+    step = 0
+    while ours.has_work or theirs.has_work or step <= last:
+        actions = workload.actions.get(step)
+        if actions is not None:
+            for i, request in enumerate(actions.arrivals):
+                # No two at the same instant: vLLM breaks such ties by comparing ids as text.
+                arrival_s = step + i * 1e-6
+                ours.add(request, arrival_s)
+                theirs.add(request, arrival_s)
+            for request_id in actions.aborts:
+                ours.abort(request_id)
+                theirs.abort(request_id)
+        if ours.has_work != theirs.has_work:
+            return f"seed {workload.seed}, step {step}: has_work {ours.has_work} against {theirs.has_work}"
+        if ours.has_work:
+            a, b = ours.step(), theirs.step()
+            if a != b:
+                fields = [
+                    f"  {name}:\n    ours   {x}\n    theirs {y}"
+                    for name, x, y in zip(Observation._fields, a, b, strict=True)
+                    if x != y
+                ]
+                return "\n".join((f"seed {workload.seed}, step {step}, {workload.config}:", *fields))
+        step += 1
+    return ""

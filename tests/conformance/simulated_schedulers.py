@@ -1,0 +1,51 @@
+"""Our own schedulers behind the interface of the comparison."""
+
+from __future__ import annotations
+
+from simcore.reference import ReferenceRequest, ReferenceScheduler
+from simcore.types import EngineConfig
+from tests.conformance.scheduler_workloads import Observation, OracleRequest
+
+
+class Reference:
+    """The plain implementation; checks its invariants after every step."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.scheduler = ReferenceScheduler(config)
+        self._order = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def add(self, request: OracleRequest, arrival_s: float) -> None:
+        self.scheduler.add(
+            ReferenceRequest(
+                request_id=request.request_id,
+                prompt_tokens=request.prompt_tokens,
+                final_tokens=request.output_tokens,
+                max_output_tokens=request.output_tokens,
+                priority=request.priority,
+                arrival_s=arrival_s,
+                order=self._order,
+                shared_prefix=request.shared_prefix,
+                shared_tokens=request.shared_tokens,
+            )
+        )
+        self._order += 1
+
+    def abort(self, request_id: str) -> None:
+        self.scheduler.abort(request_id)
+        self.scheduler.check()
+
+    def step(self) -> Observation:
+        done = self.scheduler.step()
+        self.scheduler.check()
+        return Observation(
+            scheduled=tuple((s.request_id, s.tokens, s.produced, s.cached_tokens) for s in done.scheduled),
+            preempted=tuple(sorted(done.preempted)),
+            finished=tuple(sorted(done.finished)),
+            running=tuple((r.request_id, r.computed_tokens, r.output_tokens) for r in self.scheduler.running),
+            waiting=tuple(r.request_id for r in self.scheduler.waiting),
+            free_blocks=done.free_blocks,
+        )

@@ -1,0 +1,44 @@
+# mypy: disable-error-code="import-not-found"
+"""Our scheduling rules against vLLM's own scheduler, every step of random workloads.
+
+Run where vLLM can be imported; `ASTROLABE_ORACLE_WORKLOADS` sets how many seeds (default 30 of each kind). A failure
+prints the seed, the first diverging step and both sides.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.conformance.scheduler_workloads import first_difference, random_workload
+from tests.conformance.simulated_schedulers import Reference
+from tests.conformance.vllm_scheduler import PROVED_VERSION, VllmScheduler, why_unavailable
+
+WORKLOADS = int(os.environ.get("ASTROLABE_ORACLE_WORKLOADS", "30"))
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable() or "never"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def test_the_version_is_the_one_the_rules_were_proved_against() -> None:
+    import vllm
+
+    assert vllm.__version__.startswith(PROVED_VERSION), f"the rules hold for vLLM {PROVED_VERSION}"
+
+
+@pytest.mark.parametrize("seed", range(WORKLOADS))
+def test_every_step_is_equal(seed: int) -> None:
+    workload = random_workload(seed)
+    difference = first_difference(workload, Reference(workload.config), VllmScheduler(workload.config))
+    assert not difference, difference
+
+
+@pytest.mark.parametrize("seed", range(100_000, 100_000 + WORKLOADS))
+def test_every_step_is_equal_with_shared_prefixes(seed: int) -> None:
+    workload = random_workload(seed, shared_prefixes=True)
+    difference = first_difference(workload, Reference(workload.config), VllmScheduler(workload.config))
+    assert not difference, difference

@@ -1,0 +1,186 @@
+# mypy: disable-error-code="import-not-found"
+"""vLLM's own scheduler, driven by hand in this process: no model, no device, no network.
+
+Imports vLLM only when a scheduler is built, so that the module can be read without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from simcore.types import EngineConfig
+from tests.conformance.scheduler_workloads import Observation, OracleRequest
+
+PROVED_VERSION = "0.32"
+SAMPLED_TOKEN_BASE = 1_000_000
+
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def why_unavailable() -> str:
+    """Empty if vLLM can be imported here, else the reason."""
+    os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        return f"vLLM is not installed here ({error})"
+    return ""
+
+
+@cache
+def _base_config() -> Any:
+    """One engine configuration to copy from: building one takes a second."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    model = Path(tempfile.mkdtemp(prefix="astrolabe-oracle-"))
+    (model / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["LlamaForCausalLM"],
+                "model_type": "llama",
+                "hidden_size": 256,
+                "intermediate_size": 512,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 1 << 20,
+                "vocab_size": 260,
+                "torch_dtype": "bfloat16",
+            }
+        )
+    )
+    arguments = EngineArgs(
+        model=str(model),
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=4096,
+        max_num_seqs=48,
+        max_num_batched_tokens=512,
+        async_scheduling=False,
+    )
+    return arguments.create_engine_config()
+
+
+class VllmScheduler:
+    """Same verbs as the simulated scheduler: add, abort, step."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        import torch
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        vllm_config = copy.deepcopy(_base_config())
+        # vLLM keeps one block for itself: its null block.
+        blocks = config.num_blocks + 1
+        size = config.block_size_tokens
+        scheduler = vllm_config.scheduler_config
+        scheduler.max_num_seqs = config.max_num_seqs
+        scheduler.max_num_batched_tokens = config.max_num_batched_tokens
+        scheduler.max_num_scheduled_tokens = config.max_num_batched_tokens
+        scheduler.long_prefill_token_threshold = config.long_prefill_token_threshold_tokens
+        scheduler.policy = config.scheduling_policy
+        scheduler.async_scheduling = config.async_scheduling
+        vllm_config.model_config.max_model_len = config.max_model_len_tokens
+        vllm_config.cache_config.block_size = size
+        vllm_config.cache_config.num_gpu_blocks = blocks
+        vllm_config.cache_config.enable_prefix_caching = config.enable_prefix_caching
+        spec = FullAttentionSpec(block_size=size, num_kv_heads=2, head_size=64, dtype=torch.float16)
+        groups = [KVCacheGroupSpec(["l0"], spec)]
+        init_none_hash(sha256)
+        self.config = config
+        self._hasher = get_request_block_hasher(size, sha256) if config.enable_prefix_caching else None
+        kind = AsyncScheduler if config.async_scheduling else Scheduler
+        self._scheduler = kind(
+            vllm_config=vllm_config,
+            kv_cache_config=KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=groups),
+            structured_output_manager=StructuredOutputManager(vllm_config),
+            block_size=size,
+            log_stats=False,
+        )
+        self._token: dict[str, int] = {}
+        self._preemptions: dict[str, int] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._scheduler.requests)
+
+    def add(self, request: OracleRequest, arrival_s: float) -> None:
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        self._token[request.request_id] = SAMPLED_TOKEN_BASE + len(self._token)
+        self._scheduler.add_request(
+            Request(
+                request_id=request.request_id,
+                prompt_token_ids=request.prompt_token_ids(self._token[request.request_id]),
+                sampling_params=SamplingParams(max_tokens=request.output_tokens, ignore_eos=True),
+                pooling_params=None,
+                arrival_time=arrival_s,
+                priority=request.priority,
+                block_hasher=self._hasher,
+            )
+        )
+
+    def abort(self, request_id: str) -> None:
+        from vllm.v1.request import RequestStatus
+
+        self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+
+    def step(self) -> Observation:
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        scheduler = self._scheduler
+        preempted_before = {i: r.num_preemptions for i, r in scheduler.requests.items()}
+        plan = scheduler.schedule()
+        ids = list(plan.num_scheduled_tokens)
+        cached = {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
+        old = plan.scheduled_cached_reqs
+        positions = zip(old.req_ids, old.num_computed_tokens, strict=True)
+        cached.update((i, computed) for i, computed in positions if i in old.resumed_req_ids)
+        sampled: list[list[int]] = []
+        for request_id in ids:
+            request = scheduler.requests[request_id]
+            complete = request.num_computed_tokens >= request.num_tokens
+            sampled.append([self._token[request_id]] if complete else [])
+        preempted = [i for i, n in preempted_before.items() if scheduler.requests[i].num_preemptions > n]
+        before = set(scheduler.requests)
+        scheduler.update_from_output(
+            plan,
+            ModelRunnerOutput(
+                req_ids=ids,
+                req_id_to_index={r: i for i, r in enumerate(ids)},
+                sampled_token_ids=[list(s) for s in sampled],
+            ),
+        )
+        return Observation(
+            scheduled=tuple(
+                (r, plan.num_scheduled_tokens[r], len(s), cached.get(r, 0)) for r, s in zip(ids, sampled, strict=True)
+            ),
+            preempted=tuple(sorted(preempted)),
+            finished=tuple(sorted(before - set(scheduler.requests))),
+            running=tuple((r.request_id, r.num_computed_tokens, r.num_output_tokens) for r in scheduler.running),
+            waiting=tuple(r.request_id for r in scheduler.waiting),
+            free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+        )
+
+    def free_blocks_in_order(self) -> Sequence[int]:
+        """Block ids in the order in which they would be reused."""
+        queue = self._scheduler.kv_cache_manager.block_pool.free_block_queue
+        return [b.block_id for b in queue.get_all_free_blocks()]

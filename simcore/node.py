@@ -95,6 +95,7 @@ class SimNode:
         if self._requests.pop(request_id, None) is None:
             return False
         self._scheduler.abort(request_id)
+        self._arrived = [a for a in self._arrived if a.request_id != request_id]
         self._aborted.append(request_id)
         return True
 

@@ -62,9 +62,11 @@ class TraceDelta(msgspec.Struct, frozen=True, kw_only=True):
     """Engine clock at which the step began."""
     duration_s: float
     arrived: tuple[RequestState, ...] = ()
-    """Requests that entered the waiting queue since the previous delta, in queue order."""
+    """Requests that entered the waiting queue since the previous delta and are still there, in queue order. A snapshot
+    taken in between shows them already."""
     aborted: tuple[str, ...] = ()
-    """Requests removed before this step, in whatever state they were."""
+    """Requests removed since the previous delta, in whatever state they were, known to the reader or not. They apply
+    before `arrived`: an id in both left and came back."""
     preempted: tuple[str, ...] = ()
     """Moved from running back to the front of waiting, in the order in which it happened."""
     scheduled: tuple[Scheduled, ...] = ()

@@ -54,6 +54,20 @@ class MirrorRequest(msgspec.Struct, eq=False):
 class NodeMirror:
     """Built from a snapshot. Not thread-safe; one owner."""
 
+    config: EngineConfig
+    seq: int
+    at_s: float
+    """Engine clock at the end of the last step seen."""
+    free_blocks: int
+    preemptions_total: int
+    last_step_s: float
+    """Duration of the last step seen; 0 right after a snapshot."""
+    synchronised: bool
+    """False from a gap to the next snapshot."""
+    _running: dict[str, MirrorRequest]
+    _waiting: dict[str, MirrorRequest]
+    _requests: dict[str, MirrorRequest]
+
     def __init__(self, snapshot: TraceSnapshot) -> None:
         self.version = 0
         """Grows with every change; for callers that keep what they computed from the state."""
@@ -127,13 +141,12 @@ class NodeMirror:
         )
 
     def _reset(self, snapshot: TraceSnapshot) -> None:
-        self.config: EngineConfig = snapshot.config
+        self.config = snapshot.config
         self.seq = snapshot.seq
         self.at_s = snapshot.at_s
         self.free_blocks = snapshot.free_blocks
         self.preemptions_total = snapshot.preemptions_total
         self.last_step_s = 0.0
-        """Duration of the last step seen; 0 right after a snapshot."""
         self.synchronised = True
         self._by_priority = snapshot.config.scheduling_policy == "priority"
         self._running = {r.request_id: _row(r) for r in snapshot.running}

@@ -154,8 +154,9 @@ class NodeMirror:
         self._requests = {**self._running, **self._waiting}
 
     def _arrive(self, state: RequestState) -> None:
-        if state.request_id in self._requests:
-            return  # a snapshot taken since the last step shows it already
+        # A snapshot since the last step shows it already, but if its id was aborted and came again, `aborted` has just
+        # taken it out of its place among the other arrivals: they all line up anew.
+        self._remove(state.request_id)
         self._requests[state.request_id] = row = _row(state)
         if self._by_priority:
             self._insert_by_priority(row, after_equals=True)

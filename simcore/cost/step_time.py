@@ -6,11 +6,18 @@
       + prefill_work   * seconds per token pair  attention of prefill chunks
       + decode_kv      * seconds per KV token    attention of decoding sequences: reading their caches
       + sequences      * seconds per sequence    sampling, scheduling, per-sequence kernels
+      + (decode_kv * m + sequences * n)          only in steps that prefill and decode: one attention kernel for both
+                                                 loses the shortcuts (split KV, packed query heads) of pure decoding
+
+The time is affine in decode_kv for a fixed batch, so runs of pure decode steps sum in closed form: the slope is
+`decode_kv_s_per_token` there.
 
 `StepTimeModel` is the record people read and files hold; `pack` turns it into the flat array that compiled code takes.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import msgspec
 import numpy as np
@@ -19,8 +26,9 @@ from numpy.typing import NDArray
 
 from simcore.trace import StepBatch
 
-N_HEADER = 5
-"""Floats before the knots in a packed model: constant, prefill work, decode KV, per sequence, number of knots."""
+N_HEADER = 7
+"""Floats before the knots in a packed model: constant, prefill work, decode KV, per sequence, number of knots, and in
+mixed steps additionally per decode KV and per sequence."""
 
 
 class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +40,10 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
     prefill_work_s_per_token2: float
     decode_kv_s_per_token: float
     per_seq_s: float
+    mixed_decode_kv_s_per_token: float = 0.0
+    """Added to `decode_kv_s_per_token` in steps that also prefill."""
+    mixed_seq_s: float = 0.0
+    """Added to `per_seq_s` in steps that prefill and decode."""
     dense_knots_tokens: tuple[int, ...]
     """Ascending; below the first the first value holds, above the last the last slope goes on."""
     dense_knots_s: tuple[float, ...]
@@ -46,10 +58,16 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
             self.prefill_work_s_per_token2,
             self.decode_kv_s_per_token,
             self.per_seq_s,
+            self.mixed_decode_kv_s_per_token,
+            self.mixed_seq_s,
             *self.dense_knots_s,
         )
         if not all(np.isfinite(x) and x >= 0 for x in numbers):
             raise ValueError(f"{self.name}: coefficients must be finite and not negative")
+        if any(a >= b for a, b in itertools.pairwise(self.dense_knots_tokens)) or self.dense_knots_tokens[0] < 1:
+            raise ValueError(f"{self.name}: dense knots must be ascending token counts from 1 up")
+        if any(a > b for a, b in itertools.pairwise(self.dense_knots_s)):
+            raise ValueError(f"{self.name}: dense seconds must not fall with more tokens")
 
     def scaled(self, factor: float) -> StepTimeModel:
         """The same hardware, `factor` times slower (0.1 = ten times faster)."""
@@ -59,6 +77,8 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
             prefill_work_s_per_token2=self.prefill_work_s_per_token2 * factor,
             decode_kv_s_per_token=self.decode_kv_s_per_token * factor,
             per_seq_s=self.per_seq_s * factor,
+            mixed_decode_kv_s_per_token=self.mixed_decode_kv_s_per_token * factor,
+            mixed_seq_s=self.mixed_seq_s * factor,
             dense_knots_s=tuple(s * factor for s in self.dense_knots_s),
         )
 
@@ -71,6 +91,8 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
                 self.decode_kv_s_per_token,
                 self.per_seq_s,
                 len(self.dense_knots_tokens),
+                self.mixed_decode_kv_s_per_token,
+                self.mixed_seq_s,
                 *self.dense_knots_tokens,
                 *self.dense_knots_s,
             ],
@@ -95,9 +117,15 @@ def dense_seconds(packed: NDArray[np.float64], tokens: float) -> float:
     n = int(packed[4])
     if tokens <= packed[N_HEADER]:
         return packed[N_HEADER + n]
-    i = 1
-    while i < n - 1 and tokens > packed[N_HEADER + i]:
-        i += 1
+    # Steps are short on tokens (decoding) or at a budget: bisection serves both.
+    low, high = 1, n - 1
+    while low < high:
+        middle = (low + high) // 2
+        if tokens > packed[N_HEADER + middle]:
+            low = middle + 1
+        else:
+            high = middle
+    i = low
     x0, x1 = packed[N_HEADER + i - 1], packed[N_HEADER + i]
     y0, y1 = packed[N_HEADER + n + i - 1], packed[N_HEADER + n + i]
     return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
@@ -108,6 +136,9 @@ def step_seconds(
     packed: NDArray[np.float64], tokens: float, prefill_work: float, decode_kv: float, seqs: float
 ) -> float:
     """Step time in seconds of a batch, from a packed model."""
-    return (
+    seconds = (
         packed[0] + dense_seconds(packed, tokens) + packed[1] * prefill_work + packed[2] * decode_kv + packed[3] * seqs
     )
+    if prefill_work > 0.0 and decode_kv > 0.0:
+        seconds += packed[5] * decode_kv + packed[6] * seqs
+    return seconds

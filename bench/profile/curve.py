@@ -1,0 +1,88 @@
+"""The dense part of a step: seconds against tokens, summed over the operators of all layers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from bench.profile.kernels import Kernel
+from bench.profile.robust import Floats, fit_nonnegative, rising_basis
+
+EDGES = (64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096)
+"""Token counts after which a GEMM needs another row of tiles: time may jump from here to the next count."""
+KNOTS = tuple(sorted({1, 8, 16, 32, 48, 80, 160, 6144, 8192, 12288, *EDGES, *(edge + 1 for edge in EDGES)}))
+"""Token counts where the slope may change."""
+USUAL_BUDGETS = (256, 512, 1024, 2048, 4096, 8192)
+"""`max_num_batched_tokens` as people set it: with prompts waiting, every step has exactly that many tokens."""
+BUDGET_WEIGHT = 4.0
+COLLINEAR = 0.004
+"""A knot is left out when the curve without it passes this close to it, relatively."""
+
+
+def by_op(kernels: Sequence[Kernel]) -> dict[str, tuple[Floats, Floats]]:
+    """Per operator (tokens ascending, mean seconds at each)."""
+    found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for kernel in kernels:
+        found[kernel.op][kernel.tokens].append(kernel.seconds)
+    curves = {}
+    for op, values in found.items():
+        tokens = sorted(values)
+        curves[op] = (np.array(tokens, float), np.array([float(np.mean(values[t])) for t in tokens]))
+    return curves
+
+
+def knots_for(tokens: Floats) -> Floats:
+    """Where the curve through measurements at these counts may bend: at each of them when they are few, else at the
+    knots above as far as there are measurements to tell them apart."""
+    counts = np.unique(tokens)
+    if len(counts) <= len(KNOTS):
+        return counts
+    kept = [float(counts[0])]
+    for knot in KNOTS:
+        told_apart = ((counts > kept[-1]) & (counts <= knot)).any() or (knot - 1 == kept[-1] and kept[-1] in counts)
+        if counts[0] < knot < counts[-1] and told_apart:
+            kept.append(float(knot))
+    return np.array([*kept, float(counts[-1])])
+
+
+def fit_op(tokens: Floats, seconds: Floats, knots: Floats) -> Floats:
+    """Seconds at the knots of the non-decreasing curve nearest to the points."""
+    scale = np.where(np.isin(tokens, USUAL_BUDGETS), seconds / BUDGET_WEIGHT, seconds)
+    coefficients = fit_nonnegative(rising_basis(tokens, knots), seconds, scale)
+    return rising_basis(knots, knots) @ coefficients
+
+
+def fit_sum(kernels: Sequence[Kernel]) -> tuple[tuple[int, ...], Floats]:
+    """(knots in tokens, seconds) of all operators together, executed once each.
+
+    The knots are those within the range that every operator was measured over.
+    """
+    curves = by_op(kernels)
+    low = max(tokens.min() for tokens, _ in curves.values())
+    high = min(tokens.max() for tokens, _ in curves.values())
+    everywhere = np.unique(np.concatenate([t for t, _ in curves.values()]))
+    knots = knots_for(everywhere[(everywhere >= low) & (everywhere <= high)])
+    total = np.zeros(len(knots))
+    for tokens, seconds in curves.values():
+        own = knots_for(tokens)
+        total += np.interp(knots, own, fit_op(tokens, seconds, own))
+    return without_collinear(knots, total)
+
+
+def without_collinear(knots: Floats, seconds: Floats) -> tuple[tuple[int, ...], Floats]:
+    """The curve with fewer knots, none further than `COLLINEAR` from where it was."""
+    kept = [0]
+    for i in range(1, len(knots)):
+        between = range(kept[-1] + 1, i)
+        line = np.interp(knots[between.start : i], knots[[kept[-1], i]], seconds[[kept[-1], i]])
+        if (np.abs(line / seconds[between.start : i] - 1.0) > COLLINEAR).any():
+            kept.append(i - 1)
+    kept.append(len(knots) - 1)
+    return tuple(int(k) for k in knots[kept]), seconds[kept]
+
+
+def measured_sum(kernels: Sequence[Kernel], tokens: Floats) -> Floats:
+    """Seconds of all operators together at `tokens`, straight lines between the measured points."""
+    return np.sum([np.interp(tokens, t, s) for t, s in by_op(kernels).values()], axis=0)

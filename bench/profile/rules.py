@@ -1,0 +1,115 @@
+"""Rules that stand in for operators a table does not hold. Each says so in the source it returns.
+
+Elementwise operators move bytes and the head streams its weights, so the memory roofline is close; efficiency and the
+launch time are AIConfigurator's (`mem_bw_empirical_scaling_factor`, `mem_empirical_constant_latency`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.profile.kernels import Kernel, gemm_costs
+from simcore.cost.hardware import Gpu
+from simcore.cost.model_shape import BYTES, ModelShape
+
+MEMORY_EFFICIENCY = 0.8
+TENSOR_EFFICIENCY = 0.7
+LAUNCH_S = 3e-6
+RULE_FILE = "rule"
+"""Instead of a file name."""
+
+ELEMENTWISE_SOURCE = (
+    f"elementwise operators by rule: bytes at {MEMORY_EFFICIENCY:g} of peak bandwidth + {LAUNCH_S * 1e6:g} us each"
+)
+HEAD_SOURCE = (
+    f"lm_head by rule: weights at {MEMORY_EFFICIENCY:g} of peak bandwidth or {TENSOR_EFFICIENCY:g} of peak FLOPS"
+)
+
+
+def elementwise(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int]) -> list[Kernel]:
+    """Norms (with residual), rotary embedding and gated activation of one layer."""
+    heads = (shape.q_heads / tp + shape.kv_heads_on_gpu(tp)) * shape.head_dim
+    inner = shape.intermediate * shape.experts_per_token / tp
+    # Elements read and written per token.
+    moved = {"norms": 2 * 4 * shape.hidden, "rotary": 2 * heads, "activation": 3 * inner}
+    launches = {"norms": 2, "rotary": 1, "activation": 1}
+    return [
+        Kernel(
+            part="dense",
+            op=f"{op} (rule)",
+            tokens=n,
+            seconds=launches[op] * LAUNCH_S + BYTES * n * size / (MEMORY_EFFICIENCY * gpu.memory_bytes_per_s),
+            file=RULE_FILE,
+            row=0,
+        )
+        for op, size in moved.items()
+        for n in tokens
+    ]
+
+
+def head(shape: ModelShape, tp: int, gpu: Gpu, seqs: Sequence[int] = (1, 32, 64, 128, 256)) -> list[Kernel]:
+    """The projection to the vocabulary, for so many sequences."""
+    kernels = []
+    for n in seqs:
+        moved, flops = gemm_costs(n, *shape.lm_head(tp))
+        streaming = moved / (MEMORY_EFFICIENCY * gpu.memory_bytes_per_s)
+        computing = flops / (TENSOR_EFFICIENCY * gpu.tensor_flops_per_s)
+        kernels.append(
+            Kernel(
+                part="head",
+                op="lm_head (rule)",
+                tokens=n,
+                seqs=n,
+                seconds=LAUNCH_S + max(streaming, computing),
+                weight_bytes=moved,
+                flops=flops,
+                file=RULE_FILE,
+                row=0,
+            )
+        )
+    return kernels
+
+
+def decode_attention(
+    shape: ModelShape, tp: int, gpu: Gpu, *, efficiency: float = 0.85, launch_s: float = 20e-6
+) -> list[Kernel]:
+    """Decode attention of one layer that reads its KV at a share of peak bandwidth."""
+    return [
+        Kernel(
+            part="attention",
+            op="attn_decode (rule)",
+            tokens=batch,
+            seqs=batch,
+            decode_kv_tokens=batch * context,
+            seconds=launch_s
+            + shape.kv_bytes_per_token(tp) * batch * context / (efficiency * gpu.memory_bytes_per_s),
+            file=RULE_FILE,
+            row=0,
+        )
+        for batch in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256)
+        for context in (64, 256, 1024, 4096)
+    ]  # fmt: skip
+
+
+def prefill_attention(
+    shape: ModelShape, tp: int, gpu: Gpu, *, efficiency: float = 0.5, launch_s: float = 20e-6
+) -> list[Kernel]:
+    """Prefill attention of one layer at a share of the tensor peak."""
+    kernels = []
+    for chunk in (64, 256, 512, 1024, 2048):
+        for context in (0, 512, 2048):
+            work = chunk * (context + chunk / 2)
+            flops = 4.0 * (shape.q_heads / tp) * shape.head_dim * work
+            kernels.append(
+                Kernel(
+                    part="attention",
+                    op="attn_prefill (rule)",
+                    tokens=chunk,
+                    seqs=1,
+                    prefill_work_tokens2=work,
+                    seconds=launch_s + flops / (efficiency * gpu.tensor_flops_per_s),
+                    file=RULE_FILE,
+                    row=0,
+                )
+            )
+    return kernels

@@ -1,0 +1,96 @@
+"""`astrolabe explain`: why a request went where it went, and what became of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.gateway_client import dispatch_stub, gateway_option, json_option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from protos.v1 import astrolabe_dispatch_pb2 as pb
+
+
+@click.command(
+    epilog="""\b
+Example: the id stands in the summary of 'astrolabe request' and in the gateway's log.
+  astrolabe explain r-6f1a2b3c4d5e6f70
+"""
+)
+@click.argument("request_id")
+@gateway_option
+@json_option
+def explain(request_id: str, gateway: str, as_json: bool) -> None:
+    """Why REQUEST_ID went where it went: every node's cost and forecast, then what really happened."""
+    from protos.v1 import astrolabe_dispatch_pb2 as pb
+
+    with dispatch_stub(gateway) as stub:
+        explanation = stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=5.0)
+    if as_json:
+        import orjson
+        from google.protobuf.json_format import MessageToDict
+
+        click.echo(orjson.dumps(MessageToDict(explanation, preserving_proto_field_name=True)))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for decision in explanation.decisions:
+        _print_decision(console, decision)
+    _print_actual(console, explanation.actual)
+
+
+def _print_decision(console: Console, decision: pb.Decision) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title=f"attempt {decision.attempt}: {decision.node_id or 'no node'}, by {decision.policy} "
+        f"in {decision.decision_s * 1000:.2f} ms",
+        title_justify="left",
+    )
+    table.add_column("node")
+    names = (f"cost ({decision.cost_unit})", "ttft s", "e2e s", "harm s", "preemptions", "KV headroom", "state age s")
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_column("note", overflow="fold")
+    for score in decision.scores:
+        chosen = score.node_id == decision.node_id
+        forecast = ("-",) * 5
+        if score.HasField("forecast"):
+            f = score.forecast
+            forecast = (
+                f"{f.ttft_s.mean:.3f}",
+                f"{f.e2e_s.mean:.3f}",
+                f"{f.harm_s.mean:.3f}",
+                f"{f.preemptions:.2f}",
+                str(f.kv_headroom_blocks),
+            )
+        table.add_row(
+            score.node_id + (" (chosen)" if chosen else ""),
+            f"{score.cost:.4g}" if score.HasField("cost") else "-",
+            *forecast,
+            f"{score.state_age_s:.3f}",
+            score.note,
+            style="bold" if chosen else "",
+        )
+    console.print(table)
+    console.print(decision.reason, highlight=False)
+
+
+def _print_actual(console: Console, actual: pb.Actual) -> None:
+    from protos.v1 import astrolabe_types_pb2 as types_pb
+
+    if actual.outcome == types_pb.OUTCOME_UNSPECIFIED:
+        outcome = "still runs"
+    else:
+        outcome = types_pb.Outcome.Name(actual.outcome).removeprefix("OUTCOME_").lower()
+    ttft = f"{actual.ttft_s:.3f} s" if actual.HasField("ttft_s") else "-"
+    e2e = f"{actual.e2e_s:.3f} s" if actual.HasField("e2e_s") else "-"
+    console.print(
+        f"what happened: {outcome}; ttft {ttft}, e2e {e2e}, {actual.usage.prompt_tokens} prompt tokens, "
+        f"{actual.usage.output_tokens} output tokens",
+        highlight=False,
+    )

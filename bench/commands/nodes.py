@@ -1,0 +1,101 @@
+"""`astrolabe nodes`: the nodes of a gateway, once or as they change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.gateway_client import dispatch_stub, gateway_option, json_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from protos.v1 import astrolabe_dispatch_pb2 as pb
+
+STYLES = {"up": "green", "draining": "yellow", "connecting": "yellow", "down": "red"}
+
+
+@click.command(
+    epilog="""\b
+Example: a table that follows the nodes until Ctrl-C.
+  astrolabe nodes --watch
+
+\b
+Example: names of the nodes that are down.
+  astrolabe nodes --json | jq -r '.nodes[] | select(.status == "down") | .node_id'
+"""
+)
+@click.option("--watch", is_flag=True, help="Go on showing them as they change.")
+@click.option("--interval-s", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Pause in --watch.")
+@gateway_option
+@json_option
+def nodes(watch: bool, interval_s: float, gateway: str, as_json: bool) -> None:
+    """Show the nodes of a gateway: state, load, requests in flight."""
+    from protos.v1 import astrolabe_dispatch_pb2 as pb
+
+    with dispatch_stub(gateway) as stub:
+        if watch:
+            _watch(stub.WatchNodes(pb.WatchNodesRequest(min_interval_s=interval_s)), as_json)
+            return
+        listed = stub.ListNodes(pb.ListNodesRequest(), timeout=5.0)
+    if as_json:
+        click.echo(_json(listed))
+    else:
+        from rich.console import Console
+
+        Console().print(_table(listed))
+
+
+def _watch(lists: Any, as_json: bool) -> None:
+    try:
+        if as_json:
+            for listed in lists:
+                click.echo(_json(listed))
+            return
+        from rich.live import Live
+
+        with Live(auto_refresh=False) as live:
+            for listed in lists:
+                live.update(_table(listed), refresh=True)
+    except KeyboardInterrupt:
+        lists.cancel()
+
+
+def _json(listed: pb.NodeList) -> bytes:
+    import orjson
+    from google.protobuf.json_format import MessageToDict
+
+    document = MessageToDict(listed, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return orjson.dumps(document)
+
+
+def _table(listed: pb.NodeList) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"policy {listed.policy}", title_justify="left")
+    table.add_column("node")
+    table.add_column("address")
+    table.add_column("state")
+    for name in ("running", "waiting", "free blocks", "in flight", "age s"):
+        table.add_column(name, justify="right")
+    table.add_column("profile")
+    table.add_column("model")
+    table.add_column("detail", overflow="fold")
+    for node in listed.nodes:
+        style = STYLES.get(node.status, "")
+        load = ("-", "-", "-")
+        if node.HasField("load"):
+            load = (str(node.load.running), str(node.load.waiting), f"{node.load.free_blocks}/{node.load.total_blocks}")
+        table.add_row(
+            node.node_id,
+            node.address,
+            f"[{style}]{node.status}[/]" if style else node.status,
+            *load,
+            str(node.in_flight),
+            f"{node.state_age_s:.1f}" if node.HasField("load") else "-",
+            node.profile,
+            node.config.model,
+            node.detail,
+        )
+    return table

@@ -1,0 +1,143 @@
+"""From a client's message to a request the router understands, or to a refusal that says how to mend it.
+
+Checks what is wrong on its face. Whether a prompt fits a model, and whether there is a node for it, is the router's to
+say: it knows the nodes.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+
+import grpc
+import msgspec
+
+from gateway.core.events import RequestShape, Slo
+from gateway.core.policies.registry import PolicyError, canonical_name
+from length_model.belief import DEFAULT_PRIOR, truncated
+from protos import codec
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
+from simcore.types import LengthBelief
+
+MAX_ID_CHARS = 128
+MAX_BELIEF_ATOMS = 256
+MAX_TEXT_CHARS_INLINE = 16_384
+"""Longer texts are tokenized in a thread: beyond this the event loop would stand still for milliseconds."""
+
+
+class Refused(Exception):
+    """The request is not taken. The message is for people."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def invalid(message: str) -> Refused:
+    return Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """Prompt and answer limit of a request, in tokens."""
+
+    prompt_tokens: int
+    max_output_tokens: int
+
+
+def request_id_of(given: str, metadata: Sequence[tuple[str, str | bytes]]) -> str:
+    """The message's id, else the metadata's `x-request-id`, else a new one. Raises Refused."""
+    request_id = given or next((str(value) for key, value in metadata if key == "x-request-id"), "")
+    if not request_id:
+        return f"r-{secrets.token_hex(8)}"
+    if len(request_id) > MAX_ID_CHARS or not request_id.isascii() or not request_id.isprintable():
+        raise invalid(f"request_id must be at most {MAX_ID_CHARS} printable ASCII characters; shorten or omit it")
+    return request_id
+
+
+def policy_of(name: str) -> str:
+    """The canonical name, "" for none asked. Raises Refused with the nearest name."""
+    if not name:
+        return ""
+    try:
+        return canonical_name(name)
+    except PolicyError as bad:
+        raise invalid(f"policy: {bad}") from None
+
+
+def check_sampling(sampling: types_pb.SamplingParams) -> None:
+    """Raises Refused for values no engine takes and for what no engine behind us does yet."""
+    if sampling.HasField("max_tokens") and sampling.max_tokens < 1:
+        raise invalid(f"max_tokens must be >= 1, got {sampling.max_tokens}; omit it for as much as the model allows")
+    if sampling.HasField("temperature") and not (0 <= sampling.temperature < math.inf):
+        raise invalid(f"temperature must be >= 0, got {sampling.temperature:g}")
+    if sampling.HasField("top_p") and not (0 < sampling.top_p <= 1):
+        raise invalid(f"top_p must be in (0, 1], got {sampling.top_p:g}")
+    if sampling.HasField("top_k") and sampling.top_k < 0:
+        raise invalid(f"top_k must be >= 0, got {sampling.top_k}; 0 means all tokens")
+    if sampling.stop:
+        raise Refused(
+            grpc.StatusCode.UNIMPLEMENTED,
+            "stop strings are not supported; use stop_token_ids, or cut the text at the client",
+        )
+
+
+def slo_of(slo: pb.Slo, call_deadline_s: float | None) -> Slo:
+    """The client's service levels; the call's own deadline counts too. Raises Refused."""
+    for name in ("ttft_s", "tpot_s", "deadline_s"):
+        value = getattr(slo, name)
+        if not (0 <= value < math.inf):
+            raise invalid(f"slo.{name} must be a number of seconds >= 0, got {value:g}; 0 means none")
+    deadlines = [d for d in (slo.deadline_s or None, call_deadline_s) if d is not None]
+    return Slo(
+        ttft_s=slo.ttft_s or None,
+        tpot_s=slo.tpot_s or None,
+        deadline_s=max(0.0, min(deadlines)) if deadlines else None,
+    )
+
+
+def belief_of(belief: types_pb.LengthBelief, max_output_tokens: int) -> LengthBelief:
+    """The client's belief, else the prior, under the answer's limit. Raises Refused."""
+    if len(belief.atoms_tokens) > MAX_BELIEF_ATOMS:
+        raise invalid(f"belief has {len(belief.atoms_tokens)} atoms; send at most {MAX_BELIEF_ATOMS} quantiles")
+    try:
+        said = codec.belief_from_wire(belief)
+    except ValueError as bad:
+        raise invalid(f"belief: {bad}") from None
+    return truncated(said or DEFAULT_PRIOR, max_output_tokens)
+
+
+def generate_shape(
+    request: pb.GenerateRequest, *, request_id: str, sizes: Sizes, call_deadline_s: float | None
+) -> RequestShape:
+    """Raises Refused."""
+    return RequestShape(
+        request_id=request_id,
+        model=request.model,
+        prompt_tokens=sizes.prompt_tokens,
+        max_output_tokens=sizes.max_output_tokens,
+        belief=belief_of(request.belief, sizes.max_output_tokens),
+        priority=request.priority,
+        session=request.session,
+        slo=slo_of(request.slo, call_deadline_s),
+        policy=policy_of(request.policy),
+    )
+
+
+def place_shape(request: pb.PlaceRequest, *, request_id: str) -> RequestShape:
+    """Raises Refused."""
+    if request.prompt_tokens < 1:
+        raise invalid("prompt_tokens must be >= 1")
+    if request.max_output_tokens < 1:
+        raise invalid("max_output_tokens must be >= 1")
+    return RequestShape(
+        request_id=request_id,
+        model=request.model,
+        prompt_tokens=request.prompt_tokens,
+        max_output_tokens=request.max_output_tokens,
+        belief=belief_of(request.belief, request.max_output_tokens),
+        priority=request.priority,
+        policy=policy_of(request.policy),
+        place_only=True,
+    )

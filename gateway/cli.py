@@ -1,0 +1,80 @@
+"""`astrolabe gateway`: options and their words; everything else is `gateway.main`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.core.policies.registry import policy_names
+
+
+@click.command(
+    epilog="""\b
+Example: two nodes on other hosts, our own policy, every decision recorded.
+  astrolabe gateway --node 10.0.0.11:8100 --node 10.0.0.12:8100 --record decisions.jsonl
+
+\b
+Example: everything from a file, read again (nodes, policy) on SIGHUP.
+  astrolabe gateway --config gateway.toml
+"""
+)
+@click.option("--config", "config_path", metavar="FILE", help="TOML file; its keys are these options with _ for -.")
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Address of the gRPC service; port 0 takes a free one. [default: 127.0.0.1:8200]",
+)
+@click.option(
+    "--node", "nodes", metavar="HOST:PORT", multiple=True, help="Address of a node's predictor; repeat for each."
+)
+@click.option(
+    "--policy", metavar="NAME", help=f"Placement policy: {', '.join(policy_names())}. [default: min_total_latency]"
+)
+@click.option(
+    "--sample", type=int, metavar="K", help="Nodes drawn at random per decision; 0: the policy's own. [default: 0]"
+)
+@click.option("--seed", type=int, help="Seed of the router's random choices. [default: 0]")
+@click.option("--forecast-timeout-ms", type=float, metavar="MS", help="How long to wait for forecasts. [default: 50]")
+@click.option("--fallback", metavar="NAME", help="Policy when no forecast came. [default: least_requests]")
+@click.option(
+    "--max-attempts", type=int, metavar="N", help="Placements of one request, the first included. [default: 3]"
+)
+@click.option(
+    "--state-stale-s", type=float, metavar="S", help="When a node's state is no longer believed. [default: 5]"
+)
+@click.option("--tokenizer", metavar="NAME", help="Text to token ids: auto, qwen2, bytes. [default: auto]")
+@click.option(
+    "--max-buffered-tokens", type=int, metavar="N", help="Tokens that may wait for a slow client. [default: 16384]"
+)
+@click.option("--keepalive-s", type=float, metavar="S", help="Pause between probes of a silent node. [default: 2]")
+@click.option("--reconnect-max-s", type=float, metavar="S", help="Longest pause before another attempt. [default: 3]")
+@click.option("--drain-grace-s", type=float, metavar="S", help="What running requests get at shutdown. [default: 10]")
+@click.option("--gateway-id", metavar="NAME", help="Name in the nodes' logs. [default: host:pid]")
+@click.option("--record", metavar="FILE", help="Decision log to write (JSON lines).")
+@click.option("--ready-file", metavar="FILE", help="Written with the bound address once the gateway serves.")
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")
+def gateway(config_path: str | None, **options: Any) -> None:
+    """Run the gateway: takes requests, places each on the node where it is predicted to do best.
+
+    Stops on SIGTERM or Ctrl-C: running requests get --drain-grace-s to finish.
+    """
+    import uvloop
+
+    from gateway.config import ConfigError, load
+    from gateway.main import serve
+
+    overrides = {key: value for key, value in options.items() if value not in (None, ())}
+    path = Path(config_path) if config_path else None
+    try:
+        config = load(path, overrides)
+        uvloop.run(serve(config, lambda: load(path, overrides)))
+    except ConfigError as bad:
+        raise CannotStart(str(bad)) from None
+
+
+class CannotStart(click.ClickException):
+    """The configuration or the address will not do."""
+
+    exit_code = 2

@@ -1,0 +1,57 @@
+"""JSON log lines on standard error; one for each request that has ended."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import orjson
+import structlog
+
+from gateway.client_stream import ClientStream
+
+log = structlog.get_logger("gateway")
+
+
+def configure(level: str) -> None:
+    """Sets structlog up for this process."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(serializer=_json),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _json(record: object, **_: object) -> bytes:
+    return orjson.dumps(record, default=str)
+
+
+def request_finished(stream: ClientStream) -> None:
+    """The one line of a finished request. Times in seconds from its arrival."""
+    decision = stream.decision
+    ended_s = stream.finished_s if stream.finished_s is not None else stream.arrived_s
+    log.info(
+        "request finished",
+        request_id=stream.shape.request_id,
+        outcome=stream.outcome.value if stream.outcome is not None else None,
+        node=stream.node_id,
+        prompt_tokens=stream.shape.prompt_tokens,
+        output_tokens=stream.output_tokens,
+        ttft_s=_rounded(stream.first_token_s - stream.arrived_s if stream.first_token_s is not None else None),
+        e2e_s=_rounded(ended_s - stream.arrived_s),
+        decision_s=_rounded(decision.decision_s if decision is not None else None),
+        policy=decision.policy if decision is not None else None,
+        attempts=decision.attempt if decision is not None else 0,
+        **({"detail": stream.detail} if stream.detail else {}),
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

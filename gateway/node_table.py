@@ -1,0 +1,138 @@
+"""The configured nodes and their links; who holds which name; what people see of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from gateway.config import GatewayConfig, NodeEntry
+from gateway.core.events import DrainAsked
+from gateway.node_link import NodeLink
+from gateway.pump import Pump
+from protos import codec
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+
+
+class NodeTable:
+    """Starts, replaces and ends links. `changed` is called when a node comes up or goes down."""
+
+    def __init__(self, config: GatewayConfig, *, pump: Pump, gateway_id: str, changed: Callable[[], None]) -> None:
+        self.links: dict[str, NodeLink] = {}
+        """By address, in the order of the configuration."""
+        self._config = config
+        self._pump = pump
+        self._gateway_id = gateway_id
+        self._changed = changed
+        self._holders: dict[str, str] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+
+    # --- Names --------------------------------------------------------------------------------------------------------
+
+    def claim(self, node_id: str, address: str) -> str:
+        holder = self._holders.setdefault(node_id, address)
+        return "" if holder == address else holder
+
+    def release(self, node_id: str, address: str) -> None:
+        if self._holders.get(node_id) == address:
+            del self._holders[node_id]
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def set_entries(self, entries: Sequence[NodeEntry]) -> None:
+        """Makes the links be these. New ones start; those no longer named take no more requests, get the drain grace to
+        finish what they run, and go."""
+        wanted = {e.address: e for e in entries}
+        for address in [a for a, link in self.links.items() if wanted.get(a) != link.entry]:
+            task = asyncio.create_task(self._leave(self.links.pop(address)))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+        for entry in entries:
+            if entry.address not in self.links:
+                self.links[entry.address] = self._start(entry)
+        self.links = {a: self.links[a] for a in wanted}
+
+    def request_ended(self) -> None:
+        """To be called when any request has ended: a leaving node may be free now."""
+        self._ended.set()
+
+    async def close(self) -> None:
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        await asyncio.gather(*(link.flush() for link in self.links.values()))
+        await asyncio.gather(*(link.close() for link in self.links.values()))
+        self.links.clear()
+
+    def _start(self, entry: NodeEntry) -> NodeLink:
+        link = NodeLink(
+            entry,
+            pump=self._pump,
+            names=self,
+            gateway_id=self._gateway_id,
+            keepalive_s=self._config.keepalive_s,
+            reconnect_max_s=self._config.reconnect_max_s,
+            changed=self._changed,
+        )
+        link.start()
+        return link
+
+    async def _leave(self, link: NodeLink) -> None:
+        try:
+            if link.status == "up":
+                self._pump.post(DrainAsked(node_id=link.node_id))
+                async with asyncio.timeout(self._config.drain_grace_s):
+                    while self.in_flight(link.node_id):
+                        self._ended.clear()
+                        await self._ended.wait()
+        except TimeoutError:
+            pass
+        finally:
+            await link.close()
+
+    # --- views --------------------------------------------------------------------------------------------------------
+
+    @property
+    def any_up(self) -> bool:
+        return any(link.status == "up" for link in self.links.values())
+
+    def find(self, name: str) -> NodeLink | None:
+        """By name or address."""
+        return next((k for k in self.links.values() if name in (k.node_id, k.entry.address)), None)
+
+    def in_flight(self, node_id: str) -> int:
+        return next((n.in_flight for n in self._pump.router.nodes() if n.node_id == node_id), 0)
+
+    def max_model_len_tokens(self, model: str) -> int | None:
+        """The longest context that a live node offers for the model (any, if it is empty); None without such a node."""
+        return max(
+            (
+                k.config.max_model_len_tokens
+                for k in self.links.values()
+                if k.status == "up" and k.config is not None and model in ("", k.config.model)
+            ),
+            default=None,
+        )
+
+    def wire(self) -> pb.NodeList:
+        """All nodes as `ListNodes` tells them."""
+        now_s = self._pump.now_s()
+        known = {n.node_id: n for n in self._pump.router.nodes()}
+        infos = []
+        for link in self.links.values():
+            status = known.get(link.node_id)
+            draining = status is not None and status.status == "draining" and link.status == "up"
+            infos.append(
+                pb.NodeInfo(
+                    node_id=link.name,
+                    address=link.entry.address,
+                    status="draining" if draining else link.status,
+                    load=codec.load_to_wire(status.load) if status is not None and status.load is not None else None,
+                    state_age_s=(status.state_age_s(now_s) or 0.0) if status is not None else 0.0,
+                    in_flight=status.in_flight if status is not None else 0,
+                    config=codec.config_to_wire(link.config) if link.config is not None else None,
+                    profile=link.profile,
+                    detail=link.detail,
+                )
+            )
+        return pb.NodeList(nodes=infos, policy=self._pump.router.policy_name)

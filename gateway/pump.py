@@ -1,0 +1,261 @@
+"""The pump: the only place that turns actions of the router into I/O and I/O into events. It decides nothing.
+
+One pump per gateway process, on one event loop, never re-entered: an event that comes up while actions are carried out
+waits until those are done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from gateway.client_stream import ClientStream
+from gateway.core.events import (
+    Abort,
+    AnyAction,
+    AnyEvent,
+    Arrived,
+    AskForecast,
+    ClientGone,
+    Dispatch,
+    Finish,
+    ForecastArrived,
+    NodeJoined,
+    NodeLost,
+    NodeRemoved,
+    Placed,
+    StartTimer,
+    StreamEnded,
+    TimerFired,
+    TokensSeen,
+)
+from gateway.core.router import Router
+from protos.v1 import astrolabe_types_pb2 as pb
+from simcore.types import Candidate, EngineConfig, Outcome
+
+
+class NodePort(Protocol):
+    """The sending side of one live session with a node. Calls return at once; failures come back as events."""
+
+    def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None: ...
+
+    def ask(self, ask_id: int, candidate: Candidate) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def reserve(self, candidate: Candidate) -> None:
+        """Announces a request that somebody else will send."""
+
+
+class Recorder(Protocol):
+    def record(self, now_s: float, event: AnyEvent, actions: Sequence[AnyAction]) -> None: ...
+
+
+class Pump:
+    """Holds the router and the table of client streams.
+
+    `clock` gives monotonic seconds and stamps every event; `call_at(when_s, callback)` runs a callback at a time of
+    that clock; `finished` is told of each request that has ended, `defect` of exceptions that no event should cause.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        clock: Callable[[], float],
+        call_at: Callable[[float, Callable[[], None]], object],
+        finished: Callable[[ClientStream], None],
+        defect: Callable[[AnyEvent, Exception], None],
+        recorder: Recorder | None = None,
+        max_buffered_tokens: int = 16384,
+    ) -> None:
+        self.router = router
+        self.streams: dict[str, ClientStream] = {}
+        """Live requests by id."""
+        self.ports: dict[str, NodePort] = {}
+        """Live sessions by node id."""
+        self._clock = clock
+        self._call_at = call_at
+        self._finished = finished
+        self._defect = defect
+        self._recorder = recorder
+        self._max_buffered_tokens = max_buffered_tokens
+        self._events: deque[AnyEvent] = deque()
+        self._busy = False
+
+    def now_s(self) -> float:
+        """The time that events are stamped with."""
+        return self._clock()
+
+    def post(self, event: AnyEvent) -> None:
+        """Feeds one event to the router and carries out what it wants."""
+        self._events.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._events:
+                event = self._events.popleft()
+                now_s = self._clock()
+                try:
+                    self._handle(event, now_s)
+                except Exception as defect:
+                    # One request's defect must not take the others' session or call down with it.
+                    self._defect(event, defect)
+                    self._end_after_defect(event, now_s)
+        finally:
+            self._busy = False
+
+    def _handle(self, event: AnyEvent, now_s: float) -> None:
+        actions = self.router.handle(event, now_s)
+        if self._recorder is not None:
+            self._recorder.record(now_s, event, actions)
+        for action in actions:
+            self._perform(action, now_s)
+
+    def _end_after_defect(self, event: AnyEvent, now_s: float) -> None:
+        request_id = event.request.request_id if isinstance(event, Arrived) else getattr(event, "request_id", "")
+        stream = self.streams.pop(request_id, None)
+        self._end(stream, Outcome.INTERNAL, "a defect of the gateway; its log says more", now_s)
+
+    # --- what clients do ----------------------------------------------------------------------------------------------
+
+    def submit(self, stream: ClientStream) -> None:
+        """A new request; its id must not be live (`streams`)."""
+        request_id = stream.shape.request_id
+        assert request_id not in self.streams, f"request id {request_id} is live"
+        stream.arrived_s = self._clock()
+        self.streams[request_id] = stream
+        self.post(Arrived(request=stream.shape))
+
+    def client_left(self, request_id: str) -> None:
+        """The client's call is over before the answer was."""
+        if request_id in self.streams:
+            self.post(ClientGone(request_id=request_id))
+
+    def cancel(self, request_id: str) -> bool:
+        """Stops a request on somebody's demand; False if it is not live."""
+        if request_id not in self.streams:
+            return False
+        self.post(ClientGone(request_id=request_id, cancelled=True))
+        return True
+
+    def expel(self, stream: ClientStream, outcome: Outcome, detail: str) -> None:
+        """Ends a request for a reason of the gateway's own, which its client is told."""
+        if stream.expelled is None and stream.outcome is None:
+            stream.expelled = (outcome, detail)
+            self.post(ClientGone(request_id=stream.shape.request_id, cancelled=True))
+
+    # --- what nodes do ------------------------------------------------------------------------------------------------
+
+    def node_up(self, node_id: str, port: NodePort, config: EngineConfig, profile: str) -> None:
+        self.ports[node_id] = port
+        self.post(NodeJoined(node_id=node_id, config=config, profile=profile))
+
+    def node_down(self, node_id: str, detail: str) -> None:
+        self.ports.pop(node_id, None)
+        self.post(NodeLost(node_id=node_id, detail=detail))
+
+    def node_removed(self, node_id: str) -> None:
+        """The node has left the configuration; its session has ended before."""
+        self.post(NodeRemoved(node_id=node_id))
+
+    def part(
+        self,
+        node_id: str,
+        request_id: str,
+        token_ids: Sequence[int],
+        *,
+        outcome: Outcome | None = None,
+        usage: pb.Usage | None = None,
+        detail: str = "",
+    ) -> None:
+        """New tokens or the end of one request, as a node tells them. Tokens of requests that are no longer live, or
+        live elsewhere, go no further."""
+        stream = self.streams.get(request_id)
+        if stream is not None and stream.node_id == node_id and token_ids:
+            stream.put(token_ids, self._clock())
+            self.post(TokensSeen(request_id=request_id, node_id=node_id, tokens=len(token_ids)))
+            if len(stream.pending) > self._max_buffered_tokens:
+                self.expel(
+                    stream,
+                    Outcome.OVERLOADED,
+                    f"the client reads too slowly: {len(stream.pending)} tokens wait for it, the limit is "
+                    f"{self._max_buffered_tokens}; read faster or raise max_buffered_tokens",
+                )
+        if outcome is not None:
+            if stream is not None and stream.node_id == node_id and usage is not None:
+                stream.usage = usage
+            self.post(StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, detail=detail))
+
+    # --- what the router wants ----------------------------------------------------------------------------------------
+
+    def _perform(self, action: AnyAction, now_s: float) -> None:
+        match action:
+            case AskForecast():
+                port = self.ports.get(action.node_id)
+                if port is not None:
+                    port.ask(action.ask_id, action.candidate)
+                else:
+                    self.post(ForecastArrived(ask_id=action.ask_id, node_id=action.node_id, error="not connected"))
+            case StartTimer():
+                self._start_timer(action.timer_id, action.at_s)
+            case Dispatch():
+                self._dispatch(action)
+            case Placed():
+                self._placed(action, now_s)
+            case Abort():
+                port = self.ports.get(action.node_id)
+                if port is not None:
+                    port.abort(action.request_id)
+            case Finish():
+                self._end(self.streams.pop(action.request_id, None), action.outcome, action.detail, now_s)
+
+    def _end(self, stream: ClientStream | None, outcome: Outcome, detail: str, now_s: float) -> None:
+        if stream is not None:
+            stream.end(outcome, detail, now_s)
+            self._finished(stream)
+
+    def _dispatch(self, action: Dispatch) -> None:
+        stream = self.streams[action.request_id]
+        stream.placed(action.decision)
+        port = self.ports.get(action.node_id)
+        if port is not None:
+            port.dispatch(action.dispatch_seq, stream)
+            return
+        self.post(
+            StreamEnded(
+                request_id=action.request_id,
+                node_id=action.node_id,
+                outcome=Outcome.NODE_LOST,
+                detail=f"the session with {action.node_id} was gone at dispatch",
+            )
+        )
+
+    def _placed(self, action: Placed, now_s: float) -> None:
+        stream = self.streams.pop(action.request_id)
+        stream.placed(action.decision)
+        port = self.ports.get(action.decision.node_id)
+        if port is not None:
+            shape = stream.shape
+            port.reserve(
+                Candidate(
+                    request_id=shape.request_id,
+                    prompt_tokens=shape.prompt_tokens,
+                    max_output_tokens=shape.max_output_tokens,
+                    belief=shape.belief,
+                    priority=shape.priority,
+                )
+            )
+        self._end(stream, Outcome.STOP, "", now_s)
+
+    def _start_timer(self, timer_id: int, at_s: float) -> None:
+        def fire() -> None:
+            # A loop's timers are coarser than the clock (uvloop: 1 ms) and may run early.
+            if self._clock() < at_s:
+                self._call_at(at_s, fire)
+            else:
+                self.post(TimerFired(timer_id=timer_id))
+
+        self._call_at(at_s, fire)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.client_stream import ClientStream
+from simcore.types import Outcome
+from tests.unit.gateway_shell.world import shape
+
+
+async def test_a_reader_waits_for_tokens_and_takes_all_of_them() -> None:
+    stream = ClientStream(shape())
+    waiting = asyncio.create_task(stream.changed())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stream.put([1, 2], 1.0)
+    stream.put([3], 2.0)
+    await waiting
+    assert stream.take() == [1, 2, 3]
+    assert stream.take() == []
+    assert (stream.first_token_s, stream.output_tokens) == (1.0, 3)
+
+
+async def test_the_end_wakes_the_reader_and_stays() -> None:
+    stream = ClientStream(shape())
+    waiting = asyncio.create_task(stream.changed())
+    await asyncio.sleep(0)
+    stream.end(Outcome.NO_NODE, "none is up", 1.0)
+    await waiting
+    await stream.changed()
+    assert (stream.outcome, stream.detail) == (Outcome.NO_NODE, "none is up")
+
+
+async def test_a_request_ends_once() -> None:
+    stream = ClientStream(shape())
+    stream.end(Outcome.STOP, "", 1.0)
+    with pytest.raises(AssertionError, match="ended twice"):
+        stream.end(Outcome.LENGTH, "", 2.0)
+
+
+async def test_a_reader_that_is_cancelled_leaves_the_stream_usable() -> None:
+    stream = ClientStream(shape())
+    waiting = asyncio.create_task(stream.changed())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    stream.put([1], 1.0)
+    await stream.changed()
+    assert stream.take() == [1]
+
+
+def test_without_the_nodes_count_our_own_is_told() -> None:
+    stream = ClientStream(shape())
+    stream.put([1, 2, 3], 1.0)
+    usage = stream.final_usage()
+    assert (usage.prompt_tokens, usage.output_tokens) == (3, 3)

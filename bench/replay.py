@@ -59,8 +59,8 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 600.0
     """A request without its whole answer after this long is given up and counts as `deadline`."""
     time_scale: float = 1.0
-    """Seconds here per second of the workload. Below 1 the workload is compressed and every measured time is stretched
-    back by the same factor: for emulated engines that run on such a scale."""
+    """Workload seconds per second of the clock, for emulated engines that run on such a scale: the schedule is
+    compressed by it and measured times are stretched back. Decision times are those of the clock."""
 
 
 class Progress(msgspec.Struct):
@@ -111,10 +111,11 @@ async def replay(
     tasks: list[asyncio.Task[RequestResult]] = []
     async with asyncio.TaskGroup() as group:
         for item, message in zip(plan.items, messages, strict=True):
-            wait_s = start_s + item.arrival_s * plan.time_scale - time.perf_counter()
+            due_s = start_s + item.arrival_s / plan.time_scale
+            wait_s = due_s - time.perf_counter()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            exchange = _Exchange(plan, item, due_s=start_s + item.arrival_s * plan.time_scale, progress=count)
+            exchange = _Exchange(plan, item, due_s=due_s, progress=count)
             tasks.append(group.create_task(exchange.run(stub, message)))
     return [task.result() for task in tasks]
 
@@ -193,12 +194,12 @@ class _Exchange:
     def _result(self, outcome: Outcome, detail: str) -> RequestResult:
         scale = self._plan.time_scale
         complete = outcome in COMPLETE
-        ttft_s = None if self._first_s is None else (self._first_s - self._due_s) / scale
-        e2e_s = (self._last_s - self._due_s) / scale if complete else None
+        ttft_s = None if self._first_s is None else (self._first_s - self._due_s) * scale
+        e2e_s = (self._last_s - self._due_s) * scale if complete else None
         return RequestResult(
             request_id=self._item.request_id,
             arrival_s=self._item.arrival_s,
-            sent_s=self._item.arrival_s + (self._sent_s - self._due_s) / scale,
+            sent_s=self._item.arrival_s + (self._sent_s - self._due_s) * scale,
             node_id=self._node_id,
             outcome=outcome,
             prompt_tokens=self._prompt_tokens,
@@ -208,7 +209,7 @@ class _Exchange:
             if ttft_s is None or e2e_s is None
             else tpot_s(ttft_s=ttft_s, e2e_s=e2e_s, output_tokens=self._tokens),
             e2e_s=e2e_s,
-            itl_s=tuple(round(gap / scale, 6) for gap in self._gaps_s),
+            itl_s=tuple(round(gap * scale, 6) for gap in self._gaps_s),
             decision_s=None if self._decision_s is None or math.isnan(self._decision_s) else self._decision_s,
             detail=detail,
         )

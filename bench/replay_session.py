@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 import msgspec
 
+from bench.gateway_client import explain
 from bench.replay import CHANNEL_OPTIONS, Progress, ReplayPlan, replay
 from bench.results import RequestResult, Summary, summarise
 from protos.v1 import astrolabe_dispatch_pb2 as pb
@@ -91,11 +92,7 @@ class ReplaySession:
             await asyncio.sleep(_POLL_S)
 
     def _refused(self, error: grpc.aio.AioRpcError) -> GatewayError:
-        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return GatewayError(
-                f"no gateway answers at {self.address}: start one with `astrolabe up`, or name it with --gateway"
-            )
-        return GatewayError(f"the gateway at {self.address} refused: {error.details()}")
+        return GatewayError(explain(error, self.address))
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,158 @@
+"""`astrolabe bench replay`: an open-loop workload against a live gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from bench.commands.workload_options import (
+    build_source,
+    check_positive,
+    one_line_errors,
+    policies,
+    rates,
+    workload_options,
+)
+from bench.gateway_client import gateway_option, json_option
+
+if TYPE_CHECKING:
+    from bench.replay import ReplayPlan
+    from bench.workload_source import WorkloadSource
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_REQUESTS = 200
+
+LIVE_OPTIONS = (
+    click.option(
+        "--lengths",
+        type=click.Choice(["known", "none", "predicted"]),
+        default="known",
+        show_default=True,
+        help="What the gateway is told of each answer's length: the truth, nothing, the data set's prediction.",
+    ),
+    click.option(
+        "--natural-length",
+        is_flag=True,
+        help="Let the model end its answers. [default: run to the data set's length]",
+    ),
+    click.option("--model", default="", metavar="NAME", help="Model to ask for. [default: the only one]"),
+    click.option(
+        "--timeout",
+        type=float,
+        default=600.0,
+        show_default=True,
+        metavar="S",
+        help="Give a request up after that long.",
+    ),
+    click.option(
+        "--time-scale",
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="X",
+        help="That of emulated nodes: the workload runs X times as fast, times are told on its own scale.",
+    ),
+)
+
+
+def live_options(command: F) -> F:
+    """Adds what only runs against a live gateway have."""
+    for option in reversed(LIVE_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(
+    epilog="""\b
+Example: 300 ShareGPT conversations at 8 requests per second, one JSON line each.
+  astrolabe bench replay --rate 8 --requests 300 --output results/run.jsonl
+
+\b
+Example: ten minutes of a BurstGPT file, three times as dense, under another policy.
+  astrolabe bench replay --dataset burstgpt --dataset-path BurstGPT_1.csv \\
+      --start 792000 --duration 600 --rate-scale 3 --policy llumnix_freeness
+"""
+)
+@click.option("--rate", type=float, metavar="R", help="Requests per second. [default: the data set's own arrivals]")
+@click.option(
+    "--policy",
+    default="",
+    metavar="NAME",
+    help="Policy during the run; the one before comes back. [default: the gateway's]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of arrivals, row order and made-up prompts.")
+@workload_options
+@live_options
+@click.option("--output", default="", metavar="FILE", help="Write a header line and one JSON line per request.")
+@gateway_option
+@json_option
+def replay(gateway: str, as_json: bool, **options: Any) -> None:
+    """Send a workload to a live gateway, each request when it is due, and measure TTFT, TPOT and E2E here."""
+    from rich.console import Console
+
+    from bench.replay_run import Job, complaints, context_tokens, look_up, replay_jobs
+    from bench.run_files import header, write_results
+    from bench.tables import summary_lines, summary_table
+
+    console = Console(stderr=True)
+    (rate,) = rates([] if options["rate"] is None else [options["rate"]])
+    chosen = policies([options["policy"]])
+    check_live_options(options)
+    source = build_source(console, options, rate_given=rate is not None, default_requests=DEFAULT_REQUESTS)
+    with one_line_errors():
+        nodes = look_up(gateway)
+        source.keep_fitting(context_tokens(nodes, options["model"]))
+        job = Job(policy=chosen[0] if chosen else "", plan=live_plan(source, rate, options["seed"], options))
+        config = {**options, "gateway": gateway, "policy": job.policy or nodes.policy, "dataset_notes": source.notes}
+        head = header(config, seed=options["seed"])
+        (finished,) = replay_jobs(gateway, [job], console=console)
+        if options["output"]:
+            write_results(Path(options["output"]), head, finished.results)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode({"header": head, "summary": finished.summary}))
+    else:
+        out = Console()
+        for note in source.notes:
+            out.print(f"[dim]{note}[/]", highlight=False)
+        out.print(summary_table(finished.summary, title=f"{job.policy or nodes.policy} at {gateway}"))
+        for line in summary_lines(finished.summary):
+            out.print(line, highlight=False)
+        if options["output"]:
+            out.print(f"one line per request: {options['output']}", highlight=False)
+    for complaint in complaints(finished.summary, time_scale=options["time_scale"]):
+        console.print(f"[yellow]warning:[/] {complaint}", highlight=False)
+
+
+def check_live_options(options: dict[str, Any]) -> None:
+    """Raises click.BadParameter."""
+    check_positive("--timeout", options["timeout"], "seconds")
+    check_positive("--time-scale", options["time_scale"], "emulated seconds per second")
+
+
+def live_plan(source: WorkloadSource, rate: float | None, seed: int, options: dict[str, Any]) -> ReplayPlan:
+    """The run that the options describe. Raises click.ClickException when there cannot be one."""
+    from bench.replay import ReplayPlan
+    from bench.replay_run import run_id
+    from bench.workload.item import belief_of
+
+    try:
+        items = source.workload(rate_per_s=rate, seed=seed)
+        belief_of(items[0], options["lengths"])
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    return ReplayPlan(
+        items=items,
+        run_id=run_id(),
+        lengths=options["lengths"],
+        natural_length=options["natural_length"],
+        model=options["model"],
+        seed=seed,
+        timeout_s=options["timeout"],
+        time_scale=options["time_scale"],
+    )

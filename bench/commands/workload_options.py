@@ -1,0 +1,176 @@
+"""Options that replay, compare and simulate share: the data set, the arrivals, the policies. Light to import."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.workload_source import WorkloadSource
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPTIONS = (
+    click.option(
+        "--dataset",
+        type=click.Choice(["sharegpt", "burstgpt", "lengths", "jsonl"]),
+        default="sharegpt",
+        show_default=True,
+        help="sharegpt: JSON conversations (the installed package, or your file). burstgpt: its CSV, version 1 or 2. "
+        'lengths: CSV num_prefill_tokens,num_decode_tokens. jsonl: {"workload": text} or {"prompt_tokens": n, '
+        '"output_tokens": m} a line.',
+    ),
+    click.option("--dataset-path", default="", metavar="FILE", help="The data set's file; .gz is undone."),
+    click.option(
+        "--tokenizer", default="", metavar="NAME", help="Counts tokens of texts. [default: the best installed]"
+    ),
+    click.option(
+        "--output-tokens",
+        type=click.IntRange(min=1),
+        default=128,
+        show_default=True,
+        metavar="N",
+        help="Answer length for JSON lines that do not say theirs.",
+    ),
+    click.option(
+        "--arrivals",
+        type=click.Choice(["gamma", "poisson", "uniform"]),
+        default="gamma",
+        show_default=True,
+        help="Process that makes the arrivals when a rate is given.",
+    ),
+    click.option(
+        "--burstiness",
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="B",
+        help="Shape of gamma gaps: 1 is Poisson, less is burstier.",
+    ),
+    click.option(
+        "--rate-scale",
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="X",
+        help="For recorded arrivals (no rate given): 2 is twice as dense.",
+    ),
+    click.option("--requests", type=click.IntRange(min=1), metavar="N", help="Length of the run in requests."),
+    click.option("--duration", type=float, metavar="S", help="Length of the run in seconds."),
+    click.option(
+        "--start",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="S",
+        help="Recorded arrivals: begin S seconds into the trace.",
+    ),
+    click.option("--rows", default="", metavar="A:B", help="Use data rows A to B only, counted from 1."),
+    click.option("--in-order", is_flag=True, help="Rows in file order. [default: a seeded random order]"),
+)
+
+
+def workload_options(command: F) -> F:
+    """Adds the options of a workload. The command gets them as keywords for `build_source`."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def build_source(
+    console: Console, options: Mapping[str, Any], *, rate_given: bool, default_requests: int
+) -> WorkloadSource:
+    """Reads the data set that the options describe.
+
+    Without a rate the data set's own arrivals are used, all of them unless the options say how many.
+    """
+    from bench.datasets import DatasetSpec
+    from bench.workload_source import WorkloadSpec, load_source
+    from engine_adapters.tokenizer import default_tokenizer
+
+    first_row, max_rows = _row_range(options["rows"])
+    requests, duration_s = options["requests"], options["duration"]
+    check_positive("--duration", duration_s, "seconds")
+    check_positive("--burstiness", options["burstiness"], "(1 is Poisson, less is burstier)")
+    check_positive("--rate-scale", options["rate_scale"], "(2 doubles the rate)")
+    spec = WorkloadSpec(
+        dataset=DatasetSpec(
+            name=options["dataset"],
+            path=options["dataset_path"],
+            tokenizer=options["tokenizer"] or default_tokenizer(),
+            start_s=options["start"],
+            duration_s=None if rate_given or duration_s is None else duration_s * options["rate_scale"],
+            first_row=first_row,
+            max_rows=max_rows,
+            default_output_tokens=options["output_tokens"],
+        ),
+        arrivals=options["arrivals"],
+        burstiness=options["burstiness"],
+        rate_scale=options["rate_scale"],
+        requests=default_requests if rate_given and requests is None and duration_s is None else requests,
+        duration_s=duration_s,
+        shuffle=not options["in_order"],
+    )
+    with one_line_errors(), console.status("reading the data set") as status:
+        source = load_source(spec, progress=lambda what, share: status.update(f"{what} {share:4.0%}"))
+    if not rate_given and not source.has_arrivals:
+        raise click.UsageError("this data set has no arrival times: add --rate, in requests per second")
+    return source
+
+
+def rates(values: Sequence[float]) -> list[float | None]:
+    """Checked rates; [None], the data set's own arrivals, when there are none."""
+    for value in values:
+        check_positive("--rate", value, "requests per second")
+    return list(values) or [None]
+
+
+def policies(names: Sequence[str]) -> list[str]:
+    """Canonical names; each may hold several with commas. Raises click.BadParameter for an unknown one."""
+    from gateway.core.policies.registry import PolicyError, canonical_name
+
+    found: list[str] = []
+    for name in (part.strip() for value in names for part in value.split(",") if part.strip()):
+        try:
+            canonical = canonical_name(name)
+        except PolicyError as error:
+            raise click.BadParameter(str(error), param_hint="--policy") from None
+        if canonical not in found:
+            found.append(canonical)
+    return found
+
+
+def check_positive(option: str, value: float | None, unit: str) -> None:
+    """Raises click.BadParameter unless the value is absent or a finite number above 0."""
+    if value is not None and (not math.isfinite(value) or value <= 0):
+        raise click.BadParameter(f"must be above 0 {unit}, got {value:g}", param_hint=option)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can cause becomes one line instead of a traceback."""
+    from bench.replay_session import GatewayError
+    from bench.workload.dataset_error import DatasetError
+    from engine_adapters.tokenizer import TokenizerError
+
+    try:
+        yield
+    except (DatasetError, TokenizerError, GatewayError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _row_range(text: str) -> tuple[int, int | None]:
+    if not text:
+        return 1, None
+    match = re.fullmatch(r"(\d*):(\d*)", text)
+    first = int(match[1] or 1) if match else 0
+    last = int(match[2]) if match and match[2] else None
+    if first < 1 or (last is not None and last < first):
+        raise click.BadParameter(f"write A:B with 1 <= A <= B, for example 1:5000; got {text!r}", param_hint="--rows")
+    return first, None if last is None else last - first + 1

@@ -1,0 +1,1 @@
+"""Placement policies, one a file; `registry` maps names to them."""

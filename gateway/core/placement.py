@@ -1,0 +1,136 @@
+"""Choosing a node: who may take a request, what a forecast is still worth, and the decision with its reason. Pure.
+
+Plans only: the router applies a plan, that is, takes accounts and emits actions.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from gateway.core.candidates import NodeTable, Refusal
+from gateway.core.live import Asking, LiveRequest
+from gateway.core.node_account import Held, Node
+from gateway.core.policies.base import NodeView, Policy
+from gateway.core.policies.registry import PolicyError, canonical_name, make_policy
+from gateway.core.pricing import delay_to_each_s, rank, sentence, with_missed
+from simcore.types import Decision, Forecast, Outcome
+
+
+class Placer:
+    """Policies, their generator and the node table. Raises PolicyError when the fallback is unknown or unfit."""
+
+    def __init__(self, table: NodeTable, *, fallback: str, sample: int, stale_after_s: float, seed: int) -> None:
+        self._table = table
+        self._sample = sample
+        self._stale_after_s = stale_after_s
+        self._rng = random.Random(seed)
+        self._policies: dict[str, Policy] = {}
+        self._fallback = self.policy(fallback)
+        if self._fallback.needs_forecasts:
+            raise PolicyError(f"fallback {self._fallback.name!r} needs forecasts itself; choose one that does not")
+
+    def policy(self, name: str) -> Policy:
+        """This router's instance of a policy, by name or alias. Raises PolicyError for an unknown one."""
+        name = canonical_name(name)
+        policy = self._policies.get(name)
+        if policy is None:
+            policy = self._policies[name] = make_policy(name)
+        return policy
+
+    def shortlist(self, live: LiveRequest, now_s: float) -> Refusal | Sequence[NodeView]:
+        """The nodes among which the request's policy will choose (never none), or why there are none."""
+        shape, policy = live.shape, live.policy
+        refusal = self._table.refusal(shape)
+        if refusal is not None:
+            return refusal
+        nodes = self._table.eligible(shape, live.tried)
+        if not nodes:
+            why = f"no ready node takes {shape.prompt_tokens} prompt tokens; those that would are down or draining"
+            return Refusal(Outcome.NO_NODE, why)
+        k = self._sample or policy.default_sample
+        if 0 < k < len(nodes):
+            nodes = self._rng.sample(nodes, k)
+        return policy.shortlist(shape, self._views(nodes, now_s), self._rng)
+
+    def decide(self, live: LiveRequest, views: Sequence[NodeView], now_s: float) -> Decision:
+        """The decision of a policy that needs no forecasts."""
+        return self._choose(live, views, {}, {}, now_s)
+
+    def decide_with_forecasts(
+        self, live: LiveRequest, asking: Asking, *, timeout_s: float, now_s: float
+    ) -> Decision | None:
+        """The decision with the forecasts that came; None when no node of the shortlist can take requests any more."""
+        ready = [node for node in asking.shortlist if node.up and not node.draining]
+        if not ready:
+            return None
+        notes = dict(asking.failures)
+        for node_id in asking.pending.values():
+            notes[node_id] = f"no forecast within {timeout_s:g} s"
+        forecasts: dict[str, Forecast] = {}
+        for node in ready:
+            forecast = asking.forecasts.get(node.node_id)
+            if forecast is None:
+                continue
+            missed = node.missed_since(asking.asked_seq[node.node_id])
+            if missed:
+                forecast = with_missed(forecast, missed, _delay_s(node, forecast))
+                notes[node.node_id] = f"{len(missed)} dispatched there since it was asked: added to its forecast"
+            elif forecast.state_age_s > self._stale_after_s:
+                notes[node.node_id] = f"its state was {forecast.state_age_s:.3g} s old"
+            forecasts[node.node_id] = forecast
+        return self._choose(live, self._views(ready, now_s), forecasts, notes, now_s)
+
+    def held(self, live: LiveRequest, node: Node, forecast: Forecast | None) -> Held:
+        """The request's place in the node's account, with the next dispatch number."""
+        shape = live.shape
+        expected_tokens = min(shape.belief.mean_tokens, shape.max_output_tokens)
+        return Held(
+            request_id=shape.request_id,
+            dispatch_seq=node.dispatch_seq + 1,
+            prompt_blocks=-(-shape.prompt_tokens // node.config.block_size_tokens),
+            tokens=shape.prompt_tokens + round(expected_tokens),
+            delay_s=None if forecast is None else _delay_s(node, forecast),
+        )
+
+    def _choose(
+        self,
+        live: LiveRequest,
+        views: Sequence[NodeView],
+        forecasts: Mapping[str, Forecast],
+        notes: Mapping[str, str],
+        now_s: float,
+    ) -> Decision:
+        shape, policy = live.shape, live.policy
+        ranking = rank(policy, shape, views, forecasts=forecasts, notes=notes, rng=self._rng)
+        preface = ""
+        if not ranking.priced:
+            missing = "forecast came" if policy.needs_forecasts else "load is known"
+            first = ranking.scores[0]
+            preface = f"{policy.name} could not price {len(views)} nodes as no {missing} "
+            preface += f"({first.node_id}: {first.note}); {self._fallback.name} stepped in: "
+            # Among all who could take it: that nobody of a sample has answered says nothing of the rest.
+            policy, forecasts = self._fallback, {}
+            nodes = self._table.eligible(shape, live.tried)
+            views = policy.shortlist(shape, self._views(nodes, now_s), self._rng)
+            ranking = rank(policy, shape, views, forecasts=forecasts, notes=notes, rng=self._rng)
+        return Decision(
+            request_id=shape.request_id,
+            node_id=ranking.scores[0].node_id,
+            policy=policy.name,
+            cost_unit=policy.cost_unit,
+            scores=tuple(ranking.scores),
+            reason=sentence(policy, ranking, preface),
+            decision_s=now_s - live.arrival_s,
+            attempt=live.attempt,
+        )
+
+    def _views(self, nodes: Sequence[Node], now_s: float) -> list[NodeView]:
+        stale_after_s = self._stale_after_s
+        return [node.view(now_s, stale_after_s) for node in nodes]
+
+
+def _delay_s(node: Node, forecast: Forecast) -> float:
+    note = node.note
+    others = len(node.held) if note is None else note.running + note.waiting
+    return delay_to_each_s(forecast, others=others, max_num_seqs=node.config.max_num_seqs)

@@ -1,0 +1,69 @@
+"""Names of policies and what stands behind them. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from gateway.core.policies.base import Policy
+from gateway.core.policies.infaas import Infaas
+from gateway.core.policies.least_requests import LeastRequests
+from gateway.core.policies.llumnix_freeness import LlumnixFreeness
+from gateway.core.policies.min_new_request_latency import MinNewRequestLatency
+from gateway.core.policies.min_qpm import MinQpm
+from gateway.core.policies.min_total_latency import MinTotalLatency
+from gateway.core.policies.min_total_unprocessed_tokens import MinTotalUnprocessedTokens
+from gateway.core.policies.power_of_two import PowerOfTwo
+from gateway.core.policies.random_node import RandomNode
+from gateway.core.policies.round_robin import RoundRobin
+from gateway.core.policies.session import Session
+
+_MAKERS: dict[str, Callable[[], Policy]] = {
+    maker.name: maker
+    for maker in (
+        RoundRobin,
+        RandomNode,
+        LeastRequests,
+        PowerOfTwo,
+        MinQpm,
+        Session,
+        Infaas,
+        LlumnixFreeness,
+        MinTotalUnprocessedTokens,
+        MinNewRequestLatency,
+        MinTotalLatency,
+    )
+}
+
+ALIASES: dict[str, str] = {
+    "min_lunmnix_load": "llumnix_freeness",
+    "min_llumnix_load": "llumnix_freeness",
+    "min_infass_load": "infaas",
+    "min_infaas_load": "infaas",
+    "request_per_seconds": "min_qpm",
+}
+"""Names of the same policies in Block and Astrolabe (their spelling, and the one they meant)."""
+
+
+class PolicyError(ValueError):
+    """An unknown policy, or one that cannot serve where it was put. The message is for people."""
+
+
+def policy_names() -> list[str]:
+    """Canonical names, the simple ones first."""
+    return list(_MAKERS)
+
+
+def canonical_name(name: str) -> str:
+    """The name behind an alias, or the name itself. Raises PolicyError for an unknown one."""
+    name = ALIASES.get(name, name)
+    if name not in _MAKERS:
+        close = difflib.get_close_matches(name, [*_MAKERS, *ALIASES], n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise PolicyError(f"unknown policy {name!r}: {hint}known are {', '.join(_MAKERS)}")
+    return name
+
+
+def make_policy(name: str) -> Policy:
+    """A fresh policy by name or alias. Raises PolicyError for an unknown one."""
+    return _MAKERS[canonical_name(name)]()

@@ -1,0 +1,121 @@
+"""From views and forecasts to a ranking with reasons: the second half of a decision. Pure.
+
+A forecast answers for the state of its node when the question got there. What we dispatched to that node in the
+meantime it cannot know, and in a burst all questions are asked before the first answer is in. Such requests are added
+to the forecast here: each delays the candidate, and the candidate delays each, by `delay_to_each_s`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from gateway.core.events import RequestShape
+from gateway.core.node_account import Held
+from gateway.core.policies.base import NodeView, Policy
+from simcore.types import Forecast, Quantiles, Score
+
+
+class Ranking(NamedTuple):
+    """Scores best first. `tied` nodes share the least cost; the first score is the one drawn."""
+
+    scores: list[Score]
+    tied: int
+    priced: int
+    """Nodes that have a cost. 0: the policy could not choose."""
+
+
+def rank(
+    policy: Policy,
+    request: RequestShape,
+    views: Sequence[NodeView],
+    *,
+    forecasts: Mapping[str, Forecast],
+    notes: Mapping[str, str],
+    rng: random.Random,
+) -> Ranking:
+    """Prices the nodes, draws among the cheapest, and puts all in order. `notes` are remarks per node for people."""
+    costs = policy.costs(request, views, forecasts)
+    # NaN compares unequal to itself; it must not win or lose by accident.
+    known = [cost for cost in costs if cost is not None and cost == cost]
+    if not known:
+        return Ranking([_score(view, None, forecasts, notes) for view in views], 0, 0)
+    least = min(known)
+    best = [i for i, cost in enumerate(costs) if cost == least]
+    chosen = best[0] if len(best) == 1 else best[rng.randrange(len(best))]
+    keys = [
+        (i != chosen, cost is None or cost != cost, 0.0 if cost is None or cost != cost else cost, i)
+        for i, cost in enumerate(costs)
+    ]
+    keys.sort()
+    scores = [_score(views[key[3]], None if key[1] else key[2], forecasts, notes) for key in keys]
+    return Ranking(scores, len(best), len(known))
+
+
+def delay_to_each_s(forecast: Forecast, *, others: int, max_num_seqs: int) -> float:
+    """Seconds by which a request delays each other request of its node.
+
+    At least what the forecast says of those there already (harm over their number); and at least its share of the node:
+    one of `max_num_seqs` places for as long as it stays (processor sharing), which also holds on an idle node where
+    there was nobody to harm, and in a queue where the harm falls on those who come later.
+    """
+    harm_s = forecast.harm_s.mean / others if others > 0 else 0.0
+    return max(harm_s, forecast.e2e_s.mean / max_num_seqs, 0.0)
+
+
+def with_missed(forecast: Forecast, missed: Sequence[Held], own_delay_s: float) -> Forecast:
+    """The forecast with our dispatches that it could not know of. Requests that nobody forecast count like this one."""
+    waits_s = sum(own_delay_s if held.delay_s is None else held.delay_s for held in missed)
+    return Forecast(
+        request_id=forecast.request_id,
+        node_id=forecast.node_id,
+        ttft_s=_later(forecast.ttft_s, waits_s),
+        tpot_s=forecast.tpot_s,
+        e2e_s=_later(forecast.e2e_s, waits_s),
+        preemptions=forecast.preemptions,
+        kv_headroom_blocks=forecast.kv_headroom_blocks - sum(held.prompt_blocks for held in missed),
+        harm_s=_later(forecast.harm_s, own_delay_s * len(missed)),
+        trace_seq=forecast.trace_seq,
+        state_age_s=forecast.state_age_s,
+        source=forecast.source,
+    )
+
+
+def sentence(policy: Policy, ranking: Ranking, preface: str = "") -> str:
+    """Why the first node of a ranking was chosen, for people."""
+    best = ranking.scores[0]
+    of = f"{ranking.priced} of {len(ranking.scores)} nodes compared"
+    if best.forecast is not None:
+        f = best.forecast
+        what = (
+            f"{best.node_id} is forecast to finish it in {f.e2e_s.mean:.3g} s and to delay others by "
+            f"{f.harm_s.mean:.3g} s in all"
+        )
+    else:
+        what = f"{best.node_id} has the least {policy.name} cost of {best.cost:.4g} {policy.cost_unit}"
+    if ranking.tied > 1:
+        return f"{preface}{what}; drawn at random among {ranking.tied} equal nodes ({of})"
+    if ranking.priced > 1:
+        second = ranking.scores[1]
+        return f"{preface}{what}; next is {second.node_id} with {second.cost:.4g} {policy.cost_unit} ({of})"
+    return f"{preface}{what} ({of})"
+
+
+def _score(view: NodeView, cost: float | None, forecasts: Mapping[str, Forecast], notes: Mapping[str, str]) -> Score:
+    node_id = view.node_id
+    forecast = forecasts.get(node_id)
+    note = notes.get(node_id, "")
+    if cost is None and not note:
+        note = "its load is not known" if view.load is None else "the policy could not price it"
+    return Score(
+        node_id=node_id,
+        cost=cost,
+        forecast=forecast,
+        state_age_s=view.state_age_s if forecast is None else forecast.state_age_s,
+        note=note,
+    )
+
+
+def _later(q: Quantiles, by_s: float) -> Quantiles:
+    return Quantiles(q.mean + by_s, q.p50 + by_s, q.p90 + by_s)

@@ -4,9 +4,9 @@
            + in mixed steps (m * decode KV + n * sequences)
 
 Dense operators give the curve, attention gives a, b, m and n plus a launch floor (into the constant), a cost per
-sequence and one per token (into the curve); head and host work give a constant and a cost per sequence. Per-layer times are
-multiplied by the layers. Attention rows are weighted by the step they would be part of, so that an error matters as
-much as it matters to the step.
+sequence and one per token (into the curve); head and host work give a constant and a cost per sequence. Times of one
+layer are multiplied by the layers. Attention rows are weighted by the step they would be part of, so that an error
+matters as much as it matters to the step.
 """
 
 from __future__ import annotations
@@ -131,6 +131,12 @@ def _coefficients(measured: Measured) -> Coefficients:
     floor, work, kv, seq, token, mixed_kv, mixed_seq = measured.layers * fit_nonnegative(
         _with_mixed(features), seconds, in_step
     )
+    for name, value, phase in (("prefill work", work, "prefill"), ("decode KV", kv, "decode")):
+        if value <= 0:
+            raise ProfileTableError(
+                f"{measured.attention[0].file}: the rows give no price to {name}; add a table of {phase} attention, "
+                f"or the rule `{phase}-attention`"
+            )
     head_s, head_seq_s = affine([k.tokens for k in measured.head], [k.seconds for k in measured.head])
     host_s, host_seq_s = affine(measured.host_seqs, measured.host_s)
     return Coefficients(

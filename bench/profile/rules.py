@@ -18,12 +18,17 @@ LAUNCH_S = 3e-6
 RULE_FILE = "rule"
 """Instead of a file name."""
 
-ELEMENTWISE_SOURCE = (
-    f"elementwise operators by rule: bytes at {MEMORY_EFFICIENCY:g} of peak bandwidth + {LAUNCH_S * 1e6:g} us each"
-)
-HEAD_SOURCE = (
-    f"lm_head by rule: weights at {MEMORY_EFFICIENCY:g} of peak bandwidth or {TENSOR_EFFICIENCY:g} of peak FLOPS"
-)
+DECODE_EFFICIENCY = 0.85
+PREFILL_EFFICIENCY = 0.5
+ATTENTION_LAUNCH_S = 20e-6
+
+SOURCES = {
+    "elementwise": f"rule: elementwise operators at {MEMORY_EFFICIENCY:g} of peak bandwidth, {LAUNCH_S * 1e6:g} us each",
+    "head": f"rule: weights at {MEMORY_EFFICIENCY:g} of peak bandwidth, or {TENSOR_EFFICIENCY:g} of peak FLOPS",
+    "decode-attention": f"rule: decode attention reads KV at {DECODE_EFFICIENCY:g} of peak bandwidth",
+    "prefill-attention": f"rule: prefill attention at {PREFILL_EFFICIENCY:g} of peak FLOPS",
+}
+"""What a profile says of a part that a rule made."""
 
 
 def elementwise(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int]) -> list[Kernel]:
@@ -71,7 +76,7 @@ def head(shape: ModelShape, tp: int, gpu: Gpu, seqs: Sequence[int] = (1, 32, 64,
 
 
 def decode_attention(
-    shape: ModelShape, tp: int, gpu: Gpu, *, efficiency: float = 0.85, launch_s: float = 20e-6
+    shape: ModelShape, tp: int, gpu: Gpu, *, efficiency: float = DECODE_EFFICIENCY, launch_s: float = ATTENTION_LAUNCH_S
 ) -> list[Kernel]:
     """Decode attention of one layer that reads its KV at a share of peak bandwidth."""
     return [
@@ -92,7 +97,12 @@ def decode_attention(
 
 
 def prefill_attention(
-    shape: ModelShape, tp: int, gpu: Gpu, *, efficiency: float = 0.5, launch_s: float = 20e-6
+    shape: ModelShape,
+    tp: int,
+    gpu: Gpu,
+    *,
+    efficiency: float = PREFILL_EFFICIENCY,
+    launch_s: float = ATTENTION_LAUNCH_S,
 ) -> list[Kernel]:
     """Prefill attention of one layer at a share of the tensor peak."""
     kernels = []

@@ -41,10 +41,10 @@ class FitReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     rows_held_out: int
     rows_refused: int
     """Rows left out because they break physics or hold no value."""
-    median_error: float
-    """Relative error of the step time, a share of 1."""
-    p90_error: float
-    note: str = ""
+    median_error: dict[str, float]
+    """Relative error (a share of 1) of the GPU's part of a step, by kind of batch: `dense` (no attention), `decode`,
+    `prefill`, `mixed`, `all`. Measured by a fit that left a fifth of the rows out."""
+    p90_error: dict[str, float]
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -60,10 +60,13 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     quality: str
     """`measured`: every part from tables of this GPU; `composed`: some part from a sister GPU or a rule; `roofline`:
     from peaks alone."""
+    note: str = ""
     constant_s: Coefficient
     prefill_work_s_per_token2: Coefficient
     decode_kv_s_per_token: Coefficient
     per_seq_s: Coefficient
+    mixed_decode_kv_s_per_token: Coefficient
+    mixed_seq_s: Coefficient
     dense: DenseCurve
     kv: KvHint
     fit: FitReport
@@ -76,6 +79,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             prefill_work_s_per_token2=self.prefill_work_s_per_token2.value,
             decode_kv_s_per_token=self.decode_kv_s_per_token.value,
             per_seq_s=self.per_seq_s.value,
+            mixed_decode_kv_s_per_token=self.mixed_decode_kv_s_per_token.value,
+            mixed_seq_s=self.mixed_seq_s.value,
             dense_knots_tokens=self.dense.tokens,
             dense_knots_s=self.dense.seconds,
             source=self.dense.source,

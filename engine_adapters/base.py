@@ -5,7 +5,7 @@ An adapter owns its connection and translates; it decides nothing. `engine_adapt
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal, Protocol
 
 import msgspec
@@ -50,6 +50,24 @@ class EngineOutput(msgspec.Struct, frozen=True):
     """Prompt tokens taken from the prefix cache; set in the last one."""
 
 
+OutputSink = Callable[[str, EngineOutput | EngineError], None]
+"""Takes (request id, output). The last call for a request brings an output with `finish`, or an EngineError."""
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What an adapter is told. Each uses what concerns it."""
+
+    node_id: str
+    config: EngineConfig | None = None
+    """Limits of an engine that we start ourselves; one that runs elsewhere tells its own."""
+    step_time: StepTimeModel | None = None
+    """Hardware that an emulated engine pretends to be."""
+    time_scale: float = 1.0
+    """How much faster than that hardware an emulated engine runs."""
+    tokenizer: str = "bytes"
+    """Whose ids the engine speaks."""
+
+
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What an adapter can do, so that callers ask instead of trying."""
 
@@ -81,6 +99,13 @@ class EngineClient(Protocol):
 
         Raises RequestRefused before the first output, EngineError at any point. Closing the iterator early aborts
         the request in the engine.
+        """
+
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
+        """As `generate`, without a task per request: outputs go to `sink`, called on the event loop, those of one
+        engine step in one turn of it. A sink must not raise and must not call back into the client.
+
+        Raises RequestRefused or EngineError if that is known at once; then the sink is never called.
         """
 
     async def abort(self, request_id: str) -> bool:

@@ -20,7 +20,7 @@ STEP_TIME = StepTimeModel(
     prefill_work_s_per_token2=0.0,
     decode_kv_s_per_token=0.0,
     per_seq_s=0.0001,
-    dense_knots_tokens=(0, 64),
+    dense_knots_tokens=(1, 64),
     dense_knots_s=(0.0, 0.01),
 )
 

@@ -1,0 +1,317 @@
+"""A simulated engine on the wall clock, behind the same Protocols as a real one. The embedded default.
+
+`simcore.node` schedules; this module waits. Steps follow each other on a virtual schedule (a step begins where the last
+one ended, not where the process woke up), so that late wake-ups do not add up: a process that has fallen behind runs
+its steps without waiting until it has caught up, and says so in the log and in `pacing()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+
+import msgspec
+import structlog
+
+from engine_adapters.base import (
+    Capabilities,
+    EngineError,
+    EngineOptions,
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    OutputSink,
+    RequestRefused,
+)
+from engine_adapters.emulated_answer import Answer, natural_length
+from engine_adapters.streaming import stream
+from engine_adapters.tokenizer import StreamDecoder, load_tokenizer, tokenizer_info
+from simcore.cost.step_time import StepTimeModel
+from simcore.node import SimNode, SimRequest
+from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.types import EngineConfig
+
+log = structlog.get_logger("engine_adapters.emulated")
+
+WATCH_BUFFER_DELTAS = 512
+"""Deltas kept for a watcher that does not read; older ones are lost to it, and the sequence numbers show that."""
+LATE_S = 0.05
+"""A step that ends later than this is worth a warning, at most one per WARN_EVERY_S."""
+WARN_EVERY_S = 10.0
+
+
+class Pacing(msgspec.Struct, frozen=True):
+    """How well the wall clock was kept since the last reading."""
+
+    steps: int
+    mean_late_s: float
+    max_late_s: float
+
+
+class _Running:
+    """One request in the engine."""
+
+    __slots__ = ("answer", "finish", "sink")
+
+    def __init__(self, answer: Answer, finish: FinishReason, sink: OutputSink) -> None:
+        self.answer = answer
+        self.finish = finish
+        self.sink = sink
+
+
+class _Watcher:
+    """Deltas on their way to one reader."""
+
+    def __init__(self) -> None:
+        self.items: deque[TraceSnapshot | TraceDelta] = deque(maxlen=WATCH_BUFFER_DELTAS)
+        self.ready = asyncio.Event()
+        self.wants_snapshot = True
+
+    def push(self, item: TraceSnapshot | TraceDelta) -> None:
+        self.items.append(item)
+        self.ready.set()
+
+
+class EmulatedEngine:
+    """Client and probe in one."""
+
+    capabilities = Capabilities(per_request_trace=True, exact_rules=True)
+
+    def __init__(self, options: EngineOptions) -> None:
+        if options.config is None or options.step_time is None:
+            raise EngineError("the emulated engine needs its limits (config) and a step-time profile")
+        if not options.time_scale > 0:
+            raise EngineError(f"time_scale must be > 0, got {options.time_scale}")
+        self._config = options.config
+        self._step_time = options.step_time.scaled(1.0 / options.time_scale)
+        self._tokenizer = options.tokenizer
+        self._text_ids = tokenizer_info(options.tokenizer).text_ids
+        self._node = SimNode(options.node_id, options.config, self._step_time)
+        self._here: dict[str, _Running] = {}
+        self._aborted: list[str] = []
+        self._idle_deltas = 0
+        self._in_step = False
+        self._watchers: list[_Watcher] = []
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failure: EngineError | None = None
+        self._pacing = [0, 0.0, 0.0]
+        self._warned_s = -WARN_EVERY_S
+
+    async def start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="emulated engine")
+
+    async def close(self) -> None:
+        if self._failure is None:
+            self._failure = EngineError("the engine was closed")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for request_id in list(self._here):
+            self._abort(request_id)
+        for watcher in self._watchers:
+            watcher.ready.set()
+
+    def config(self) -> EngineConfig:
+        return self._config
+
+    def step_time(self) -> StepTimeModel:
+        return self._step_time
+
+    def pacing(self) -> Pacing:
+        """How late steps ended since the last call; starts a new count."""
+        steps, total_s, worst_s = self._pacing
+        self._pacing = [0, 0.0, 0.0]
+        return Pacing(int(steps), total_s / steps if steps else 0.0, worst_s)
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        return stream(self, request)
+
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._task is None:
+            raise EngineError("the engine is not started")
+        tokens, finish = self._length(request)
+        sim = SimRequest(
+            request_id=request.request_id,
+            prompt_tokens=len(request.prompt_token_ids),
+            output_tokens=tokens,
+            max_output_tokens=min(request.max_tokens, self._room(request)),
+            priority=request.priority,
+        )
+        try:
+            self._node.add(sim, time.monotonic())
+        except ValueError as refused:
+            raise RequestRefused(str(refused)) from None
+        self._here[request.request_id] = _Running(Answer(request.prompt_token_ids, self._text_ids), finish, sink)
+        self._wake.set()
+
+    async def abort(self, request_id: str) -> bool:
+        return self._abort(request_id)
+
+    async def watch(self) -> AsyncIterator[TraceSnapshot | TraceDelta]:
+        watcher = _Watcher()
+        if not self._in_step:
+            self._send_snapshot(watcher, time.monotonic())
+        self._watchers.append(watcher)
+        try:
+            while True:
+                while watcher.items:
+                    yield watcher.items.popleft()
+                if self._failure is not None:
+                    raise self._failure
+                watcher.ready.clear()
+                await watcher.ready.wait()
+        finally:
+            self._watchers.remove(watcher)
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                if self._node.has_work:
+                    await self._one_step()
+                    continue
+                if self._aborted:
+                    self._publish_idle()
+                self._wake.clear()
+                await self._wake.wait()
+        except asyncio.CancelledError:
+            raise
+        except Exception as defect:
+            log.exception("emulated engine failed")
+            self._failure = EngineError(f"the emulated engine failed: {defect!r}")
+            for request_id, running in list(self._here.items()):
+                del self._here[request_id]
+                running.sink(request_id, self._failure)
+            for watcher in self._watchers:
+                watcher.ready.set()
+
+    async def _one_step(self) -> None:
+        delta = self._node.step(self._node.next_step_s)
+        aborted, self._aborted = tuple(self._aborted), []
+        # An idle engine has told of aborts that the node counts towards its next step.
+        if self._idle_deltas or delta.aborted != aborted:
+            delta = msgspec.structs.replace(delta, seq=delta.seq + self._idle_deltas, aborted=aborted)
+        batch = [(s.request_id, self._here[s.request_id], s.produced) for s in delta.scheduled if s.produced]
+        self._in_step = True
+        # Also when late: others must get their turn between two steps.
+        await asyncio.sleep(max(0.0, delta.end_s - time.monotonic()))
+        self._in_step = False
+        self._note_lateness(time.monotonic() - delta.end_s)
+        self._publish(delta)
+        finished = frozenset(delta.finished)
+        here = self._here
+        for request_id, running, produced in batch:
+            # It may have been aborted (and even come again) while the step ran.
+            if here.get(request_id) is not running:
+                continue
+            tokens = tuple([running.answer.next_token() for _ in range(produced)])
+            if request_id in finished:
+                del here[request_id]
+                running.sink(request_id, EngineOutput(tokens, running.finish))
+            else:
+                running.sink(request_id, EngineOutput(tokens))
+
+    def _abort(self, request_id: str) -> bool:
+        running = self._here.pop(request_id, None)
+        if running is None:
+            return False
+        if self._node.abort(request_id):
+            self._aborted.append(request_id)
+        running.sink(request_id, EngineOutput((), "aborted"))
+        return True
+
+    def _publish(self, delta: TraceDelta) -> None:
+        for watcher in self._watchers:
+            if watcher.wants_snapshot:
+                self._send_snapshot(watcher, delta.end_s)
+            else:
+                watcher.push(delta)
+
+    def _publish_idle(self) -> None:
+        """Aborts have left nothing to do: no step will tell of them, so an empty one does."""
+        now_s = time.monotonic()
+        self._idle_deltas += 1
+        state = self._node.snapshot(now_s)
+        delta = TraceDelta(
+            seq=state.seq + self._idle_deltas,
+            start_s=now_s,
+            duration_s=0.0,
+            aborted=tuple(self._aborted),
+            free_blocks=state.free_blocks,
+        )
+        self._aborted.clear()
+        self._publish(delta)
+
+    def _send_snapshot(self, watcher: _Watcher, now_s: float) -> None:
+        state = self._node.snapshot(now_s)
+        watcher.push(msgspec.structs.replace(state, seq=state.seq + self._idle_deltas))
+        watcher.wants_snapshot = False
+
+    def _note_lateness(self, late_s: float) -> None:
+        pacing = self._pacing
+        pacing[0] += 1
+        pacing[1] += max(0.0, late_s)
+        pacing[2] = max(pacing[2], late_s)
+        if late_s > LATE_S:
+            now_s = time.monotonic()
+            if now_s - self._warned_s >= WARN_EVERY_S:
+                self._warned_s = now_s
+                log.warning("emulated engine is behind its schedule", late_s=round(late_s, 4), running=len(self._here))
+
+    def _room(self, request: EngineRequest) -> int:
+        """Output tokens that the engine can hold behind this prompt."""
+        config = self._config
+        kv_tokens = config.num_blocks * config.block_size_tokens
+        # The last token is never computed, so it needs no slot.
+        return min(config.max_model_len_tokens, kv_tokens + 1) - len(request.prompt_token_ids)
+
+    def _length(self, request: EngineRequest) -> tuple[int, FinishReason]:
+        """Tokens of the answer and why it ends there. Raises RequestRefused."""
+        prompt = request.prompt_token_ids
+        if request.max_tokens < 1:
+            raise RequestRefused(f"max_tokens must be >= 1, got {request.max_tokens}")
+        if not prompt:
+            raise RequestRefused("the prompt has no tokens; send at least one")
+        if "" in request.stop:
+            raise RequestRefused("stop holds an empty text, which would end every answer: leave it out")
+        room = self._room(request)
+        if room < 1:
+            config = self._config
+            raise RequestRefused(
+                f"the prompt has {len(prompt)} tokens; with one token of answer the engine takes "
+                f"{config.max_model_len_tokens} (max_model_len_tokens) and holds "
+                f"{config.num_blocks * config.block_size_tokens} in its KV cache: shorten the prompt"
+            )
+        tokens, finish = min(request.max_tokens, room), "length"
+        if not request.ignore_eos:
+            natural = natural_length(prompt, self._text_ids)
+            if natural <= tokens:
+                tokens, finish = natural, "stop"
+        if request.stop or request.stop_token_ids:
+            stopped = self._stopped_at(request, tokens)
+            if stopped:
+                tokens, finish = stopped, "stop"
+        return tokens, "stop" if finish == "stop" else "length"
+
+    def _stopped_at(self, request: EngineRequest, tokens: int) -> int:
+        """How many tokens the answer has when a stop token or text appears; 0 if none does within `tokens`."""
+        answer = Answer(request.prompt_token_ids, self._text_ids)
+        decoder = StreamDecoder(load_tokenizer(self._tokenizer)) if request.stop else None
+        ids = frozenset(request.stop_token_ids)
+        longest = max((len(s) for s in request.stop), default=0)
+        tail = ""
+        for produced in range(1, tokens + 1):
+            token = answer.next_token()
+            if token in ids:
+                return produced
+            if decoder is not None:
+                tail += decoder.push([token])
+                if any(s in tail for s in request.stop):
+                    return produced
+                tail = tail[-longest:]
+        return 0

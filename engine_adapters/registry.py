@@ -1,0 +1,35 @@
+"""Engine dialects by name; a module is imported when its name is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import cast
+
+from engine_adapters.base import EngineClient, EngineError, EngineOptions, EngineProbe
+
+_ADAPTERS: dict[str, str] = {
+    "emulated": "engine_adapters.emulated:EmulatedEngine",
+}
+
+
+class UnknownEngineError(EngineError):
+    """No adapter has that name; the message lists those that exist."""
+
+
+def adapter_names() -> list[str]:
+    return list(_ADAPTERS)
+
+
+def client_and_probe(name: str, options: EngineOptions) -> tuple[EngineClient, EngineProbe]:
+    """The client and the probe of one engine, not yet started.
+
+    Raises UnknownEngineError, or EngineError if the options do not suit the adapter.
+    """
+    if name not in _ADAPTERS:
+        close = difflib.get_close_matches(name, _ADAPTERS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UnknownEngineError(f"unknown engine {name!r}{hint}: choose one of {', '.join(_ADAPTERS)}")
+    module, _, attribute = _ADAPTERS[name].partition(":")
+    adapter = getattr(importlib.import_module(module), attribute)(options)
+    return cast(EngineClient, adapter), cast(EngineProbe, adapter)

@@ -296,6 +296,8 @@ def _channel_options(keepalive_s: float) -> list[tuple[str, Any]]:
     return [
         ("grpc.keepalive_time_ms", keepalive_ms),
         ("grpc.keepalive_timeout_ms", keepalive_ms),
+        # What really ends a silent connection; its default is a minute.
+        ("grpc.http2.ping_timeout_ms", keepalive_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", -1),
@@ -314,7 +316,8 @@ async def _why_ended(call: Session) -> str:
 
 def _explain(error: grpc.aio.AioRpcError) -> str:
     if error.code() == grpc.StatusCode.UNAVAILABLE:
-        return f"cannot be reached: {error.details()}"
+        # gRPC says at length what it has tried; the last clause is the reason.
+        return f"cannot be reached: {(error.details() or '').rsplit(': ', 1)[-1]}"
     if error.code() == grpc.StatusCode.UNIMPLEMENTED:
         return "something else listens there: it has no Predict.Session"
     return f"{error.code().name}: {error.details()}"

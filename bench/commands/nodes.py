@@ -9,7 +9,7 @@ import click
 from bench.gateway_client import dispatch_stub, gateway_option, json_option
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from protos.v1 import astrolabe_dispatch_pb2 as pb
 
@@ -70,7 +70,9 @@ def _json(listed: pb.NodeList) -> bytes:
     return orjson.dumps(document)
 
 
-def _table(listed: pb.NodeList) -> Table:
+def _table(listed: pb.NodeList) -> Group:
+    """The nodes, and below why those that are down are so."""
+    from rich.console import Group
     from rich.table import Table
 
     table = Table(title=f"policy {listed.policy}", title_justify="left")
@@ -81,7 +83,6 @@ def _table(listed: pb.NodeList) -> Table:
         table.add_column(name, justify="right")
     table.add_column("profile")
     table.add_column("model")
-    table.add_column("detail", overflow="fold")
     for node in listed.nodes:
         style = STYLES.get(node.status, "")
         load = ("-", "-", "-")
@@ -96,6 +97,5 @@ def _table(listed: pb.NodeList) -> Table:
             f"{node.state_age_s:.1f}" if node.HasField("load") else "-",
             node.profile,
             node.config.model,
-            node.detail,
         )
-    return table
+    return Group(table, *(f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail))

@@ -1,0 +1,79 @@
+"""How a query becomes token ids of a BERT-like encoder: prompt, then the end of the conversation before it. Pure.
+
+Shared by training and inference, so that both see the same.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from length_model.query import LengthQuery
+
+PROMPT_HEAD_TOKENS = 48
+PROMPT_TAIL_TOKENS = 24
+ANSWER_TOKENS = 16
+QUESTION_TOKENS = 8
+
+_CHARS_PER_TOKEN_AT_MOST = 12
+"""Text beyond this many characters per wanted token is not even tokenized."""
+
+
+class Encoding(Protocol):
+    """As `tokenizers` returns it."""
+
+    ids: list[int]
+
+
+class FastTokenizer(Protocol):
+    """The part of `tokenizers.Tokenizer` used here."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Encoding: ...
+
+
+class SpecialIds(msgspec.Struct, frozen=True):
+    """Vocabulary ids of the marks around the parts."""
+
+    begin: int
+    separator: int
+    pad: int
+
+
+def token_ids(tokenizer: FastTokenizer, special: SpecialIds, query: LengthQuery) -> list[int]:
+    """begin, prompt (its beginning and end), separator [, last answer, last question, separator]: at most 99 ids."""
+    room = PROMPT_HEAD_TOKENS + PROMPT_TAIL_TOKENS
+    text = query.prompt
+    limit = room * _CHARS_PER_TOKEN_AT_MOST
+    if len(text) > 2 * limit:
+        head = _ids(tokenizer, text[:limit])[:PROMPT_HEAD_TOKENS]
+        prompt = head + _ids(tokenizer, text[-limit:])[-PROMPT_TAIL_TOKENS:]
+    else:
+        prompt = _ids(tokenizer, text)
+        if len(prompt) > room:
+            prompt = prompt[:PROMPT_HEAD_TOKENS] + prompt[-PROMPT_TAIL_TOKENS:]
+    found = [special.begin, *prompt, special.separator]
+    answer = next((t.text for t in reversed(query.history) if t.role == "assistant"), "")
+    question = next((t.text for t in reversed(query.history) if t.role == "user"), "")
+    if answer or question:
+        found += _ids(tokenizer, answer[: ANSWER_TOKENS * _CHARS_PER_TOKEN_AT_MOST])[:ANSWER_TOKENS]
+        found += _ids(tokenizer, question[: QUESTION_TOKENS * _CHARS_PER_TOKEN_AT_MOST])[:QUESTION_TOKENS]
+        found.append(special.separator)
+    return found
+
+
+def _ids(tokenizer: FastTokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+
+def padded(rows: list[list[int]], pad: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """ids [n, longest], and where they are real."""
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad, dtype=np.int64)
+    real = np.zeros((len(rows), longest), dtype=np.bool_)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        real[i, : len(row)] = True
+    return ids, real

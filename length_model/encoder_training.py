@@ -1,0 +1,255 @@
+"""Fine-tunes a BERT-like encoder (MiniLM, RoBERTa, ...) to give hazards. Needs torch and transformers.
+
+Mean-pooled token states joined with the numbers of `features.dense`, one hidden layer, one logit per bucket; the loss
+is the negative log-likelihood of discrete-time survival, which takes censored answers as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel
+
+from length_model.distribution import Floats, Ints, bucket_of, log_edges, pmf_from_hazards
+from length_model.encoder_input import SpecialIds, padded, token_ids
+from length_model.features import dense
+from length_model.query import LengthSample
+from length_model.scoring import crps
+
+
+class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How to train."""
+
+    encoder: str
+    """Folder with `config.json`, `tokenizer.json` and weights."""
+    epochs: int = 2
+    batch: int = 32
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warm_up: float = 0.05
+    """Share of all steps."""
+    dropout: float = 0.2
+    hidden: int = 128
+    seed: int = 0
+    low_precision: bool = True
+    """bfloat16 matrix products: twice as fast where the CPU has them."""
+
+
+class Epoch(msgspec.Struct, frozen=True, kw_only=True):
+    """Where training stands."""
+
+    epoch: int
+    calibration_crps: float
+    arrays: dict[str, Any]
+    meta: dict[str, Any]
+
+
+class LengthEncoder(torch.nn.Module):
+    def __init__(self, body: torch.nn.Module, *, width: int, numbers: int, recipe: EncoderRecipe, bias: Floats) -> None:
+        super().__init__()
+        self.body = body
+        self.drop = torch.nn.Dropout(recipe.dropout)
+        self.hidden = torch.nn.Linear(width + numbers, recipe.hidden)
+        self.out = torch.nn.Linear(recipe.hidden, len(bias))
+        torch.nn.init.zeros_(self.out.weight)
+        self.out.bias.data = torch.tensor(bias, dtype=torch.float32)
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        states = self.body(input_ids=ids, attention_mask=real).last_hidden_state.float()
+        weight = real[:, :, None].float()
+        pooled = (states * weight).sum(1) / weight.sum(1)
+        joined = torch.cat([self.drop(pooled), numbers], dim=1)
+        logits: torch.Tensor = self.out(self.drop(functional.gelu(self.hidden(joined), approximate="tanh")))
+        return logits
+
+
+def survival_loss(logits: torch.Tensor, bucket: torch.Tensor, censored: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood. logits [n, K], bucket [n], censored [n]; a censored answer only says that it
+    outlived the buckets before its own."""
+    columns = torch.arange(logits.shape[1])[None, :]
+    survived = columns < bucket[:, None]
+    ended = (columns == bucket[:, None]) & ~censored[:, None]
+    per_bucket = functional.softplus(logits) * (survived | ended) - logits * ended
+    return per_bucket.sum(1).mean()
+
+
+def train(
+    training: Sequence[LengthSample],
+    calibration: Sequence[LengthSample],
+    recipe: EncoderRecipe,
+    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Epoch:
+    """Calls `progress(step, steps, loss)` per batch and `on_epoch` per epoch; returns the last epoch.
+
+    Raises ValueError when there is nothing to train on, OSError when the encoder's folder lacks a file.
+    """
+    if not training or not calibration:
+        raise ValueError("training needs samples on both the train and the calibration side")
+    torch.manual_seed(recipe.seed)
+    edges = log_edges()
+    folder = Path(recipe.encoder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()  # files of sentence encoders come with both switched on
+    tokenizer.no_truncation()
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(config, "hidden_act", "") == "gelu":
+        config.hidden_act = "gelu_pytorch_tanh"  # the form that needs no erf at inference
+    body = AutoModel.from_pretrained(folder, config=config, add_pooling_layer=False)
+    special = special_ids(tokenizer)
+    _freeze_embeddings(body)
+
+    numbers = np.stack([dense(s.query) for s in training])
+    mean, spread = numbers.mean(axis=0), numbers.std(axis=0) + 1e-6
+    bucket = bucket_of(edges, [s.output_tokens for s in training])
+    model = LengthEncoder(
+        body,
+        width=int(config.hidden_size),
+        numbers=numbers.shape[1],
+        recipe=recipe,
+        bias=hazard_logits(bucket, np.array([s.censored for s in training]), len(edges) - 1),
+    )
+    rows = [token_ids(tokenizer, special, s.query) for s in training]
+    inputs = _Inputs(rows, (numbers - mean) / spread, bucket, [s.censored for s in training], special.pad)
+    held = _Inputs(
+        [token_ids(tokenizer, special, s.query) for s in calibration],
+        (np.stack([dense(s.query) for s in calibration]) - mean) / spread,
+        bucket_of(edges, [s.output_tokens for s in calibration]),
+        [s.censored for s in calibration],
+        special.pad,
+    )
+    body_parameters = [p for p in body.parameters() if p.requires_grad]
+    head_parameters = [*model.hidden.parameters(), *model.out.parameters()]
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": body_parameters, "lr": recipe.learning_rate},
+            {"params": head_parameters, "lr": recipe.head_learning_rate},
+        ],
+        weight_decay=recipe.weight_decay,
+    )
+    rng = np.random.default_rng(recipe.seed)
+    steps = recipe.epochs * -(-len(rows) // recipe.batch)
+    warm = max(1, int(steps * recipe.warm_up))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
+    )
+    step, last = 0, None
+    for epoch in range(recipe.epochs):
+        model.train()
+        for chosen in batches_of_like_length([len(r) for r in rows], recipe.batch, rng):
+            ids, real, x, b, c = inputs.take(chosen)
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.low_precision):
+                logits = model(ids, real, x)
+            loss = survival_loss(logits.float(), b, c)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            step += 1
+            progress(step, steps, float(loss.detach()))
+        score = _crps(model, held, edges, np.array([s.output_tokens for s in calibration]), recipe)
+        last = Epoch(
+            epoch=epoch + 1,
+            calibration_crps=score,
+            arrays=_arrays(model, mean, spread),
+            meta=_meta(config, tokenizer, special, recipe),
+        )
+        on_epoch(last)
+    assert last is not None
+    return last
+
+
+class _Inputs:
+    """Samples ready to be batched."""
+
+    def __init__(self, rows: list[list[int]], numbers: Any, bucket: Ints, censored: Sequence[bool], pad: int) -> None:
+        self.rows = rows
+        self.numbers = torch.tensor(numbers, dtype=torch.float32)
+        self.bucket = torch.tensor(bucket)
+        self.censored = torch.tensor(list(censored))
+        self.pad = pad
+
+    def take(self, chosen: Ints) -> tuple[torch.Tensor, ...]:
+        ids, real = padded([self.rows[i] for i in chosen], self.pad)
+        at = torch.tensor(chosen)
+        return torch.tensor(ids), torch.tensor(real), self.numbers[at], self.bucket[at], self.censored[at]
+
+
+def batches_of_like_length(lengths: Sequence[int], batch: int, rng: np.random.Generator) -> list[Ints]:
+    """All positions once, in batches of similar length (little padding), batches in random order."""
+    noisy = np.asarray(lengths) + rng.uniform(0, 4, size=len(lengths))
+    order = np.argsort(noisy)
+    parts = [order[i : i + batch] for i in range(0, len(order), batch)]
+    rng.shuffle(parts)
+    return parts
+
+
+def hazard_logits(bucket: Ints, censored: Any, buckets: int) -> Floats:
+    """Log-odds of the hazards of everybody, smoothed by half an ending per bucket; where the head begins."""
+    ended = np.bincount(bucket[~censored], minlength=buckets).astype(np.float64)
+    reached = np.bincount(bucket, minlength=buckets)[::-1].cumsum()[::-1].astype(np.float64)
+    hazard = (ended + 0.5) / (reached + 2.0)
+    return np.asarray(np.log(hazard / (1 - hazard)))
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """Raises ValueError for a tokenizer that is neither of BERT's nor of RoBERTa's kind."""
+    for begin, separator, pad in (("[CLS]", "[SEP]", "[PAD]"), ("<s>", "</s>", "<pad>")):
+        ids = [tokenizer.token_to_id(t) for t in (begin, separator, pad)]
+        if None not in ids:
+            return SpecialIds(*ids)
+    raise ValueError("the encoder's tokenizer has neither [CLS] [SEP] [PAD] nor <s> </s> <pad>")
+
+
+def _freeze_embeddings(body: Any) -> None:
+    for parameter in body.embeddings.parameters():
+        parameter.requires_grad = False
+
+
+def _crps(model: LengthEncoder, held: _Inputs, edges: Ints, tokens: Ints, recipe: EncoderRecipe) -> float:
+    model.eval()
+    order = np.argsort([len(r) for r in held.rows], kind="stable")
+    hazards = np.zeros((len(order), len(edges) - 1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=recipe.low_precision):
+        for i in range(0, len(order), 64):
+            chosen = order[i : i + 64]
+            ids, real, x, _, _ = held.take(chosen)
+            hazards[chosen] = torch.sigmoid(model(ids, real, x).float()).numpy()
+    return float(crps(edges, pmf_from_hazards(hazards), tokens).mean())
+
+
+def _arrays(model: LengthEncoder, mean: Any, spread: Any) -> dict[str, Any]:
+    arrays = {
+        f"body.{k}": v.detach().float().numpy().copy()
+        for k, v in model.body.state_dict().items()
+        if v.is_floating_point()
+    }
+    for name in ("hidden", "out"):
+        layer = getattr(model, name)
+        arrays[f"{name}.weight"] = layer.weight.detach().numpy().copy()
+        arrays[f"{name}.bias"] = layer.bias.detach().numpy().copy()
+    arrays["dense.mean"], arrays["dense.spread"] = mean.astype(np.float32), spread.astype(np.float32)
+    return arrays
+
+
+def _meta(config: Any, tokenizer: Tokenizer, special: SpecialIds, recipe: EncoderRecipe) -> dict[str, Any]:
+    return {
+        "architecture": config.model_type,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "width": config.hidden_size,
+        "layer_norm_eps": config.layer_norm_eps,
+        "activation": config.hidden_act,
+        "pad_position": config.pad_token_id if config.model_type == "roberta" else -1,
+        "special": msgspec.to_builtins(special),
+        "recipe": {**msgspec.to_builtins(recipe), "encoder": Path(recipe.encoder).name},
+    }

@@ -1,46 +1,60 @@
-"""What-if: the future of one node with and without a candidate, by simulation."""
+"""What-if: the future of one node with and without a candidate, by simulation.
+
+A forecast runs a copy of the node's scheduler forward until everybody has finished, once per scenario of answer lengths
+(`simcore.scenarios`), and compares with the same scenario without the candidate. The futures without it are computed
+once per base state.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from simcore.beliefs import BeliefTable
+from simcore.compiled import layout as at
+from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode
-from simcore.reference import ReferenceRequest, ReferenceScheduler
 from simcore.scenarios import final_lengths, longest_output
 from simcore.trace import TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, Quantiles, RequestState
 
-
-class _Future:
-    """What one simulated future says: finish time per request id, and how the candidate fared."""
-
-    def __init__(self) -> None:
-        self.finish_s: dict[str, float] = {}
-        self.first_s = 0.0
-        self.preemptions = 0
-        self.headroom_blocks = 0
+_FIRST_CAPACITY = 128
 
 
 class WhatIf:
-    """Forecasts from one base state. Reusable: `rebase`, then `forecast` as often as wanted."""
+    """Forecasts from one base state. Reusable: `rebase`, then `forecast` as often as wanted. Not thread-safe."""
 
-    def __init__(self, node_id: str, config: EngineConfig, step_time: StepTimeModel, *, scenarios: int = 8) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        config: EngineConfig,
+        step_time: StepTimeModel,
+        *,
+        scenarios: int = 8,
+        jumping: bool = True,
+    ) -> None:
+        """`jumping=False` runs every step one by one: the same answers, slower; for comparisons."""
         if scenarios < 1:
             raise ValueError(f"scenarios must be >= 1, got {scenarios}")
         self.node_id = node_id
         self.config = config
-        self.step_time = step_time
         self.scenarios = scenarios
-        self._base = ReferenceScheduler(config)
-        self._beliefs: dict[str, LengthBelief] = {}
-        self._baseline: dict[tuple[int, int], _Future] = {}
+        self.jumping = jumping
+        self._packed = step_time.pack()
+        self._beliefs = BeliefTable(scenarios)
+        self._empty_head = at.new_head(config)
+        self._samples = np.zeros((4, scenarios), dtype=np.float64)
+        self._candidates = np.zeros((1, at.C_FINALS + scenarios), dtype=np.int64)
+        self._out = np.zeros((1, at.N_FORECAST), dtype=np.float64)
+        self._allocate(_FIRST_CAPACITY)
         self._seq = 0
         self._age_s = 0.0
         self._start_s = 0.0
+        self._base_scenarios = 1
+        self._base_done = True
+        self._heads[0] = self._empty_head
 
     def rebase(
         self,
@@ -53,150 +67,200 @@ class WhatIf:
     ) -> None:
         """Takes a new base state and forgets the memoised baseline.
 
-        `beliefs` holds the total output length of every running and waiting request (ValueError if one is missing).
-        `reserved` requests stand behind the waiting ones. `step_remaining_s`: seconds until the step in progress ends.
+        `beliefs` holds the total output length of every running and waiting request. `reserved` requests stand behind
+        the waiting ones. `step_remaining_s`: seconds until the step in progress ends. Raises ValueError for a request
+        without belief and for one that the engine cannot hold.
         """
-        self._base = ReferenceScheduler(self.config)
-        self._beliefs = {}
-        for state in snapshot.running:
-            request = self._take(state, beliefs)
-            request.computed_tokens = 0
-            self._base.running.append(request)
-            self._base._grow(request, state.computed_tokens)
-            request.computed_tokens = state.computed_tokens
-        for state in snapshot.waiting:
-            request = self._take(state, beliefs)
-            request.computed_tokens = 0
-            self._base.waiting.append(request)
-        for candidate in reserved:
-            self._beliefs[candidate.request_id] = candidate.belief
-            self._base.add(_arriving(candidate))
-        self._begin(snapshot.seq, age_s, step_remaining_s)
+        states = [*snapshot.running, *snapshot.waiting]
+        states.extend(_arriving(c) for c in reserved)
+        n = len(states)
+        self._reserve_slots(n)
+        req = self._reqs[0]
+        if n:
+            self._fill_requests(states, len(snapshot.running))
+        head = self._heads[0]
+        head[:] = self._empty_head
+        running = len(snapshot.running)
+        head[at.N_RUNNING] = running
+        head[at.N_WAITING] = n - running
+        head[at.FREE] = min(snapshot.free_blocks, self.config.num_blocks)
+        head[at.PREEMPTED_TOTAL] = snapshot.preemptions_total
+        self._lists[0, at.RUNNING, :running] = np.arange(running)
+        self._lists[0, at.WAITING, : n - running] = np.arange(n - 1, running - 1, -1)
+        if self.config.enable_prefix_caching:
+            self._assume_cached_blocks(snapshot, head, req)
+        ids = [s.request_id for s in states]
+        held = [_belief_of(beliefs, i, self.node_id) for i in ids[: n - len(reserved)]]
+        held.extend(c.belief for c in reserved)
+        longest = [longest_output(self.config, s.prompt_tokens, s.max_output_tokens) for s in states]
+        self._begin(ids, held, longest)
+        self._seq, self._age_s, self._start_s = snapshot.seq, age_s, step_remaining_s
 
     def rebase_node(self, node: SimNode, beliefs: Mapping[str, LengthBelief], now_s: float) -> None:
-        """Takes a simulated node as it stands at `now_s`; age 0."""
-        self._base = copy.deepcopy(node._scheduler)
-        self._beliefs = {}
-        for request in (*self._base.running, *self._base.waiting):
-            self._believe(request.request_id, beliefs)
-        self._begin(node.seq, 0.0, max(0.0, node._free_at_s - now_s))
+        """Takes a simulated node as it stands at `now_s`; age 0. Raises ValueError as `rebase` does."""
+        self._reserve_slots(len(node.requests))
+        n = ENTRIES.compact(node.head, node.req, node.lists, self._heads, self._reqs, self._lists, self._source)
+        ids = [node.ids[slot] for slot in self._source[:n].tolist()]
+        held = [_belief_of(beliefs, i, self.node_id) for i in ids]
+        longest = [
+            longest_output(self.config, r.prompt_tokens, r.max_output_tokens)
+            for r in [node.requests[i].request for i in ids]
+        ]
+        self._begin(ids, held, longest)
+        self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, node.free_at_s - now_s)
 
     def forecast(self, candidates: Sequence[Candidate]) -> list[Forecast]:
         """One forecast per candidate, each as if it came alone.
 
         Raises ValueError for a candidate that the engine can never run.
         """
-        return [self._forecast(c) for c in candidates]
-
-    def _begin(self, seq: int, age_s: float, step_remaining_s: float) -> None:
-        self._seq = seq
-        self._age_s = age_s
-        self._start_s = step_remaining_s
-        self._baseline = {}
-
-    def _take(self, state: RequestState, beliefs: Mapping[str, LengthBelief]) -> ReferenceRequest:
-        self._believe(state.request_id, beliefs)
-        return ReferenceRequest(
-            request_id=state.request_id,
-            prompt_tokens=state.prompt_tokens,
-            final_tokens=1,
-            max_output_tokens=state.max_output_tokens,
-            priority=state.priority,
-            arrival_s=state.arrival_s,
-            output_tokens=state.output_tokens,
-            computed_tokens=state.computed_tokens,
-            preemptions=state.preemptions,
+        n = len(candidates)
+        if n > len(self._candidates):
+            self._candidates = np.zeros((n, self._candidates.shape[1]), dtype=np.int64)
+            self._out = np.zeros((n, at.N_FORECAST), dtype=np.float64)
+        for i, candidate in enumerate(candidates):
+            row = self._candidate_row(candidate)
+            self._candidates[i, : len(row)] = row
+        fine = ENTRIES.forecast(
+            self._heads,
+            self._reqs,
+            self._lists,
+            self._log,
+            self._packed,
+            self._start_s,
+            self._finals,
+            self._base_scenarios,
+            self._base_done,
+            self._candidates,
+            n,
+            self._ends,
+            self._samples,
+            self._out,
+            self.jumping,
         )
+        if not fine:
+            raise ValueError(f"{self.node_id}: a request on this node needs more KV blocks than the engine has")
+        self._base_done = True
+        return [self._answer(c, out) for c, out in zip(candidates, self._out[:n].tolist(), strict=True)]
 
-    def _believe(self, request_id: str, beliefs: Mapping[str, LengthBelief]) -> None:
-        belief = beliefs.get(request_id)
-        if belief is None:
-            raise ValueError(f"{self.node_id}: no length belief for request {request_id!r}")
-        self._beliefs[request_id] = belief
-
-    def _lengths(self, request: ReferenceRequest, scenarios: int) -> list[int]:
-        return final_lengths(
-            self._beliefs[request.request_id],
-            request.request_id,
-            produced_tokens=request.output_tokens,
-            longest_tokens=longest_output(self.config, request.prompt_tokens, request.max_output_tokens),
-            scenarios=scenarios,
-        )
-
-    def _run(self, candidate: Candidate | None, scenario: int, scenarios: int) -> _Future:
-        scheduler = copy.deepcopy(self._base)
-        for request in (*scheduler.running, *scheduler.waiting):
-            request.final_tokens = self._lengths(request, scenarios)[scenario]
-        who = ""
-        if candidate is not None:
-            who = candidate.request_id
-            mine = _arriving(candidate)
-            self._beliefs[who] = candidate.belief
-            mine.final_tokens = self._lengths(mine, scenarios)[scenario]
-            scheduler.add(mine)
-        future = _Future()
-        future.headroom_blocks = scheduler.blocks.free
-        now_s = self._start_s
-        pending = True
-        while scheduler.running or scheduler.waiting:
-            step = scheduler.step()
-            now_s += self.step_time.seconds(step.batch)
-            if pending:
-                future.preemptions += len(step.preempted)
-                future.headroom_blocks = min(future.headroom_blocks, step.lowest_free_blocks)
-            if who in step.first_tokens:
-                future.first_s = now_s
-            for request_id in step.finished:
-                future.finish_s[request_id] = now_s
-                pending = pending and request_id != who
-        return future
-
-    def _forecast(self, candidate: Candidate) -> Forecast:
-        beliefs = dict(self._beliefs)
-        known = candidate.belief.is_known and all(b.is_known for b in beliefs.values())
-        scenarios = 1 if known else self.scenarios
-        ttft, e2e, tpot, harm, preemptions = [], [], [], [], 0
-        headroom = self.config.num_blocks
-        for s in range(scenarios):
-            if (s, scenarios) not in self._baseline:
-                self._baseline[s, scenarios] = self._run(None, s, scenarios)
-            without = self._baseline[s, scenarios].finish_s
-            future = self._run(candidate, s, scenarios)
-            finish = future.finish_s[candidate.request_id]
-            tokens = self._lengths(_arriving(candidate), scenarios)[s]
-            ttft.append(future.first_s)
-            e2e.append(finish)
-            tpot.append((finish - future.first_s) / (tokens - 1) if tokens > 1 else 0.0)
-            harm.append(sum(future.finish_s[r] - t for r, t in without.items()))
-            preemptions += future.preemptions
-            headroom = min(headroom, future.headroom_blocks)
-        self._beliefs = beliefs
+    def _answer(self, candidate: Candidate, out: list[float]) -> Forecast:
         return Forecast(
             request_id=candidate.request_id,
             node_id=self.node_id,
-            ttft_s=quantiles(ttft),
-            tpot_s=quantiles(tpot),
-            e2e_s=quantiles(e2e),
-            preemptions=preemptions / scenarios,
-            kv_headroom_blocks=headroom,
-            harm_s=quantiles(harm),
+            ttft_s=Quantiles(*out[at.TTFT : at.TTFT + 3]),
+            tpot_s=Quantiles(*out[at.TPOT : at.TPOT + 3]),
+            e2e_s=Quantiles(*out[at.E2E : at.E2E + 3]),
+            preemptions=out[at.PREEMPTION_COUNT],
+            kv_headroom_blocks=int(out[at.HEADROOM]),
+            harm_s=Quantiles(*out[at.HARM : at.HARM + 3]),
             trace_seq=self._seq,
             state_age_s=self._age_s,
         )
 
+    def _candidate_row(self, candidate: Candidate) -> list[int]:
+        scenarios = 1 if self._base_scenarios == 1 and candidate.belief.is_known else self.scenarios
+        finals = final_lengths(
+            candidate.belief,
+            candidate.request_id,
+            produced_tokens=0,
+            longest_tokens=longest_output(self.config, candidate.prompt_tokens, candidate.max_output_tokens),
+            scenarios=scenarios,
+        )
+        return [candidate.prompt_tokens, candidate.priority, scenarios, *finals]
 
-def quantiles(values: Sequence[float]) -> Quantiles:
-    """Mean, median and 90th percentile (linear between order statistics)."""
-    if len(values) == 1:
-        return Quantiles(values[0], values[0], values[0])
-    return Quantiles(float(np.mean(values)), float(np.quantile(values, 0.5)), float(np.quantile(values, 0.9)))
+    def _begin(self, ids: list[str], beliefs: list[LengthBelief], longest: list[int]) -> None:
+        """Draws everybody's length in every scenario; the baseline is due."""
+        n = len(ids)
+        known = all(b.is_known for b in beliefs)
+        self._base_scenarios = 1 if known else self.scenarios
+        rows = self._beliefs.rows(ids, beliefs, longest)
+        self._rows[:n] = rows
+        table = self._beliefs
+        ENTRIES.draw(self._reqs, n, table.atoms, table.strata, self._rows, self._base_scenarios, self._finals)
+        self._base_done = n == 0
+
+    def _fill_requests(self, states: Sequence[RequestState], running: int) -> None:
+        n = len(states)
+        block = self.config.block_size_tokens
+        kv_tokens = self.config.num_blocks * block
+        rows: list[tuple[int, ...]] = []
+        for i, s in enumerate(states):
+            if s.prompt_tokens + s.output_tokens > kv_tokens:
+                raise ValueError(
+                    f"{self.node_id}: request {s.request_id!r} has {s.prompt_tokens + s.output_tokens} tokens, "
+                    f"the KV blocks hold {kv_tokens}"
+                )
+            computed = s.computed_tokens if i < running else 0
+            rows.append(
+                (
+                    s.prompt_tokens,
+                    s.output_tokens,
+                    computed,
+                    0,
+                    -(-computed // block) * block,
+                    s.priority,
+                    i,
+                    s.preemptions,
+                    -1,
+                    0,
+                    0,
+                )
+            )
+        self._reqs[0, :n] = rows
+        if self.config.scheduling_policy == "priority":
+            by_arrival = sorted(range(n), key=lambda i: (states[i].arrival_s, i))
+            self._reqs[0, by_arrival, at.ORDER] = np.arange(n)
+
+    def _assume_cached_blocks(self, snapshot: TraceSnapshot, head: at.Ints, req: at.Ints) -> None:
+        """Free blocks that a trace says still hold tokens of waiting requests, as the end of the free queue."""
+        block = self.config.block_size_tokens
+        first = len(snapshot.running)
+        room = int(head[at.FREE])
+        segments: list[tuple[int, int]] = []
+        for i, state in enumerate(snapshot.waiting):
+            blocks = min(room, state.computed_tokens // block)
+            if blocks > 0:
+                segments.append((first + i, blocks))
+                room -= blocks
+        if not segments:
+            return
+        # The first in the queue was preempted last, so its blocks are the last to be reused.
+        segments.reverse()
+        for k, (slot, blocks) in enumerate(segments):
+            self._lists[0, at.SEG_OWNER, k] = slot
+            self._lists[0, at.SEG_COUNT, k] = blocks
+            req[slot, at.SEGMENT] = k
+        head[at.OWNED] = head[at.SEG_TAIL] = len(segments)
+        head[at.FRONT] = room
+
+    def _reserve_slots(self, n: int) -> None:
+        if n + 1 > self._reqs.shape[1]:
+            self._allocate(2 * n + 2)
+
+    def _allocate(self, capacity: int) -> None:
+        """`capacity` requests, the candidate among them. Index 0 is the base state, index 1 the one that runs."""
+        width = at.list_width(capacity, self.config.block_size_tokens)
+        self._heads = np.zeros((2, at.N_HEAD), dtype=np.int64)
+        self._reqs = np.zeros((2, capacity, at.N_COLS), dtype=np.int64)
+        self._lists = np.zeros((2, at.N_LISTS, width), dtype=np.int64)
+        self._log = np.zeros((at.log_rows(capacity), at.N_LOG_COLS), dtype=np.int64)
+        self._source = np.zeros(capacity, dtype=np.int64)
+        self._rows = np.zeros(capacity, dtype=np.int64)
+        self._finals = np.zeros((self.scenarios, capacity), dtype=np.int64)
+        self._ends = np.zeros((self.scenarios + 1, capacity), dtype=np.float64)
 
 
-def _arriving(candidate: Candidate) -> ReferenceRequest:
-    return ReferenceRequest(
+def _belief_of(beliefs: Mapping[str, LengthBelief], request_id: str, node_id: str) -> LengthBelief:
+    belief = beliefs.get(request_id)
+    if belief is None:
+        raise ValueError(f"{node_id}: no length belief for request {request_id!r}")
+    return belief
+
+
+def _arriving(candidate: Candidate) -> RequestState:
+    return RequestState(
         request_id=candidate.request_id,
         prompt_tokens=candidate.prompt_tokens,
-        final_tokens=1,
         max_output_tokens=candidate.max_output_tokens,
         priority=candidate.priority,
         arrival_s=float("inf"),

@@ -7,17 +7,22 @@ tells all about it (the emulated engine publishes it as its trace); `advance` ru
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
+from simcore.compiled import layout as at
+from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
-from simcore.reference import ReferenceRequest, ReferenceScheduler, ReferenceStep
-from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.limits import check_fits, check_state
+from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig, NodeLoad, RequestState
+
+_FIRST_CAPACITY = 64
+_ADVANCE_LOG_ROWS = 4096
 
 
 class SimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,62 +44,96 @@ class NodeEvent(NamedTuple):
     at_s: float
 
 
+class Arrived(NamedTuple):
+    """What the node keeps of a request beside its arrays."""
+
+    slot: int
+    request: SimRequest
+    arrival_s: float
+
+
+_EVENT_KINDS: dict[int, Literal["first_token", "finished", "preempted"]] = {
+    at.FIRST_TOKEN: "first_token",
+    at.FINISHED: "finished",
+    at.PREEMPTED: "preempted",
+}
+
+
 class SimNode:
     """One engine. Methods that take a time must be called with times that do not run backwards."""
 
     def __init__(self, node_id: str, config: EngineConfig, step_time: StepTimeModel) -> None:
         self.node_id = node_id
         self.config = config
-        self.step_time = step_time
         self.seq = 0
         """Number of steps run: the sequence number of the last delta."""
-        self._scheduler = ReferenceScheduler(config)
-        self._requests: dict[str, ReferenceRequest] = {}
+        self.free_at_s = 0.0
+        """End of the last step."""
+        self.requests: dict[str, Arrived] = {}
+        """Those in the engine, by id."""
+        self.ids: list[str] = [""] * _FIRST_CAPACITY
+        """Id by slot; stale for free slots."""
+        self.head = at.new_head(config)
+        self.req = np.zeros((_FIRST_CAPACITY, at.N_COLS), dtype=np.int64)
+        self.lists = self._new_lists(_FIRST_CAPACITY)
+        self._step_time = step_time
+        self._packed = step_time.pack()
+        self._log = self._new_log(_FIRST_CAPACITY)
+        self._times_s = np.zeros(len(self._log), dtype=np.float64)
+        self._free_slots = list(range(_FIRST_CAPACITY - 1, -1, -1))
         self._arrivals = 0
-        self._free_at_s = 0.0
         self._woken_s = -math.inf
         self._arrived: list[RequestState] = []
         self._aborted: list[str] = []
 
     @property
+    def step_time(self) -> StepTimeModel:
+        return self._step_time
+
+    @property
     def has_work(self) -> bool:
-        return bool(self._requests)
+        return bool(self.requests)
 
     @property
     def next_step_s(self) -> float:
         """When the next step can begin: the end of the last one or the arrival that woke the node; inf if idle."""
-        return max(self._free_at_s, self._woken_s) if self._requests else math.inf
+        return max(self.free_at_s, self._woken_s) if self.requests else math.inf
 
     def add(self, request: SimRequest, now_s: float) -> None:
-        """Puts a request at the end of the waiting queue.
+        """Puts a request into the waiting queue: at the end, or under priority scheduling where it belongs.
 
         Raises ValueError for a duplicate id, for lengths under 1 token, and for a request that `max_model_len_tokens`
         or the KV blocks can never hold.
         """
-        if request.request_id in self._requests:
-            raise ValueError(f"{self.node_id}: request {request.request_id!r} is already here")
+        request_id = request.request_id
+        if request_id in self.requests:
+            raise ValueError(f"{self.node_id}: request {request_id!r} is already here")
         check_fits(self.config, request)
-        if not self._requests:
+        if not self.requests:
             self._woken_s = now_s
-        state = ReferenceRequest(
-            request_id=request.request_id,
-            prompt_tokens=request.prompt_tokens,
-            final_tokens=request.output_tokens,
-            max_output_tokens=request.max_output_tokens,
-            priority=request.priority,
-            arrival_s=now_s,
-            order=self._arrivals,
-        )
+        if not self._free_slots:
+            self._grow()
+        slot = self._free_slots.pop()
+        row = [0] * at.N_COLS
+        row[at.PROMPT] = request.prompt_tokens
+        row[at.FINAL] = request.output_tokens
+        row[at.PRIORITY] = request.priority
+        row[at.ORDER] = self._arrivals
+        row[at.SEGMENT] = -1
+        self.req[slot] = row
         self._arrivals += 1
-        self._requests[request.request_id] = state
-        self._scheduler.add(state)
-        self._arrived.append(_request_state(state))
+        self.ids[slot] = request_id
+        self.requests[request_id] = Arrived(slot, request, now_s)
+        ENTRIES.enqueue(self.head, self.req, self.lists, slot)
+        self._arrived.append(self._state(slot))
 
     def abort(self, request_id: str) -> bool:
         """Removes a request in any state; its blocks are free before the next step. False if it is not here."""
-        if self._requests.pop(request_id, None) is None:
+        known = self.requests.pop(request_id, None)
+        if known is None:
             return False
-        self._scheduler.abort(request_id)
+        ENTRIES.remove(self.head, self.req, self.lists, known.slot)
+        self._free_slots.append(known.slot)
         self._arrived = [a for a in self._arrived if a.request_id != request_id]
         self._aborted.append(request_id)
         return True
@@ -104,20 +143,36 @@ class SimNode:
 
         Raises ValueError when there is nothing to do.
         """
-        if not self._requests:
+        if not self.requests:
             raise ValueError(f"{self.node_id}: no work, so no step at {now_s}")
-        done = self._run(now_s)
+        n_log, *features, _ = ENTRIES.step(self.head, self.req, self.lists, self._log)
+        batch = StepBatch(*features)
+        duration_s = self._step_time.seconds(batch)
+        self.seq += 1
+        self.free_at_s = now_s + duration_s
+        scheduled: list[Scheduled] = []
+        preempted: list[str] = []
+        finished: list[str] = []
+        for kind, slot, tokens, produced, cached in self._log[:n_log].tolist():
+            request_id = self.ids[slot]
+            if kind == at.SCHEDULED:
+                scheduled.append(Scheduled(request_id, tokens, produced, cached))
+            elif kind == at.PREEMPTED:
+                preempted.append(request_id)
+            elif kind == at.FINISHED:
+                finished.append(request_id)
+                self._forget(request_id)
         delta = TraceDelta(
             seq=self.seq,
             start_s=now_s,
-            duration_s=self._free_at_s - now_s,
+            duration_s=duration_s,
             arrived=tuple(self._arrived),
             aborted=tuple(self._aborted),
-            preempted=done.preempted,
-            scheduled=done.scheduled,
-            finished=done.finished,
-            free_blocks=done.free_blocks,
-            batch=done.batch,
+            preempted=tuple(preempted),
+            scheduled=tuple(scheduled),
+            finished=tuple(finished),
+            free_blocks=int(self.head[at.FREE]),
+            batch=batch,
         )
         self._arrived.clear()
         self._aborted.clear()
@@ -129,26 +184,28 @@ class SimNode:
         Events are in time order and carry the end of their step, which may lie after `until_s`.
         """
         events: list[NodeEvent] = []
-        while self.next_step_s < until_s:
-            done = self._run(self.next_step_s)
-            at_s = self._free_at_s
-            events.extend(NodeEvent("preempted", r, at_s) for r in done.preempted)
-            events.extend(NodeEvent("first_token", r, at_s) for r in done.first_tokens)
-            events.extend(NodeEvent("finished", r, at_s) for r in done.finished)
+        while (next_s := self.next_step_s) < until_s:
+            n_log, steps, self.free_at_s = ENTRIES.advance(
+                self.head, self.req, self.lists, self._log, self._times_s, self._packed, next_s, until_s
+            )
+            self.seq += steps
+            if n_log:
+                self._collect(n_log, events)
         self._arrived.clear()
         self._aborted.clear()
         return events
 
     def snapshot(self, now_s: float) -> TraceSnapshot:
         """The whole state after the last step."""
+        n_running, n_waiting = int(self.head[at.N_RUNNING]), int(self.head[at.N_WAITING])
         return TraceSnapshot(
             seq=self.seq,
             at_s=now_s,
             config=self.config,
-            running=tuple(_request_state(r) for r in self._scheduler.running),
-            waiting=tuple(_request_state(r) for r in self._scheduler.waiting),
-            free_blocks=self._scheduler.blocks.free,
-            preemptions_total=self._scheduler.preemptions_total,
+            running=tuple([self._state(s) for s in self.lists[at.RUNNING, :n_running].tolist()]),
+            waiting=tuple([self._state(s) for s in self.lists[at.WAITING, :n_waiting][::-1].tolist()]),
+            free_blocks=int(self.head[at.FREE]),
+            preemptions_total=int(self.head[at.PREEMPTED_TOTAL]),
         )
 
     def load(self, now_s: float, expected: Mapping[str, int] | None = None) -> NodeLoad:
@@ -157,67 +214,88 @@ class SimNode:
         `expected` gives total output tokens per request id where they are believed rather than known; a request that
         is missing there counts with its true length.
         """
-        size = self.config.block_size_tokens
-        unprocessed = 0
-        for r in self._requests.values():
-            total = r.final_tokens if expected is None else expected.get(r.request_id, r.final_tokens)
-            unprocessed += max(0, r.prompt_tokens + total - r.computed_tokens)
+        blocks, unprocessed = ENTRIES.measure(self.head, self.req, self.lists)
+        if expected is not None:
+            unprocessed = 0
+            computed = self.req[:, at.COMPUTED].tolist()
+            for request_id, known in self.requests.items():
+                total = expected.get(request_id, known.request.output_tokens)
+                unprocessed += max(0, known.request.prompt_tokens + total - computed[known.slot])
+        head = self.head.tolist()
         return NodeLoad(
             node_id=self.node_id,
             trace_seq=self.seq,
             state_age_s=0.0,
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
-            free_blocks=self._scheduler.blocks.free,
+            running=head[at.N_RUNNING],
+            waiting=head[at.N_WAITING],
+            free_blocks=head[at.FREE],
             total_blocks=self.config.num_blocks,
-            waiting_prompt_blocks=sum(-(-r.tokens // size) for r in self._scheduler.waiting),
+            waiting_prompt_blocks=blocks,
             unprocessed_tokens=unprocessed,
-            preemptions_total=self._scheduler.preemptions_total,
+            preemptions_total=head[at.PREEMPTED_TOTAL],
         )
 
     def copy(self) -> SimNode:
         """An independent node in the same state."""
-        return copy.deepcopy(self)
+        other = SimNode.__new__(SimNode)
+        other.__dict__.update(self.__dict__)
+        for name in ("head", "req", "lists", "_log", "_times_s"):
+            setattr(other, name, getattr(self, name).copy())
+        for name in ("ids", "_free_slots", "_arrived", "_aborted"):
+            setattr(other, name, list(getattr(self, name)))
+        other.requests = dict(self.requests)
+        return other
 
     def check(self) -> None:
         """Raises AssertionError naming the broken invariant."""
-        self._scheduler.check()
-        here = {r.request_id for r in (*self._scheduler.running, *self._scheduler.waiting)}
-        assert here == set(self._requests), "the requests known differ from the requests queued"
+        check_state(self.head, self.req, self.lists)
+        head = self.head.tolist()
+        queued = [*self.lists[at.RUNNING, : head[at.N_RUNNING]], *self.lists[at.WAITING, : head[at.N_WAITING]]]
+        known = {r.slot: i for i, r in self.requests.items()}
+        assert sorted(queued) == sorted(known), "the requests known differ from the requests queued"
+        assert all(self.ids[slot] == i for slot, i in known.items()), "a slot has two names"
+        assert sorted((*known, *self._free_slots)) == list(range(len(self.ids))), "a slot is lost or used twice"
 
-    def _run(self, start_s: float) -> ReferenceStep:
-        done = self._scheduler.step()
-        self.seq += 1
-        self._free_at_s = start_s + self.step_time.seconds(done.batch)
-        for request_id in done.finished:
-            del self._requests[request_id]
-        return done
+    def _collect(self, n_log: int, events: list[NodeEvent]) -> None:
+        times_s = self._times_s[:n_log].tolist()
+        rows = self._log[:n_log, : at.SLOT + 1].tolist()
+        for (kind, slot), at_s in zip(rows, times_s, strict=True):
+            request_id = self.ids[slot]
+            events.append(NodeEvent(_EVENT_KINDS[kind], request_id, at_s))
+            if kind == at.FINISHED:
+                self._forget(request_id)
 
+    def _forget(self, request_id: str) -> None:
+        self._free_slots.append(self.requests.pop(request_id).slot)
 
-def check_fits(config: EngineConfig, request: SimRequest) -> None:
-    """Raises ValueError if the engine can never run this request to its end."""
-    who = f"request {request.request_id!r}"
-    if request.prompt_tokens < 1 or request.output_tokens < 1:
-        raise ValueError(
-            f"{who}: prompt and output must be >= 1 token, got {request.prompt_tokens} and {request.output_tokens}"
+    def _state(self, slot: int) -> RequestState:
+        row = self.req[slot].tolist()
+        known = self.requests[self.ids[slot]]
+        return RequestState(
+            request_id=known.request.request_id,
+            prompt_tokens=row[at.PROMPT],
+            output_tokens=row[at.OUT],
+            computed_tokens=row[at.COMPUTED],
+            max_output_tokens=known.request.max_output_tokens,
+            priority=row[at.PRIORITY],
+            arrival_s=known.arrival_s,
+            preemptions=row[at.PREEMPTIONS],
         )
-    total = request.prompt_tokens + request.output_tokens
-    if total > config.max_model_len_tokens:
-        raise ValueError(f"{who}: {total} tokens exceed max_model_len_tokens {config.max_model_len_tokens}")
-    # The last token produced is never computed, so it needs no slot.
-    blocks = -(-(total - 1) // config.block_size_tokens)
-    if blocks > config.num_blocks:
-        raise ValueError(f"{who}: needs {blocks} KV blocks, the engine has {config.num_blocks}")
 
+    def _grow(self) -> None:
+        old = len(self.ids)
+        capacity = 2 * old
+        self.req = np.vstack((self.req, np.zeros((old, at.N_COLS), dtype=np.int64)))
+        lists = self._new_lists(capacity)
+        lists[:, : self.lists.shape[1]] = self.lists
+        self.lists = lists
+        self._log = self._new_log(capacity)
+        self._times_s = np.zeros(len(self._log), dtype=np.float64)
+        self.ids.extend([""] * old)
+        self._free_slots.extend(range(capacity - 1, old - 1, -1))
 
-def _request_state(r: ReferenceRequest) -> RequestState:
-    return RequestState(
-        request_id=r.request_id,
-        prompt_tokens=r.prompt_tokens,
-        output_tokens=r.output_tokens,
-        computed_tokens=r.computed_tokens,
-        max_output_tokens=r.max_output_tokens,
-        priority=r.priority,
-        arrival_s=r.arrival_s,
-        preemptions=r.preemptions,
-    )
+    def _new_lists(self, capacity: int) -> at.Ints:
+        return np.zeros((at.N_LISTS, at.list_width(capacity, self.config.block_size_tokens)), dtype=np.int64)
+
+    def _new_log(self, capacity: int) -> at.Ints:
+        return np.zeros((max(_ADVANCE_LOG_ROWS, at.log_rows(capacity)), at.N_LOG_COLS), dtype=np.int64)

@@ -17,7 +17,7 @@ def warm() -> None:
         prefill_work_s_per_token2=0.0,
         decode_kv_s_per_token=0.0,
         per_seq_s=0.0,
-        dense_knots_tokens=(0, 1),
+        dense_knots_tokens=(1, 2),
         dense_knots_s=(0.0, 0.0),
     )
     node = SimNode("warm-up", config, model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from simcore.cost.step_time import StepTimeModel
+from simcore.node import SimNode, SimRequest
 from simcore.reference import ReferenceRequest, ReferenceScheduler
 from simcore.types import EngineConfig
 from tests.conformance.scheduler_workloads import Observation, OracleRequest
@@ -48,4 +50,57 @@ class Reference:
             running=tuple((r.request_id, r.computed_tokens, r.output_tokens) for r in self.scheduler.running),
             waiting=tuple(r.request_id for r in self.scheduler.waiting),
             free_blocks=done.free_blocks,
+        )
+
+
+FLAT = StepTimeModel(
+    name="flat",
+    constant_s=1.0,
+    prefill_work_s_per_token2=0.0,
+    decode_kv_s_per_token=0.0,
+    per_seq_s=0.0,
+    dense_knots_tokens=(1, 2),
+    dense_knots_s=(0.0, 0.0),
+)
+
+
+class Compiled:
+    """The compiled node, one step at a time; checks its invariants after every operation."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.node = SimNode("compiled", config, FLAT)
+
+    @property
+    def has_work(self) -> bool:
+        return self.node.has_work
+
+    def add(self, request: OracleRequest, arrival_s: float) -> None:
+        assert not request.shared_prefix, "the compiled node knows no shared prefixes"
+        self.node.add(
+            SimRequest(
+                request_id=request.request_id,
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=request.output_tokens,
+                max_output_tokens=request.output_tokens,
+                priority=request.priority,
+            ),
+            arrival_s,
+        )
+        self.node.check()
+
+    def abort(self, request_id: str) -> None:
+        self.node.abort(request_id)
+        self.node.check()
+
+    def step(self) -> Observation:
+        delta = self.node.step(0.0)
+        self.node.check()
+        state = self.node.snapshot(0.0)
+        return Observation(
+            scheduled=tuple((s.request_id, s.tokens, s.produced, s.cached_tokens) for s in delta.scheduled),
+            preempted=tuple(sorted(delta.preempted)),
+            finished=tuple(sorted(delta.finished)),
+            running=tuple((r.request_id, r.computed_tokens, r.output_tokens) for r in state.running),
+            waiting=tuple(r.request_id for r in state.waiting),
+            free_blocks=delta.free_blocks,
         )

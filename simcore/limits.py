@@ -1,0 +1,66 @@
+"""What an engine can never run, and what its state must always satisfy."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from simcore.compiled import layout as at
+from simcore.types import EngineConfig
+
+
+class Lengths(Protocol):
+    """Anything with an id and its lengths."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def output_tokens(self) -> int: ...
+
+
+def check_fits(config: EngineConfig, request: Lengths) -> None:
+    """Raises ValueError if the engine can never run this request to its end."""
+    who = f"request {request.request_id!r}"
+    if request.prompt_tokens < 1 or request.output_tokens < 1:
+        raise ValueError(
+            f"{who}: prompt and output must be >= 1 token, got {request.prompt_tokens} and {request.output_tokens}"
+        )
+    total = request.prompt_tokens + request.output_tokens
+    if total > config.max_model_len_tokens:
+        raise ValueError(f"{who}: {total} tokens exceed max_model_len_tokens {config.max_model_len_tokens}")
+    # The last token produced is never computed, so it needs no slot.
+    blocks = -(-(total - 1) // config.block_size_tokens)
+    if blocks > config.num_blocks:
+        raise ValueError(f"{who}: needs {blocks} KV blocks, the engine has {config.num_blocks}")
+
+
+def check_state(head: at.Ints, req: at.Ints, lists: at.Ints) -> None:
+    """Raises AssertionError naming the invariant that a compiled state breaks."""
+    running = lists[at.RUNNING, : head[at.N_RUNNING]].tolist()
+    waiting = lists[at.WAITING, : head[at.N_WAITING]].tolist()
+    slots = running + waiting
+    assert len(slots) == len(set(slots)), "a request stands in two places"
+    assert len(running) <= head[at.MAX_SEQS], "more running than max_num_seqs"
+    block = int(head[at.BLOCK])
+    held = 0
+    for slot in running:
+        row = req[slot].tolist()
+        assert row[at.CAPACITY] == -(-row[at.COMPUTED] // block) * block, f"slot {slot}: blocks do not match its tokens"
+        assert row[at.SEGMENT] == -1, f"slot {slot} runs and has blocks in the free queue"
+        held += row[at.CAPACITY] // block
+    assert all(req[s, at.COMPUTED] == 0 and req[s, at.CAPACITY] == 0 for s in waiting), "a waiting request holds blocks"
+    assert not req[slots, at.GRANTED].any(), "a step was planned and not applied"
+    free, total = int(head[at.FREE]), int(head[at.TOTAL_BLOCKS])
+    assert free >= 0, "blocks were handed out that are not there"
+    assert held + free == total, f"{held} blocks held and {free} free are not {total}"
+    owned = {s: int(req[s, at.SEGMENT]) for s in waiting if req[s, at.SEGMENT] >= 0}
+    assert len(owned) == head[at.OWNED], "the count of cached requests is wrong"
+    if owned:
+        first, end = int(head[at.SEG_HEAD]), int(head[at.SEG_TAIL])
+        counts = lists[at.SEG_COUNT, first:end]
+        assert int(head[at.FRONT]) + int(counts.sum()) == free, "the free queue does not hold the free blocks"
+        owners = {int(s): first + i for i, s in enumerate(lists[at.SEG_OWNER, first:end]) if s >= 0}
+        assert owners == owned, "the free queue and the waiting requests disagree about cached blocks"

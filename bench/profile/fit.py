@@ -106,6 +106,13 @@ def _with_mixed(rows: Floats) -> Floats:
     return np.column_stack([rows, rows[:, 2] * both, rows[:, 3] * both])
 
 
+def _evenly(rows: Floats) -> Floats:
+    """Scales that give decode, prefill and mixed rows the same say, however many a table has of each."""
+    kind = 2 * (rows[:, 1] > 0) + (rows[:, 2] > 0)
+    sizes = np.bincount(kind, minlength=4)
+    return np.sqrt(sizes[kind] / len(rows))
+
+
 def _seconds(kernels: Sequence[Kernel]) -> Floats:
     return np.array([k.seconds for k in kernels], dtype=np.float64)
 
@@ -129,7 +136,7 @@ def _coefficients(measured: Measured) -> Coefficients:
     features, seconds = _matrix(measured.attention), _seconds(measured.attention)
     in_step = seconds + np.interp(features[:, 4], x, layer_s)
     floor, work, kv, seq, token, mixed_kv, mixed_seq = measured.layers * fit_nonnegative(
-        _with_mixed(features), seconds, in_step
+        _with_mixed(features), seconds, in_step * _evenly(features)
     )
     for name, value, phase in (("prefill work", work, "prefill"), ("decode KV", kv, "decode")):
         if value <= 0:

@@ -14,7 +14,10 @@ import msgspec
 
 from bench.profile.kernels import Kernel
 from bench.profile.rows import ProfileTableError
-from simcore.cost.hardware import Gpu
+from simcore.cost.hardware import Gpu, find_gpu
+from simcore.cost.model_shape import BYTES, find_shape
+from simcore.cost.profile import Profile
+from simcore.trace import StepBatch
 
 L2_OVER_DRAM = 8.0
 """No GPU listed has an L2 cache more than this many times faster than its memory."""
@@ -94,3 +97,38 @@ def accept(kernels: Sequence[Kernel], gpu: Gpu, *, drop_bad_rows: bool) -> tuple
             )
     dropped = {(v.file, v.row, v.op) for v in bad}
     return [k for k in kernels if (k.file, k.row, k.op) not in dropped], bad
+
+
+def impossible_steps(profile: Profile) -> list[str]:
+    """Steps that a fitted profile makes faster than the hardware could: one line each, none for an honest profile."""
+    gpu, shape, tp = find_gpu(profile.gpu), find_shape(profile.model), profile.tensor_parallel
+    model = profile.step_time_model()
+    per_token = 2.0 * shape.layers * sum(k * n for k, n in shape.gemms(tp).values())
+    weights = BYTES * shape.layers * sum(k * n for k, n in shape.gemms(tp).values())
+    kv_bytes = shape.layers * shape.kv_bytes_per_token(tp)
+    found = []
+    for prefill, decodes, context in (
+        (0, 1, 128),
+        (0, 48, 350),
+        (0, 256, 100),
+        (512, 0, 0),
+        (464, 48, 350),
+        (8192, 0, 0),
+    ):
+        batch = StepBatch(
+            prefill_tokens=prefill,
+            prefill_work_tokens2=prefill * prefill / 2,
+            prefill_seqs=min(prefill, 1),
+            decode_seqs=decodes,
+            decode_kv_tokens=decodes * context,
+        )
+        seconds = model.seconds(batch)
+        attention = 4.0 * shape.q_heads / tp * shape.head_dim * shape.layers * batch.prefill_work_tokens2
+        moving = (weights + kv_bytes * batch.decode_kv_tokens) / gpu.memory_bytes_per_s
+        computing = (per_token * batch.total_tokens + attention) / gpu.tensor_flops_per_s
+        if seconds < max(moving, computing):
+            found.append(
+                f"{prefill} prefill tokens and {decodes} x {context} decoding in {seconds * 1e3:.3f} ms; "
+                f"{gpu.name} needs {moving * 1e3:.3f} ms to move and {computing * 1e3:.3f} ms to compute"
+            )
+    return found

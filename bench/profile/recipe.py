@@ -13,6 +13,7 @@ from bench.profile.fit import Coefficients, Errors, Measured, fit
 from bench.profile.kernels import Kernel, Screen, in_units_of
 from bench.profile.physics import Violation, accept
 from bench.profile.rows import ProfileTableError
+from bench.profile.rules import DECODE_EFFICIENCY
 from simcore.cost.hardware import Gpu, find_gpu
 from simcore.cost.model_shape import ModelShape, find_shape
 from simcore.cost.profile import Coefficient, DenseCurve, FitReport, KvHint, Profile
@@ -54,7 +55,7 @@ LAYOUTS: dict[str, Importer] = {
 
 FEWEST_DECODE_ROWS = 10
 
-Rule = Literal["elementwise", "decode-attention", "prefill-attention", "head"]
+Rule = Literal["gemms", "elementwise", "decode-attention", "prefill-attention", "head"]
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,6 +93,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     quality: Literal["measured", "composed", "roofline"]
     tables: tuple[Table, ...]
     rules: tuple[Rule, ...] = ()
+    decode_efficiency: float = DECODE_EFFICIENCY
+    """Of the rule `decode-attention`: share of peak bandwidth."""
     host: Host | None = None
     num_blocks: int = 0
     """0: by the memory rule of `kv_hint`."""
@@ -136,16 +139,17 @@ def gather(recipe: Recipe, data: Path) -> Gathered:
     gathered = Gathered([], [], {"dense": [], "attention": [], "head": []})
     for table in recipe.tables:
         read_table(gathered, table, data, gpu, shape, tp)
-    tokens = sorted({k.tokens for k in gathered.kernels if k.part == "dense"})
+    tokens = sorted({k.tokens for k in gathered.kernels if k.part == "dense"}) or rules.TOKEN_COUNTS
     by_rule: dict[str, list[Kernel]] = {
+        "gemms": rules.gemms(shape, tp, gpu),
         "elementwise": rules.elementwise(shape, tp, gpu, tokens),
-        "decode-attention": rules.decode_attention(shape, tp, gpu),
+        "decode-attention": rules.decode_attention(shape, tp, gpu, efficiency=recipe.decode_efficiency),
         "prefill-attention": rules.prefill_attention(shape, tp, gpu),
         "head": rules.head(shape, tp, gpu),
     }
     for rule in recipe.rules:
         gathered.kernels.extend(by_rule[rule])
-        gathered.sources[by_rule[rule][0].part].append(rules.SOURCES[rule])
+        gathered.sources[by_rule[rule][0].part].append(rules.source(rule, recipe.decode_efficiency))
     return gathered
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.profile.kernels import Kernel, gemm_costs
+from bench.profile.kernels import Kernel, Part, gemm_costs
 from simcore.cost.hardware import Gpu
 from simcore.cost.model_shape import BYTES, ModelShape
 
@@ -22,13 +22,58 @@ DECODE_EFFICIENCY = 0.85
 PREFILL_EFFICIENCY = 0.5
 ATTENTION_LAUNCH_S = 20e-6
 
-SOURCES = {
-    "elementwise": f"rule: elementwise operators at {MEMORY_EFFICIENCY:g} of peak bandwidth, {LAUNCH_S * 1e6:g} us each",
-    "head": f"rule: weights at {MEMORY_EFFICIENCY:g} of peak bandwidth, or {TENSOR_EFFICIENCY:g} of peak FLOPS",
-    "decode-attention": f"rule: decode attention reads KV at {DECODE_EFFICIENCY:g} of peak bandwidth",
-    "prefill-attention": f"rule: prefill attention at {PREFILL_EFFICIENCY:g} of peak FLOPS",
-}
-"""What a profile says of a part that a rule made."""
+
+def source(rule: str, decode_efficiency: float = DECODE_EFFICIENCY) -> str:
+    """What a profile says of a part that a rule made."""
+    launch = f"{ATTENTION_LAUNCH_S * 1e6:g} us a launch"
+    texts = {
+        "gemms": f"weights at {MEMORY_EFFICIENCY:g} of peak bandwidth, or {TENSOR_EFFICIENCY:g} of peak FLOPS",
+        "elementwise": f"elementwise at {MEMORY_EFFICIENCY:g} of peak bandwidth, {LAUNCH_S * 1e6:g} us a launch",
+        "head": f"weights at {MEMORY_EFFICIENCY:g} of peak bandwidth, or {TENSOR_EFFICIENCY:g} of peak FLOPS",
+        "decode-attention": f"KV read at {decode_efficiency:g} of peak bandwidth, {launch}",
+        "prefill-attention": f"{PREFILL_EFFICIENCY:g} of peak FLOPS, {launch}",
+    }
+    return f"rule {rule}: {texts[rule]}"
+
+
+TOKEN_COUNTS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+def _product(op: str, part: Part, gpu: Gpu, rows: int, inputs: int, outputs: int) -> Kernel:
+    moved, flops = gemm_costs(rows, inputs, outputs)
+    streaming = moved / (MEMORY_EFFICIENCY * gpu.memory_bytes_per_s)
+    computing = flops / (TENSOR_EFFICIENCY * gpu.tensor_flops_per_s)
+    return Kernel(
+        part=part,
+        op=f"{op} (rule)",
+        tokens=rows,
+        seqs=rows if part == "head" else 0,
+        seconds=LAUNCH_S + max(streaming, computing),
+        weight_bytes=moved,
+        flops=flops,
+        file=RULE_FILE,
+        row=0,
+    )
+
+
+def gemms(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int] = TOKEN_COUNTS) -> list[Kernel]:
+    """The matrix products of one layer; with tensor parallelism also its two all-reduces over the GPU's links."""
+    kernels = [_product(op, "dense", gpu, n, k, m) for op, (k, m) in shape.gemms(tp).items() for n in tokens]
+    if tp > 1:
+        share = 2.0 * (tp - 1) / tp
+        kernels += [
+            Kernel(
+                part="dense",
+                op="all_reduce x2 (rule)",
+                tokens=n,
+                seconds=2
+                * (4 * LAUNCH_S + share * BYTES * n * shape.hidden / (MEMORY_EFFICIENCY * gpu.link_bytes_per_s)),
+                file=RULE_FILE,
+                row=0,
+            )
+            for n in tokens
+        ]
+    return kernels
 
 
 def elementwise(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int]) -> list[Kernel]:
@@ -54,25 +99,7 @@ def elementwise(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int]) -> 
 
 def head(shape: ModelShape, tp: int, gpu: Gpu, seqs: Sequence[int] = (1, 32, 64, 128, 256)) -> list[Kernel]:
     """The projection to the vocabulary, for so many sequences."""
-    kernels = []
-    for n in seqs:
-        moved, flops = gemm_costs(n, *shape.lm_head(tp))
-        streaming = moved / (MEMORY_EFFICIENCY * gpu.memory_bytes_per_s)
-        computing = flops / (TENSOR_EFFICIENCY * gpu.tensor_flops_per_s)
-        kernels.append(
-            Kernel(
-                part="head",
-                op="lm_head (rule)",
-                tokens=n,
-                seqs=n,
-                seconds=LAUNCH_S + max(streaming, computing),
-                weight_bytes=moved,
-                flops=flops,
-                file=RULE_FILE,
-                row=0,
-            )
-        )
-    return kernels
+    return [_product("lm_head", "head", gpu, n, *shape.lm_head(tp)) for n in seqs]
 
 
 def decode_attention(

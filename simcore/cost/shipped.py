@@ -61,7 +61,7 @@ def load_profile(name: str) -> Profile:
         return catalogue[meant[0]]
     if meant:
         raise UnknownProfileError(f"profile {name!r} fits more than one GPU; say which: {', '.join(meant)}")
-    close = difflib.get_close_matches(wanted, [*catalogue, *_aliases()], n=3, cutoff=0.5)
+    close = difflib.get_close_matches(wanted, {*catalogue, *_aliases()}, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     raise UnknownProfileError(
         f"no shipped step-time profile {name!r}; {hint}shipped: {', '.join(catalogue)}. "

@@ -1,0 +1,200 @@
+"""One node of the simulated cluster: an engine, its predictor, and the wire between them and the router. Pure.
+
+State is told as a real node tells it: a note carries the state after the last step *ended*, never one in progress.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from bench.simcluster_heap import EventHeap, Rank
+from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
+from simcore.cost.step_time import StepTimeModel
+from simcore.lookahead import WhatIf
+from simcore.node import SimNode, SimRequest
+from simcore.trace import StepBatch
+from simcore.types import EngineConfig, LengthBelief, NodeLoad, Outcome
+
+
+class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node is."""
+
+    node_id: str
+    config: EngineConfig
+    step_time: StepTimeModel
+
+
+class Delays(msgspec.Struct, frozen=True, kw_only=True):
+    """How long everything between the engines takes. All in seconds.
+
+    The defaults are those of one rack: 0.2 ms each way through gRPC, 0.3 ms of gateway work per event, 0.5 ms for a
+    predictor to answer, load notes at most every 50 ms.
+    """
+
+    network_one_way_s: float = 0.0002
+    """Between gateway and node."""
+    decision_s: float = 0.0003
+    """From an event at the gateway to its actions leaving it. Placing with forecasts takes two such turns."""
+    forecast_s: float = 0.0005
+    """From a question at the node to its answer leaving it. What is answered is the state when it came."""
+    note_interval_s: float = 0.05
+    """Least time between two load notes of a node; 0: one per step."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and >= 0 seconds, got {value}")
+
+
+class ClusterNode:
+    """One node. Times given to its methods must not run backwards."""
+
+    def __init__(self, spec: NodeSpec, delays: Delays, heap: EventHeap, *, scenarios: int, lengths_known: bool) -> None:
+        self.spec = spec
+        self.node_id = spec.node_id
+        self.epoch = 0
+        """Grows when the node breaks: messages of earlier epochs are lost."""
+        self.next_s = math.inf
+        """When it next has something to do; `run_until` before that does nothing."""
+        self.tells_s = math.inf
+        """Before this moment nothing leaves it, unless a message reaches it."""
+        self.preemptions: dict[str, int] = {}
+        """Per request."""
+        self.steps = 0
+        self.forecasts = 0
+        self._delays = delays
+        self._heap = heap
+        self._lengths_known = lengths_known
+        self._least_step_s = spec.step_time.seconds(StepBatch(decode_seqs=1, decode_kv_tokens=1))
+        self._what_if = WhatIf(spec.node_id, spec.config, spec.step_time, scenarios=scenarios)
+        self._based_on: tuple[float, int] | None = None
+        self._begin()
+
+    def restart(self) -> None:
+        """The engine and all that it held are gone; an empty one stands in its place."""
+        self.steps += self._engine.seq
+        self.epoch += 1
+        self._begin()
+
+    def finish(self) -> None:
+        """Closes the account of steps when a run has ended."""
+        self.steps += self._engine.seq
+
+    def load(self, now_s: float) -> NodeLoad:
+        """The node's own summary."""
+        return self._engine.load(now_s, None if self._lengths_known else self._expected)
+
+    def run_until(self, until_s: float) -> None:
+        """Runs every step that begins before `until_s`; what the router hears of it goes on the heap."""
+        interval_s = self._delays.note_interval_s
+        tick_s = until_s if interval_s == 0.0 else math.floor(until_s / interval_s) * interval_s
+        if tick_s > self._noted_s and (self._changed or self._engine.next_step_s < tick_s):
+            self._advance(tick_s)
+            self._note(tick_s)
+        self._advance(until_s)
+        self._plan()
+
+    def take(self, shape: RequestShape, output_tokens: int, dispatch_seq: int, now_s: float) -> None:
+        """A dispatch arrives. The answer is cut where the engine's limits cut it."""
+        self.run_until(now_s)
+        config = self.spec.config
+        room = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens) - shape.prompt_tokens
+        produced = min(output_tokens, shape.max_output_tokens, room)
+        request = SimRequest(
+            request_id=shape.request_id,
+            prompt_tokens=shape.prompt_tokens,
+            output_tokens=produced,
+            max_output_tokens=min(shape.max_output_tokens, room),
+            priority=shape.priority,
+        )
+        self._engine.add(request, now_s)
+        self._ends[shape.request_id] = (produced, Outcome.STOP if produced == output_tokens else Outcome.LENGTH)
+        self._beliefs[shape.request_id] = shape.belief
+        self._expected[shape.request_id] = round(shape.belief.mean_tokens)
+        self._dispatch_seq = dispatch_seq
+        self._touch(now_s)
+
+    def abort(self, request_id: str, now_s: float) -> None:
+        """An abort arrives."""
+        self.run_until(now_s)
+        if self._engine.abort(request_id):
+            self._forget(request_id)
+            self._touch(now_s)
+
+    def answer(self, ask: AskForecast, now_s: float) -> None:
+        """A question arrives; the answer goes on the heap."""
+        self.run_until(now_s)
+        if self._based_on != (now_s, self._version):
+            self._what_if.rebase_node(self._engine, self._beliefs, now_s)
+            self._based_on = (now_s, self._version)
+        try:
+            forecast = self._what_if.forecast([ask.candidate])[0]
+        except ValueError as refused:
+            answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, error=str(refused))
+        else:
+            answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
+        self.forecasts += 1
+        at_s = now_s + self._delays.forecast_s + self._delays.network_one_way_s
+        self._heap.push(at_s, Rank.FORECAST, (self, self.epoch, answer))
+
+    def _begin(self) -> None:
+        self._engine = SimNode(self.node_id, self.spec.config, self.spec.step_time)
+        self._beliefs: dict[str, LengthBelief] = {}
+        self._expected: dict[str, int] = {}
+        self._ends: dict[str, tuple[int, Outcome]] = {}
+        self._dispatch_seq = 0
+        self._noted_s = -math.inf
+        self._changed = False
+        self._version = 0
+        self.next_s = math.inf
+        self.tells_s = math.inf
+
+    def _advance(self, until_s: float) -> None:
+        if not self._engine.next_step_s < until_s:
+            return
+        self._changed = True
+        self._version += 1
+        push, one_way_s = self._heap.push, self._delays.network_one_way_s
+        for kind, request_id, at_s in self._engine.advance(until_s):
+            heard_s = at_s + one_way_s
+            if kind == "first_token":
+                seen = TokensSeen(request_id=request_id, node_id=self.node_id, tokens=1)
+                push(heard_s, Rank.NODE_TOLD, (self, self.epoch, seen))
+            elif kind == "finished":
+                tokens, outcome = self._ends[request_id]
+                if tokens > 1:
+                    seen = TokensSeen(request_id=request_id, node_id=self.node_id, tokens=tokens - 1)
+                    push(heard_s, Rank.NODE_TOLD, (self, self.epoch, seen))
+                ended = StreamEnded(request_id=request_id, node_id=self.node_id, outcome=outcome)
+                push(heard_s, Rank.NODE_TOLD, (self, self.epoch, ended))
+                self._forget(request_id)
+            else:
+                self.preemptions[request_id] = self.preemptions.get(request_id, 0) + 1
+
+    def _note(self, tick_s: float) -> None:
+        """Tells the load. With a step in progress the state is known when that has ended."""
+        self._noted_s = tick_s
+        self._changed = False
+        ended_s = self._engine.next_step_s
+        told_s = tick_s if ended_s == math.inf else max(tick_s, ended_s)
+        note = LoadNoted(load=self.load(told_s), dispatch_seq=self._dispatch_seq)
+        self._heap.push(told_s + self._delays.network_one_way_s, Rank.NODE_TOLD, (self, self.epoch, note))
+
+    def _touch(self, now_s: float) -> None:
+        self._changed = True
+        if self._noted_s == -math.inf:
+            self._noted_s = now_s - self._delays.note_interval_s
+        self._version += 1
+        self._plan()
+
+    def _plan(self) -> None:
+        step_s = self._engine.next_step_s
+        note_s = self._noted_s + self._delays.note_interval_s if self._changed else math.inf
+        self.next_s = min(step_s, note_s)
+        self.tells_s = min(step_s + self._least_step_s, note_s)
+
+    def _forget(self, request_id: str) -> None:
+        del self._ends[request_id], self._beliefs[request_id], self._expected[request_id]

@@ -11,8 +11,8 @@ import msgspec
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from bench.results import Spread, Summary
-from bench.tables import Run, seconds
+from bench.results import Run, Spread, Summary
+from bench.tables import seconds
 
 DPI = 150
 SLO_S = (3.0, 10.0)
@@ -171,7 +171,8 @@ def _seconds_axis(panel: Any, measure: Measure, values: Sequence[float]) -> None
     above_zero = [value for value in values if value > 0]
     if above_zero and max(above_zero) > LOG_FROM * min(above_zero):
         panel.set_yscale("log")
-        panel.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 3.0), numticks=12))
+        steps = (1.0, 3.0) if max(above_zero) > 50 * min(above_zero) else (1.0, 2.0, 5.0)
+        panel.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=steps, numticks=12))
         panel.yaxis.set_minor_locator(ticker.NullLocator())
     else:
         panel.set_ylim(bottom=0)

@@ -91,6 +91,16 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Of all engines during the run."""
 
 
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One policy at one rate: what a comparison lines up."""
+
+    policy: str
+    rate_per_s: float | None
+    """As asked for; None when the data set's own arrivals were used."""
+    seed: int
+    summary: Summary
+
+
 def spread(values: Iterable[float]) -> Spread | None:
     """Count, mean, percentiles and maximum; None of nothing."""
     array = np.fromiter(values, dtype=np.float64)

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import msgspec
+from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.results import Spread, Summary
+from bench.capacity import Capacity
+from bench.results import Run, Spread, Summary
+
+PLAIN_WIDTH = 100
+"""Columns when the output is no terminal."""
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy at one rate: what a comparison lines up."""
-
-    policy: str
-    rate_per_s: float | None
-    """As asked for; None when the data set's own arrivals were used."""
-    seed: int
-    summary: Summary
+def out_console() -> Console:
+    """Standard output for people: as wide as the terminal, or PLAIN_WIDTH into files and pipes."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def seconds(value: float | None) -> str:
@@ -71,8 +73,9 @@ def summary_lines(summary: Summary) -> list[str]:
 
 class _Column(msgspec.Struct, frozen=True):
     name: str
+    """Two lines: what, and the statistic with its unit."""
     value: Callable[[Summary], float | None]
-    show: Callable[[float | None], str]
+    show: Callable[[float], str]
     lower_is_better: bool | None = True
     """None: no side is better."""
 
@@ -85,35 +88,44 @@ def _of(field: str, statistic: str) -> Callable[[Summary], float | None]:
     return value
 
 
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
+def _three_digits(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _milliseconds(value: float) -> str:
+    return _three_digits(value * 1e3)
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 _COLUMNS = (
-    _Column("TTFT mean", _of("ttft_s", "mean"), seconds),
-    _Column("TTFT P50", _of("ttft_s", "p50"), seconds),
-    _Column("TTFT P99", _of("ttft_s", "p99"), seconds),
-    _Column("TPOT mean", _of("tpot_s", "mean"), seconds),
-    _Column("E2E mean", _of("e2e_s", "mean"), seconds),
-    _Column("E2E P99", _of("e2e_s", "p99"), seconds),
-    _Column("tokens/s out", lambda s: s.output_tokens_per_s, _count, lower_is_better=False),
-    _Column("preempted", lambda s: s.preemptions, _count),
-    _Column("decision P50", _of("decision_s", "p50"), seconds, lower_is_better=None),
+    _Column("TTFT\nmean s", _of("ttft_s", "mean"), _three_digits),
+    _Column("TTFT\nP99 s", _of("ttft_s", "p99"), _three_digits),
+    _Column("TPOT\nmean ms", _of("tpot_s", "mean"), _milliseconds),
+    _Column("E2E\nmean s", _of("e2e_s", "mean"), _three_digits),
+    _Column("E2E\nP99 s", _of("e2e_s", "p99"), _three_digits),
+    _Column("tokens/s\nout", lambda s: s.output_tokens_per_s, _whole, lower_is_better=False),
+    _Column("pre-\nempted", lambda s: s.preemptions, _whole),
+    _Column("decided\nP50 ms", _of("decision_s", "p50"), _milliseconds, lower_is_better=None),
 )
 
 
 def comparison_table(runs: Sequence[Run], *, title: str) -> Table:
-    """All runs, grouped by rate, the best value of each group in bold green."""
+    """All runs, grouped by rate, the best value of each group in bold green. Fits 80 columns."""
     columns = [c for c in _COLUMNS if any(c.value(run.summary) is not None for run in runs)]
     several_seeds = len({run.seed for run in runs}) > 1
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("rate/s", justify="right")
-    table.add_column("policy", no_wrap=True)
+    incomplete = any(run.summary.completed < run.summary.requests for run in runs)
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE, padding=(0, 0, 0, 1))
+    table.add_column("\nrate/s", justify="right")
+    table.add_column("\npolicy", no_wrap=True)
     if several_seeds:
-        table.add_column("seed", justify="right")
-    table.add_column("done", justify="right", no_wrap=True)
+        table.add_column("\nseed", justify="right")
+    if incomplete:
+        table.add_column("\ndone", justify="right", no_wrap=True)
     for column in columns:
-        table.add_column(column.name, justify="right")
+        table.add_column(column.name, justify="right", no_wrap=True)
     groups: dict[tuple[float | None, int], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.rate_per_s, run.seed), []).append(run)
@@ -122,7 +134,8 @@ def comparison_table(runs: Sequence[Run], *, title: str) -> Table:
             cells: list[str | Text] = [rate(_shown_rate(run)) if position == 0 else "", run.policy]
             if several_seeds:
                 cells.append(str(run.seed))
-            cells.append(f"{run.summary.completed:,}/{run.summary.requests:,}")
+            if incomplete:
+                cells.append(f"{run.summary.completed:,}/{run.summary.requests:,}")
             cells += [_cell(column, run.summary, group) for column in columns]
             table.add_row(*cells)
         table.add_section()
@@ -136,9 +149,30 @@ def _shown_rate(run: Run) -> float | None:
 def _cell(column: _Column, summary: Summary, group: Sequence[Run]) -> Text:
     value = column.value(summary)
     others = [v for run in group if (v := column.value(run.summary)) is not None]
-    text = Text(column.show(value))
+    text = Text("–" if value is None else column.show(value))
     if value is not None and column.lower_is_better is not None and len(others) > 1 and min(others) < max(others):
         best = min(others) if column.lower_is_better else max(others)
         if value == best:
             text.stylize("bold green")
     return text
+
+
+def capacity_table(found: Sequence[Capacity]) -> Table:
+    """Requests per second per policy and P99-TTFT limit."""
+    limits = list(dict.fromkeys(capacity.limit_s for capacity in found))
+    table = Table(
+        title="capacity: requests/s at which the P99 TTFT reaches a limit", title_justify="left", header_style="bold"
+    )
+    table.add_column("policy", no_wrap=True)
+    for limit_s in limits:
+        table.add_column(f"{limit_s:g} s", justify="right")
+    for policy in dict.fromkeys(capacity.policy for capacity in found):
+        own = {c.limit_s: c for c in found if c.policy == policy}
+        table.add_row(policy, *(_capacity(own[limit_s]) for limit_s in limits))
+    return table
+
+
+def _capacity(capacity: Capacity) -> str:
+    if capacity.rate_per_s is None:
+        return "below the lowest rate"
+    return f"≥ {capacity.rate_per_s:.1f}" if capacity.is_bound else f"{capacity.rate_per_s:.1f}"

@@ -96,7 +96,7 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
 
     from bench.replay_run import Job, complaints, context_tokens, look_up, replay_jobs
     from bench.run_files import header, write_results
-    from bench.tables import summary_lines, summary_table
+    from bench.tables import out_console, summary_lines, summary_table
 
     console = Console(stderr=True)
     (rate,) = rates([] if options["rate"] is None else [options["rate"]])
@@ -117,7 +117,7 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
 
         click.echo(msgspec.json.encode({"header": head, "summary": finished.summary}))
     else:
-        out = Console()
+        out = out_console()
         for note in source.notes:
             out.print(f"[dim]{note}[/]", highlight=False)
         out.print(summary_table(finished.summary, title=f"{job.policy or nodes.policy} at {gateway}"))

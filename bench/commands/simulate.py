@@ -1,0 +1,186 @@
+"""`astrolabe bench simulate`: the gateway's own router over simulated nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from bench.commands.workload_options import build_source, one_line_errors, policies, rates, workload_options
+from bench.gateway_client import json_option
+
+if TYPE_CHECKING:
+    from bench.simulate import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_REQUESTS = 2000
+
+NODE_OPTIONS = (
+    click.option(
+        "--profile", default="a30/llama-2-7b", show_default=True, metavar="GPU/MODEL", help="Step times of the nodes."
+    ),
+    click.option(
+        "--max-num-seqs",
+        type=click.IntRange(min=1),
+        default=48,
+        show_default=True,
+        metavar="N",
+        help="Requests in one batch.",
+    ),
+    click.option(
+        "--max-num-batched-tokens",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        metavar="N",
+        help="Token budget of one step.",
+    ),
+    click.option(
+        "--block-size-tokens",
+        type=click.IntRange(min=1),
+        default=16,
+        show_default=True,
+        metavar="N",
+        help="Tokens per KV block.",
+    ),
+    click.option(
+        "--num-blocks",
+        type=click.IntRange(min=1),
+        default=1052,
+        show_default=True,
+        metavar="N",
+        help="KV blocks of a node.",
+    ),
+    click.option(
+        "--max-model-len-tokens",
+        type=click.IntRange(min=1),
+        default=4096,
+        show_default=True,
+        metavar="N",
+        help="Prompt plus answer limit.",
+    ),
+)
+
+SIMULATION_OPTIONS = (
+    click.option(
+        "--lengths",
+        type=click.Choice(["known", "none", "predicted"]),
+        default="known",
+        show_default=True,
+        help="What router and nodes are told of each answer's length: the truth, nothing, the data set's prediction.",
+    ),
+    click.option(
+        "--sample",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        metavar="K",
+        help="Nodes drawn at random per decision; 0: the policy's default.",
+    ),
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Simulations side by side; 0: one per core.",
+    ),
+)
+
+
+def node_options(command: F) -> F:
+    """Adds what an emulated or simulated node can be told."""
+    for option in reversed(NODE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def simulation_options(command: F) -> F:
+    """Adds what only simulations have."""
+    for option in reversed(SIMULATION_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(
+    epilog="""\b
+Example: three policies at five rates over 12 A30 nodes with ShareGPT requests.
+  astrolabe bench simulate --policy round_robin,llumnix_freeness,min_total_latency \\
+      --rate 20 --rate 24 --rate 28 --rate 32 --rate 36 --requests 10000
+"""
+)
+@click.option(
+    "--policy",
+    multiple=True,
+    default=("round_robin", "llumnix_freeness", "min_total_latency"),
+    show_default=True,
+    metavar="NAME",
+    help="May be repeated, or several with commas.",
+)
+@click.option(
+    "--rate",
+    type=float,
+    multiple=True,
+    metavar="R",
+    help="Requests per second; may be repeated. [default: the data set's own arrivals]",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Runs per point, with seeds 0 to N - 1.",
+)
+@click.option("--nodes", type=click.IntRange(min=1), default=12, show_default=True, metavar="N", help="Equal nodes.")
+@node_options
+@simulation_options
+@workload_options
+@click.option(
+    "--output", default="", metavar="DIR", help="Write one file per run: a header line, then one JSON line per request."
+)
+@json_option
+def simulate(as_json: bool, **options: Any) -> None:
+    """Run the gateway's own router over simulated nodes: a table per policy and rate, in seconds instead of hours."""
+    from rich.console import Console
+
+    from bench import simulate_run
+    from bench.tables import out_console
+
+    console = Console(stderr=True)
+    names, points = policies(options["policy"]), rates(options["rate"])
+    source = build_source(console, options, rate_given=bool(options["rate"]), default_requests=DEFAULT_REQUESTS)
+    with one_line_errors():
+        settings = simulation_settings(options)
+        source.keep_fitting(settings.shape.max_model_len_tokens)
+        seeds = range(options["seeds"])
+        head = simulate_run.header_of(settings, source, options)
+        done = simulate_run.simulate_source(
+            console, source, settings, policies=names, rates=points, seeds=seeds, jobs=options["jobs"]
+        )
+        if options["output"]:
+            simulate_run.write_folder(Path(options["output"]), head, done)
+    if as_json:
+        click.echo(simulate_run.as_document(head, done))
+    else:
+        out = out_console()
+        simulate_run.show(out, source, settings, done)
+        if options["output"]:
+            out.print(f"one line per request: {options['output']}/", highlight=False)
+
+
+def simulation_settings(options: Mapping[str, Any]) -> Settings:
+    """Raises click.ClickException for a profile that is not shipped."""
+    from bench.simulate import ClusterShape, Settings
+
+    shape = ClusterShape(**{name: options[name] for name in ClusterShape.__struct_fields__})
+    try:
+        shape.specs()
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    return Settings(
+        shape=shape, lengths=options["lengths"], sample=options["sample"], keep_results=bool(options.get("output"))
+    )

@@ -22,14 +22,14 @@ COLLINEAR = 0.004
 
 
 def by_op(kernels: Sequence[Kernel]) -> dict[str, tuple[Floats, Floats]]:
-    """Per operator (tokens ascending, mean seconds at each)."""
-    found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Per operator (tokens ascending, seconds), one entry per measurement."""
+    found: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     for kernel in kernels:
-        found[kernel.op][kernel.tokens].append(kernel.seconds)
+        found[kernel.op].append((float(kernel.tokens), kernel.seconds))
     curves = {}
-    for op, values in found.items():
-        tokens = sorted(values)
-        curves[op] = (np.array(tokens, float), np.array([float(np.mean(values[t])) for t in tokens]))
+    for op, points in found.items():
+        tokens, seconds = np.array(sorted(points), dtype=np.float64).T
+        curves[op] = (tokens, seconds)
     return curves
 
 
@@ -84,5 +84,9 @@ def without_collinear(knots: Floats, seconds: Floats) -> tuple[tuple[int, ...], 
 
 
 def measured_sum(kernels: Sequence[Kernel], tokens: Floats) -> Floats:
-    """Seconds of all operators together at `tokens`, straight lines between the measured points."""
-    return np.sum([np.interp(tokens, t, s) for t, s in by_op(kernels).values()], axis=0)
+    """Seconds of all operators together at `tokens`: medians where measured, straight lines between."""
+    total = np.zeros(len(tokens))
+    for counts, seconds in by_op(kernels).values():
+        distinct = np.unique(counts)
+        total += np.interp(tokens, distinct, [float(np.median(seconds[counts == n])) for n in distinct])
+    return total

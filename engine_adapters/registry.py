@@ -21,15 +21,20 @@ def adapter_names() -> list[str]:
     return list(_ADAPTERS)
 
 
+def check_name(name: str) -> None:
+    """Raises UnknownEngineError unless there is such an adapter."""
+    if name not in _ADAPTERS:
+        close = difflib.get_close_matches(name, _ADAPTERS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UnknownEngineError(f"unknown engine {name!r}{hint}: choose one of {', '.join(_ADAPTERS)}")
+
+
 def client_and_probe(name: str, options: EngineOptions) -> tuple[EngineClient, EngineProbe]:
     """The client and the probe of one engine, not yet started.
 
     Raises UnknownEngineError, or EngineError if the options do not suit the adapter.
     """
-    if name not in _ADAPTERS:
-        close = difflib.get_close_matches(name, _ADAPTERS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UnknownEngineError(f"unknown engine {name!r}{hint}: choose one of {', '.join(_ADAPTERS)}")
+    check_name(name)
     module, _, attribute = _ADAPTERS[name].partition(":")
     adapter = getattr(importlib.import_module(module), attribute)(options)
     return cast(EngineClient, adapter), cast(EngineProbe, adapter)

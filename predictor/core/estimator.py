@@ -1,0 +1,293 @@
+"""What a node knows and foresees: mirror, reservations and length beliefs, turned into forecasts and load. Pure.
+
+Times are the caller's clock (`now_s`); the engine's own clock is never compared with it, so state ages are counted from
+the moment a trace item was received.
+
+What holds when knowledge is missing: without any state every forecast is a pessimistic prior, never that of an idle
+node; with a state that should have moved on by now, each overdue second may hide up to one second of work, so answers
+shift and widen by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from length_model.belief import DEFAULT_PRIOR, given_produced, truncated
+from predictor.core.mirror import Applied, MirrorRequest, NodeMirror
+from predictor.core.reservations import Reservations
+from simcore.cost.step_time import StepTimeModel
+from simcore.lookahead import WhatIf
+from simcore.scenarios import longest_output
+from simcore.trace import StepBatch, TraceDelta, TraceSnapshot
+from simcore.types import Candidate, EngineConfig, Forecast, ForecastSource, LengthBelief, NodeLoad, Quantiles
+
+OVERDUE_STEPS = 3.0
+"""A state is overdue when this many times the last step's duration have passed without a new one, and not before
+OVERDUE_LEAST_S."""
+OVERDUE_LEAST_S = 0.1
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Why a candidate has no forecast: the engine could never run it."""
+
+    reason: str
+
+
+class _Belief:
+    """A length belief, and its expected total, which changes only when an atom has been passed."""
+
+    __slots__ = ("_expected_tokens", "_next_atom_tokens", "belief")
+
+    def __init__(self, belief: LengthBelief) -> None:
+        self.belief = belief
+        self._expected_tokens = 0
+        self._next_atom_tokens = -1
+
+    def expected_tokens(self, produced_tokens: int) -> int:
+        if produced_tokens >= self._next_atom_tokens:
+            left = given_produced(self.belief, produced_tokens)
+            self._expected_tokens = round(left.mean_tokens)
+            self._next_atom_tokens = left.atoms_tokens[0]
+        return self._expected_tokens
+
+
+class Estimator:
+    """One node's knowledge. Not thread-safe; one owner."""
+
+    def __init__(
+        self,
+        node_id: str,
+        config: EngineConfig,
+        step_time: StepTimeModel,
+        *,
+        scenarios: int = 8,
+        source: ForecastSource = "simulated",
+    ) -> None:
+        self.node_id = node_id
+        self.config = config
+        self.step_time = step_time
+        self.mirror: NodeMirror | None = None
+        self.reservations = Reservations()
+        self._source = source
+        self._beliefs: dict[str, _Belief] = {}
+        self._received_s = -math.inf
+        self._connected = False
+        self._what_if = WhatIf(node_id, config, step_time, scenarios=scenarios)
+        self._base_of: tuple[int, int] | None = None
+        self._load: NodeLoad | None = None
+        self._load_of: tuple[int, int] | None = None
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def on_snapshot(self, snapshot: TraceSnapshot, now_s: float) -> None:
+        """A trace has begun, or begun again."""
+        if self.mirror is None:
+            self.mirror = NodeMirror(snapshot)
+        else:
+            self.mirror.reset(snapshot)
+        self._connected = True
+        self._received_s = now_s
+        self.reservations.drop_all(r.request_id for r in (*snapshot.running, *snapshot.waiting))
+        for request_id in [i for i in self._beliefs if not self._is_here(i)]:
+            del self._beliefs[request_id]
+
+    def on_delta(self, delta: TraceDelta, now_s: float) -> bool:
+        """The next step of the trace. True: a delta was lost and the trace must be read anew, from a snapshot."""
+        if self.mirror is None:
+            return True
+        applied = self.mirror.apply(delta)
+        if applied is Applied.GAP:
+            return True
+        if applied is Applied.APPLIED:
+            self._received_s = now_s
+            for state in delta.arrived:
+                self.reservations.drop(state.request_id)
+            for request_id in (*delta.finished, *delta.aborted):
+                self._forget(request_id)
+        return False
+
+    def on_disconnect(self) -> None:
+        """The trace has broken. The last state stays, and ages."""
+        self._connected = False
+
+    def reserve(self, candidate: Candidate, *, now_s: float, ttl_s: float) -> None:
+        """The candidate has been dispatched to this node, or will be: it counts from now."""
+        self._beliefs[candidate.request_id] = _Belief(candidate.belief)
+        if self.mirror is None or candidate.request_id not in self.mirror:
+            self.reservations.reserve(candidate, now_s=now_s, ttl_s=ttl_s)
+
+    def release(self, request_id: str) -> bool:
+        """It will not come, or it has ended. False if it was not reserved."""
+        found = self.reservations.drop(request_id)
+        self._forget(request_id)
+        return found
+
+    # --- what is known ------------------------------------------------------------------------------------------------
+
+    @property
+    def synchronised(self) -> bool:
+        """A trace is connected and no gap is open."""
+        return self._connected and self.mirror is not None and self.mirror.synchronised
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes whenever the state or the reservations do."""
+        return (self.mirror.version if self.mirror is not None else -1, self.reservations.version)
+
+    def age_s(self, now_s: float) -> float:
+        """Age of the state: 0 while a followed engine is idle (nothing can change unseen), inf without any state."""
+        if self.mirror is None:
+            return math.inf
+        if self.synchronised and not self.mirror.running_count and not self.mirror.waiting_count:
+            return 0.0
+        return max(0.0, now_s - self._received_s)
+
+    def expire(self, now_s: float) -> list[str]:
+        """Drops reservations that nobody made good; their ids."""
+        late = self.reservations.expire(now_s)
+        for request_id in late:
+            self._forget(request_id)
+        return late
+
+    def load(self, now_s: float) -> NodeLoad | None:
+        """Summary for heuristic policies, reservations included. None without any state."""
+        if self.mirror is None:
+            return None
+        self.expire(now_s)
+        if self._load is None or self._load_of != self.version:
+            self._load = self._summed(self.mirror)
+            self._load_of = self.version
+        age_s = self.age_s(now_s)
+        return self._load if self._load.state_age_s == age_s else msgspec.structs.replace(self._load, state_age_s=age_s)
+
+    def forecast(self, candidates: Sequence[Candidate], now_s: float) -> list[Forecast | Refused]:
+        """One answer per candidate, in order, each as if it came alone on top of state and reservations."""
+        refused: dict[int, Refused] = {}
+        for position, candidate in enumerate(candidates):
+            try:
+                longest_output(self.config, candidate.prompt_tokens, candidate.max_output_tokens)
+            except ValueError as never:
+                refused[position] = Refused(str(never))
+        possible = [c for i, c in enumerate(candidates) if i not in refused]
+        answers = iter(self._forecast(possible, now_s))
+        return [refused[i] if i in refused else next(answers) for i in range(len(candidates))]
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _forecast(self, candidates: Sequence[Candidate], now_s: float) -> list[Forecast]:
+        if not candidates:
+            return []
+        mirror = self.mirror
+        if mirror is None:
+            return [self._prior(c) for c in candidates]
+        self.expire(now_s)
+        if self._base_of != self.version:
+            beliefs = {r.request_id: self._belief(r).belief for r in (*mirror.running(), *mirror.waiting())}
+            self._what_if.rebase(mirror.snapshot(), beliefs, self.reservations.candidates())
+            self._base_of = self.version
+        age_s = self.age_s(now_s)
+        remaining_s = overdue_s = 0.0
+        if not self.synchronised:
+            overdue_s = age_s
+        elif age_s > 0:
+            # The step in progress takes as long as the last one did, for want of better knowledge.
+            remaining_s = max(0.0, mirror.last_step_s - age_s)
+            overdue_s = max(0.0, age_s - max(OVERDUE_LEAST_S, OVERDUE_STEPS * mirror.last_step_s))
+        return [
+            msgspec.structs.replace(
+                forecast,
+                ttft_s=_later(forecast.ttft_s, remaining_s, overdue_s),
+                e2e_s=_later(forecast.e2e_s, remaining_s, overdue_s),
+                state_age_s=age_s,
+                source=self._source,
+            )
+            for forecast in self._what_if.forecast(candidates)
+        ]
+
+    def _prior(self, candidate: Candidate) -> Forecast:
+        """A node of which nothing is known is taken for a full one with as much again in its queue."""
+        config = self.config
+        batch = StepBatch(
+            prefill_tokens=max(0, config.max_num_batched_tokens - config.max_num_seqs),
+            prefill_seqs=1,
+            decode_seqs=config.max_num_seqs,
+            decode_kv_tokens=config.num_blocks * config.block_size_tokens,
+        )
+        step_s = self.step_time.seconds(batch)
+        ttft = Quantiles(*(step_s * DEFAULT_PRIOR.mean_tokens * k for k in (1.0, 1.0, 2.0)))
+        longest = longest_output(config, candidate.prompt_tokens, candidate.max_output_tokens)
+        belief = truncated(candidate.belief, longest)
+        return Forecast(
+            request_id=candidate.request_id,
+            node_id=self.node_id,
+            ttft_s=ttft,
+            tpot_s=Quantiles(step_s, step_s, step_s),
+            e2e_s=Quantiles(
+                ttft.mean + step_s * belief.mean_tokens,
+                ttft.p50 + step_s * belief.quantile_tokens(0.5),
+                ttft.p90 + step_s * belief.quantile_tokens(0.9),
+            ),
+            preemptions=1.0,
+            kv_headroom_blocks=0,
+            harm_s=Quantiles(*(config.max_num_seqs * step_s * k for k in (1.0, 1.0, 2.0))),
+            trace_seq=0,
+            state_age_s=math.inf,
+            source="prior",
+        )
+
+    def _summed(self, mirror: NodeMirror) -> NodeLoad:
+        size = self.config.block_size_tokens
+        unprocessed = prompt_blocks = 0
+        for r in mirror.running():
+            unprocessed += max(
+                0, r.prompt_tokens + self._belief(r).expected_tokens(r.output_tokens) - r.computed_tokens
+            )
+        for r in mirror.waiting():
+            unprocessed += r.prompt_tokens + self._belief(r).expected_tokens(r.output_tokens)
+            prompt_blocks += -(-(r.prompt_tokens + r.output_tokens) // size)
+        for candidate in self.reservations.candidates():
+            expected = self._beliefs[candidate.request_id].expected_tokens(0)
+            unprocessed += candidate.prompt_tokens + min(expected, candidate.max_output_tokens)
+            prompt_blocks += -(-candidate.prompt_tokens // size)
+        reserved = len(self.reservations)
+        return NodeLoad(
+            node_id=self.node_id,
+            trace_seq=mirror.seq,
+            state_age_s=0.0,
+            running=mirror.running_count,
+            waiting=mirror.waiting_count + reserved,
+            free_blocks=mirror.free_blocks,
+            total_blocks=self.config.num_blocks,
+            waiting_prompt_blocks=prompt_blocks,
+            unprocessed_tokens=unprocessed,
+            preemptions_total=mirror.preemptions_total,
+            reserved=reserved,
+        )
+
+    def _belief(self, request: MirrorRequest) -> _Belief:
+        """What is believed of a request on the node; the prior for one that others sent."""
+        found = self._beliefs.get(request.request_id)
+        if found is None:
+            found = self._beliefs[request.request_id] = _Belief(truncated(DEFAULT_PRIOR, request.max_output_tokens))
+        return found
+
+    def _is_here(self, request_id: str) -> bool:
+        return request_id in self.reservations or (self.mirror is not None and request_id in self.mirror)
+
+    def _forget(self, request_id: str) -> None:
+        if not self._is_here(request_id):
+            self._beliefs.pop(request_id, None)
+
+
+def _later(quantiles: Quantiles, delay_s: float, hidden_s: float) -> Quantiles:
+    """Shifted by a delay that is known and one that lies anywhere between 0 and `hidden_s`."""
+    if not delay_s and not hidden_s:
+        return quantiles
+    return Quantiles(
+        quantiles.mean + delay_s + 0.5 * hidden_s,
+        quantiles.p50 + delay_s + 0.5 * hidden_s,
+        quantiles.p90 + delay_s + 0.9 * hidden_s,
+    )

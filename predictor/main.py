@@ -1,0 +1,178 @@
+"""The predictor process: binds, warms up, starts the engine, serves until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import orjson
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine_adapters.base import EngineError, EngineOptions
+from engine_adapters.registry import client_and_probe
+from predictor import logs
+from predictor.config import ConfigError, HostPort, PredictorConfig, parse_address
+from predictor.node import Node
+from predictor.service import Door, EngineApi, PredictApi
+from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
+from protos.v1.astrolabe_predict_pb2_grpc import add_PredictServicer_to_server
+from simcore.warmup import warm
+
+log = structlog.get_logger("predictor")
+
+SERVICES = ("astrolabe.v1.Predict", "astrolabe.v1.Engine")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SERVER_OPTIONS = [
+    # Two daemons must not share a port by accident.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    # A gateway that vanished without a word must not hold the engine: probe it, and let it probe us.
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 50),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+CLOSE_GRACE_S = 0.5
+"""What unary calls get to write their last status."""
+
+
+class Predictor:
+    """All parts of one daemon, wired. `bind`, `start`, then `stop`."""
+
+    def __init__(self, config: PredictorConfig) -> None:
+        self.config = config
+        self.address = parse_address(config.listen)
+        self.node: Node | None = None
+        self._door = Door()
+        self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+
+    async def bind(self) -> None:
+        """Takes the address and answers health checks with NOT_SERVING. Raises ConfigError."""
+        _check_free(self.address)
+        add_PredictServicer_to_server(PredictApi(self._door), self._server)
+        add_EngineServicer_to_server(EngineApi(self._door), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        try:
+            port = self._server.add_insecure_port(str(self.address))
+        except RuntimeError:
+            raise ConfigError(f"cannot listen on {self.address}; {_BUSY_HINT}") from None
+        self.address = self.address._replace(port=port)
+        await self._set_health(serving=False)
+        await self._server.start()
+
+    async def start(self) -> None:
+        """Until the node serves. Raises ConfigError, EngineError."""
+        began_s = time.monotonic()
+        await asyncio.to_thread(warm)
+        warm_s = time.monotonic() - began_s
+        config = self.config
+        node_id = config.node_id or str(self.address)
+        try:
+            client, probe = client_and_probe(
+                config.engine,
+                EngineOptions(
+                    node_id=node_id,
+                    config=config.engine_config(),
+                    step_time=config.step_time(),
+                    time_scale=config.time_scale,
+                    tokenizer=config.tokenizer_name,
+                ),
+            )
+        except EngineError as bad:
+            raise ConfigError(str(bad)) from None
+        self.node = Node(
+            node_id,
+            client,
+            probe,
+            profile=config.step_time(),
+            reservation_ttl_s=config.reservation_ttl_s,
+            scenarios=config.scenarios,
+        )
+        await self.node.start()
+        self._door.open(self.node)
+        await self._set_health(serving=True)
+        if self.address.host not in LOOPBACK:
+            log.warning("listening beyond this machine without authentication", host=self.address.host)
+        log.info(
+            "node is serving",
+            node=node_id,
+            address=str(self.address),
+            engine=config.engine,
+            profile=self.node.profile,
+            model=self.node.config.model,
+            warm_up_s=round(warm_s, 3),
+            start_s=round(time.monotonic() - began_s, 3),
+        )
+        if config.ready_file:
+            _write_ready(Path(config.ready_file), self.address, node_id)
+
+    async def stop(self) -> None:
+        """Takes no more calls, aborts what runs, tells everybody how it ended, lets go of the engine."""
+        self._door.close()
+        await self._set_health(serving=False)
+        if self.node is not None:
+            await self.node.close()
+        await asyncio.gather(*(s.finish() for s in self._door.sessions))
+        await self._server.stop(CLOSE_GRACE_S)
+        log.info("node has stopped")
+
+    async def _set_health(self, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
+
+
+async def serve(config: PredictorConfig) -> None:
+    """Serves until SIGTERM or SIGINT. Raises ConfigError or EngineError at start."""
+    logs.configure(config.log_level)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    predictor = Predictor(config)
+    await predictor.bind()
+    starting = asyncio.create_task(predictor.start(), name="start")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await stopping
+    finally:
+        starting.cancel()
+        stopping.cancel()
+        await predictor.stop()
+
+
+def _check_free(address: HostPort) -> None:
+    """Says "busy" before gRPC does, which would add lines of its own to standard error."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {address}: {error.strerror}; {_BUSY_HINT}") from None
+
+
+_BUSY_HINT = "stop the process that has the port or choose another one with --listen"
+
+
+def _write_ready(path: Path, address: HostPort, node_id: str) -> None:
+    """Appears whole or not at all."""
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_bytes(orjson.dumps({"address": str(address), "pid": os.getpid(), "node_id": node_id}) + b"\n")
+    draft.replace(path)

@@ -1,0 +1,300 @@
+"""One node at run time: the engine adapter, what is known of it, and the requests that run through this daemon.
+
+Shell: reads the clock, follows the trace, forwards requests. What follows from that is `predictor.core`'s to say. All
+methods run on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+import msgspec
+import structlog
+
+from engine_adapters.base import EngineClient, EngineError, EngineOutput, EngineProbe, EngineRequest, RequestRefused
+from length_model.belief import DEFAULT_PRIOR, truncated
+from predictor.core.calibration import Calibration
+from predictor.core.estimator import Estimator, Refused
+from simcore.cost.step_time import StepTimeModel
+from simcore.trace import TraceSnapshot
+from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
+
+log = structlog.get_logger("predictor")
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+HOUSEKEEPING_S = 1.0
+SNAPSHOT_TIMEOUT_S = 30.0
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request ended here."""
+
+    outcome: Outcome
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    detail: str = ""
+
+
+Sink = Callable[[str, Sequence[int], End | None], None]
+"""Takes (request id, new token ids, how it ended or None). Called on the event loop; must not raise."""
+
+
+class _Flight:
+    """One request between the engine and its sink."""
+
+    __slots__ = ("arrived_s", "first_s", "node", "output_tokens", "request", "sink")
+
+    def __init__(self, node: Node, request: EngineRequest, sink: Sink) -> None:
+        self.node = node
+        self.request = request
+        self.sink = sink
+        self.arrived_s = time.monotonic()
+        self.first_s: float | None = None
+        self.output_tokens = 0
+
+    def __call__(self, request_id: str, output: EngineOutput | EngineError) -> None:
+        if isinstance(output, EngineError):
+            self._end(Outcome.ENGINE_FAILED, detail=str(output))
+            return
+        tokens = output.token_ids
+        if tokens:
+            if self.first_s is None:
+                self.first_s = time.monotonic()
+                self.node.calibration.first_token(request_id, self.first_s)
+            self.output_tokens += len(tokens)
+        if output.finish is None:
+            self.sink(request_id, tokens, None)
+        elif output.finish != "aborted":
+            self._end(Outcome(output.finish), tokens, output.cached_tokens)
+        elif self.node.closing:
+            self._end(Outcome.NODE_LOST, detail=f"node {self.node.node_id} is shutting down")
+        else:
+            self._end(Outcome.CANCELLED, tokens)
+
+    def _end(self, outcome: Outcome, tokens: Sequence[int] = (), cached_tokens: int = 0, detail: str = "") -> None:
+        end = End(
+            outcome=outcome,
+            prompt_tokens=len(self.request.prompt_token_ids),
+            output_tokens=self.output_tokens,
+            cached_tokens=cached_tokens,
+            detail=detail,
+        )
+        self.node._ended(self, end)
+        self.sink(self.request.request_id, tokens, end)
+
+
+class Node:
+    """`start`, then use, then `close`."""
+
+    def __init__(
+        self,
+        node_id: str,
+        client: EngineClient,
+        probe: EngineProbe,
+        *,
+        profile: StepTimeModel,
+        reservation_ttl_s: float,
+        scenarios: int,
+    ) -> None:
+        self.node_id = node_id
+        self.closing = False
+        self.calibration = Calibration()
+        self.resyncs = 0
+        """Gaps in the trace so far (a count)."""
+        self._client = client
+        self._probe = probe
+        self._profile = profile
+        self._ttl_s = reservation_ttl_s
+        self._scenarios = scenarios
+        self._estimator: Estimator | None = None
+        self._flights: dict[str, _Flight] = {}
+        self._listeners: list[Callable[[], None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Until the engine runs and its first snapshot is here. Raises EngineError."""
+        await self._client.start()
+        step_time = self._client.step_time() or self._profile
+        can = self._client.capabilities
+        self._estimator = Estimator(
+            self.node_id,
+            self._client.config(),
+            step_time,
+            scenarios=self._scenarios,
+            source="simulated" if can.per_request_trace and can.exact_rules else "approximate",
+        )
+        first = asyncio.Event()
+        self._tasks = [
+            asyncio.create_task(self._follow(first), name="trace"),
+            asyncio.create_task(self._housekeep(), name="housekeeping"),
+        ]
+        try:
+            await asyncio.wait_for(first.wait(), SNAPSHOT_TIMEOUT_S)
+        except TimeoutError:
+            raise EngineError(f"the engine sent no snapshot of its state within {SNAPSHOT_TIMEOUT_S:g} s") from None
+
+    async def close(self) -> None:
+        """Aborts what runs and lets go of the engine. Idempotent."""
+        self.closing = True
+        await self._client.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- what is known ------------------------------------------------------------------------------------------------
+
+    @property
+    def estimator(self) -> Estimator:
+        assert self._estimator is not None, "the node is not started"
+        return self._estimator
+
+    @property
+    def config(self) -> EngineConfig:
+        return self._client.config()
+
+    @property
+    def profile(self) -> str:
+        """Name of the step-time profile in use, as gpu/model."""
+        return self.estimator.step_time.name
+
+    def forecast(self, candidates: Sequence[Candidate]) -> list[Forecast | Refused]:
+        answers = self.estimator.forecast(candidates, time.monotonic())
+        for answer in answers:
+            if isinstance(answer, Forecast):
+                self.calibration.forecast(answer)
+        return answers
+
+    def load(self) -> NodeLoad | None:
+        return self.estimator.load(time.monotonic())
+
+    def age_s(self) -> float:
+        return self.estimator.age_s(time.monotonic())
+
+    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Calls `changed` whenever state or reservations have changed, until the returned function is called."""
+        self._listeners.append(changed)
+        return lambda: self._listeners.remove(changed)
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def reserve(self, candidate: Candidate, ttl_s: float | None = None) -> float:
+        """Counts a request that will come by other means; the seconds for which it is held."""
+        held_s = ttl_s or self._ttl_s
+        self.estimator.reserve(candidate, now_s=time.monotonic(), ttl_s=held_s)
+        self._changed()
+        return held_s
+
+    def release(self, request_id: str) -> bool:
+        found = self.estimator.release(request_id)
+        if found:
+            self._changed()
+        return found
+
+    def dispatch(self, request: EngineRequest, belief: LengthBelief | None, sink: Sink) -> None:
+        """Reserves and generates. Raises RequestRefused or EngineError; then the sink is never called."""
+        request_id = request.request_id
+        if not request_id:
+            raise RequestRefused("request_id is empty; give each request a name of its own")
+        if request_id in self._flights:
+            raise RequestRefused(f"request {request_id!r} runs here already; give each request a name of its own")
+        if self.closing:
+            raise EngineError(f"node {self.node_id} is shutting down")
+        flight = _Flight(self, request, sink)
+        self._client.submit(request, flight)
+        self._flights[request_id] = flight
+        candidate = Candidate(
+            request_id=request_id,
+            prompt_tokens=len(request.prompt_token_ids),
+            max_output_tokens=request.max_tokens,
+            belief=truncated(belief or DEFAULT_PRIOR, request.max_tokens),
+            priority=request.priority,
+        )
+        self.estimator.reserve(candidate, now_s=flight.arrived_s, ttl_s=self._ttl_s)
+        self.calibration.dispatched(request_id, flight.arrived_s)
+        self._changed()
+
+    async def abort(self, request_id: str) -> bool:
+        return await self._client.abort(request_id)
+
+    def abandon(self, request_ids: Iterable[str]) -> None:
+        """Aborts requests whose owner has gone, without waiting for the engine."""
+        for request_id in request_ids:
+            task = asyncio.create_task(self._abandon(request_id))
+            self._tasks.append(task)
+            task.add_done_callback(self._tasks.remove)
+
+    async def _abandon(self, request_id: str) -> None:
+        try:
+            await self._client.abort(request_id)
+        except EngineError as error:
+            log.warning("abort failed", request_id=request_id, detail=str(error))
+
+    def _ended(self, flight: _Flight, end: End) -> None:
+        now_s = time.monotonic()
+        request_id = flight.request.request_id
+        del self._flights[request_id]
+        self.calibration.ended(request_id, now_s, complete=end.outcome in (Outcome.STOP, Outcome.LENGTH))
+        if self.estimator.release(request_id):
+            self._changed()
+        log.info(
+            "request finished",
+            request_id=request_id,
+            outcome=end.outcome.value,
+            prompt_tokens=end.prompt_tokens,
+            output_tokens=end.output_tokens,
+            ttft_s=None if flight.first_s is None else round(flight.first_s - flight.arrived_s, 6),
+            e2e_s=round(now_s - flight.arrived_s, 6),
+            **({"detail": end.detail} if end.detail else {}),
+        )
+
+    # --- the trace ----------------------------------------------------------------------------------------------------
+
+    async def _follow(self, first: asyncio.Event) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                await self._read_trace(first)
+                pause_s = FIRST_PAUSE_S
+                continue
+            except EngineError as error:
+                self.estimator.on_disconnect()
+                self._changed()
+                if self.closing:
+                    return
+                log.warning("trace is broken", detail=str(error), again_in_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+
+    async def _read_trace(self, first: asyncio.Event) -> None:
+        """One trace, until a delta is lost. Raises EngineError."""
+        estimator = self.estimator
+        # Protocols promise an iterator; adapters write generators, which want to be closed.
+        async with aclosing(cast(Any, self._probe.watch())) as trace:
+            async for item in trace:
+                if isinstance(item, TraceSnapshot):
+                    estimator.on_snapshot(item, time.monotonic())
+                    first.set()
+                elif estimator.on_delta(item, time.monotonic()):
+                    self.resyncs += 1
+                    log.warning("trace has a gap, reading it anew", expected_after=estimator.version, got=item.seq)
+                    return
+                self._changed()
+        raise EngineError("the engine ended its trace")
+
+    async def _housekeep(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            late = self.estimator.expire(time.monotonic())
+            if late:
+                log.warning("reservations expired", request_ids=late)
+                self._changed()
+
+    def _changed(self) -> None:
+        for changed in self._listeners:
+            changed()

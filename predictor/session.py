@@ -1,0 +1,211 @@
+"""`Predict.Session`: the hot path between one gateway and this node.
+
+One task reads frames and applies each at once: aborts, then dispatches, then asks. Everything that goes back is
+gathered and leaves with one write per turn of the event loop, so a step of the engine makes one frame, with all its
+tokens. While a write waits for the connection, what comes up meanwhile is gathered too. When the session ends, however
+it ends, its requests are aborted in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import structlog
+
+from engine_adapters.base import EngineError, RequestRefused
+from length_model.belief import DEFAULT_PRIOR
+from predictor import wire
+from predictor.core.estimator import Refused
+from predictor.node import End, Node
+from protos import codec
+from protos.v1 import astrolabe_predict_pb2 as pb
+from simcore.types import Candidate, Outcome
+
+log = structlog.get_logger("predictor.session")
+
+LOAD_NOTE_EVERY_S = 0.005
+"""Least time between two load notes of a session: an emulated engine at many times real speed has a step per
+millisecond, and nobody places by that."""
+FINISH_S = 1.0
+"""What a session gets to write its last frames at shutdown."""
+
+
+class _Tokens:
+    """What is waiting to be sent of one request."""
+
+    __slots__ = ("end", "ids")
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.end: End | None = None
+
+
+class Session:
+    """One gateway's session, from `run` to its end."""
+
+    def __init__(self, node: Node, context: Any) -> None:
+        self._node = node
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._gateway_id = ""
+        self._mine: set[str] = set()
+        self._dispatch_seq = 0
+        self._answers: list[pb.Answer] = []
+        self._parts: dict[str, _Tokens] = {}
+        self._ended_parts: list[tuple[str, _Tokens]] = []
+        """Apart from the others, because an id may come again before its end is sent."""
+        self._noted: tuple[object, int] | None = None
+        self._note_due_s = 0.0
+        self._note_timer: asyncio.TimerHandle | None = None
+        self._wake = asyncio.Event()
+        self._written = asyncio.Event()
+        self._finishing = False
+
+    async def run(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
+        """Until the gateway leaves or `finish` has been called."""
+        node = self._node
+        await self._context.write(
+            pb.NodeFrame(
+                welcome=pb.Welcome(node_id=node.node_id, config=codec.config_to_wire(node.config), profile=node.profile)
+            )
+        )
+        unlisten = node.listen(self._wake.set)
+        writer = asyncio.create_task(self._write(), name="session writer")
+        reader = asyncio.create_task(self._read(frames), name="session reader")
+        self._wake.set()
+        try:
+            done, _ = await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            unlisten()
+            for task in (writer, reader):
+                task.cancel()
+            if self._note_timer is not None:
+                self._note_timer.cancel()
+            if self._mine:
+                log.info("session ended with requests running", gateway=self._gateway_id, aborted=len(self._mine))
+            node.abandon(self._mine)
+
+    async def finish(self) -> None:
+        """Writes what is pending, then ends the session."""
+        self._finishing = True
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._written.wait(), FINISH_S)
+
+    # --- from the gateway ---------------------------------------------------------------------------------------------
+
+    async def _read(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
+        async for frame in frames:
+            if frame.HasField("hello"):
+                self._gateway_id = frame.hello.gateway_id
+                log.info("session begun", gateway=self._gateway_id)
+            for request_id in frame.abort_request_ids:
+                if request_id in self._mine:
+                    await self._node.abort(request_id)
+            for dispatched in frame.dispatches:
+                self._dispatch(dispatched)
+            if frame.asks:
+                self._ask(frame.asks)
+
+    def _dispatch(self, dispatched: pb.Dispatched) -> None:
+        message = dispatched.request
+        request_id = message.request_id
+        self._dispatch_seq = dispatched.dispatch_seq
+        self._wake.set()
+        try:
+            self._node.dispatch(
+                wire.engine_request(message, max_model_len_tokens=self._node.config.max_model_len_tokens),
+                codec.belief_from_wire(message.belief),
+                self._on_tokens,
+            )
+        except (RequestRefused, ValueError) as refused:
+            self._refuse(message.request_id, Outcome.INVALID, refused, len(message.prompt_token_ids))
+        except EngineError as failed:
+            outcome = Outcome.NODE_LOST if self._node.closing else Outcome.ENGINE_FAILED
+            self._refuse(message.request_id, outcome, failed, len(message.prompt_token_ids))
+        else:
+            self._mine.add(request_id)
+
+    def _refuse(self, request_id: str, outcome: Outcome, why: Exception, prompt_tokens: int) -> None:
+        log.info("request refused", request_id=request_id, outcome=outcome.value, detail=str(why))
+        end = End(outcome=outcome, prompt_tokens=prompt_tokens, output_tokens=0, detail=str(why))
+        if request_id in self._mine:
+            # The id belongs to a request of this session that runs: its own end must stay the only one.
+            return
+        self._on_tokens(request_id, (), end)
+
+    def _ask(self, asks: Sequence[pb.Ask]) -> None:
+        asked: list[int] = []
+        candidates: list[Candidate] = []
+        for ask in asks:
+            try:
+                candidates.append(codec.candidate_from_wire(ask.candidate, prior=DEFAULT_PRIOR))
+                asked.append(ask.ask_id)
+            except ValueError as bad:
+                self._answers.append(pb.Answer(ask_id=ask.ask_id, error=str(bad)))
+        for ask_id, answer in zip(asked, self._node.forecast(candidates), strict=True):
+            if isinstance(answer, Refused):
+                self._answers.append(pb.Answer(ask_id=ask_id, error=answer.reason))
+            else:
+                self._answers.append(pb.Answer(ask_id=ask_id, forecast=codec.forecast_to_wire(answer)))
+        self._wake.set()
+
+    # --- to the gateway -----------------------------------------------------------------------------------------------
+
+    def _on_tokens(self, request_id: str, token_ids: Sequence[int], end: End | None) -> None:
+        pending = self._parts.get(request_id)
+        if pending is None:
+            pending = self._parts[request_id] = _Tokens()
+        pending.ids.extend(token_ids)
+        if end is not None:
+            pending.end = end
+            self._ended_parts.append((request_id, self._parts.pop(request_id)))
+            self._mine.discard(request_id)
+        self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            frame = pb.NodeFrame()
+            answers, self._answers = self._answers, []
+            parts = [*self._ended_parts, *self._parts.items()]
+            self._ended_parts.clear()
+            self._parts.clear()
+            if answers:
+                frame.answers.extend(answers)
+            if parts:
+                frame.parts.extend([wire.part(i, t.ids, t.end) for i, t in parts])
+            noted = self._note(frame)
+            if answers or parts or noted:
+                await self._context.write(frame)
+            if self._finishing and not self._parts and not self._ended_parts:
+                self._written.set()
+                return
+
+    def _note(self, frame: pb.NodeFrame) -> bool:
+        """Adds the load if it has changed and the last note is old enough."""
+        version = (self._node.estimator.version, self._dispatch_seq)
+        if version == self._noted:
+            return False
+        now_s = self._loop.time()
+        if now_s < self._note_due_s:
+            if self._note_timer is None:
+                self._note_timer = self._loop.call_at(self._note_due_s, self._note_now)
+            return False
+        load = self._node.load()
+        if load is None:
+            return False
+        self._noted = version
+        self._note_due_s = now_s + LOAD_NOTE_EVERY_S
+        frame.load.CopyFrom(pb.LoadNote(load=codec.load_to_wire(load), dispatch_seq=self._dispatch_seq))
+        return True
+
+    def _note_now(self) -> None:
+        self._note_timer = None
+        self._wake.set()

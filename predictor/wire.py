@@ -1,0 +1,70 @@
+"""Between wire messages and the records of engine adapters. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine_adapters.base import EngineRequest
+from predictor.core.calibration import ErrorSummary
+from predictor.node import End
+from protos import codec
+from protos.v1 import astrolabe_engine_pb2 as engine_pb
+from protos.v1 import astrolabe_predict_pb2 as pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
+
+
+def engine_request(message: engine_pb.EngineGenerateRequest, *, max_model_len_tokens: int) -> EngineRequest:
+    """Without max_tokens the answer may take what the model's context leaves, at least one token."""
+    sampling = message.sampling
+    prompt = tuple(message.prompt_token_ids)
+    return EngineRequest(
+        request_id=message.request_id,
+        prompt_token_ids=prompt,
+        max_tokens=(
+            sampling.max_tokens if sampling.HasField("max_tokens") else max(1, max_model_len_tokens - len(prompt))
+        ),
+        temperature=sampling.temperature if sampling.HasField("temperature") else None,
+        top_p=sampling.top_p if sampling.HasField("top_p") else None,
+        top_k=sampling.top_k if sampling.HasField("top_k") else None,
+        seed=sampling.seed if sampling.HasField("seed") else None,
+        stop=tuple(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        priority=message.priority,
+    )
+
+
+def usage(end: End) -> types_pb.Usage:
+    return types_pb.Usage(
+        prompt_tokens=end.prompt_tokens, output_tokens=end.output_tokens, cached_tokens=end.cached_tokens
+    )
+
+
+def chunk(token_ids: Sequence[int], end: End | None) -> engine_pb.EngineChunk:
+    if end is None:
+        return engine_pb.EngineChunk(token_ids=token_ids)
+    return engine_pb.EngineChunk(
+        token_ids=token_ids, outcome=codec.outcome_to_wire(end.outcome), usage=usage(end), detail=end.detail
+    )
+
+
+def part(request_id: str, token_ids: Sequence[int], end: End | None) -> pb.StreamPart:
+    if end is None:
+        return pb.StreamPart(request_id=request_id, token_ids=token_ids)
+    return pb.StreamPart(
+        request_id=request_id,
+        token_ids=token_ids,
+        outcome=codec.outcome_to_wire(end.outcome),
+        usage=usage(end),
+        detail=end.detail,
+    )
+
+
+def forecast_error(summary: ErrorSummary) -> pb.ForecastError:
+    return pb.ForecastError(
+        samples=summary.samples,
+        bias_s=summary.bias_s,
+        median_relative=summary.median_relative,
+        p90_relative=summary.p90_relative,
+        coverage_p90=summary.coverage_p90,
+    )

@@ -1,0 +1,149 @@
+"""Every shipped profile keeps the same promises; adding a file adds its tests."""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+
+import msgspec
+import pytest
+
+from bench.profile.physics import impossible_steps
+from bench.profile.recipe import shipped_recipes
+from simcore.cost.model_shape import find_shape
+from simcore.cost.profile import Profile, decode_profile, encode_profile
+from simcore.cost.shipped import UnknownProfileError, load_profile, load_shipped, shipped_names
+from simcore.trace import StepBatch
+
+NAMES = shipped_names()
+WORST_MEDIAN_ERROR = 0.05
+WORST_P90_ERROR = 0.15
+
+
+def decode(seqs: int, context: int) -> StepBatch:
+    return StepBatch(decode_seqs=seqs, decode_kv_tokens=seqs * context)
+
+
+def prefill(tokens: int, context: int = 0) -> StepBatch:
+    return StepBatch(prefill_tokens=tokens, prefill_work_tokens2=tokens * (context + tokens / 2), prefill_seqs=1)
+
+
+@pytest.fixture(params=NAMES)
+def profile(request: pytest.FixtureRequest) -> Profile:
+    return load_profile(request.param)
+
+
+def test_the_pairs_that_are_promised_are_there() -> None:
+    assert {"a30/llama-2-7b", "a30/qwen2-7b", "a100/llama-2-7b", "h100/llama-2-7b"} <= set(NAMES)
+
+
+def test_every_profile_has_a_recipe_and_the_reverse() -> None:
+    assert sorted(shipped_recipes()) == NAMES
+
+
+def test_every_coefficient_is_finite_and_says_where_it_comes_from(profile: Profile) -> None:
+    for field in msgspec.structs.fields(profile):
+        value = getattr(profile, field.name)
+        if hasattr(value, "source"):
+            assert len(value.source) > 10, field.name
+        if hasattr(value, "value"):
+            assert math.isfinite(value.value)
+            assert value.value >= 0
+    assert profile.decode_kv_s_per_token.value > 0
+    assert profile.prefill_work_s_per_token2.value > 0
+    assert profile.dense.tokens[-1] >= 2048
+
+
+def test_steps_take_longer_with_more_work(profile: Profile) -> None:
+    model = profile.step_time_model()
+    for batches in (
+        [decode(n, 500) for n in (1, 2, 8, 48, 128, 256)],
+        [decode(32, n) for n in (1, 100, 1000, 10_000)],
+        [prefill(n) for n in (1, 16, 64, 65, 128, 129, 512, 513, 2048, 8192)],
+        [prefill(512, n) for n in (0, 512, 2048, 8192)],
+    ):
+        seconds = [model.seconds(b) for b in batches]
+        assert seconds == sorted(seconds)
+
+
+def test_no_step_beats_the_hardware(profile: Profile) -> None:
+    assert impossible_steps(profile) == []
+
+
+def test_the_profile_is_not_absurdly_slow(profile: Profile) -> None:
+    """Were it five times faster, some step would beat the hardware."""
+    fifth = profile.step_time_model().scaled(0.2)
+    assert impossible_steps(msgspec.structs.replace(profile, **_coefficients(profile, fifth))) != []
+
+
+def _coefficients(profile: Profile, model: object) -> dict[str, object]:
+    names = (
+        "constant_s",
+        "prefill_work_s_per_token2",
+        "decode_kv_s_per_token",
+        "per_seq_s",
+        "mixed_decode_kv_s_per_token",
+        "mixed_seq_s",
+    )
+    changed: dict[str, object] = {
+        name: msgspec.structs.replace(getattr(profile, name), value=getattr(model, name)) for name in names
+    }
+    changed["dense"] = msgspec.structs.replace(profile.dense, seconds=getattr(model, "dense_knots_s"))  # noqa: B009
+    return changed
+
+
+def test_the_fit_states_its_error_and_it_is_small(profile: Profile) -> None:
+    assert profile.fit.rows_fitted >= 100
+    assert profile.fit.rows_held_out >= 20
+    assert {"dense", "decode", "prefill", "mixed", "all"} <= set(profile.fit.median_error)
+    assert profile.fit.median_error["all"] <= WORST_MEDIAN_ERROR
+    assert profile.fit.p90_error["all"] <= WORST_P90_ERROR
+
+
+def test_the_kv_hint_fits_the_gpu(profile: Profile) -> None:
+    from simcore.cost.hardware import find_gpu
+
+    shape, gpu = find_shape(profile.model), find_gpu(profile.gpu)
+    tokens = profile.kv.num_blocks * profile.kv.block_size_tokens
+    kv = tokens * shape.layers * shape.kv_bytes_per_token(profile.tensor_parallel)
+    assert kv + shape.weight_bytes(profile.tensor_parallel) < gpu.capacity_bytes
+    assert profile.kv.source
+
+
+def test_names_say_what_they_are(profile: Profile) -> None:
+    suffix = f"-tp{profile.tensor_parallel}" if profile.tensor_parallel > 1 else ""
+    assert profile.name == f"{profile.gpu}/{find_shape(profile.model).short_name}{suffix}"
+
+
+def test_a_profile_answers_to_the_hub_name_of_its_model(profile: Profile) -> None:
+    suffix = f"-tp{profile.tensor_parallel}" if profile.tensor_parallel > 1 else ""
+    for spelling in (profile.model, profile.model.rpartition("/")[2], profile.model.upper()):
+        assert load_profile(f"{profile.gpu}/{spelling}{suffix}") is load_profile(profile.name)
+    assert load_shipped(profile.name) == profile.step_time_model()
+
+
+def test_files_are_written_as_the_fitting_command_writes_them() -> None:
+    for entry in (importlib.resources.files("simcore") / "profiles").iterdir():
+        raw = entry.read_bytes()
+        found = decode_profile(raw)
+        assert encode_profile(found) == raw, entry.name
+        assert entry.name == found.name.replace("/", "-") + ".json"
+
+
+def test_an_unknown_name_says_what_comes_close() -> None:
+    with pytest.raises(UnknownProfileError, match=r"did you mean .*'a30/llama-2-7b'.* shipped: .*bench profile fit"):
+        load_shipped("a30/lama-2-7b")
+
+
+def test_a_model_alone_is_not_enough_when_several_gpus_have_it() -> None:
+    with pytest.raises(UnknownProfileError, match=r"more than one GPU; say which: a100/llama-2-7b, a30/llama-2-7b"):
+        load_shipped("meta-llama/Llama-2-7b-hf")
+
+
+def test_a_profile_with_an_unknown_or_missing_field_is_refused() -> None:
+    raw = msgspec.json.decode(encode_profile(load_profile(NAMES[0])))
+    with pytest.raises(msgspec.ValidationError, match="unknown field `speed`"):
+        decode_profile(msgspec.json.encode(raw | {"speed": 1}))
+    raw.pop("per_seq_s")
+    with pytest.raises(msgspec.ValidationError, match="missing required field `per_seq_s`"):
+        decode_profile(msgspec.json.encode(raw))

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from bench.results import SCHEMA_VERSION, RequestResult
+from bench.results import SCHEMA_VERSION, RequestResult, Run
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,6 +93,12 @@ def write_results(path: Path, head: Header, results: Sequence[RequestResult]) ->
         file.write(encoder.encode(head) + b"\n")
         for result in results:
             file.write(encoder.encode(result) + b"\n")
+
+
+def result_path(folder: Path, run: Run) -> Path:
+    """Name of one run's file among others: policy, rate, seed."""
+    at = "recorded" if run.rate_per_s is None else f"{run.rate_per_s:g}"
+    return folder / f"{run.policy}-{at}-{run.seed}.jsonl"
 
 
 def read_results(path: Path) -> tuple[Header, list[RequestResult]]:

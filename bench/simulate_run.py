@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.capacity import Capacity, capacities
-from bench.run_files import Header, header, write_results
+from bench.run_files import Header, header, result_path, write_results
 from bench.simulate import Settings, Simulated, grid, simulate_points
 from bench.tables import capacity_table, comparison_table
 from bench.workload.item import belief_of
@@ -124,7 +124,6 @@ def write_folder(folder: Path, head: Header, done: Sequence[Simulated]) -> None:
     """One result file per run. Raises OSError."""
     for simulated in done:
         run = simulated.run
-        at = "recorded" if run.rate_per_s is None else f"{run.rate_per_s:g}"
         config = {**head.config, "policy": run.policy, "rate": run.rate_per_s}
         own = msgspec.structs.replace(head, seed=run.seed, config=config)
-        write_results(folder / f"{run.policy}-{at}-{run.seed}.jsonl", own, simulated.results)
+        write_results(result_path(folder, run), own, simulated.results)

@@ -28,13 +28,6 @@ DEFAULT_REQUESTS = 200
 
 LIVE_OPTIONS = (
     click.option(
-        "--lengths",
-        type=click.Choice(["known", "none", "predicted"]),
-        default="known",
-        show_default=True,
-        help="What the gateway is told of each answer's length: the truth, nothing, the data set's prediction.",
-    ),
-    click.option(
         "--natural-length",
         is_flag=True,
         help="Let the model end its answers. [default: run to the data set's length]",

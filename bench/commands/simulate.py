@@ -66,13 +66,6 @@ NODE_OPTIONS = (
 
 SIMULATION_OPTIONS = (
     click.option(
-        "--lengths",
-        type=click.Choice(["known", "none", "predicted"]),
-        default="known",
-        show_default=True,
-        help="What router and nodes are told of each answer's length: the truth, nothing, the data set's prediction.",
-    ),
-    click.option(
         "--sample",
         type=click.IntRange(min=0),
         default=0,

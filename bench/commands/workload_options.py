@@ -72,6 +72,13 @@ OPTIONS = (
         help="Recorded arrivals: begin S seconds into the trace.",
     ),
     click.option("--rows", default="", metavar="A:B", help="Use data rows A to B only, counted from 1."),
+    click.option(
+        "--lengths",
+        type=click.Choice(["known", "none", "predicted"]),
+        default="known",
+        show_default=True,
+        help="What the router is told of each answer's length: the truth, nothing, the data set's prediction.",
+    ),
     click.option("--in-order", is_flag=True, help="Rows in file order. [default: a seeded random order]"),
 )
 

@@ -1,0 +1,235 @@
+"""`astrolabe bench compare`: the same workload under several policies, live or simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.commands.replay import check_live_options, live_options, live_plan
+from bench.commands.simulate import node_options, simulation_options, simulation_settings
+from bench.commands.workload_options import build_source, one_line_errors, policies, rates, workload_options
+from bench.gateway_client import json_option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.live_comparison import LiveRun
+    from bench.replay import ReplayPlan
+    from bench.results import Run
+    from bench.workload_source import WorkloadSource
+
+DEFAULT_LIVE_REQUESTS, DEFAULT_SIMULATED_REQUESTS = 200, 2000
+DEFAULT_LIVE_NODES, DEFAULT_SIMULATED_NODES = 4, 12
+
+
+@click.command(
+    epilog="""\b
+Example: against a gateway that runs.
+  astrolabe bench compare --gateway 127.0.0.1:8200 --rate 8 --requests 200
+
+\b
+Example: with a local cluster of four emulated nodes of its own, twice as fast as real ones.
+  astrolabe bench compare --rate 8 --requests 200 --time-scale 2
+
+\b
+Example: simulated, over several rates.
+  astrolabe bench compare --simulate --rate 20 --rate 28 --rate 36 --requests 10000
+"""
+)
+@click.option(
+    "--policy",
+    multiple=True,
+    default=("round_robin", "llumnix_freeness", "min_total_latency"),
+    show_default=True,
+    metavar="NAME",
+    help="May be repeated, or several with commas.",
+)
+@click.option(
+    "--rate",
+    type=float,
+    multiple=True,
+    metavar="R",
+    help="Requests per second; may be repeated. [default: the data set's own arrivals]",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Runs per point, seeds 0 to N - 1.",
+)
+@click.option("--simulate", "simulated", is_flag=True, help="Simulated nodes instead of processes.")
+@click.option(
+    "--gateway",
+    metavar="HOST:PORT",
+    default="",
+    envvar="ASTROLABE_GATEWAY",
+    show_envvar=True,
+    help="A running gateway. [default: a local cluster, started for this]",
+)
+@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Equal nodes. [default: 4 local, 12 simulated]")
+@node_options
+@simulation_options
+@workload_options
+@live_options
+@click.option(
+    "--plot", default="results/compare.png", show_default=True, metavar="FILE", help="Where the picture goes."
+)
+@click.option("--output", default="", metavar="DIR", help="Write one file per run, one JSON line per request.")
+@json_option
+def compare(as_json: bool, **options: Any) -> None:
+    """Send the same workload under several policies: a table, and a picture as PNG."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    names, points = policies(options["policy"]), rates(options["rate"])
+    check_live_options(options)
+    simulated = options["simulated"]
+    if simulated and options["gateway"] and not _from_environment("gateway"):
+        raise click.UsageError("--simulate and --gateway exclude each other")
+    options["nodes"] = options["nodes"] or (DEFAULT_SIMULATED_NODES if simulated else DEFAULT_LIVE_NODES)
+    source = build_source(
+        console,
+        options,
+        rate_given=bool(options["rate"]),
+        default_requests=DEFAULT_SIMULATED_REQUESTS if simulated else DEFAULT_LIVE_REQUESTS,
+    )
+    with one_line_errors():
+        if simulated:
+            _simulated(console, source, names, points, options, as_json=as_json)
+        else:
+            _live(console, source, names, points, options, as_json=as_json)
+
+
+def _simulated(
+    console: Console,
+    source: WorkloadSource,
+    names: Sequence[str],
+    points: Sequence[float | None],
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    from bench import simulate_run
+    from bench.tables import out_console
+
+    settings = simulation_settings(options)
+    source.keep_fitting(settings.shape.max_model_len_tokens)
+    head = simulate_run.header_of(settings, source, options)
+    done = simulate_run.simulate_source(
+        console, source, settings, policies=names, rates=points, seeds=range(options["seeds"]), jobs=options["jobs"]
+    )
+    if options["output"]:
+        simulate_run.write_folder(Path(options["output"]), head, done)
+    title = simulate_run.title_of(settings)
+    _plot([simulated.run for simulated in done], title, options, caption=f"{source.notes[0]}. {head.command}")
+    if as_json:
+        click.echo(simulate_run.as_document(head, done))
+        return
+    simulate_run.show(out_console(), source, settings, done)
+    click.echo(f"picture: {options['plot']}")
+
+
+def _live(
+    console: Console,
+    source: WorkloadSource,
+    names: Sequence[str],
+    points: Sequence[float | None],
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    from bench.live_comparison import ClusterError, ClusterSpec, local_cluster
+    from bench.simulate import ClusterShape
+
+    def run(address: str, title: str) -> None:
+        done = _replays(console, address, source, names, points, options)
+        _report(console, source, done, title, options, as_json=as_json)
+
+    if options["gateway"]:
+        run(options["gateway"], f"live at {options['gateway']}")
+        return
+    engine = {name: options[name] for name in ClusterShape.__struct_fields__ if name != "nodes"}
+    spec = ClusterSpec(
+        nodes=options["nodes"],
+        gateway_port=0,
+        first_node_port=0,
+        predictor={**engine, "time_scale": options["time_scale"]},
+        gateway={"sample": options["sample"]},
+    )
+    try:
+        with local_cluster(console, spec) as cluster:
+            run(cluster.address, f"{spec.nodes} emulated nodes {options['profile']}, live")
+    except ClusterError as error:
+        if error.log:
+            click.echo(error.log, err=True)
+        raise click.ClickException(error.summary) from None
+
+
+def _replays(
+    console: Console,
+    address: str,
+    source: WorkloadSource,
+    names: Sequence[str],
+    points: Sequence[float | None],
+    options: dict[str, Any],
+) -> list[LiveRun]:
+    from bench.live_comparison import compare_live
+    from bench.replay_run import context_tokens, look_up
+
+    source.keep_fitting(context_tokens(look_up(address), options["model"]))
+
+    def make_plan(rate: float | None, seed: int) -> ReplayPlan:
+        return live_plan(source, rate, seed, options)
+
+    return compare_live(console, address, make_plan, policies=names, rates=points, seeds=range(options["seeds"]))
+
+
+def _report(
+    console: Console,
+    source: WorkloadSource,
+    done: Sequence[LiveRun],
+    title: str,
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    import msgspec
+
+    from bench.replay_run import complaints
+    from bench.run_files import header, result_path, write_results
+    from bench.tables import comparison_table, out_console
+
+    head = header({**options, "dataset_notes": source.notes}, seed=0)
+    runs = [one.run for one in done]
+    for one in done if options["output"] else ():
+        config = {**head.config, "policy": one.run.policy, "rate": one.run.rate_per_s}
+        own = msgspec.structs.replace(head, seed=one.run.seed, config=config)
+        write_results(result_path(Path(options["output"]), one.run), own, one.results)
+    _plot(runs, title, options, caption=f"{source.notes[0]}. {head.command}")
+    if as_json:
+        click.echo(msgspec.json.encode({"header": head, "runs": runs}))
+    else:
+        out = out_console()
+        for note in source.notes:
+            out.print(f"[dim]{note}[/]", highlight=False)
+        out.print(comparison_table(runs, title=title))
+        out.print(f"picture: {options['plot']}", highlight=False)
+    for run in runs:
+        for complaint in complaints(run.summary, time_scale=options["time_scale"]):
+            console.print(f"[yellow]warning:[/] {run.policy}: {complaint}", highlight=False)
+
+
+def _plot(runs: Sequence[Run], title: str, options: dict[str, Any], *, caption: str) -> None:
+    from bench.plots import plot_comparison
+
+    plot_comparison(Path(options["plot"]), runs, title=title, caption=caption)
+
+
+def _from_environment(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source == click.core.ParameterSource.ENVIRONMENT

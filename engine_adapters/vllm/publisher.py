@@ -1,0 +1,305 @@
+"""Serves the trace: one thread that turns finished steps into frames, one that lets readers in. Runs in the engine.
+
+The engine's thread only puts references into a queue. A reader that does not keep up loses deltas, and the sequence
+numbers show it; one that does not listen costs nothing but the account. Nothing here raises into the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from engine_adapters.vllm.account import Account, Output, Step, Truth
+from engine_adapters.vllm.address import TraceAddress
+from engine_adapters.vllm.frames import (
+    HEADER,
+    SCHEMA,
+    BlocksStored,
+    FrameError,
+    Hello,
+    PrefixCache,
+    Refused,
+    frame,
+    parse_attach,
+    parse_header,
+)
+from engine_adapters.vllm.recorder import RawStep
+from simcore.types import EngineConfig
+
+log = logging.getLogger("vllm.astrolabe")
+
+ATTACH_TIMEOUT_S = 2.0
+MAX_BUFFERED_BYTES = 8 << 20
+"""For one reader; what would go beyond is dropped."""
+HEARTBEAT_S = 0.5
+FLUSH_S = 0.02
+"""How soon bytes that a reader's socket did not take are tried again."""
+MISMATCHES_ALLOWED = 64
+"""Steps for which account and engine may differ in the number of requests (some are freed late) before it restarts."""
+
+
+class _Reader:
+    """One connection. All calls come from the publisher's thread."""
+
+    def __init__(self, connection: socket.socket, who: str, exclusive: bool) -> None:
+        connection.setblocking(False)
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self.connection = connection
+        self.who = who
+        self.exclusive = exclusive
+        self.open = True
+        self.unsent = bytearray()
+
+    def send(self, data: bytes) -> None:
+        if self.unsent:
+            if len(self.unsent) + len(data) <= MAX_BUFFERED_BYTES:
+                self.unsent += data
+            self.flush()
+            return
+        sent = self._try(data)
+        if sent < len(data):
+            self.unsent += data[sent:]
+
+    def flush(self) -> None:
+        if self.unsent:
+            del self.unsent[: self._try(self.unsent)]
+
+    def close(self) -> None:
+        self.open = False
+        with contextlib.suppress(OSError):
+            self.connection.close()
+
+    def check(self) -> None:
+        """Notices that the other side has left; a reader says nothing after it has attached."""
+        try:
+            if not self.connection.recv(4096):
+                self.close()
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self.close()
+
+    def _try(self, data: bytes | bytearray) -> int:
+        try:
+            return self.connection.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self.close()
+            return 0
+
+
+class _Nothing:
+    """Came out of the queue in time: look after the readers."""
+
+
+class Publisher:
+    """Implements the recorder's Sink."""
+
+    def __init__(self, *, config: EngineConfig, notes: tuple[str, ...], address: TraceAddress) -> None:
+        self.wants_truth = False
+        self._config = config
+        self._notes = notes
+        self._address = address
+        self._queue: queue.SimpleQueue[RawStep | Truth | _Reader | None] = queue.SimpleQueue()
+        self._account = Account(by_priority=config.scheduling_policy == "priority", free_blocks=config.num_blocks)
+        self._readers: list[_Reader] = []
+        self._server: socket.socket | None = None
+        self._mismatches = 0
+        self._cache_frames = 0
+
+    def start(self, server: socket.socket) -> None:
+        self._server = server
+        for name, work in (("astrolabe-trace", self._run), ("astrolabe-trace-accept", self._accept)):
+            threading.Thread(target=work, name=name, daemon=True).start()
+
+    def put(self, item: RawStep | Truth) -> None:
+        self._queue.put(item)
+
+    def backlog(self) -> int:
+        return self._queue.qsize()
+
+    def close(self) -> None:
+        """Ends both threads; idempotent."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._queue.put(None)
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        if self._address.path:
+            with contextlib.suppress(OSError):
+                os.unlink(self._address.path)
+
+    def _accept(self) -> None:
+        server = self._server
+        while server is not None and self._server is server:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            try:
+                self._queue.put(_greet(connection))
+            except (FrameError, OSError) as error:
+                with contextlib.suppress(OSError):
+                    connection.settimeout(ATTACH_TIMEOUT_S)
+                    connection.sendall(frame(Refused(str(error))))
+                connection.close()
+
+    def _run(self) -> None:
+        beat_s = time.monotonic()
+        while True:
+            busy = any(r.unsent for r in self._readers)
+            item: RawStep | Truth | _Reader | _Nothing | None = _Nothing()
+            with contextlib.suppress(queue.Empty):
+                item = self._queue.get(timeout=FLUSH_S if busy else HEARTBEAT_S)
+            if item is None:
+                for reader in self._readers:
+                    reader.close()
+                return
+            try:
+                now_s = time.monotonic()
+                if isinstance(item, RawStep):
+                    self._step(item)
+                elif isinstance(item, Truth):
+                    self._account.restart(item)
+                elif isinstance(item, _Reader):
+                    self._welcome(item)
+                if now_s - beat_s >= HEARTBEAT_S:
+                    beat_s = now_s
+                    self._beat(now_s)
+                for reader in self._readers:
+                    reader.flush()
+            except Exception:
+                log.exception("astrolabe: a step could not be published; the trace starts over, the engine goes on")
+                self.wants_truth = True
+            self._readers = [r for r in self._readers if r.open]
+
+    def _step(self, raw: RawStep) -> None:
+        account = self._account
+        delta = account.apply(_step_of(raw))
+        if delta is not None and self._readers:
+            self._send(frame(delta))
+        if raw.kv_events and self._readers:
+            self._send(frame(self._cache_changes(raw.kv_events)))
+        if len(account) == raw.alive:
+            self._mismatches = 0
+            return
+        self._mismatches += 1
+        if self._mismatches == MISMATCHES_ALLOWED:
+            log.warning(
+                "astrolabe: account and engine differ (%d, %d requests); starting over", len(account), raw.alive
+            )
+            self.wants_truth = True
+
+    def _beat(self, now_s: float) -> None:
+        for reader in self._readers:
+            reader.check()
+        if not len(self._account) and self._readers and not self._queue.qsize():
+            self._send(frame(self._account.idle(now_s)))
+
+    def _welcome(self, reader: _Reader) -> None:
+        for other in self._readers:
+            other.check()
+        rival = next((r for r in self._readers if r.open and r.exclusive and reader.exclusive), None)
+        if rival is not None:
+            reason = (
+                f"the engine at {self._address} already has a daemon ({rival.who}); stop it before starting another"
+            )
+            reader.send(frame(Refused(reason)))
+            reader.close()
+            return
+        reader.send(frame(Hello(SCHEMA, self._config, os.getpid(), self._notes)))
+        reader.send(frame(self._account.snapshot(time.monotonic() if not len(self._account) else None)))
+        self._readers.append(reader)
+
+    def _send(self, data: bytes) -> None:
+        for reader in self._readers:
+            reader.send(data)
+
+    def _cache_changes(self, events: list[Any]) -> PrefixCache:
+        self._cache_frames += 1
+        return cache_frame(events, seq=self._account.seq, number=self._cache_frames)
+
+
+def _greet(connection: socket.socket) -> _Reader:
+    connection.settimeout(ATTACH_TIMEOUT_S)
+    length, checksum = parse_header(_receive(connection, HEADER.size))
+    if length > 4096:
+        raise FrameError("a reader that begins with something else than `attach`")
+    attach = parse_attach(_receive(connection, length), checksum)
+    if attach.schema != SCHEMA:
+        raise FrameError(
+            f"this engine's trace has schema {SCHEMA}, the daemon reads {attach.schema}: update the older one"
+        )
+    return _Reader(connection, attach.who, attach.exclusive)
+
+
+def _receive(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = connection.recv(count - len(data))
+        if not more:
+            raise FrameError("the reader left before it had attached")
+        data += more
+    return data
+
+
+def _step_of(raw: RawStep) -> Step:
+    return Step(
+        start_s=raw.start_s,
+        end_s=raw.end_s,
+        events=raw.events,
+        preempted=raw.preempted,
+        admitted=raw.admitted,
+        scheduled=raw.scheduled,
+        drafted=frozenset(raw.drafted),
+        outputs=list(_outputs(raw.outputs)),
+        free_blocks=raw.free_blocks,
+    )
+
+
+def _outputs(outputs: Any) -> Iterator[Output]:
+    """From `Scheduler.update_from_output`: EngineCoreOutputs by client."""
+    for of_client in outputs.values():
+        for o in of_client.outputs:
+            yield Output(o.request_id, len(o.new_token_ids), o.finish_reason is not None)
+
+
+def cache_frame(events: list[Any], *, seq: int, number: int) -> PrefixCache:
+    """From vLLM's KV cache events (BlockStored, BlockRemoved, AllBlocksCleared), in order."""
+    stored: list[BlocksStored] = []
+    evicted: list[bytes] = []
+    cleared = False
+    for event in events:
+        kind = type(event).__name__
+        if kind == "BlockStored":
+            stored.append(
+                BlocksStored(
+                    tuple([_hash(h) for h in event.block_hashes]),
+                    b"" if event.parent_block_hash is None else _hash(event.parent_block_hash),
+                    tuple(event.token_ids),
+                    event.block_size,
+                )
+            )
+        elif kind == "BlockRemoved":
+            evicted.extend([_hash(h) for h in event.block_hashes])
+        elif kind == "AllBlocksCleared":
+            stored, evicted, cleared = [], [], True
+    return PrefixCache(seq, number, cleared, tuple(stored), tuple(evicted))
+
+
+def _hash(block_hash: Any) -> bytes:
+    """Sixteen bytes of a block's hash (an int in some versions)."""
+    if isinstance(block_hash, int):
+        return (block_hash & ((1 << 128) - 1)).to_bytes(16, "little")
+    return bytes(block_hash)[:16]

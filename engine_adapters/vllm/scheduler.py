@@ -1,0 +1,138 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,has-type"
+"""vLLM's own schedulers plus a trace: `--scheduler-cls engine_adapters.vllm.scheduler.TraceScheduler`.
+
+Every method does what vLLM's does and takes notes before and after. Nothing of vLLM is replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from engine_adapters.vllm.address import address_for_engine, listen
+from engine_adapters.vllm.describe import config_of, missing_parts, notes_of
+from engine_adapters.vllm.publisher import Publisher
+from engine_adapters.vllm.recorder import Recorder
+
+log = logging.getLogger("vllm.astrolabe")
+
+ENV_PREFIX_CACHE = "ASTROLABE_TRACE_PREFIX_CACHE"
+"""`1`: what enters and leaves the prefix cache is published too."""
+
+
+class _Events:
+    """Stands where vLLM's publisher of KV events stands, and passes them on to it."""
+
+    def __init__(self, recorder: Recorder, inner: Any) -> None:
+        self._recorder = recorder
+        self._inner = inner
+
+    def publish(self, events: Any) -> None:
+        self._recorder.guarded(self._recorder.stored, events.events)
+        self._inner.publish(events)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+@functools.cache
+def traced(base: type) -> type:
+    """A subclass of a vLLM scheduler class that publishes its trace."""
+
+    class Traced(base):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._astrolabe: Recorder | None = None
+            self._astrolabe_publisher: Publisher | None = None
+            super().__init__(*args, **kwargs)
+            try:
+                self._astrolabe_open()
+            except Exception as error:
+                log.warning("astrolabe: no trace of this engine: %s", error)
+                self._astrolabe = None
+
+        def _astrolabe_open(self) -> None:
+            missing = missing_parts(self)
+            if missing:
+                log.warning("astrolabe: no trace: this vLLM's scheduler has no %s", ", ".join(missing))
+                return
+            rank = getattr(self.vllm_config.parallel_config, "data_parallel_rank", 0) or 0
+            address = address_for_engine(sys.argv, os.environ).for_rank(rank)
+            config = config_of(self)
+            notes = notes_of(self)
+            server = listen(address)
+            publisher = Publisher(config=config, notes=notes, address=address)
+            publisher.start(server)
+            self._astrolabe_publisher = publisher
+            self._astrolabe = recorder = Recorder(self, publisher)
+            if getattr(self, "kv_event_publisher", None) is not None and self._astrolabe_cache_events():
+                self.kv_event_publisher = _Events(recorder, self.kv_event_publisher)
+            for note in notes:
+                log.warning("astrolabe: forecasts for this engine are approximate: %s", note)
+            log.info("astrolabe: trace of vLLM %s at %s", config.engine_version, address)
+
+        def _astrolabe_cache_events(self) -> bool:
+            """Whether vLLM collects KV events; asked to by the environment, it does so for us alone."""
+            if os.environ.get(ENV_PREFIX_CACHE) == "1":
+                self.kv_cache_manager.block_pool.enable_kv_cache_events = True
+            return bool(self.kv_cache_manager.block_pool.enable_kv_cache_events)
+
+        def schedule(self, *args: Any, **kwargs: Any) -> Any:
+            recorder = self._astrolabe
+            if recorder is None:
+                return super().schedule(*args, **kwargs)
+            recorder.guarded(recorder.begin)
+            output = super().schedule(*args, **kwargs)
+            recorder.guarded(recorder.planned, output)
+            return output
+
+        def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            recorder = self._astrolabe
+            if recorder is None:
+                return super().update_from_output(scheduler_output, *args, **kwargs)
+            at_s = time.monotonic()
+            outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+            recorder.guarded(recorder.ended, scheduler_output, outputs, at_s)
+            return outputs
+
+        def add_request(self, request: Any) -> None:
+            super().add_request(request)
+            if self._astrolabe is not None:
+                self._astrolabe.guarded(self._astrolabe.arrived, request)
+
+        def finish_requests(self, request_ids: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._astrolabe is not None:
+                if isinstance(request_ids, str):
+                    request_ids = (request_ids,)
+                elif request_ids is not None:
+                    request_ids = list(request_ids)
+                self._astrolabe.guarded(self._astrolabe.aborting, request_ids)
+            return super().finish_requests(request_ids, *args, **kwargs)
+
+        def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._astrolabe is not None:
+                self._astrolabe.guarded(self._astrolabe.preempting, request)
+            return super()._preempt_request(request, *args, **kwargs)
+
+        def shutdown(self) -> None:
+            if self._astrolabe_publisher is not None:
+                self._astrolabe_publisher.close()
+            super().shutdown()
+
+    Traced.__name__ = Traced.__qualname__ = f"Traced{base.__name__}"
+    return Traced
+
+
+class TraceScheduler:
+    """For `--scheduler-cls`: the traced form of the scheduler that vLLM would have chosen itself."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+        base = AsyncScheduler if config.scheduler_config.async_scheduling else Scheduler
+        return traced(base)(*args, **kwargs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -29,6 +30,9 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 HOUSEKEEPING_S = 1.0
 SNAPSHOT_TIMEOUT_S = 30.0
+INLINE_S = 0.001
+"""What-ifs that take longer than this run on a thread, so that tokens and dispatches do not wait for them."""
+SMOOTHING = 0.2
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +47,9 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 
 Sink = Callable[[str, Sequence[int], End | None], None]
 """Takes (request id, new token ids, how it ended or None). Called on the event loop; must not raise."""
+
+
+Answers = list[Forecast | Refused]
 
 
 class _Flight:
@@ -116,6 +123,12 @@ class Node:
         self._flights: dict[str, _Flight] = {}
         self._listeners: list[Callable[[], None]] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._asked: list[tuple[Sequence[Candidate], Callable[[Answers], None]]] = []
+        self._simulating: asyncio.Task[None] | None = None
+        self._simulation_s = 0.0
+        """Smoothed time of one what-if."""
+        # One thread: the simulation is one state with one owner, and lets go of the interpreter while it runs.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="simulation")
 
     async def start(self) -> None:
         """Until the engine runs and its first snapshot is here. Raises EngineError."""
@@ -143,9 +156,11 @@ class Node:
         """Aborts what runs and lets go of the engine. Idempotent."""
         self.closing = True
         await self._client.close()
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._simulating] if self._simulating is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -163,12 +178,52 @@ class Node:
         """Name of the step-time profile in use, as gpu/model."""
         return self.estimator.step_time.name
 
-    def forecast(self, candidates: Sequence[Candidate]) -> list[Forecast | Refused]:
-        answers = self.estimator.forecast(candidates, time.monotonic())
+    def ask(self, candidates: Sequence[Candidate], deliver: Callable[[Answers], None]) -> None:
+        """What-ifs from the state as it is now or a little later. `deliver` gets one answer per candidate: before this
+        returns if the simulation is short, else when a thread has run it, together with what was asked meanwhile."""
+        if self._simulating is None and self._simulation_s * len(candidates) < INLINE_S:
+            began_s = time.monotonic()
+            answers = self.estimator.forecast(candidates, began_s)
+            self._answered(answers, began_s)
+            deliver(answers)
+            return
+        self._asked.append((candidates, deliver))
+        if self._simulating is None:
+            self._simulating = asyncio.create_task(self._simulate(), name="simulation")
+
+    async def forecast(self, candidates: Sequence[Candidate]) -> Answers:
+        answered: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
+
+        def deliver(answers: Answers) -> None:
+            if not answered.done():
+                answered.set_result(answers)
+
+        self.ask(candidates, deliver)
+        return await answered
+
+    async def _simulate(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._asked:
+                asked, self._asked = self._asked, []
+                began_s = time.monotonic()
+                simulation = self.estimator.begin([c for candidates, _ in asked for c in candidates], began_s)
+                answers = await loop.run_in_executor(self._thread, simulation)
+                self._answered(answers, began_s)
+                at = 0
+                for candidates, deliver in asked:
+                    deliver(answers[at : at + len(candidates)])
+                    at += len(candidates)
+        finally:
+            self._simulating = None
+
+    def _answered(self, answers: Answers, began_s: float) -> None:
         for answer in answers:
             if isinstance(answer, Forecast):
                 self.calibration.forecast(answer)
-        return answers
+        if answers:
+            each_s = (time.monotonic() - began_s) / len(answers)
+            self._simulation_s += SMOOTHING * (each_s - self._simulation_s)
 
     def load(self) -> NodeLoad | None:
         return self.estimator.load(time.monotonic())
@@ -206,8 +261,6 @@ class Node:
         if self.closing:
             raise EngineError(f"node {self.node_id} is shutting down")
         flight = _Flight(self, request, sink)
-        self._client.submit(request, flight)
-        self._flights[request_id] = flight
         candidate = Candidate(
             request_id=request_id,
             prompt_tokens=len(request.prompt_token_ids),
@@ -215,6 +268,8 @@ class Node:
             belief=truncated(belief or DEFAULT_PRIOR, request.max_tokens),
             priority=request.priority,
         )
+        self._client.submit(request, flight)
+        self._flights[request_id] = flight
         self.estimator.reserve(candidate, now_s=flight.arrived_s, ttl_s=self._ttl_s)
         self.calibration.dispatched(request_id, flight.arrived_s)
         self._changed()

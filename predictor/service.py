@@ -67,7 +67,7 @@ class PredictApi(predict_grpc.PredictServicer):
         except ValueError as bad:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(bad))
         reply = pb.PredictReply()
-        for position, answer in enumerate(node.forecast(candidates)):
+        for position, answer in enumerate(await node.forecast(candidates)):
             if isinstance(answer, Refused):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"candidates[{position}]: {answer.reason}")
             else:
@@ -82,6 +82,8 @@ class PredictApi(predict_grpc.PredictServicer):
                 raise ValueError("candidate.request_id: is empty; name the request that will come")
             if not request.ttl_s >= 0:
                 raise ValueError(f"ttl_s: must be >= 0 seconds, got {request.ttl_s}")
+            if why := node.estimator.why_never(candidate):
+                raise ValueError(f"candidate: {why}")
         except ValueError as bad:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(bad))
         return pb.ReserveReply(ttl_s=node.reserve(candidate, request.ttl_s or None))

@@ -19,7 +19,7 @@ from engine_adapters.base import EngineError, RequestRefused
 from length_model.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import Refused
-from predictor.node import End, Node
+from predictor.node import Answers, End, Node
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
 from simcore.types import Candidate, Outcome
@@ -148,14 +148,19 @@ class Session:
                 asked.append(ask.ask_id)
             except ValueError as bad:
                 self._answers.append(pb.Answer(ask_id=ask.ask_id, error=str(bad)))
-        for ask_id, answer in zip(asked, self._node.forecast(candidates), strict=True):
+        self._wake.set()
+        if candidates:
+            self._node.ask(candidates, lambda answers: self._on_answers(asked, answers))
+
+    # --- to the gateway -----------------------------------------------------------------------------------------------
+
+    def _on_answers(self, asked: Sequence[int], answers: Answers) -> None:
+        for ask_id, answer in zip(asked, answers, strict=True):
             if isinstance(answer, Refused):
                 self._answers.append(pb.Answer(ask_id=ask_id, error=answer.reason))
             else:
                 self._answers.append(pb.Answer(ask_id=ask_id, forecast=codec.forecast_to_wire(answer)))
         self._wake.set()
-
-    # --- to the gateway -----------------------------------------------------------------------------------------------
 
     def _on_tokens(self, request_id: str, token_ids: Sequence[int], end: End | None) -> None:
         pending = self._parts.get(request_id)

@@ -11,7 +11,7 @@ shift and widen by it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -31,7 +31,7 @@ OVERDUE_LEAST_S = 0.1
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """Why a candidate has no forecast: the engine could never run it."""
+    """Why a candidate has no forecast, for people."""
 
     reason: str
 
@@ -165,28 +165,37 @@ class Estimator:
 
     def forecast(self, candidates: Sequence[Candidate], now_s: float) -> list[Forecast | Refused]:
         """One answer per candidate, in order, each as if it came alone on top of state and reservations."""
-        refused: dict[int, Refused] = {}
+        return self.begin(candidates, now_s)()
+
+    def begin(self, candidates: Sequence[Candidate], now_s: float) -> Callable[[], list[Forecast | Refused]]:
+        """`forecast` in two halves: this one reads the state, the function it returns simulates. The second half may
+        run on another thread, provided that no other forecast is begun meanwhile; all else may go on."""
+        never: dict[int, Refused] = {}
         for position, candidate in enumerate(candidates):
-            try:
-                longest_output(self.config, candidate.prompt_tokens, candidate.max_output_tokens)
-            except ValueError as never:
-                refused[position] = Refused(str(never))
-        possible = [c for i, c in enumerate(candidates) if i not in refused]
-        answers = iter(self._forecast(possible, now_s))
-        return [refused[i] if i in refused else next(answers) for i in range(len(candidates))]
+            if why := self.why_never(candidate):
+                never[position] = Refused(why)
+        possible = [c for i, c in enumerate(candidates) if i not in never]
+        simulate = self._simulation(possible, now_s)
+
+        def compute() -> list[Forecast | Refused]:
+            answers = iter(simulate())
+            return [never[i] if i in never else next(answers) for i in range(len(candidates))]
+
+        return compute
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _forecast(self, candidates: Sequence[Candidate], now_s: float) -> list[Forecast]:
-        if not candidates:
-            return []
+    def _simulation(self, candidates: list[Candidate], now_s: float) -> Callable[[], Sequence[Forecast | Refused]]:
         mirror = self.mirror
-        if mirror is None:
-            return [self._prior(c) for c in candidates]
+        if mirror is None or not candidates:
+            return lambda: [self._prior(c) for c in candidates]
         self.expire(now_s)
         if self._base_of != self.version:
             beliefs = {r.request_id: self._belief(r).belief for r in (*mirror.running(), *mirror.waiting())}
-            self._what_if.rebase(mirror.snapshot(), beliefs, self.reservations.candidates())
+            try:
+                self._what_if.rebase(mirror.snapshot(), beliefs, self.reservations.candidates())
+            except ValueError as odd:
+                return _refusing(candidates, odd)
             self._base_of = self.version
         age_s = self.age_s(now_s)
         remaining_s = overdue_s = 0.0
@@ -196,16 +205,32 @@ class Estimator:
             # The step in progress takes as long as the last one did, for want of better knowledge.
             remaining_s = max(0.0, mirror.last_step_s - age_s)
             overdue_s = max(0.0, age_s - max(OVERDUE_LEAST_S, OVERDUE_STEPS * mirror.last_step_s))
-        return [
-            msgspec.structs.replace(
-                forecast,
-                ttft_s=_later(forecast.ttft_s, remaining_s, overdue_s),
-                e2e_s=_later(forecast.e2e_s, remaining_s, overdue_s),
-                state_age_s=age_s,
-                source=self._source,
-            )
-            for forecast in self._what_if.forecast(candidates)
-        ]
+
+        def simulate() -> Sequence[Forecast | Refused]:
+            try:
+                forecasts = self._what_if.forecast(candidates)
+            except ValueError as odd:
+                return _refusing(candidates, odd)()
+            return [
+                msgspec.structs.replace(
+                    forecast,
+                    ttft_s=_later(forecast.ttft_s, remaining_s, overdue_s),
+                    e2e_s=_later(forecast.e2e_s, remaining_s, overdue_s),
+                    state_age_s=age_s,
+                    source=self._source,
+                )
+                for forecast in forecasts
+            ]
+
+        return simulate
+
+    def why_never(self, candidate: Candidate) -> str:
+        """Why the engine could never run it; empty if it could."""
+        try:
+            longest_output(self.config, candidate.prompt_tokens, candidate.max_output_tokens)
+        except ValueError as never:
+            return str(never)
+        return ""
 
     def _prior(self, candidate: Candidate) -> Forecast:
         """A node of which nothing is known is taken for a full one with as much again in its queue."""
@@ -280,6 +305,12 @@ class Estimator:
     def _forget(self, request_id: str) -> None:
         if not self._is_here(request_id):
             self._beliefs.pop(request_id, None)
+
+
+def _refusing(candidates: Sequence[Candidate], why: ValueError) -> Callable[[], list[Refused]]:
+    """The engine's state itself is beyond the simulation's rules: no forecast is better than a wrong one."""
+    answers = [Refused(f"the engine's state cannot be simulated: {why}") for _ in candidates]
+    return lambda: answers
 
 
 def _later(quantiles: Quantiles, delay_s: float, hidden_s: float) -> Quantiles:

@@ -1,0 +1,89 @@
+"""Forecasts are joined with what happened, each at most once."""
+
+from __future__ import annotations
+
+import pytest
+
+from predictor.core.calibration import OPEN_FORECASTS, Calibration
+from simcore.types import Forecast, ForecastSource, Quantiles
+
+
+def forecast(name: str, ttft_s: float = 1.0, e2e_s: float = 10.0, source: ForecastSource = "simulated") -> Forecast:
+    return Forecast(
+        request_id=name,
+        node_id="n",
+        ttft_s=Quantiles(ttft_s, ttft_s, 2 * ttft_s),
+        tpot_s=Quantiles(0.1, 0.1, 0.1),
+        e2e_s=Quantiles(e2e_s, e2e_s, 1.5 * e2e_s),
+        preemptions=0.0,
+        kv_headroom_blocks=1,
+        harm_s=Quantiles(0.0, 0.0, 0.0),
+        trace_seq=1,
+        state_age_s=0.0,
+        source=source,
+    )
+
+
+def run(
+    calibration: Calibration, name: str, *, at_s: float, ttft_s: float, e2e_s: float, complete: bool = True
+) -> None:
+    calibration.dispatched(name, at_s)
+    calibration.first_token(name, at_s + ttft_s)
+    calibration.first_token(name, at_s + ttft_s + 5.0)
+    calibration.ended(name, at_s + e2e_s, complete=complete)
+
+
+def test_bias_relative_error_and_coverage() -> None:
+    calibration = Calibration()
+    actuals = [0.5, 1.0, 2.0, 4.0]
+    for i, ttft_s in enumerate(actuals):
+        calibration.forecast(forecast(f"r{i}"))
+        run(calibration, f"r{i}", at_s=100.0 * i, ttft_s=ttft_s, e2e_s=10.0 * ttft_s)
+    ttft, e2e = calibration.ttft(), calibration.e2e()
+    assert ttft.samples == e2e.samples == 4
+    assert ttft.bias_s == pytest.approx(sum(1.0 - a for a in actuals) / 4)
+    # |1-0.5|/0.5 = 1, 0, |1-2|/2 = 0.5, |1-4|/4 = 0.75
+    assert ttft.median_relative == pytest.approx(0.5)
+    assert ttft.p90_relative == pytest.approx(1.0)
+    assert ttft.coverage_p90 == pytest.approx(3 / 4)
+    assert e2e.coverage_p90 == pytest.approx(2 / 4)
+
+
+def test_times_count_from_the_dispatch_and_the_last_forecast_before_it_is_the_one() -> None:
+    calibration = Calibration()
+    calibration.forecast(forecast("a", ttft_s=9.0))
+    calibration.forecast(forecast("a", ttft_s=2.0))
+    run(calibration, "a", at_s=1000.0, ttft_s=2.0, e2e_s=10.0)
+    assert calibration.ttft().bias_s == pytest.approx(0.0)
+
+
+def test_what_was_never_forecast_or_only_guessed_is_not_joined() -> None:
+    calibration = Calibration()
+    run(calibration, "unasked", at_s=0.0, ttft_s=1.0, e2e_s=2.0)
+    calibration.forecast(forecast("guessed", source="prior"))
+    run(calibration, "guessed", at_s=0.0, ttft_s=1.0, e2e_s=2.0)
+    calibration.forecast(forecast("elsewhere"))
+    assert calibration.ttft().samples == calibration.e2e().samples == 0
+
+
+def test_a_broken_answer_says_nothing_of_its_end() -> None:
+    calibration = Calibration()
+    calibration.forecast(forecast("a"))
+    run(calibration, "a", at_s=0.0, ttft_s=1.0, e2e_s=2.0, complete=False)
+    assert calibration.ttft().samples == 1
+    assert calibration.e2e().samples == 0
+    run(calibration, "a", at_s=0.0, ttft_s=1.0, e2e_s=2.0)
+    assert calibration.e2e().samples == 0, "a forecast is joined once"
+
+
+def test_the_window_is_bounded_and_so_are_open_forecasts() -> None:
+    calibration = Calibration(window_pairs=10)
+    for i in range(30):
+        calibration.forecast(forecast(f"r{i}"))
+        run(calibration, f"r{i}", at_s=0.0, ttft_s=1.0 if i >= 20 else 50.0, e2e_s=10.0)
+    assert calibration.ttft().samples == 10
+    assert calibration.ttft().bias_s == pytest.approx(0.0), "only the last ten count"
+    for i in range(OPEN_FORECASTS + 5):
+        calibration.forecast(forecast(f"open{i}"))
+    run(calibration, "open0", at_s=0.0, ttft_s=99.0, e2e_s=10.0)
+    assert calibration.ttft().bias_s == pytest.approx(0.0), "the oldest forecast was let go"

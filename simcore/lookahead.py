@@ -133,6 +133,7 @@ class WhatIf:
             self._base_done,
             self._candidates,
             n,
+            self._progress,
             self._ends,
             self._samples,
             self._out,
@@ -238,11 +239,13 @@ class WhatIf:
             self._allocate(2 * n + 2)
 
     def _allocate(self, capacity: int) -> None:
-        """`capacity` requests, the candidate among them. Index 0 is the base state, index 1 the one that runs."""
+        """`capacity` requests, the candidate among them; one state each for base, scratch and checkpoints."""
         width = at.list_width(capacity, self.config.block_size_tokens)
-        self._heads = np.zeros((2, at.N_HEAD), dtype=np.int64)
-        self._reqs = np.zeros((2, capacity, at.N_COLS), dtype=np.int64)
-        self._lists = np.zeros((2, at.N_LISTS, width), dtype=np.int64)
+        states = at.FIRST_CHECKPOINT + self.scenarios
+        self._heads = np.zeros((states, at.N_HEAD), dtype=np.int64)
+        self._reqs = np.zeros((states, capacity, at.N_COLS), dtype=np.int64)
+        self._lists = np.zeros((states, at.N_LISTS, width), dtype=np.int64)
+        self._progress = np.zeros((states, at.N_PROGRESS), dtype=np.float64)
         self._log = np.zeros((at.log_rows(capacity), at.N_LOG_COLS), dtype=np.int64)
         self._source = np.zeros(capacity, dtype=np.int64)
         self._rows = np.zeros(capacity, dtype=np.int64)

@@ -15,7 +15,9 @@ from numba import njit
 
 from simcore.compiled import future, jump, kv, step
 from simcore.compiled.layout import (
+    BASE,
     BLOCK,
+    BY_PRIORITY,
     C_FINALS,
     C_PRIORITY,
     C_PROMPT,
@@ -23,14 +25,22 @@ from simcore.compiled.layout import (
     COMPUTED,
     E2E,
     FINAL,
+    FIRST_CHECKPOINT,
+    FREE,
     HARM,
     HEADROOM,
+    LONG_PREFILL,
     N_RUNNING,
     N_WAITING,
+    NOW,
     OUT,
     PREEMPTION_COUNT,
     PROMPT,
     RUNNING,
+    SCRATCH_STATE,
+    SO_FAR_HEADROOM,
+    SO_FAR_PREEMPTIONS,
+    TOTAL_BLOCKS,
     TPOT,
     TTFT,
     WAITING,
@@ -40,8 +50,6 @@ from simcore.compiled.layout import (
 from simcore.cost import step_time
 
 _MODULES = (kv, step, jump, future, step_time)
-_LAST = 1 << 62
-"""An arrival order behind everybody else's."""
 
 
 def _fingerprint() -> int:
@@ -92,35 +100,22 @@ def summarise(values: Floats, n: int, out: Floats, at: int) -> None:
 
 
 @njit(nogil=True)
-def run_scenario(
-    heads: Ints,
-    reqs: Ints,
-    lists: Ints,
-    log: Ints,
-    packed: Floats,
-    start_s: float,
-    finals: Ints,
-    scenario: int,
-    candidate: Ints,
-    candidate_final: int,
-    ends: Floats,
-    jumping: bool,
-) -> tuple[float, int, int]:
-    """One future from the base state (index 0 of the stacked arrays) in the scratch state (index 1).
-
-    `candidate_final` 0 means without the candidate.
-    """
-    head, req, queues = heads[1], reqs[1], lists[1]
-    future.copy_state(heads[0], reqs[0], lists[0], head, req, queues)
-    n = head[N_RUNNING] + head[N_WAITING]
-    for slot in range(n):
-        req[slot, FINAL] = finals[scenario, slot]
-    who = -1
-    if candidate_final > 0:
-        who = n
-        future.admit_candidate(head, req, queues, n, candidate[C_PROMPT], candidate[C_PRIORITY], _LAST)
-        req[n, FINAL] = candidate_final
-    return future.run(head, req, queues, log, packed, start_s, who, ends, jumping)
+def start(
+    heads: Ints, reqs: Ints, lists: Ints, progress: Floats, start_s: float, finals: Ints, scenario: int, checkpoint: int
+) -> int:
+    """Sets up the scratch state from the base, or from a checkpoint of that scenario. Returns the slots in use."""
+    slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
+    if checkpoint > 0:
+        future.copy_state(heads, reqs, lists, checkpoint, SCRATCH_STATE, slots)
+        progress[SCRATCH_STATE] = progress[checkpoint]
+        return slots
+    future.copy_state(heads, reqs, lists, BASE, SCRATCH_STATE, slots)
+    for slot in range(slots):
+        reqs[SCRATCH_STATE, slot, FINAL] = finals[scenario, slot]
+    progress[SCRATCH_STATE, NOW] = start_s
+    progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS] = 0
+    progress[SCRATCH_STATE, SO_FAR_HEADROOM] = heads[BASE, FREE]
+    return slots
 
 
 def _compile(fingerprint: int) -> Entries:
@@ -202,46 +197,59 @@ def _compile(fingerprint: int) -> Entries:
         base_done: bool,
         candidates: Ints,
         n_candidates: int,
+        progress: Floats,
         ends: Floats,
         samples: Floats,
         out: Floats,
         jumping: bool,
     ) -> bool:
-        """One row of `out` (layout TTFT...) per candidate. `base_done`: `ends[0..base_scenarios)` is the baseline.
+        """One row of `out` (layout TTFT...) per candidate. `base_done`: the baseline is in `ends` and the checkpoints.
 
-        `samples` is scratch (4, scenarios). False if some future could not go on.
+        `samples` is scratch (4, scenarios), `ends` (scenarios + 1, slots), `progress` (states, N_PROGRESS). False if
+        some future could not go on.
         """
         assert fingerprint >= 0
-        n = heads[0, N_RUNNING] + heads[0, N_WAITING]
+        base = heads[BASE]
+        n = base[N_RUNNING] + base[N_WAITING]
+        skipping = jumping and base[BY_PRIORITY] == 0 and base[LONG_PREFILL] == 0 and base[N_WAITING] > 0
         fine = True
         if not base_done:
             for s in range(base_scenarios):
-                _, _, lowest = run_scenario(
-                    heads, reqs, lists, log, packed, start_s, finals, s, candidates[0], 0, ends[s], jumping
-                )
-                fine = fine and lowest >= 0
+                start(heads, reqs, lists, progress, start_s, finals, s, 0)
+                checkpoint = FIRST_CHECKPOINT + s if skipping else 0
+                first_s = future.run(heads, reqs, lists, log, packed, progress, -1, ends[s], checkpoint, jumping)
+                fine = fine and first_s >= 0.0
         mine = ends[ends.shape[0] - 1]
         for c in range(n_candidates):
             candidate = candidates[c]
             scenarios = candidate[C_SCENARIOS]
-            preemptions = 0
-            headroom = _LAST
+            preemptions = 0.0
+            headroom = float(base[TOTAL_BLOCKS])
             for s in range(scenarios):
                 final = candidate[C_FINALS + s]
-                base = min(s, base_scenarios - 1)
-                first_s, preempted, lowest = run_scenario(
-                    heads, reqs, lists, log, packed, start_s, finals, base, candidate, final, mine, jumping
+                of = min(s, base_scenarios - 1)
+                start(heads, reqs, lists, progress, start_s, finals, of, FIRST_CHECKPOINT + of if skipping else 0)
+                future.admit_candidate(
+                    heads[SCRATCH_STATE],
+                    reqs[SCRATCH_STATE],
+                    lists[SCRATCH_STATE],
+                    n,
+                    candidate[C_PROMPT],
+                    candidate[C_PRIORITY],
+                    final,
                 )
-                fine = fine and lowest >= 0
+                mine[:n] = ends[of, :n]
+                first_s = future.run(heads, reqs, lists, log, packed, progress, n, mine, 0, jumping)
+                fine = fine and first_s >= 0.0
                 harm_s = 0.0
                 for slot in range(n):
-                    harm_s += mine[slot] - ends[base, slot]
+                    harm_s += mine[slot] - ends[of, slot]
                 samples[0, s] = first_s
                 samples[1, s] = (mine[n] - first_s) / (final - 1) if final > 1 else 0.0
                 samples[2, s] = mine[n]
                 samples[3, s] = harm_s
-                preemptions += preempted
-                headroom = min(headroom, lowest)
+                preemptions += progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS]
+                headroom = min(headroom, progress[SCRATCH_STATE, SO_FAR_HEADROOM])
             summarise(samples[0], scenarios, out[c], TTFT)
             summarise(samples[1], scenarios, out[c], TPOT)
             summarise(samples[2], scenarios, out[c], E2E)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled.jump import jump
+from simcore.compiled.jump import decode_phase
 from simcore.compiled.layout import (
+    BUDGET,
     FINAL,
     FINISHED,
     FIRST_TOKEN,
@@ -21,6 +22,7 @@ from simcore.compiled.layout import (
     N_HEAD,
     N_RUNNING,
     N_WAITING,
+    NOW,
     ORDER,
     OUT,
     OWNED,
@@ -28,29 +30,33 @@ from simcore.compiled.layout import (
     PRIORITY,
     PROMPT,
     RUNNING,
-    SCRATCH,
+    SCRATCH_STATE,
     SEG_COUNT,
     SEG_HEAD,
     SEG_OWNER,
     SEG_TAIL,
     SEGMENT,
     SLOT,
+    SO_FAR_HEADROOM,
+    SO_FAR_PREEMPTIONS,
     TOTAL_BLOCKS,
     WAITING,
     Floats,
     Ints,
 )
 from simcore.compiled.step import enqueue, step
-from simcore.cost.step_time import dense_seconds, step_seconds
+from simcore.cost.step_time import step_seconds
 from simcore.scenarios import OVERDUE_TOKENS
 
 
 @njit(nogil=True)
-def copy_state(head: Ints, req: Ints, lists: Ints, to_head: Ints, to_req: Ints, to_lists: Ints) -> None:
-    """Copies a compacted state: slots 0..n-1 only."""
+def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, slots: int) -> None:
+    """Copies a state of which only the slots 0..slots-1 are in use."""
+    head, req, lists = heads[source], reqs[source], lists3[source]
+    to_head, to_req, to_lists = heads[target], reqs[target], lists3[target]
     for i in range(N_HEAD):
         to_head[i] = head[i]
-    for slot in range(head[N_RUNNING] + head[N_WAITING]):
+    for slot in range(slots):
         for column in range(N_COLS):
             to_req[slot, column] = req[slot, column]
     for i in range(head[N_RUNNING]):
@@ -100,57 +106,98 @@ def compact_state(
 
 
 @njit(nogil=True)
-def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, prompt: int, priority: int, order: int) -> None:
+def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, prompt: int, priority: int, final: int) -> None:
     """A new request at its place in the waiting queue."""
     for column in range(N_COLS):
         req[slot, column] = 0
     req[slot, PROMPT] = prompt
     req[slot, PRIORITY] = priority
-    req[slot, ORDER] = order
+    req[slot, FINAL] = final
+    req[slot, ORDER] = 1 << 62
     req[slot, SEGMENT] = -1
     enqueue(head, req, lists, slot, False)
 
 
 @njit(nogil=True)
+def may_empty_queue(head: Ints, req: Ints, lists: Ints) -> bool:
+    """Whether the next step might admit everybody who waits and still have budget for one more."""
+    if head[OWNED] > 0:
+        return True
+    tokens = 0
+    for i in range(head[N_WAITING]):
+        tokens += req[lists[WAITING, i], PROMPT] + req[lists[WAITING, i], OUT]
+        if tokens >= head[BUDGET]:
+            return False
+    return True
+
+
+@njit(nogil=True)
+def _keep(
+    heads: Ints,
+    reqs: Ints,
+    lists: Ints,
+    checkpoint: int,
+    slots: int,
+    progress: Floats,
+    now_s: float,
+    preemptions: float,
+    headroom: float,
+) -> None:
+    copy_state(heads, reqs, lists, SCRATCH_STATE, checkpoint, slots)
+    progress[checkpoint, NOW] = now_s
+    progress[checkpoint, SO_FAR_PREEMPTIONS] = preemptions
+    progress[checkpoint, SO_FAR_HEADROOM] = headroom
+
+
+@njit(nogil=True)
 def run(
-    head: Ints,
-    req: Ints,
+    heads: Ints,
+    reqs: Ints,
     lists: Ints,
     log: Ints,
     packed: Floats,
-    start_s: float,
+    progress: Floats,
     candidate: int,
     ends: Floats,
+    checkpoint: int,
     jumping: bool,
-) -> tuple[float, int, int]:
-    """Runs the state until nothing is left; `ends[slot]` gets every slot's finish time.
+) -> float:
+    """Runs the scratch state until nothing is left; `ends[slot]` gets every slot's finish time.
 
-    Returns (time of the candidate's first token, preemptions until the candidate ended, fewest free blocks until
-    then); with candidate -1, until the very end. Fewest free blocks -1: the state cannot go on (a request that never
-    fits), and times are worth nothing.
+    `progress[SCRATCH_STATE]` has the start time and what was counted before; afterwards the end, the preemptions and
+    the fewest free blocks until the candidate ended (with candidate -1: in all). Returns the time of the candidate's
+    first token; -1 if the state cannot go on (a request that never fits), and then times are worth nothing.
+
+    `checkpoint` > 0 is where to keep the state as it was before the first step in which a request behind all others
+    could be admitted: until then such a candidate changes nothing (FCFS). Nothing is kept if nobody waits.
     """
-    now_s = start_s
+    head, req, queues = heads[SCRATCH_STATE], reqs[SCRATCH_STATE], lists[SCRATCH_STATE]
+    now_s = progress[SCRATCH_STATE, NOW]
+    preemptions = progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS]
+    headroom = progress[SCRATCH_STATE, SO_FAR_HEADROOM]
     first_s = 0.0
-    preemptions = 0
-    headroom = head[FREE]
     pending = True
+    watching = checkpoint > 0 and head[N_WAITING] > 0
+    slots = head[N_RUNNING] + head[N_WAITING]
     while head[N_RUNNING] + head[N_WAITING] > 0:
-        steps = n_log = 0
-        lowest = head[FREE]
         if jumping:
-            steps, n_log, sequences, kv, lowest = jump(head, req, lists, log, lists[SCRATCH])
+            steps, now_s, lowest, ended = decode_phase(head, req, queues, packed, now_s, candidate, ends)
             if steps > 0:
-                per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
-                now_s += steps * per_step + packed[2] * (steps * kv + 0.5 * sequences * steps * (steps - 1.0))
-        if steps == 0:
-            if head[N_RUNNING] == 0:
-                # With nobody running all blocks are free; a trace that says otherwise would stall for ever.
-                head[FRONT] += head[TOTAL_BLOCKS] - head[FREE]
-                head[FREE] = head[TOTAL_BLOCKS]
-            n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, lists, log, False)
-            if prefill_seqs + decode == 0 and n_log == 0:
-                return first_s, preemptions, -1
-            now_s += step_seconds(packed, prefill + decode, work, kv, prefill_seqs + decode)
+                if pending:
+                    headroom = min(headroom, lowest)
+                pending = pending and not ended
+                continue
+        if head[N_RUNNING] == 0:
+            # With nobody running all blocks are free; a trace that says otherwise would stall for ever.
+            head[FRONT] += head[TOTAL_BLOCKS] - head[FREE]
+            head[FREE] = head[TOTAL_BLOCKS]
+        kept = watching and may_empty_queue(head, req, queues)
+        if kept:
+            _keep(heads, reqs, lists, checkpoint, slots, progress, now_s, preemptions, headroom)
+        n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, log, False)
+        if prefill_seqs + decode == 0 and n_log == 0:
+            return -1.0
+        now_s += step_seconds(packed, prefill + decode, work, kv, prefill_seqs + decode)
         if pending:
             headroom = min(headroom, lowest)
         for i in range(n_log):
@@ -158,14 +205,20 @@ def run(
             slot = log[i, SLOT]
             if kind == FINISHED:
                 ends[slot] = now_s
-                if slot == candidate:
-                    pending = False
+                pending = pending and slot != candidate
             elif kind == PREEMPTED:
                 if pending:
                     preemptions += 1
             elif kind == FIRST_TOKEN and slot == candidate:
                 first_s = now_s
-    return first_s, preemptions, headroom
+        if watching and head[N_WAITING] == 0:
+            watching = False
+            if not kept:
+                _keep(heads, reqs, lists, checkpoint, slots, progress, now_s, preemptions, headroom)
+    progress[SCRATCH_STATE, NOW] = now_s
+    progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS] = preemptions
+    progress[SCRATCH_STATE, SO_FAR_HEADROOM] = headroom
+    return first_s
 
 
 @njit(nogil=True)
@@ -190,9 +243,3 @@ def draw_finals(req: Ints, slots: int, atoms: Ints, strata: Ints, rows: Ints, sc
             else:
                 final = atoms[row, 2 + gone + (2 * strata[row, s] + 1) * left // (2 * scenarios)]
             finals[s, slot] = min(ceiling, final)
-
-
-@njit(nogil=True)
-def set_finals(req: Ints, slots: int, finals: Ints, scenario: int) -> None:
-    for slot in range(slots):
-        req[slot, FINAL] = finals[scenario, slot]

@@ -1,102 +1,154 @@
 """Many steps at once while every running request decodes and nobody can be admitted: only counts change.
 
-In such a phase each of D requests gets one token a step, so after n steps each has n tokens more, the KV tokens read
-are the arithmetic series n*S + D*n*(n-1)/2 (S = context tokens in the first step), and a request whose last block has
-room for `slack` more tokens takes a new block at steps slack+1, slack+1+B, ... The phase ends with the first
-completion or with the step for which blocks do not suffice.
+In such a phase each of D requests gets one token a step. Over n steps the KV tokens read are the arithmetic series
+n*S + D*n*(n-1)/2 (S = context tokens in the first step), and a request whose last block has room for `slack` more
+tokens takes a new block at steps slack+1, slack+1+B, ... So a phase needs no look at single requests between
+completions: `left[i]` counts the steps to the end of running request i from the start of the phase, `per_slack[k]` how
+many had slack k then. The phase ends when somebody may be admitted, or before a step whose blocks do not suffice.
 """
 
 from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled.kv import take
+from simcore.compiled.kv import give_back, take
 from simcore.compiled.layout import (
     BLOCK,
     BUDGET,
+    CACHING,
     CAPACITY,
     COMPUTED,
     FINAL,
-    FINISHED,
     FREE,
+    LEFT,
     MAX_SEQS,
     N_RUNNING,
     N_WAITING,
     OUT,
+    PER_SLACK,
     PROMPT,
     RUNNING,
     WAITING,
+    Floats,
     Ints,
 )
-from simcore.compiled.step import fits_now, free_blocks_of, note
+from simcore.compiled.step import fits_now
+from simcore.cost.step_time import dense_seconds
 
 
 @njit(nogil=True)
-def _steps_that_fit(free: int, per_slack: Ints, block: int, sequences: int) -> int:
-    """Most steps that `free` blocks carry; `per_slack[k]` sequences take a block at steps k+1, k+1+block, ..."""
+def admissible(head: Ints, req: Ints, lists: Ints, sequences: int) -> bool:
+    """Whether the first waiting request may be admitted beside that many decoding ones."""
+    waiting = head[N_WAITING]
+    if waiting == 0 or sequences >= head[MAX_SEQS] or sequences >= head[BUDGET]:
+        return False
+    return fits_now(head, req, lists[WAITING, waiting - 1])
+
+
+@njit(nogil=True)
+def _blocks_for(per_slack: Ints, block: int, sequences: int, done: int, steps: int) -> int:
+    """New blocks that the next `steps` steps take when `done` steps of the phase are over."""
+    rounds = steps // block
+    blocks = rounds * sequences
+    k = done % block
+    for _ in range(steps - rounds * block):
+        blocks += per_slack[k]
+        k += 1
+        if k == block:
+            k = 0
+    return blocks
+
+
+@njit(nogil=True)
+def _steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free: int) -> int:
+    """Most steps that `free` blocks carry."""
     rounds = free // sequences
-    left = free - rounds * sequences
-    for k in range(block):
-        left -= per_slack[k]
-        if left < 0:
-            return rounds * block + k
-    return rounds * block + block
+    free -= rounds * sequences
+    k = done % block
+    for extra in range(block):
+        free -= per_slack[k]
+        if free < 0:
+            return rounds * block + extra
+        k += 1
+        if k == block:
+            k = 0
+    return (rounds + 1) * block
 
 
 @njit(nogil=True)
-def jump(head: Ints, req: Ints, lists: Ints, log: Ints, per_slack: Ints) -> tuple[int, int, int, int, int]:
-    """Runs as many steps as can be told at once.
+def decode_phase(
+    head: Ints, req: Ints, lists: Ints, packed: Floats, now_s: float, candidate: int, ends: Floats
+) -> tuple[int, float, int, bool]:
+    """Runs the phase that begins now, if one does. Finish times go to `ends`.
 
-    `per_slack` is scratch of at least block-size cells. Returns (steps, log rows, sequences, KV tokens read in the
-    first step, fewest free blocks); 0 steps if the next one is not of this kind, and then nothing has changed.
+    Returns (steps, time after them, fewest free blocks until the candidate ended, whether it ended); 0 steps if the
+    next one is not of this kind, and then nothing has changed.
     """
     sequences = head[N_RUNNING]
-    free = head[FREE]
+    lowest = head[FREE]
     block = head[BLOCK]
-    if sequences == 0 or sequences > head[BUDGET]:
-        return 0, 0, 0, 0, free
-    waiting = head[N_WAITING]
-    room = sequences < head[MAX_SEQS] and sequences < head[BUDGET]
-    if waiting > 0 and room and fits_now(head, req, lists[WAITING, waiting - 1]):
-        return 0, 0, 0, 0, free
-    steps = req[lists[RUNNING, 0], FINAL]
+    if sequences == 0 or sequences > head[BUDGET] or admissible(head, req, lists, sequences):
+        return 0, now_s, lowest, False
+    left = lists[LEFT]
+    per_slack = lists[PER_SLACK]
+    per_slack[:block] = 0
     kv = 0
+    next_end = req[lists[RUNNING, 0], FINAL]
     for i in range(sequences):
         slot = lists[RUNNING, i]
         computed = req[slot, COMPUTED]
         out = req[slot, OUT]
         if out == 0 or req[slot, PROMPT] + out - computed != 1:
-            return 0, 0, 0, 0, free
-        steps = min(steps, req[slot, FINAL] - out)
+            return 0, now_s, lowest, False
         kv += computed + 1
-    if sequences * ((steps + block - 1) // block) > free:
-        per_slack[:block] = 0
+        left[i] = req[slot, FINAL] - out
+        next_end = min(next_end, left[i])
+        per_slack[req[slot, CAPACITY] - computed] += 1
+    done = 0
+    ended = False
+    while sequences > 0:
+        steps = next_end - done
+        blocks = _blocks_for(per_slack, block, sequences, done, steps)
+        enough = blocks <= head[FREE]
+        if not enough:
+            steps = _steps_that_fit(per_slack, block, sequences, done, head[FREE])
+            if steps == 0:
+                break
+            blocks = _blocks_for(per_slack, block, sequences, done, steps)
+        per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
+        now_s += steps * per_step + packed[2] * (steps * kv + 0.5 * sequences * steps * (steps - 1.0))
+        kv += steps * sequences
+        done += steps
+        take(head, req, lists, blocks)
+        if not ended:
+            lowest = min(lowest, head[FREE])
+        if not enough:
+            break
+        kept = 0
+        next_end = 1 << 62
         for i in range(sequences):
             slot = lists[RUNNING, i]
-            per_slack[req[slot, CAPACITY] - req[slot, COMPUTED]] += 1
-        steps = min(steps, _steps_that_fit(free, per_slack, block, sequences))
-        if steps == 0:
-            return 0, 0, 0, 0, free
-    taken = 0
+            if left[i] > done:
+                left[kept] = left[i]
+                lists[RUNNING, kept] = slot
+                kept += 1
+                next_end = min(next_end, left[i])
+                continue
+            ends[slot] = now_s
+            ended = ended or slot == candidate
+            per_slack[req[slot, CAPACITY] - req[slot, COMPUTED]] -= 1
+            computed = req[slot, COMPUTED] + done
+            kv -= computed + 1
+            keyed = computed // block if head[CACHING] else 0
+            give_back(head, req, lists, -1, (computed + block - 1) // block - keyed, keyed)
+        sequences = kept
+        if admissible(head, req, lists, sequences):
+            break
+    head[N_RUNNING] = sequences
     for i in range(sequences):
         slot = lists[RUNNING, i]
-        req[slot, OUT] += steps
-        req[slot, COMPUTED] += steps
-        lacking = req[slot, COMPUTED] - req[slot, CAPACITY]
-        if lacking > 0:
-            blocks = (lacking + block - 1) // block
-            req[slot, CAPACITY] += blocks * block
-            taken += blocks
-    take(head, req, lists, taken)
-    lowest = head[FREE]
-    n_log = kept = 0
-    for i in range(sequences):
-        slot = lists[RUNNING, i]
-        if req[slot, OUT] >= req[slot, FINAL]:
-            n_log = note(log, n_log, FINISHED, slot)
-            free_blocks_of(head, req, lists, slot, req[slot, COMPUTED], False)
-        else:
-            lists[RUNNING, kept] = slot
-            kept += 1
-    head[N_RUNNING] = kept
-    return steps, n_log, sequences, kv, lowest
+        computed = req[slot, COMPUTED] + done
+        req[slot, OUT] += done
+        req[slot, COMPUTED] = computed
+        req[slot, CAPACITY] = (computed + block - 1) // block * block
+    return done, now_s, lowest, ended

@@ -63,8 +63,11 @@ RUNNING = 0
 WAITING = 1
 SEG_OWNER = 2
 SEG_COUNT = 3
-SCRATCH = 4
-N_LISTS = 5
+LEFT = 4
+"""Scratch of `jump`: steps that each running request has left."""
+PER_SLACK = 5
+"""Scratch of `jump`: running requests by the room in their last block."""
+N_LISTS = 6
 
 # log columns and kinds
 KIND = 0
@@ -87,6 +90,15 @@ PREEMPTION_COUNT = 12
 HEADROOM = 13
 N_FORECAST = 14
 
+# stacked states of a what-if, and the floats of a checkpoint
+BASE = 0
+SCRATCH_STATE = 1
+FIRST_CHECKPOINT = 2
+NOW = 0
+SO_FAR_PREEMPTIONS = 1
+SO_FAR_HEADROOM = 2
+N_PROGRESS = 3
+
 # a candidate: how many scenarios it has lengths for, then one length per scenario from C_FINALS on
 C_PROMPT = 0
 C_PRIORITY = 1
@@ -96,7 +108,7 @@ C_FINALS = 3
 
 def list_width(capacity: int, block_size_tokens: int) -> int:
     """Cells a list needs: two free-queue segments per request with room to let them wander before compaction, and one
-    cell per token of a block in `SCRATCH`."""
+    cell per token of a block in `PER_SLACK`."""
     return max(4 * capacity + 8, block_size_tokens)
 
 

@@ -66,7 +66,7 @@ def cdf(edges: Ints, pmf: Floats, tokens: ArrayLike) -> Floats:
     """P(length <= tokens), one value per row; `tokens` a number or [n]."""
     t = np.broadcast_to(np.asarray(tokens, dtype=np.float64), (pmf.shape[0],))
     share = np.clip((t[:, None] + 1 - edges[:-1]) / np.diff(edges), 0.0, 1.0)
-    return np.clip((pmf * share).sum(axis=1), 0.0, 1.0)
+    return np.asarray(np.clip((pmf * share).sum(axis=1), 0.0, 1.0))
 
 
 def quantiles_tokens(edges: Ints, pmf: Floats, levels: ArrayLike) -> Ints:

@@ -21,6 +21,9 @@ PROMPT_HEAD_CHARS = 4000
 PROMPT_TAIL_CHARS = 2000
 """What samples keep of a long prompt: its beginning and its end. Models look at no more than that."""
 
+PER_CONVERSATION = 16
+"""Questions sampled of one conversation at most: some have hundreds, and would otherwise stand for all users."""
+
 Scope = Literal["first", "all"]
 """`first`: the first question of a conversation, alone. `all`: every question, with what came before it."""
 
@@ -95,15 +98,23 @@ def samples_from_conversations(
     scope: Scope,
     model: str,
     max_output_tokens: int = 2048,
+    per_conversation: int = PER_CONVERSATION,
+    seed: int = 0,
 ) -> Iterator[LengthSample]:
-    """Every usable question of every conversation; the class is `first_turn` or `later_turn`.
+    """The usable questions of every conversation; the class is `first_turn` or `later_turn`.
 
+    A conversation with more than `per_conversation` of them (all its parts together) gives that many, drawn at random.
     Exact duplicates (same prompt, same previous turn, same answer) come once. Answers of more than `max_output_tokens`
     are left out: in ShareGPT they are pasted documents, not answers.
     """
     seen: set[bytes] = set()
+    places: dict[str, list[tuple[Conversation, int]]] = {}
     for conversation in conversations:
-        for i in answered_turns(conversation):
+        asked = list(answered_turns(conversation))[: 1 if scope == "first" else None]
+        places.setdefault(conversation.root_id, []).extend((conversation, i) for i in asked)
+    rng = random.Random(seed)
+    for group in sorted(places):
+        for conversation, i in rng.sample(places[group], len(places[group]))[:per_conversation]:
             prompt, answer = conversation.turns[i].text, conversation.turns[i + 1].text
             before = () if scope == "first" else conversation.turns[:i]
             previous = before[-1].text if before else ""
@@ -120,12 +131,3 @@ def samples_from_conversations(
                     prompt_tokens=max(1, count_tokens(prompt)),
                     output_tokens=tokens,
                 )
-            if scope == "first":
-                break
-
-
-def shuffled(samples: Iterable[LengthSample], seed: int) -> list[LengthSample]:
-    """A copy in random order."""
-    found = list(samples)
-    random.Random(seed).shuffle(found)
-    return found

@@ -6,8 +6,6 @@ tokens it is the sum over t of (F(t) - [length <= t])^2, in tokens. Smaller is b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +50,7 @@ def _squares(start: Floats, slope: Floats, count: Floats, *, reverse: bool = Fal
 
 def pinball(quantile_tokens: Floats | Ints, tokens: Floats | Ints, level: float) -> Floats:
     """[n] tokens: level * shortfall, (1 - level) * excess (Koenker and Bassett, 1978)."""
-    over = np.asarray(tokens, dtype=np.float64) - quantile_tokens
+    over = tokens - np.asarray(quantile_tokens, dtype=np.float64)
     return np.maximum(level * over, (level - 1) * over)
 
 
@@ -62,19 +60,13 @@ def bootstrap(
     *,
     seed: int = 0,
     resamples: int = 1000,
-    statistic: Callable[[Floats, Floats], Floats] | None = None,
 ) -> Interval:
-    """95 % percentile interval of the mean of `values` [n], conversations (`groups` [n]) drawn with replacement.
-
-    `statistic(sum_of_values, count)` turns each resample's sums into the statistic; the mean by default.
-    """
+    """95 % percentile interval of the mean of `values` [n], conversations (`groups` [n]) drawn with replacement."""
     _, inverse = np.unique(groups, return_inverse=True)
     sums = np.bincount(inverse, weights=values)
     counts = np.bincount(inverse).astype(np.float64)
-    make = statistic or (lambda s, c: s / c)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-    drawn = make(weights @ sums, weights @ counts)
+    drawn = (weights @ sums) / (weights @ counts)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    middle = make(np.array([sums.sum()]), np.array([counts.sum()]))[0]
-    return Interval(float(middle), float(low), float(high))
+    return Interval(float(values.mean()), float(low), float(high))

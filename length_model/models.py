@@ -1,0 +1,110 @@
+"""The Protocol of a length model, and how one is found by name or file.
+
+A model answers with one probability per bucket; everything else (mean, quantiles, what remains, atoms) follows in
+`distribution`. Models are immutable, never fail on a query, and may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+from length_model.artifact import SUFFIX, Artifact, ArtifactError, from_bytes, load
+from length_model.baseline import ConstantModel, HistogramModel
+from length_model.distribution import Floats, Ints, beliefs
+from length_model.query import LengthQuery
+from simcore.types import LengthBelief
+
+DEFAULT_MODEL = "hashed"
+"""Shipped trained with the package."""
+
+
+class LengthModel(Protocol):
+    """Prompt in, distribution of the answer's length out."""
+
+    @property
+    def name(self) -> str: ...
+
+    edges: Ints
+    """Bucket edges in tokens, [K + 1]."""
+
+    def pmf(self, queries: Sequence[LengthQuery]) -> Floats:
+        """[n, K]: one row per query, each summing to one. Takes any text: empty, huge, binary."""
+
+
+_READERS = {
+    "histogram": ("length_model.baseline", "HistogramModel"),
+    "hashed": ("length_model.hashed", "HashedModel"),
+    "encoder": ("length_model.encoder", "EncoderModel"),
+}
+"""Kind of artefact -> who reads it; imported on demand, so that nobody loads what they do not use."""
+
+
+def model_names() -> list[str]:
+    """Names that `load_model` takes besides a path."""
+    return ["constant", *shipped_names()]
+
+
+def shipped_names() -> list[str]:
+    """Artefacts that come with the package."""
+    folder = resources.files("length_model") / "shipped"
+    return sorted(p.name.removesuffix(SUFFIX) for p in folder.iterdir() if p.name.endswith(SUFFIX))
+
+
+def load_model(name: str) -> LengthModel:
+    """A model by name (`constant`, `histogram`, `hashed`) or by the path of an artefact.
+
+    Raises ArtifactError, saying what to do, for an unknown name or a file that cannot be used.
+    """
+    if name == "constant":
+        return ConstantModel()
+    if name in shipped_names():
+        origin = f"shipped model {name!r}"
+        return read_model((resources.files("length_model") / "shipped" / f"{name}{SUFFIX}").read_bytes(), origin)
+    path = Path(name)
+    if path.suffix == SUFFIX or path.exists():
+        return from_artifact(load(path), str(path))
+    raise ArtifactError(
+        f"no length model {name!r}; there are {', '.join(model_names())}, or give the path of a {SUFFIX} file"
+    )
+
+
+def read_model(data: bytes, origin: str) -> LengthModel:
+    return from_artifact(from_bytes(data, origin), origin)
+
+
+def from_artifact(artifact: Artifact, origin: str) -> LengthModel:
+    """Raises ArtifactError for a kind that this version does not know, or arrays that do not fit together."""
+    if artifact.kind not in _READERS:
+        raise ArtifactError(f"{origin}: holds a {artifact.kind!r} model, this version reads {', '.join(_READERS)}")
+    module, name = _READERS[artifact.kind]
+    reader: Any = getattr(importlib.import_module(module), name)
+    try:
+        model: LengthModel = reader.from_artifact(artifact)
+    except ArtifactError as bad:
+        raise ArtifactError(f"{origin}: {bad}") from None
+    return model
+
+
+def predict(
+    model: LengthModel, queries: Sequence[LengthQuery], max_tokens: Sequence[int | None] | None = None
+) -> list[LengthBelief]:
+    """One belief per query, cut at its limit."""
+    return beliefs(model.edges, model.pmf(queries), max_tokens) if queries else []
+
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "ConstantModel",
+    "HistogramModel",
+    "LengthModel",
+    "from_artifact",
+    "load_model",
+    "model_names",
+    "predict",
+    "read_model",
+    "shipped_names",
+]

@@ -7,7 +7,7 @@ once per base state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class WhatIf:
         self.scenarios = scenarios
         self.jumping = jumping
         self._packed = step_time.pack()
-        self._beliefs = BeliefTable(scenarios)
+        self._beliefs = BeliefTable(config, scenarios)
         self._empty_head = at.new_head(config)
         self._samples = np.zeros((4, scenarios), dtype=np.float64)
         self._candidates = np.zeros((1, at.C_FINALS + scenarios), dtype=np.int64)
@@ -55,6 +55,10 @@ class WhatIf:
         self._base_scenarios = 1
         self._base_done = True
         self._heads[0] = self._empty_head
+        self._node: SimNode | None = None
+        self._node_rows = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
+        self._membership = 0
+        self._held: list[LengthBelief | None] = []
 
     def rebase(
         self,
@@ -89,24 +93,42 @@ class WhatIf:
         self._lists[0, at.WAITING, : n - running] = np.arange(n - 1, running - 1, -1)
         if self.config.enable_prefix_caching:
             self._assume_cached_blocks(snapshot, head, req)
-        ids = [s.request_id for s in states]
-        held = [_belief_of(beliefs, i, self.node_id) for i in ids[: n - len(reserved)]]
-        held.extend(c.belief for c in reserved)
-        longest = [longest_output(self.config, s.prompt_tokens, s.max_output_tokens) for s in states]
-        self._begin(ids, held, longest)
+        held: list[LengthBelief | None] = [beliefs.get(s.request_id) for s in states]
+        held[n - len(reserved) :] = [c.belief for c in reserved]
+        table = self._beliefs
+        shapes = [(s.request_id, s.prompt_tokens, s.max_output_tokens) for s in states]
+        self._rows[:n] = table.rows(self._with_beliefs(shapes, held), n)
+        self._base_scenarios = ENTRIES.draw(
+            self._heads, self._reqs, table.atoms, table.strata, self._rows, self.scenarios, self._finals
+        )
+        self._base_done = n == 0
+        self._node = None
         self._seq, self._age_s, self._start_s = snapshot.seq, age_s, step_remaining_s
 
     def rebase_node(self, node: SimNode, beliefs: Mapping[str, LengthBelief], now_s: float) -> None:
         """Takes a simulated node as it stands at `now_s`; age 0. Raises ValueError as `rebase` does."""
-        self._reserve_slots(len(node.requests))
-        n = ENTRIES.compact(node.head, node.req, node.lists, self._heads, self._reqs, self._lists, self._source)
-        ids = [node.ids[slot] for slot in self._source[:n].tolist()]
-        held = [_belief_of(beliefs, i, self.node_id) for i in ids]
-        longest = [
-            longest_output(self.config, r.prompt_tokens, r.max_output_tokens)
-            for r in [node.requests[i].request for i in ids]
-        ]
-        self._begin(ids, held, longest)
+        n = len(node.requests)
+        self._reserve_slots(n)
+        held = [*map(beliefs.get, node.requests)]
+        if node is not self._node or node.membership != self._membership or held != self._held:
+            self._read_beliefs(node, held)
+        table = self._beliefs
+        self._base_scenarios = ENTRIES.take_node(
+            node.head,
+            node.req,
+            node.lists,
+            self._heads,
+            self._reqs,
+            self._lists,
+            self._source,
+            self._node_rows,
+            table.atoms,
+            table.strata,
+            self._rows,
+            self.scenarios,
+            self._finals,
+        )
+        self._base_done = n == 0
         self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, node.free_at_s - now_s)
 
     def forecast(self, candidates: Sequence[Candidate]) -> list[Forecast]:
@@ -169,16 +191,26 @@ class WhatIf:
         )
         return [candidate.prompt_tokens, candidate.priority, scenarios, *finals]
 
-    def _begin(self, ids: list[str], beliefs: list[LengthBelief], longest: list[int]) -> None:
-        """Draws everybody's length in every scenario; the baseline is due."""
-        n = len(ids)
-        known = all(b.is_known for b in beliefs)
-        self._base_scenarios = 1 if known else self.scenarios
-        rows = self._beliefs.rows(ids, beliefs, longest)
-        self._rows[:n] = rows
-        table = self._beliefs
-        ENTRIES.draw(self._reqs, n, table.atoms, table.strata, self._rows, self._base_scenarios, self._finals)
-        self._base_done = n == 0
+    def _read_beliefs(self, node: SimNode, held: list[LengthBelief | None]) -> None:
+        """Rows of the belief table by the node's slots; good until somebody comes, goes or is believed otherwise."""
+        self._node = None
+        capacity = len(node.req)
+        if len(self._node_rows) < capacity:
+            self._node_rows = np.zeros(capacity, dtype=np.int64)
+        arrived = node.requests.values()
+        shapes = [(a.request.request_id, a.request.prompt_tokens, a.request.max_output_tokens) for a in arrived]
+        rows = self._beliefs.rows(self._with_beliefs(shapes, held), len(shapes))
+        if rows:
+            self._node_rows[[a.slot for a in arrived]] = rows
+        self._node, self._membership, self._held = node, node.membership, held
+
+    def _with_beliefs(
+        self, shapes: list[tuple[str, int, int]], held: list[LengthBelief | None]
+    ) -> Iterator[tuple[str, LengthBelief, int, int]]:
+        for (request_id, prompt_tokens, max_output_tokens), belief in zip(shapes, held, strict=True):
+            if belief is None:
+                raise ValueError(f"{self.node_id}: no length belief for request {request_id!r}")
+            yield request_id, belief, prompt_tokens, max_output_tokens
 
     def _fill_requests(self, states: Sequence[RequestState], running: int) -> None:
         n = len(states)
@@ -251,13 +283,6 @@ class WhatIf:
         self._rows = np.zeros(capacity, dtype=np.int64)
         self._finals = np.zeros((self.scenarios, capacity), dtype=np.int64)
         self._ends = np.zeros((self.scenarios + 1, capacity), dtype=np.float64)
-
-
-def _belief_of(beliefs: Mapping[str, LengthBelief], request_id: str, node_id: str) -> LengthBelief:
-    belief = beliefs.get(request_id)
-    if belief is None:
-        raise ValueError(f"{node_id}: no length belief for request {request_id!r}")
-    return belief
 
 
 def _arriving(candidate: Candidate) -> RequestState:

@@ -69,6 +69,8 @@ class SimNode:
         """Number of steps run: the sequence number of the last delta."""
         self.free_at_s = 0.0
         """End of the last step."""
+        self.membership = 0
+        """Changes whenever a request comes or goes."""
         self.requests: dict[str, Arrived] = {}
         """Those in the engine, by id."""
         self.ids: list[str] = [""] * _FIRST_CAPACITY
@@ -122,6 +124,7 @@ class SimNode:
         row[at.SEGMENT] = -1
         self.req[slot] = row
         self._arrivals += 1
+        self.membership += 1
         self.ids[slot] = request_id
         self.requests[request_id] = Arrived(slot, request, now_s)
         ENTRIES.enqueue(self.head, self.req, self.lists, slot)
@@ -132,6 +135,7 @@ class SimNode:
         known = self.requests.pop(request_id, None)
         if known is None:
             return False
+        self.membership += 1
         ENTRIES.remove(self.head, self.req, self.lists, known.slot)
         self._free_slots.append(known.slot)
         self._arrived = [a for a in self._arrived if a.request_id != request_id]
@@ -266,6 +270,7 @@ class SimNode:
                 self._forget(request_id)
 
     def _forget(self, request_id: str) -> None:
+        self.membership += 1
         self._free_slots.append(self.requests.pop(request_id).slot)
 
     def _state(self, slot: int) -> RequestState:

@@ -74,8 +74,8 @@ class Entries(NamedTuple):
     measure: Callable[..., Any]
     enqueue: Callable[..., Any]
     remove: Callable[..., Any]
-    compact: Callable[..., Any]
     draw: Callable[..., Any]
+    take_node: Callable[..., Any]
     forecast: Callable[..., Any]
 
 
@@ -172,17 +172,35 @@ def _compile(fingerprint: int) -> Entries:
         step.remove(head, req, lists, slot)
 
     @njit(cache=True, nogil=True)
-    def compact(head: Ints, req: Ints, lists: Ints, to_heads: Ints, to_reqs: Ints, to_lists: Ints, source: Ints) -> int:
-        """`future.compact_state` into index 0; returns the number of requests."""
+    def draw(heads: Ints, reqs: Ints, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> int:
+        """`future.draw_finals` for the base state, `rows` by its slots."""
         assert fingerprint >= 0
-        future.compact_state(head, req, lists, to_heads[0], to_reqs[0], to_lists[0], source)
-        return head[N_RUNNING] + head[N_WAITING]
+        n = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
+        return future.draw_finals(reqs[BASE], n, atoms, strata, rows, scenarios, finals)
 
     @njit(cache=True, nogil=True)
-    def draw(reqs: Ints, slots: int, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> None:
-        """`future.draw_finals` for the base state."""
+    def take_node(
+        head: Ints,
+        req: Ints,
+        lists: Ints,
+        to_heads: Ints,
+        to_reqs: Ints,
+        to_lists: Ints,
+        source: Ints,
+        node_rows: Ints,
+        atoms: Ints,
+        strata: Ints,
+        rows: Ints,
+        scenarios: int,
+        finals: Ints,
+    ) -> int:
+        """`future.compact_state` of a node into the base state, then `draw` with `node_rows` by the node's slots."""
         assert fingerprint >= 0
-        future.draw_finals(reqs[0], slots, atoms, strata, rows, scenarios, finals)
+        future.compact_state(head, req, lists, to_heads[BASE], to_reqs[BASE], to_lists[BASE], source)
+        n = head[N_RUNNING] + head[N_WAITING]
+        for slot in range(n):
+            rows[slot] = node_rows[source[slot]]
+        return future.draw_finals(to_reqs[BASE], n, atoms, strata, rows, scenarios, finals)
 
     @njit(cache=True, nogil=True)
     def forecast(
@@ -258,7 +276,7 @@ def _compile(fingerprint: int) -> Entries:
             out[c, HEADROOM] = headroom
         return fine
 
-    return Entries(one_step, advance, measure, enqueue, remove, compact, draw, forecast)
+    return Entries(one_step, advance, measure, enqueue, remove, draw, take_node, forecast)
 
 
 ENTRIES = _compile(_fingerprint())

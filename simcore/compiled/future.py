@@ -222,12 +222,19 @@ def run(
 
 
 @njit(nogil=True)
-def draw_finals(req: Ints, slots: int, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> None:
+def draw_finals(req: Ints, slots: int, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> int:
     """Fills `finals[s, slot]`: total output tokens of each slot in each scenario, given what it has produced.
 
     `atoms[row]` is (number of atoms, longest output allowed, atoms ascending...), `strata[row]` the permutation,
-    `rows[slot]` the row of a slot. Same rule as `simcore.scenarios.final_lengths`.
+    `rows[slot]` the row of a slot. Same rule as `simcore.scenarios.final_lengths`. Returns how many scenarios there
+    are: 1 when every length is known.
     """
+    known = True
+    for slot in range(slots):
+        row = rows[slot]
+        known = known and atoms[row, 2] == atoms[row, 1 + atoms[row, 0]]
+    if known:
+        scenarios = 1
     for slot in range(slots):
         row = rows[slot]
         n = atoms[row, 0]
@@ -240,6 +247,9 @@ def draw_finals(req: Ints, slots: int, atoms: Ints, strata: Ints, rows: Ints, sc
         for s in range(scenarios):
             if left == 0:
                 final = out + OVERDUE_TOKENS
+            elif known:
+                final = atoms[row, 2 + gone]
             else:
                 final = atoms[row, 2 + gone + (2 * strata[row, s] + 1) * left // (2 * scenarios)]
             finals[s, slot] = min(ceiling, final)
+    return scenarios

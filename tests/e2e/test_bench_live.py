@@ -1,0 +1,118 @@
+"""`astrolabe bench replay` and `compare` against real processes: what is reported is what was sent and what came."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.cli import main
+from bench.results import Summary
+from bench.run_files import read_results
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from simcore.types import Outcome
+from tests.e2e.cluster import MakeCluster, is_idle, make_cluster, until
+
+__all__ = ["make_cluster"]
+
+pytestmark = pytest.mark.e2e
+
+SPEED = 20.0
+LENGTHS = [(40, 12), (700, 3), (5, 60), (120, 1), (16, 25)]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five requests: four of token counts, the last one a text of 16 bytes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    lines = [{"prompt_tokens": prompt, "output_tokens": output} for prompt, output in LENGTHS[:-1]]
+    file = tmp_path / "five.jsonl"
+    text = {"workload": "sixteen letters!", "output_tokens": LENGTHS[-1][1]}
+    file.write_text("\n".join(json.dumps(line) for line in [*lines, text]))
+    return file
+
+
+def bench(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """Runs `astrolabe bench … --json` and returns what it printed."""
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *(str(a) for a in arguments), "--json"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0, err
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
+def test_a_replay_measures_every_request_and_leaves_the_gateway_as_it_was(
+    make_cluster: MakeCluster, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = make_cluster(nodes=2, predictor={"time_scale": SPEED})
+    output = tmp_path / "results" / "run.jsonl"
+    document = bench(
+        capsys, "replay", "--gateway", cluster.address, "--dataset", "jsonl", "--dataset-path", dataset,
+        "--tokenizer", "bytes", "--rate", 4, "--requests", 20, "--time-scale", SPEED, "--in-order", "--seed", 3,
+        "--policy", "min_lunmnix_load", "--output", output,
+    )  # fmt: skip
+    summary = msgspec.convert(document["summary"], Summary)
+    assert summary.outcomes == {"length": 20}
+    assert set(summary.nodes) == {"node-0", "node-1"}
+    assert summary.preemptions == 0
+    for measured in (summary.ttft_s, summary.e2e_s, summary.tpot_s, summary.lateness_s, summary.inter_token_s):
+        assert measured is not None
+        assert measured.mean > 0
+    assert summary.decision_s is not None
+    assert summary.decision_s.count == 20
+    assert summary.offered_rate_per_s == pytest.approx(4, rel=0.6)
+    head, results = read_results(output)
+    assert (head.seed, head.config["policy"]) == (3, "llumnix_freeness")
+    assert [(r.prompt_tokens, r.output_tokens) for r in results] == LENGTHS * 4
+    assert all(r.e2e_s is not None and r.ttft_s is not None and r.e2e_s >= r.ttft_s > 0 for r in results)
+    assert all(r.sent_s is not None and r.sent_s >= r.arrival_s for r in results)
+    # Sixty tokens take at least 59 steps; none is faster than streaming the weights once (0.014 s on this profile).
+    assert all(r.tpot_s is not None and r.tpot_s > 0.01 for r in results if r.output_tokens == 60)
+    with cluster.stub() as stub:
+        assert stub.ListNodes(pb.ListNodesRequest()).policy == "min_total_latency"
+        until(lambda: is_idle(stub), what="an idle cluster after the replay")
+
+
+def test_a_replay_counts_what_fails(
+    make_cluster: MakeCluster, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = make_cluster(nodes=1, predictor={"time_scale": 1.0})
+    output = tmp_path / "run.jsonl"
+    document = bench(
+        capsys, "replay", "--gateway", cluster.address, "--dataset", "jsonl", "--dataset-path", dataset,
+        "--tokenizer", "bytes", "--rate", 50, "--requests", 5, "--in-order", "--timeout", 0.8, "--output", output,
+    )  # fmt: skip
+    outcomes = document["summary"]["outcomes"]
+    assert outcomes["deadline"] >= 1, "sixty tokens cannot be had within 0.8 s on this profile"
+    assert sum(outcomes.values()) == 5
+    _, results = read_results(output)
+    late = [r for r in results if r.outcome is Outcome.DEADLINE]
+    assert all(r.e2e_s is None and "within 0.8 s" in r.detail for r in late)
+    with cluster.stub() as stub:
+        until(lambda: is_idle(stub), what="an idle cluster: leaving a call stops the engine's work for it")
+
+
+def test_a_comparison_runs_the_same_requests_under_each_policy_and_draws_them(
+    make_cluster: MakeCluster, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = make_cluster(nodes=2, predictor={"time_scale": SPEED})
+    picture, folder = tmp_path / "out" / "c.png", tmp_path / "runs"
+    document = bench(
+        capsys, "compare", "--gateway", cluster.address, "--dataset", "jsonl", "--dataset-path", dataset,
+        "--tokenizer", "bytes", "--rate", 4, "--requests", 10, "--time-scale", SPEED, "--policy",
+        "round_robin,min_total_latency", "--plot", picture, "--output", folder,
+    )  # fmt: skip
+    assert [run["policy"] for run in document["runs"]] == ["round_robin", "min_total_latency"]
+    assert all(run["summary"]["completed"] == 10 for run in document["runs"])
+    assert document["runs"][0]["summary"]["nodes"] == {"node-0": 5, "node-1": 5}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    sent = [
+        [(r.request_id, r.arrival_s, r.prompt_tokens, r.output_tokens) for r in read_results(file)[1]]
+        for file in (folder / "round_robin-4-0.jsonl", folder / "min_total_latency-4-0.jsonl")
+    ]
+    assert sent[0] == sent[1]

@@ -1,0 +1,88 @@
+"""What a replay puts on the wire, what it makes of failures, and what it warns of."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from bench.replay import _OUTCOME_OF_CODE, ReplayPlan, request_message
+from bench.replay_run import complaints
+from bench.replay_session import _difference
+from bench.results import RequestResult, Summary, summarise
+from bench.workload.item import WorkloadItem
+from gateway.core.outcomes import CODES
+from simcore.types import Outcome
+
+TEXT = WorkloadItem(request_id="r1", arrival_s=0.0, prompt_tokens=4, output_tokens=70, prompt="why is it so")
+COUNTED = WorkloadItem(request_id="r2", arrival_s=0.0, prompt_tokens=9, output_tokens=5, predicted_output_tokens=8)
+
+
+def plan(**changes: object) -> ReplayPlan:
+    return msgspec.structs.replace(ReplayPlan(items=[TEXT, COUNTED], run_id="x", vocab_size=50), **changes)
+
+
+def test_the_engine_is_told_the_true_length_and_the_gateway_what_was_asked_for() -> None:
+    message = request_message(TEXT, plan(lengths="none"), 0)
+    assert (message.request_id, message.text) == ("x-r1", "why is it so")
+    assert (message.sampling.max_tokens, message.sampling.ignore_eos) == (70, True)
+    assert not message.HasField("belief")
+    assert list(request_message(TEXT, plan(lengths="known"), 0).belief.atoms_tokens) == [70]
+    assert list(request_message(COUNTED, plan(lengths="predicted"), 1).belief.atoms_tokens) == [8]
+
+
+def test_natural_length_leaves_the_end_to_the_model() -> None:
+    message = request_message(TEXT, plan(natural_length=True), 0)
+    assert not message.sampling.ignore_eos
+    assert not message.sampling.HasField("max_tokens")
+
+
+def test_items_without_text_get_made_up_ids_of_their_length() -> None:
+    ids = request_message(COUNTED, plan(), 1).token_ids.ids
+    assert len(ids) == 9
+    assert max(ids) < 50
+    assert ids == request_message(COUNTED, plan(), 1).token_ids.ids
+
+
+def test_every_status_of_a_failed_call_means_an_outcome() -> None:
+    failed = {o: c.grpc for o, c in CODES.items() if c.grpc}
+    assert set(failed.values()) == set(_OUTCOME_OF_CODE)
+    assert all(failed[outcome] == code for code, outcome in _OUTCOME_OF_CODE.items())
+
+
+def live(*, late_s: float = 0.0, outcome: Outcome = Outcome.LENGTH, stretch: float = 1.0) -> Summary:
+    rows = [
+        RequestResult(
+            request_id=f"r{i}",
+            arrival_s=float(i),
+            sent_s=i * stretch + late_s,
+            node_id="n",
+            outcome=outcome,
+            prompt_tokens=1,
+            output_tokens=1,
+        )
+        for i in range(10)
+    ]
+    return summarise(rows)
+
+
+@pytest.mark.parametrize(
+    ("summary", "says"),
+    [
+        (live(stretch=1.05), "the offered rate was not kept: 0.95 of 1.00"),
+        (live(late_s=0.2), "requests left up to 0.20 s late"),
+        (live(outcome=Outcome.NODE_LOST), "10 of 10 requests did not complete: 10 node_lost"),
+    ],
+)
+def test_a_run_that_cannot_be_believed_says_so(summary: Summary, says: str) -> None:
+    assert any(says in complaint for complaint in complaints(summary))
+
+
+def test_a_good_run_has_nothing_to_complain_of() -> None:
+    assert complaints(live(late_s=0.01)) == []
+    assert complaints(live(late_s=0.5), time_scale=10.0) == [], "0.05 s of the clock"
+
+
+def test_preemptions_are_unknown_when_a_node_came_or_started_anew() -> None:
+    assert _difference({"a": 3, "b": 0}, {"a": 5, "b": 1}) == 3
+    assert _difference({"a": 3}, {"a": 3, "b": 0}) is None
+    assert _difference({"a": 3}, {"a": 1}) is None

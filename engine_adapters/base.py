@@ -66,6 +66,14 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How much faster than that hardware an emulated engine runs."""
     tokenizer: str = "bytes"
     """Whose ids the engine speaks."""
+    url: str = ""
+    """HTTP server of an engine that runs elsewhere."""
+    trace: str = ""
+    """Where that engine serves its trace; empty: as follows from the URL."""
+    model: str = ""
+    """The model that it must serve; empty: any."""
+    wait_s: float = 600.0
+    """How long to wait for an engine that is not up yet."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):

@@ -210,8 +210,8 @@ class Publisher:
     def _welcome(self, reader: _Reader) -> None:
         for other in self._readers:
             other.check()
-        rival = next((r for r in self._readers if r.open and r.exclusive and reader.exclusive), None)
-        if rival is not None:
+        rival = next((r for r in self._readers if r.open and r.exclusive and r.who != reader.who), None)
+        if rival is not None and reader.exclusive:
             reason = (
                 f"the engine at {self._address} already has a daemon ({rival.who}); stop it before starting another"
             )

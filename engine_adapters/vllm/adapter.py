@@ -1,0 +1,117 @@
+"""A stock vLLM server as an engine: requests over its HTTP API, state from its trace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import structlog
+
+from engine_adapters.base import Capabilities, EngineError, EngineOptions, EngineOutput, EngineRequest, OutputSink
+from engine_adapters.vllm.address import AddressError, address_for_url, parse_address
+from engine_adapters.vllm.client import VllmClient
+from engine_adapters.vllm.probe import TraceProbe
+from simcore.cost.step_time import StepTimeModel
+from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.types import EngineConfig
+
+log = structlog.get_logger("engine_adapters.vllm")
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+PAUSE_S = 0.5
+REMIND_S = 30.0
+
+
+class VllmEngine:
+    """Client and probe in one."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        url = options.url or DEFAULT_URL
+        if not url.startswith(("http://", "https://")):
+            raise EngineError(f"the engine's URL must begin with http:// or https://, got {url!r}")
+        try:
+            address = parse_address(options.trace) if options.trace else address_for_url(url, os.environ)
+        except AddressError as bad:
+            raise EngineError(str(bad)) from None
+        self.capabilities = Capabilities(per_request_trace=True, exact_rules=False)
+        self._wanted_model = options.model
+        self._wait_s = options.wait_s
+        self._client = VllmClient(url)
+        self._probe = TraceProbe(address)
+        self._config: EngineConfig | None = None
+
+    async def start(self) -> None:
+        """Waits for the engine: it may be started after the daemon. Raises EngineError after `wait_s`."""
+        began_s = time.monotonic()
+        reminded_s = began_s - REMIND_S
+        while True:
+            try:
+                await self._client.connect()
+                hello = await self._probe.greet()
+                break
+            except EngineError as error:
+                now_s = time.monotonic()
+                if now_s - began_s >= self._wait_s:
+                    await self._client.close()
+                    raise
+                if now_s - reminded_s >= REMIND_S:
+                    reminded_s = now_s
+                    log.info("waiting for the engine", detail=str(error))
+            await asyncio.sleep(PAUSE_S)
+        config = hello.config
+        self._check_model(config)
+        for note in hello.notes:
+            log.warning("forecasts for this engine are approximate", why=note)
+        self.capabilities = Capabilities(per_request_trace=True, exact_rules=not hello.notes)
+        self._config = config
+        self._client.limit(config)
+        log.info("engine found", url=self._client.url, trace=str(self._probe.address), version=config.engine_version)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def config(self) -> EngineConfig:
+        assert self._config is not None, "the adapter is not started"
+        return self._config
+
+    def step_time(self) -> StepTimeModel | None:
+        return None
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        return self._client.generate(request)
+
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
+        self._client.submit(request, sink)
+
+    async def abort(self, request_id: str) -> bool:
+        return await self._client.abort(request_id)
+
+    async def watch(self) -> AsyncGenerator[TraceSnapshot | TraceDelta, None]:
+        watching = self._probe.watch()
+        try:
+            async for item in watching:
+                if isinstance(item, TraceSnapshot):
+                    self._check_limits(item.config)
+                yield item
+        finally:
+            await watching.aclose()
+
+    def _check_model(self, config: EngineConfig) -> None:
+        serves = {self._client.model, config.model}
+        if self._wanted_model and self._wanted_model not in serves:
+            raise EngineError(
+                f"the engine at {self._client.url} serves {self._client.model!r}, the configuration says "
+                f"{self._wanted_model!r}: correct `model` (or leave it out), or the engine's URL"
+            )
+        if self._client.model != config.model:
+            raise EngineError(
+                f"the server at {self._client.url} serves {self._client.model!r}, but the trace at "
+                f"{self._probe.address} is of {config.model!r}: these are two engines"
+            )
+
+    def _check_limits(self, config: EngineConfig) -> None:
+        if self._config is not None and config != self._config:
+            changed = [f for f in config.__struct_fields__ if getattr(config, f) != getattr(self._config, f)]
+            raise EngineError(f"the engine was restarted with another {', '.join(changed)}: restart the daemon too")

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from simcore.cost.profile import Profile
 
 LAYOUT_NAMES = (
-    "vidur-mlp vidur-attention vidur-anchors llmservingsim-dense llmservingsim-attention llmservingsim-per-sequence "
-    "llmservingsim-moe aiconfigurator-gemm aiconfigurator-attention aiconfigurator-all-reduce kernels"
+    "vidur-mlp vidur-mlp-nearest vidur-attention vidur-anchors llmservingsim-dense llmservingsim-attention "
+    "llmservingsim-per-sequence llmservingsim-moe aiconfigurator-gemm aiconfigurator-attention "
+    "aiconfigurator-all-reduce kernels"
 )
-RULE_NAMES = ("gemms", "elementwise", "decode-attention", "prefill-attention", "head")
+RULE_NAMES = ("gemms", "all-reduce", "elementwise", "decode-attention", "prefill-attention", "head")
 BATCHES = (
     # name, prefill tokens, prefill context, decoding sequences, KV tokens of each
     ("decode 1 x 570", 0, 0, 1, 570),
@@ -242,8 +243,7 @@ def _own_recipe(
     host: str,
     drop_bad_rows: bool,
 ) -> Any:
-    from bench.profile.recipe import Host, Recipe, Table
-    from simcore.cost.hardware import find_gpu
+    from bench.profile.recipe import ALL_BY_RULE, Host, Recipe, Table, profile_name
     from simcore.cost.model_shape import find_shape
 
     if not gpu or not model:
@@ -257,15 +257,14 @@ def _own_recipe(
     parts = host.split(":") if host else []
     if len(parts) not in (0, 3):
         raise click.UsageError(f"--host {host!r} is not FILE:MODEL:GPU")
-    suffix = f"-tp{tp}" if tp > 1 else ""
     return Recipe(
-        name=f"{find_gpu(gpu).name}/{find_shape(model).short_name}{suffix}",
+        name=profile_name(gpu, model, tp),
         gpu=gpu,
         model=find_shape(model).name,
         tensor_parallel=tp,
         quality="measured" if parsed and not rules else "composed" if parsed else "roofline",
         tables=tuple(parsed),
-        rules=rules if parsed else RULE_NAMES,
+        rules=rules if parsed else ALL_BY_RULE,
         host=Host(file=parts[0], model=parts[1], gpu=parts[2], tensor_parallel=tp) if parts else None,
     )
 
@@ -316,26 +315,18 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _print_list(profiles: list[Profile]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="shipped step-time profiles", title_justify="left")
-    for column in ("name", "made of"):
-        table.add_column(column, no_wrap=True)
-    for column in ("decode 48 x 350, ms", "prefill 512, ms", "error p50", "error p90", "KV blocks"):
-        table.add_column(column, justify="right")
+    width = max(len(made.name) for made in profiles)
+    click.echo(f"{'name':{width}} {'quality':9} {'decode':>7} {'prefill':>7} {'error':>6} {'p90':>6} {'blocks':>7}")
     for made in profiles:
         milliseconds = _price(made)
-        table.add_row(
-            made.name,
-            made.quality,
-            f"{milliseconds['decode 48 x 350']:.1f}",
-            f"{milliseconds['prefill 512']:.1f}",
-            f"{made.fit.median_error['all']:.1%}",
-            f"{made.fit.p90_error['all']:.1%}",
-            f"{made.kv.num_blocks:,}",
+        click.echo(
+            f"{made.name:{width}} {made.quality:9} {milliseconds['decode 48 x 350']:7.1f} "
+            f"{milliseconds['prefill 512']:7.1f} {made.fit.median_error['all']:6.1%} {made.fit.p90_error['all']:6.1%} "
+            f"{made.kv.num_blocks:7,}"
         )
-    Console().print(table)
+    click.echo(
+        "decode: ms of 48 sequences of 350 tokens; prefill: ms of 512 tokens; error: of the fit on held-out rows"
+    )
 
 
 def _price(made: Profile) -> dict[str, float]:
@@ -368,6 +359,8 @@ def _print_profile(made: Profile) -> None:
         "per_seq_s",
         "mixed_decode_kv_s_per_token",
         "mixed_seq_s",
+        "host_s",
+        "host_seq_s",
     ):
         coefficient = getattr(made, field)
         click.echo(f"  {field} = {coefficient.value:.6g}")

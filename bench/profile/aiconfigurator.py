@@ -155,7 +155,7 @@ def read_attention(path: Path, shape: ModelShape, tp: int, screen: Screen) -> li
 def read_all_reduce(path: Path, shape: ModelShape, tp: int, screen: Screen) -> list[Kernel]:
     """The two all-reduces of one layer, by tokens: vLLM's own kernel launched from a graph, or NCCL.
 
-    `message_size` counts 16-bit elements; token counts in between are interpolated. Raises `ProfileTableError`.
+    `message_size` counts 16-bit elements. Token counts in between are interpolated. Raises `ProfileTableError`.
     """
     is_nccl = "nccl" in path.name
     kind = "nccl_dtype" if is_nccl else "backend"
@@ -174,7 +174,9 @@ def read_all_reduce(path: Path, shape: ModelShape, tp: int, screen: Screen) -> l
                     row=row.number,
                 )
             )
-    sizes = sorted(screen(sizes), key=lambda k: k.tokens)
+    # NCCL's rows do not name the collective; an all-reduce moves twice what the others do, so it is the slowest.
+    slowest = {k.tokens: k for k in sorted(screen(sizes), key=lambda k: k.seconds)}
+    sizes = sorted(slowest.values(), key=lambda k: k.tokens)
     if len(sizes) < 2:
         raise ProfileTableError(f"{path}: {len(sizes)} row(s) for {tp} GPUs")
     elements = [k.tokens for k in sizes]

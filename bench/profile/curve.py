@@ -17,6 +17,8 @@ KNOTS = tuple(sorted({1, 8, 16, 32, 48, 80, 160, 6144, 8192, 12288, *EDGES, *(ed
 USUAL_BUDGETS = (256, 512, 1024, 2048, 4096, 8192)
 """`max_num_batched_tokens` as people set it: with prompts waiting, every step has exactly that many tokens."""
 BUDGET_WEIGHT = 4.0
+ONE_TILE = 16
+"""Measured counts this close are taken to lie in one tile."""
 COLLINEAR = 0.004
 """A knot is left out when the curve without it passes this close to it, relatively."""
 
@@ -68,10 +70,15 @@ def fit_sum(kernels: Sequence[Kernel]) -> tuple[tuple[int, ...], Floats]:
     for tokens, seconds in curves.values():
         own = knots_for(tokens)
         total += np.interp(knots, own, fit_op(tokens, seconds, own))
-    return without_collinear(knots, total)
+    knots, total = without_collinear(knots, total)
+    # The last two knots may lie on one tile; beyond the table the slope over its upper half goes on.
+    half = knots[-1] / 2
+    slope = (total[-1] - np.interp(half, knots, total)) / (knots[-1] - half)
+    knots, total = np.append(knots, 4 * knots[-1]), np.append(total, total[-1] + 3 * slope * knots[-1])
+    return tuple(int(k) for k in knots), total
 
 
-def without_collinear(knots: Floats, seconds: Floats) -> tuple[tuple[int, ...], Floats]:
+def without_collinear(knots: Floats, seconds: Floats) -> tuple[Floats, Floats]:
     """The curve with fewer knots, none further than `COLLINEAR` from where it was."""
     kept = [0]
     for i in range(1, len(knots)):
@@ -80,13 +87,21 @@ def without_collinear(knots: Floats, seconds: Floats) -> tuple[tuple[int, ...], 
         if (np.abs(line / seconds[between.start : i] - 1.0) > COLLINEAR).any():
             kept.append(i - 1)
     kept.append(len(knots) - 1)
-    return tuple(int(k) for k in knots[kept]), seconds[kept]
+    return knots[kept], seconds[kept]
 
 
 def measured_sum(kernels: Sequence[Kernel], tokens: Floats) -> Floats:
-    """Seconds of all operators together at `tokens`: medians where measured, straight lines between."""
+    """Seconds of all operators together at `tokens`, from the measurements alone.
+
+    A count between two measured ones close together takes the time of the upper (they fill the same tiles, or the jump
+    lies just above the lower); between distant ones the line is as good a guess as any.
+    """
     total = np.zeros(len(tokens))
     for counts, seconds in by_op(kernels).values():
         distinct = np.unique(counts)
-        total += np.interp(tokens, distinct, [float(np.median(seconds[counts == n])) for n in distinct])
+        medians = np.array([float(np.median(seconds[counts == n])) for n in distinct])
+        above = np.clip(np.searchsorted(distinct, tokens), 0, len(distinct) - 1)
+        below = np.maximum(above - 1, 0)
+        is_close = distinct[above] - distinct[below] <= ONE_TILE
+        total += np.where(is_close, medians[above], np.interp(tokens, distinct, medians))
     return total

@@ -40,6 +40,7 @@ def _read_kernels(path: Path, shape: ModelShape, tp: int, screen: Screen) -> lis
 
 LAYOUTS: dict[str, Importer] = {
     "vidur-mlp": vidur.read_mlp,
+    "vidur-mlp-nearest": vidur.read_mlp_nearest,
     "vidur-attention": vidur.read_attention,
     "vidur-anchors": vidur.read_anchors,
     "llmservingsim-dense": llmservingsim.read_dense,
@@ -55,7 +56,9 @@ LAYOUTS: dict[str, Importer] = {
 
 FEWEST_DECODE_ROWS = 10
 
-Rule = Literal["gemms", "elementwise", "decode-attention", "prefill-attention", "head"]
+Rule = Literal["gemms", "all-reduce", "elementwise", "decode-attention", "prefill-attention", "head"]
+ALL_BY_RULE: tuple[Rule, ...] = ("gemms", "elementwise", "decode-attention", "prefill-attention", "head")
+"""What a pair without any table is made of."""
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,6 +69,8 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Relative to the data folder."""
     model: str = ""
     """The model it was measured for, if it stands in for the recipe's."""
+    tensor_parallel: int = 0
+    """The degree it was measured at, if it stands in for the recipe's."""
     gpu: str = ""
     """The GPU it was measured on, if it stands in for the recipe's."""
     ops: tuple[str, ...] = ()
@@ -102,14 +107,64 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     note: str = ""
 
 
+class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Models on one GPU, all from AIConfigurator's kernel tables."""
+
+    gpu: str
+    folder: str
+    version: str
+    models: dict[str, int]
+    """Hub name to tensor parallel degree."""
+    host: Host
+
+    def recipes(self) -> list[Recipe]:
+        """One recipe for each model."""
+
+        def table(layout: str, file: str) -> Table:
+            return Table(layout=layout, file=f"{self.folder}/{file}")
+
+        attention = "aiconfigurator-attention"
+        tables = (
+            table("aiconfigurator-gemm", f"vllm_{self.version}_gemm_perf.csv.gz"),
+            table(attention, f"vllm_{self.version}_context_attention_perf.csv.gz"),
+            table(attention, f"vllm_{self.version}_generation_attention_perf.csv.gz"),
+        )
+        links = (
+            table("aiconfigurator-all-reduce", "vllm_custom_allreduce.csv.gz"),
+            table("aiconfigurator-all-reduce", "nccl.csv.gz"),
+        )
+        return [
+            Recipe(
+                name=profile_name(self.gpu, model, tp),
+                gpu=self.gpu,
+                model=model,
+                tensor_parallel=tp,
+                quality="composed",
+                tables=(*tables, *links) if tp > 1 else tables,
+                rules=("elementwise",),
+                host=self.host,
+                note="Kernels of this GPU, composed to the model; attention measured for prefill and decode apart.",
+            )
+            for model, tp in self.models.items()
+        ]
+
+
 class Recipes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profile: tuple[Recipe, ...]
+    family: tuple[Family, ...] = ()
+
+
+def profile_name(gpu: str, model: str, tp: int) -> str:
+    """`gpu/model`, with `-tpN` beyond one GPU."""
+    return f"{find_gpu(gpu).name}/{find_shape(model).short_name}{f'-tp{tp}' if tp > 1 else ''}"
 
 
 def shipped_recipes() -> dict[str, Recipe]:
     """Recipes of the shipped profiles, by name."""
     raw = Path(__file__).with_name("recipes.toml").read_bytes()
-    return {r.name: r for r in msgspec.toml.decode(raw, type=Recipes).profile}
+    written = msgspec.toml.decode(raw, type=Recipes)
+    found = [*written.profile, *(recipe for family in written.family for recipe in family.recipes())]
+    return {r.name: r for r in found}
 
 
 def kv_hint(gpu: Gpu, shape: ModelShape, tp: int) -> KvHint:
@@ -142,6 +197,7 @@ def gather(recipe: Recipe, data: Path) -> Gathered:
     tokens = sorted({k.tokens for k in gathered.kernels if k.part == "dense"}) or rules.TOKEN_COUNTS
     by_rule: dict[str, list[Kernel]] = {
         "gemms": rules.gemms(shape, tp, gpu),
+        "all-reduce": rules.all_reduce(shape, tp, gpu, tokens),
         "elementwise": rules.elementwise(shape, tp, gpu, tokens),
         "decode-attention": rules.decode_attention(shape, tp, gpu, efficiency=recipe.decode_efficiency),
         "prefill-attention": rules.prefill_attention(shape, tp, gpu),
@@ -160,6 +216,7 @@ def read_table(gathered: Gathered, table: Table, data: Path, gpu: Gpu, shape: Mo
         raise ProfileTableError(f"unknown layout {table.layout!r}; known: {', '.join(LAYOUTS)}")
     measured_gpu = find_gpu(table.gpu) if table.gpu else gpu
     measured_shape = find_shape(table.model) if table.model else shape
+    measured_tp = table.tensor_parallel or tp
     dropped: list[Violation] = []
 
     def screen(kernels: Sequence[Kernel]) -> list[Kernel]:
@@ -169,10 +226,10 @@ def read_table(gathered: Gathered, table: Table, data: Path, gpu: Gpu, shape: Mo
         dropped.extend(bad)
         return kept
 
-    kernels = importer(data / table.file, measured_shape, tp, screen)
-    if measured_shape != shape:
+    kernels = importer(data / table.file, measured_shape, measured_tp, screen)
+    if measured_shape != shape or measured_tp != tp:
         kernels = [
-            in_units_of(k, measured=measured_shape, measured_tp=tp, wanted=shape, tp=tp)
+            in_units_of(k, measured=measured_shape, measured_tp=measured_tp, wanted=shape, tp=tp)
             for k in kernels
             if k.part == "attention"
         ]
@@ -227,7 +284,7 @@ def _that_can_run(kernels: Sequence[Kernel], kv: KvHint) -> list[Kernel]:
 
 def _profile(recipe: Recipe, kv: KvHint, c: Coefficients, errors: Errors, gathered: Gathered) -> Profile:
     source = {part: "; ".join(texts) for part, texts in gathered.sources.items()}
-    host = f"host work {c.host_s * 1e3:.3f} ms + {c.host_seq_s * 1e6:.1f} us per sequence: " + (
+    host = (
         f"{recipe.host.file} ({recipe.host.model}, TP {recipe.host.tensor_parallel})" if recipe.host else "not modelled"
     )
     head = f"head {c.head_s * 1e3:.3f} ms + {c.head_seq_s * 1e6:.2f} us per sequence: {source['head']}"
@@ -243,12 +300,14 @@ def _profile(recipe: Recipe, kv: KvHint, c: Coefficients, errors: Errors, gather
         tensor_parallel=recipe.tensor_parallel,
         quality=recipe.quality,
         note=recipe.note,
-        constant_s=Coefficient(number(c.host_s + c.head_s + c.attention_floor_s), "; ".join((host, head, floor))),
+        constant_s=Coefficient(number(c.head_s + c.attention_floor_s), f"{head}; {floor}"),
         prefill_work_s_per_token2=Coefficient(number(c.prefill_work_s), source["attention"]),
         decode_kv_s_per_token=Coefficient(number(c.decode_kv_s), source["attention"]),
-        per_seq_s=Coefficient(number(c.host_seq_s + c.head_seq_s + c.attention_seq_s), "; ".join((host, head))),
+        per_seq_s=Coefficient(number(c.head_seq_s + c.attention_seq_s), f"{head}; {source['attention']}"),
         mixed_decode_kv_s_per_token=Coefficient(number(c.mixed_decode_kv_s), source["attention"]),
         mixed_seq_s=Coefficient(number(c.mixed_seq_s), source["attention"]),
+        host_s=Coefficient(number(c.host_s), host),
+        host_seq_s=Coefficient(number(c.host_seq_s), host),
         dense=DenseCurve(c.knots_tokens, tuple(number(s) for s in c.dense_s), source["dense"]),
         kv=kv,
         fit=FitReport(

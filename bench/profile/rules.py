@@ -28,6 +28,7 @@ def source(rule: str, decode_efficiency: float = DECODE_EFFICIENCY) -> str:
     launch = f"{ATTENTION_LAUNCH_S * 1e6:g} us a launch"
     texts = {
         "gemms": f"weights at {MEMORY_EFFICIENCY:g} of peak bandwidth, or {TENSOR_EFFICIENCY:g} of peak FLOPS",
+        "all-reduce": f"rings at {MEMORY_EFFICIENCY:g} of the link's bandwidth, {4 * LAUNCH_S * 1e6:g} us a launch",
         "elementwise": f"elementwise at {MEMORY_EFFICIENCY:g} of peak bandwidth, {LAUNCH_S * 1e6:g} us a launch",
         "head": f"weights at {MEMORY_EFFICIENCY:g} of peak bandwidth, or {TENSOR_EFFICIENCY:g} of peak FLOPS",
         "decode-attention": f"KV read at {decode_efficiency:g} of peak bandwidth, {launch}",
@@ -57,11 +58,16 @@ def _product(op: str, part: Part, gpu: Gpu, rows: int, inputs: int, outputs: int
 
 
 def gemms(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int] = TOKEN_COUNTS) -> list[Kernel]:
-    """The matrix products of one layer; with tensor parallelism also its two all-reduces over the GPU's links."""
+    """The matrix products of one layer; with tensor parallelism also its two all-reduces."""
     kernels = [_product(op, "dense", gpu, n, k, m) for op, (k, m) in shape.gemms(tp).items() for n in tokens]
+    return kernels + all_reduce(shape, tp, gpu, tokens)
+
+
+def all_reduce(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int] = TOKEN_COUNTS) -> list[Kernel]:
+    """The two all-reduces of one layer, as rings over the GPU's links; none on one GPU."""
+    share = 2.0 * (tp - 1) / tp
     if tp > 1:
-        share = 2.0 * (tp - 1) / tp
-        kernels += [
+        return [
             Kernel(
                 part="dense",
                 op="all_reduce x2 (rule)",
@@ -73,7 +79,7 @@ def gemms(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int] = TOKEN_CO
             )
             for n in tokens
         ]
-    return kernels
+    return []
 
 
 def elementwise(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int]) -> list[Kernel]:

@@ -6,11 +6,14 @@ attention row is either one prefill chunk over a context, or a batch of decoding
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+import msgspec
 
 from bench.profile.kernels import Kernel, Screen, attention_kernel, gemm_costs
 from bench.profile.rows import ProfileTableError, Row, read_rows
-from simcore.cost.model_shape import ModelShape
+from simcore.cost.model_shape import MODELS, ModelShape
 
 ELEMENTWISE = ("input_layernorm", "attn_rope", "post_attention_layernorm", "mlp_act", "add")
 MLP_SHAPE = {"n_embd": "hidden", "n_head": "q_heads", "n_kv_head": "kv_heads", "n_expanded_embd": "intermediate"}
@@ -61,6 +64,49 @@ def read_mlp(path: Path, shape: ModelShape, tp: int, screen: Screen) -> list[Ker
                 )
             )
     return screen(kernels)
+
+
+def read_mlp_nearest(path: Path, shape: ModelShape, tp: int, screen: Screen) -> list[Kernel]:
+    """Dense operators of a model from the table of another on the same GPU: for each matrix product the operator and
+    tensor parallel degree of the nearest size, scaled by the work. Raises `ProfileTableError`."""
+    ops = (*shape.gemms(tp), *ELEMENTWISE)
+    rows = read_rows(path, [*map(median, ops), "num_tokens", *MLP_SHAPE, TP])
+    owner = next(
+        (s for s in MODELS.values() if all(rows[0].integer(c) == getattr(s, a) for c, a in MLP_SHAPE.items())), None
+    )
+    if owner is None:
+        raise rows[0].fail("a table of a model whose shape is not known")
+    degrees = sorted({row.integer(TP) for row in rows})
+    measured = {(op, degree): size for degree in degrees for op, size in owner.gemms(degree).items()}
+    kernels = [k for degree in degrees for k in _per_degree(read_mlp(path, owner, degree, screen), degree)]
+    result = []
+    for op, (inputs, outputs) in shape.gemms(tp).items():
+        near = min(measured, key=lambda m: _distance(measured[m], (inputs, outputs)))
+        factor = inputs * outputs / math.prod(measured[near])
+        result += [_scaled(k, op, factor) for degree_op, k in kernels if degree_op == (near[1], near[0])]
+    factors = {"mlp_act": shape.intermediate / tp / owner.intermediate}
+    for op in ELEMENTWISE:
+        factor = factors.get(op, shape.hidden / owner.hidden)
+        result += [_scaled(k, op, factor) for degree_op, k in kernels if degree_op == (degrees[0], op)]
+    return result
+
+
+def _per_degree(kernels: list[Kernel], degree: int) -> list[tuple[tuple[int, str], Kernel]]:
+    return [((degree, k.op), k) for k in kernels]
+
+
+def _distance(one: tuple[int, int], other: tuple[int, int]) -> float:
+    return sum(abs(math.log(a / b)) for a, b in zip(one, other, strict=True))
+
+
+def _scaled(kernel: Kernel, op: str, factor: float) -> Kernel:
+    return msgspec.structs.replace(
+        kernel,
+        op=op,
+        seconds=kernel.seconds * factor,
+        weight_bytes=kernel.weight_bytes * factor,
+        flops=kernel.flops * factor,
+    )
 
 
 def read_attention(path: Path, shape: ModelShape, tp: int, screen: Screen) -> list[Kernel]:

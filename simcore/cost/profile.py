@@ -62,23 +62,33 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     from peaks alone."""
     note: str = ""
     constant_s: Coefficient
+    """Of the GPU: head and launches."""
     prefill_work_s_per_token2: Coefficient
     decode_kv_s_per_token: Coefficient
     per_seq_s: Coefficient
     mixed_decode_kv_s_per_token: Coefficient
     mixed_seq_s: Coefficient
+    host_s: Coefficient
+    """Host work that the GPU waits for in every step, unless the engine schedules asynchronously."""
+    host_seq_s: Coefficient
+    """The same, per sequence of the batch."""
     dense: DenseCurve
     kv: KvHint
     fit: FitReport
 
-    def step_time_model(self) -> StepTimeModel:
-        """The coefficients as the simulator takes them."""
+    def step_time_model(self, *, async_scheduling: bool = False) -> StepTimeModel:
+        """The coefficients as the simulator takes them.
+
+        With asynchronous scheduling the host prepares a step while the GPU runs the one before, so its work does not
+        add to the step.
+        """
+        exposed = 0.0 if async_scheduling else 1.0
         return StepTimeModel(
             name=self.name,
-            constant_s=self.constant_s.value,
+            constant_s=self.constant_s.value + exposed * self.host_s.value,
             prefill_work_s_per_token2=self.prefill_work_s_per_token2.value,
             decode_kv_s_per_token=self.decode_kv_s_per_token.value,
-            per_seq_s=self.per_seq_s.value,
+            per_seq_s=self.per_seq_s.value + exposed * self.host_seq_s.value,
             mixed_decode_kv_s_per_token=self.mixed_decode_kv_s_per_token.value,
             mixed_seq_s=self.mixed_seq_s.value,
             dense_knots_tokens=self.dense.tokens,

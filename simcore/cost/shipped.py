@@ -69,6 +69,6 @@ def load_profile(name: str) -> Profile:
     )
 
 
-def load_shipped(name: str) -> StepTimeModel:
+def load_shipped(name: str, *, async_scheduling: bool = False) -> StepTimeModel:
     """The step-time model of a shipped profile. Names and errors as for `load_profile`."""
-    return load_profile(name).step_time_model()
+    return load_profile(name).step_time_model(async_scheduling=async_scheduling)

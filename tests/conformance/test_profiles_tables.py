@@ -249,7 +249,18 @@ def test_what_is_not_a_profile_is_refused(tmp_path: Path) -> None:
     assert "not a step-time profile" in run("show", str(path)).output
 
 
-@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a30/llama-2-7b",
+        "a30/qwen2-7b",
+        "a30/qwen3-32b-tp4",
+        "a100/llama-2-7b",
+        "a100/llama-2-70b-tp4",
+        "h100/llama-2-7b",
+        "rtx4090/llama-3.1-8b",
+    ],
+)
 def test_shipped_profiles_are_what_the_public_tables_give(name: str, data_dir: Path) -> None:
     made, _ = make_profile(shipped_recipes()[name], data_dir)
     shipped = load_profile(name)

@@ -16,6 +16,10 @@ Example: an emulated A30 with Llama-2-7B, ten times as fast as the real one.
 \b
 Example: everything from a file; options given here win over it.
   astrolabe predictor --config predictor.toml --log-level debug
+
+\b
+Example: beside a vLLM server that was started with the trace flag.
+  astrolabe predictor --engine vllm --engine-url http://127.0.0.1:8000 --profile a30/llama-2-7b
 """
 )
 @click.option("--config", "config_path", metavar="FILE", help="TOML file; its keys are these options with _ for -.")
@@ -26,6 +30,9 @@ Example: everything from a file; options given here win over it.
     help="Address of the gRPC services; port 0 takes a free one. [default: 127.0.0.1:8100]",
 )
 @click.option("--engine", metavar="NAME", help="Engine dialect. [default: emulated]")
+@click.option("--engine-url", metavar="URL", help="Server of a vllm engine. [default: http://127.0.0.1:8000]")
+@click.option("--engine-trace", metavar="ADDRESS", help="Its trace: unix:/path, tcp:127.0.0.1:port. [default: by URL]")
+@click.option("--engine-wait-s", type=float, metavar="S", help="How long to wait for it to come up. [default: 600]")
 @click.option("--profile", metavar="GPU/MODEL", help="Step-time profile. [default: a30/llama-2-7b]")
 @click.option("--model", metavar="NAME", help="Model name that clients say. [default: the profile's]")
 @click.option("--tokenizer", metavar="NAME", help="Whose token ids: auto, qwen2, bytes. [default: auto]")

@@ -48,6 +48,12 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """host:port of the gRPC services; port 0 takes a free one."""
     engine: str = "emulated"
     """Engine dialect."""
+    engine_url: str = ""
+    """HTTP server of an engine that runs by itself (vllm); empty: http://127.0.0.1:8000."""
+    engine_trace: str = ""
+    """Where that engine serves its trace (unix:/path or tcp:127.0.0.1:port); empty: as follows from engine_url."""
+    engine_wait_s: Positive = 600.0
+    """Seconds for which the daemon waits for an engine that is not up yet."""
     profile: str = "a30/llama-2-7b"
     """Step-time profile, as gpu/model."""
     model: str = ""

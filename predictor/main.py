@@ -89,6 +89,10 @@ class Predictor:
                     step_time=config.step_time(),
                     time_scale=config.time_scale,
                     tokenizer=config.tokenizer_name,
+                    url=config.engine_url,
+                    trace=config.engine_trace,
+                    model=config.model,
+                    wait_s=config.engine_wait_s,
                 ),
             )
         except EngineError as bad:

@@ -67,7 +67,8 @@ class _Flight:
 
     def __call__(self, request_id: str, output: EngineOutput | EngineError) -> None:
         if isinstance(output, EngineError):
-            self._end(Outcome.ENGINE_FAILED, detail=str(output))
+            refused = isinstance(output, RequestRefused)
+            self._end(Outcome.INVALID if refused else Outcome.ENGINE_FAILED, detail=str(output))
             return
         tokens = output.token_ids
         if tokens:

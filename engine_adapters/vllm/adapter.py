@@ -37,6 +37,9 @@ class VllmEngine:
             raise EngineError(str(bad)) from None
         self.capabilities = Capabilities(per_request_trace=True, exact_rules=False)
         self._wanted_model = options.model
+        self._step_time = None
+        if options.step_time is not None and options.time_scale != 1.0:
+            self._step_time = options.step_time.scaled(1.0 / options.time_scale)
         self._wait_s = options.wait_s
         self._client = VllmClient(url)
         self._probe = TraceProbe(address)
@@ -77,7 +80,8 @@ class VllmEngine:
         return self._config
 
     def step_time(self) -> StepTimeModel | None:
-        return None
+        """Of an emulated device that runs faster than its profile; else nothing is known."""
+        return self._step_time
 
     def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
         return self._client.generate(request)

@@ -87,6 +87,7 @@ ASTROLABE = LazyGroup(
         "up": Entry("bench.commands.up:up", "A whole local cluster: emulated nodes and a gateway."),
         "gateway": Entry("gateway.cli:gateway", "Run the gateway: places each request on a node."),
         "predictor": Entry("predictor.cli:predictor", "Run the daemon of one node, beside its engine."),
+        "engine": Entry("bench.commands.engine:engine", "Start an engine with Astrolabe's trace switched on."),
         "request": Entry("bench.commands.request:request", "Send one prompt and print the answer as it comes."),
         "nodes": Entry("bench.commands.nodes:nodes", "Show the nodes of a gateway."),
         "explain": Entry("bench.commands.explain:explain", "Why a request went where it went, and what became of it."),

@@ -7,6 +7,7 @@ rows, d width, H heads.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -90,11 +91,11 @@ class EncoderModel:
                 f"{FEATURES_VERSION}; train it anew (`astrolabe length train encoder`)"
             )
         try:
-            from tokenizers import Tokenizer
-        except ImportError:
+            tokenizers = importlib.import_module("tokenizers")
+        except ModuleNotFoundError:
             raise ArtifactError("an encoder needs the package tokenizers: `pip install tokenizers`") from None
         try:
-            tokenizer = Tokenizer.from_str(artifact.arrays["tokenizer.json"].tobytes().decode())
+            tokenizer = tokenizers.Tokenizer.from_str(artifact.arrays["tokenizer.json"].tobytes().decode())
             return cls(artifact, tokenizer)
         except (KeyError, ValueError, TypeError, IndexError) as bad:
             raise ArtifactError(f"encoder artefact does not fit together: {bad}") from None
@@ -134,7 +135,7 @@ class _Layer:
 def _layer_norm(x: FloatArray, weights: tuple[FloatArray, FloatArray], eps: float) -> FloatArray:
     centred = x - x.mean(axis=1, keepdims=True)
     centred *= 1.0 / np.sqrt(np.mean(centred * centred, axis=1, keepdims=True) + np.float32(eps))
-    return centred * weights[0] + weights[1]
+    return np.asarray(centred * weights[0] + weights[1])
 
 
 def _gelu(x: FloatArray) -> FloatArray:

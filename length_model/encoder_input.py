@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from length_model.query import LengthQuery
+from length_model.sharegpt import encodable
 
 PROMPT_HEAD_TOKENS = 48
 PROMPT_TAIL_TOKENS = 24
@@ -65,7 +66,7 @@ def token_ids(tokenizer: FastTokenizer, special: SpecialIds, query: LengthQuery)
 
 
 def _ids(tokenizer: FastTokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False).ids if text else []
+    return tokenizer.encode(encodable(text), add_special_tokens=False).ids if text else []
 
 
 def padded(rows: list[list[int]], pad: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

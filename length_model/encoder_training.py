@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return"
 """Fine-tunes a BERT-like encoder (MiniLM, RoBERTa, ...) to give hazards. Needs torch and transformers.
 
 Mean-pooled token states joined with the numbers of `features.dense`, one hidden layer, one logit per bucket; the loss
@@ -17,10 +18,13 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
+from length_model.artifact import Artifact
 from length_model.distribution import Floats, Ints, bucket_of, log_edges, pmf_from_hazards
+from length_model.encoder import EncoderModel, stored_arrays
 from length_model.encoder_input import SpecialIds, padded, token_ids
-from length_model.features import dense
+from length_model.features import FEATURES_VERSION, dense
 from length_model.query import LengthSample
+from length_model.recalibration import KNOTS, knots_from_pits, pits
 from length_model.scoring import crps
 
 
@@ -52,6 +56,7 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     calibration_crps: float
     arrays: dict[str, Any]
     meta: dict[str, Any]
+    tokenizer_json: str
 
 
 class LengthEncoder(torch.nn.Module):
@@ -163,7 +168,8 @@ def train(
             epoch=epoch + 1,
             calibration_crps=score,
             arrays=_arrays(model, mean, spread),
-            meta=_meta(config, tokenizer, special, recipe),
+            meta=_meta(config, special, recipe),
+            tokenizer_json=tokenizer.to_str(),
         )
         on_epoch(last)
     assert last is not None
@@ -244,7 +250,7 @@ def _arrays(model: LengthEncoder, mean: Any, spread: Any) -> dict[str, Any]:
     return arrays
 
 
-def _meta(config: Any, tokenizer: Tokenizer, special: SpecialIds, recipe: EncoderRecipe) -> dict[str, Any]:
+def _meta(config: Any, special: SpecialIds, recipe: EncoderRecipe) -> dict[str, Any]:
     return {
         "architecture": config.model_type,
         "layers": config.num_hidden_layers,
@@ -256,3 +262,19 @@ def _meta(config: Any, tokenizer: Tokenizer, special: SpecialIds, recipe: Encode
         "special": msgspec.to_builtins(special),
         "recipe": {**msgspec.to_builtins(recipe), "encoder": Path(recipe.encoder).name},
     }
+
+
+def finished(epoch: Epoch, calibration: Sequence[LengthSample]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Meta and arrays of the artefact: what inference will really run, recalibrated on the calibration side."""
+    arrays = {**stored_arrays(epoch.arrays, epoch.tokenizer_json), "edges": log_edges()}
+    meta = {**epoch.meta, "features_version": FEATURES_VERSION}
+
+    def model(knots: Floats) -> EncoderModel:
+        return EncoderModel.from_artifact(Artifact(kind="encoder", meta=meta, arrays={**arrays, "knots": knots}))
+
+    queries = [s.query for s in calibration]
+    censored = np.array([s.censored for s in calibration])
+    raw = model(np.linspace(0.0, 1.0, KNOTS + 1)).pmf(queries)
+    tokens = np.array([s.output_tokens for s in calibration])
+    knots = knots_from_pits(pits(arrays["edges"], raw, tokens, censored), censored)
+    return meta, {**arrays, "knots": knots}

@@ -103,7 +103,8 @@ def _initial(table: _Table, hazards: Floats, recipe: HashedRecipe, rng: np.rando
     clipped = np.clip(hazards, 1e-4, 1 - 1e-4)
     limit = 1 / np.sqrt(n + r)
     return {
-        "embedding": rng.normal(0, 0.05, (recipe.hash_buckets, r)).astype(np.float32),
+        # Zero, so that an n-gram that was never seen says nothing.
+        "embedding": np.zeros((recipe.hash_buckets, r), np.float32),
         "mean": table.numbers.mean(axis=0),
         "spread": table.numbers.std(axis=0) + np.float32(1e-6),
         "hidden.weight": rng.uniform(-limit, limit, (n + r, h)).astype(np.float32),

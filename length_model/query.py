@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from length_model.sharegpt import Conversation, Role, Turn, answered_turns
+from length_model.sharegpt import Conversation, Role, Turn, answered_turns, encodable
 
 HISTORY_TURNS = 8
 """Earlier turns that a query keeps, the latest ones."""
@@ -73,20 +73,20 @@ class LengthSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def past_turn(role: Role, text: str) -> PastTurn:
-    return PastTurn(role, text[:HISTORY_CHARS], len(text))
+    return PastTurn(role, encodable(text[:HISTORY_CHARS]), len(text))
 
 
 def make_query(prompt: str, history: Iterable[Turn] = (), *, model: str = "", request_class: str = "") -> LengthQuery:
-    """A query clipped to what models look at."""
+    """A query clipped to what models look at. Without a class of its own it is `first_turn` or `later_turn`."""
     turns = tuple(history)[-HISTORY_TURNS:]
     clipped = prompt
     if len(prompt) > PROMPT_HEAD_CHARS + PROMPT_TAIL_CHARS:
         clipped = prompt[:PROMPT_HEAD_CHARS] + "\n" + prompt[-PROMPT_TAIL_CHARS:]
     return LengthQuery(
-        prompt=clipped,
+        prompt=encodable(clipped),
         history=tuple(past_turn(t.role, t.text) for t in turns),
         model=model,
-        request_class=request_class,
+        request_class=request_class or ("later_turn" if turns else "first_turn"),
         prompt_chars=len(prompt) if clipped is not prompt else 0,
     )
 
@@ -125,9 +125,7 @@ def samples_from_conversations(
                 yield LengthSample(
                     sample_id=f"{conversation.conversation_id}:{i}",
                     group=conversation.root_id,
-                    query=make_query(
-                        prompt, before, model=model, request_class="later_turn" if before else "first_turn"
-                    ),
+                    query=make_query(prompt, before, model=model),
                     prompt_tokens=max(1, count_tokens(prompt)),
                     output_tokens=tokens,
                 )

@@ -29,6 +29,11 @@ _ROLES: dict[str, Role] = {
 _PART_SUFFIX = re.compile(r"_\d+$")
 
 
+def encodable(text: str) -> str:
+    """The text with half surrogate pairs (JSON can spell them, UTF-8 cannot) replaced by `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 class Turn(msgspec.Struct, frozen=True):
     """What one side said."""
 
@@ -80,7 +85,10 @@ def _conversation(raw: object, position: int) -> Conversation:
     if not isinstance(raw, dict) or not isinstance(raw.get("conversations"), list):
         raise ValueError(f"not ShareGPT JSON: item {position} has no list `conversations`")
     turns = tuple(
-        Turn(_ROLES.get(str(turn.get("from", turn.get("role", ""))).lower(), "other"), value)
+        Turn(
+            _ROLES.get(str(turn.get("from", turn.get("role", ""))).lower(), "other"),
+            value.encode("utf-8", "replace").decode(),
+        )
         for turn in raw["conversations"]
         if isinstance(turn, dict) and isinstance(value := turn.get("value", turn.get("content")), str) and value
     )

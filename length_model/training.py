@@ -1,0 +1,117 @@
+"""From a sample file and its split to an artefact on disk, for every kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+from numpy.typing import NDArray
+
+from length_model import artifact
+from length_model.baseline import train_histogram
+from length_model.features import FEATURES_VERSION
+from length_model.hashed_training import HashedRecipe
+from length_model.hashed_training import train as train_hashed
+from length_model.query import LengthSample
+from length_model.split import SplitManifest, samples_of
+
+Kind = Literal["histogram", "hashed", "encoder"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+LEAST_SAMPLES = 20
+"""Fewer than this on the train side is taken for a mistake."""
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share that is done, 0 to 1."""
+
+
+class TrainingError(ValueError):
+    """Nothing came of the training; the message says why and what to do."""
+
+
+class TrainedFile(msgspec.Struct, frozen=True, kw_only=True):
+    kind: Kind
+    path: Path
+    sha256: str
+    size_bytes: int
+    trained_on: int
+    calibrated_on: int
+
+
+def train_to_file(
+    kind: Kind,
+    samples: Sequence[LengthSample],
+    manifest: SplitManifest,
+    path: Path,
+    *,
+    encoder: Path | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    progress: Progress = lambda what, share: None,
+) -> TrainedFile:
+    """Trains on the train side, recalibrates on the calibration side, writes `path`; the test side is not looked at.
+
+    `recipe` replaces single values of the kind's recipe. Raises TrainingError when there is too little to train on,
+    an option is wrong, a package is missing or training diverges.
+    """
+    training = samples_of(samples, manifest, "train")
+    calibration = samples_of(samples, manifest, "calibration")
+    if len(training) < LEAST_SAMPLES:
+        raise TrainingError(f"only {len(training)} samples on the train side, at least {LEAST_SAMPLES} are needed")
+    if kind != "histogram" and not calibration:
+        raise TrainingError("no samples on the calibration side; split with a larger calibration share")
+    try:
+        if kind == "histogram":
+            meta, arrays = train_histogram([*training, *calibration]).to_arrays()
+        elif kind == "hashed":
+            trained = train_hashed(
+                training,
+                calibration,
+                msgspec.convert(dict(recipe or {}), HashedRecipe),
+                lambda step, steps: progress("training", step / steps),
+            )
+            meta, arrays = trained.meta, trained.arrays
+        else:
+            meta, arrays = _train_encoder(training, calibration, encoder, recipe or {}, progress)
+    except (msgspec.ValidationError, FloatingPointError, OSError) as bad:
+        raise TrainingError(f"{kind}: {bad}") from None
+    meta = {
+        **meta,
+        "features_version": FEATURES_VERSION,
+        "trained_on": len(training),
+        "calibrated_on": len(calibration),
+        "samples_sha256": manifest.samples_sha256,
+        "split_seed": manifest.seed,
+    }
+    sha256 = artifact.save(path, kind, meta, arrays)
+    return TrainedFile(
+        kind=kind,
+        path=path,
+        sha256=sha256,
+        size_bytes=path.stat().st_size,
+        trained_on=len(training),
+        calibrated_on=len(calibration),
+    )
+
+
+def _train_encoder(
+    training: Sequence[LengthSample],
+    calibration: Sequence[LengthSample],
+    encoder: Path | None,
+    recipe: Mapping[str, Any],
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    if encoder is None:
+        raise TrainingError("an encoder needs --encoder FOLDER (config.json, tokenizer.json and weights)")
+    try:
+        from length_model import encoder_training
+    except ModuleNotFoundError as missing:
+        raise TrainingError(
+            f"training an encoder needs the package {missing.name!r}: pip install 'astrolabe[length]'"
+        ) from None
+    wanted = msgspec.convert({**recipe, "encoder": str(encoder)}, encoder_training.EncoderRecipe)
+    last = encoder_training.train(
+        training, calibration, wanted, lambda step, steps, loss: progress(f"loss {loss:.2f}", step / steps)
+    )
+    return encoder_training.finished(last, calibration)

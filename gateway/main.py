@@ -18,7 +18,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine_adapters.tokenizer import default_tokenizer, load_tokenizer
+from engine_adapters.tokenizer import Tokenizer, TokenizerError, default_tokenizer, load_tokenizer
 from gateway import logs
 from gateway.client_stream import ClientStream
 from gateway.config import ConfigError, GatewayConfig, parse_address
@@ -77,8 +77,7 @@ class Gateway:
             gateway_id=config.gateway_id or f"{socket.gethostname()}:{os.getpid()}",
             changed=self._nodes_changed,
         )
-        tokenizer = load_tokenizer(default_tokenizer() if config.tokenizer == "auto" else config.tokenizer)
-        self.api = DispatchApi(pump=self.pump, nodes=self.nodes, tokenizer=tokenizer)
+        self.api = DispatchApi(pump=self.pump, nodes=self.nodes, tokenizer=_tokenizer(config.tokenizer))
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._stopping = False
@@ -183,6 +182,14 @@ async def serve(config: GatewayConfig, reread: Callable[[], GatewayConfig] | Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, os._exit, 130)
     await gateway.stop()
+
+
+def _tokenizer(name: str) -> Tokenizer:
+    """Raises ConfigError."""
+    try:
+        return load_tokenizer(default_tokenizer() if name == "auto" else name)
+    except TokenizerError as bad:
+        raise ConfigError(f"key 'tokenizer': {bad}") from None
 
 
 def _timers(loop: asyncio.AbstractEventLoop) -> Callable[[float, Callable[[], None]], object]:

@@ -87,6 +87,8 @@ class NodeLink:
         self._call: Session | None = None
         self._stub: Any = None
         self._task: asyncio.Task[None] | None = None
+        self._broken = ""
+        """Why we ended the session ourselves."""
         self._reserving: set[asyncio.Task[None]] = set()
 
     @property
@@ -173,7 +175,7 @@ class NodeLink:
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
-                detail = f"it has read nothing for {WRITE_STALL_S:g} s"
+                detail = self._broken
             except ValueError as bad:
                 detail = f"it speaks another version: {bad}"
             finally:
@@ -277,10 +279,19 @@ class NodeLink:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The reader sees the same end and tells why.
             pass
+        except Exception as defect:
+            # Without a writer nothing would ever be sent again: better a new session.
+            self._break(f"sending failed: {defect}")
 
     def _check_stall(self) -> None:
         since_s = self._writing_since_s
-        if since_s is not None and asyncio.get_running_loop().time() - since_s > WRITE_STALL_S and self._call:
+        if since_s is not None and asyncio.get_running_loop().time() - since_s > WRITE_STALL_S:
+            self._break(f"it has read nothing for {WRITE_STALL_S:g} s")
+
+    def _break(self, why: str) -> None:
+        """Ends the session from our side."""
+        if self._call is not None:
+            self._broken = why
             self._call.cancel()
 
     async def _reserve(self, candidate: Candidate) -> None:

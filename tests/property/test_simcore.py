@@ -1,0 +1,221 @@
+"""Laws of the simulation core over random requests, steps and aborts."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from simcore.cost.step_time import StepTimeModel
+from simcore.lookahead import WhatIf
+from simcore.node import SimNode, SimRequest
+from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief
+from tests.conformance.scheduler_workloads import Actions, OracleRequest, Workload, first_difference, random_workload
+from tests.conformance.simulated_schedulers import Compiled, Reference
+
+MODEL = StepTimeModel(
+    name="uneven",
+    constant_s=0.01,
+    prefill_work_s_per_token2=1e-8,
+    decode_kv_s_per_token=1e-6,
+    per_seq_s=1e-5,
+    dense_knots_tokens=(1, 64, 512),
+    dense_knots_s=(0.001, 0.002, 0.05),
+)
+RUNS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> EngineConfig:
+    seqs = draw(st.sampled_from((1, 2, 3, 8, 64)))
+    return EngineConfig(
+        model="m",
+        max_num_seqs=seqs,
+        max_num_batched_tokens=max(seqs, draw(st.sampled_from((4, 16, 64, 512)))),
+        block_size_tokens=draw(st.sampled_from((1, 4, 16))),
+        num_blocks=draw(st.integers(6, 60)),
+        max_model_len_tokens=draw(st.sampled_from((40, 200, 1000))),
+        long_prefill_token_threshold_tokens=draw(st.sampled_from((0, 0, 3, 20))),
+        enable_prefix_caching=draw(st.booleans()),
+        scheduling_policy=draw(st.sampled_from(("fcfs", "fcfs", "priority"))),
+    )
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Workload:
+    config = draw(configs())
+    longest = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens)
+    actions: dict[int, Actions] = {}
+    n = 0
+    for step in draw(st.lists(st.integers(0, 30), max_size=12, unique=True)):
+        arrivals = []
+        for _ in range(draw(st.integers(0, 3))):
+            prompt = draw(st.integers(1, longest - 1))
+            arrivals.append(
+                OracleRequest(
+                    request_id=f"r{n}",
+                    prompt_tokens=prompt,
+                    output_tokens=draw(st.integers(1, min(60, longest - prompt))),
+                    priority=draw(st.integers(0, 2)),
+                )
+            )
+            n += 1
+        aborts = draw(st.lists(st.integers(0, max(0, n - 1)), max_size=1))
+        actions[step] = Actions(tuple(arrivals), tuple(f"r{i}" for i in aborts))
+    return Workload(seed=0, config=config, actions=dict(sorted(actions.items())))
+
+
+@given(workloads())
+@RUNS
+def test_compiled_steps_are_those_of_the_reference(workload: Workload) -> None:
+    """Tokens, preemptions, finishes, order of both queues and free blocks; invariants checked at every operation."""
+    difference = first_difference(workload, Compiled(workload.config), Reference(workload.config))
+    assert not difference, difference
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_compiled_steps_are_those_of_the_reference_on_longer_runs(seed: int) -> None:
+    workload = random_workload(seed, requests=60)
+    difference = first_difference(workload, Compiled(workload.config), Reference(workload.config))
+    assert not difference, f"seed {seed}: {difference}"
+
+
+def played(workload: Workload, steps: int) -> SimNode:
+    """The node after that many steps of a workload."""
+    node = SimNode("n", workload.config, MODEL)
+    for step in range(steps):
+        actions = workload.actions.get(step, Actions())
+        for r in actions.arrivals:
+            node.add(as_sim(r), node.free_at_s)
+        for request_id in actions.aborts:
+            node.abort(request_id)
+        if node.has_work:
+            node.step(node.next_step_s)
+    return node
+
+
+def as_sim(r: OracleRequest) -> SimRequest:
+    return SimRequest(
+        request_id=r.request_id,
+        prompt_tokens=r.prompt_tokens,
+        output_tokens=r.output_tokens,
+        max_output_tokens=r.output_tokens,
+        priority=r.priority,
+    )
+
+
+def candidate_for(config: EngineConfig, rng: random.Random) -> Candidate:
+    longest = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens)
+    prompt = rng.randint(1, longest - 1)
+    output = rng.randint(1, min(80, longest - prompt))
+    return Candidate(
+        request_id="candidate",
+        prompt_tokens=prompt,
+        max_output_tokens=output,
+        belief=LengthBelief((output,)),
+        priority=rng.randint(0, 2),
+    )
+
+
+def lived_through(node: SimNode, candidate: Candidate | None, now_s: float) -> dict[tuple[str, str], list[float]]:
+    """Times of all events of a copy of the node that gets the candidate and runs to the end."""
+    copy = node.copy()
+    if candidate is not None:
+        copy.add(
+            SimRequest(
+                request_id=candidate.request_id,
+                prompt_tokens=candidate.prompt_tokens,
+                output_tokens=candidate.belief.atoms_tokens[0],
+                max_output_tokens=candidate.max_output_tokens,
+                priority=candidate.priority,
+            ),
+            now_s,
+        )
+    times: dict[tuple[str, str], list[float]] = {}
+    for kind, request_id, at_s in copy.advance(math.inf):
+        times.setdefault((kind, request_id), []).append(at_s)
+    copy.check()
+    assert copy.load(now_s).free_blocks == copy.config.num_blocks, "blocks are left over when all is done"
+    return times
+
+
+def exact_beliefs(node: SimNode) -> Mapping[str, LengthBelief]:
+    return {i: LengthBelief((a.request.output_tokens,)) for i, a in node.requests.items()}
+
+
+@given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))
+@RUNS
+def test_a_what_if_is_what_then_happens(workload: Workload, steps: int, rng: random.Random) -> None:
+    node = played(workload, steps)
+    now_s = max(0.0, node.free_at_s - 0.003)
+    candidate = candidate_for(workload.config, rng)
+    what_if = WhatIf("n", workload.config, MODEL)
+    what_if.rebase_node(node, exact_beliefs(node), now_s)
+    answer = what_if.forecast([candidate])[0]
+    without = lived_through(node, None, now_s)
+    with_it = lived_through(node, candidate, now_s)
+    end_s = with_it["finished", "candidate"][0]
+    harm_s = sum(with_it[key][0] - times[0] for key, times in without.items() if key[0] == "finished")
+    assert answer.e2e_s.mean == pytest.approx(end_s - now_s, rel=1e-9)
+    assert answer.ttft_s.mean == pytest.approx(with_it["first_token", "candidate"][0] - now_s, rel=1e-9)
+    assert answer.harm_s.mean == pytest.approx(harm_s, rel=1e-9, abs=1e-9)
+    preempted = [t for (kind, _), times in with_it.items() if kind == "preempted" for t in times if t <= end_s]
+    assert answer.preemptions == len(preempted)
+
+
+def rounded(answer: Forecast) -> list[float]:
+    spread = (answer.ttft_s, answer.tpot_s, answer.e2e_s, answer.harm_s)
+    return [*(x for q in spread for x in (q.mean, q.p50, q.p90)), answer.preemptions, answer.kv_headroom_blocks]
+
+
+@given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))
+@RUNS
+def test_jumping_and_stepping_answer_alike(workload: Workload, steps: int, rng: random.Random) -> None:
+    """Also with lengths that are not known."""
+    node = played(workload, steps)
+    candidate = candidate_for(workload.config, rng)
+    beliefs = {i: LengthBelief((1, 5, 9, 40)) for i in node.requests}
+    answers = []
+    for jumping in (True, False):
+        what_if = WhatIf("n", workload.config, MODEL, scenarios=4, jumping=jumping)
+        what_if.rebase_node(node, beliefs, node.free_at_s)
+        answers.append(what_if.forecast([candidate])[0])
+    assert rounded(answers[0]) == pytest.approx(rounded(answers[1]), rel=1e-9, abs=1e-9)
+
+
+@given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))
+@RUNS
+def test_a_request_behind_others_never_makes_them_earlier(workload: Workload, steps: int, rng: random.Random) -> None:
+    """FCFS with KV blocks for everybody: one more request harms or does nothing."""
+    loose = EngineConfig(
+        model="m",
+        max_num_seqs=workload.config.max_num_seqs,
+        max_num_batched_tokens=workload.config.max_num_batched_tokens,
+        num_blocks=5000,
+        max_model_len_tokens=workload.config.max_model_len_tokens,
+    )
+    node = played(Workload(seed=0, config=loose, actions=workload.actions), steps)
+    without = lived_through(node, None, node.free_at_s)
+    with_it = lived_through(node, candidate_for(workload.config, rng), node.free_at_s)
+    for key, times in without.items():
+        if key[0] == "finished":
+            assert with_it[key][0] >= times[0] - 1e-9, f"{key[1]} finished earlier"
+
+
+@given(workloads(), st.integers(0, 40))
+@RUNS
+def test_steps_one_by_one_and_many_at_once_are_the_same_run(workload: Workload, steps: int) -> None:
+    node = played(workload, steps)
+    one_by_one = node.copy()
+    finished: list[tuple[str, float]] = []
+    while one_by_one.has_work:
+        delta = one_by_one.step(one_by_one.next_step_s)
+        finished.extend((r, delta.end_s) for r in delta.finished)
+    events = node.advance(math.inf)
+    assert [(r, at_s) for kind, r, at_s in events if kind == "finished"] == finished
+    assert [e.at_s for e in events] == sorted(e.at_s for e in events)
+    assert node.seq == one_by_one.seq

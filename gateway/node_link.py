@@ -23,6 +23,7 @@ from gateway.pump import Pump
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
 from simcore.types import Candidate, EngineConfig
 
@@ -131,8 +132,8 @@ class NodeLink:
         self._wake.set()
         self._check_stall()
 
-    def ask(self, ask_id: int, candidate: Candidate) -> None:
-        self._outbox.ask(ask_id, codec.candidate_to_wire(candidate))
+    def ask(self, ask_id: int, candidate: types_pb.Candidate) -> None:
+        self._outbox.ask(ask_id, candidate)
         self._wake.set()
         self._check_stall()
 

@@ -31,6 +31,7 @@ from gateway.core.events import (
     TokensSeen,
 )
 from gateway.core.router import Router
+from protos import codec
 from protos.v1 import astrolabe_types_pb2 as pb
 from simcore.types import Candidate, EngineConfig, Outcome
 
@@ -40,7 +41,7 @@ class NodePort(Protocol):
 
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None: ...
 
-    def ask(self, ask_id: int, candidate: Candidate) -> None: ...
+    def ask(self, ask_id: int, candidate: pb.Candidate) -> None: ...
 
     def abort(self, request_id: str) -> None: ...
 
@@ -83,6 +84,7 @@ class Pump:
         self._max_buffered_tokens = max_buffered_tokens
         self._events: deque[AnyEvent] = deque()
         self._busy = False
+        self._asked: tuple[Candidate, pb.Candidate] | None = None
 
     def now_s(self) -> float:
         """The time that events are stamped with."""
@@ -196,7 +198,7 @@ class Pump:
             case AskForecast():
                 port = self.ports.get(action.node_id)
                 if port is not None:
-                    port.ask(action.ask_id, action.candidate)
+                    port.ask(action.ask_id, self._candidate_to_wire(action.candidate))
                 else:
                     self.post(ForecastArrived(ask_id=action.ask_id, node_id=action.node_id, error="not connected"))
             case StartTimer():
@@ -216,6 +218,12 @@ class Pump:
         if stream is not None:
             stream.end(outcome, detail, now_s)
             self._finished(stream)
+
+    def _candidate_to_wire(self, candidate: Candidate) -> pb.Candidate:
+        """A request is asked of many nodes in a row, so the last message is kept."""
+        if self._asked is None or self._asked[0] is not candidate:
+            self._asked = (candidate, codec.candidate_to_wire(candidate))
+        return self._asked[1]
 
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]

@@ -126,6 +126,16 @@ def affine(counts: Sequence[float], seconds: Sequence[float]) -> tuple[float, fl
     return float(constant), float(slope)
 
 
+def _per_sequence(head: Sequence[Kernel]) -> tuple[float, float]:
+    """(constant, slope) of all operators of the head together."""
+    constant_s = slope_s = 0.0
+    for op in sorted({k.op for k in head}):
+        own = [k for k in head if k.op == op]
+        constant, slope = affine([k.tokens for k in own], [k.seconds for k in own])
+        constant_s, slope_s = constant_s + constant, slope_s + slope
+    return constant_s, slope_s
+
+
 def _coefficients(measured: Measured) -> Coefficients:
     for part, kernels in (("dense", measured.dense), ("attention", measured.attention)):
         if len(kernels) < 10:
@@ -144,7 +154,7 @@ def _coefficients(measured: Measured) -> Coefficients:
                 f"{measured.attention[0].file}: the rows give no price to {name}; add a table of {phase} attention, "
                 f"or the rule `{phase}-attention`"
             )
-    head_s, head_seq_s = affine([k.tokens for k in measured.head], [k.seconds for k in measured.head])
+    head_s, head_seq_s = _per_sequence(measured.head)
     host_s, host_seq_s = affine(measured.host_seqs, measured.host_s)
     return Coefficients(
         knots_tokens=knots,

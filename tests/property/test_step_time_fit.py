@@ -109,6 +109,19 @@ def test_there_are_never_more_knots_than_measurements(counts: list[int]) -> None
     assert (knots[0], knots[-1]) == (tokens.min(), tokens.max())
 
 
+def test_operators_of_the_head_add_up() -> None:
+    """Projection and sampler are measured apart and run one after the other."""
+    dense, attention = tables(np.random.default_rng(0), 0.0, 0.0, knee=256.0)
+    head = [
+        Kernel(part="head", op=op, tokens=n, seqs=n, seconds=base + slope * n, file="t", row=n)
+        for op, base, slope in (("lm_head", 1.1e-3, 2e-6), ("sampler", 2.5e-5, 1e-6))
+        for n in (1, 8, 64, 256)
+    ]
+    found, _ = fit(Measured(layers=LAYERS, dense=dense, attention=attention, head=head))
+    assert found.head_s == pytest.approx(1.125e-3, rel=1e-6)
+    assert found.head_seq_s == pytest.approx(3e-6, rel=1e-6)
+
+
 def test_a_few_wild_rows_do_not_move_the_fit() -> None:
     x = np.arange(1.0, 101.0)
     y = 3.0 + 0.5 * x

@@ -1,0 +1,118 @@
+"""Real vLLM runs in LLMServingSim's layout: `vllm/requests.jsonl[.gz]`, `vllm/meta.json`, `validation/summary.txt`."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from simcore.types import EngineConfig
+
+
+class MeasuredRunError(ValueError):
+    """A run that cannot be replayed. The message names file, line and reason."""
+
+
+class MeasuredRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request as the engine logged it. Times in seconds of the engine's clock."""
+
+    request_id: str
+    input_toks: int
+    output_toks: int
+    queued_ts: float
+    first_token_ts: float
+    last_token_ts: float
+
+    def __post_init__(self) -> None:
+        if self.input_toks < 1 or self.output_toks < 1:
+            raise ValueError(f"{self.input_toks} prompt and {self.output_toks} output tokens; each must be >= 1")
+        if not self.queued_ts <= self.first_token_ts <= self.last_token_ts:
+            raise ValueError("times run backwards: queued, first token and last token must follow each other")
+
+
+class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run and the engine's settings."""
+
+    requests: list[MeasuredRequest]
+    """In the order in which they were queued."""
+    config: EngineConfig
+    replicas: int
+    engine_version: str
+    num_blocks_known: bool
+    authors_error: dict[tuple[str, str], float]
+    """Relative error of the authors' own simulator by (metric, statistic), where the run brings it."""
+
+
+def read_run(folder: Path) -> MeasuredRun:
+    """The run in `folder`. Raises `MeasuredRunError`."""
+    requests = _read_requests(folder / "vllm")
+    meta_path = folder / "vllm" / "meta.json"
+    try:
+        meta: dict[str, Any] = msgspec.json.decode(meta_path.read_bytes())
+        arguments, cache = meta["engine_kwargs"], meta.get("kv_cache", {})
+        scheduler = meta.get("resolved_config", {}).get("scheduler_config", {})
+        longest = max(r.input_toks + r.output_toks for r in requests)
+        config = EngineConfig(
+            model=meta["model"],
+            max_num_seqs=arguments["max_num_seqs"],
+            max_num_batched_tokens=arguments["max_num_batched_tokens"],
+            block_size_tokens=cache.get("block_size", 16),
+            num_blocks=cache["num_gpu_blocks"] - 1 if cache else 1,
+            max_model_len_tokens=max(arguments.get("max_model_len") or 0, longest),
+            # The engines of these runs schedule asynchronously unless they say otherwise (vLLM 0.19's default).
+            async_scheduling=scheduler.get("async_scheduling", True),
+            enable_prefix_caching=cache.get("enable_prefix_caching", True),
+            engine="vllm",
+            engine_version=meta.get("vllm_version", ""),
+        )
+    except OSError as error:
+        raise MeasuredRunError(f"{meta_path}: {error.strerror}") from None
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        raise MeasuredRunError(f"{meta_path}: not the settings of a run ({type(error).__name__}: {error})") from None
+    return MeasuredRun(
+        requests=requests,
+        config=config,
+        replicas=arguments.get("data_parallel_size", 1),
+        engine_version=config.engine_version,
+        num_blocks_known=bool(cache),
+        authors_error=_authors_error(folder / "validation" / "summary.txt"),
+    )
+
+
+def _read_requests(folder: Path) -> list[MeasuredRequest]:
+    path = next((p for name in ("requests.jsonl.gz", "requests.jsonl") if (p := folder / name).exists()), None)
+    if path is None:
+        raise MeasuredRunError(f"{folder}: neither requests.jsonl nor requests.jsonl.gz")
+    raw = path.read_bytes()
+    try:
+        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).splitlines()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise MeasuredRunError(f"{path}: cut off or not gzip ({error})") from None
+    requests = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            requests.append(msgspec.json.decode(line, type=MeasuredRequest))
+        except msgspec.DecodeError as error:
+            raise MeasuredRunError(f"{path}: line {number}: {error}") from None
+    if len(requests) < 2:
+        raise MeasuredRunError(f"{path}: {len(requests)} request(s); a run has two or more")
+    if len({r.request_id for r in requests}) != len(requests):
+        raise MeasuredRunError(f"{path}: a request id occurs twice")
+    return sorted(requests, key=lambda r: (r.queued_ts, r.request_id))
+
+
+def _authors_error(path: Path) -> dict[tuple[str, str], float]:
+    """From lines such as `TTFT Mean   65456.6   65820.2   +0.6%`; empty without the file."""
+    if not path.exists():
+        return {}
+    names = {"TTFT": "ttft_s", "TPOT": "tpot_s", "Latency": "e2e_s"}
+    statistics = {"Mean": "mean", "Median": "p50", "P90": "p90", "P99": "p99"}
+    found = {}
+    for metric, statistic, percent in re.findall(r"(TTFT|TPOT|Latency) (\w+)\s.*?([+-][\d.]+)%", path.read_text()):
+        if statistic in statistics:
+            found[names[metric], statistics[statistic]] = float(percent) / 100.0
+    return found

@@ -1,0 +1,100 @@
+"""A measured run once more, through simulated nodes: how far the forecast of a whole run is from what happened.
+
+No I/O: `bench.profile.measured_run` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from bench.profile.measured_run import MeasuredRequest
+from bench.results import Spread, spread, tpot_s
+from simcore.cost.step_time import StepTimeModel
+from simcore.node import NodeEvent, SimNode, SimRequest
+from simcore.types import EngineConfig
+
+METRICS = ("ttft_s", "tpot_s", "e2e_s")
+STATISTICS = ("mean", "p50", "p90", "p99")
+
+
+class Times(msgspec.Struct, frozen=True):
+    """First and last token of one request, in seconds since it was queued."""
+
+    first_s: float
+    last_s: float
+
+
+class Validation(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured beside simulated."""
+
+    requests: int
+    preemptions: int
+    """Of the simulation."""
+    measured: dict[str, Spread]
+    """By metric: `ttft_s`, `tpot_s`, `e2e_s`."""
+    simulated: dict[str, Spread]
+    error: dict[str, dict[str, float]]
+    """simulated / measured - 1, by metric and statistic."""
+
+
+def validate(
+    requests: Sequence[MeasuredRequest], config: EngineConfig, step_time: StepTimeModel, *, replicas: int = 1
+) -> Validation:
+    """Replays `requests` (in order of `queued_ts`) on `replicas` nodes; each goes where the fewest are.
+
+    Raises ValueError when a request can never fit the node.
+    """
+    nodes = [SimNode(f"replica-{i}", config, step_time) for i in range(replicas)]
+    start_s = requests[0].queued_ts
+    seen: list[NodeEvent] = []
+    for request in requests:
+        now_s = request.queued_ts - start_s
+        for node in nodes:
+            seen += node.advance(now_s)
+        least = min(nodes, key=lambda node: len(node.requests))
+        least.add(
+            SimRequest(
+                request_id=request.request_id,
+                prompt_tokens=request.input_toks,
+                output_tokens=request.output_toks,
+                max_output_tokens=request.output_toks,
+            ),
+            now_s,
+        )
+    for node in nodes:
+        while node.has_work:
+            seen += node.advance(node.next_step_s + 3600.0)
+        node.check()
+    first = {e.request_id: e.at_s for e in reversed(seen) if e.kind == "first_token"}
+    last = {e.request_id: e.at_s for e in seen if e.kind == "finished"}
+    simulated = []
+    for request in requests:
+        queued_s, last_s = request.queued_ts - start_s, last[request.request_id]
+        simulated.append(Times(first.get(request.request_id, last_s) - queued_s, last_s - queued_s))
+    measured = [Times(r.first_token_ts - r.queued_ts, r.last_token_ts - r.queued_ts) for r in requests]
+    ours, theirs = _spreads(requests, simulated), _spreads(requests, measured)
+    return Validation(
+        requests=len(requests),
+        preemptions=sum(e.kind == "preempted" for e in seen),
+        measured=theirs,
+        simulated=ours,
+        error={
+            metric: {s: getattr(ours[metric], s) / getattr(theirs[metric], s) - 1.0 for s in STATISTICS}
+            for metric in ours
+        },
+    )
+
+
+def _spreads(requests: Sequence[MeasuredRequest], times: Sequence[Times]) -> dict[str, Spread]:
+    per_token = (
+        tpot_s(ttft_s=t.first_s, e2e_s=t.last_s, output_tokens=r.output_toks)
+        for r, t in zip(requests, times, strict=True)
+    )
+    found = {
+        "ttft_s": spread(t.first_s for t in times),
+        "tpot_s": spread(x for x in per_token if x is not None),
+        "e2e_s": spread(t.last_s for t in times),
+    }
+    return {metric: values for metric, values in found.items() if values is not None}

@@ -1,0 +1,138 @@
+"""Measured runs replayed through the simulator: the bar on the real one, and runs that cannot be replayed."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from bench.commands.validate import validate as command
+from bench.profile.measured_run import MeasuredRequest, MeasuredRunError, read_run
+from bench.profile.validate import validate
+from simcore.cost.shipped import load_shipped
+from simcore.node import NodeEvent, SimNode, SimRequest
+from simcore.types import EngineConfig
+
+CONFIG = EngineConfig(model="meta-llama/Llama-3.1-8B", max_num_seqs=64, max_num_batched_tokens=1024, num_blocks=2587)
+STEP_TIME = load_shipped("rtx4090/llama-3.1-8b", async_scheduling=True)
+
+
+def simulated_run() -> list[MeasuredRequest]:
+    """A run as an engine would have logged it, had it been our simulator."""
+    node = SimNode("engine", CONFIG, STEP_TIME)
+    shapes = [(40 + 97 * i % 900, 1 + 61 * i % 300) for i in range(60)]
+    events: list[NodeEvent] = []
+    for i, (prompt, output) in enumerate(shapes):
+        events += node.advance(0.1 * i)
+        request = SimRequest(request_id=f"r{i}", prompt_tokens=prompt, output_tokens=output, max_output_tokens=output)
+        node.add(request, 0.1 * i)
+    events += node.advance(1e6)
+    first = {e.request_id: e.at_s for e in events if e.kind == "first_token"}
+    last = {e.request_id: e.at_s for e in events if e.kind == "finished"}
+    return [
+        MeasuredRequest(
+            request_id=f"r{i}",
+            input_toks=prompt,
+            output_toks=output,
+            queued_ts=1000.0 + 0.1 * i,
+            first_token_ts=1000.0 + first[f"r{i}"],
+            last_token_ts=1000.0 + last[f"r{i}"],
+        )
+        for i, (prompt, output) in enumerate(shapes)
+    ]
+
+
+def write_run(folder: Path, requests: list[Any], meta: dict[str, Any] | None = None) -> Path:
+    (folder / "vllm").mkdir(parents=True)
+    lines = b"\n".join(msgspec.json.encode(r) for r in requests)
+    (folder / "vllm" / "requests.jsonl.gz").write_bytes(gzip.compress(lines))
+    settings = meta or {
+        "model": CONFIG.model,
+        "vllm_version": "0.19.0",
+        "engine_kwargs": {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 4096},
+        "kv_cache": {"num_gpu_blocks": 2588, "block_size": 16},
+    }
+    (folder / "vllm" / "meta.json").write_bytes(msgspec.json.encode(settings))
+    return folder
+
+
+def test_a_run_of_the_simulator_itself_is_reproduced(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "RTX4090" / "own", simulated_run()))
+    assert run.config.num_blocks == 2587  # vLLM keeps one block for itself
+    result = validate(run.requests, run.config, STEP_TIME)
+    for metric, errors in result.error.items():
+        assert errors == pytest.approx(dict.fromkeys(errors, 0.0), abs=1e-6), metric
+
+
+def test_a_slower_profile_shows() -> None:
+    """By a tenth and more: a slower engine also has more requests in each batch."""
+    result = validate(simulated_run(), CONFIG, STEP_TIME.scaled(1.1))
+    assert 0.095 < result.error["tpot_s"]["mean"] < 0.25
+    assert result.error["e2e_s"]["mean"] > 0.05
+
+
+def test_two_replicas_share_the_load() -> None:
+    one = validate(simulated_run(), CONFIG, STEP_TIME)
+    two = validate(simulated_run(), CONFIG, STEP_TIME, replicas=2)
+    assert two.simulated["e2e_s"].mean < one.simulated["e2e_s"].mean
+
+
+def test_the_command_prints_measured_beside_simulated(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "RTX4090" / "own", simulated_run())
+    shown = CliRunner().invoke(command, [str(folder)])
+    assert shown.exit_code == 0, shown.output
+    assert "profile rtx4090/llama-3.1-8b" in shown.output
+    assert "TPOT mean" in shown.output
+    as_json = CliRunner().invoke(command, [str(folder), "--profile", "h100/llama-3.1-8b", "--json"])
+    assert msgspec.json.decode(as_json.output)["validation"]["error"]["tpot_s"]["mean"] < -0.2
+
+
+REQUEST = {
+    "request_id": "a",
+    "input_toks": 10,
+    "output_toks": 5,
+    "queued_ts": 1.0,
+    "first_token_ts": 2.0,
+    "last_token_ts": 3.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("requests", "meta", "reason"),
+    [
+        ([REQUEST], None, r"1 request\(s\)"),
+        ([REQUEST, REQUEST], None, "occurs twice"),
+        ([REQUEST, REQUEST | {"request_id": "b", "output_toks": 0}], None, "line 2: .*must be >= 1"),
+        ([REQUEST, REQUEST | {"request_id": "b", "first_token_ts": 0.5}], None, "line 2: .*times run backwards"),
+        ([REQUEST, {"request_id": "b"}], None, "line 2: .*missing required field"),
+        ([REQUEST, REQUEST | {"request_id": "b"}], {"model": "x"}, "meta.json: not the settings of a run"),
+    ],
+)
+def test_a_broken_run_is_refused(tmp_path: Path, requests: list[Any], meta: dict[str, Any] | None, reason: str) -> None:
+    folder = write_run(tmp_path / "run", requests, meta)
+    with pytest.raises(MeasuredRunError, match=reason):
+        read_run(folder)
+    failed = CliRunner().invoke(command, [str(folder)])
+    assert failed.exit_code == 1
+    assert str(folder) in failed.output
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    assert "neither requests.jsonl nor" in CliRunner().invoke(command, [str(tmp_path)]).output
+    folder = write_run(tmp_path / "cut", simulated_run())
+    packed = folder / "vllm" / "requests.jsonl.gz"
+    packed.write_bytes(packed.read_bytes()[:200])
+    assert "cut off" in CliRunner().invoke(command, [str(folder)]).output
+
+
+def test_a_real_dense_run_is_forecast_within_two_per_cent(data_dir: Path) -> None:
+    """300 ShareGPT requests on vLLM 0.19, Llama-3.1-8B, RTX 4090; the profile has not seen the run."""
+    run = read_run(data_dir / "llmservingsim" / "bench" / "examples" / "RTX4090" / "Llama-3.1-8B")
+    result = validate(run.requests, run.config, STEP_TIME)
+    for metric in ("ttft_s", "tpot_s", "e2e_s"):
+        assert abs(result.error[metric]["mean"]) <= 0.02, (metric, result.error[metric])
+    assert run.authors_error["tpot_s", "mean"] == pytest.approx(0.002)

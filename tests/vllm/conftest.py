@@ -1,0 +1,43 @@
+"""Fixtures of the tests that need a real vLLM; without one they skip and say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vllm import servers
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    python = servers.vllm_python()
+    if not python:
+        pytest.skip("no vLLM environment: `make test-vllm` sets one up in .venv-vllm (or set ASTROLABE_VLLM_PYTHON)")
+    return python
+
+
+@pytest.fixture(scope="session")
+def tiny_model(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return servers.make_tiny_model(vllm_python, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def real_server(
+    vllm_python: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[servers.Server]:
+    """The tiny model on a CPU, one server per module."""
+    server = servers.real_server(vllm_python, tiny_model, tmp_path_factory.mktemp("real"))
+    try:
+        yield server.start().wait_ready()
+    finally:
+        server.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in Path(item.path).parents:
+            item.add_marker(pytest.mark.vllm)
+            item.add_marker(pytest.mark.timeout(240))

@@ -1,0 +1,49 @@
+"""The trace of vLLM's own schedulers, driven in-process: what readers see equals the engine's lists."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.vllm.servers import ROOT, older_pythons
+
+
+def drive(python: str, *options: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [python, "-m", "tests.vllm.scheduler_driver", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, f"{options}: {done.stderr[-3000:]}"
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_after_500_random_operations_mirror_and_engine_are_equal(vllm_python: str, mode: str, policy: str) -> None:
+    seen = drive(vllm_python, "--seed", "7", "--operations", "500", "--mode", mode, "--policy", policy)
+    assert seen["preemptions"] > 0, "the workload should have preempted somebody"
+    assert seen["aborts"] > 0
+    assert seen["compared"] > (300 if mode == "sync" else 5)
+
+
+def test_many_small_steps_and_no_room(vllm_python: str) -> None:
+    seen = drive(
+        vllm_python, "--seed", "3", "--mode", "async", "--blocks", "40", "--budget", "64", "--max-num-seqs", "8"
+    )
+    assert seen["preemptions"] > 0
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_schedulers_of_older_releases(index: int) -> None:
+    pythons = older_pythons()
+    if index >= len(pythons):
+        pytest.skip("no older vLLM: name their interpreters in ASTROLABE_VLLM_OLDER, separated by colons")
+    seen = drive(pythons[index], "--seed", "7", "--operations", "400", "--mode", "sync")
+    assert any("not one of the proved releases" in note for note in seen["notes"])
+    assert seen["compared"] > 100

@@ -1,0 +1,133 @@
+"""`astrolabe up` and the commands that talk to what it started, each a process as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.cluster import until
+
+pytestmark = pytest.mark.e2e
+
+UP = ["up", "--nodes", "2", "--port", "0", "--json", "--tokenizer", "bytes", "--time-scale", "20"]
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "bench.cli", *args]
+
+
+class Running:
+    """`astrolabe up` with what it said of itself."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(command(*UP), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        watchdog = threading.Timer(50, self.process.kill)
+        watchdog.start()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        watchdog.cancel()
+        assert line, self.process.stderr.read() if self.process.stderr else ""
+        self.said: dict[str, Any] = json.loads(line)
+        self.pids: dict[str, int] = self.said["pids"]
+
+    def run(self, *args: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command(*args, "--gateway", self.said["gateway"]),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code and standard error, once it has ended."""
+        _, errors = self.process.communicate(timeout=20)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def up() -> Iterator[Running]:
+    running = Running()
+    yield running
+    running.process.kill()
+    running.process.communicate()
+    # Children die with their parent, even with one that is killed.
+    until(lambda: not any(psutil.pid_exists(p) for p in running.pids.values()), what="no orphans")
+
+
+def test_a_person_tries_every_command(up: Running) -> None:
+    asked = up.run("request", "Why is the sky blue?", "--max-tokens", "12", "--request-id", "sky")
+    assert asked.stdout.strip()
+    assert "astrolabe explain sky" in asked.stderr
+    piped = json.loads(up.run("request", "-", "--json", "--max-tokens", "7", stdin="from a pipe").stdout)
+    assert piped["prompt_tokens"] == len("from a pipe")
+    assert piped["output_tokens"] <= 7
+    assert piped["node"] in ("node-0", "node-1")
+    assert 0 < piped["ttft_s"] <= piped["e2e_s"]
+
+    explained = up.run("explain", "sky").stdout
+    assert "min_total_latency" in explained
+    assert "(chosen)" in explained
+    assert "what happened: " in explained
+    document = json.loads(up.run("explain", "sky", "--json").stdout)
+    assert len(document["decisions"][0]["scores"]) == 2
+
+    assert "node-1 takes no new requests" in up.run("drain", "node-1").stdout
+    table = up.run("nodes").stdout
+    assert "draining" in table
+    assert "a30" in table
+    nodes = json.loads(up.run("nodes", "--json").stdout)["nodes"]
+    assert {n["node_id"]: n["status"] for n in nodes} == {"node-0": "up", "node-1": "draining"}
+    assert json.loads(up.run("drain", "node-1", "--undo", "--json").stdout)["draining"] is False
+    late = up.run("request", "hi", "--deadline-s", "0.05", "--max-tokens", "3000", code=1)
+    assert late.stderr.startswith("error: ")
+
+
+def test_nodes_can_be_watched(up: Running) -> None:
+    watch = subprocess.Popen(
+        command("nodes", "--watch", "--json", "--interval-s", "0.05", "--gateway", up.said["gateway"]),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert watch.stdout is not None
+        assert len(json.loads(watch.stdout.readline())["nodes"]) == 2
+        up.run("drain", "node-0")
+        assert json.loads(watch.stdout.readline())["nodes"][0]["status"] == "draining"
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(10) == 0
+    finally:
+        watch.kill()
+        watch.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_stops_everything_within_seconds(up: Running, number: signal.Signals) -> None:
+    up.process.send_signal(number)
+    code, errors = up.end()
+    assert code == 0, errors
+    assert not any(psutil.pid_exists(pid) for pid in up.pids.values())
+
+
+def test_a_child_that_dies_is_reported_and_the_rest_stopped(up: Running) -> None:
+    os.kill(up.pids["node-1"], signal.SIGKILL)
+    code, errors = up.end()
+    assert code == 1
+    assert "error: node-1 was killed by signal 9" in errors
+    assert '"event"' in errors, "the last log lines of the dead child"
+    assert "Traceback" not in errors
+    assert not any(psutil.pid_exists(pid) for pid in up.pids.values())

@@ -7,6 +7,7 @@ comes back as an event. `placement` chooses, `lifecycle` says what may follow wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -155,8 +156,8 @@ class Router:
                 return
         deadline_s = shape.slo.deadline_s
         if deadline_s is not None:
-            if not deadline_s > 0:
-                detail = f"deadline_s is {deadline_s}; give the answer more than 0 seconds"
+            if not (deadline_s > 0 and math.isfinite(deadline_s)):
+                detail = f"deadline_s is {deadline_s}; give the answer a number of seconds above 0"
                 self._end(live, Trigger.REFUSED, Outcome.INVALID, detail, now_s)
                 return
             live.deadline_timer_id = self._start_timer(live, now_s + deadline_s)

@@ -22,9 +22,9 @@ from predictor import logs
 from predictor.config import ConfigError, HostPort, PredictorConfig, parse_address
 from predictor.node import Node
 from predictor.service import Door, EngineApi, PredictApi
+from predictor.warm_up import warm_up
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
 from protos.v1.astrolabe_predict_pb2_grpc import add_PredictServicer_to_server
-from simcore.warmup import warm
 
 log = structlog.get_logger("predictor")
 
@@ -76,7 +76,7 @@ class Predictor:
     async def start(self) -> None:
         """Until the node serves. Raises ConfigError, EngineError."""
         began_s = time.monotonic()
-        await asyncio.to_thread(warm)
+        await warm_up()
         warm_s = time.monotonic() - began_s
         config = self.config
         node_id = config.node_id or str(self.address)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -160,3 +161,20 @@ def test_interrupt_while_it_warms_up_is_no_crash(tmp_path: Path) -> None:
         process.kill()
     assert "Traceback" not in err
     assert process.returncode in (0, -signal.SIGTERM), "before its handlers stand, the signal itself ends it"
+
+
+def test_daemons_that_start_together_compile_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+
+        def start(folder: Path) -> list[str]:
+            with daemon(folder) as child:
+                return [json.loads(line)["event"] for line in child.log_path.read_text().splitlines()]
+
+        logs = list(pool.map(start, folders))
+    assert sorted("kernels are compiled" in events for events in logs) == [False, True]
+    assert all("node is serving" in events for events in logs)
+    assert len(list((tmp_path / "cache" / "astrolabe").glob("kernels-*"))) == 2, "a stamp and a lock"

@@ -1,0 +1,108 @@
+"""Gets the compiled kernels ready before the node serves.
+
+Compiling takes most of a minute and leaves 150 MB behind in the process that does it, so a daemon that finds no cache
+lets a child do it and then loads the result. Daemons that start together agree by a lock: one compiles, all others
+wait. A stamp in the user's cache folder says that all is compiled; without it nothing worse happens than a child that
+finds everything compiled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import importlib.resources
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import numba
+import structlog
+
+from engine_adapters.base import EngineError
+from simcore.warmup import warm
+
+log = structlog.get_logger("predictor")
+
+POLL_S = 0.05
+CHILD = "from simcore.warmup import warm; warm()"
+LAST_WORDS = 500
+
+
+async def warm_up() -> None:
+    """Until every kernel is compiled and loaded. Raises EngineError when compiling fails."""
+    stamp = _cache_folder() / f"kernels-{_fingerprint()}"
+    if not stamp.exists():
+        async with _locked(stamp.with_suffix(".lock")):
+            if not stamp.exists():
+                await _compile()
+                stamp.touch()
+    await asyncio.to_thread(warm)
+
+
+async def _compile() -> None:
+    log.info("compiling the simulator's kernels, or finding them compiled; the first time takes up to a minute")
+    began_s = time.monotonic()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CHILD, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        _, err = await child.communicate()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        raise
+    if child.returncode:
+        words = err.decode(errors="replace").strip()[-LAST_WORDS:]
+        raise EngineError(f"compiling the simulator's kernels failed with exit code {child.returncode}: {words}")
+    log.info("kernels are compiled", took_s=round(time.monotonic() - began_s, 1))
+
+
+@contextlib.asynccontextmanager
+async def _locked(path: Path) -> AsyncIterator[None]:
+    """Holds the file's lock; waits for it without blocking the loop."""
+    with path.open("wb") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(POLL_S)
+        yield
+
+
+def _cache_folder() -> Path:
+    """The user's; a new one, shared with nobody, where that cannot be written."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "astrolabe"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    return Path(tempfile.mkdtemp(prefix="astrolabe-"))
+
+
+def _fingerprint() -> str:
+    """Of all that decides whether numba's cache fits: sources, their place, versions, numba's settings."""
+    digest = hashlib.sha256()
+    for source in _sources(importlib.resources.files("simcore")):
+        digest.update(str(source).encode())
+        digest.update(source.read_bytes())
+    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_"))
+    digest.update(repr((sys.version, numba.__version__, settings)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _sources(folder: Traversable) -> Iterator[Traversable]:
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if entry.is_dir():
+            yield from _sources(entry)
+        elif entry.name.endswith(".py"):
+            yield entry

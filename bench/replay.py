@@ -112,8 +112,8 @@ async def replay(
     async with asyncio.TaskGroup() as group:
         for item, message in zip(plan.items, messages, strict=True):
             due_s = start_s + item.arrival_s / plan.time_scale
-            wait_s = due_s - time.perf_counter()
-            if wait_s > 0:
+            # A loop's timers may be coarser than the clock and fire early.
+            while (wait_s := due_s - time.perf_counter()) > 0:
                 await asyncio.sleep(wait_s)
             exchange = _Exchange(plan, item, due_s=due_s, progress=count)
             tasks.append(group.create_task(exchange.run(stub, message)))

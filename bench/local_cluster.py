@@ -143,6 +143,7 @@ class LocalCluster:
 
     def __init__(self, spec: ClusterSpec, folder: Path) -> None:
         self.spec = spec
+        self._stopped = False
         self.nodes = [Child(f"node-{i}", "predictor", self._node_options(i), folder) for i in range(spec.nodes)]
         self.gateway = Child("gateway", "gateway", {}, folder)
 
@@ -206,8 +207,8 @@ class LocalCluster:
             yield DispatchStub(channel)
 
     def check(self) -> None:
-        """Raises ClusterError when a process has died."""
-        for child in self.children():
+        """Raises ClusterError when a process has died that `stop` has not ended."""
+        for child in [] if self._stopped else self.children():
             child.check()
 
     def children(self) -> list[Child]:
@@ -215,6 +216,7 @@ class LocalCluster:
 
     def stop(self) -> list[str]:
         """Ends all, the gateway first; the names of those that had to be killed."""
+        self._stopped = True
         killed = []
         for group in ([self.gateway], self.nodes):
             for child in group:

@@ -27,6 +27,7 @@ from gateway.core.router import Router
 from gateway.grpc_api import DispatchApi
 from gateway.node_table import NodeTable
 from gateway.pump import Pump
+from gateway.recorder import FileRecorder
 from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
 from simcore.types import Outcome
 
@@ -60,7 +61,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self.config = config
         self.bound = parse_address(config.listen, any_port=True)
-        self._recorder = None
+        self._recorder = FileRecorder(Path(config.record), config.router()) if config.record else None
         self._idle = asyncio.Event()
         self.pump = Pump(
             Router(config.router()),
@@ -126,6 +127,8 @@ class Gateway:
                 self.pump.expel(stream, Outcome.NO_NODE, "the gateway has shut down; send the request to another one")
         await self._server.stop(CLOSE_GRACE_S)
         await self.nodes.close()
+        if self._recorder is not None:
+            self._recorder.close()
         log.info("gateway has stopped")
 
     def reload(self, config: GatewayConfig) -> None:

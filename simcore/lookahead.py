@@ -103,7 +103,7 @@ class WhatIf:
         )
         self._base_done = n == 0
         self._node = None
-        self._seq, self._age_s, self._start_s = snapshot.seq, age_s, step_remaining_s
+        self._seq, self._age_s, self._start_s = snapshot.seq, age_s, float(step_remaining_s)
 
     def rebase_node(self, node: SimNode, beliefs: Mapping[str, LengthBelief], now_s: float) -> None:
         """Takes a simulated node as it stands at `now_s`; age 0. Raises ValueError as `rebase` does."""
@@ -129,7 +129,7 @@ class WhatIf:
             self._finals,
         )
         self._base_done = n == 0
-        self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, node.free_at_s - now_s)
+        self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, float(node.free_at_s - now_s))
 
     def forecast(self, candidates: Sequence[Candidate]) -> list[Forecast]:
         """One forecast per candidate, each as if it came alone.

@@ -108,7 +108,7 @@ class SimNode:
             raise ValueError(f"{self.node_id}: request {request_id!r} is already here")
         check_fits(self.config, request)
         if not self.requests:
-            self.next_step_s = max(self.free_at_s, now_s)
+            self.next_step_s = max(self.free_at_s, float(now_s))
         if not self._free_slots:
             self._grow()
         slot = self._free_slots.pop()
@@ -151,7 +151,7 @@ class SimNode:
         batch = StepBatch(*features)
         duration_s = self._step_time.seconds(batch)
         self.seq += 1
-        self.free_at_s = now_s + duration_s
+        self.free_at_s = float(now_s + duration_s)
         scheduled: list[Scheduled] = []
         preempted: list[str] = []
         finished: list[str] = []
@@ -186,6 +186,8 @@ class SimNode:
 
         Events are in time order and carry the end of their step, which may lie after `until_s`.
         """
+        # Compiled code is made per type: a whole number here would compile it anew.
+        until_s = float(until_s)
         events: list[NodeEvent] = []
         while self.next_step_s < until_s:
             n_log, steps, self.free_at_s = ENTRIES.advance(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import numpy as np
 from numba import njit
 
 from simcore.compiled import future, jump, kv, step
@@ -30,6 +31,7 @@ from simcore.compiled.layout import (
     HARM,
     HEADROOM,
     LONG_PREFILL,
+    N_PROGRESS,
     N_RUNNING,
     N_WAITING,
     NOW,
@@ -107,7 +109,8 @@ def start(
     slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
     if checkpoint > 0:
         future.copy_state(heads, reqs, lists, checkpoint, SCRATCH_STATE, slots)
-        progress[SCRATCH_STATE] = progress[checkpoint]
+        for i in range(N_PROGRESS):
+            progress[SCRATCH_STATE, i] = progress[checkpoint, i]
         return slots
     future.copy_state(heads, reqs, lists, BASE, SCRATCH_STATE, slots)
     for slot in range(slots):
@@ -140,7 +143,8 @@ def _compile(fingerprint: int) -> Entries:
                 break
             n, prefill, work, prefill_seqs, decode, read, _ = step.step(head, req, lists, log[n_log:], False)
             next_s += step_time.step_seconds(packed, prefill + decode, work, read, prefill_seqs + decode)
-            times_s[n_log : n_log + n] = next_s
+            for i in range(n_log, n_log + n):
+                times_s[i] = next_s
             n_log += n
             steps += 1
         return n_log, steps, next_s
@@ -230,12 +234,14 @@ def _compile(fingerprint: int) -> Entries:
         base = heads[BASE]
         n = base[N_RUNNING] + base[N_WAITING]
         skipping = jumping and base[BY_PRIORITY] == 0 and base[LONG_PREFILL] == 0 and base[N_WAITING] > 0
+        # Not literals: a kernel would be compiled once more for each.
+        none, nobody = int(np.int64(0)), int(np.int64(-1))
         fine = True
         if not base_done:
             for s in range(base_scenarios):
-                start(heads, reqs, lists, progress, start_s, finals, s, 0)
+                start(heads, reqs, lists, progress, start_s, finals, s, none)
                 checkpoint = FIRST_CHECKPOINT + s if skipping else 0
-                first_s = future.run(heads, reqs, lists, log, packed, progress, -1, ends[s], checkpoint, jumping)
+                first_s = future.run(heads, reqs, lists, log, packed, progress, nobody, ends[s], checkpoint, jumping)
                 fine = fine and first_s >= 0.0
         mine = ends[ends.shape[0] - 1]
         for c in range(n_candidates):
@@ -256,8 +262,9 @@ def _compile(fingerprint: int) -> Entries:
                     candidate[C_PRIORITY],
                     final,
                 )
-                mine[:n] = ends[of, :n]
-                first_s = future.run(heads, reqs, lists, log, packed, progress, n, mine, 0, jumping)
+                for slot in range(n):
+                    mine[slot] = ends[of, slot]
+                first_s = future.run(heads, reqs, lists, log, packed, progress, n, mine, none, jumping)
                 fine = fine and first_s >= 0.0
                 harm_s = 0.0
                 for slot in range(n):

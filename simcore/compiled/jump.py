@@ -91,7 +91,8 @@ def decode_phase(
         return 0, now_s, lowest, False
     left = lists[LEFT]
     per_slack = lists[PER_SLACK]
-    per_slack[:block] = 0
+    for k in range(block):
+        per_slack[k] = 0
     kv = 0
     next_end = req[lists[RUNNING, 0], FINAL]
     for i in range(sequences):

@@ -1,0 +1,62 @@
+"""Everything a daemon calls is compiled by `warm`, once, for one set of types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from simcore.compiled import entry, jump
+from simcore.compiled.entry import ENTRIES
+from simcore.lookahead import WhatIf
+from simcore.types import Candidate, EngineConfig, LengthBelief
+from simcore.warmup import warm
+from tests.unit.simcore.test_node import SECOND, node, request
+
+
+def signatures() -> dict[str, int]:
+    compiled: dict[str, Any] = ENTRIES._asdict()
+    return {name: len(function.signatures) for name, function in compiled.items()}
+
+
+def test_warm_compiles_every_entry_point_and_use_compiles_nothing_more() -> None:
+    warm()
+    assert set(signatures().values()) == {1}
+    config = EngineConfig(model="m", max_num_seqs=200, scheduling_policy="priority", enable_prefix_caching=False)
+    simulated = node(config)
+    for i in range(100):
+        simulated.add(request(f"r{i}", 30, 5), i)
+    simulated.step(100)
+    simulated.abort("r7")
+    simulated.advance(103)
+    what_if = WhatIf("n", config, SECOND, scenarios=3)
+    beliefs = {i: LengthBelief((5, 9)) for i in simulated.requests}
+    candidates = [Candidate(request_id=i, prompt_tokens=9, max_output_tokens=9, belief=beliefs["r1"]) for i in "abc"]
+    what_if.rebase_node(simulated, beliefs, 103)
+    what_if.forecast(candidates)
+    what_if.rebase(simulated.snapshot(103), beliefs, candidates[:1], age_s=1, step_remaining_s=1)
+    what_if.forecast(candidates[1:])
+    simulated.copy().load(103)
+    assert set(signatures().values()) == {1}
+
+
+def test_the_fingerprint_sees_code_and_numbers_of_the_kernels() -> None:
+    before = entry._fingerprint()
+    assert before == entry._fingerprint()
+    module = vars(jump)
+    old = module["BLOCK"]
+    try:
+        module["BLOCK"] = old + 1
+        assert entry._fingerprint() != before
+    finally:
+        module["BLOCK"] = old
+
+
+def test_summaries_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 3, 8, 17):
+        values = rng.exponential(size=n)
+        out = np.zeros(6)
+        entry.summarise(values.copy(), n, out, 2)
+        expected = [np.mean(values), np.quantile(values, 0.5), np.quantile(values, 0.9)]
+        np.testing.assert_allclose(out[2:5], expected, rtol=1e-12)

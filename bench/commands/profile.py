@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from bench.profile.physics import Violation
+    from bench.profile.recipe import Recipe
     from simcore.cost.profile import Profile
 
 LAYOUT_NAMES = (
@@ -18,7 +19,7 @@ LAYOUT_NAMES = (
     "llmservingsim-per-sequence llmservingsim-moe aiconfigurator-gemm aiconfigurator-attention "
     "aiconfigurator-all-reduce kernels"
 )
-RULE_NAMES = ("gemms", "all-reduce", "elementwise", "decode-attention", "prefill-attention", "head")
+RULE_NAMES = ("all-reduce", "elementwise", "decode-attention", "prefill-attention", "head")
 BATCHES = (
     # name, prefill tokens, prefill context, decoding sequences, KV tokens of each
     ("decode 1 x 570", 0, 0, 1, 570),
@@ -221,7 +222,7 @@ def fit(shipped: str, data: Path, out_dir: Path | None, as_json: bool, out: Path
             chosen = [_own_recipe(**own)]
         fitted = []
         for recipe in chosen:
-            made, dropped = make_profile(recipe, data)
+            made, dropped = make_profile(recipe, data) if recipe.tables else (_estimate(recipe), [])
             if beyond := impossible_steps(made):
                 raise click.ClickException(f"the fit of {made.name} beats the hardware: {beyond[0]}; nothing written")
             target = out_dir / f"{made.name.replace('/', '-')}.json" if shipped and out_dir else out
@@ -242,9 +243,11 @@ def _own_recipe(
     rules: tuple[Any, ...],
     host: str,
     drop_bad_rows: bool,
-) -> Any:
-    from bench.profile.recipe import ALL_BY_RULE, Host, Recipe, Table, profile_name
+) -> Recipe:
+    from bench.profile.recipe import Host, Recipe, Table
+    from simcore.cost.hardware import find_gpu
     from simcore.cost.model_shape import find_shape
+    from simcore.cost.roofline import profile_name
 
     if not gpu or not model:
         raise click.UsageError("give --gpu and --model (and tables), or --shipped NAME")
@@ -258,15 +261,23 @@ def _own_recipe(
     if len(parts) not in (0, 3):
         raise click.UsageError(f"--host {host!r} is not FILE:MODEL:GPU")
     return Recipe(
-        name=profile_name(gpu, model, tp),
+        name=profile_name(find_gpu(gpu), find_shape(model), tp),
         gpu=gpu,
         model=find_shape(model).name,
         tensor_parallel=tp,
-        quality="measured" if parsed and not rules else "composed" if parsed else "roofline",
+        quality="composed" if rules else "measured",
         tables=tuple(parsed),
-        rules=rules if parsed else ALL_BY_RULE,
+        rules=rules,
         host=Host(file=parts[0], model=parts[1], gpu=parts[2], tensor_parallel=tp) if parts else None,
     )
+
+
+def _estimate(recipe: Recipe) -> Profile:
+    from simcore.cost.hardware import find_gpu
+    from simcore.cost.model_shape import find_shape
+    from simcore.cost.roofline import estimate
+
+    return estimate(find_gpu(recipe.gpu), find_shape(recipe.model), recipe.tensor_parallel)
 
 
 def _print_fit(made: Profile, dropped: list[Violation], target: Path | None) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from bench.profile.kernels import Kernel, Screen, attention_kernel, gemm_costs
 from bench.profile.rows import ProfileTableError, read_rows
 from simcore.cost.model_shape import BYTES, ModelShape
+from simcore.cost.roofline import activated_experts
 
 US = 1e-6
 GEMM_OF = {
@@ -108,11 +109,6 @@ def read_attention(path: Path, shape: ModelShape, tp: int, screen: Screen) -> li
             )
         )
     return screen(kernels)
-
-
-def activated_experts(shape: ModelShape, tokens: int) -> float:
-    """Experts that `tokens` touch when routing is uniform."""
-    return shape.experts * (1.0 - (1.0 - shape.experts_per_token / shape.experts) ** tokens)
 
 
 def read_moe(path: Path, shape: ModelShape, tp: int, screen: Screen) -> list[Kernel]:

@@ -13,10 +13,10 @@ from bench.profile.fit import Coefficients, Errors, Measured, fit
 from bench.profile.kernels import Kernel, Screen, in_units_of
 from bench.profile.physics import Violation, accept
 from bench.profile.rows import ProfileTableError
-from bench.profile.rules import DECODE_EFFICIENCY
 from simcore.cost.hardware import Gpu, find_gpu
 from simcore.cost.model_shape import ModelShape, find_shape
 from simcore.cost.profile import Coefficient, DenseCurve, FitReport, KvHint, Profile
+from simcore.cost.roofline import DECODE_EFFICIENCY, kv_hint, profile_name
 
 Importer = Callable[[Path, ModelShape, int, Screen], list[Kernel]]
 
@@ -56,9 +56,7 @@ LAYOUTS: dict[str, Importer] = {
 
 FEWEST_DECODE_ROWS = 10
 
-Rule = Literal["gemms", "all-reduce", "elementwise", "decode-attention", "prefill-attention", "head"]
-ALL_BY_RULE: tuple[Rule, ...] = ("gemms", "elementwise", "decode-attention", "prefill-attention", "head")
-"""What a pair without any table is made of."""
+Rule = Literal["all-reduce", "elementwise", "decode-attention", "prefill-attention", "head"]
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -95,7 +93,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     gpu: str
     model: str
     tensor_parallel: int = 1
-    quality: Literal["measured", "composed", "roofline"]
+    quality: Literal["measured", "composed"]
     tables: tuple[Table, ...]
     rules: tuple[Rule, ...] = ()
     decode_efficiency: float = DECODE_EFFICIENCY
@@ -135,7 +133,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         )
         return [
             Recipe(
-                name=profile_name(self.gpu, model, tp),
+                name=profile_name(find_gpu(self.gpu), find_shape(model), tp),
                 gpu=self.gpu,
                 model=model,
                 tensor_parallel=tp,
@@ -154,29 +152,12 @@ class Recipes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     family: tuple[Family, ...] = ()
 
 
-def profile_name(gpu: str, model: str, tp: int) -> str:
-    """`gpu/model`, with `-tpN` beyond one GPU."""
-    return f"{find_gpu(gpu).name}/{find_shape(model).short_name}{f'-tp{tp}' if tp > 1 else ''}"
-
-
 def shipped_recipes() -> dict[str, Recipe]:
     """Recipes of the shipped profiles, by name."""
     raw = Path(__file__).with_name("recipes.toml").read_bytes()
     written = msgspec.toml.decode(raw, type=Recipes)
     found = [*written.profile, *(recipe for family in written.family for recipe in family.recipes())]
     return {r.name: r for r in found}
-
-
-def kv_hint(gpu: Gpu, shape: ModelShape, tp: int) -> KvHint:
-    """KV blocks of 16 tokens that 90 % of the memory leaves beside the weights and 1 GiB of activations."""
-    free = 0.9 * gpu.capacity_bytes - shape.weight_bytes(tp) - 2**30
-    block = 16 * shape.layers * shape.kv_bytes_per_token(tp)
-    if free < 16 * block:
-        raise ProfileTableError(
-            f"{shape.name} at TP {tp} leaves no room for KV on {gpu.name}: {shape.weight_bytes(tp) / 2**30:.1f} GiB of "
-            f"weights in {gpu.capacity_bytes / 2**30:.0f} GiB; use a higher tensor parallel degree"
-        )
-    return KvHint(num_blocks=int(free // block), source="rule: 0.9 of memory less weights less 1 GiB, blocks of 16")
 
 
 class Gathered(msgspec.Struct, frozen=True):
@@ -194,9 +175,8 @@ def gather(recipe: Recipe, data: Path) -> Gathered:
     gathered = Gathered([], [], {"dense": [], "attention": [], "head": []})
     for table in recipe.tables:
         read_table(gathered, table, data, gpu, shape, tp)
-    tokens = sorted({k.tokens for k in gathered.kernels if k.part == "dense"}) or rules.TOKEN_COUNTS
+    tokens = sorted({k.tokens for k in gathered.kernels if k.part == "dense"})
     by_rule: dict[str, list[Kernel]] = {
-        "gemms": rules.gemms(shape, tp, gpu),
         "all-reduce": rules.all_reduce(shape, tp, gpu, tokens),
         "elementwise": rules.elementwise(shape, tp, gpu, tokens),
         "decode-attention": rules.decode_attention(shape, tp, gpu, efficiency=recipe.decode_efficiency),

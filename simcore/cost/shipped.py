@@ -9,8 +9,12 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.resources
+import re
 
+from simcore.cost.hardware import UnknownHardwareError, find_gpu
+from simcore.cost.model_shape import find_shape
 from simcore.cost.profile import Profile, decode_profile
+from simcore.cost.roofline import estimate
 from simcore.cost.step_time import StepTimeModel
 
 
@@ -72,3 +76,22 @@ def load_profile(name: str) -> Profile:
 def load_shipped(name: str, *, async_scheduling: bool = False) -> StepTimeModel:
     """The step-time model of a shipped profile. Names and errors as for `load_profile`."""
     return load_profile(name).step_time_model(async_scheduling=async_scheduling)
+
+
+def load_or_estimate(name: str) -> Profile:
+    """The shipped profile of that name or, for a known GPU and model that nobody has measured (`l4/llama-3.1-8b`,
+    `a40/qwen3-32b-tp4`), a roofline estimate that is marked as such and states its expected error.
+
+    Raises ValueError (`UnknownProfileError`, `UnknownHardwareError`) for names of neither.
+    """
+    try:
+        return load_profile(name)
+    except UnknownProfileError as unknown:
+        pair = re.fullmatch(r"([^/]+)/(.+?)(?:-tp([1-9]\d?))?", name.strip().lower())
+        if pair is None:
+            raise
+        try:
+            gpu, shape = find_gpu(pair[1]), find_shape(pair[2])
+        except UnknownHardwareError:
+            raise unknown from None
+        return estimate(gpu, shape, int(pair[3] or 1))

@@ -39,6 +39,8 @@ class MinTotalLatency:
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
         return [
-            None if (forecast := forecasts.get(node.node_id)) is None else forecast.e2e_s.mean + forecast.harm_s.mean
+            None
+            if (forecast := forecasts.get(node.node_id)) is None
+            else forecast.e2e_s.mean + (1.0 - DESIGN_UTILISATION) * forecast.harm_s.mean
             for node in nodes
         ]

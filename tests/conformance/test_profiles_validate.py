@@ -12,9 +12,11 @@ from click.testing import CliRunner
 
 from bench.commands.validate import validate as command
 from bench.profile.measured_run import MeasuredRequest, MeasuredRunError, read_run
+from bench.profile.rows import read_rows
 from bench.profile.validate import validate
 from simcore.cost.shipped import load_shipped
 from simcore.node import NodeEvent, SimNode, SimRequest
+from simcore.trace import StepBatch
 from simcore.types import EngineConfig
 
 CONFIG = EngineConfig(model="meta-llama/Llama-3.1-8B", max_num_seqs=64, max_num_batched_tokens=1024, num_blocks=2587)
@@ -136,3 +138,33 @@ def test_a_real_dense_run_is_forecast_within_two_per_cent(data_dir: Path) -> Non
     for metric in ("ttft_s", "tpot_s", "e2e_s"):
         assert abs(result.error[metric]["mean"]) <= 0.02, (metric, result.error[metric])
     assert run.authors_error["tpot_s", "mean"] == pytest.approx(0.002)
+
+
+def test_real_decode_times_on_an_h100_are_forecast_within_five_per_cent(data_dir: Path) -> None:
+    """vLLM 0.12 serving Qwen3-32B at TP 2, synchronous, 1,024 tokens in and 1,024 out, 8 to 128 at a time.
+
+    In the steady state every step decodes the whole batch, and each request's prefill is spread over its answer.
+    """
+    step_time = load_shipped("h100/qwen3-32b-tp2")
+    prompt, answer = 1024, 1024
+    rows = read_rows(data_dir / "aiconfigurator" / "silicon_sample.csv.gz", ("silicon_tpot_ms", "batch_size"))
+    found = {}
+    for row in rows:
+        cells = row.cells
+        if (cells["backend"], cells["model_path"], cells["system"]) != ("vllm", "Qwen/Qwen3-32B", "h100_sxm"):
+            continue
+        if (cells["precision"], cells["tp_size"], cells["isl"], cells["osl"]) == ("", "2", str(prompt), str(answer)):
+            batch = row.integer("batch_size")
+            decode = StepBatch(decode_seqs=batch, decode_kv_tokens=batch * (prompt + answer // 2))
+            mixed = StepBatch(
+                prefill_tokens=prompt,
+                prefill_work_tokens2=prompt * prompt / 2,
+                prefill_seqs=1,
+                decode_seqs=batch - 1,
+                decode_kv_tokens=(batch - 1) * (prompt + answer // 2),
+            )
+            decode_s = step_time.seconds(decode)
+            forecast_s = decode_s + (step_time.seconds(mixed) - decode_s) * batch / answer
+            found[batch] = forecast_s * 1e3 / row.number_or_nan("silicon_tpot_ms") - 1.0
+    assert sorted(found) == [8, 16, 32, 64, 128]
+    assert max(abs(error) for error in found.values()) <= 0.05, found

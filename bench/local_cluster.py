@@ -26,6 +26,8 @@ from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 
 POLL_S = 0.02
+START_S = 240.0
+"""The first start on a machine compiles the simulator's kernels, which takes a minute or more of one core."""
 STOP_S = 5.0
 """What a child gets to end by itself."""
 LAST_LINES = 12
@@ -155,7 +157,7 @@ class LocalCluster:
     def start(
         self,
         *,
-        timeout_s: float = 60.0,
+        timeout_s: float = START_S,
         on_ready: Callable[[Child], None] = lambda child: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:

@@ -102,7 +102,7 @@ def _start(cluster: LocalCluster, stop: threading.Event, *, quiet: bool) -> None
     def ready(child: Child) -> None:
         console.print(f"[green]ready[/] {child.name} at {child.address} after {time.monotonic() - started_s:.1f} s")
 
-    with console.status(f"starting {len(cluster.nodes)} nodes and the gateway"):
+    with console.status(f"starting {len(cluster.nodes)} nodes and the gateway (the first time, kernels are compiled)"):
         cluster.start(on_ready=ready, cancelled=stop.is_set)
 
 

@@ -5,8 +5,8 @@
         with cluster.stub() as dispatch:
             dispatch.ListNodes(...)
 
-Import `make_cluster` into the test module (pytest finds fixtures by name). Every cluster of a test is stopped at its
-end, and a process that had to be killed, or died unasked, fails the test with its log.
+Every cluster of a test is stopped at its end, and a process that had to be killed, or died unasked, fails the test
+with its log.
 """
 
 from __future__ import annotations

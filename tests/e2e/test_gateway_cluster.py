@@ -18,7 +18,6 @@ from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from tests.e2e.cluster import MakeCluster, is_idle, listed, until
-from tests.e2e.cluster import make_cluster as make_cluster
 
 pytestmark = pytest.mark.e2e
 

@@ -17,7 +17,6 @@ from gateway.core.recording import Entry, replay
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from tests.e2e.cluster import MakeCluster, is_idle, until
-from tests.e2e.cluster import make_cluster as make_cluster
 
 pytestmark = pytest.mark.e2e
 

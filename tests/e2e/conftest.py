@@ -1,0 +1,23 @@
+"""What all end-to-end tests share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cluster import make_cluster
+
+__all__ = ["make_cluster"]
+
+HERE = Path(__file__).parent
+WARM_UP = "import asyncio; from predictor.warm_up import warm_up; asyncio.run(warm_up())"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compiles the kernels before the first test, outside its time limit: on a fresh checkout that takes a minute."""
+    wanted = any(HERE in item.path.parents for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        subprocess.run([sys.executable, "-c", WARM_UP], check=True, timeout=600, stdout=subprocess.DEVNULL)

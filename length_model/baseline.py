@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from length_model.artifact import Artifact, ArtifactError
 from length_model.belief import DEFAULT_PRIOR
-from length_model.distribution import Floats, Ints, bucket_of, log_edges, pmf_from_hazards
+from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
 from length_model.query import LengthQuery, LengthSample
 from simcore.types import LengthBelief
 
@@ -32,6 +32,7 @@ class ConstantModel:
 
     def __init__(self, belief: LengthBelief = DEFAULT_PRIOR) -> None:
         self.edges = log_edges()
+        self.sha256 = ""
         buckets = bucket_of(self.edges, belief.atoms_tokens)
         smooth = np.bincount(buckets, minlength=len(self.edges) - 1).astype(np.float64)
         self._pmf = smooth / smooth.sum()
@@ -45,9 +46,10 @@ class HistogramModel:
 
     name = "histogram"
 
-    def __init__(self, edges: Ints, tables: dict[Key, Floats]) -> None:
+    def __init__(self, edges: Ints, tables: dict[Key, Floats], *, sha256: str = "") -> None:
         """`tables` must hold ("", ""): everybody."""
         self.edges = edges
+        self.sha256 = sha256
         self._tables = tables
 
     def pmf(self, queries: Sequence[LengthQuery]) -> Floats:
@@ -71,7 +73,7 @@ class HistogramModel:
             raise ArtifactError(f"histogram artefact lacks {bad}") from None
         if rows.shape != (len(keys), len(edges) - 1) or ("", "") not in keys:
             raise ArtifactError(f"histogram artefact: {len(keys)} groups do not fit a table of shape {rows.shape}")
-        return cls(edges, dict(zip(keys, rows, strict=True)))
+        return cls(edges, dict(zip(keys, rows, strict=True)), sha256=artifact.sha256)
 
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Meta and arrays for `artifact.save`."""
@@ -106,10 +108,12 @@ def train_histogram(samples: Iterable[LengthSample]) -> HistogramModel:
 
 def kaplan_meier(edges: Ints, samples: Sequence[LengthSample], wider_hazards: Floats) -> Floats:
     """Hazards [K]: endings over answers that reached the bucket (Kaplan and Meier, 1958), `PRIOR_WEIGHT` samples of
-    `wider_hazards` mixed in. A cut answer reached its bucket's beginning and no ending is known of it."""
-    bucket = bucket_of(edges, [s.output_tokens for s in samples])
+    `wider_hazards` mixed in. A cut answer counts in its bucket for the part before the cut."""
+    tokens = [s.output_tokens for s in samples]
+    bucket = bucket_of(edges, tokens)
     ended = np.array([not s.censored for s in samples])
+    missed = 1.0 - exposure(edges, tokens, ~ended)
     endings = np.bincount(bucket[ended], minlength=len(edges) - 1).astype(np.float64)
     reached = np.bincount(bucket, minlength=len(edges) - 1)[::-1].cumsum()[::-1].astype(np.float64)
-    reached -= np.bincount(bucket[~ended], minlength=len(edges) - 1)
+    reached -= np.bincount(bucket, weights=missed, minlength=len(edges) - 1)
     return np.asarray((endings + PRIOR_WEIGHT * wider_hazards) / (reached + PRIOR_WEIGHT))

@@ -40,6 +40,14 @@ def bucket_of(edges: Ints, tokens: ArrayLike) -> Ints:
     return np.clip(found, 0, len(edges) - 2)
 
 
+def exposure(edges: Ints, tokens: ArrayLike, censored: ArrayLike) -> Floats:
+    """[n]: the part of its own bucket in which each answer could have been seen to end: all of it for a finished one,
+    the tokens before the cut for a cut one. Leaving cut answers out of their bucket would make everybody end there."""
+    t = np.clip(np.asarray(tokens), edges[0], edges[-1] - 1)
+    bucket = bucket_of(edges, t)
+    return np.where(np.asarray(censored), (t - edges[bucket]) / np.diff(edges)[bucket], 1.0)
+
+
 def pmf_from_hazards(hazards: Floats) -> Floats:
     """Probability of each bucket. The last hazard counts as 1, so every row sums to one."""
     h = np.clip(np.asarray(hazards, dtype=np.float64), 0.0, 1.0)

@@ -37,6 +37,7 @@ class EncoderModel:
     def __init__(self, artifact: Artifact, tokenizer: FastTokenizer) -> None:
         """Raises KeyError or ValueError when the artefact lacks something."""
         meta, arrays = artifact.meta, artifact.arrays
+        self.sha256 = artifact.sha256
         self.edges: Ints = arrays["edges"].astype(np.int64)
         self._knots: Floats = arrays["knots"].astype(np.float64)
         self._tokenizer = tokenizer

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from length_model.artifact import Artifact
-from length_model.distribution import Floats, Ints, bucket_of, log_edges, pmf_from_hazards
+from length_model.baseline import kaplan_meier
+from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
 from length_model.encoder import EncoderModel, stored_arrays
 from length_model.encoder_input import SpecialIds, padded, token_ids
 from length_model.features import FEATURES_VERSION, dense
@@ -32,7 +33,7 @@ class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """How to train."""
 
     encoder: str
-    """Folder with `config.json`, `tokenizer.json` and weights."""
+    """Folder with `config.json`, `tokenizer.json` and weights, or a name on the user's hub."""
     epochs: int = 2
     batch: int = 32
     learning_rate: float = 1e-4
@@ -78,13 +79,15 @@ class LengthEncoder(torch.nn.Module):
         return logits
 
 
-def survival_loss(logits: torch.Tensor, bucket: torch.Tensor, censored: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood. logits [n, K], bucket [n], censored [n]; a censored answer only says that it
-    outlived the buckets before its own."""
+def survival_loss(
+    logits: torch.Tensor, bucket: torch.Tensor, censored: torch.Tensor, exposure: torch.Tensor
+) -> torch.Tensor:
+    """Mean negative log-likelihood. logits [n, K], the others [n]; a cut answer survived the buckets before its own
+    and the part `exposure` of its own."""
     columns = torch.arange(logits.shape[1])[None, :]
-    survived = columns < bucket[:, None]
-    ended = (columns == bucket[:, None]) & ~censored[:, None]
-    per_bucket = functional.softplus(logits) * (survived | ended) - logits * ended
+    own = columns == bucket[:, None]
+    at_risk = (columns < bucket[:, None]) + own * exposure[:, None]
+    per_bucket = functional.softplus(logits) * at_risk - logits * (own & ~censored[:, None])
     return per_bucket.sum(1).mean()
 
 
@@ -97,42 +100,36 @@ def train(
 ) -> Epoch:
     """Calls `progress(step, steps, loss)` per batch and `on_epoch` per epoch; returns the last epoch.
 
-    Raises ValueError when there is nothing to train on, OSError when the encoder's folder lacks a file.
+    Raises ValueError when there is nothing to train on, OSError when the encoder cannot be loaded.
     """
     if not training or not calibration:
         raise ValueError("training needs samples on both the train and the calibration side")
     torch.manual_seed(recipe.seed)
     edges = log_edges()
-    folder = Path(recipe.encoder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = AutoTokenizer.from_pretrained(recipe.encoder, use_fast=True).backend_tokenizer
     tokenizer.no_padding()  # files of sentence encoders come with both switched on
     tokenizer.no_truncation()
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(recipe.encoder)
     if getattr(config, "hidden_act", "") == "gelu":
         config.hidden_act = "gelu_pytorch_tanh"  # the form that needs no erf at inference
-    body = AutoModel.from_pretrained(folder, config=config, add_pooling_layer=False)
+    body = AutoModel.from_pretrained(recipe.encoder, config=config, add_pooling_layer=False)
     special = special_ids(tokenizer)
     _freeze(body, recipe.frozen_layers)
 
     numbers = np.stack([dense(s.query) for s in training])
     mean, spread = numbers.mean(axis=0), numbers.std(axis=0) + 1e-6
-    bucket = bucket_of(edges, [s.output_tokens for s in training])
     model = LengthEncoder(
         body,
         width=int(config.hidden_size),
         numbers=numbers.shape[1],
         recipe=recipe,
-        bias=hazard_logits(bucket, np.array([s.censored for s in training]), len(edges) - 1),
+        bias=hazard_logits(edges, training),
     )
     rows = [token_ids(tokenizer, special, s.query) for s in training]
-    inputs = _Inputs(rows, (numbers - mean) / spread, bucket, [s.censored for s in training], special.pad)
-    held = _Inputs(
-        [token_ids(tokenizer, special, s.query) for s in calibration],
-        (np.stack([dense(s.query) for s in calibration]) - mean) / spread,
-        bucket_of(edges, [s.output_tokens for s in calibration]),
-        [s.censored for s in calibration],
-        special.pad,
-    )
+    inputs = _Inputs(rows, (numbers - mean) / spread, training, special.pad, edges)
+    held_rows = [token_ids(tokenizer, special, s.query) for s in calibration]
+    held_numbers = np.stack([dense(s.query) for s in calibration])
+    held = _Inputs(held_rows, (held_numbers - mean) / spread, calibration, special.pad, edges)
     body_parameters = [p for p in body.parameters() if p.requires_grad]
     head_parameters = [*model.hidden.parameters(), *model.out.parameters()]
     optimiser = torch.optim.AdamW(
@@ -152,10 +149,10 @@ def train(
     for epoch in range(recipe.epochs):
         model.train()
         for chosen in batches_of_like_length([len(r) for r in rows], recipe.batch, rng):
-            ids, real, x, b, c = inputs.take(chosen)
+            ids, real, x, b, c, e = inputs.take(chosen)
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.low_precision):
                 logits = model(ids, real, x)
-            loss = survival_loss(logits.float(), b, c)
+            loss = survival_loss(logits.float(), b, c, e)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -179,17 +176,23 @@ def train(
 class _Inputs:
     """Samples ready to be batched."""
 
-    def __init__(self, rows: list[list[int]], numbers: Any, bucket: Ints, censored: Sequence[bool], pad: int) -> None:
+    def __init__(
+        self, rows: list[list[int]], numbers: Any, samples: Sequence[LengthSample], pad: int, edges: Ints
+    ) -> None:
+        tokens, censored = [s.output_tokens for s in samples], [s.censored for s in samples]
         self.rows = rows
         self.numbers = torch.tensor(numbers, dtype=torch.float32)
-        self.bucket = torch.tensor(bucket)
-        self.censored = torch.tensor(list(censored))
+        self.bucket = torch.tensor(bucket_of(edges, tokens))
+        self.censored = torch.tensor(censored)
+        self.exposure = torch.tensor(exposure(edges, tokens, censored), dtype=torch.float32)
         self.pad = pad
 
     def take(self, chosen: Ints) -> tuple[torch.Tensor, ...]:
+        """ids, real, numbers, bucket, censored, exposure."""
         ids, real = padded([self.rows[i] for i in chosen], self.pad)
         at = torch.tensor(chosen)
-        return torch.tensor(ids), torch.tensor(real), self.numbers[at], self.bucket[at], self.censored[at]
+        of_samples = (self.numbers[at], self.bucket[at], self.censored[at], self.exposure[at])
+        return torch.tensor(ids), torch.tensor(real), *of_samples
 
 
 def batches_of_like_length(lengths: Sequence[int], batch: int, rng: np.random.Generator) -> list[Ints]:
@@ -201,12 +204,10 @@ def batches_of_like_length(lengths: Sequence[int], batch: int, rng: np.random.Ge
     return parts
 
 
-def hazard_logits(bucket: Ints, censored: Any, buckets: int) -> Floats:
-    """Log-odds of the hazards of everybody, smoothed by half an ending per bucket; where the head begins."""
-    ended = np.bincount(bucket[~censored], minlength=buckets).astype(np.float64)
-    reached = np.bincount(bucket, minlength=buckets)[::-1].cumsum()[::-1].astype(np.float64)
-    hazard = (ended + 0.5) / (reached + 2.0)
-    return np.asarray(np.log(hazard / (1 - hazard)))
+def hazard_logits(edges: Ints, samples: Sequence[LengthSample]) -> Floats:
+    """Log-odds of the hazards of everybody; where the head begins."""
+    hazards = np.clip(kaplan_meier(edges, samples, np.full(len(edges) - 1, 0.02)), 1e-4, 1 - 1e-4)
+    return np.asarray(np.log(hazards / (1 - hazards)))
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
@@ -231,7 +232,7 @@ def _crps(model: LengthEncoder, held: _Inputs, edges: Ints, tokens: Ints, recipe
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=recipe.low_precision):
         for i in range(0, len(order), 64):
             chosen = order[i : i + 64]
-            ids, real, x, _, _ = held.take(chosen)
+            ids, real, x, *_ = held.take(chosen)
             hazards[chosen] = torch.sigmoid(model(ids, real, x).float()).numpy()
     return float(crps(edges, pmf_from_hazards(hazards), tokens).mean())
 

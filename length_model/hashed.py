@@ -36,9 +36,10 @@ class HashedModel:
 
     name = "hashed"
 
-    def __init__(self, edges: Ints, weights: Weights, knots: Floats) -> None:
+    def __init__(self, edges: Ints, weights: Weights, knots: Floats, *, sha256: str = "") -> None:
         """`weights` as `_SHAPES` says, float32; `knots` [m + 1] recalibrate the cumulated probability."""
         self.edges = edges
+        self.sha256 = sha256
         self._weights = weights
         self._knots = knots
         self._buckets = weights["embedding"].shape[0]
@@ -82,7 +83,7 @@ class HashedModel:
         _check_shapes(weights, len(edges) - 1)
         if knots.ndim != 1 or len(knots) < 2 or (np.diff(knots) < 0).any() or knots[0] != 0 or knots[-1] != 1:
             raise ArtifactError("hashed artefact: its recalibration does not ascend from 0 to 1")
-        return cls(edges, weights, knots)
+        return cls(edges, weights, knots, sha256=artifact.sha256)
 
 
 def quantised(weights: Weights) -> dict[str, NDArray[Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from length_model.baseline import kaplan_meier
-from length_model.distribution import Floats, Ints, bucket_of, log_edges
+from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edges
 from length_model.features import DENSE_FEATURES, FEATURES_VERSION, dense, ngrams
 from length_model.hashed import HashedModel, Weights, quantised, sigmoid
 from length_model.query import LengthSample
@@ -59,6 +59,7 @@ class _Table:
         self.tokens = np.array([s.output_tokens for s in samples])
         self.bucket = bucket_of(edges, self.tokens)
         self.censored = np.array([s.censored for s in samples])
+        self.exposure = exposure(edges, self.tokens, self.censored).astype(np.float32)
 
     def ngrams_of(self, rows: Ints) -> tuple[NDArray[np.int32], Ints]:
         """ids [m] and for each the position in `rows`."""
@@ -141,7 +142,7 @@ def _step(
     top = np.concatenate([hidden, e], axis=1)
     logits = top @ weights["out.weight"] + weights["out.bias"]
 
-    g_logits = survival_gradient(logits, table.bucket[rows], table.censored[rows]) / len(rows)
+    g_logits = survival_gradient(logits, table.bucket[rows], table.censored[rows], table.exposure[rows]) / len(rows)
     g_top = g_logits @ weights["out.weight"].T
     g_before = g_top[:, : recipe.hidden] * hidden_mask * (gate * (1 + before * (1 - gate)))
     g_e = g_top[:, recipe.hidden :] + (g_before @ weights["hidden.weight"].T)[:, x.shape[1] :]
@@ -161,11 +162,15 @@ def _step(
         adam[name].update(weights[name], gradient, rate, recipe.weight_decay)
 
 
-def survival_gradient(logits: FloatArray, bucket: Ints, censored: NDArray[np.bool_]) -> FloatArray:
-    """d loss / d logits [n, K], loss = sum over rows of the negative log-likelihood."""
+def survival_gradient(
+    logits: FloatArray, bucket: Ints, censored: NDArray[np.bool_], exposure: FloatArray
+) -> FloatArray:
+    """d loss / d logits [n, K], loss = sum over rows of the negative log-likelihood. A cut answer survived its own
+    bucket for the part `exposure` of it."""
     column = np.arange(logits.shape[1])[None, :]
-    ended = (column == bucket[:, None]) & ~censored[:, None]
-    at_risk = (column < bucket[:, None]) | ended
+    own = column == bucket[:, None]
+    ended = own & ~censored[:, None]
+    at_risk = (column < bucket[:, None]) + own * exposure[:, None]
     return np.asarray(sigmoid(logits) * at_risk - ended, dtype=np.float32)
 
 

@@ -30,6 +30,8 @@ class LengthModel(Protocol):
 
     edges: Ints
     """Bucket edges in tokens, [K + 1]."""
+    sha256: str
+    """Content hash of its artefact; empty without one."""
 
     def pmf(self, queries: Sequence[LengthQuery]) -> Floats:
         """[n, K]: one row per query, each summing to one. Takes any text: empty, huge, binary."""

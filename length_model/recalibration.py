@@ -54,11 +54,13 @@ def knots_from_pits(found: Floats, censored: NDArray[np.bool_], prior_weight: fl
     grid = np.linspace(0.0, 1.0, KNOTS + 1)
     if len(found) == 0:
         return grid
-    cell = np.clip((np.clip(found, 0, 1) * KNOTS).astype(np.int64), 0, KNOTS - 1)
+    place = np.clip(found, 0, 1) * KNOTS
+    cell = np.clip(place.astype(np.int64), 0, KNOTS - 1)
     ended = np.bincount(cell[~censored], minlength=KNOTS).astype(np.float64) + prior_weight / KNOTS
     cut = np.bincount(cell[censored], minlength=KNOTS).astype(np.float64)
-    total = ended + cut
-    reached = total[::-1].cumsum()[::-1] - cut  # a cut answer is not known to outlive its own cell
+    # A cut answer was at risk in the part of its cell before the cut only.
+    missed = np.bincount(cell[censored], weights=(cell + 1 - place)[censored], minlength=KNOTS)
+    reached = (ended + cut)[::-1].cumsum()[::-1] - missed
     survival = np.cumprod(1 - np.clip(ended / reached, 0.0, 1.0))
     knots = np.concatenate([[0.0], 1 - survival])
     knots[-1] = 1.0

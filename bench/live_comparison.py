@@ -17,6 +17,8 @@ from bench.results import RequestResult, Run
 
 START_S = 120.0
 """What nodes get to start; the first start on a machine compiles their kernels."""
+LATE_EVENT = "emulated engine is behind its schedule"
+"""What an emulated engine logs when it wakes up late."""
 
 
 class LiveRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,4 +67,32 @@ def local_cluster(console: Console, spec: ClusterSpec) -> Iterator[LocalCluster]
                 console.print(f"[yellow]warning:[/] had to kill {', '.join(killed)}", highlight=False)
 
 
-__all__ = ["ClusterError", "ClusterSpec", "LiveRun", "compare_live", "local_cluster"]
+def lateness_warnings(cluster: LocalCluster) -> list[str]:
+    """Emulated engines that fell behind their schedule: their step times were not the profile's then."""
+    found: list[str] = []
+    for node in cluster.nodes:
+        late = [line.late_s for line in _lateness_lines(node.log_path)]
+        if late:
+            found.append(
+                f"the engine of {node.name} fell behind its schedule, by up to {max(late) * 1e3:.0f} ms (clock)"
+            )
+    return found
+
+
+class _LatenessLine(msgspec.Struct):
+    event: str = ""
+    late_s: float = 0.0
+
+
+def _lateness_lines(log_path: Path) -> Iterator[_LatenessLine]:
+    with log_path.open("rb") as lines:
+        for text in lines:
+            try:
+                line = msgspec.json.decode(text, type=_LatenessLine)
+            except msgspec.DecodeError:
+                continue
+            if line.event == LATE_EVENT:
+                yield line
+
+
+__all__ = ["ClusterError", "ClusterSpec", "LiveRun", "compare_live", "lateness_warnings", "local_cluster"]

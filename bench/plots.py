@@ -162,6 +162,8 @@ def _curves(figure: Any, panels: list[Any], runs: Sequence[Run]) -> None:
             )
         _seconds_axis(panel, measure, [value for line in panel.lines for value in line.get_ydata()])
         panel.set_title(measure.title)
+        panel.set_xticks(sorted({run.rate_per_s for run in runs if run.rate_per_s is not None}))
+        panel.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _pos: f"{x:g}"))
         panel.set_xlabel("offered requests per second")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(policies)))
@@ -174,8 +176,6 @@ def _seconds_axis(panel: Any, measure: Measure, values: Sequence[float]) -> None
         steps = (1.0, 3.0) if max(above_zero) > 50 * min(above_zero) else (1.0, 2.0, 5.0)
         panel.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=steps, numticks=12))
         panel.yaxis.set_minor_locator(ticker.NullLocator())
-    else:
-        panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _pos: f"{y:g} s"))
     if measure.slo:
         low, high = panel.get_ylim()

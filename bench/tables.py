@@ -32,7 +32,8 @@ def seconds(value: float | None) -> str:
     return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
 
 
-def rate(value: float | None) -> str:
+def rate_text(value: float | None) -> str:
+    """Two decimals; a dash for None."""
     return "–" if value is None else f"{value:.2f}"
 
 
@@ -61,7 +62,7 @@ def summary_lines(summary: Summary) -> list[str]:
     outcomes = ", ".join(f"{count:,} {name}" for name, count in summary.outcomes.items())
     lines = [
         f"{summary.requests:,} requests in {summary.duration_s:.1f} s: {outcomes}",
-        f"rate offered {rate(summary.offered_rate_per_s)}/s, achieved {rate(summary.achieved_rate_per_s)}/s; "
+        f"rate offered {rate_text(summary.offered_rate_per_s)}/s, achieved {rate_text(summary.achieved_rate_per_s)}/s; "
         f"throughput {summary.throughput_requests_per_s:.2f} answers/s, {summary.output_tokens_per_s:,.0f} output "
         f"tokens/s, {summary.total_tokens_per_s:,.0f} tokens/s in all",
         "preemptions: " + ("unknown" if summary.preemptions is None else f"{summary.preemptions:,}"),
@@ -92,7 +93,8 @@ def _three_digits(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def _milliseconds(value: float) -> str:
+def milliseconds(value: float) -> str:
+    """Three digits, of a value in seconds."""
     return _three_digits(value * 1e3)
 
 
@@ -103,12 +105,12 @@ def _whole(value: float) -> str:
 _COLUMNS = (
     _Column("TTFT\nmean s", _of("ttft_s", "mean"), _three_digits),
     _Column("TTFT\nP99 s", _of("ttft_s", "p99"), _three_digits),
-    _Column("TPOT\nmean ms", _of("tpot_s", "mean"), _milliseconds),
+    _Column("TPOT\nmean ms", _of("tpot_s", "mean"), milliseconds),
     _Column("E2E\nmean s", _of("e2e_s", "mean"), _three_digits),
     _Column("E2E\nP99 s", _of("e2e_s", "p99"), _three_digits),
     _Column("tokens/s\nout", lambda s: s.output_tokens_per_s, _whole, lower_is_better=False),
     _Column("pre-\nempted", lambda s: s.preemptions, _whole),
-    _Column("decided\nP50 ms", _of("decision_s", "p50"), _milliseconds, lower_is_better=None),
+    _Column("decided\nP50 ms", _of("decision_s", "p50"), milliseconds, lower_is_better=None),
 )
 
 
@@ -131,7 +133,7 @@ def comparison_table(runs: Sequence[Run], *, title: str) -> Table:
         groups.setdefault((run.rate_per_s, run.seed), []).append(run)
     for group in groups.values():
         for position, run in enumerate(group):
-            cells: list[str | Text] = [rate(_shown_rate(run)) if position == 0 else "", run.policy]
+            cells: list[str | Text] = [rate_text(_shown_rate(run)) if position == 0 else "", run.policy]
             if several_seeds:
                 cells.append(str(run.seed))
             if incomplete:

@@ -1,0 +1,177 @@
+"""The demo: finds a load by simulation, compares policies live at it, then simulates a larger fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from bench.capacity import capacities
+from bench.datasets import DatasetSpec
+from bench.live_comparison import ClusterSpec, LiveRun, compare_live, lateness_warnings, local_cluster
+from bench.plots import plot_demo
+from bench.replay import ReplayPlan
+from bench.replay_run import complaints, context_tokens, look_up, run_id
+from bench.results import Run
+from bench.run_files import header, result_path, write_results
+from bench.simulate import ClusterShape, Point, Settings, Simulated, grid, simulate_points
+from bench.simulate_run import CAPACITY_LIMITS_S, simulate_source
+from bench.tables import capacity_table, comparison_table, milliseconds, rate_text
+from bench.workload_source import WorkloadSource, WorkloadSpec, load_source
+from engine_adapters.tokenizer import default_tokenizer
+
+POLICIES = ("round_robin", "llumnix_freeness", "min_total_latency")
+NODES = 4
+SEARCH_RATES = tuple(10.0 + step for step in range(13))
+"""Requests per second at which round robin is simulated to find its limit."""
+LIMIT_S = 3.0
+"""P99 TTFT at which a policy counts as at its limit: the stricter of the two used for Block."""
+LOAD = 1.05
+"""What the live runs offer, as a multiple of round robin's limit."""
+
+FLEET_NODES = 12
+FLEET_LOADS = (0.8, 0.9, 1.0, 1.1)
+"""Rates of the simulated fleet, as multiples of the live load per node."""
+
+
+class DemoSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How much to do."""
+
+    requests: int
+    """Conversations per live run."""
+    time_scale: float
+    """How much faster than their profile the emulated nodes run; all times are told in the profile's own seconds."""
+    fleet_requests: int
+    seed: int
+    folder: Path
+
+
+def run_demo(out: Console, progress: Console, spec: DemoSpec) -> None:
+    """Raises DatasetError, ClusterError, GatewayError, OSError."""
+    head = header(msgspec.to_builtins(spec, enc_hook=str), seed=spec.seed)
+    out.rule("1. real conversations", align="left")
+    shape = ClusterShape(nodes=NODES)
+    source = _source(out, progress, spec.requests, shape)
+    out.rule("2. a load at which placement matters", align="left")
+    rate = _find_load(out, progress, source, shape, spec.seed)
+    expected = _expect(source, shape, rate, spec.seed)
+    out.rule(f"3. live: {NODES} nodes and a gateway, each a process, gRPC between them", align="left")
+    live = _live(progress, out, source, shape, rate, spec)
+    _report_live(out, live, expected, spec)
+    out.rule(f"4. simulated: {FLEET_NODES} nodes, the same router code", align="left")
+    fleet = _fleet(progress, out, spec, rate)
+    picture = spec.folder / "demo.png"
+    plot_demo(
+        picture,
+        [one.run for one in live],
+        [one.run for one in fleet],
+        title="The same requests, placed differently",
+        caption=f"{shape.profile}, ShareGPT conversations, lengths known to the router. Live at {spec.time_scale:g} "
+        f"times the profile's speed, times in its own seconds. {head.machine['cores']} cores, {head.machine['cpu']}.",
+    )
+    files = [result_path(spec.folder / "demo", one.run) for one in live]
+    for file, one in zip(files, live, strict=True):
+        config = {**head.config, "policy": one.run.policy, "rate": rate}
+        write_results(file, msgspec.structs.replace(head, config=config), one.results)
+    out.print(f"picture: [bold]{picture}[/]; one line per live request: {spec.folder / 'demo'}/", highlight=False)
+
+
+def _source(out: Console, progress: Console, requests: int, shape: ClusterShape) -> WorkloadSource:
+    dataset = DatasetSpec(name="sharegpt", tokenizer=default_tokenizer())
+    with progress.status("reading ShareGPT") as status:
+        source = load_source(
+            WorkloadSpec(dataset=dataset, requests=requests),
+            progress=lambda what, share: status.update(f"{what} {share:4.0%}"),
+        )
+    source.keep_fitting(shape.max_model_len_tokens)
+    for note in source.notes:
+        out.print(note, highlight=False)
+    return source
+
+
+def _find_load(out: Console, progress: Console, source: WorkloadSource, shape: ClusterShape, seed: int) -> float:
+    with progress.status("simulating round robin at rising rates"):
+        found = simulate_points(
+            Settings(shape=shape),
+            list(
+                grid(
+                    lambda rate, seed: source.workload(rate_per_s=rate, seed=seed),
+                    policies=["round_robin"],
+                    rates=SEARCH_RATES,
+                    seeds=[seed],
+                )
+            ),
+        )
+    limit = capacities([one.run for one in found], [LIMIT_S])[0].rate_per_s or SEARCH_RATES[0]
+    rate = round(LOAD * limit, 1)
+    out.print(
+        f"simulated, round robin on {shape.nodes} nodes {shape.profile} reaches a P99 TTFT of {LIMIT_S:g} s at "
+        f"{limit:.1f} requests/s; the live runs offer {LOAD:g} times that: [bold]{rate:g} requests/s[/]",
+        highlight=False,
+    )
+    return rate
+
+
+def _expect(source: WorkloadSource, shape: ClusterShape, rate: float, seed: int) -> list[Run]:
+    """The live runs, simulated beforehand with the very same requests."""
+    items = source.workload(rate_per_s=rate, seed=seed)
+    points = [Point(policy=policy, rate_per_s=rate, seed=seed, items=items) for policy in POLICIES]
+    return [one.run for one in simulate_points(Settings(shape=shape), points, jobs=1)]
+
+
+def _live(
+    progress: Console, out: Console, source: WorkloadSource, shape: ClusterShape, rate: float, spec: DemoSpec
+) -> list[LiveRun]:
+    engine = {name: getattr(shape, name) for name in ClusterShape.__struct_fields__ if name != "nodes"}
+    cluster_spec = ClusterSpec(
+        nodes=NODES, gateway_port=0, first_node_port=0, predictor={**engine, "time_scale": spec.time_scale}
+    )
+
+    def plan(rate: float | None, seed: int) -> ReplayPlan:
+        items = source.workload(rate_per_s=rate, seed=seed)
+        return ReplayPlan(items=items, run_id=run_id(), seed=seed, time_scale=spec.time_scale)
+
+    with local_cluster(progress, cluster_spec) as cluster:
+        source.keep_fitting(context_tokens(look_up(cluster.address)))
+        live = compare_live(progress, cluster.address, plan, policies=POLICIES, rates=[rate], seeds=[spec.seed])
+        for warning in lateness_warnings(cluster):
+            out.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    return live
+
+
+def _report_live(out: Console, live: Sequence[LiveRun], expected: Sequence[Run], spec: DemoSpec) -> None:
+    runs = [one.run for one in live]
+    out.print(comparison_table(runs, title="measured at the client"))
+    out.print(comparison_table(expected, title="the same requests, simulated beforehand"))
+    for run in runs:
+        summary = run.summary
+        late = milliseconds(summary.lateness_s.p99 / spec.time_scale) if summary.lateness_s else "–"
+        out.print(
+            f"{run.policy}: {summary.completed:,} of {summary.requests:,} answered, offered "
+            f"{rate_text(summary.offered_rate_per_s)}/s, achieved {rate_text(summary.achieved_rate_per_s)}/s, "
+            f"sent late by {late} ms at P99 (clock)",
+            highlight=False,
+        )
+        for complaint in complaints(summary, time_scale=spec.time_scale):
+            out.print(f"[yellow]warning:[/] {run.policy}: {complaint}", highlight=False)
+
+
+def _fleet(progress: Console, out: Console, spec: DemoSpec, rate: float) -> list[Simulated]:
+    shape = ClusterShape(nodes=FLEET_NODES)
+    settings = Settings(shape=shape)
+    source = load_source(
+        WorkloadSpec(dataset=DatasetSpec(name="sharegpt", tokenizer=default_tokenizer()), requests=spec.fleet_requests)
+    )
+    source.keep_fitting(shape.max_model_len_tokens)
+    rates = [round(rate * FLEET_NODES / NODES * load, 1) for load in FLEET_LOADS]
+    found = simulate_source(progress, source, settings, policies=POLICIES, rates=rates, seeds=[spec.seed])
+    runs = [one.run for one in found]
+    out.print(
+        comparison_table(
+            runs, title=f"{FLEET_NODES} nodes, {spec.fleet_requests:,} conversations a run, at rising rates"
+        )
+    )
+    out.print(capacity_table(capacities(runs, CAPACITY_LIMITS_S)))
+    return found

@@ -271,7 +271,7 @@ class Node:
         )
         self._client.submit(request, flight)
         self._flights[request_id] = flight
-        self.estimator.reserve(candidate, now_s=flight.arrived_s, ttl_s=self._ttl_s)
+        self.estimator.reserve(candidate, now_s=flight.arrived_s, ttl_s=self._ttl_s, sent=True)
         self.calibration.dispatched(request_id, flight.arrived_s)
         self._changed()
 

@@ -3,9 +3,13 @@
 Times are the caller's clock (`now_s`); the engine's own clock is never compared with it, so state ages are counted from
 the moment a trace item was received.
 
+A trace tells of a step when it has ended, so the state is always that of the past: the step in progress is missing, and
+so are requests dispatched since. A forecast therefore begins with a simulation of what the engine has done since then,
+up to now: the step in progress, each dispatched request joining when it was sent.
+
 What holds when knowledge is missing: without any state every forecast is a pessimistic prior, never that of an idle
-node; with a state that should have moved on by now, each overdue second may hide up to one second of work, so answers
-shift and widen by it.
+node; with a state that should have been followed by another one by now, each overdue second may hide up to one second
+of work, so answers shift and widen by it.
 """
 
 from __future__ import annotations
@@ -16,18 +20,22 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from length_model.belief import DEFAULT_PRIOR, given_produced, truncated
-from predictor.core.mirror import Applied, MirrorRequest, NodeMirror
+from predictor.core.mirror import Applied, NodeMirror
 from predictor.core.reservations import Reservations
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
+from simcore.node import SimRequest
+from simcore.resume import node_at
 from simcore.scenarios import longest_output
 from simcore.trace import StepBatch, TraceDelta, TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, ForecastSource, LengthBelief, NodeLoad, Quantiles
 
 OVERDUE_STEPS = 3.0
 """A state is overdue when this many times the last step's duration have passed without a new one, and not before
-OVERDUE_LEAST_S."""
+OVERDUE_LEAST_S. Until then the engine is taken to have gone on as simulated, after that to stand still."""
 OVERDUE_LEAST_S = 0.1
+SAME_MOMENT_S = 0.001
+"""An idle engine that gets several requests within this time begins its step with all of them."""
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -77,6 +85,8 @@ class Estimator:
         self._connected = False
         self._what_if = WhatIf(node_id, config, step_time, scenarios=scenarios)
         self._base_of: tuple[int, int] | None = None
+        self._base_until_s = -math.inf
+        """Moment at which the base of the what-ifs holds: the end of the step in progress."""
         self._load: NodeLoad | None = None
         self._load_of: tuple[int, int] | None = None
 
@@ -113,11 +123,11 @@ class Estimator:
         """The trace has broken. The last state stays, and ages."""
         self._connected = False
 
-    def reserve(self, candidate: Candidate, *, now_s: float, ttl_s: float) -> None:
-        """The candidate has been dispatched to this node, or will be: it counts from now."""
+    def reserve(self, candidate: Candidate, *, now_s: float, ttl_s: float, sent: bool = False) -> None:
+        """The candidate will come to this node, or (`sent`) the engine has just got it: it counts from now."""
         self._beliefs[candidate.request_id] = _Belief(candidate.belief)
         if self.mirror is None or candidate.request_id not in self.mirror:
-            self.reservations.reserve(candidate, now_s=now_s, ttl_s=ttl_s)
+            self.reservations.reserve(candidate, now_s=now_s, ttl_s=ttl_s, sent=sent)
 
     def release(self, request_id: str) -> bool:
         """It will not come, or it has ended. False if it was not reserved."""
@@ -190,21 +200,19 @@ class Estimator:
         if mirror is None or not candidates:
             return lambda: [self._prior(c) for c in candidates]
         self.expire(now_s)
-        if self._base_of != self.version:
-            beliefs = {r.request_id: self._belief(r).belief for r in (*mirror.running(), *mirror.waiting())}
+        age_s = self.age_s(now_s)
+        overdue_s = 0.0
+        if age_s > 0:
+            patience_s = max(OVERDUE_LEAST_S, OVERDUE_STEPS * mirror.last_step_s) if self.synchronised else 0.0
+            overdue_s = max(0.0, age_s - patience_s)
+        until_s = now_s - overdue_s
+        if self._base_of != self.version or until_s > self._base_until_s:
             try:
-                self._what_if.rebase(mirror.snapshot(), beliefs, self.reservations.candidates())
+                self._rebase(mirror, until_s)
             except ValueError as odd:
                 return _refusing(candidates, odd)
-            self._base_of = self.version
-        age_s = self.age_s(now_s)
-        remaining_s = overdue_s = 0.0
-        if not self.synchronised:
-            overdue_s = age_s
-        elif age_s > 0:
-            # The step in progress takes as long as the last one did, for want of better knowledge.
-            remaining_s = max(0.0, mirror.last_step_s - age_s)
-            overdue_s = max(0.0, age_s - max(OVERDUE_LEAST_S, OVERDUE_STEPS * mirror.last_step_s))
+        remaining_s = max(0.0, self._base_until_s - until_s)
+        seq = mirror.seq
 
         def simulate() -> Sequence[Forecast | Refused]:
             try:
@@ -216,6 +224,7 @@ class Estimator:
                     forecast,
                     ttft_s=_later(forecast.ttft_s, remaining_s, overdue_s),
                     e2e_s=_later(forecast.e2e_s, remaining_s, overdue_s),
+                    trace_seq=seq,
                     state_age_s=age_s,
                     source=self._source,
                 )
@@ -223,6 +232,47 @@ class Estimator:
             ]
 
         return simulate
+
+    def _rebase(self, mirror: NodeMirror, until_s: float) -> None:
+        """The base of what-ifs: the state, run on to the end of the step that is in progress at `until_s`."""
+        engine = node_at(
+            mirror.snapshot(),
+            self.node_id,
+            self.step_time,
+            output_tokens=lambda s: self._likely_end(s.request_id, s.prompt_tokens, s.max_output_tokens),
+            free_at_s=self._received_s,
+        )
+        held = self.reservations.held()
+        for reservation in held:
+            if reservation.sent:
+                engine.advance(min(until_s, reservation.reserved_s - SAME_MOMENT_S))
+                engine.add(self._arriving(reservation.candidate), reservation.reserved_s)
+        engine.advance(until_s)
+        for reservation in held:
+            if not reservation.sent:
+                engine.add(self._arriving(reservation.candidate), until_s)
+        beliefs = {i: self._belief(i, a.request.max_output_tokens).belief for i, a in engine.requests.items()}
+        in_step = engine.free_at_s > until_s
+        self._base_until_s = engine.free_at_s if in_step else until_s
+        self._what_if.rebase_node(engine, beliefs, self._base_until_s)
+        self._base_of = self.version
+
+    def _likely_end(self, request_id: str, prompt_tokens: int, max_output_tokens: int) -> int:
+        """Output tokens after which a request is taken to end within the next step or two: its length if that is
+        known, else none."""
+        longest = longest_output(self.config, prompt_tokens, max_output_tokens)
+        belief = self._belief(request_id, max_output_tokens).belief
+        return min(longest, belief.atoms_tokens[0]) if belief.is_known else longest
+
+    def _arriving(self, candidate: Candidate) -> SimRequest:
+        tokens = self._likely_end(candidate.request_id, candidate.prompt_tokens, candidate.max_output_tokens)
+        return SimRequest(
+            request_id=candidate.request_id,
+            prompt_tokens=candidate.prompt_tokens,
+            output_tokens=tokens,
+            max_output_tokens=candidate.max_output_tokens,
+            priority=candidate.priority,
+        )
 
     def why_never(self, candidate: Candidate) -> str:
         """Why the engine could never run it; empty if it could."""
@@ -267,11 +317,11 @@ class Estimator:
         size = self.config.block_size_tokens
         unprocessed = prompt_blocks = 0
         for r in mirror.running():
-            unprocessed += max(
-                0, r.prompt_tokens + self._belief(r).expected_tokens(r.output_tokens) - r.computed_tokens
-            )
+            expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
+            unprocessed += max(0, r.prompt_tokens + expected - r.computed_tokens)
         for r in mirror.waiting():
-            unprocessed += r.prompt_tokens + self._belief(r).expected_tokens(r.output_tokens)
+            expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
+            unprocessed += r.prompt_tokens + expected
             prompt_blocks += -(-(r.prompt_tokens + r.output_tokens) // size)
         for candidate in self.reservations.candidates():
             expected = self._beliefs[candidate.request_id].expected_tokens(0)
@@ -292,11 +342,11 @@ class Estimator:
             reserved=reserved,
         )
 
-    def _belief(self, request: MirrorRequest) -> _Belief:
+    def _belief(self, request_id: str, max_output_tokens: int) -> _Belief:
         """What is believed of a request on the node; the prior for one that others sent."""
-        found = self._beliefs.get(request.request_id)
+        found = self._beliefs.get(request_id)
         if found is None:
-            found = self._beliefs[request.request_id] = _Belief(truncated(DEFAULT_PRIOR, request.max_output_tokens))
+            found = self._beliefs[request_id] = _Belief(truncated(DEFAULT_PRIOR, max_output_tokens))
         return found
 
     def _is_here(self, request_id: str) -> bool:

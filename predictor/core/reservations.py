@@ -18,6 +18,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     candidate: Candidate
     reserved_s: float
     expires_s: float
+    sent: bool
+    """Whether the engine has it already; else others will bring it."""
 
 
 class Reservations:
@@ -28,9 +30,11 @@ class Reservations:
         """Grows with every change."""
         self._held: dict[str, Reservation] = {}
 
-    def reserve(self, candidate: Candidate, *, now_s: float, ttl_s: float) -> None:
+    def reserve(self, candidate: Candidate, *, now_s: float, ttl_s: float, sent: bool = False) -> None:
         """Counts the candidate from now. A second reservation of the same id replaces the first."""
-        self._held[candidate.request_id] = Reservation(candidate=candidate, reserved_s=now_s, expires_s=now_s + ttl_s)
+        self._held[candidate.request_id] = Reservation(
+            candidate=candidate, reserved_s=now_s, expires_s=now_s + ttl_s, sent=sent
+        )
         self.version += 1
 
     def drop(self, request_id: str) -> bool:
@@ -49,6 +53,10 @@ class Reservations:
         late = [i for i, r in self._held.items() if r.expires_s <= now_s]
         self.drop_all(late)
         return late
+
+    def held(self) -> list[Reservation]:
+        """In order of dispatch."""
+        return list(self._held.values())
 
     def candidates(self) -> list[Candidate]:
         """In order of dispatch."""

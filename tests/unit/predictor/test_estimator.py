@@ -92,6 +92,21 @@ def test_reservations_count_like_requests_that_are_there() -> None:
     assert before.waiting_prompt_blocks == after.waiting_prompt_blocks == 6 * 8
 
 
+def test_what_was_sent_while_a_step_runs_waits_for_its_end() -> None:
+    rig = Rig().connect()
+    rig.dispatch(candidate("a", output_tokens=50))
+    rig.step(5)
+    ended_s = rig.now_s
+    step_s = rig.node.step(ended_s).duration_s
+    rig.now_s = ended_s + 0.25 * step_s
+    early = rig.one(candidate("new"))
+    rig.now_s = ended_s + 0.75 * step_s
+    late = rig.one(candidate("new"))
+    assert early.ttft_s.p50 - late.ttft_s.p50 == pytest.approx(0.5 * step_s)
+    assert early.state_age_s == pytest.approx(0.25 * step_s)
+    assert early.trace_seq == 5
+
+
 def test_load_equals_the_engines_own_account() -> None:
     rig = Rig().connect()
     for i in range(7):
@@ -165,11 +180,12 @@ def test_a_state_that_should_have_moved_on_shifts_and_widens_the_answers() -> No
     stale = rig.one(candidate("a"))
     assert stale.state_age_s == pytest.approx(4.0)
     hidden_s = 4.0 - OVERDUE_LEAST_S
-    # The fresh answer waits for the step in progress, the stale one does not.
+    # Both wait for a step in progress, but not for the same one.
     assert stale.ttft_s.p50 - fresh.ttft_s.p50 == pytest.approx(hidden_s / 2, abs=0.05)
     assert stale.ttft_s.p90 - fresh.ttft_s.p90 == pytest.approx(0.9 * hidden_s, abs=0.05)
     assert stale.e2e_s.p90 - stale.e2e_s.p50 > fresh.e2e_s.p90 - fresh.e2e_s.p50 + 1.0
-    assert stale.tpot_s == fresh.tpot_s
+    assert stale.tpot_s.p50 == pytest.approx(fresh.tpot_s.p50, rel=0.05)
+    assert stale.trace_seq == fresh.trace_seq == 3
 
 
 def test_a_lost_connection_ages_the_state_even_of_an_idle_node() -> None:

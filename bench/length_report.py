@@ -15,7 +15,7 @@ from length_model.evaluation import Evaluation, Scores
 from length_model.scoring import Interval
 from length_model.split import SplitManifest
 
-PLAIN_WIDTH = 130
+PLAIN_WIDTH = 150
 
 PUBLISHED = (
     (
@@ -55,6 +55,19 @@ def share(interval: Interval) -> str:
     return f"{interval.mean:.1%} [{interval.low:.1%}, {interval.high:.1%}]".replace("%", "")
 
 
+_SHORT: tuple[tuple[str, Callable[[Scores], str]], ...] = (
+    ("answers", lambda s: f"{s.count:,}"),
+    ("CRPS", lambda s: tokens(s.crps)),
+    ("abs. error", lambda s: tokens(s.absolute_error)),
+    ("rel. %", lambda s: f"{100 * s.relative_error.mean:.0f}"),
+    ("Acc-50 %", lambda s: f"{100 * s.acc_50.mean:.1f}"),
+    ("Acc-100 %", lambda s: f"{100 * s.acc_100.mean:.1f}"),
+    ("pinball 50/90", lambda s: f"{s.pinball_50.mean:.1f} / {s.pinball_90.mean:.1f}"),
+    ("under p50 %", lambda s: f"{100 * s.coverage_50.mean:.1f}"),
+    ("under p90 %", lambda s: f"{100 * s.coverage_90.mean:.1f}"),
+)
+"""For a terminal; the card has all intervals."""
+
 _COLUMNS: tuple[tuple[str, Callable[[Scores], str]], ...] = (
     ("answers", lambda s: f"{s.count:,}"),
     ("CRPS", lambda s: tokens(s.crps)),
@@ -72,19 +85,19 @@ def tables(found: Sequence[Evaluation], side: str) -> list[Any]:
     """Overview, last model in detail, remaining lengths."""
     overview = _table(f"held-out answers ({side} side), 95 % intervals over conversations, lengths in tokens")
     for evaluation in found:
-        overview.add_row(evaluation.model, *(cell(evaluation.overall) for _, cell in _COLUMNS))
+        overview.add_row(evaluation.model, *(cell(evaluation.overall) for _, cell in _SHORT))
     last = found[-1]
     detail = _table(f"{last.model}, by class, prompt length and true length")
     for scores in (*last.by_class, *last.by_prompt, *last.by_true_length):
-        detail.add_row(scores.name, *(cell(scores) for _, cell in _COLUMNS))
+        detail.add_row(scores.name, *(cell(scores) for _, cell in _SHORT))
     return [overview, _pairs(found), detail, _remaining(found), _published()]
 
 
 def _table(title: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("")
-    for name, _ in _COLUMNS:
-        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    for name, _ in _SHORT:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

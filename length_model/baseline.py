@@ -53,7 +53,8 @@ class HistogramModel:
         self._tables = tables
 
     def pmf(self, queries: Sequence[LengthQuery]) -> Floats:
-        return np.stack([self._of(q.model, q.request_class) for q in queries])
+        rows = [self._of(q.model, q.request_class) for q in queries]
+        return np.stack(rows) if rows else np.zeros((0, len(self.edges) - 1))
 
     def _of(self, model: str, request_class: str) -> Floats:
         for key in ((model, request_class), (model, ""), ("", request_class), ("", "")):

@@ -29,7 +29,7 @@ from length_model.recalibration import KNOTS, knots_from_pits, pits
 from length_model.scoring import crps
 
 
-class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True):
+class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to train."""
 
     encoder: str

@@ -25,7 +25,7 @@ from length_model.scoring import crps
 FloatArray = NDArray[np.float32]
 
 
-class HashedRecipe(msgspec.Struct, frozen=True, kw_only=True):
+class HashedRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to train."""
 
     hash_buckets: int = 1 << 16

@@ -77,6 +77,7 @@ BENCH = LazyGroup(
         "compare": Entry("bench.commands.compare:compare", "The same workload under several policies: table and plot."),
         "simulate": Entry("bench.commands.simulate:simulate", "The same router over simulated nodes, in seconds."),
         "profile": Entry("bench.commands.profile:profile", "Fit and show step-time profiles."),
+        "validate": Entry("bench.commands.validate:validate", "Measured vLLM runs replayed through the simulator."),
     },
     help="Measure and compare: live clusters, simulated clusters, step-time profiles.",
 )
@@ -92,7 +93,8 @@ ASTROLABE = LazyGroup(
         "nodes": Entry("bench.commands.nodes:nodes", "Show the nodes of a gateway."),
         "explain": Entry("bench.commands.explain:explain", "Why a request went where it went, and what became of it."),
         "drain": Entry("bench.commands.drain:drain", "Take a node out of service, or back into it."),
-        "bench": Entry("", "Measure and compare: replay, compare, simulate, profile, demo."),
+        "length": Entry("bench.commands.length:length", "Train, judge and store length models."),
+        "bench": Entry("", "Measure and compare: replay, compare, simulate, profile, validate, demo."),
     },
     help="""Places LLM requests on the node where a simulation of the engine's own scheduler says they do best.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import signal
@@ -45,6 +46,7 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
 ]
 CLOSE_GRACE_S = 0.5
 """What calls get to write their last status once their requests have ended."""
@@ -180,6 +182,9 @@ async def serve(config: GatewayConfig, reread: Callable[[], GatewayConfig] | Non
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
     await gateway.start()
+    # What start-up made stays; without it a full collection would stop all streams for milliseconds.
+    gc.collect()
+    gc.freeze()
     await stop.wait()
     # Whoever asks a second time does not want to wait.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -64,11 +65,27 @@ def gateway(tmp_path: Path) -> Iterator[Child]:
     child.kill()
 
 
+def subcommands(path: list[str]) -> list[str]:
+    command: click.Command = ASTROLABE
+    for name in path:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
+    return command.list_commands(click.Context(command)) if isinstance(command, click.Group) else []
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_helps_with_an_example(command: list[str]) -> None:
-    done = astrolabe(*command, "--help")
-    assert done.returncode == 0, done.stderr
-    assert "Example" in done.stdout
+    pages = [(command, False)]
+    while pages:
+        path, shown_above = pages.pop()
+        done = astrolabe(*path, "--help")
+        assert done.returncode == 0, done.stderr
+        shown = shown_above or "Example" in done.stdout
+        below = subcommands(path)
+        assert shown or below, path
+        pages += [([*path, name], shown) for name in below]
 
 
 def test_help_is_quick_and_complete() -> None:

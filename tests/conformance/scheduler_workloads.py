@@ -5,7 +5,10 @@ A workload is a list of actions between steps: which requests arrive, which are 
 
 from __future__ import annotations
 
+import csv
+import gzip
 import random
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -60,6 +63,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     actions: dict[int, Actions]
 
 
+SHAREGPT_400 = (4898, 262)
+"""Steps and preemptions of `sharegpt_at_once(…, 400)`, as vLLM 0.32 counts them. Plain textbook rules (recompute from
+zero, admit when the chunk fits) preempt several times as often."""
+
+
 class Scheduler(Protocol):
     """What a scheduler must offer to be compared."""
 
@@ -111,6 +119,22 @@ def random_workload(seed: int, *, shared_prefixes: bool = False, requests: int =
         config=config,
         actions={k: Actions(tuple(v[0]), tuple(v[1])) for k, v in sorted(actions.items())},
     )
+
+
+def sharegpt_at_once(data_dir: Path, requests: int) -> Workload:
+    """The first requests of Block's ShareGPT rows, all at once, on its A30 configuration (0-token prompts count 1)."""
+    with gzip.open(data_dir / "block_a30" / "sharegpt_val_10k_llama2.csv.gz", "rt") as file:
+        rows = [r for _, r in zip(range(requests), csv.DictReader(file), strict=False)]
+    arrivals = tuple(
+        OracleRequest(
+            request_id=f"r{i}",
+            prompt_tokens=max(1, int(r["num_prefill_tokens"])),
+            output_tokens=int(r["num_decode_tokens"]),
+        )
+        for i, r in enumerate(rows)
+    )
+    config = EngineConfig(model="oracle", max_num_seqs=48, max_num_batched_tokens=512, num_blocks=1052)
+    return Workload(seed=0, config=config, actions={0: Actions(arrivals)})
 
 
 def _random_request(

@@ -8,11 +8,12 @@ prints the seed, the first diverging step and both sides.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from tests.conformance.scheduler_workloads import first_difference, random_workload
-from tests.conformance.simulated_schedulers import Reference
+from tests.conformance.scheduler_workloads import SHAREGPT_400, first_difference, random_workload, sharegpt_at_once
+from tests.conformance.simulated_schedulers import Compiled, Reference
 from tests.conformance.vllm_scheduler import PROVED_VERSION, VllmScheduler, why_unavailable
 
 WORKLOADS = int(os.environ.get("ASTROLABE_ORACLE_WORKLOADS", "30"))
@@ -33,12 +34,20 @@ def test_the_version_is_the_one_the_rules_were_proved_against() -> None:
 @pytest.mark.parametrize("seed", range(WORKLOADS))
 def test_every_step_is_equal(seed: int) -> None:
     workload = random_workload(seed)
-    difference = first_difference(workload, Reference(workload.config), VllmScheduler(workload.config))
+    difference = first_difference(workload, Compiled(workload.config), VllmScheduler(workload.config))
     assert not difference, difference
 
 
 @pytest.mark.parametrize("seed", range(100_000, 100_000 + WORKLOADS))
 def test_every_step_is_equal_with_shared_prefixes(seed: int) -> None:
+    """The reference only: the compiled node takes every prompt for new."""
     workload = random_workload(seed, shared_prefixes=True)
     difference = first_difference(workload, Reference(workload.config), VllmScheduler(workload.config))
     assert not difference, difference
+
+
+def test_every_step_is_equal_on_400_sharegpt_requests_at_once(data_dir: Path) -> None:
+    workload = sharegpt_at_once(data_dir, 400)
+    ours = Compiled(workload.config, checking=False)
+    assert not first_difference(workload, ours, VllmScheduler(workload.config))
+    assert (ours.node.seq, ours.node.load(0.0).preemptions_total) == SHAREGPT_400

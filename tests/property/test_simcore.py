@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,15 @@ from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief
-from tests.conformance.scheduler_workloads import Actions, OracleRequest, Workload, first_difference, random_workload
+from tests.conformance.scheduler_workloads import (
+    SHAREGPT_400,
+    Actions,
+    OracleRequest,
+    Workload,
+    first_difference,
+    random_workload,
+    sharegpt_at_once,
+)
 from tests.conformance.simulated_schedulers import Compiled, Reference
 
 MODEL = StepTimeModel(
@@ -82,6 +91,16 @@ def test_compiled_steps_are_those_of_the_reference_on_longer_runs(seed: int) -> 
     workload = random_workload(seed, requests=60)
     difference = first_difference(workload, Compiled(workload.config), Reference(workload.config))
     assert not difference, f"seed {seed}: {difference}"
+
+
+def test_400_sharegpt_requests_preempt_as_often_as_in_vllm(data_dir: Path) -> None:
+    workload = sharegpt_at_once(data_dir, 400)
+    node = SimNode("n", workload.config, MODEL)
+    for r in workload.actions[0].arrivals:
+        node.add(as_sim(r), 0.0)
+    node.advance(math.inf)
+    node.check()
+    assert (node.seq, node.load(0.0).preemptions_total) == SHAREGPT_400
 
 
 def played(workload: Workload, steps: int) -> SimNode:

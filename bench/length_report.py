@@ -15,7 +15,7 @@ from length_model.evaluation import Evaluation, Scores
 from length_model.scoring import Interval
 from length_model.split import SplitManifest
 
-PLAIN_WIDTH = 150
+PLAIN_WIDTH = 165
 
 PUBLISHED = (
     (
@@ -189,8 +189,10 @@ def write_plot(path: Path, found: Sequence[Evaluation]) -> None:
     figure.savefig(path, dpi=150)
 
 
-def write_card(path: Path, found: Sequence[Evaluation], manifest: SplitManifest, side: str) -> None:
-    """The last model's card, in Markdown."""
+def write_card(
+    path: Path, found: Sequence[Evaluation], manifest: SplitManifest, side: str, *, models: str, longest_tokens: int
+) -> None:
+    """The last model's card, in Markdown. `models`: whose answers it learnt from; `longest_tokens`: their longest."""
     last = found[-1]
     lines = [
         f"# Model card: {last.model}",
@@ -198,6 +200,10 @@ def write_card(path: Path, found: Sequence[Evaluation], manifest: SplitManifest,
         f"Content hash `{last.sha256}`. Samples `{manifest.samples_sha256[:16]}`, split seed {manifest.seed}: "
         + ", ".join(f"{manifest.counts[s]:,} {s} ({manifest.groups[s]:,} conversations)" for s in manifest.counts)
         + f"; {manifest.joined_groups:,} conversations joined as near-copies (Jaccard {manifest.near_jaccard}).",
+        "",
+        f"It knows the answers of: {models}; the longest had {longest_tokens:,} tokens. Of other models, languages or "
+        "limits it says what these suggest: the recalibration online (per model and class) is what corrects it there. "
+        "The artefact holds numbers only, no text. It reads the beginning and the end of a prompt and the last turns.",
         "",
         f"Judged on the {side} side, {last.overall.count:,} finished answers ({last.left_out_censored:,} cut ones left "
         "out). Lengths in tokens; the point prediction is the median; [95 % bootstrap intervals over conversations].",

@@ -258,7 +258,14 @@ def evaluate(
         if plot is not None:
             report.write_plot(plot, found)
         if card is not None:
-            report.write_card(card, found, manifest, side)
+            report.write_card(
+                card,
+                found,
+                manifest,
+                side,
+                models=", ".join(sorted({s.query.model or "unnamed" for s in known})),
+                longest_tokens=max(s.output_tokens for s in known),
+            )
     if as_json:
         click.echo(msgspec.json.encode(found))
         return

@@ -19,7 +19,7 @@ from typing import Any
 from engine_adapters.vllm.launch import server_launch
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 150.0
+START_S = 300.0
 STOP_S = 20.0
 QUIET = {
     "HF_HUB_OFFLINE": "1",

@@ -1,0 +1,116 @@
+# mypy: disable-error-code="import-not-found"
+"""Runs inside a vLLM environment: what the trace costs the engine's own thread, step by step, with 256 running.
+
+    python -m tests.vllm.overhead_driver --running 256 --steps 2000 [--prefix-cache]
+
+The scheduler is vLLM's own; between planning and taking in the output the thread sleeps as if a device computed.
+Prints one JSON object; times in microseconds of the thread's CPU. `hooks` is the time spent in our code, `step` that of vLLM and us.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.vllm.scheduler_driver import Engine, TraceReader
+
+
+def timed(recorder: Any, spent: list[float]) -> None:
+    """Adds up the time of the recorder's hooks, whatever they call."""
+    inner = recorder.guarded
+
+    def guarded(hook: Callable[..., None], *arguments: Any) -> None:
+        # The thread's own CPU time: what other processes take meanwhile is not ours.
+        began = time.thread_time()
+        inner(hook, *arguments)
+        spent[0] += time.thread_time() - began
+
+    recorder.guarded = guarded
+
+
+def measure(arguments: argparse.Namespace, *, plain: bool, reader: bool) -> dict[str, float]:
+    folder = tempfile.mkdtemp(prefix="astrolabe-trace-")
+    os.environ["ASTROLABE_TRACE"] = f"unix:{folder}/trace.sock"
+    os.environ["ASTROLABE_TRACE_PREFIX_CACHE"] = "1" if arguments.prefix_cache and not plain else "0"
+    options = argparse.Namespace(
+        mode="sync", policy="fcfs", max_num_seqs=arguments.running, budget=8192, blocks=60_000, plain=plain
+    )
+    engine = Engine(options)
+    rng = random.Random(0)
+    if reader:
+        trace = TraceReader(f"{folder}/trace.sock")
+
+        def follow() -> None:
+            while True:
+                trace.read_one()
+
+        # In a process of its own, as a daemon is: reading must not compete for this interpreter.
+        if os.fork() == 0:
+            try:
+                follow()
+            finally:
+                os._exit(0)
+    spent = [0.0]
+    recorder = getattr(engine.scheduler, "_astrolabe", None)
+    if recorder is not None:
+        timed(recorder, spent)
+    for i in range(arguments.running):
+        engine.add(
+            f"cmpl-astrolabe=request-{i:05d}=-0-12345678",
+            prompt=[rng.randrange(10, 200) for _ in range(rng.randrange(20, 60))],
+            max_tokens=3000,
+            priority=0,
+            ends_at=4000,
+        )
+    hooks: list[float] = []
+    steps: list[float] = []
+    device_s = arguments.device_ms / 1e3
+    for step in range(arguments.steps + 20):
+        spent[0] = 0.0
+        began = time.thread_time()
+        engine.flying.append(engine._plan())
+        time.sleep(device_s)
+        engine.land()
+        ended = time.thread_time()
+        if step >= 20:
+            hooks.append(spent[0])
+            steps.append(ended - began)
+    assert len(engine.scheduler.running) == arguments.running
+    return {
+        "hooks_p50": at(hooks, 0.5),
+        "hooks_p99": at(hooks, 0.99),
+        "hooks_max": max(hooks) * 1e6,
+        "step_p50": at(steps, 0.5),
+        "step_p99": at(steps, 0.99),
+        "threads": float(threading.active_count()),
+    }
+
+
+def at(values: list[float], q: float) -> float:
+    return round(sorted(values)[min(len(values) - 1, int(q * len(values)))] * 1e6, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--running", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--device-ms", type=float, default=5.0)
+    parser.add_argument("--prefix-cache", action="store_true")
+    parser.add_argument("--kind", choices=["plain", "traced", "read"], default="read")
+    arguments = parser.parse_args()
+    result = measure(arguments, plain=arguments.kind == "plain", reader=arguments.kind == "read")
+    sys.stdout.write(json.dumps({"kind": arguments.kind, "running": arguments.running, **result}) + "\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

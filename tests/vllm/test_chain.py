@@ -1,0 +1,227 @@
+"""Gateway, daemon and a real vLLM server, as processes: streams, aborts, mirror, kills and restarts."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from bench.local_cluster import Child, ClusterSpec, LocalCluster
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from protos.v1 import astrolabe_predict_pb2 as predict_pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
+from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
+from tests.vllm.servers import Server, emulated_server, until
+
+NODE = {"engine": "vllm", "tokenizer": "bytes", "engine_wait_s": 120}
+
+
+@contextmanager
+def chain(server: Server, folder: Path, **options: Any) -> Iterator[LocalCluster]:
+    """A daemon beside the server and a gateway before it."""
+    folder.mkdir(exist_ok=True)
+    cluster = LocalCluster(
+        ClusterSpec(
+            nodes=1,
+            gateway_port=0,
+            first_node_port=0,
+            predictor={**NODE, "engine_url": server.url, **options},
+            gateway={"tokenizer": "bytes", "reconnect_max_s": 0.3, "keepalive_s": 1.0},
+        ),
+        folder,
+    )
+    try:
+        cluster.start(timeout_s=60.0)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def request(name: str, prompt: list[int], *, max_tokens: int, ignore_eos: bool = True) -> pb.GenerateRequest:
+    return pb.GenerateRequest(
+        request_id=name,
+        token_ids=pb.TokenIds(ids=prompt),
+        sampling=types_pb.SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos),
+    )
+
+
+def tokens_of(stub: Any, asked: pb.GenerateRequest) -> list[int]:
+    tokens: list[int] = []
+    for chunk in stub.Generate(asked, timeout=60.0):
+        tokens.extend(chunk.token_ids)
+    return tokens
+
+
+def state(cluster: LocalCluster) -> types_pb.NodeState:
+    with grpc.insecure_channel(cluster.nodes[0].address) as channel:
+        answer: types_pb.NodeState = PredictStub(channel).GetState(predict_pb.GetStateRequest(), timeout=5.0)
+        return answer
+
+
+def is_quiet(cluster: LocalCluster, server: Server) -> bool:
+    """Nothing anywhere, in the daemon's mirror and in the engine's own metrics, and all blocks free."""
+    seen = state(cluster)
+    return (
+        seen.synchronised
+        and not (seen.running or seen.waiting or seen.reserved)
+        and seen.free_blocks == seen.config.num_blocks
+        and server.metric("vllm:num_requests_running") == 0
+        and server.metric("vllm:num_requests_waiting") == 0
+        and server.metric("vllm:kv_cache_usage_perc") == 0
+    )
+
+
+def works(cluster: LocalCluster, name: str) -> Callable[[], bool]:
+    def attempt() -> bool:
+        try:
+            with cluster.stub() as stub:
+                return len(tokens_of(stub, request(f"{name}-{time.monotonic_ns()}", [1, 2, 3], max_tokens=5))) == 5
+        except grpc.RpcError:
+            return False
+
+    return attempt
+
+
+def test_streams_equal_those_of_vllm_itself_token_for_token(real_server: Server, tmp_path: Path) -> None:
+    rng = random.Random(11)
+    prompts = [[rng.randrange(256) for _ in range(rng.randrange(1, 300))] for _ in range(8)]
+    with chain(real_server, tmp_path) as cluster, cluster.stub() as stub:
+        model = state(cluster).config.model
+        for i, prompt in enumerate(prompts):
+            body = {"model": model, "prompt": prompt, "max_tokens": 40, "temperature": 0, "return_token_ids": True}
+            direct = real_server.ask(body)["choices"][0]["token_ids"]
+            through = tokens_of(stub, request(f"r{i}", prompt, max_tokens=40, ignore_eos=False))
+            assert through == direct, f"prompt {i}"
+        until(lambda: is_quiet(cluster, real_server), what="an idle engine")
+
+
+def test_a_stream_resumed_with_its_tokens_so_far_goes_on_as_before(real_server: Server, tmp_path: Path) -> None:
+    prompt = [9, 8, 7, 6, 5]
+    with chain(real_server, tmp_path) as cluster, cluster.stub() as stub:
+        whole = tokens_of(stub, request("whole", prompt, max_tokens=30))
+        rest = tokens_of(stub, request("rest", prompt + whole[:12], max_tokens=18))
+    assert whole[12:] == rest
+
+
+def test_a_client_that_leaves_frees_the_engine(real_server: Server, tmp_path: Path) -> None:
+    with chain(real_server, tmp_path) as cluster, cluster.stub() as stub:
+        calls = [stub.Generate(request(f"r{i}", [i] * 50, max_tokens=900)) for i in range(4)]
+        for call in calls:
+            next(iter(call))
+        until(lambda: len(state(cluster).running) == 4, what="four requests in the mirror")
+        for call in calls:
+            call.cancel()
+        until(lambda: is_quiet(cluster, real_server), deadline_s=5.0, what="all blocks free again")
+
+
+@pytest.fixture(scope="module")
+def fast_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server on an emulated device: small, hurried, short of blocks."""
+    server = emulated_server(
+        vllm_python,
+        tmp_path_factory.mktemp("fast"),
+        max_num_seqs=16,
+        max_num_batched_tokens=256,
+        num_blocks=96,
+        max_model_len=1024,
+        tokenizer="bytes",
+        time_scale=10,
+    )
+    try:
+        yield server.start().wait_ready()
+    finally:
+        server.stop()
+
+
+def test_after_500_random_operations_everything_agrees(fast_server: Server, tmp_path: Path) -> None:
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    print(f"seed {seed}")  # noqa: T201
+    with chain(fast_server, tmp_path, time_scale=10) as cluster, cluster.stub() as stub:
+        open_calls: list[Any] = []
+        threads: list[threading.Thread] = []
+
+        def read(call: Any) -> None:
+            try:
+                for _ in call:
+                    pass
+            except grpc.RpcError:
+                pass
+
+        for operation in range(500):
+            if rng.random() < 0.6 and len(open_calls) < 40:
+                prompt = [rng.randrange(256) for _ in range(rng.randrange(1, 400))]
+                call = stub.Generate(request(f"op{operation}", prompt, max_tokens=rng.randrange(1, 200)))
+                open_calls.append(call)
+                threads.append(threading.Thread(target=read, args=(call,)))
+                threads[-1].start()
+            elif open_calls:
+                open_calls.pop(rng.randrange(len(open_calls))).cancel()
+            if operation % 100 == 99:
+                for call in open_calls[::2]:
+                    call.cancel()
+                for thread in threads:
+                    thread.join(60.0)
+                    assert not thread.is_alive(), f"a stream did not end (seed {seed})"
+                open_calls, threads = [], []
+                until(lambda: is_quiet(cluster, fast_server), what=f"a quiet engine (seed {seed})")
+        assert state(cluster).preemptions_total > 0, "blocks were meant to be short"
+
+
+def test_a_frozen_engine_turns_stale_and_recovers(fast_server: Server, tmp_path: Path) -> None:
+    with chain(fast_server, tmp_path, time_scale=10) as cluster, cluster.stub() as stub:
+        call = stub.Generate(request("long", [1] * 20, max_tokens=900))
+        next(iter(call))
+        until(lambda: len(state(cluster).running) == 1, what="the request in the mirror")
+        fast_server.signal(signal.SIGSTOP)
+        try:
+            until(lambda: state(cluster).state_age_s > 1.0, what="a state that ages")
+            assert len(state(cluster).running) == 1, "a frozen engine does not look idle"
+        finally:
+            fast_server.signal(signal.SIGCONT)
+        until(lambda: state(cluster).state_age_s < 0.5, what="a fresh state")
+        call.cancel()
+        until(lambda: is_quiet(cluster, fast_server), what="a quiet engine")
+
+
+def test_kill_and_restart_of_the_daemon_then_of_engine_and_daemon(fast_server: Server, tmp_path: Path) -> None:
+    with chain(fast_server, tmp_path, time_scale=10) as cluster:
+        until(works(cluster, "before"))
+        node = cluster.nodes[0]
+        node.kill()
+        node.start()
+        until(works(cluster, "daemon"), deadline_s=60.0, what="requests after the daemon's restart")
+        fast_server.kill()
+        fast_server.start()
+        until(works(cluster, "engine"), deadline_s=150.0, what="requests after the engine's restart")
+        until(lambda: is_quiet(cluster, fast_server), what="a synchronised, quiet node")
+        fast_server.kill()
+        node.kill()
+        # The daemon is back before its engine.
+        node.start()
+        fast_server.start()
+        until(works(cluster, "both"), deadline_s=150.0, what="requests after both were restarted")
+
+
+def test_a_second_daemon_is_refused_and_a_wrong_model_too(fast_server: Server, tmp_path: Path) -> None:
+    with chain(fast_server, tmp_path / "first", time_scale=10):
+        for name, options, words in (
+            ("second", {}, "already has a daemon"),
+            ("other", {"model": "gpt-x", "engine_wait_s": 1}, "the configuration says 'gpt-x'"),
+        ):
+            child = Child(
+                name, "predictor", {**NODE, "engine_url": fast_server.url, "listen": "127.0.0.1:0", **options}, tmp_path
+            )
+            child.start()
+            try:
+                until(lambda c=child, w=words: w in c.log_path.read_text(), what=words)  # type: ignore[misc]
+            finally:
+                child.kill()

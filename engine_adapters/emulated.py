@@ -110,6 +110,14 @@ class EmulatedEngine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            kept = self.pacing()
+            if kept.steps:
+                log.info(
+                    "emulated engine closed",
+                    steps=kept.steps,
+                    mean_late_ms=round(1e3 * kept.mean_late_s, 3),
+                    max_late_ms=round(1e3 * kept.max_late_s, 3),
+                )
         for request_id in list(self._here):
             self._abort(request_id)
         for watcher in self._watchers:

@@ -42,7 +42,22 @@ async def warm_up() -> None:
             if not stamp.exists():
                 await _compile()
                 stamp.touch()
-    await asyncio.to_thread(warm)
+    with _without_scipy():
+        await asyncio.to_thread(warm)
+
+
+@contextlib.contextmanager
+def _without_scipy() -> Iterator[None]:
+    """numba loads scipy's linear algebra, 16 MB, merely because it is installed; the kernels have no use for it."""
+    name = "scipy.linalg"
+    blocked = name not in sys.modules
+    if blocked:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if blocked:
+            del sys.modules[name]
 
 
 async def _compile() -> None:

@@ -7,6 +7,7 @@ session becomes `node_down`, then the link tries again with growing, jittered pa
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
@@ -100,14 +101,14 @@ class NodeLink:
     def start(self) -> None:
         self._task = asyncio.create_task(self._keep_up(), name=f"link {self.entry.address}")
 
-    async def close(self) -> None:
+    async def close(self, why: str) -> None:
         """Ends the session and removes the node from the router. Idempotent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         if self.status == "up":
-            self._lost("taken out of the configuration")
+            self._lost(why)
         if self.config is not None:
             self._pump.node_removed(self.node_id)
 
@@ -188,7 +189,8 @@ class NodeLink:
 
     def _lost(self, detail: str) -> None:
         if self.status == "up" or detail != self.detail:
-            log.warning("node is down", node=self.name, address=self.entry.address, detail=detail)
+            level = logging.WARNING if self._task is not None else logging.INFO
+            log.log(level, "node is down", node=self.name, address=self.entry.address, detail=detail)
         was_up, self.status, self.detail = self.status == "up", "down", detail
         self._written.set()
         if was_up:

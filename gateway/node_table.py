@@ -61,7 +61,7 @@ class NodeTable:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
         await asyncio.gather(*(link.flush() for link in self.links.values()))
-        await asyncio.gather(*(link.close() for link in self.links.values()))
+        await asyncio.gather(*(link.close("the gateway stops") for link in self.links.values()))
         self.links.clear()
 
     def _start(self, entry: NodeEntry) -> NodeLink:
@@ -88,7 +88,7 @@ class NodeTable:
         except TimeoutError:
             pass
         finally:
-            await link.close()
+            await link.close("taken out of the configuration")
 
     # --- views --------------------------------------------------------------------------------------------------------
 

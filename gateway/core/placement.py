@@ -6,7 +6,7 @@ Plans only: the router applies a plan, that is, takes accounts and emits actions
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.core.candidates import NodeTable, Refusal
 from gateway.core.live import Asking, LiveRequest
@@ -68,29 +68,32 @@ class Placer:
         for node_id in asking.pending.values():
             notes[node_id] = f"no forecast within {timeout_s:g} s"
         forecasts: dict[str, Forecast] = {}
+        prefill_s = _prefill_s(asking.forecasts.values())
         for node in ready:
             forecast = asking.forecasts.get(node.node_id)
             if forecast is None:
                 continue
             missed = node.missed_since(asking.asked_seq[node.node_id])
             if missed:
-                forecast = with_missed(forecast, missed, _delay_s(node, forecast))
+                forecast = with_missed(forecast, missed, _delay_s(node, forecast, prefill_s))
                 notes[node.node_id] = f"{len(missed)} dispatched there since it was asked: added to its forecast"
             elif forecast.state_age_s > self._stale_after_s:
                 notes[node.node_id] = f"its state was {forecast.state_age_s:.3g} s old"
             forecasts[node.node_id] = forecast
         return self._choose(live, self._views(ready, now_s), forecasts, notes, now_s)
 
-    def held(self, live: LiveRequest, node: Node, forecast: Forecast | None) -> Held:
-        """The request's place in the node's account, with the next dispatch number."""
+    def held(self, live: LiveRequest, node: Node, decision: Decision) -> Held:
+        """The request's place in the account of the chosen node, with the next dispatch number."""
         shape = live.shape
+        forecast = decision.scores[0].forecast
+        prefill_s = _prefill_s(score.forecast for score in decision.scores if score.forecast is not None)
         expected_tokens = min(shape.belief.mean_tokens, shape.max_output_tokens)
         return Held(
             request_id=shape.request_id,
             dispatch_seq=node.dispatch_seq + 1,
             prompt_blocks=-(-shape.prompt_tokens // node.config.block_size_tokens),
             tokens=shape.prompt_tokens + round(expected_tokens),
-            delay_s=None if forecast is None else _delay_s(node, forecast),
+            delay_s=None if forecast is None else _delay_s(node, forecast, prefill_s),
         )
 
     def _choose(
@@ -130,7 +133,12 @@ class Placer:
         return [node.view(now_s, stale_after_s) for node in nodes]
 
 
-def _delay_s(node: Node, forecast: Forecast) -> float:
+def _delay_s(node: Node, forecast: Forecast, prefill_s: float) -> float:
     note = node.note
     others = len(node.held) if note is None else note.running + note.waiting
-    return delay_to_each_s(forecast, others=others, max_num_seqs=node.config.max_num_seqs)
+    return delay_to_each_s(forecast, others=others, max_num_seqs=node.config.max_num_seqs, prefill_s=prefill_s)
+
+
+def _prefill_s(forecasts: Iterable[Forecast]) -> float:
+    """Time that the prompt alone takes: where the first token comes soonest, least else is in it."""
+    return min((forecast.ttft_s.mean for forecast in forecasts), default=0.0)

@@ -53,15 +53,15 @@ def rank(
     return Ranking(scores, len(best), len(known))
 
 
-def delay_to_each_s(forecast: Forecast, *, others: int, max_num_seqs: int) -> float:
+def delay_to_each_s(forecast: Forecast, *, others: int, max_num_seqs: int, prefill_s: float) -> float:
     """Seconds by which a request delays each other request of its node.
 
-    At least what the forecast says of those there already (harm over their number); and at least its share of the node:
-    one of `max_num_seqs` places for as long as it stays (processor sharing), which also holds on an idle node where
-    there was nobody to harm, and in a queue where the harm falls on those who come later.
+    The largest of three: what the forecast says of those there already (harm over their number); the time its prompt
+    takes, `prefill_s`, for which those who come with it wait; and its share of the node, one of `max_num_seqs` places
+    for as long as it stays (processor sharing). The last two hold on an idle node too, where there was nobody to harm.
     """
     harm_s = forecast.harm_s.mean / others if others > 0 else 0.0
-    return max(harm_s, forecast.e2e_s.mean / max_num_seqs, 0.0)
+    return max(harm_s, prefill_s, forecast.e2e_s.mean / max_num_seqs, 0.0)
 
 
 def with_missed(forecast: Forecast, missed: Sequence[Held], own_delay_s: float) -> Forecast:

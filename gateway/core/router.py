@@ -305,7 +305,7 @@ class Router:
         request_id = live.shape.request_id
         live.decisions.append(decision)
         node = self._table.nodes[decision.node_id]
-        held = self._placer.held(live, node, decision.scores[0].forecast)
+        held = self._placer.held(live, node, decision)
         if live.shape.place_only:
             node.promise(held, now_s)
             self._move(live, Trigger.PLACED)

@@ -156,9 +156,11 @@ def test_what_was_dispatched_since_the_question_is_added_to_the_answer() -> None
     score = next(s for s in decision.scores if s.node_id == "a")
     assert score.note == "1 dispatched there since it was asked: added to its forecast"
     assert score.forecast is not None
-    # One of 48 places for 2 s, once for each of the two.
-    assert score.forecast.e2e_s.mean == pytest.approx(2.0 + 2.0 / 48)
-    assert score.forecast.harm_s.mean == pytest.approx(2.0 / 48)
+    # Its prompt takes 0.1 s, once for each of the two; that is more than one of 48 places for 2 s.
+    assert score.forecast.e2e_s.mean == pytest.approx(2.0 + 0.1)
+    assert score.forecast.ttft_s.p90 == pytest.approx(0.1 + 0.1)
+    assert score.forecast.harm_s.mean == pytest.approx(0.1)
+    assert score.forecast.kv_headroom_blocks == 100 - 2
 
 
 def test_a_dispatch_before_the_question_is_left_to_the_node_to_count() -> None:

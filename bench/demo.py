@@ -85,7 +85,7 @@ def _source(out: Console, progress: Console, requests: int, shape: ClusterShape)
             WorkloadSpec(dataset=dataset, requests=requests),
             progress=lambda what, share: status.update(f"{what} {share:4.0%}"),
         )
-    source.keep_fitting(shape.max_model_len_tokens)
+    source.keep_fitting(shape.longest_tokens)
     for note in source.notes:
         out.print(note, highlight=False)
     return source
@@ -164,7 +164,7 @@ def _fleet(progress: Console, out: Console, spec: DemoSpec, rate: float) -> list
     source = load_source(
         WorkloadSpec(dataset=DatasetSpec(name="sharegpt", tokenizer=default_tokenizer()), requests=spec.fleet_requests)
     )
-    source.keep_fitting(shape.max_model_len_tokens)
+    source.keep_fitting(shape.longest_tokens)
     rates = [float(round(rate * FLEET_NODES / NODES * load)) for load in FLEET_LOADS]
     found = simulate_source(progress, source, settings, policies=POLICIES, rates=rates, seeds=[spec.seed])
     runs = [one.run for one in found]

@@ -56,7 +56,7 @@ def look_up(address: str) -> pb.NodeList:
 def context_tokens(nodes: pb.NodeList, model: str = "") -> int:
     """Prompt plus answer that every node of the model can take, in tokens. Raises GatewayError if none serves it."""
     limits = [
-        node.config.max_model_len_tokens
+        min(node.config.max_model_len_tokens, node.config.num_blocks * node.config.block_size_tokens)
         for node in nodes.nodes
         if node.HasField("config") and model in ("", node.config.model)
     ]

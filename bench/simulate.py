@@ -44,6 +44,11 @@ class ClusterShape(msgspec.Struct, frozen=True, kw_only=True):
             max_model_len_tokens=self.max_model_len_tokens,
         )
 
+    @property
+    def longest_tokens(self) -> int:
+        """Prompt plus answer that a node can run."""
+        return min(self.max_model_len_tokens, self.num_blocks * self.block_size_tokens)
+
     def specs(self) -> list[NodeSpec]:
         """Raises ValueError for a profile that is not shipped."""
         config, step_time = self.engine(), load_shipped(self.profile)
@@ -130,6 +135,7 @@ def grid(
     """Every policy at every rate and seed; policies of one rate and seed share their requests."""
     for rate in rates:
         for seed in seeds:
-            items = workload(rate, seed)
+            # Simulated nodes read lengths only; texts would travel to every process for nothing.
+            items = [msgspec.structs.replace(item, prompt="") for item in workload(rate, seed)]
             for policy in policies:
                 yield Point(policy=policy, rate_per_s=rate, seed=seed, items=items)

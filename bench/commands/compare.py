@@ -118,7 +118,7 @@ def _simulated(
     from bench.tables import out_console
 
     settings = simulation_settings(options)
-    source.keep_fitting(settings.shape.max_model_len_tokens)
+    source.keep_fitting(settings.shape.longest_tokens)
     head = simulate_run.header_of(settings, source, options)
     done = simulate_run.simulate_source(
         console, source, settings, policies=names, rates=points, seeds=range(options["seeds"]), jobs=options["jobs"]

@@ -148,7 +148,7 @@ def simulate(as_json: bool, **options: Any) -> None:
     source = build_source(console, options, rate_given=bool(options["rate"]), default_requests=DEFAULT_REQUESTS)
     with one_line_errors():
         settings = simulation_settings(options)
-        source.keep_fitting(settings.shape.max_model_len_tokens)
+        source.keep_fitting(settings.shape.longest_tokens)
         seeds = range(options["seeds"])
         head = simulate_run.header_of(settings, source, options)
         done = simulate_run.simulate_source(

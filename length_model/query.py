@@ -109,7 +109,9 @@ def samples_from_conversations(
     """
     seen: set[bytes] = set()
     places: dict[str, list[tuple[Conversation, int]]] = {}
-    for conversation in conversations:
+    for whole in conversations:
+        spoken = tuple(turn for turn in whole.turns if turn.text)
+        conversation = Conversation(conversation_id=whole.conversation_id, turns=spoken)
         asked = list(answered_turns(conversation))[: 1 if scope == "first" else None]
         places.setdefault(conversation.root_id, []).extend((conversation, i) for i in asked)
     rng = random.Random(seed)

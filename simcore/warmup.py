@@ -30,5 +30,7 @@ def warm() -> None:
     what_if.forecast([candidate])
     what_if.rebase_node(node, {"a": belief}, 0.0)
     what_if.forecast([candidate])
+    node.add(SimRequest(request_id="c", prompt_tokens=3, output_tokens=1, max_output_tokens=1), 1.0)
+    node.abort("c")
     node.advance(100.0)
     node.load(0.0)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,3 +179,42 @@ def test_daemons_that_start_together_compile_once(tmp_path: Path, monkeypatch: p
     assert sorted("kernels are compiled" in events for events in logs) == [False, True]
     assert all("node is serving" in events for events in logs)
     assert len(list((tmp_path / "cache" / "astrolabe").glob("kernels-*"))) == 2, "a stamp and a lock"
+
+
+GATEWAY_THAT_WILL_DIE = """
+import asyncio, sys
+import grpc.aio
+from tests.e2e.predictor_daemon import SessionClient, engine_request
+
+async def main():
+    async with grpc.aio.insecure_channel(sys.argv[1]) as channel:
+        client = await SessionClient(channel, "doomed").begin()
+        await client.send(dispatch=tuple(engine_request(f"r{i}", max_tokens=1500) for i in range(5)))
+        await client.until(lambda: len(client.tokens) == 5)
+        print("running", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_the_requests_of_a_killed_gateway_are_aborted(tmp_path: Path) -> None:
+    with daemon(tmp_path, time_scale=1.0) as child, grpc.insecure_channel(child.address) as channel:
+        stub = PredictStub(channel)
+        gateway = subprocess.Popen(
+            [sys.executable, "-c", GATEWAY_THAT_WILL_DIE, child.address], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert gateway.stdout is not None
+            assert gateway.stdout.readline() == "running\n"
+            assert len(stub.GetState(pb.GetStateRequest(), timeout=DEADLINE_S).running) == 5
+        finally:
+            gateway.kill()
+            gateway.communicate()
+        deadline_s = time.monotonic() + DEADLINE_S
+        while True:
+            state = stub.GetState(pb.GetStateRequest(), timeout=DEADLINE_S)
+            if not (state.running or state.waiting) and state.free_blocks == state.config.num_blocks:
+                break
+            assert time.monotonic() < deadline_s, state
+            time.sleep(0.02)

@@ -11,6 +11,7 @@ from engine_adapters.base import EngineClient, EngineError, EngineOptions, Engin
 _ADAPTERS: dict[str, str] = {
     "emulated": "engine_adapters.emulated:EmulatedEngine",
     "vllm": "engine_adapters.vllm.adapter:VllmEngine",
+    "openai_metrics": "engine_adapters.openai_metrics:OpenAiEngine",
 }
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from engine_adapters.base import EngineError, EngineOutput, EngineRequest, FinishReason, OutputSink, RequestRefused
 from engine_adapters.streaming import stream
+from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.account import engine_request_id
 from simcore.types import EngineConfig
 
@@ -25,6 +26,7 @@ _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort":
 class _Choice(msgspec.Struct):
     token_ids: list[int] | None = None
     finish_reason: str | None = None
+    text: str = ""
 
 
 class _PromptDetails(msgspec.Struct):
@@ -34,6 +36,11 @@ class _PromptDetails(msgspec.Struct):
 class _Usage(msgspec.Struct):
     completion_tokens: int
     prompt_tokens_details: _PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        details = self.prompt_tokens_details
+        return (details.cached_tokens or 0) if details is not None else 0
 
 
 class _Fault(msgspec.Struct):
@@ -61,10 +68,14 @@ _chunks = msgspec.json.Decoder(_Chunk)
 class VllmClient:
     """`start`, then `submit` or `generate`, then `close`. All on one event loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, tokenizer: Tokenizer | None = None) -> None:
+        """With a `tokenizer`, servers that answer with text alone are understood too."""
         self.url = url.rstrip("/")
+        self._tokenizer = tokenizer
         self.model = ""
         """As the server calls it; set by `connect`."""
+        self.max_model_len: int | None = None
+        """If the server says; set by `connect`."""
         self._config: EngineConfig | None = None
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -93,6 +104,7 @@ class VllmClient:
         if not models.data:
             raise EngineError(f"the server at {self.url} serves no model")
         self.model = models.data[0].id
+        self.max_model_len = models.data[0].max_model_len
 
     def limit(self, config: EngineConfig) -> None:
         """The engine's limits, once they are known."""
@@ -201,7 +213,7 @@ class VllmClient:
                 if chunk.error is not None:
                     raise EngineError(f"the engine failed: {chunk.error.message}")
                 for choice in chunk.choices:
-                    tokens = tuple(choice.token_ids or ())
+                    tokens = tuple(choice.token_ids or self._pieces(choice.text))
                     count += len(tokens)
                     if choice.finish_reason is not None:
                         if choice.finish_reason not in _FINISH:
@@ -210,20 +222,22 @@ class VllmClient:
                     elif tokens:
                         self._sinks[request_id](request_id, EngineOutput(tokens))
                 if chunk.usage is not None and finish is not None:
-                    return _last(held, finish, count, chunk.usage)
+                    if chunk.usage.completion_tokens != count and self._tokenizer is None:
+                        raise EngineError(
+                            f"the engine counted {chunk.usage.completion_tokens} output tokens, {count} arrived"
+                        )
+                    return EngineOutput(held, finish, chunk.usage.cached_tokens)
+        if finish is not None and self._tokenizer is not None:
+            return EngineOutput(held, finish)
         raise EngineError(f"{self.url} ended the stream without a reason after {count} tokens")
+
+    def _pieces(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text) if self._tokenizer is not None and text else []
 
     def _deliver_last(self, request_id: str, output: EngineOutput | EngineError) -> None:
         # Cancelled tasks do not come here: the abort has said its last word.
         if self._tasks.pop(request_id, None) is not None:
             self._sinks.pop(request_id)(request_id, output)
-
-
-def _last(tokens: tuple[int, ...], finish: FinishReason, count: int, usage: _Usage) -> EngineOutput:
-    if usage.completion_tokens != count:
-        raise EngineError(f"the engine counted {usage.completion_tokens} output tokens, {count} arrived")
-    details = usage.prompt_tokens_details
-    return EngineOutput(tokens, finish, (details.cached_tokens or 0) if details is not None else 0)
 
 
 def _refusal(status: int, body: bytes, url: str) -> EngineError:

@@ -21,7 +21,7 @@ from engine_adapters.base import (
     EngineRequest,
     RequestRefused,
 )
-from engine_adapters.registry import UnknownEngineError, adapter_names, client_and_probe
+from engine_adapters.registry import UnknownEngineError, client_and_probe
 from predictor.core.mirror import Applied, NodeMirror
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceSnapshot
@@ -59,10 +59,11 @@ def vllm_options() -> EngineOptions:
 
 
 OPTIONS: dict[str, Callable[[], EngineOptions]] = {"emulated": emulated_options, "vllm": vllm_options}
-"""How to build each adapter; one that needs something absent here skips."""
+"""How to build each adapter; one that needs something absent here skips. `openai_metrics` promises less: see
+tests/unit/engine_adapters/test_openai_metrics.py and tests/vllm."""
 
 
-@pytest.fixture(params=adapter_names())
+@pytest.fixture(params=list(OPTIONS))
 async def adapter(request: pytest.FixtureRequest) -> AsyncIterator[tuple[EngineClient, EngineProbe]]:
     client, probe = client_and_probe(request.param, OPTIONS[request.param]())
     await client.start()

@@ -4,7 +4,8 @@
     python -m tests.vllm.overhead_driver --running 256 --steps 2000 [--prefix-cache]
 
 The scheduler is vLLM's own; between planning and taking in the output the thread sleeps as if a device computed.
-Prints one JSON object; times in microseconds of the thread's CPU. `hooks` is the time spent in our code, `step` that of vLLM and us.
+Prints one JSON object; times in microseconds of the thread's CPU: `hooks` in our code,
+`step` in all of vLLM and us.
 """
 
 from __future__ import annotations

@@ -1,0 +1,280 @@
+"""Forecasts against what happened, on real vLLM servers with emulated devices, and the same run simulated.
+
+    python -m bench.vllm_checks.forecast_error --python .venv-vllm/bin/python
+
+Starts the servers, a daemon beside each and a gateway; sends ShareGPT requests with known lengths at shares of the
+cluster's capacity; asks the gateway afterwards what was forecast for each request at its dispatch and what came of it.
+Capacity is what the simulated cluster completes per second when all requests wait from the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from bench.datasets import DatasetSpec
+from bench.local_cluster import ClusterSpec, LocalCluster
+from bench.replay import ReplayPlan
+from bench.replay_session import connected
+from bench.simcluster import SimCluster
+from bench.simulate import ClusterShape
+from bench.vllm_checks.server import Server, emulated_server
+from bench.workload.item import WorkloadItem
+from bench.workload_source import WorkloadSource, WorkloadSpec, load_source
+from gateway.core.router import RouterConfig
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """One request: forecast (median, 90th percentile) and what happened, in seconds."""
+
+    p50_s: float
+    p90_s: float
+    actual_s: float
+
+    @property
+    def error(self) -> float:
+        """Relative to what happened."""
+        return abs(self.p50_s - self.actual_s) / self.actual_s
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One run in numbers; errors are shares of what happened."""
+
+    world: str
+    policy: str
+    load: float
+    rate_per_s: float
+    requests: int
+    forecasts: int
+    mean_ttft_s: float
+    p99_ttft_s: float
+    mean_e2e_s: float
+    ttft_error_p50: float | None = None
+    ttft_error_p90: float | None = None
+    e2e_error_p50: float | None = None
+    e2e_error_p90: float | None = None
+    e2e_bias: float | None = None
+    """Median of (forecast - actual) / actual."""
+    e2e_under_p90: float | None = None
+    """Share of actuals at or below the p90 forecast."""
+
+
+def row_of(
+    world: str,
+    policy: str,
+    load: float,
+    rate: float,
+    times: Sequence[tuple[float, float]],
+    pairs: dict[str, list[Pair]],
+) -> Row:
+    """`times` are (TTFT, E2E) of all requests."""
+    ttft, e2e = sorted(t for t, _ in times), [e for _, e in times]
+    found: dict[str, Any] = {}
+    for name, of in pairs.items():
+        if of:
+            errors = sorted(p.error for p in of)
+            found[f"{name}_error_p50"] = statistics.median(errors)
+            found[f"{name}_error_p90"] = errors[min(len(errors) - 1, int(0.9 * len(errors)))]
+    if pairs["e2e"]:
+        found["e2e_bias"] = statistics.median((p.p50_s - p.actual_s) / p.actual_s for p in pairs["e2e"])
+        found["e2e_under_p90"] = sum(p.actual_s <= p.p90_s for p in pairs["e2e"]) / len(pairs["e2e"])
+    return Row(
+        world=world,
+        policy=policy,
+        load=load,
+        rate_per_s=rate,
+        requests=len(times),
+        forecasts=len(pairs["e2e"]),
+        mean_ttft_s=statistics.fmean(ttft),
+        p99_ttft_s=ttft[min(len(ttft) - 1, int(0.99 * len(ttft)))],
+        mean_e2e_s=statistics.fmean(e2e),
+        **found,
+    )
+
+
+def simulated(shape: ClusterShape, items: Sequence[WorkloadItem], policy: str, load: float, rate: float) -> Row:
+    """The same requests on the simulated cluster."""
+    cluster = SimCluster(shape.specs(), RouterConfig(policy=policy, seed=0))
+    results = cluster.run(items).results
+    pairs: dict[str, list[Pair]] = {"ttft": [], "e2e": []}
+    for result in results:
+        explained = cluster.router.explain(result.request_id)
+        if explained is None or not explained.decisions or result.ttft_s is None or result.e2e_s is None:
+            continue
+        decision = explained.decisions[-1]
+        forecast = next((s.forecast for s in decision.scores if s.node_id == decision.node_id), None)
+        if forecast is not None:
+            began = decision.decision_s
+            pairs["ttft"].append(Pair(forecast.ttft_s.p50, forecast.ttft_s.p90, result.ttft_s - began))
+            pairs["e2e"].append(Pair(forecast.e2e_s.p50, forecast.e2e_s.p90, result.e2e_s - began))
+    times = [(r.ttft_s, r.e2e_s) for r in results if r.ttft_s is not None and r.e2e_s is not None]
+    return row_of("simulated", policy, load, rate, times, pairs)
+
+
+def capacity(shape: ClusterShape, items: Sequence[WorkloadItem]) -> float:
+    """Requests per second of the simulated cluster when all are there at once."""
+    at_once = [msgspec.structs.replace(item, arrival_s=0.0) for item in items]
+    found = SimCluster(shape.specs(), RouterConfig(policy="min_total_unprocessed_tokens", seed=0)).run(at_once)
+    return found.summary().throughput_requests_per_s
+
+
+async def live(address: str, items: Sequence[WorkloadItem], policy: str, load: float, rate: float) -> Row:
+    """The same requests on the live cluster; waits between asking so that the gateway is not disturbed."""
+    run_id = f"{policy}-{load:g}"
+    async with connected(address) as session:
+        done = await session.run(ReplayPlan(items=items, run_id=run_id, timeout_s=300.0), policy=policy)
+        pairs: dict[str, list[Pair]] = {"ttft": [], "e2e": []}
+        times: list[tuple[float, float]] = []
+        for result in done.results:
+            if result.ttft_s is None or result.e2e_s is None:
+                click.echo(f"  {result.request_id}: {result.outcome.value} {result.detail}", err=True)
+                continue
+            times.append((result.ttft_s, result.e2e_s))
+            request = pb.ExplainRequest(request_id=f"{run_id}-{result.request_id}")
+            explained = await session._stub.Explain(request, timeout=10.0)
+            decision, actual = explained.decisions[-1], explained.actual
+            scored = next(
+                (s for s in decision.scores if s.node_id == decision.node_id and s.HasField("forecast")), None
+            )
+            if scored is not None:
+                forecast, began = scored.forecast, decision.decision_s
+                pairs["ttft"].append(Pair(forecast.ttft_s.p50, forecast.ttft_s.p90, actual.ttft_s - began))
+                pairs["e2e"].append(Pair(forecast.e2e_s.p50, forecast.e2e_s.p90, actual.e2e_s - began))
+    return row_of("live vLLM", policy, load, rate, times, pairs)
+
+
+def servers_of(python: str, shape: ClusterShape, folder: Path, *, extra: Sequence[str], noise: float) -> list[Server]:
+    options = {
+        "profile": shape.profile,
+        "tokenizer": "bytes",
+        "max_num_seqs": shape.max_num_seqs,
+        "max_num_batched_tokens": shape.max_num_batched_tokens,
+        "num_blocks": shape.num_blocks,
+        "max_model_len": shape.max_model_len_tokens,
+        "noise": noise,
+    }
+    return [emulated_server(python, folder, *extra, **options) for _ in range(shape.nodes)]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = [
+        "| world | policy | load | TTFT mean / P99 s | E2E mean s | TTFT error P50 / P90 | E2E error P50 / P90 | bias "
+        "| under p90 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f} %"
+
+    for r in rows:
+        cells = [
+            r.world,
+            r.policy,
+            f"{100 * r.load:.0f} % ({r.rate_per_s:.2f}/s)",
+            f"{r.mean_ttft_s:.2f} / {r.p99_ttft_s:.2f}",
+            f"{r.mean_e2e_s:.2f}",
+            f"{share(r.ttft_error_p50)} / {share(r.ttft_error_p90)}",
+            f"{share(r.e2e_error_p50)} / {share(r.e2e_error_p90)}",
+            share(r.e2e_bias),
+            share(r.e2e_under_p90),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--python", default=lambda: os.environ.get("ASTROLABE_VLLM_PYTHON", ".venv-vllm/bin/python"))
+@click.option("--nodes", default=3, show_default=True)
+@click.option("--requests", default=300, show_default=True)
+@click.option("--load", "loads", multiple=True, type=float, default=(0.5, 0.8, 0.95), show_default=True)
+@click.option("--policy", "policies", multiple=True, default=("min_total_latency",), show_default=True)
+@click.option("--noise", default=0.0, show_default=True, help="Spread of the device's steps.")
+@click.option("--sync", is_flag=True, help="Servers without asynchronous scheduling.")
+@click.option("--only-simulate", is_flag=True)
+@click.option("--output", type=click.Path(path_type=Path), default=None, help="JSON file.")
+def main(
+    python: str,
+    nodes: int,
+    requests: int,
+    loads: Sequence[float],
+    policies: Sequence[str],
+    noise: float,
+    sync: bool,
+    only_simulate: bool,
+    output: Path | None,
+) -> None:
+    """Print the table of forecast errors, live beside simulated."""
+    shape = ClusterShape(nodes=nodes)
+    source = load_source(WorkloadSpec(dataset=DatasetSpec(name="sharegpt"), requests=requests))
+    source.keep_fitting(2048)
+    limit = capacity(shape, with_ids_only(source, 1.0, requests))
+    click.echo(f"capacity of {nodes} simulated nodes: {limit:.2f} requests/s", err=True)
+    rows: list[Row] = []
+    jobs = [(p, load, with_ids_only(source, load * limit, requests)) for p in policies for load in loads]
+    for policy, load, items in jobs:
+        rows.append(simulated(shape, items, policy, load, load * limit))
+        click.echo(table(rows[-1:]).splitlines()[-1], err=True)
+    if not only_simulate:
+        rows += _live_rows(python, shape, jobs, limit, noise=noise, extra=["--no-async-scheduling"] if sync else [])
+    click.echo(table(rows))
+    if output is not None:
+        output.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+
+
+def with_ids_only(source: WorkloadSource, rate: float, requests: int) -> list[WorkloadItem]:
+    """Prompts as made-up token ids of the right number: the emulated servers have no vocabulary for texts."""
+    items = source.workload(rate_per_s=rate, seed=0)[:requests]
+    return [msgspec.structs.replace(item, prompt="") for item in items]
+
+
+def _live_rows(
+    python: str,
+    shape: ClusterShape,
+    jobs: Sequence[tuple[str, float, list[WorkloadItem]]],
+    limit: float,
+    *,
+    noise: float,
+    extra: Sequence[str],
+) -> list[Row]:
+    folder = Path(tempfile.mkdtemp(prefix="astrolabe-forecasts-"))
+    click.echo(f"logs: {folder}", err=True)
+    rows: list[Row] = []
+    servers = servers_of(python, shape, folder, extra=extra, noise=noise)
+    try:
+        for server in servers:
+            server.start()
+        for server in servers:
+            server.wait_ready()
+        per_node = tuple({"engine_url": server.url} for server in servers)
+        spec = ClusterSpec(
+            nodes=shape.nodes,
+            gateway_port=0,
+            first_node_port=0,
+            predictor={"engine": "vllm", "tokenizer": "bytes", "profile": shape.profile},
+            per_node=per_node,
+            gateway={"tokenizer": "bytes"},
+        )
+        with LocalCluster(spec, folder) as cluster:
+            for policy, load, items in jobs:
+                rows.append(asyncio.run(live(cluster.address, items, policy, load, load * limit)))
+                click.echo(table(rows[-1:]).splitlines()[-1], err=True)
+                click.echo(json.dumps({"load_average": os.getloadavg()}), err=True)
+    finally:
+        for server in servers:
+            server.stop()
+    return rows
+
+
+if __name__ == "__main__":
+    main()

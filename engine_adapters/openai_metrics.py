@@ -1,0 +1,142 @@
+"""Any OpenAI-compatible server with Prometheus metrics: requests over its API, state from its counts and our account.
+
+Less is known than from a trace: forecasts are `approximate`, and other people's requests are guesses. Servers that
+answer with text only are read through the tokenizer: token counts follow its pieces, the text is exact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import aiohttp
+import msgspec
+import structlog
+
+from engine_adapters.base import Capabilities, EngineError, EngineOptions, EngineOutput, EngineRequest, OutputSink
+from engine_adapters.openai_metrics_view import Aggregates, MetricsError, OwnRequest, estimated_snapshot, read_page
+from engine_adapters.streaming import stream
+from engine_adapters.tokenizer import load_tokenizer
+from engine_adapters.vllm.client import VllmClient
+from simcore.cost.step_time import StepTimeModel
+from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.types import EngineConfig
+
+log = structlog.get_logger("engine_adapters.openai_metrics")
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+POLL_S = 0.25
+TIMEOUT_S = 2.0
+PAUSE_S = 0.5
+
+
+class OpenAiEngine:
+    """Client and probe in one."""
+
+    capabilities = Capabilities(per_request_trace=False, exact_rules=False)
+
+    def __init__(self, options: EngineOptions) -> None:
+        if options.config is None:
+            raise EngineError(
+                "an engine known by its metrics needs its limits (max_num_seqs, num_blocks, ...) configured"
+            )
+        self._url = (options.url or DEFAULT_URL).rstrip("/")
+        if not self._url.startswith(("http://", "https://")):
+            raise EngineError(f"the engine's URL must begin with http:// or https://, got {self._url!r}")
+        self._limits = options.config
+        self._wait_s = options.wait_s
+        self._wanted_model = options.model
+        self._client = VllmClient(self._url, tokenizer=load_tokenizer(options.tokenizer))
+        self._config: EngineConfig | None = None
+        self._own: dict[str, OwnRequest] = {}
+        self._seq = 0
+
+    async def start(self) -> None:
+        """Waits for the server. Raises EngineError after `wait_s`."""
+        end_s = time.monotonic() + self._wait_s
+        while True:
+            try:
+                await self._client.connect()
+                async with aiohttp.ClientSession() as session:
+                    page = await self._page(session)
+                break
+            except EngineError as error:
+                if time.monotonic() >= end_s:
+                    await self._client.close()
+                    raise
+                log.info("waiting for the engine", detail=str(error))
+            await asyncio.sleep(PAUSE_S)
+        if self._wanted_model and self._wanted_model != self._client.model:
+            await self._client.close()
+            raise EngineError(
+                f"the server at {self._url} serves {self._client.model!r}, the configuration says "
+                f"{self._wanted_model!r}: correct `model` (or leave it out), or the engine's URL"
+            )
+        self._config = msgspec.structs.replace(
+            self._limits,
+            model=self._client.model,
+            engine=page.dialect,
+            max_model_len_tokens=self._client.max_model_len or self._limits.max_model_len_tokens,
+            num_blocks=page.num_blocks or self._limits.num_blocks,
+            block_size_tokens=page.block_size_tokens or self._limits.block_size_tokens,
+        )
+        self._client.limit(self._config)
+        log.warning("this engine has no trace: forecasts are approximate", url=self._url, dialect=page.dialect)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def config(self) -> EngineConfig:
+        assert self._config is not None, "the adapter is not started"
+        return self._config
+
+    def step_time(self) -> StepTimeModel | None:
+        return None
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        return stream(self, request)
+
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
+        own = OwnRequest(
+            request_id=request.request_id,
+            prompt_tokens=len(request.prompt_token_ids),
+            max_output_tokens=request.max_tokens,
+            priority=request.priority,
+            sent_s=time.monotonic(),
+        )
+
+        def accounted(request_id: str, output: EngineOutput | EngineError) -> None:
+            if isinstance(output, EngineError) or output.finish is not None:
+                self._own.pop(request_id, None)
+            else:
+                own.output_tokens += len(output.token_ids)
+            sink(request_id, output)
+
+        self._client.submit(request, accounted)
+        self._own[request.request_id] = own
+
+    async def abort(self, request_id: str) -> bool:
+        return await self._client.abort(request_id)
+
+    async def watch(self) -> AsyncGenerator[TraceSnapshot | TraceDelta, None]:
+        """A snapshot every quarter of a second."""
+        async with aiohttp.ClientSession() as session:
+            while True:
+                page = await self._page(session)
+                self._seq += 1
+                yield estimated_snapshot(page, self._own.values(), self.config(), seq=self._seq, at_s=time.monotonic())
+                await asyncio.sleep(POLL_S)
+
+    async def _page(self, session: aiohttp.ClientSession) -> Aggregates:
+        """Raises EngineError."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+            async with session.get(f"{self._url}/metrics", timeout=timeout) as answer:
+                if answer.status != 200:
+                    raise EngineError(f"{self._url}/metrics answers {answer.status} {answer.reason}")
+                return read_page(await answer.text())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineError(f"no metrics at {self._url}/metrics ({error or type(error).__name__})") from None
+        except MetricsError as error:
+            raise EngineError(f"{self._url}/metrics: {error}") from None

@@ -23,7 +23,7 @@ from length_model.baseline import kaplan_meier
 from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
 from length_model.encoder import EncoderModel, stored_arrays
 from length_model.encoder_input import SpecialIds, padded, token_ids
-from length_model.features import FEATURES_VERSION, dense
+from length_model.features import DENSE_FEATURES, FEATURES_VERSION, dense
 from length_model.query import LengthSample
 from length_model.recalibration import KNOTS, knots_from_pits, pits
 from length_model.scoring import crps
@@ -91,6 +91,23 @@ def survival_loss(
     return per_bucket.sum(1).mean()
 
 
+def build(recipe: EncoderRecipe, training: Sequence[LengthSample]) -> tuple[LengthEncoder, Tokenizer, SpecialIds]:
+    """The network before training, its lowest layers frozen, its head at everybody's hazards; and its tokenizer."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.encoder, use_fast=True).backend_tokenizer
+    tokenizer.no_padding()  # files of sentence encoders come with both switched on
+    tokenizer.no_truncation()
+    config = AutoConfig.from_pretrained(recipe.encoder)
+    if getattr(config, "hidden_act", "") == "gelu":
+        config.hidden_act = "gelu_pytorch_tanh"  # the form that needs no erf at inference
+    body = AutoModel.from_pretrained(recipe.encoder, config=config, add_pooling_layer=False)
+    _freeze(body, recipe.frozen_layers)
+    bias = hazard_logits(log_edges(), training)
+    width = int(config.hidden_size)
+    model = LengthEncoder(body, width=width, numbers=len(DENSE_FEATURES), recipe=recipe, bias=bias)
+    return model, tokenizer, special_ids(tokenizer)
+
+
 def train(
     training: Sequence[LengthSample],
     calibration: Sequence[LengthSample],
@@ -104,27 +121,11 @@ def train(
     """
     if not training or not calibration:
         raise ValueError("training needs samples on both the train and the calibration side")
-    torch.manual_seed(recipe.seed)
     edges = log_edges()
-    tokenizer = AutoTokenizer.from_pretrained(recipe.encoder, use_fast=True).backend_tokenizer
-    tokenizer.no_padding()  # files of sentence encoders come with both switched on
-    tokenizer.no_truncation()
-    config = AutoConfig.from_pretrained(recipe.encoder)
-    if getattr(config, "hidden_act", "") == "gelu":
-        config.hidden_act = "gelu_pytorch_tanh"  # the form that needs no erf at inference
-    body = AutoModel.from_pretrained(recipe.encoder, config=config, add_pooling_layer=False)
-    special = special_ids(tokenizer)
-    _freeze(body, recipe.frozen_layers)
-
+    model, tokenizer, special = build(recipe, training)
+    config, body = model.body.config, model.body
     numbers = np.stack([dense(s.query) for s in training])
     mean, spread = numbers.mean(axis=0), numbers.std(axis=0) + 1e-6
-    model = LengthEncoder(
-        body,
-        width=int(config.hidden_size),
-        numbers=numbers.shape[1],
-        recipe=recipe,
-        bias=hazard_logits(edges, training),
-    )
     rows = [token_ids(tokenizer, special, s.query) for s in training]
     inputs = _Inputs(rows, (numbers - mean) / spread, training, special.pad, edges)
     held_rows = [token_ids(tokenizer, special, s.query) for s in calibration]

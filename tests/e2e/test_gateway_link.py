@@ -241,6 +241,37 @@ async def test_a_placement_is_reserved_on_its_node(node: ScriptedNode) -> None:
         assert (reserved.candidate.request_id, reserved.candidate.prompt_tokens) == ("p1", 7)
 
 
+async def test_when_every_forecast_fails_the_fallback_places(node: ScriptedNode) -> None:
+    def refuse(frame: predict_pb.GatewayFrame) -> None:
+        answers = [predict_pb.Answer(ask_id=a.ask_id, error="no trace yet") for a in frame.asks]
+        if answers:
+            node.say(predict_pb.NodeFrame(answers=answers))
+
+    node.on_frame = refuse
+    async with running(node.address, policy="min_total_latency") as (gateway, stub):
+        await until(lambda: status(gateway, "n") == "up")
+        call = stub.Generate(ask(request_id="r1"))
+        await dispatched(node)
+        node.say(part("r1", b"x", Outcome.STOP))
+        assert (await call.read()).text == "x"
+        (decision,) = (await stub.Explain(pb.ExplainRequest(request_id="r1"))).decisions
+        assert decision.policy == "least_requests"
+        assert "no trace yet" in decision.reason
+
+
+async def test_late_forecasts_are_not_waited_for(node: ScriptedNode) -> None:
+    async with running(node.address, policy="min_total_latency", forecast_timeout_ms=30.0) as (gateway, stub):
+        await until(lambda: status(gateway, "n") == "up")
+        call = stub.Generate(ask(request_id="r1"))
+        await dispatched(node)
+        node.say(part("r1", b"x", Outcome.STOP))
+        assert (await call.read()).text == "x"
+        (decision,) = (await stub.Explain(pb.ExplainRequest(request_id="r1"))).decisions
+        assert decision.policy == "least_requests"
+        assert decision.decision_s >= 0.03
+        assert "0.03 s" in decision.reason
+
+
 async def test_two_nodes_of_one_name_are_told_apart(node: ScriptedNode) -> None:
     twin = ScriptedNode("n")
     await twin.start()

@@ -1,0 +1,104 @@
+"""Decision time and memory of a real cluster on this machine: emulated nodes, a gateway and an open-loop client.
+
+    python -m bench.micro.decision --nodes 12 --rate 100 --policy min_total_latency
+
+Decision time is what the gateway reports per request: arrival at the gateway to placement, forecasts fetched. Answers
+are short (`--output-tokens`), so that it is the decisions and not the streaming that load the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from bench.local_cluster import ClusterSpec, LocalCluster
+from bench.replay import ReplayPlan
+from bench.replay_session import Finished, connected
+from bench.workload.arrivals import arrivals_s
+from bench.workload.item import WorkloadItem
+
+
+def items(*, rate: float, seconds: float, prompt_tokens: int, output_tokens: int, seed: int) -> list[WorkloadItem]:
+    """Poisson arrivals of equal requests."""
+    rng = np.random.default_rng(seed)
+    times = arrivals_s(rng, kind="poisson", count=int(rate * seconds), rate_per_s=rate)
+    return [
+        WorkloadItem(
+            request_id=f"r{i}", arrival_s=float(at_s), prompt_tokens=prompt_tokens, output_tokens=output_tokens
+        )
+        for i, at_s in enumerate(times)
+    ]
+
+
+async def run(address: str, plan: ReplayPlan, policy: str) -> Finished:
+    async with connected(address) as session:
+        return await session.run(plan, policy=policy)
+
+
+def resident_mb(pid: int) -> float:
+    return float(psutil.Process(pid).memory_info().rss) / 2**20
+
+
+def cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def main() -> None:
+    """Prints machine, command, offered and achieved rate, decision percentiles, CPU and memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=12)
+    parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--policy", action="append", help="may be repeated")
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--output-tokens", type=int, default=8)
+    parser.add_argument("--time-scale", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    policies = options.policy or ["least_requests", "min_total_latency"]
+    given = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in vars(options).items() if k != "policy")
+    print(f"python -m bench.micro.decision {given} {' '.join(f'--policy {p}' for p in policies)}")
+    print(
+        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    work = items(
+        rate=options.rate,
+        seconds=options.seconds,
+        prompt_tokens=options.prompt_tokens,
+        output_tokens=options.output_tokens,
+        seed=options.seed,
+    )
+    spec = ClusterSpec(
+        nodes=options.nodes,
+        gateway_port=0,
+        first_node_port=0,
+        predictor={"profile": "a30/llama-2-7b", "time_scale": options.time_scale, "max_num_seqs": 48},
+    )
+    with tempfile.TemporaryDirectory() as folder, LocalCluster(spec, Path(folder)) as cluster:
+        gateway = cluster.gateway.pid
+        for policy in policies:
+            plan = ReplayPlan(items=work, run_id=policy, seed=options.seed)
+            before_s = cpu_s(gateway)
+            done = asyncio.run(run(cluster.address, plan, policy))
+            used_s = cpu_s(gateway) - before_s
+            decided_ms = np.array([r.decision_s for r in done.results if r.decision_s is not None]) * 1e3
+            p50, p90, p99 = np.quantile(decided_ms, [0.5, 0.9, 0.99])
+            s = done.summary
+            print(
+                f"  {policy:26s} offered {s.offered_rate_per_s:6.1f}/s achieved {s.achieved_rate_per_s:6.1f}/s  "
+                f"decision p50 {p50:5.2f} p90 {p90:5.2f} p99 {p99:5.2f} ms  "
+                f"gateway CPU {used_s / len(work) * 1e6:5.0f} µs/request"
+            )
+        nodes_mb = [resident_mb(node.pid) for node in cluster.nodes]
+        print(f"  resident: gateway {resident_mb(gateway):.0f} MB, predictor at most {max(nodes_mb):.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

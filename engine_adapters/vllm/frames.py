@@ -179,6 +179,8 @@ class Reader:
     def __init__(self) -> None:
         self.hello: Hello | None = None
         self._ids: dict[int, str] = {}
+        self._seq: int | None = None
+        """Of the last record; None when one was lost since the snapshot."""
 
     def read(self, record: ToReader) -> TraceSnapshot | TraceDelta | PrefixCache | None:
         """The trace record in a frame; None for Hello. Raises FrameError if it does not fit what came before."""
@@ -201,6 +203,7 @@ class Reader:
     def _snapshot(self, record: Snapshot) -> TraceSnapshot:
         assert self.hello is not None
         self._ids = {r.key: r.request_id for r in (*record.running, *record.waiting)}
+        self._seq = record.seq
         return TraceSnapshot(
             seq=record.seq,
             at_s=record.at_s,
@@ -212,6 +215,13 @@ class Reader:
         )
 
     def _delta(self, record: Delta) -> TraceDelta:
+        if self._seq is None or record.seq != self._seq + 1:
+            # What it names may have arrived in what was lost. Its number says all that the reader needs.
+            self._seq = None
+            return TraceDelta(
+                seq=record.seq, start_s=record.start_s, duration_s=record.duration_s, free_blocks=record.free_blocks
+            )
+        self._seq = record.seq
         ids = self._ids
         aborted = tuple([ids.pop(k) for k in record.aborted])
         for row in record.arrived:

@@ -304,7 +304,7 @@ async def test_a_watcher_that_does_not_read_loses_deltas_and_never_blocks(
 ) -> None:
     client, probe = adapter
     if not isinstance(client, emulated.EmulatedEngine):
-        pytest.skip("the socket holds more than this test writes; tests/unit/engine_adapters/test_vllm_publisher.py")
+        pytest.skip("the socket holds more than this test writes; tests/e2e/test_vllm_trace_socket.py")
     monkeypatch.setattr(emulated, "WATCH_BUFFER_DELTAS", 8)
     trace = probe.watch()
     first = await anext(trace)

@@ -35,6 +35,7 @@ DELTA = Delta(
     90,
     (15, 12.5, 2, 1, 11),
 )
+ODD = Delta(8, 1.5, 0.25, (), (77,), (), b"", (), (), 90, (0, 0.0, 0, 0, 0))
 
 
 def read_stream(data: bytes) -> list[object]:
@@ -80,11 +81,19 @@ def test_a_plain_decode_of_256_requests_is_compact() -> None:
     assert len(frames.frame(delta)) < 4 * 256 + 100
 
 
+def test_after_a_lost_delta_the_next_ones_show_the_gap_and_name_nobody() -> None:
+    later = Delta(9, 2.0, 0.25, (), (77,), (), b"", (), (), 80, (0, 0.0, 0, 0, 0))
+    stream = b"".join(frames.frame(r) for r in (HELLO, SNAPSHOT, later))
+    delta = read_stream(stream)[-1]
+    assert isinstance(delta, TraceDelta)
+    assert (delta.seq, delta.aborted) == (9, ())
+
+
 @pytest.mark.parametrize(
     ("records", "says"),
     [
         ((SNAPSHOT,), "greeting"),
-        ((HELLO, DELTA), "does not fit"),
+        ((HELLO, SNAPSHOT, ODD), "does not fit"),
         ((Hello(99, CONFIG, 1),), "schema 99"),
         ((frames.Refused("already has a daemon"),), "already has a daemon"),
     ],

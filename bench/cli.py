@@ -78,6 +78,7 @@ BENCH = LazyGroup(
         "simulate": Entry("bench.commands.simulate:simulate", "The same router over simulated nodes, in seconds."),
         "profile": Entry("bench.commands.profile:profile", "Fit and show step-time profiles."),
         "validate": Entry("bench.commands.validate:validate", "Measured vLLM runs replayed through the simulator."),
+        "calibrate": Entry("bench.commands.calibrate:calibrate", "Step times learned from a trace, from wrong priors."),
     },
     help="Measure and compare: live clusters, simulated clusters, step-time profiles.",
 )
@@ -94,7 +95,7 @@ ASTROLABE = LazyGroup(
         "explain": Entry("bench.commands.explain:explain", "Why a request went where it went, and what became of it."),
         "drain": Entry("bench.commands.drain:drain", "Take a node out of service, or back into it."),
         "length": Entry("bench.commands.length:length", "Train, judge and store length models."),
-        "bench": Entry("", "Measure and compare: replay, compare, simulate, profile, validate, demo."),
+        "bench": Entry("", "Measure and compare: replay, compare, simulate, profile, validate, calibrate, demo."),
     },
     help="""Places LLM requests on the node where a simulation of the engine's own scheduler says they do best.
 

@@ -1,4 +1,7 @@
-"""Comparisons as pictures. The only module that imports matplotlib; renders, computes nothing but positions."""
+"""Comparisons as pictures.
+
+Only this and `plots_calibration` import matplotlib; they compute nothing but positions.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ _COLOURS = {
 _MARKERS = "osD^vPX<>*h"
 _INK, _FAINT = "#222222", "#d9d9d9"
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -85,7 +88,7 @@ MEASURES = (
 def plot_comparison(path: Path, runs: Sequence[Run], *, title: str, caption: str) -> None:
     """Bars for one rate, curves over several. Creates the folder. Raises OSError."""
     several = len({run.rate_per_s for run in runs}) > 1
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         if several:
             figure = Figure(figsize=(11, 7.6), dpi=DPI, layout="constrained")
             panels = figure.subplots(2, 2)
@@ -95,13 +98,13 @@ def plot_comparison(path: Path, runs: Sequence[Run], *, title: str, caption: str
             figure = Figure(figsize=(11, 1.9 + 0.85 * policies), dpi=DPI, layout="constrained")
             panels = figure.subplots(2, 2, sharey=True)
             _bars(list(panels.flat), runs)
-        _frame(figure, title, caption)
-        _save(figure, path)
+        frame(figure, title, caption)
+        save(figure, path)
 
 
 def plot_demo(path: Path, live: Sequence[Run], simulated: Sequence[Run], *, title: str, caption: str) -> None:
     """The live comparison above, the simulated one below."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 10.4), dpi=DPI, layout="constrained")
         parts: Any = figure.subfigures(2, 1, height_ratios=[0.62, 1.0])
         above, below = parts
@@ -109,8 +112,8 @@ def plot_demo(path: Path, live: Sequence[Run], simulated: Sequence[Run], *, titl
         below.suptitle(f"Simulated: {_scene(simulated)}", x=0.01, ha="left", fontsize=11, color=_INK)
         _bars(list(above.subplots(2, 2, sharey=True).flat), live)
         _curves(below, list(below.subplots(2, 2).flat), simulated)
-        _frame(figure, title, caption)
-        _save(figure, path)
+        frame(figure, title, caption)
+        save(figure, path)
 
 
 def _scene(runs: Sequence[Run]) -> str:
@@ -206,11 +209,11 @@ def _mean(measure: Measure, runs: Sequence[Run]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _frame(figure: Figure, title: str, caption: str) -> None:
+def frame(figure: Figure, title: str, caption: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="#666666")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from length_model.distribution import mean_tokens, quantiles_tokens
+from length_model.distribution import beliefs, mean_tokens, quantiles_tokens
 from length_model.models import LengthModel
 from length_model.query import LengthQuery, LengthSample, make_query
 from length_model.sample_files import SampleError
@@ -17,40 +17,50 @@ Statistic = Literal["median", "mean", "p90"]
 _BATCH = 256
 
 
-def predicted_tokens(model: LengthModel, queries: Sequence[LengthQuery], statistic: Statistic) -> list[int]:
-    """One length per query, at least 1."""
-    found: list[int] = []
+Tag = dict[str, Any]
+"""`predicted_output_tokens`, and `predicted_atoms_tokens` when the whole belief is wanted."""
+
+
+def tags(model: LengthModel, queries: Sequence[LengthQuery], statistic: Statistic, *, belief: bool) -> list[Tag]:
+    """One per query; lengths are at least 1."""
+    found: list[Tag] = []
     for start in range(0, len(queries), _BATCH):
         pmf = model.pmf(queries[start : start + _BATCH])
         if statistic == "mean":
             values = mean_tokens(model.edges, pmf).round().astype(int)
         else:
             values = quantiles_tokens(model.edges, pmf, (0.5 if statistic == "median" else 0.9,))[:, 0]
-        found += [max(1, int(v)) for v in values]
+        new: list[Tag] = [{"predicted_output_tokens": max(1, int(v))} for v in values]
+        if belief:
+            for tag, atoms in zip(new, beliefs(model.edges, pmf), strict=True):
+                tag["predicted_atoms_tokens"] = atoms.atoms_tokens
+        found += new
     return found
 
 
-def tag_samples(model: LengthModel, samples: Sequence[LengthSample], output: Path, statistic: Statistic) -> int:
+def tag_samples(
+    model: LengthModel, samples: Sequence[LengthSample], output: Path, statistic: Statistic, *, belief: bool
+) -> int:
     """A workload out of samples: text, true and predicted length. Returns how many."""
     finished = [s for s in samples if not s.censored and s.query.prompt]
-    tags = predicted_tokens(model, [s.query for s in finished], statistic)
+    made = tags(model, [s.query for s in finished], statistic, belief=belief)
     _write(
         output,
         (
             {
                 "workload": s.query.prompt,
                 "output_tokens": s.output_tokens,
-                "predicted_output_tokens": tag,
                 "session": s.group,
+                **tag,
             }
-            for s, tag in zip(finished, tags, strict=True)
+            for s, tag in zip(finished, made, strict=True)
         ),
     )
     return len(finished)
 
 
-def tag_workload(model: LengthModel, workload: Path, output: Path, statistic: Statistic) -> int:
-    """Every line of a bench workload with `predicted_output_tokens` added; lines without text get the model's answer
+def tag_workload(model: LengthModel, workload: Path, output: Path, statistic: Statistic, *, belief: bool) -> int:
+    """Every line of a bench workload with its tag added; lines without text get the model's answer
     to an empty prompt. Returns how many. Raises SampleError naming the line that is no JSON object."""
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(workload.read_bytes().splitlines(), start=1):
@@ -62,8 +72,8 @@ def tag_workload(model: LengthModel, workload: Path, output: Path, statistic: St
     if not rows:
         raise SampleError(f"{workload}: no rows")
     queries = [make_query(str(row.get("workload") or row.get("prompt") or "")) for row in rows]
-    for row, tag in zip(rows, predicted_tokens(model, queries, statistic), strict=True):
-        row["predicted_output_tokens"] = tag
+    for row, tag in zip(rows, tags(model, queries, statistic, belief=belief), strict=True):
+        row.update(tag)
     _write(output, iter(rows))
     return len(rows)
 

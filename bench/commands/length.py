@@ -279,8 +279,11 @@ def evaluate(
 @click.option("--samples", type=_file, help="Sample file instead: only its held-out side is tagged.")
 @click.option("--side", type=click.Choice(["test", "calibration", "train"]), default="test", show_default=True)
 @click.option("--statistic", type=click.Choice(["median", "mean", "p90"]), default="median", show_default=True)
+@click.option("--belief", is_flag=True, help="Write the whole belief too (`predicted_atoms_tokens`); bench prefers it.")
 @click.option("--output", type=_file, required=True, help="JSON lines to write.")
-def tag(name: str, workload: Path | None, samples: Path | None, side: Any, statistic: Any, output: Path) -> None:
+def tag(
+    name: str, workload: Path | None, samples: Path | None, side: Any, statistic: Any, belief: bool, output: Path
+) -> None:
     """Write predicted answer lengths into a workload for `bench` (`predicted_output_tokens`)."""
     from bench.length_tagging import tag_samples, tag_workload
     from length_model.models import load_model
@@ -292,10 +295,10 @@ def tag(name: str, workload: Path | None, samples: Path | None, side: Any, stati
         model = load_model(name)
         if samples is not None:
             data, manifest = _read(samples)
-            count = tag_samples(model, samples_of(data, manifest, side), output, statistic)
+            count = tag_samples(model, samples_of(data, manifest, side), output, statistic, belief=belief)
         else:
             assert workload is not None
-            count = tag_workload(model, workload, output, statistic)
+            count = tag_workload(model, workload, output, statistic, belief=belief)
     click.echo(f"{count:,} requests tagged with the {statistic} of {name}: {output}")
 
 

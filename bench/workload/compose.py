@@ -75,6 +75,7 @@ def _items(rows: Sequence[DataRow], times_s: NDArray[np.float64]) -> list[Worklo
             output_tokens=row.output_tokens,
             prompt=row.prompt,
             predicted_output_tokens=row.predicted_output_tokens,
+            predicted_atoms_tokens=row.predicted_atoms_tokens,
             session=row.session,
         )
         for index, (row, at_s) in enumerate(zip(rows, times_s, strict=True))

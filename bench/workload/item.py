@@ -23,6 +23,8 @@ class DataRow(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str = ""
     """Empty when the data set holds lengths only."""
     predicted_output_tokens: int | None = None
+    predicted_atoms_tokens: tuple[int, ...] = ()
+    """Equally likely lengths, ascending, when the prediction is a distribution; else empty."""
     session: str = ""
     arrival_s: float | None = None
     """Seconds since the data set's own beginning; None when it has no arrivals."""
@@ -39,6 +41,8 @@ class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str = ""
     """Text when the data set has it; else token ids are made up (`bench.workload.synthetic`)."""
     predicted_output_tokens: int | None = None
+    predicted_atoms_tokens: tuple[int, ...] = ()
+    """As in `DataRow`; goes before `predicted_output_tokens`."""
     session: str = ""
     priority: int = 0
 
@@ -53,6 +57,8 @@ def belief_of(item: WorkloadItem, lengths: LengthKnowledge) -> LengthBelief | No
         return None
     if lengths == "known":
         return known(item.output_tokens)
+    if item.predicted_atoms_tokens:
+        return LengthBelief(item.predicted_atoms_tokens)
     if item.predicted_output_tokens is None:
         raise ValueError(
             f"request {item.request_id}: the data set has no predicted length; "

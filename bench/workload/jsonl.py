@@ -1,6 +1,7 @@
 """JSON lines: `{"workload": "text"}` or `{"prompt_tokens": n, "output_tokens": m}`, mixed as you like. Pure.
 
-Optional keys in both: `output_tokens`, `predicted_output_tokens`, `arrival_s`, `session`.
+Optional keys in both: `output_tokens`, `predicted_output_tokens`, `predicted_atoms_tokens` (equally likely lengths,
+ascending), `arrival_s`, `session`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     predicted_output_tokens: int | None = None
+    predicted_atoms_tokens: tuple[int, ...] = ()
     arrival_s: float | None = None
     session: str = ""
 
@@ -67,14 +69,17 @@ def _row(
     if line.workload is None and line.output_tokens is None:
         raise DatasetError(source, "`prompt_tokens` without `output_tokens`", row=number, mend=_EXPECTED)
     output_tokens = default_output_tokens if line.output_tokens is None else line.output_tokens
-    predicted = line.predicted_output_tokens
-    if output_tokens < 1 or (predicted is not None and predicted < 1):
+    predicted, atoms = line.predicted_output_tokens, line.predicted_atoms_tokens
+    if atoms != tuple(sorted(atoms)):
+        raise DatasetError(source, "`predicted_atoms_tokens` do not ascend", row=number, mend="Sort them.")
+    if output_tokens < 1 or (predicted is not None and predicted < 1) or (atoms and atoms[0] < 1):
         raise DatasetError(source, "an output length below 1 token", row=number, mend="It must be >= 1.")
     return DataRow(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         prompt=line.workload or "",
         predicted_output_tokens=predicted,
+        predicted_atoms_tokens=atoms,
         session=line.session,
         arrival_s=line.arrival_s,
     )

@@ -9,9 +9,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bench.commands.length import length
+from bench.workload.dataset_error import DatasetError
+from bench.workload.item import WorkloadItem, belief_of
 from bench.workload.jsonl import parse_jsonl
 from length_model.models import load_model
 from length_model.sample_files import manifest_path, read_manifest, read_samples
+from simcore.types import LengthBelief
 from tests.helpers.length_samples import made_samples
 
 TINY = ("--set", "hash_buckets=256", "--set", "width=4", "--set", "hidden=8")
@@ -74,11 +77,15 @@ def test_train_judge_and_tag(samples: Path, tmp_path: Path) -> None:
     assert people.exit_code == 0, people.output
     assert "published" in people.output
 
-    assert run("tag", "--model", model, "--samples", samples, "--output", tagged).exit_code == 0
+    assert run("tag", "--model", model, "--samples", samples, "--belief", "--output", tagged).exit_code == 0
     with tagged.open() as lines:
         rows = parse_jsonl(lines, "tagged", count_tokens=len, default_output_tokens=1).rows
     assert len(rows) == ours["overall"]["count"]
-    assert all(r.predicted_output_tokens is not None and r.predicted_output_tokens >= 1 for r in rows)
+    for row in rows:
+        atoms = row.predicted_atoms_tokens
+        assert len(atoms) == 20
+        assert row.predicted_output_tokens is not None
+        assert atoms[8] <= row.predicted_output_tokens <= atoms[11]
 
 
 def test_tags_are_added_to_any_workload(tmp_path: Path) -> None:
@@ -150,3 +157,23 @@ def test_a_split_of_another_file_is_refused(samples: Path) -> None:
     result = run("eval", "constant", "--samples", samples)
     assert result.exit_code == 1
     assert "belongs to another sample file" in result.output
+
+
+def test_bench_takes_the_whole_belief_before_the_point() -> None:
+    item = WorkloadItem(
+        request_id="r",
+        arrival_s=0.0,
+        prompt_tokens=1,
+        output_tokens=5,
+        predicted_output_tokens=50,
+        predicted_atoms_tokens=(10, 90),
+    )
+    assert belief_of(item, "predicted") == LengthBelief((10, 90))
+    assert belief_of(item, "known") == LengthBelief((5,))
+
+
+@pytest.mark.parametrize("atoms", ["[9, 3]", "[0, 3]"])
+def test_bench_refuses_a_belief_that_is_none(atoms: str) -> None:
+    line = f'{{"prompt_tokens": 3, "output_tokens": 4, "predicted_atoms_tokens": {atoms}}}'
+    with pytest.raises(DatasetError, match="row 1"):
+        parse_jsonl([line], "f", count_tokens=len, default_output_tokens=1)

@@ -14,7 +14,7 @@ from simcore.types import EngineConfig, LengthBelief
 class BeliefTable:
     """One row per request: `atoms[row]` = (number of atoms, longest output, atoms ascending...), `strata[row]`.
 
-    A row is kept while its request comes back with the same belief object, so that asking again costs a look-up.
+    A row is kept while its request comes back with the same belief, so that asking again costs a look-up.
     """
 
     def __init__(self, config: EngineConfig, scenarios: int) -> None:

@@ -87,7 +87,7 @@ class WhatIf:
         running = len(snapshot.running)
         head[at.N_RUNNING] = running
         head[at.N_WAITING] = n - running
-        head[at.FREE] = min(snapshot.free_blocks, self.config.num_blocks)
+        head[at.FREE] = max(0, min(snapshot.free_blocks, self.config.num_blocks))
         head[at.PREEMPTED_TOTAL] = snapshot.preemptions_total
         self._lists[0, at.RUNNING, :running] = np.arange(running)
         self._lists[0, at.WAITING, : n - running] = np.arange(n - 1, running - 1, -1)
@@ -226,7 +226,8 @@ class WhatIf:
                     f"{self.node_id}: request {s.request_id!r} has {s.prompt_tokens + s.output_tokens} tokens, "
                     f"the KV blocks hold {kv_tokens}"
                 )
-            computed = s.computed_tokens if i < running else 0
+            # An engine that schedules ahead counts a token as computed before it is known; here it is still to come.
+            computed = min(s.computed_tokens, s.prompt_tokens + s.output_tokens - 1) if i < running else 0
             rows.append(
                 (
                     s.prompt_tokens,

@@ -187,7 +187,7 @@ def run(
                     headroom = min(headroom, lowest)
                 pending = pending and not ended
                 continue
-        if head[N_RUNNING] == 0:
+        if head[N_RUNNING] == 0 and head[FREE] < head[TOTAL_BLOCKS]:
             # With nobody running all blocks are free; a trace that says otherwise would stall for ever.
             head[FRONT] += head[TOTAL_BLOCKS] - head[FREE]
             head[FREE] = head[TOTAL_BLOCKS]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from simcore.proved import PROVED_VLLM_VERSION
 from tests.conformance.scheduler_workloads import SHAREGPT_400, first_difference, random_workload, sharegpt_at_once
 from tests.conformance.simulated_schedulers import Compiled, Reference
-from tests.conformance.vllm_scheduler import PROVED_VERSION, VllmScheduler, why_unavailable
+from tests.conformance.vllm_scheduler import VllmScheduler, why_unavailable
 
 WORKLOADS = int(os.environ.get("ASTROLABE_ORACLE_WORKLOADS", "30"))
 
@@ -28,7 +29,7 @@ pytestmark = [
 def test_the_version_is_the_one_the_rules_were_proved_against() -> None:
     import vllm
 
-    assert vllm.__version__.startswith(PROVED_VERSION), f"the rules hold for vLLM {PROVED_VERSION}"
+    assert vllm.__version__.startswith(f"{PROVED_VLLM_VERSION}."), f"the rules hold for vLLM {PROVED_VLLM_VERSION}"
 
 
 @pytest.mark.parametrize("seed", range(WORKLOADS))

@@ -18,7 +18,6 @@ from typing import Any
 from simcore.types import EngineConfig
 from tests.conformance.scheduler_workloads import Observation, OracleRequest
 
-PROVED_VERSION = "0.32"
 SAMPLED_TOKEN_BASE = 1_000_000
 
 _ENVIRONMENT = {

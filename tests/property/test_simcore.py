@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
-from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief
+from simcore.trace import TraceSnapshot
+from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, RequestState
 from tests.conformance.scheduler_workloads import (
     SHAREGPT_400,
     Actions,
@@ -238,3 +239,46 @@ def test_steps_one_by_one_and_many_at_once_are_the_same_run(workload: Workload, 
     assert [(r, at_s) for kind, r, at_s in events if kind == "finished"] == finished
     assert [e.at_s for e in events] == sorted(e.at_s for e in events)
     assert node.seq == one_by_one.seq
+
+
+@st.composite
+def odd_snapshots(draw: st.DrawFn) -> TraceSnapshot:
+    """States that no engine of ours would show: what a foreign trace, or a lost one, may hold."""
+    config = draw(configs())
+    states = [
+        RequestState(
+            request_id=f"r{i}",
+            prompt_tokens=draw(st.integers(1, 300)),
+            output_tokens=draw(st.integers(0, 100)),
+            computed_tokens=draw(st.integers(0, 400)),
+            max_output_tokens=draw(st.integers(1, 200)),
+            priority=draw(st.integers(0, 2)),
+            preemptions=draw(st.integers(0, 2)),
+        )
+        for i in range(draw(st.integers(0, 12)))
+    ]
+    running = draw(st.integers(0, len(states)))
+    return TraceSnapshot(
+        seq=7,
+        at_s=0.0,
+        config=config,
+        running=tuple(states[:running]),
+        waiting=tuple(states[running:]),
+        free_blocks=draw(st.integers(0, 80)),
+    )
+
+
+@given(odd_snapshots(), st.randoms(use_true_random=False), st.booleans())
+@RUNS
+def test_an_odd_state_is_refused_or_answered_but_never_hangs(
+    snapshot: TraceSnapshot, rng: random.Random, jumping: bool
+) -> None:
+    what_if = WhatIf("n", snapshot.config, MODEL, scenarios=2, jumping=jumping)
+    beliefs = {s.request_id: LengthBelief((2, 60)) for s in (*snapshot.running, *snapshot.waiting)}
+    candidate = candidate_for(snapshot.config, rng)
+    try:
+        what_if.rebase(snapshot, beliefs)
+        answer = what_if.forecast([candidate])[0]
+    except ValueError:
+        return
+    assert 0 < answer.ttft_s.mean <= answer.e2e_s.mean < math.inf

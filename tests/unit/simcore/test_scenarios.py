@@ -76,7 +76,8 @@ def test_rows_are_kept_for_the_same_belief_and_made_anew_for_another() -> None:
     belief = LengthBelief((3, 4))
     first = table.rows([("a", belief, 5, 9)], 1)
     assert table.rows([("a", belief, 5, 9)], 1) == first
-    assert table.rows([("a", LengthBelief((3, 4)), 5, 9)], 1) != first
+    assert table.rows([("a", LengthBelief((3, 4)), 5, 9)], 1) == first
+    assert table.rows([("a", LengthBelief((3, 5)), 5, 9)], 1) != first
     many = [(f"r{i}", LengthBelief((i + 1,)), 5, 900) for i in range(200)]
     for _ in range(5):
         rows = table.rows(many, len(many))

@@ -28,6 +28,11 @@ from gateway.core.router import Router, RouterConfig
 from length_model.belief import DEFAULT_PRIOR, truncated
 from simcore.types import LengthBelief
 
+# As plain numbers: looking up a member costs more than most events.
+NODE_TOLD, FORECAST, CLIENT, TIMER, ABORT, DISPATCH, ASK = (
+    int(rank) for rank in (Rank.NODE_TOLD, Rank.FORECAST, Rank.CLIENT, Rank.TIMER, Rank.ABORT, Rank.DISPATCH, Rank.ASK)
+)
+
 __all__ = ["Delays", "NodeSpec", "SimCluster", "SimResult"]
 
 Observer = Callable[[float, ev.AnyEvent, Sequence[ev.AnyAction]], None]
@@ -92,9 +97,15 @@ class SimCluster:
         self.delays = Delays() if delays is None else delays
         self.router = Router(router)
         self._heap = EventHeap()
+        self._preemptions: Counter[str] = Counter()
         self._nodes = {
             spec.node_id: ClusterNode(
-                spec, self.delays, self._heap, scenarios=scenarios, lengths_known=lengths == "known"
+                spec,
+                self.delays,
+                self._heap,
+                preemptions=self._preemptions,
+                scenarios=scenarios,
+                lengths_known=lengths == "known",
             )
             for spec in nodes
         }
@@ -134,7 +145,7 @@ class SimCluster:
         assert len(results) == len(items), "a request has not ended although nothing is left to happen"
         return SimResult(
             results=results,
-            preemptions=sum(sum(node.preemptions.values()) for node in nodes),
+            preemptions=self._preemptions.total(),
             steps=sum(node.steps for node in nodes),
             events=events,
             forecasts=sum(node.forecasts for node in nodes),
@@ -175,29 +186,40 @@ class SimCluster:
                 return events
             at_s, rank, _, what = heap.pop()
             events += 1
-            if rank == Rank.NODE_TOLD or rank == Rank.FORECAST:
+            if rank == NODE_TOLD:
                 node, epoch, event = what
                 if epoch == node.epoch:
                     self._tell(event, at_s)
-            elif rank == Rank.CLIENT:
+                continue
+            if rank >= ABORT:
+                self._reach(rank, what, at_s)
+                continue
+            # The router may look at its nodes now.
+            for node in nodes:
+                note = node.note(at_s)
+                if note is not None:
+                    self._tell(note, at_s)
+            if rank == FORECAST:
+                node, epoch, event = what
+                if epoch == node.epoch:
+                    self._tell(event, at_s)
+            elif rank == CLIENT:
                 self._schedule_next(arrivals)
                 self._tell(ev.Arrived(request=self._shape(what)), at_s)
-            elif rank == Rank.TIMER:
+            elif rank == TIMER:
                 self._tell(what, at_s)
-            elif rank == Rank.WORLD:
-                self._change_world(what, at_s)
             else:
-                self._reach(rank, what, at_s)
+                self._change_world(what, at_s)
 
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""
         node, epoch, action = what
         if epoch != node.epoch:
             return
-        if rank == Rank.DISPATCH:
+        if rank == DISPATCH:
             shape = self._shapes[action.request_id]
             node.take(shape, self._courses[action.request_id].item.output_tokens, action.dispatch_seq, at_s)
-        elif rank == Rank.ASK:
+        elif rank == ASK:
             node.answer(action, at_s)
         else:
             node.abort(action.request_id, at_s)
@@ -290,7 +312,7 @@ class SimCluster:
             else tpot_s(ttft_s=ttft_s, e2e_s=e2e_s, output_tokens=course.output_tokens),
             e2e_s=e2e_s,
             decision_s=course.decision_s,
-            preemptions=sum(node.preemptions.get(item.request_id, 0) for node in self._nodes.values()),
+            preemptions=self._preemptions[item.request_id],
             detail=action.detail,
         )
         self._shapes.pop(item.request_id, None)

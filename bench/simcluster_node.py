@@ -1,11 +1,14 @@
 """One node of the simulated cluster: an engine, its predictor, and the wire between them and the router. Pure.
 
-State is told as a real node tells it: a note carries the state after the last step *ended*, never one in progress.
+State is told as a real node tells it: a note carries the state after the last step that has *ended*. Notes are made
+when the router is about to look: one that a newer one has overtaken by then has been seen by nobody.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter, deque
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,7 +33,7 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
     """How long everything between the engines takes. All in seconds.
 
     The defaults are those of one rack: 0.2 ms each way through gRPC, 0.3 ms of gateway work per event, 0.5 ms for a
-    predictor to answer, load notes at most every 50 ms.
+    predictor to answer, a load note per step but at most one every 5 ms.
     """
 
     network_one_way_s: float = 0.0002
@@ -39,8 +42,8 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
     """From an event at the gateway to its actions leaving it. Placing with forecasts takes two such turns."""
     forecast_s: float = 0.0005
     """From a question at the node to its answer leaving it. What is answered is the state when it came."""
-    note_interval_s: float = 0.05
-    """Least time between two load notes of a node; 0: one per step."""
+    note_interval_s: float = 0.005
+    """Least time between two load notes of a node."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -49,10 +52,28 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be finite and >= 0 seconds, got {value}")
 
 
+class _Told(NamedTuple):
+    """A state that a note carries."""
+
+    told_s: float
+    load: NodeLoad
+    dispatch_seq: int
+
+
 class ClusterNode:
     """One node. Times given to its methods must not run backwards."""
 
-    def __init__(self, spec: NodeSpec, delays: Delays, heap: EventHeap, *, scenarios: int, lengths_known: bool) -> None:
+    def __init__(
+        self,
+        spec: NodeSpec,
+        delays: Delays,
+        heap: EventHeap,
+        *,
+        preemptions: Counter[str],
+        scenarios: int,
+        lengths_known: bool,
+    ) -> None:
+        """`preemptions` is where they are counted, per request."""
         self.spec = spec
         self.node_id = spec.node_id
         self.epoch = 0
@@ -61,14 +82,14 @@ class ClusterNode:
         """When it next has something to do; `run_until` before that does nothing."""
         self.tells_s = math.inf
         """Before this moment nothing leaves it, unless a message reaches it."""
-        self.preemptions: dict[str, int] = {}
-        """Per request."""
         self.steps = 0
         self.forecasts = 0
         self._delays = delays
         self._heap = heap
+        self._preemptions = preemptions
         self._lengths_known = lengths_known
         self._least_step_s = spec.step_time.seconds(StepBatch(decode_seqs=1, decode_kv_tokens=1))
+        self._longest_step_s = _longest_step_s(spec)
         self._what_if = WhatIf(spec.node_id, spec.config, spec.step_time, scenarios=scenarios)
         self._based_on: tuple[float, int] | None = None
         self._begin()
@@ -88,14 +109,31 @@ class ClusterNode:
         return self._engine.load(now_s, None if self._lengths_known else self._expected)
 
     def run_until(self, until_s: float) -> None:
-        """Runs every step that begins before `until_s`; what the router hears of it goes on the heap."""
-        interval_s = self._delays.note_interval_s
-        tick_s = until_s if interval_s == 0.0 else math.floor(until_s / interval_s) * interval_s
-        if tick_s > self._noted_s and (self._changed or self._engine.next_step_s < tick_s):
-            self._advance(tick_s)
-            self._note(tick_s)
-        self._advance(until_s)
+        """Runs every step that begins before `until_s`; tokens and ends go on the heap for the router."""
+        engine = self._engine
+        # States that will be old when `until_s` comes need not be kept.
+        early_s = until_s - 2 * self._longest_step_s
+        if engine.next_step_s < early_s:
+            self._advance(early_s)
+        while engine.next_step_s < until_s:
+            if self._changed:
+                self._keep_state()
+            self._advance(math.nextafter(engine.next_step_s, math.inf))
         self._plan()
+
+    def note(self, now_s: float) -> LoadNoted | None:
+        """The last word of the node that has reached the router by `now_s`, unless that was read before."""
+        one_way_s = self._delays.network_one_way_s
+        if self._changed and self._state_s + one_way_s <= now_s:
+            self._keep_state()
+        states = self._states
+        if not states or states[0].told_s + one_way_s > now_s:
+            return None
+        while len(states) > 1 and states[1].told_s + one_way_s <= now_s:
+            states.popleft()
+        last = states.popleft()
+        load = msgspec.structs.replace(last.load, state_age_s=now_s - last.told_s)
+        return LoadNoted(load=load, dispatch_seq=last.dispatch_seq)
 
     def take(self, shape: RequestShape, output_tokens: int, dispatch_seq: int, now_s: float) -> None:
         """A dispatch arrives. The answer is cut where the engine's limits cut it."""
@@ -146,55 +184,74 @@ class ClusterNode:
         self._expected: dict[str, int] = {}
         self._ends: dict[str, tuple[int, Outcome]] = {}
         self._dispatch_seq = 0
-        self._noted_s = -math.inf
+        self._states: deque[_Told] = deque()
+        self._told_s = -math.inf
         self._changed = False
+        self._state_s = 0.0
         self._version = 0
         self.next_s = math.inf
         self.tells_s = math.inf
 
     def _advance(self, until_s: float) -> None:
-        if not self._engine.next_step_s < until_s:
-            return
-        self._changed = True
-        self._version += 1
-        push, one_way_s = self._heap.push, self._delays.network_one_way_s
-        for kind, request_id, at_s in self._engine.advance(until_s):
+        engine = self._engine
+        push, one_way_s, epoch, node_id = self._heap.push, self._delays.network_one_way_s, self.epoch, self.node_id
+        at_s = self._state_s
+        for kind, request_id, at_s in engine.advance(until_s):
+            if kind == "preempted":
+                self._preemptions[request_id] += 1
+                continue
             heard_s = at_s + one_way_s
             if kind == "first_token":
-                seen = TokensSeen(request_id=request_id, node_id=self.node_id, tokens=1)
-                push(heard_s, Rank.NODE_TOLD, (self, self.epoch, seen))
-            elif kind == "finished":
-                tokens, outcome = self._ends[request_id]
-                if tokens > 1:
-                    seen = TokensSeen(request_id=request_id, node_id=self.node_id, tokens=tokens - 1)
-                    push(heard_s, Rank.NODE_TOLD, (self, self.epoch, seen))
-                ended = StreamEnded(request_id=request_id, node_id=self.node_id, outcome=outcome)
-                push(heard_s, Rank.NODE_TOLD, (self, self.epoch, ended))
-                self._forget(request_id)
-            else:
-                self.preemptions[request_id] = self.preemptions.get(request_id, 0) + 1
+                seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1)
+                push(heard_s, Rank.NODE_TOLD, (self, epoch, seen))
+                continue
+            tokens, outcome = self._ends[request_id]
+            if tokens > 1:
+                seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1)
+                push(heard_s, Rank.NODE_TOLD, (self, epoch, seen))
+            ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome)
+            push(heard_s, Rank.NODE_TOLD, (self, epoch, ended))
+            self._forget(request_id)
+        # An engine that has run dry ended its last step with somebody's last token.
+        self._state_s = engine.next_step_s if engine.has_work else at_s
+        self._changed = True
+        self._version += 1
 
-    def _note(self, tick_s: float) -> None:
-        """Tells the load. With a step in progress the state is known when that has ended."""
-        self._noted_s = tick_s
+    def _keep_state(self) -> None:
+        """Keeps the state for a note: told when it holds and the last note is old enough. One not told by then gives
+        way to it."""
         self._changed = False
-        ended_s = self._engine.next_step_s
-        told_s = tick_s if ended_s == math.inf else max(tick_s, ended_s)
-        note = LoadNoted(load=self.load(told_s), dispatch_seq=self._dispatch_seq)
-        self._heap.push(told_s + self._delays.network_one_way_s, Rank.NODE_TOLD, (self, self.epoch, note))
+        told_s = max(self._state_s, self._told_s + self._delays.note_interval_s)
+        if self._states and self._states[-1].told_s >= self._state_s:
+            told_s = self._states.pop().told_s
+        self._told_s = told_s
+        self._states.append(_Told(told_s, self.load(told_s), self._dispatch_seq))
 
     def _touch(self, now_s: float) -> None:
+        """A message has changed the state; with a step in progress that is seen at its end."""
         self._changed = True
-        if self._noted_s == -math.inf:
-            self._noted_s = now_s - self._delays.note_interval_s
         self._version += 1
+        self._state_s = max(now_s, self._engine.next_step_s) if self._engine.has_work else now_s
         self._plan()
 
     def _plan(self) -> None:
-        step_s = self._engine.next_step_s
-        note_s = self._noted_s + self._delays.note_interval_s if self._changed else math.inf
-        self.next_s = min(step_s, note_s)
-        self.tells_s = min(step_s + self._least_step_s, note_s)
+        self.next_s = self._engine.next_step_s
+        self.tells_s = self.next_s + self._least_step_s
 
     def _forget(self, request_id: str) -> None:
         del self._ends[request_id], self._beliefs[request_id], self._expected[request_id]
+
+
+def _longest_step_s(spec: NodeSpec) -> float:
+    """No step takes longer: a full budget of prefill at the end of the longest prompt, and all of the KV read."""
+    config = spec.config
+    kv_tokens = config.num_blocks * config.block_size_tokens
+    return spec.step_time.seconds(
+        StepBatch(
+            prefill_tokens=config.max_num_batched_tokens,
+            prefill_work_tokens2=float(config.max_num_batched_tokens * config.max_model_len_tokens),
+            prefill_seqs=config.max_num_seqs,
+            decode_seqs=config.max_num_seqs,
+            decode_kv_tokens=kv_tokens,
+        )
+    )

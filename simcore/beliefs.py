@@ -36,7 +36,12 @@ class BeliefTable:
         rows: list[int] = []
         for request_id, belief, prompt_tokens, max_output_tokens in requests:
             entry = known.get(request_id)
-            if entry is None or entry[0] is not belief or entry[1] != prompt_tokens or entry[2] != max_output_tokens:
+            if (
+                entry is None
+                or (entry[0] is not belief and entry[0] != belief)
+                or entry[1] != prompt_tokens
+                or entry[2] != max_output_tokens
+            ):
                 longest = longest_output(self._config, prompt_tokens, max_output_tokens)
                 entry = (belief, prompt_tokens, max_output_tokens, self._fill(request_id, belief, longest))
                 known[request_id] = entry

@@ -13,7 +13,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine_adapters.vllm.account import Account, Output, Step, Truth
@@ -41,6 +41,8 @@ MAX_BUFFERED_BYTES = 8 << 20
 HEARTBEAT_S = 0.5
 FLUSH_S = 0.02
 """How soon bytes that a reader's socket did not take are tried again."""
+MAX_QUEUED_STEPS = 2048
+"""Steps on their way to this thread; beyond them steps are dropped, and the account starts over."""
 MISMATCHES_ALLOWED = 64
 """Steps for which account and engine may differ in the number of requests (some are freed late) before it restarts."""
 
@@ -122,9 +124,13 @@ class Publisher:
             threading.Thread(target=work, name=name, daemon=True).start()
 
     def put(self, item: RawStep | Truth) -> None:
-        self._queue.put(item)
+        if self._queue.qsize() > MAX_QUEUED_STEPS:
+            self.wants_truth = True
+        else:
+            self._queue.put(item)
 
     def backlog(self) -> int:
+        """Steps that wait for the thread."""
         return self._queue.qsize()
 
     def close(self) -> None:
@@ -226,7 +232,7 @@ class Publisher:
         for reader in self._readers:
             reader.send(data)
 
-    def _cache_changes(self, events: list[Any]) -> PrefixCache:
+    def _cache_changes(self, events: Sequence[Any]) -> PrefixCache:
         self._cache_frames += 1
         return cache_frame(events, seq=self._account.seq, number=self._cache_frames)
 
@@ -275,7 +281,7 @@ def _outputs(outputs: Any) -> Iterator[Output]:
             yield Output(o.request_id, len(o.new_token_ids), o.finish_reason is not None)
 
 
-def cache_frame(events: list[Any], *, seq: int, number: int) -> PrefixCache:
+def cache_frame(events: Sequence[Any], *, seq: int, number: int) -> PrefixCache:
     """From vLLM's KV cache events (BlockStored, BlockRemoved, AllBlocksCleared), in order."""
     stored: list[BlocksStored] = []
     evicted: list[bytes] = []

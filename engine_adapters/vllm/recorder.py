@@ -10,34 +10,50 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from engine_adapters.vllm.account import Arrival, Truth
 
 log = logging.getLogger("vllm.astrolabe")
 
-MAX_QUEUED_STEPS = 2048
-"""Steps on their way to a publisher that does not keep up; beyond them steps are dropped, and the account restarts."""
-
 
 class RawStep:
-    """A finished step, by reference to vLLM's own objects."""
+    """One step, by reference to vLLM's own objects: made when it is planned, complete when it has come back."""
 
-    __slots__ = ("admitted", "alive", "drafted", "end_s", "events", "free_blocks", "kv_events", "outputs", "preempted",
-                 "scheduled", "start_s")  # fmt: skip
+    __slots__ = (
+        "admitted",
+        "alive",
+        "drafted",
+        "end_s",
+        "events",
+        "free_blocks",
+        "grown_blocks",
+        "kv_events",
+        "outputs",
+        "plan",
+        "preempted",
+        "scheduled",
+        "start_s",
+    )
 
+    plan: Any
+    """vLLM's SchedulerOutput."""
     start_s: float
     end_s: float
-    events: list[Arrival | str]
-    preempted: list[str]
-    admitted: dict[str, int]
-    scheduled: dict[str, int]
+    events: Sequence[Arrival | str]
+    preempted: Sequence[str]
+    admitted: Mapping[str, int]
+    scheduled: Mapping[str, int]
     drafted: Iterable[str]
     outputs: Any
+    """EngineCoreOutputs by client."""
     free_blocks: int
+    grown_blocks: int
+    """Blocks that the step took when it was planned."""
     alive: int
-    kv_events: list[Any]
+    kv_events: Sequence[Any]
 
 
 class Sink(Protocol):
@@ -48,20 +64,8 @@ class Sink(Protocol):
 
     def put(self, item: RawStep | Truth) -> None: ...
 
-    def backlog(self) -> int: ...
 
-
-class _Planned:
-    """A step that was scheduled and has not come back."""
-
-    __slots__ = ("admitted", "grown_blocks", "output", "preempted", "start_s")
-
-    def __init__(self, output: Any, start_s: float) -> None:
-        self.output = output
-        self.start_s = start_s
-        self.admitted: dict[str, int] = {}
-        self.preempted: list[str] = []
-        self.grown_blocks = 0
+_NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
 class Recorder:
@@ -71,11 +75,11 @@ class Recorder:
         self.on = True
         self._scheduler = scheduler
         self._sink = sink
-        self._pool = scheduler.kv_cache_manager.block_pool
+        self._free_blocks: Callable[[], int] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks
         self._events: list[Arrival | str] = []
         self._preempted: list[str] = []
         self._kv_events: list[Any] = []
-        self._planned: deque[_Planned] = deque()
+        self._planned: deque[RawStep] = deque()
         self._wall_to_engine_s = time.monotonic() - time.time()
         self._busy_since_s: float | None = None
         self._preemptions_total = 0
@@ -86,13 +90,12 @@ class Recorder:
 
     def guarded(self, hook: Callable[..., None], *arguments: Any) -> None:
         """Runs a hook; a defect in it ends the trace, not the engine."""
-        if not self.on:
-            return
-        try:
-            hook(*arguments)
-        except Exception:
-            self.on = False
-            log.exception("astrolabe: the trace stops here because of a defect in it; the engine goes on")
+        if self.on:
+            try:
+                hook(*arguments)
+            except Exception:
+                self.on = False
+                log.exception("astrolabe: the trace stops here because of a defect in it; the engine goes on")
 
     def arrived(self, request: Any) -> None:
         self._events.append(self._arrival(request))
@@ -113,49 +116,55 @@ class Recorder:
         # Resets of the prefix cache preempt between steps.
         self._preempted_between = len(self._preempted)
         self._running_before = len(self._scheduler.running)
-        self._free_before = self._pool.get_num_free_blocks()
+        self._free_before = self._free_blocks()
 
-    def planned(self, output: Any) -> None:
+    def planned(self, plan: Any) -> None:
         """After it: who was admitted is the new tail of the running list (nobody is if somebody was preempted)."""
-        step = _Planned(output, self._began_s)
+        raw = RawStep()
+        raw.plan = plan
+        raw.start_s = self._began_s
+        raw.preempted = raw.kv_events = raw.events = ()
+        raw.admitted = _NOBODY
         running = self._scheduler.running
         if len(running) > self._running_before and len(self._preempted) == self._preempted_between:
-            tokens = output.num_scheduled_tokens
-            for request in running[self._running_before :]:
-                i = request.request_id
-                step.admitted[i] = request.num_computed_tokens - tokens.get(i, 0)
+            tokens = plan.num_scheduled_tokens
+            raw.admitted = {
+                r.request_id: r.num_computed_tokens - tokens.get(r.request_id, 0)
+                for r in running[self._running_before :]
+            }
         if self._preempted:
-            step.preempted, self._preempted = self._preempted, []
-        step.grown_blocks = self._free_before - self._pool.get_num_free_blocks()
-        self._planned.append(step)
+            raw.preempted, self._preempted = self._preempted, []
+        raw.grown_blocks = self._free_before - self._free_blocks()
+        self._planned.append(raw)
 
-    def ended(self, output: Any, outputs: Any, at_s: float) -> None:
-        """The step planned as `output` has come back; the scheduler has taken its tokens in."""
+    def ended(self, plan: Any, outputs: Any, at_s: float) -> None:
+        """The step planned so has come back; the scheduler has taken its tokens in."""
         planned = self._planned
-        while planned and planned[0].output is not output:
+        while planned and planned[0].plan is not plan:
             planned.popleft()
         if not planned:
             return
-        step = planned.popleft()
-        raw = RawStep()
+        raw = planned.popleft()
         # A busy engine goes from step to step: what its loop does in between is part of the next one's duration.
-        raw.start_s = step.start_s if self._busy_since_s is None else self._busy_since_s
+        if self._busy_since_s is not None:
+            raw.start_s = self._busy_since_s
         raw.end_s = at_s
-        raw.events, self._events = self._events, []
-        raw.kv_events, self._kv_events = self._kv_events, []
-        raw.preempted, raw.admitted = step.preempted, step.admitted
-        raw.scheduled = output.num_scheduled_tokens
-        raw.drafted = output.scheduled_spec_decode_tokens
+        if self._events:
+            raw.events, self._events = self._events, []
+        if self._kv_events:
+            raw.kv_events, self._kv_events = self._kv_events, []
+        raw.scheduled = plan.num_scheduled_tokens
+        raw.drafted = plan.scheduled_spec_decode_tokens
         raw.outputs = outputs
+        raw.free_blocks = self._free_blocks()
         # Steps in flight hold blocks already that this one does not know of.
-        raw.free_blocks = self._pool.get_num_free_blocks() + sum([p.grown_blocks for p in planned])
+        for later in planned:
+            raw.free_blocks += later.grown_blocks
         raw.alive = len(self._scheduler.requests)
-        self._preemptions_total += len(step.preempted)
+        if raw.preempted:
+            self._preemptions_total += len(raw.preempted)
         self._busy_since_s = at_s if raw.alive or planned else None
         sink = self._sink
-        if sink.backlog() > MAX_QUEUED_STEPS:
-            sink.wants_truth = True
-            return
         if sink.wants_truth:
             sink.wants_truth = False
             sink.put(self._truth(at_s))
@@ -176,7 +185,7 @@ class Recorder:
         scheduler = self._scheduler
         in_flight: dict[str, int] = {}
         for step in self._planned:
-            for i, tokens in step.output.num_scheduled_tokens.items():
+            for i, tokens in step.plan.num_scheduled_tokens.items():
                 in_flight[i] = in_flight.get(i, 0) + tokens
         running = {id(r): r for r in scheduler.running}
         queues = [getattr(scheduler, n, ()) for n in ("kv_holding_waiting", "skipped_waiting", "waiting")]
@@ -185,7 +194,7 @@ class Recorder:
             at_s=at_s,
             running=[self._standing(r, in_flight) for r in running.values()],
             waiting=[self._standing(r, in_flight) for r in waiting],
-            free_blocks=self._pool.get_num_free_blocks() + sum([p.grown_blocks for p in self._planned]),
+            free_blocks=self._free_blocks() + sum([p.grown_blocks for p in self._planned]),
             preemptions_total=self._preemptions_total,
         )
 

@@ -16,11 +16,11 @@ import pytest
 
 from engine_adapters.base import EngineError
 from engine_adapters.vllm import frames
-from engine_adapters.vllm.account import Arrival
+from engine_adapters.vllm.account import Arrival, Truth
 from engine_adapters.vllm.address import AddressError, TraceAddress, address_for_engine, listen, parse_address
 from engine_adapters.vllm.frames import BlocksStored, PrefixCache
 from engine_adapters.vllm.probe import TraceProbe
-from engine_adapters.vllm.publisher import MAX_BUFFERED_BYTES, Publisher
+from engine_adapters.vllm.publisher import MAX_QUEUED_STEPS, Publisher
 from engine_adapters.vllm.recorder import RawStep, Recorder
 from predictor.core.mirror import Applied, NodeMirror
 from simcore.trace import TraceDelta, TraceSnapshot
@@ -102,17 +102,19 @@ async def test_an_idle_engine_says_that_it_is_alive(publisher: Publisher, addres
 
 
 async def test_a_reader_that_does_not_read_loses_steps_and_the_engine_does_not_wait(
-    publisher: Publisher, address: TraceAddress
+    publisher: Publisher, address: TraceAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    buffered = 1 << 18
+    monkeypatch.setattr("engine_adapters.vllm.publisher.MAX_BUFFERED_BYTES", buffered)
     watching = TraceProbe(address).watch()
     first = await anext(watching)
     assert isinstance(first, TraceSnapshot)
     mirror = NodeMirror(first)
-    names = [f"request-{i}-{'x' * 200}" for i in range(2000)]
+    names = [f"request-{i}-{'x' * 200}" for i in range(500)]
     count = 0
     slowest_s = 0.0
-    # Much more than sockets and our buffer hold: each round brings half a megabyte of arrivals and takes them away.
-    while count * 500_000 < 4 * MAX_BUFFERED_BYTES:
+    # Much more than sockets and our buffer hold: each round brings 120 kB of arrivals and takes them away.
+    while count * 120_000 < 8_000_000:
         began_s = time.perf_counter()
         publisher.put(raw_step({}, events=[arrival(f"{count}-{n}") for n in names], alive=len(names)))
         publisher.put(raw_step({}, events=[f"{count}-{n}" for n in names], alive=0))
@@ -271,7 +273,15 @@ async def test_ten_thousand_steps_a_second_are_followed_or_lost_openly(
     task = asyncio.create_task(following(TraceProbe(address), mirrors))
     await until(lambda: bool(mirrors))
     publisher.put(raw_step({"a": 10}, events=[arrival("a")]))
+    await until(lambda: mirrors[0].running_count == 1)
     for _ in range(3000):
         publisher.put(raw_step({"a": 1}))
+        if publisher.wants_truth:
+            # As the recorder does after its publisher had to drop steps.
+            await until(lambda: publisher.backlog() < MAX_QUEUED_STEPS)
+            publisher.wants_truth = False
+            publisher.put(
+                Truth(at_s=0.0, running=[(arrival("a"), 9, 19, 0)], waiting=[], free_blocks=9, preemptions_total=0)
+            )
     await until(lambda: not mirrors[0].synchronised or [r.output_tokens for r in mirrors[0].running()] == [3001])
     task.cancel()

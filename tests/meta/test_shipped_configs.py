@@ -1,0 +1,32 @@
+"""What `deploy/` ships is what the processes accept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.config import load as load_gateway
+from predictor.config import load as load_predictor
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+
+
+def test_gateway_config() -> None:
+    config = load_gateway(DEPLOY / "config/gateway.toml", {})
+    assert [node.address for node in config.nodes] == ["10.0.0.11:8100", "10.0.0.12:8100"]
+
+
+def test_node_config() -> None:
+    config = load_predictor(DEPLOY / "config/node.toml", {})
+    assert (config.node_id, config.max_num_seqs) == ("gpu-11", 48)
+
+
+@pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda p: p.name)
+def test_units_start_commands_that_exist(unit: Path) -> None:
+    from bench.cli import ASTROLABE
+
+    line = next(line for line in unit.read_text().splitlines() if line.startswith("ExecStart="))
+    command = line.split("/astrolabe ")[1].split()
+    assert command[0] in ASTROLABE.list_commands(None)  # type: ignore[arg-type]
+    assert (DEPLOY / "config" / Path(command[2]).name).is_file()

@@ -14,7 +14,7 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 def test_gateway_config() -> None:
     config = load_gateway(DEPLOY / "config/gateway.toml", {})
-    assert [node.address for node in config.nodes] == ["10.0.0.11:8100", "10.0.0.12:8100"]
+    assert [node.address for node in config.entries()] == ["10.0.0.11:8100", "10.0.0.12:8100"]
 
 
 def test_node_config() -> None:

@@ -30,8 +30,13 @@ from bench.simulate import ClusterShape
 from bench.vllm_checks.server import Server, emulated_server
 from bench.workload.item import WorkloadItem
 from bench.workload_source import WorkloadSource, WorkloadSpec, load_source
+from engine_adapters.vllm.address import address_for_url
+from engine_adapters.vllm.probe import TraceProbe
 from gateway.core.router import RouterConfig
 from protos.v1 import astrolabe_dispatch_pb2 as pb
+from simcore.cost.shipped import load_shipped
+from simcore.cost.step_time import StepTimeModel
+from simcore.trace import TraceDelta
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -67,6 +72,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Median of (forecast - actual) / actual."""
     e2e_under_p90: float | None = None
     """Share of actuals at or below the p90 forecast."""
+    step_ratio: float | None = None
+    """Time that the engines' steps took, over what the profile says of their batches: above 1 the machine is too busy
+    to emulate on."""
 
 
 def row_of(
@@ -128,11 +136,33 @@ def capacity(shape: ClusterShape, items: Sequence[WorkloadItem]) -> float:
     return found.summary().throughput_requests_per_s
 
 
-async def live(address: str, items: Sequence[WorkloadItem], policy: str, load: float, rate: float) -> Row:
-    """The same requests on the live cluster; waits between asking so that the gateway is not disturbed."""
-    run_id = f"{policy}-{load:g}"
+class Steps:
+    """Adds up the steps of one engine: as they were, and as the profile has them."""
+
+    def __init__(self, server: Server, step_time: StepTimeModel) -> None:
+        self.taken_s = self.modelled_s = 0.0
+        self._probe = TraceProbe(address_for_url(server.url, {}), exclusive=False)
+        self._step_time = step_time
+
+    async def follow(self) -> None:
+        async for item in self._probe.watch():
+            if isinstance(item, TraceDelta) and item.batch.total_tokens:
+                self.taken_s += item.duration_s
+                self.modelled_s += self._step_time.seconds(item.batch)
+
+
+async def live(
+    address: str, servers: Sequence[Server], step_time: StepTimeModel, plan: ReplayPlan, job: tuple[str, float, float]
+) -> Row:
+    """The same requests on the live cluster."""
+    policy, load, rate = job
+    run_id = plan.run_id
+    steps = [Steps(server, step_time) for server in servers]
+    following = [asyncio.create_task(s.follow()) for s in steps]
     async with connected(address) as session:
-        done = await session.run(ReplayPlan(items=items, run_id=run_id, timeout_s=300.0), policy=policy)
+        done = await session.run(plan, policy=policy)
+        for task in following:
+            task.cancel()
         pairs: dict[str, list[Pair]] = {"ttft": [], "e2e": []}
         times: list[tuple[float, float]] = []
         for result in done.results:
@@ -150,10 +180,13 @@ async def live(address: str, items: Sequence[WorkloadItem], policy: str, load: f
                 forecast, began = scored.forecast, decision.decision_s
                 pairs["ttft"].append(Pair(forecast.ttft_s.p50, forecast.ttft_s.p90, actual.ttft_s - began))
                 pairs["e2e"].append(Pair(forecast.e2e_s.p50, forecast.e2e_s.p90, actual.e2e_s - began))
-    return row_of("live vLLM", policy, load, rate, times, pairs)
+    row = row_of("live vLLM", policy, load, rate, times, pairs)
+    return msgspec.structs.replace(row, step_ratio=sum(s.taken_s for s in steps) / sum(s.modelled_s for s in steps))
 
 
-def servers_of(python: str, shape: ClusterShape, folder: Path, *, extra: Sequence[str], noise: float) -> list[Server]:
+def servers_of(
+    python: str, shape: ClusterShape, folder: Path, *, extra: Sequence[str], noise: float, time_scale: float
+) -> list[Server]:
     options = {
         "profile": shape.profile,
         "tokenizer": "bytes",
@@ -162,6 +195,7 @@ def servers_of(python: str, shape: ClusterShape, folder: Path, *, extra: Sequenc
         "num_blocks": shape.num_blocks,
         "max_model_len": shape.max_model_len_tokens,
         "noise": noise,
+        "time_scale": time_scale,
     }
     return [emulated_server(python, folder, *extra, **options) for _ in range(shape.nodes)]
 
@@ -170,8 +204,8 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     lines = [
         "| world | policy | load | TTFT mean / P99 s | E2E mean s | TTFT error P50 / P90 | E2E error P50 / P90 | bias "
-        "| under p90 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| under p90 | step ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
 
     def share(value: float | None) -> str:
@@ -188,6 +222,7 @@ def table(rows: Sequence[Row]) -> str:
             f"{share(r.e2e_error_p50)} / {share(r.e2e_error_p90)}",
             share(r.e2e_bias),
             share(r.e2e_under_p90),
+            "-" if r.step_ratio is None else f"{r.step_ratio:.3f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -200,6 +235,7 @@ def table(rows: Sequence[Row]) -> str:
 @click.option("--load", "loads", multiple=True, type=float, default=(0.5, 0.8, 0.95), show_default=True)
 @click.option("--policy", "policies", multiple=True, default=("min_total_latency",), show_default=True)
 @click.option("--noise", default=0.0, show_default=True, help="Spread of the device's steps.")
+@click.option("--time-scale", default=1.0, show_default=True, help="Below 1: slower devices, for a busy machine.")
 @click.option("--sync", is_flag=True, help="Servers without asynchronous scheduling.")
 @click.option("--only-simulate", is_flag=True)
 @click.option("--output", type=click.Path(path_type=Path), default=None, help="JSON file.")
@@ -210,6 +246,7 @@ def main(
     loads: Sequence[float],
     policies: Sequence[str],
     noise: float,
+    time_scale: float,
     sync: bool,
     only_simulate: bool,
     output: Path | None,
@@ -226,7 +263,8 @@ def main(
         rows.append(simulated(shape, items, policy, load, load * limit))
         click.echo(table(rows[-1:]).splitlines()[-1], err=True)
     if not only_simulate:
-        rows += _live_rows(python, shape, jobs, limit, noise=noise, extra=["--no-async-scheduling"] if sync else [])
+        extra = ["--no-async-scheduling"] if sync else []
+        rows += _live_rows(python, shape, jobs, limit, noise=noise, extra=extra, time_scale=time_scale)
     click.echo(table(rows))
     if output is not None:
         output.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2))
@@ -246,11 +284,13 @@ def _live_rows(
     *,
     noise: float,
     extra: Sequence[str],
+    time_scale: float,
 ) -> list[Row]:
     folder = Path(tempfile.mkdtemp(prefix="astrolabe-forecasts-"))
     click.echo(f"logs: {folder}", err=True)
     rows: list[Row] = []
-    servers = servers_of(python, shape, folder, extra=extra, noise=noise)
+    servers = servers_of(python, shape, folder, extra=extra, noise=noise, time_scale=time_scale)
+    step_time = load_shipped(shape.profile).scaled(1.0 / time_scale)
     try:
         for server in servers:
             server.start()
@@ -261,13 +301,15 @@ def _live_rows(
             nodes=shape.nodes,
             gateway_port=0,
             first_node_port=0,
-            predictor={"engine": "vllm", "tokenizer": "bytes", "profile": shape.profile},
+            predictor={"engine": "vllm", "tokenizer": "bytes", "profile": shape.profile, "time_scale": time_scale},
             per_node=per_node,
             gateway={"tokenizer": "bytes"},
         )
         with LocalCluster(spec, folder) as cluster:
             for policy, load, items in jobs:
-                rows.append(asyncio.run(live(cluster.address, items, policy, load, load * limit)))
+                plan = ReplayPlan(items=items, run_id=f"{policy}-{load:g}", time_scale=time_scale, timeout_s=900.0)
+                job = (policy, load, load * limit)
+                rows.append(asyncio.run(live(cluster.address, servers, step_time, plan, job)))
                 click.echo(table(rows[-1:]).splitlines()[-1], err=True)
                 click.echo(json.dumps({"load_average": os.getloadavg()}), err=True)
     finally:

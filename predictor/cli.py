@@ -34,6 +34,12 @@ Example: beside a vLLM server that was started with the trace flag.
 @click.option("--engine-trace", metavar="ADDRESS", help="Its trace: unix:/path, tcp:127.0.0.1:port. [default: by URL]")
 @click.option("--engine-wait-s", type=float, metavar="S", help="How long to wait for it to come up. [default: 600]")
 @click.option("--profile", metavar="GPU/MODEL", help="Step-time profile. [default: a30/llama-2-7b]")
+@click.option(
+    "--calibrate/--no-calibrate", default=None, help="Learn step times from the engine's trace. [default: calibrate]"
+)
+@click.option(
+    "--engine-profile", metavar="GPU/MODEL", help="What an emulated engine is, not told. [default: the profile]"
+)
 @click.option("--model", metavar="NAME", help="Model name that clients say. [default: the profile's]")
 @click.option("--tokenizer", metavar="NAME", help="Whose token ids: auto, qwen2, bytes. [default: auto]")
 @click.option("--max-num-seqs", type=int, metavar="N", help="Requests in one batch. [default: 256]")

@@ -55,7 +55,11 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     engine_wait_s: Positive = 600.0
     """Seconds for which the daemon waits for an engine that is not up yet."""
     profile: str = "a30/llama-2-7b"
-    """Step-time profile, as gpu/model."""
+    """Step-time profile, as gpu/model; with `calibrate` only where learning begins."""
+    calibrate: bool = True
+    """Learn the step times from the engine's trace."""
+    engine_profile: str = ""
+    """Profile of the hardware that an emulated engine pretends to be, unknown to the predictor; empty: `profile`."""
     model: str = ""
     """Model name that clients say; empty: the profile's."""
     tokenizer: str = "auto"
@@ -86,6 +90,8 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         _check("listen", lambda: parse_address(self.listen))
         _check("engine", lambda: check_name(self.engine))
         _check("profile", lambda: load_profile(self.profile))
+        if self.engine_profile:
+            _check("engine_profile", lambda: load_profile(self.engine_profile))
         if self.tokenizer != "auto":
             _check("tokenizer", lambda: tokenizer_info(self.tokenizer))
 
@@ -97,9 +103,13 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         """The profile's step-time model, at its own speed."""
         return load_profile(self.profile).step_time_model()
 
+    def engine_step_time(self) -> StepTimeModel:
+        """What an emulated engine pretends to be, at its own speed."""
+        return load_profile(self.engine_profile or self.profile).step_time_model()
+
     def engine_config(self) -> EngineConfig:
         """Limits of an embedded engine."""
-        profile = load_profile(self.profile)
+        profile = load_profile(self.engine_profile or self.profile)
         kv = profile.kv
         block_size_tokens = self.block_size_tokens or kv.block_size_tokens
         return EngineConfig(

@@ -86,7 +86,7 @@ class Predictor:
                 EngineOptions(
                     node_id=node_id,
                     config=config.engine_config(),
-                    step_time=config.step_time(),
+                    step_time=config.engine_step_time(),
                     time_scale=config.time_scale,
                     tokenizer=config.tokenizer_name,
                     url=config.engine_url,
@@ -102,6 +102,8 @@ class Predictor:
             client,
             probe,
             profile=config.step_time(),
+            ask_engine=not config.engine_profile,
+            calibrate=config.calibrate,
             reservation_ttl_s=config.reservation_ttl_s,
             scenarios=config.scenarios,
         )

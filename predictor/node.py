@@ -20,6 +20,7 @@ from engine_adapters.base import EngineClient, EngineError, EngineOutput, Engine
 from length_model.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
 from predictor.core.estimator import Estimator, Refused
+from predictor.core.step_learning import Learned
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
@@ -109,7 +110,11 @@ class Node:
         profile: StepTimeModel,
         reservation_ttl_s: float,
         scenarios: int,
+        ask_engine: bool = True,
+        calibrate: bool = True,
     ) -> None:
+        """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`); with
+        `calibrate` it is only where learning begins."""
         self.node_id = node_id
         self.closing = False
         self.calibration = Calibration()
@@ -120,6 +125,9 @@ class Node:
         self._profile = profile
         self._ttl_s = reservation_ttl_s
         self._scenarios = scenarios
+        self._ask_engine = ask_engine
+        self._calibrate = calibrate
+        self._learned_version = 0
         self._estimator: Estimator | None = None
         self._flights: dict[str, _Flight] = {}
         self._listeners: list[Callable[[], None]] = []
@@ -134,7 +142,7 @@ class Node:
     async def start(self) -> None:
         """Until the engine runs and its first snapshot is here. Raises EngineError."""
         await self._client.start()
-        step_time = self._client.step_time() or self._profile
+        step_time = (self._client.step_time() if self._ask_engine else None) or self._profile
         can = self._client.capabilities
         self._estimator = Estimator(
             self.node_id,
@@ -142,6 +150,7 @@ class Node:
             step_time,
             scenarios=self._scenarios,
             source="simulated" if can.per_request_trace and can.exact_rules else "approximate",
+            calibrate=self._calibrate,
         )
         first = asyncio.Event()
         self._tasks = [
@@ -178,6 +187,12 @@ class Node:
     def profile(self) -> str:
         """Name of the step-time profile in use, as gpu/model."""
         return self.estimator.step_time.name
+
+    @property
+    def learned(self) -> Learned | None:
+        """What the trace has taught of the step times; None when that is switched off."""
+        learner = self.estimator.learner
+        return None if learner is None else learner.learned()
 
     def ask(self, candidates: Sequence[Candidate], deliver: Callable[[Answers], None]) -> None:
         """What-ifs from the state as it is now or a little later. `deliver` gets one answer per candidate: before this
@@ -350,6 +365,20 @@ class Node:
             if late:
                 log.warning("reservations expired", request_ids=late)
                 self._changed()
+            self._tell_learned()
+
+    def _tell_learned(self) -> None:
+        learned = self.learned
+        if learned is not None and learned.version != self._learned_version:
+            self._learned_version = learned.version
+            log.info(
+                "step times learned" if learned.is_learned else "step times as told",
+                profile=self.profile,
+                error=round(learned.error, 4),
+                error_as_told=round(learned.prior_error, 4),
+                steps=learned.steps,
+                speed_changes=learned.speed_changes,
+            )
 
     def _changed(self) -> None:
         for changed in self._listeners:

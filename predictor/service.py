@@ -117,7 +117,7 @@ class PredictApi(predict_grpc.PredictServicer):
         node = await self._door.enter(context)
         return pb.Calibration(
             node_id=node.node_id,
-            profile=node.profile,
+            profile=wire.step_times(node.profile, node.learned),
             ttft=wire.forecast_error(node.calibration.ttft()),
             e2e=wire.forecast_error(node.calibration.e2e()),
         )

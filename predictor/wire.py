@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from engine_adapters.base import EngineRequest
 from predictor.core.calibration import ErrorSummary
+from predictor.core.step_learning import Learned
 from predictor.node import End
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
@@ -58,6 +59,14 @@ def part(request_id: str, token_ids: Sequence[int], end: End | None) -> pb.Strea
         usage=usage(end),
         detail=end.detail,
     )
+
+
+def step_times(profile: str, learned: Learned | None) -> str:
+    """`a30/llama-2-7b (learned, 3.1 % error, 2,140 steps)`; the profile alone while nothing is known of its error."""
+    if learned is None or not learned.steps:
+        return profile
+    how = "learned" if learned.is_learned else "as told"
+    return f"{profile} ({how}, {learned.error:.1%} error, {learned.steps:,} steps)".replace("% error", " % error")
 
 
 def forecast_error(summary: ErrorSummary) -> pb.ForecastError:

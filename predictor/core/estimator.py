@@ -22,6 +22,7 @@ import msgspec
 from length_model.belief import DEFAULT_PRIOR, given_produced, truncated
 from predictor.core.mirror import Applied, NodeMirror
 from predictor.core.reservations import Reservations
+from predictor.core.step_learning import StepLearner
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import SimRequest
@@ -73,17 +74,22 @@ class Estimator:
         *,
         scenarios: int = 8,
         source: ForecastSource = "simulated",
+        calibrate: bool = False,
     ) -> None:
+        """`calibrate`: step times are learned from the trace, `step_time` is only where that begins."""
         self.node_id = node_id
         self.config = config
         self.step_time = step_time
+        self.learner = StepLearner(step_time) if calibrate else None
         self.mirror: NodeMirror | None = None
         self.reservations = Reservations()
         self._source = source
         self._beliefs: dict[str, _Belief] = {}
         self._received_s = -math.inf
         self._connected = False
+        self._scenarios = scenarios
         self._what_if = WhatIf(node_id, config, step_time, scenarios=scenarios)
+        self._learned_version = 0
         self._base_of: tuple[int, int] | None = None
         self._base_until_s = -math.inf
         """Moment at which the base of the what-ifs holds: the end of the step in progress."""
@@ -113,6 +119,8 @@ class Estimator:
             return True
         if applied is Applied.APPLIED:
             self._received_s = now_s
+            if self.learner is not None:
+                self.learner.add(delta.batch, delta.duration_s)
             for state in delta.arrived:
                 self.reservations.drop(state.request_id)
             for request_id in (*delta.finished, *delta.aborted):
@@ -235,6 +243,10 @@ class Estimator:
 
     def _rebase(self, mirror: NodeMirror, until_s: float) -> None:
         """The base of what-ifs: the state, run on to the end of the step that is in progress at `until_s`."""
+        if self.learner is not None and self.learner.version != self._learned_version:
+            self._learned_version = self.learner.version
+            self.step_time = self.learner.model
+            self._what_if = WhatIf(self.node_id, self.config, self.step_time, scenarios=self._scenarios)
         engine = node_at(
             mirror.snapshot(),
             self.node_id,
@@ -243,10 +255,15 @@ class Estimator:
             free_at_s=self._received_s,
         )
         held = self.reservations.held()
+        woken_s = -math.inf
         for reservation in held:
             if reservation.sent:
-                engine.advance(min(until_s, reservation.reserved_s - SAME_MOMENT_S))
-                engine.add(self._arriving(reservation.candidate), reservation.reserved_s)
+                sent_s = reservation.reserved_s
+                if sent_s - woken_s >= SAME_MOMENT_S:
+                    engine.advance(min(until_s, sent_s))
+                if not engine.has_work:
+                    woken_s = sent_s
+                engine.add(self._arriving(reservation.candidate), sent_s)
         engine.advance(until_s)
         for reservation in held:
             if not reservation.sent:

@@ -10,6 +10,7 @@ from length_model.belief import DEFAULT_PRIOR, known
 from predictor.core.estimator import OVERDUE_LEAST_S, Estimator, Refused
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest
+from simcore.trace import StepBatch
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief
 
 STEP_TIME = StepTimeModel(
@@ -90,6 +91,18 @@ def test_reservations_count_like_requests_that_are_there() -> None:
     assert (before.waiting, before.reserved, after.waiting, after.reserved) == (6, 6, 6, 0)
     assert before.unprocessed_tokens == after.unprocessed_tokens == 6 * 50
     assert before.waiting_prompt_blocks == after.waiting_prompt_blocks == 6 * 8
+
+
+def test_an_idle_engine_begins_with_all_that_came_in_one_moment() -> None:
+    together, apart = Rig().connect(), Rig().connect()
+    for i in range(3):
+        together.estimator.reserve(candidate(f"r{i}"), now_s=0.0002 * i, ttl_s=30.0, sent=True)
+        apart.estimator.reserve(candidate(f"r{i}"), now_s=0.002 * i, ttl_s=30.0, sent=True)
+    together.now_s = apart.now_s = 0.01
+    # 90 tokens of prompt take two steps of 64; alone, the first 30 tokens take one and the rest another.
+    first, second = STEP_TIME.seconds(StepBatch(64, 0.0, 3)), STEP_TIME.seconds(StepBatch(26 + 30, 0.0, 2, 2, 0))
+    assert together.one(candidate("new")).ttft_s.p50 == pytest.approx(first + second - 0.01, abs=0.002)
+    assert apart.one(candidate("new")).ttft_s.p50 > together.one(candidate("new")).ttft_s.p50
 
 
 def test_what_was_sent_while_a_step_runs_waits_for_its_end() -> None:

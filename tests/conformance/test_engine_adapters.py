@@ -187,9 +187,9 @@ async def test_leaving_the_iterator_aborts(adapter: Pair) -> None:
 
 
 async def test_an_id_can_be_used_again_right_after_its_abort(adapter: Pair) -> None:
-    client, _ = adapter
+    client, probe = adapter
     first = asyncio.create_task(collect(client, ask("a", max_tokens=150)))
-    await asyncio.sleep(0.005)
+    await state_where(probe, lambda m: m.running_count == 1)
     assert await client.abort("a")
     tokens, last = await collect(client, ask("a", prompt=[5, 6], max_tokens=30))
     fresh, _ = await collect(client, ask("b", prompt=[5, 6], max_tokens=30))

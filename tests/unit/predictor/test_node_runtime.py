@@ -1,0 +1,178 @@
+"""The node at run time: it follows the trace through gaps and breaks, and keeps its account of requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+
+from engine_adapters.base import EngineError, EngineOptions, EngineProbe, EngineRequest, RequestRefused
+from engine_adapters.emulated import EmulatedEngine
+from length_model.belief import known
+from predictor.core.estimator import Refused
+from predictor.node import End, Node
+from simcore.cost.step_time import StepTimeModel
+from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.types import Candidate, EngineConfig, Forecast, Outcome
+
+STEP_TIME = StepTimeModel(
+    name="test/test",
+    constant_s=0.001,
+    prefill_work_s_per_token2=0.0,
+    decode_kv_s_per_token=0.0,
+    per_seq_s=0.0,
+    dense_knots_tokens=(1, 64),
+    dense_knots_s=(0.0, 0.001),
+)
+CONFIG = EngineConfig(
+    model="m", max_num_seqs=8, max_num_batched_tokens=64, block_size_tokens=4, num_blocks=200, max_model_len_tokens=400
+)
+DEADLINE_S = 10.0
+
+
+class UnreliableProbe:
+    """Passes a trace on, except for what the test takes out of it."""
+
+    def __init__(self, inner: EngineProbe) -> None:
+        self.lose = 0
+        """How many of the next deltas get lost."""
+        self.breaks = 0
+        """How often the connection breaks with the next delta."""
+        self.watched = 0
+        self._inner = inner
+
+    async def watch(self) -> AsyncIterator[TraceSnapshot | TraceDelta]:
+        self.watched += 1
+        async for item in self._inner.watch():
+            if isinstance(item, TraceDelta) and self.lose:
+                self.lose -= 1
+                continue
+            if isinstance(item, TraceDelta) and self.breaks:
+                self.breaks -= 1
+                raise EngineError("the cable was pulled")
+            yield item
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.engine = EmulatedEngine(EngineOptions(node_id="n", config=CONFIG, step_time=STEP_TIME))
+        self.probe = UnreliableProbe(self.engine)
+        self.node = Node("n", self.engine, self.probe, profile=STEP_TIME, reservation_ttl_s=30.0, scenarios=4)
+        self.ends: dict[str, End] = {}
+        self.tokens: dict[str, int] = {}
+
+    def dispatch(self, name: str, max_tokens: int = 50) -> None:
+        request = EngineRequest(
+            request_id=name, prompt_token_ids=tuple(range(20)), max_tokens=max_tokens, ignore_eos=True
+        )
+        self.node.dispatch(request, known(max_tokens), self._sink)
+
+    def _sink(self, request_id: str, token_ids: Sequence[int], end: End | None) -> None:
+        self.tokens[request_id] = self.tokens.get(request_id, 0) + len(token_ids)
+        if end is not None:
+            self.ends[request_id] = end
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        changed = asyncio.Event()
+        unlisten = self.node.listen(changed.set)
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while not condition():
+                    changed.clear()
+                    await changed.wait()
+        finally:
+            unlisten()
+
+    def is_idle(self) -> bool:
+        load = self.node.load()
+        return load is not None and (load.running, load.waiting, load.free_blocks) == (0, 0, CONFIG.num_blocks)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    rig = Rig()
+    await rig.node.start()
+    yield rig
+    await rig.node.close()
+    assert rig.node._flights == {}, "every request has ended"
+
+
+async def test_a_lost_delta_is_noticed_and_the_trace_read_anew(rig: Rig) -> None:
+    rig.dispatch("a", 100)
+    await rig.until(lambda: rig.tokens.get("a", 0) > 5)
+    rig.probe.lose = 2
+    await rig.until(lambda: rig.node.resyncs == 1 and rig.node.estimator.synchronised)
+    assert rig.probe.watched == 2
+    await rig.until(lambda: "a" in rig.ends and rig.is_idle())
+    assert rig.tokens["a"] == 100
+
+
+async def test_a_broken_trace_is_taken_up_again_and_the_state_ages_meanwhile(rig: Rig) -> None:
+    rig.dispatch("a", 300)
+    await rig.until(lambda: rig.tokens.get("a", 0) > 5)
+    rig.probe.breaks = 1
+    await rig.until(lambda: not rig.node.estimator.synchronised)
+    first = rig.node.age_s()
+    async with asyncio.timeout(DEADLINE_S):
+        while rig.node.age_s() <= first:
+            await asyncio.sleep(0)
+    await rig.until(lambda: rig.node.estimator.synchronised)
+    await rig.until(lambda: "a" in rig.ends and rig.is_idle())
+    assert rig.ends["a"].outcome is Outcome.LENGTH
+
+
+async def test_a_dispatch_counts_at_once_and_until_its_end(rig: Rig) -> None:
+    for i in range(12):
+        rig.dispatch(f"r{i}", 40)
+        load = rig.node.load()
+        assert load is not None
+        assert load.running + load.waiting == i + 1
+    await rig.until(lambda: len(rig.ends) == 12 and rig.is_idle())
+    assert all(rig.tokens[f"r{i}"] == 40 for i in range(12))
+
+
+async def test_what_is_refused_leaves_no_trace(rig: Rig) -> None:
+    with pytest.raises(RequestRefused):
+        rig.dispatch("too long", 0)
+    rig.dispatch("a", 20)
+    with pytest.raises(RequestRefused, match="runs here already"):
+        rig.dispatch("a", 20)
+    load = rig.node.load()
+    assert load is not None
+    assert load.running + load.waiting == 1
+    await rig.until(lambda: "a" in rig.ends and rig.is_idle())
+
+
+async def test_closing_ends_everything_as_lost_with_the_node() -> None:
+    rig = Rig()
+    await rig.node.start()
+    rig.dispatch("a", 300)
+    await rig.until(lambda: rig.tokens.get("a", 0) > 0)
+    await rig.node.close()
+    await rig.node.close()
+    assert rig.ends["a"].outcome is Outcome.NODE_LOST
+    with pytest.raises(EngineError, match="shutting down"):
+        rig.dispatch("b")
+
+
+async def test_many_questions_leave_the_loop_free_and_are_answered_in_order(rig: Rig) -> None:
+    for i in range(20):
+        rig.dispatch(f"r{i}", 300)
+    asked = [
+        [
+            Candidate(request_id=f"q{k}-{i}", prompt_tokens=20 if i else 9999, max_output_tokens=50, belief=known(30))
+            for i in range(30)
+        ]
+        for k in range(4)
+    ]
+    rig.node._simulation_s = 1.0
+    answers = await asyncio.gather(*(rig.node.forecast(candidates) for candidates in asked))
+    for candidates, found in zip(asked, answers, strict=True):
+        assert isinstance(found[0], Refused)
+        assert [f.request_id for f in found[1:] if isinstance(f, Forecast)] == [c.request_id for c in candidates[1:]]
+    assert rig.node._simulating is None
+    for i in range(20):
+        assert await rig.node.abort(f"r{i}")
+    await rig.until(rig.is_idle)
+    assert {e.outcome for e in rig.ends.values()} == {Outcome.CANCELLED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ def gateway(config_path: str | None, **options: Any) -> None:
 
     Stops on SIGTERM or Ctrl-C: running requests get --drain-grace-s to finish.
     """
+    # Must stand before gRPC is loaded. Its newer socket layer hands each message of a node session to a thread of its
+    # own; without it the gateway takes a fifth less CPU (12 nodes, 100 requests/s: 4.6 s instead of 5.8 s in 14 s).
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
     import uvloop
 
     from gateway.config import ConfigError, load

@@ -114,9 +114,7 @@ async def test_a_broken_trace_is_taken_up_again_and_the_state_ages_meanwhile(rig
     rig.probe.breaks = 1
     await rig.until(lambda: not rig.node.estimator.synchronised)
     first = rig.node.age_s()
-    async with asyncio.timeout(DEADLINE_S):
-        while rig.node.age_s() <= first:
-            await asyncio.sleep(0)
+    assert rig.node.age_s() > first
     await rig.until(lambda: rig.node.estimator.synchronised)
     await rig.until(lambda: "a" in rig.ends and rig.is_idle())
     assert rig.ends["a"].outcome is Outcome.LENGTH

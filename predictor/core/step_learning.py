@@ -45,8 +45,8 @@ KEPT_STEPS = 64
 HALF_LIFE_STEPS = 4000.0
 """Age at which a step counts half."""
 
-PULL = 0.05
-"""Weight of the prior on each multiplier, in observations of a step that consists of this term alone."""
+PRIOR_SPREAD = 1.0
+"""How far each multiplier is thought to be from the prior's (a ratio, one standard deviation)."""
 REWEIGHTINGS = 4
 SMALLEST_SPREAD = 0.01
 """Relative errors below count as noise of the engine."""
@@ -232,13 +232,13 @@ class StepLearner:
         # In units of the anchor's speed the pull is the same for a prior that is far off.
         speed = float(anchor[self._terms.multipliers > 0].mean()) if anchor.any() else 1.0
         speed = speed or 1.0
-        pull = np.full(len(anchor), PULL / speed**2)
         v = self._working
         for _ in range(REWEIGHTINGS):
             error = rows @ v - 1.0
             spread = max(SMALLEST_SPREAD, 1.4826 * float(np.median(np.abs(error))))
             weighted = rows * (age / np.sqrt(1.0 + (error / spread) ** 2))[:, None]
             gram = weighted.T @ rows
+            pull = (spread / (PRIOR_SPREAD * speed)) ** 2
             gram[np.diag_indices_from(gram)] += pull
             last, v = v, Quadratic(gram, weighted.sum(axis=0) + pull * anchor).minimum_nonnegative(v)
             if np.abs(rows @ (v - last)).max() < MOVED * 0.1:

@@ -24,6 +24,9 @@ JOINTS_TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048,
 """Where the dense curve may bend otherwise than the prior's. Between two joints it keeps the prior's shape."""
 N_SCALARS = 5
 """Terms beside base and dense rises: prefill work, decode KV, sequences, and the last two again in mixed steps."""
+NOTHING_S = 1e-12
+NOTHING_PER_UNIT_S = 1e-18
+"""Seconds, and seconds per token, sequence or token pair, below which a prior's term counts as left out."""
 TOKENS, WORK, KV, SEQS, SECONDS = range(5)
 """Columns of an observation."""
 
@@ -41,31 +44,37 @@ class StepTerms:
         self._levels_s = np.interp(self._joints, x, y)
         self._widths = np.diff(self._joints)
         self._rises_s = np.diff(self._levels_s)
-        base_s = prior.constant_s + float(y[0])
+        base_s = _something(prior.constant_s + float(y[0]), NOTHING_S)
         # What the prior leaves out may still be there: such a term gets a unit of some size and the multiplier 0.
         unit_s = base_s or 1e-3
-        scalars = (
-            (prior.prefill_work_s_per_token2, unit_s * 1e-6),
-            (prior.decode_kv_s_per_token, unit_s * 1e-5),
-            (prior.per_seq_s, unit_s * 1e-3),
+        work_s, kv_s, seq_s, mixed_kv_s, mixed_seq_s = (
+            _something(price_s, NOTHING_PER_UNIT_S)
+            for price_s in (
+                prior.prefill_work_s_per_token2,
+                prior.decode_kv_s_per_token,
+                prior.per_seq_s,
+                prior.mixed_decode_kv_s_per_token,
+                prior.mixed_seq_s,
+            )
         )
-        self._flat = self._rises_s <= 0.0
+        some_kv_s, some_seq_s = kv_s or unit_s * 1e-5, seq_s or unit_s * 1e-3
+        self._flat = self._rises_s <= NOTHING_S
         self._units = np.array(
             [
                 unit_s,
                 *np.where(self._flat, 0.1 * unit_s, self._rises_s),
-                *(given or otherwise for given, otherwise in scalars),
-                prior.mixed_decode_kv_s_per_token or prior.decode_kv_s_per_token or unit_s * 1e-5,
-                prior.mixed_seq_s or prior.per_seq_s or unit_s * 1e-3,
+                work_s or unit_s * 1e-6,
+                some_kv_s,
+                some_seq_s,
+                mixed_kv_s or some_kv_s,
+                mixed_seq_s or some_seq_s,
             ]
         )
         self.multipliers = np.array(
             [
                 float(base_s > 0),
                 *np.where(self._flat, 0.0, 1.0),
-                *(float(given > 0) for given, _ in scalars),
-                float(prior.mixed_decode_kv_s_per_token > 0),
-                float(prior.mixed_seq_s > 0),
+                *(float(price_s > 0) for price_s in (work_s, kv_s, seq_s, mixed_kv_s, mixed_seq_s)),
             ]
         )
         """Those of the prior: 1, or 0 for what it leaves out."""
@@ -127,6 +136,10 @@ class StepTerms:
         else:
             climbed[:, -1] += over * slope / (self._x[-1] - self._x[-2]) / self._rises_s[-1]
         return climbed
+
+
+def _something(seconds: float, least: float) -> float:
+    return seconds if seconds > least else 0.0
 
 
 class Quadratic(msgspec.Struct, frozen=True):

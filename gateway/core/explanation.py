@@ -25,25 +25,37 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """From arrival to the end; None while it runs."""
 
 
+KEEP_BYTES = 48 * 2**20
+"""Most memory for explanations, whatever their number. With 12 forecasts each, some 10,000 fit."""
+
+
 class ExplanationLog:
     """The last `keep` explanations, packed: a decision over twelve forecasts is a thousand objects otherwise."""
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int, keep_bytes: int = KEEP_BYTES) -> None:
         self._keep = keep
+        self._keep_bytes = keep_bytes
+        self._bytes = 0
         self._packed: dict[str, bytes] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Explanation)
 
     def add(self, explanation: Explanation) -> None:
-        """Keeps it; the oldest goes when there are too many. A reused id replaces its predecessor."""
+        """Keeps it; the oldest go when there are too many. A reused id replaces its predecessor."""
         if self._keep <= 0:
             return
-        packed = self._packed
-        packed.pop(explanation.request_id, None)
-        if len(packed) >= self._keep:
-            del packed[next(iter(packed))]
-        packed[explanation.request_id] = self._encoder.encode(explanation)
+        self._drop(explanation.request_id)
+        packed = self._encoder.encode(explanation)
+        self._packed[explanation.request_id] = packed
+        self._bytes += len(packed)
+        while len(self._packed) > self._keep or self._bytes > self._keep_bytes:
+            self._drop(next(iter(self._packed)))
 
     def get(self, request_id: str) -> Explanation | None:
         packed = self._packed.get(request_id)
         return None if packed is None else self._decoder.decode(packed)
+
+    def _drop(self, request_id: str) -> None:
+        packed = self._packed.pop(request_id, None)
+        if packed is not None:
+            self._bytes -= len(packed)

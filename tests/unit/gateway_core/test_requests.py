@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from gateway.core import events as ev
+from gateway.core.explanation import Explanation, ExplanationLog
 from gateway.core.policies.registry import PolicyError
 from gateway.core.router import Router, RouterConfig
 from simcore.types import Outcome
@@ -321,6 +322,22 @@ def test_only_the_last_ends_are_explained() -> None:
         world.arrive(f"r{i}")
         world.end(f"r{i}")
     assert [world.router.explain(f"r{i}") is None for i in range(3)] == [True, False, False]
+
+
+def test_explanations_are_bounded_in_memory_too() -> None:
+    log = ExplanationLog(keep=1000, keep_bytes=2000)
+    for i in range(200):
+        log.add(Explanation(request_id=f"r{i}", decisions=(), prompt_tokens=i, detail="x" * 100))
+    kept = [i for i in range(200) if log.get(f"r{i}") is not None]
+    assert 5 < len(kept) < 20
+    assert kept == list(range(kept[0], 200)), "the oldest go first"
+    log.add(Explanation(request_id="huge", decisions=(), prompt_tokens=1, detail="x" * 3000))
+    assert log.get("huge") is None
+    log.add(Explanation(request_id="again", decisions=(), prompt_tokens=1))
+    log.add(Explanation(request_id="again", decisions=(), prompt_tokens=2))
+    again = log.get("again")
+    assert again is not None
+    assert again.prompt_tokens == 2
 
 
 def test_a_quiescence_check_names_who_is_left() -> None:

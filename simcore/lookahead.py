@@ -45,6 +45,7 @@ class WhatIf:
         self._packed = step_time.pack()
         self._beliefs = BeliefTable(config, scenarios)
         self._empty_head = at.new_head(config)
+        self._empty_head[at.AHEAD] = config.async_scheduling
         self._samples = np.zeros((4, scenarios), dtype=np.float64)
         self._candidates = np.zeros((1, at.C_FINALS + scenarios), dtype=np.int64)
         self._out = np.zeros((1, at.N_FORECAST), dtype=np.float64)
@@ -53,7 +54,7 @@ class WhatIf:
         self._age_s = 0.0
         self._start_s = 0.0
         self._base_scenarios = 1
-        self._base_done = True
+        self._base_done = False
         self._heads[0] = self._empty_head
         self._node: SimNode | None = None
         self._node_rows = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
@@ -72,8 +73,9 @@ class WhatIf:
         """Takes a new base state and forgets the memoised baseline.
 
         `beliefs` holds the total output length of every running and waiting request. `reserved` requests stand behind
-        the waiting ones. `step_remaining_s`: seconds until the step in progress ends. Raises ValueError for a request
-        without belief and for one that the engine cannot hold.
+        the waiting ones. `step_remaining_s`: seconds until the step in progress ends. An engine that schedules
+        asynchronously has planned the step after that already: a candidate joins one step later. Raises ValueError
+        for a request without belief and for one that the engine cannot hold.
         """
         states = [*snapshot.running, *snapshot.waiting]
         states.extend(_arriving(c) for c in reserved)
@@ -101,7 +103,7 @@ class WhatIf:
         self._base_scenarios = ENTRIES.draw(
             self._heads, self._reqs, table.atoms, table.strata, self._rows, self.scenarios, self._finals
         )
-        self._base_done = n == 0
+        self._base_done = False
         self._node = None
         self._seq, self._age_s, self._start_s = snapshot.seq, age_s, float(step_remaining_s)
 
@@ -128,7 +130,7 @@ class WhatIf:
             self.scenarios,
             self._finals,
         )
-        self._base_done = n == 0
+        self._base_done = False
         self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, float(node.free_at_s - now_s))
 
     def forecast(self, candidates: Sequence[Candidate]) -> list[Forecast]:

@@ -60,7 +60,10 @@ _EVENT_KINDS: dict[int, Literal["first_token", "finished", "preempted"]] = {
 
 
 class SimNode:
-    """One engine. Methods that take a time must be called with times that do not run backwards."""
+    """One engine. Methods that take a time must be called with times that do not run backwards.
+
+    It schedules synchronously, whatever `config.async_scheduling` says (`simcore.proved`).
+    """
 
     def __init__(self, node_id: str, config: EngineConfig, step_time: StepTimeModel) -> None:
         self.node_id = node_id

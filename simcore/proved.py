@@ -16,7 +16,7 @@ def approximations(config: EngineConfig) -> tuple[str, ...]:
     """
     reasons: list[str] = []
     if config.async_scheduling:
-        reasons.append("asynchronous scheduling: batches are planned one step ahead, seats become free one step later")
+        reasons.append("asynchronous scheduling: seats and KV blocks are taken to be free at once, not a step later")
     if config.engine == "vllm" and config.engine_version and not _same_minor(config.engine_version):
         reasons.append(f"vLLM {config.engine_version}: the rules were proved against {PROVED_VLLM_VERSION}")
     return tuple(reasons)

@@ -16,6 +16,7 @@ from numba import njit
 
 from simcore.compiled import future, jump, kv, step
 from simcore.compiled.layout import (
+    AHEAD,
     BASE,
     BLOCK,
     BY_PRIORITY,
@@ -103,22 +104,33 @@ def summarise(values: Floats, n: int, out: Floats, at: int) -> None:
 
 @njit(nogil=True)
 def start(
-    heads: Ints, reqs: Ints, lists: Ints, progress: Floats, start_s: float, finals: Ints, scenario: int, checkpoint: int
-) -> int:
-    """Sets up the scratch state from the base, or from a checkpoint of that scenario. Returns the slots in use."""
+    heads: Ints,
+    reqs: Ints,
+    lists: Ints,
+    log: Ints,
+    packed: Floats,
+    progress: Floats,
+    start_s: float,
+    finals: Ints,
+    scenario: int,
+    checkpoint: int,
+    ends: Floats,
+) -> None:
+    """Sets up the scratch state from the checkpoint of that scenario, if there is one, else from the base."""
     slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
-    if checkpoint > 0:
+    if checkpoint > 0 and progress[checkpoint, NOW] >= 0.0:
         future.copy_state(heads, reqs, lists, checkpoint, SCRATCH_STATE, slots)
         for i in range(N_PROGRESS):
             progress[SCRATCH_STATE, i] = progress[checkpoint, i]
-        return slots
+        return
     future.copy_state(heads, reqs, lists, BASE, SCRATCH_STATE, slots)
     for slot in range(slots):
         reqs[SCRATCH_STATE, slot, FINAL] = finals[scenario, slot]
     progress[SCRATCH_STATE, NOW] = start_s
     progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS] = 0
     progress[SCRATCH_STATE, SO_FAR_HEADROOM] = heads[BASE, FREE]
-    return slots
+    if heads[BASE, AHEAD]:
+        future.step_planned_already(heads, reqs, lists, log, packed, progress, ends)
 
 
 def _compile(fingerprint: int) -> Entries:
@@ -233,13 +245,13 @@ def _compile(fingerprint: int) -> Entries:
         assert fingerprint >= 0
         base = heads[BASE]
         n = base[N_RUNNING] + base[N_WAITING]
-        skipping = jumping and base[BY_PRIORITY] == 0 and base[LONG_PREFILL] == 0 and base[N_WAITING] > 0
+        skipping = jumping and base[BY_PRIORITY] == 0 and base[LONG_PREFILL] == 0
         # Not literals: a kernel would be compiled once more for each.
         none, nobody = int(np.int64(0)), int(np.int64(-1))
         fine = True
         if not base_done:
             for s in range(base_scenarios):
-                start(heads, reqs, lists, progress, start_s, finals, s, none)
+                start(heads, reqs, lists, log, packed, progress, start_s, finals, s, none, ends[s])
                 checkpoint = FIRST_CHECKPOINT + s if skipping else 0
                 first_s = future.run(heads, reqs, lists, log, packed, progress, nobody, ends[s], checkpoint, jumping)
                 fine = fine and first_s >= 0.0
@@ -252,7 +264,10 @@ def _compile(fingerprint: int) -> Entries:
             for s in range(scenarios):
                 final = candidate[C_FINALS + s]
                 of = min(s, base_scenarios - 1)
-                start(heads, reqs, lists, progress, start_s, finals, of, FIRST_CHECKPOINT + of if skipping else 0)
+                for slot in range(n):
+                    mine[slot] = ends[of, slot]
+                checkpoint = FIRST_CHECKPOINT + of if skipping else 0
+                start(heads, reqs, lists, log, packed, progress, start_s, finals, of, checkpoint, mine)
                 future.admit_candidate(
                     heads[SCRATCH_STATE],
                     reqs[SCRATCH_STATE],
@@ -262,8 +277,6 @@ def _compile(fingerprint: int) -> Entries:
                     candidate[C_PRIORITY],
                     final,
                 )
-                for slot in range(n):
-                    mine[slot] = ends[of, slot]
                 first_s = future.run(heads, reqs, lists, log, packed, progress, n, mine, none, jumping)
                 fine = fine and first_s >= 0.0
                 harm_s = 0.0

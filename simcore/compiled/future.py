@@ -11,6 +11,7 @@ from numba import njit
 
 from simcore.compiled.jump import decode_phase
 from simcore.compiled.layout import (
+    BASE,
     BUDGET,
     FINAL,
     FINISHED,
@@ -132,6 +133,24 @@ def may_empty_queue(head: Ints, req: Ints, lists: Ints) -> bool:
 
 
 @njit(nogil=True)
+def step_planned_already(
+    heads: Ints, reqs: Ints, lists: Ints, log: Ints, packed: Floats, progress: Floats, ends: Floats
+) -> None:
+    """One step of the scratch state before anybody new can join."""
+    head, req, queues = heads[SCRATCH_STATE], reqs[SCRATCH_STATE], lists[SCRATCH_STATE]
+    n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, log, False)
+    if prefill_seqs + decode == 0:
+        return
+    progress[SCRATCH_STATE, NOW] += step_seconds(packed, prefill + decode, work, kv, prefill_seqs + decode)
+    progress[SCRATCH_STATE, SO_FAR_HEADROOM] = min(progress[SCRATCH_STATE, SO_FAR_HEADROOM], lowest)
+    for i in range(n_log):
+        if log[i, KIND] == FINISHED:
+            ends[log[i, SLOT]] = progress[SCRATCH_STATE, NOW]
+        elif log[i, KIND] == PREEMPTED:
+            progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS] += 1
+
+
+@njit(nogil=True)
 def _keep(
     heads: Ints,
     reqs: Ints,
@@ -169,7 +188,8 @@ def run(
     first token; -1 if the state cannot go on (a request that never fits), and then times are worth nothing.
 
     `checkpoint` > 0 is where to keep the state as it was before the first step in which a request behind all others
-    could be admitted: until then such a candidate changes nothing (FCFS). Nothing is kept if nobody waits.
+    could be admitted: until then such a candidate changes nothing (FCFS). If nobody waits nothing is kept, and the
+    time there stays negative.
     """
     head, req, queues = heads[SCRATCH_STATE], reqs[SCRATCH_STATE], lists[SCRATCH_STATE]
     now_s = progress[SCRATCH_STATE, NOW]
@@ -178,7 +198,9 @@ def run(
     first_s = 0.0
     pending = True
     watching = checkpoint > 0 and head[N_WAITING] > 0
-    slots = head[N_RUNNING] + head[N_WAITING]
+    if checkpoint > 0:
+        progress[checkpoint, NOW] = -1.0
+    slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
     while head[N_RUNNING] + head[N_WAITING] > 0:
         if jumping:
             steps, now_s, lowest, ended = decode_phase(head, req, queues, packed, now_s, candidate, ends)

@@ -38,7 +38,10 @@ OWNED = 12
 FRONT = 13
 SEG_HEAD = 14
 SEG_TAIL = 15
-N_HEAD = 16
+# head: what-ifs only
+AHEAD = 16
+"""1 for an engine that plans a step ahead (asynchronous scheduling): who comes now is not in the next plan."""
+N_HEAD = 17
 
 # req columns
 PROMPT = 0

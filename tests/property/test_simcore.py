@@ -52,6 +52,7 @@ def configs(draw: st.DrawFn) -> EngineConfig:
         long_prefill_token_threshold_tokens=draw(st.sampled_from((0, 0, 3, 20))),
         enable_prefix_caching=draw(st.booleans()),
         scheduling_policy=draw(st.sampled_from(("fcfs", "fcfs", "priority"))),
+        async_scheduling=draw(st.booleans()),
     )
 
 
@@ -195,14 +196,14 @@ def rounded(answer: Forecast) -> list[float]:
 @given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))
 @RUNS
 def test_jumping_and_stepping_answer_alike(workload: Workload, steps: int, rng: random.Random) -> None:
-    """Also with lengths that are not known."""
+    """Also with lengths that are not known, and for engines that plan ahead."""
     node = played(workload, steps)
     candidate = candidate_for(workload.config, rng)
     beliefs = {i: LengthBelief((1, 5, 9, 40)) for i in node.requests}
     answers = []
     for jumping in (True, False):
         what_if = WhatIf("n", workload.config, MODEL, scenarios=4, jumping=jumping)
-        what_if.rebase_node(node, beliefs, node.free_at_s)
+        what_if.rebase(node.snapshot(0.0), beliefs)
         answers.append(what_if.forecast([candidate])[0])
     assert rounded(answers[0]) == pytest.approx(rounded(answers[1]), rel=1e-9, abs=1e-9)
 

@@ -153,6 +153,23 @@ def test_an_outlived_belief_ends_soon() -> None:
     assert asking.forecast([candidate(5, 1)])[0].e2e_s == same(OVERDUE_TOKENS + 1.0)
 
 
+def test_an_engine_that_plans_ahead_takes_a_newcomer_one_step_later() -> None:
+    simulated = node()
+    ahead = msgspec.structs.replace(SMALL, async_scheduling=True)
+    asking = what_if(ahead)
+    asking.rebase(simulated.snapshot(0.0), {})
+    assert asking.forecast([candidate(5, 4)])[0].ttft_s == same(1.0), "an idle engine has planned nothing"
+    simulated.add(request("a", 5, 3), 0.0)
+    simulated.add(request("b", 5, 1), 0.0)
+    simulated.add(request("c", 31, 2), 0.0)
+    beliefs = {"a": known(3), "b": known(1), "c": known(2)}
+    asking.rebase(simulated.snapshot(0.0), beliefs)
+    # c is prefilled with 22 tokens, then with 9 beside a: the candidate's 5 fit there.
+    answer = asking.forecast([candidate(5, 2), candidate(30, 2)])
+    assert [a.ttft_s for a in answer] == [same(2.0), same(3.0)]
+    assert [a.harm_s for a in answer] == [same(0.0)] * 2
+
+
 def test_lengths_are_cut_where_the_engine_cuts_them() -> None:
     # 120 tokens of the model, of which 100 are prompt.
     assert what_if().forecast([candidate(100, 500, limit=500)])[0].e2e_s == same(3.0 + 20.0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.cluster import make_cluster
+from tests.e2e.scripted_node import ScriptedNode
 
 __all__ = ["make_cluster"]
 
@@ -21,3 +23,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = any(HERE in item.path.parents for item in session.items)
     if wanted and not session.config.option.collectonly:
         subprocess.run([sys.executable, "-c", WARM_UP], check=True, timeout=600, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[ScriptedNode]:
+    scripted = ScriptedNode("n")
+    await scripted.start()
+    yield scripted
+    await scripted.stop()
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[ScriptedNode]:
+    scripted = ScriptedNode("o")
+    await scripted.start()
+    yield scripted
+    await scripted.stop()

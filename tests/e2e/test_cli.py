@@ -88,15 +88,9 @@ def test_every_command_helps_with_an_example(command: list[str]) -> None:
         pages += [([*path, name], shown) for name in below]
 
 
-def test_help_is_quick_and_complete() -> None:
-    fastest_s = float("inf")
-    for _ in range(3):
-        start_s = time.monotonic()
-        done = astrolabe("--help")
-        fastest_s = min(fastest_s, time.monotonic() - start_s)
+def test_help_lists_every_command() -> None:
+    done = astrolabe("--help")
     assert all(name in done.stdout for name in ASTROLABE.list_commands(None))  # type: ignore[arg-type]
-    # Everything heavy is imported later; this bound is far above what it takes on a busy machine.
-    assert fastest_s < 1.0
 
 
 def test_help_imports_no_heavy_module() -> None:

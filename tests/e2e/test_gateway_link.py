@@ -1,102 +1,23 @@
-"""The gateway against nodes that misbehave in ways a real one does not on demand. In-process, real sockets."""
+"""The gateway against nodes that misbehave in ways a real one does not on demand."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
-from gateway.config import GatewayConfig, NodeEntry
-from gateway.main import Gateway
-from protos import codec
+from gateway.config import NodeEntry
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from simcore.types import Outcome
-from tests.e2e.scripted_node import ScriptedNode, load
+from tests.e2e.in_process import ask, detail, dispatched, part, running, status, until
+from tests.e2e.scripted_node import ScriptedNode
 
 pytestmark = pytest.mark.e2e
-
-FAST: dict[str, Any] = {
-    "listen": "127.0.0.1:0",
-    "policy": "least_requests",
-    "tokenizer": "bytes",
-    "reconnect_max_s": 0.2,
-    "keepalive_s": 0.5,
-    "drain_grace_s": 0.2,
-}
-
-
-async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
-    async with asyncio.timeout(deadline_s):
-        while not condition():  # noqa: ASYNC110 - what other processes do sets no event here
-            await asyncio.sleep(0.01)
-
-
-@contextlib.asynccontextmanager
-async def running(*entries: str | NodeEntry, **options: Any) -> AsyncIterator[tuple[Gateway, Any]]:
-    """A gateway in this process and a client of it; afterwards nothing may be left under way."""
-    gateway = Gateway(GatewayConfig(nodes=entries, **{**FAST, **options}))
-    await gateway.start()
-    try:
-        async with grpc.aio.insecure_channel(gateway.address) as channel:
-            yield gateway, DispatchStub(channel)
-        await until(lambda: not gateway.pump.streams)
-        gateway.pump.router.check_quiescent()
-    finally:
-        await gateway.stop()
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[ScriptedNode]:
-    scripted = ScriptedNode("n")
-    await scripted.start()
-    yield scripted
-    await scripted.stop()
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[ScriptedNode]:
-    scripted = ScriptedNode("o")
-    await scripted.start()
-    yield scripted
-    await scripted.stop()
-
-
-def status(gateway: Gateway, node_id: str) -> str:
-    return {n.node_id: n.status for n in gateway.nodes.wire().nodes}.get(node_id, "absent")
-
-
-def detail(gateway: Gateway) -> str:
-    return gateway.nodes.wire().nodes[0].detail
-
-
-def ask(text: str = "hello", **fields: Any) -> pb.GenerateRequest:
-    return pb.GenerateRequest(text=text, sampling=types_pb.SamplingParams(max_tokens=8), **fields)
-
-
-def part(request_id: str, tokens: bytes, outcome: Outcome | None = None) -> predict_pb.NodeFrame:
-    message = predict_pb.StreamPart(request_id=request_id, token_ids=tokens)
-    if outcome is not None:
-        message.outcome = codec.outcome_to_wire(outcome)
-        message.usage.CopyFrom(types_pb.Usage(prompt_tokens=5, output_tokens=8))
-    return predict_pb.NodeFrame(parts=[message])
-
-
-async def dispatched(node: ScriptedNode) -> predict_pb.Dispatched:
-    """The next dispatch that the node gets."""
-    async with asyncio.timeout(5):
-        while True:
-            frame = await node.received.get()
-            if frame.dispatches:
-                return frame.dispatches[0]
 
 
 async def test_tokens_reach_the_client_as_text_cut_at_characters(node: ScriptedNode) -> None:
@@ -309,117 +230,3 @@ async def test_nonsense_from_a_node_ends_its_session_only(node: ScriptedNode, ot
         await until(lambda: "another version" in detail(gateway) or node.sessions == 2)
         assert status(gateway, "o") == "up"
         await until(lambda: status(gateway, "n") == "up")
-
-
-async def test_a_connection_that_goes_silent_is_noticed(node: ScriptedNode) -> None:
-    """Between gateway and node stands a relay that stops passing bytes on, as a broken network does."""
-    relay = Relay(node.address)
-    await relay.start()
-    try:
-        async with running(relay.address) as (gateway, _):
-            await until(lambda: status(gateway, "n") == "up")
-            relay.frozen = True
-            frozen_s = time.monotonic()
-            await until(lambda: status(gateway, "n") == "down", 10)
-            assert time.monotonic() - frozen_s < 5
-            relay.frozen = False
-            await until(lambda: status(gateway, "n") == "up")
-    finally:
-        await relay.stop()
-
-
-async def test_reload_adds_nodes_drains_the_removed_and_sets_the_policy(
-    node: ScriptedNode, other: ScriptedNode
-) -> None:
-    async with running(node.address, drain_grace_s=5.0) as (gateway, stub):
-        await until(lambda: status(gateway, "n") == "up")
-        call = stub.Generate(ask(request_id="r1"))
-        await dispatched(node)
-        gateway.reload(GatewayConfig(**{**FAST, "nodes": (other.address,), "policy": "random", "drain_grace_s": 5.0}))
-        await until(lambda: status(gateway, "o") == "up")
-        assert (await stub.ListNodes(pb.ListNodesRequest())).policy == "random"
-        # The request on the node that left goes on to its end.
-        node.say(part("r1", b"done", Outcome.STOP))
-        assert (await call.read()).text == "done"
-        await until(lambda: [n.node_id for n in gateway.pump.router.nodes()] == ["o"])
-
-
-async def test_shutdown_lets_answers_finish_and_refuses_new_ones(node: ScriptedNode) -> None:
-    async with running(node.address, drain_grace_s=5.0) as (gateway, stub):
-        await until(lambda: status(gateway, "n") == "up")
-        call = stub.Generate(ask(request_id="r1"))
-        await dispatched(node)
-        stopping = asyncio.create_task(gateway.stop())
-        await asyncio.sleep(0)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Generate(ask(request_id="r2")).read()
-        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert "shutting down" in (caught.value.details() or "")
-        node.say(part("r1", b"end", Outcome.STOP))
-        assert (await call.read()).text == "end"
-        await stopping
-
-
-async def test_shutdown_ends_what_outlives_the_grace(node: ScriptedNode) -> None:
-    async with running(node.address, drain_grace_s=0.1) as (gateway, stub):
-        await until(lambda: status(gateway, "n") == "up")
-        call = stub.Generate(ask(request_id="r1"))
-        await dispatched(node)
-        await gateway.stop()
-        assert await call.code() == grpc.StatusCode.UNAVAILABLE
-        assert "shut down" in await call.details()
-        async with asyncio.timeout(5):
-            frame = await node.received.get()
-        assert list(frame.abort_request_ids) == ["r1"]
-
-
-async def test_load_of_a_node_is_listed(node: ScriptedNode) -> None:
-    async with running(node.address) as (gateway, stub):
-        await until(lambda: status(gateway, "n") == "up")
-        note = predict_pb.LoadNote(load=codec.load_to_wire(load("n", waiting=3)))
-        watch = stub.WatchNodes(pb.WatchNodesRequest(min_interval_s=0.05))
-        assert (await watch.read()).nodes[0].load.waiting == 0
-        node.say(predict_pb.NodeFrame(load=note))
-        assert (await watch.read()).nodes[0].load.waiting == 3
-        watch.cancel()
-
-
-class Relay:
-    """Passes bytes both ways between a listener of its own and `target`, until `frozen`."""
-
-    def __init__(self, target: str) -> None:
-        self.frozen = False
-        self.address = ""
-        self._target = target
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None:
-            self._server.close()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, _, port = self._target.partition(":")
-        there_reader, there_writer = await asyncio.open_connection(host, int(port))
-        for source, sink in ((reader, there_writer), (there_reader, writer)):
-            task = asyncio.create_task(self._pass_on(source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                if not self.frozen:
-                    sink.write(data)
-                    await sink.drain()
-        except ConnectionError:
-            pass
-        finally:
-            sink.close()

@@ -1,0 +1,93 @@
+"""The gateway over time: connections that die silently, reloads, shutdowns, watches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import grpc
+import grpc.aio
+import pytest
+
+from gateway.config import GatewayConfig
+from protos import codec
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from protos.v1 import astrolabe_predict_pb2 as predict_pb
+from simcore.types import Outcome
+from tests.e2e.in_process import FAST, Relay, ask, dispatched, part, running, status, until
+from tests.e2e.scripted_node import ScriptedNode, load
+
+pytestmark = pytest.mark.e2e
+
+
+async def test_a_connection_that_goes_silent_is_noticed(node: ScriptedNode) -> None:
+    """Between gateway and node stands a relay that stops passing bytes on, as a broken network does."""
+    relay = Relay(node.address)
+    await relay.start()
+    try:
+        async with running(relay.address) as (gateway, _):
+            await until(lambda: status(gateway, "n") == "up")
+            relay.frozen = True
+            frozen_s = time.monotonic()
+            await until(lambda: status(gateway, "n") == "down", 10)
+            assert time.monotonic() - frozen_s < 5
+            relay.frozen = False
+            await until(lambda: status(gateway, "n") == "up")
+    finally:
+        await relay.stop()
+
+
+async def test_reload_adds_nodes_drains_the_removed_and_sets_the_policy(
+    node: ScriptedNode, other: ScriptedNode
+) -> None:
+    async with running(node.address, drain_grace_s=5.0) as (gateway, stub):
+        await until(lambda: status(gateway, "n") == "up")
+        call = stub.Generate(ask(request_id="r1"))
+        await dispatched(node)
+        gateway.reload(GatewayConfig(**{**FAST, "nodes": (other.address,), "policy": "random", "drain_grace_s": 5.0}))
+        await until(lambda: status(gateway, "o") == "up")
+        assert (await stub.ListNodes(pb.ListNodesRequest())).policy == "random"
+        # The request on the node that left goes on to its end.
+        node.say(part("r1", b"done", Outcome.STOP))
+        assert (await call.read()).text == "done"
+        await until(lambda: [n.node_id for n in gateway.pump.router.nodes()] == ["o"])
+
+
+async def test_shutdown_lets_answers_finish_and_refuses_new_ones(node: ScriptedNode) -> None:
+    async with running(node.address, drain_grace_s=5.0) as (gateway, stub):
+        await until(lambda: status(gateway, "n") == "up")
+        call = stub.Generate(ask(request_id="r1"))
+        await dispatched(node)
+        stopping = asyncio.create_task(gateway.stop())
+        await asyncio.sleep(0)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Generate(ask(request_id="r2")).read()
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "shutting down" in (caught.value.details() or "")
+        node.say(part("r1", b"end", Outcome.STOP))
+        assert (await call.read()).text == "end"
+        await stopping
+
+
+async def test_shutdown_ends_what_outlives_the_grace(node: ScriptedNode) -> None:
+    async with running(node.address, drain_grace_s=0.1) as (gateway, stub):
+        await until(lambda: status(gateway, "n") == "up")
+        call = stub.Generate(ask(request_id="r1"))
+        await dispatched(node)
+        await gateway.stop()
+        assert await call.code() == grpc.StatusCode.UNAVAILABLE
+        assert "shut down" in await call.details()
+        async with asyncio.timeout(5):
+            frame = await node.received.get()
+        assert list(frame.abort_request_ids) == ["r1"]
+
+
+async def test_load_of_a_node_is_listed(node: ScriptedNode) -> None:
+    async with running(node.address) as (gateway, stub):
+        await until(lambda: status(gateway, "n") == "up")
+        note = predict_pb.LoadNote(load=codec.load_to_wire(load("n", waiting=3)))
+        watch = stub.WatchNodes(pb.WatchNodesRequest(min_interval_s=0.05))
+        assert (await watch.read()).nodes[0].load.waiting == 0
+        node.say(predict_pb.NodeFrame(load=note))
+        assert (await watch.read()).nodes[0].load.waiting == 3
+        watch.cancel()

@@ -43,6 +43,8 @@ class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How much faster than the real device."""
     seed: int = 0
     """Of the noise."""
+    async_scheduling: bool = True
+    """Whether vLLM plans a step while the device runs the one before, as it does with a GPU."""
     first_text_id: int = 97
     """Answers are made of the token ids from here ..."""
     last_text_id: int = 122
@@ -88,6 +90,8 @@ class EmulatedDevice(Executor):
 
     def _init_executor(self) -> None:
         settings = msgspec.json.decode(os.environ.get(ENV_SETTINGS, "{}"), type=DeviceSettings)
+        # vLLM's CPU platform switches this off for its own kernels; the scheduler, built after us, reads it here.
+        self.scheduler_config.async_scheduling = settings.async_scheduling
         self._step_time = settings.step_time()
         self._step_time.seconds(StepBatch(decode_seqs=1))  # compiles now, not in the first step
         self._noise = settings.noise

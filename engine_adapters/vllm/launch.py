@@ -79,7 +79,7 @@ def emulated_launch(
     if not config.async_scheduling:
         options.append("--no-async-scheduling")
     launch = server_launch(python, model=str(folder), host=host, port=port, extra=[*options, *extra], environ=environ)
-    settings = {"ASTROLABE_EMULATED_DEVICE": json.dumps(dict(device))}
+    settings = {"ASTROLABE_EMULATED_DEVICE": json.dumps({**device, "async_scheduling": config.async_scheduling})}
     quiet = {k: v for k, v in _QUIET.items() if k not in environ}
     return Launch(launch.command, {**launch.environment, **quiet, **settings})
 

@@ -26,6 +26,7 @@ def observation(batch: StepBatch) -> list[float]:
     return [batch.total_tokens, batch.prefill_work_tokens2, batch.decode_kv_tokens, seqs, 1.0]
 
 
+@settings(deadline=None)
 @given(models(), st.lists(batches, min_size=1, max_size=10), st.randoms(use_true_random=False))
 def test_any_weighted_sum_of_terms_is_a_model(prior: StepTimeModel, some: list[StepBatch], rng: random.Random) -> None:
     terms = StepTerms(prior)
@@ -36,6 +37,7 @@ def test_any_weighted_sum_of_terms_is_a_model(prior: StepTimeModel, some: list[S
             assert model.seconds(batch) == pytest.approx(float(row @ weights), rel=1e-6, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(models(), batches)
 def test_the_multipliers_of_the_prior_give_the_prior(prior: StepTimeModel, batch: StepBatch) -> None:
     terms = StepTerms(prior)
@@ -43,6 +45,7 @@ def test_the_multipliers_of_the_prior_give_the_prior(prior: StepTimeModel, batch
     assert model.seconds(batch) == pytest.approx(prior.seconds(batch), rel=1e-6, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 25), st.integers(0, 2**32 - 1))
 def test_the_nonnegative_minimum_is_one(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -20,6 +20,7 @@ class ClientStream:
     __slots__ = (
         "_waiter",
         "arrived_s",
+        "decided_s",
         "decision",
         "detail",
         "expelled",
@@ -48,6 +49,8 @@ class ClientStream:
         self.arrived_s = 0.0
         self.decision: Decision | None = None
         """The last one."""
+        self.decided_s: float | None = None
+        """When it was carried out; the decision's own `decision_s` ends where the router began to choose."""
         self.node_id = ""
         """Where it was sent last; empty before the first dispatch."""
         self.pending: list[int] = []
@@ -71,8 +74,14 @@ class ClientStream:
         self.pending.extend(token_ids)
         self._wake()
 
-    def placed(self, decision: Decision) -> None:
+    @property
+    def decision_s(self) -> float | None:
+        """Seconds from arrival to the (last) placement, all work included; None before it."""
+        return None if self.decided_s is None else self.decided_s - self.arrived_s
+
+    def placed(self, decision: Decision, now_s: float) -> None:
         self.decision = decision
+        self.decided_s = now_s
         self.node_id = decision.node_id
 
     def end(self, outcome: Outcome, detail: str, now_s: float) -> None:

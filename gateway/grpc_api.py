@@ -221,11 +221,11 @@ class DispatchApi(DispatchServicer):
 
 
 def _metadata(stream: ClientStream) -> tuple[tuple[str, str], ...]:
-    decision = stream.decision
+    decision_s = stream.decision_s
     return (
         ("x-astrolabe-node", stream.node_id),
         ("x-request-id", stream.shape.request_id),
-        ("x-astrolabe-decision-s", f"{decision.decision_s:.6f}" if decision is not None else ""),
+        ("x-astrolabe-decision-s", f"{decision_s:.6f}" if decision_s is not None else ""),
     )
 
 

@@ -46,7 +46,7 @@ def request_finished(stream: ClientStream) -> None:
         output_tokens=stream.output_tokens,
         ttft_s=_rounded(stream.first_token_s - stream.arrived_s if stream.first_token_s is not None else None),
         e2e_s=_rounded(ended_s - stream.arrived_s),
-        decision_s=_rounded(decision.decision_s if decision is not None else None),
+        decision_s=_rounded(stream.decision_s),
         policy=decision.policy if decision is not None else None,
         attempts=decision.attempt if decision is not None else 0,
         **({"detail": stream.detail} if stream.detail else {}),

@@ -227,7 +227,7 @@ class Pump:
 
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]
-        stream.placed(action.decision)
+        stream.placed(action.decision, self._clock())
         port = self.ports.get(action.node_id)
         if port is not None:
             port.dispatch(action.dispatch_seq, stream)
@@ -243,7 +243,7 @@ class Pump:
 
     def _placed(self, action: Placed, now_s: float) -> None:
         stream = self.streams.pop(action.request_id)
-        stream.placed(action.decision)
+        stream.placed(action.decision, self._clock())
         port = self.ports.get(action.decision.node_id)
         if port is not None:
             shape = stream.shape

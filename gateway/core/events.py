@@ -195,7 +195,7 @@ class Abort(Action, frozen=True, kw_only=True):
 
 
 class Finish(Action, frozen=True, kw_only=True):
-    """Tell the client how it ended. Exactly one per `Arrived`."""
+    """Tell the client how it ended. Exactly one per `Arrived`, or one `Placed` in its stead."""
 
     request_id: str
     outcome: Outcome

@@ -213,7 +213,9 @@ class Calibration(google.protobuf.message.Message):
     node_id: builtins.str
     """The node."""
     profile: builtins.str
-    """Step-time profile in use, as `gpu/model`."""
+    """Step-time profile in use, as `gpu/model`; in brackets what was learned from the trace, with its error in percent and
+    the number of steps.
+    """
     @property
     def ttft(self) -> Global___ForecastError:
         """Of the time to the first token, in seconds."""

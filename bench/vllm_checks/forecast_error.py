@@ -66,6 +66,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     mean_e2e_s: float
     ttft_error_p50: float | None = None
     ttft_error_p90: float | None = None
+    ttft_gap_s: float | None = None
+    """Median of actual - forecast, in seconds of the clock."""
     e2e_error_p50: float | None = None
     e2e_error_p90: float | None = None
     e2e_bias: float | None = None
@@ -93,6 +95,8 @@ def row_of(
             errors = sorted(p.error for p in of)
             found[f"{name}_error_p50"] = statistics.median(errors)
             found[f"{name}_error_p90"] = errors[min(len(errors) - 1, int(0.9 * len(errors)))]
+    if pairs["ttft"]:
+        found["ttft_gap_s"] = statistics.median(p.actual_s - p.p50_s for p in pairs["ttft"])
     if pairs["e2e"]:
         found["e2e_bias"] = statistics.median((p.p50_s - p.actual_s) / p.actual_s for p in pairs["e2e"])
         found["e2e_under_p90"] = sum(p.actual_s <= p.p90_s for p in pairs["e2e"]) / len(pairs["e2e"])
@@ -203,9 +207,9 @@ def servers_of(
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     lines = [
-        "| world | policy | load | TTFT mean / P99 s | E2E mean s | TTFT error P50 / P90 | E2E error P50 / P90 | bias "
-        "| under p90 | step ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| world | policy | load | TTFT mean / P99 s | E2E mean s | TTFT error P50 / P90 | TTFT gap ms "
+        "| E2E error P50 / P90 | bias | under p90 | step ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
     def share(value: float | None) -> str:
@@ -219,6 +223,7 @@ def table(rows: Sequence[Row]) -> str:
             f"{r.mean_ttft_s:.2f} / {r.p99_ttft_s:.2f}",
             f"{r.mean_e2e_s:.2f}",
             f"{share(r.ttft_error_p50)} / {share(r.ttft_error_p90)}",
+            "-" if r.ttft_gap_s is None else f"{1e3 * r.ttft_gap_s:.0f}",
             f"{share(r.e2e_error_p50)} / {share(r.e2e_error_p90)}",
             share(r.e2e_bias),
             share(r.e2e_under_p90),

@@ -66,8 +66,9 @@ def gateway(config_path: str | None, **options: Any) -> None:
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
     import uvloop
 
-    from gateway.config import ConfigError, load
+    from gateway.config import load
     from gateway.main import serve
+    from protos.process import ConfigError
 
     overrides = {key: value for key, value in options.items() if value not in (None, ())}
     path = Path(config_path) if config_path else None

@@ -6,41 +6,18 @@ mend it. Defaults are safe: the gateway listens on loopback only and calls are n
 
 from __future__ import annotations
 
-import difflib
-import re
-import tomllib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.core.policies.registry import PolicyError, make_policy
+from gateway.core.policies.registry import make_policy
 from gateway.core.router import RouterConfig
+from protos.process import check_key, load_config, parse_address
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/]+):(?P<port>\d{1,5})")
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. The message says what, where and how to mend it."""
-
-
-class HostPort(NamedTuple):
-    host: str
-    port: int
-
-
-def parse_address(text: str, *, any_port: bool = False) -> HostPort:
-    """`host:port` or `[ipv6]:port`; port 0 only with `any_port`. Raises ValueError."""
-    match = _HOST_PORT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not host:port; write for example 127.0.0.1:8100")
-    port = int(match["port"])
-    if not (0 if any_port else 1) <= port <= 65535:
-        raise ValueError(f"{text!r}: the port must be between {0 if any_port else 1} and 65535")
-    return HostPort(match["host"].strip("[]"), port)
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,16 +71,16 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
-        _check("listen", lambda: parse_address(self.listen, any_port=True))
+        check_key("listen", lambda: parse_address(self.listen, any_port=True))
         seen: set[str] = set()
         for position, entry in enumerate(self.nodes):
             address = entry if isinstance(entry, str) else entry.address
-            _check(f"nodes[{position}]", lambda address=address: parse_address(address))
+            check_key(f"nodes[{position}]", partial(parse_address, address))
             if address in seen:
                 raise ValueError(f"key 'nodes[{position}]': {address} is listed twice; remove one")
             seen.add(address)
-        _check("policy", lambda: make_policy(self.policy))
-        _check("fallback", self._check_fallback)
+        check_key("policy", lambda: make_policy(self.policy))
+        check_key("fallback", self._check_fallback)
 
     def _check_fallback(self) -> None:
         if make_policy(self.fallback).needs_forecasts:
@@ -125,48 +102,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         )
 
 
-def _check(key: str, test: Any) -> None:
-    try:
-        test()
-    except (ValueError, PolicyError) as bad:
-        raise ValueError(f"key '{key}': {bad}") from None
-
-
 def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> GatewayConfig:
     """The file's keys (none without a file) with `overrides`, keyed alike, on top. Raises ConfigError."""
-    values = _read(Path(path)) if path else {}
-    if path:
-        _convert(values, where=str(path))
-    return _convert({**values, **(overrides or {})}, where="command line")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a TOML file") from None
-    except (OSError, UnicodeDecodeError) as bad:
-        raise ConfigError(f"{path}: cannot be read: {bad}") from None
-    except tomllib.TOMLDecodeError as bad:
-        raise ConfigError(f"{path}: is not valid TOML: {bad}; see https://toml.io for the notation") from None
-
-
-def _convert(values: Mapping[str, Any], *, where: str) -> GatewayConfig:
-    known = GatewayConfig.__struct_fields__
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-    try:
-        return msgspec.convert(dict(values), GatewayConfig, strict=True)
-    except msgspec.ValidationError as bad:
-        raise ConfigError(f"{where}: {_with_key(str(bad))}") from None
-
-
-def _with_key(message: str) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.seed`" with the key in front, as in our own messages."""
-    text, _, place = message.partition(" - at `$")
-    key = place.strip(".`")
-    reason = text.replace("`", "'")
-    return f"key '{key}': {reason[:1].lower()}{reason[1:]}" if key else reason
+    return load_config(GatewayConfig, path, overrides)

@@ -1,36 +1,12 @@
-"""JSON log lines on standard error; one for each request that has ended."""
+"""The one log line of each request that has ended."""
 
 from __future__ import annotations
 
-import logging
-import sys
-
-import orjson
 import structlog
 
 from gateway.client_stream import ClientStream
 
 log = structlog.get_logger("gateway")
-
-
-def configure(level: str) -> None:
-    """Sets structlog up for this process."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(serializer=_json),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
-        cache_logger_on_first_use=True,
-    )
-
-
-def _json(record: object, **_: object) -> bytes:
-    return orjson.dumps(record, default=str)
 
 
 def request_finished(stream: ClientStream) -> None:

@@ -22,13 +22,14 @@ from grpc_reflection.v1alpha import reflection
 from engine_adapters.tokenizer import Tokenizer, TokenizerError, default_tokenizer, load_tokenizer
 from gateway import logs
 from gateway.client_stream import ClientStream
-from gateway.config import ConfigError, GatewayConfig, parse_address
+from gateway.config import GatewayConfig
 from gateway.core.events import AnyEvent, PolicySet
 from gateway.core.router import Router
 from gateway.grpc_api import DispatchApi
 from gateway.node_table import NodeTable
 from gateway.pump import Pump
 from gateway.recorder import FileRecorder
+from protos.process import ConfigError, log_json_lines, parse_address
 from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
 from simcore.types import Outcome
 
@@ -166,7 +167,7 @@ class Gateway:
 
 async def serve(config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns. Raises ConfigError at start."""
-    logs.configure(config.log_level)
+    log_json_lines(config.log_level)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     gateway = Gateway(config)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import structlog
 
-from gateway.config import ConfigError
 from gateway.core.events import AnyAction, AnyEvent
 from gateway.core.recording import entry_line, header_line
 from gateway.core.router import RouterConfig
+from protos.process import ConfigError
 
 log = structlog.get_logger("gateway.recorder")
 

@@ -6,37 +6,21 @@ to mend it. Defaults are safe: loopback only.
 
 from __future__ import annotations
 
-import difflib
-import re
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from engine_adapters.registry import check_name
 from engine_adapters.tokenizer import default_tokenizer, tokenizer_info
+from protos.process import check_key, load_config, parse_address
 from simcore.cost.shipped import load_profile
 from simcore.cost.step_time import StepTimeModel
 from simcore.types import EngineConfig
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
-
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/]+):(?P<port>\d{1,5})")
-
-
-class ConfigError(Exception):
-    """The configuration or the address cannot be used. The message says what, where and how to mend it."""
-
-
-class HostPort(NamedTuple):
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,13 +71,13 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
-        _check("listen", lambda: parse_address(self.listen))
-        _check("engine", lambda: check_name(self.engine))
-        _check("profile", lambda: load_profile(self.profile))
+        check_key("listen", lambda: parse_address(self.listen, any_port=True))
+        check_key("engine", lambda: check_name(self.engine))
+        check_key("profile", lambda: load_profile(self.profile))
         if self.engine_profile:
-            _check("engine_profile", lambda: load_profile(self.engine_profile))
+            check_key("engine_profile", lambda: load_profile(self.engine_profile))
         if self.tokenizer != "auto":
-            _check("tokenizer", lambda: tokenizer_info(self.tokenizer))
+            check_key("tokenizer", lambda: tokenizer_info(self.tokenizer))
 
     @property
     def tokenizer_name(self) -> str:
@@ -124,59 +108,6 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         )
 
 
-def parse_address(text: str) -> HostPort:
-    """`host:port` or `[ipv6]:port`. Raises ValueError."""
-    match = _HOST_PORT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not host:port; write for example 127.0.0.1:8100")
-    port = int(match["port"])
-    if port > 65535:
-        raise ValueError(f"{text!r}: the port must be between 0 and 65535")
-    return HostPort(match["host"].strip("[]"), port)
-
-
 def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> PredictorConfig:
     """The file's keys (none without a file) with `overrides`, keyed alike, on top. Raises ConfigError."""
-    values = _read(Path(path)) if path else {}
-    if path:
-        _convert(values, where=str(path))
-    return _convert({**values, **(overrides or {})}, where="command line")
-
-
-def _check(key: str, test: Callable[[], object]) -> None:
-    try:
-        test()
-    except Exception as bad:
-        raise ValueError(f"key '{key}': {bad}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a TOML file") from None
-    except (OSError, UnicodeDecodeError) as bad:
-        raise ConfigError(f"{path}: cannot be read: {bad}") from None
-    except tomllib.TOMLDecodeError as bad:
-        raise ConfigError(f"{path}: is not valid TOML: {bad}; see https://toml.io for the notation") from None
-
-
-def _convert(values: Mapping[str, Any], *, where: str) -> PredictorConfig:
-    known = PredictorConfig.__struct_fields__
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-    try:
-        return msgspec.convert(dict(values), PredictorConfig, strict=True)
-    except msgspec.ValidationError as bad:
-        raise ConfigError(f"{where}: {_with_key(str(bad))}") from None
-
-
-def _with_key(message: str) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.scenarios`" with the key in front, as in our own messages."""
-    text, _, place = message.partition(" - at `$")
-    key = place.strip(".`")
-    reason = text.replace("`", "'")
-    return f"key '{key}': {reason[:1].lower()}{reason[1:]}" if key else reason
+    return load_config(PredictorConfig, path, overrides)

@@ -18,11 +18,11 @@ from grpc_reflection.v1alpha import reflection
 
 from engine_adapters.base import EngineError, EngineOptions
 from engine_adapters.registry import client_and_probe
-from predictor import logs
-from predictor.config import ConfigError, HostPort, PredictorConfig, parse_address
+from predictor.config import PredictorConfig
 from predictor.node import Node
 from predictor.service import Door, EngineApi, PredictApi
 from predictor.warm_up import warm_up
+from protos.process import ConfigError, HostPort, log_json_lines, parse_address
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
 from protos.v1.astrolabe_predict_pb2_grpc import add_PredictServicer_to_server
 
@@ -51,7 +51,7 @@ class Predictor:
 
     def __init__(self, config: PredictorConfig) -> None:
         self.config = config
-        self.address = parse_address(config.listen)
+        self.address = parse_address(config.listen, any_port=True)
         self.node: Node | None = None
         self._door = Door()
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -143,7 +143,7 @@ class Predictor:
 
 async def serve(config: PredictorConfig) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError or EngineError at start."""
-    logs.configure(config.log_level)
+    log_json_lines(config.log_level)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

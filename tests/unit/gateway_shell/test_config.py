@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, GatewayConfig, NodeEntry, load, parse_address
+from gateway.config import GatewayConfig, NodeEntry, load
 from gateway.core.router import Router
+from protos.process import ConfigError, parse_address
 
 
 def write(folder: Path, text: str) -> Path:

@@ -1,0 +1,115 @@
+"""What every process that speaks our protocol has in common: a strict TOML file, addresses, JSON log lines. Shell code.
+
+An unknown key, a wrong type, a bad value or malformed TOML is one `ConfigError` that names file, key, reason and how to
+mend it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import orjson
+import structlog
+
+Config = TypeVar("Config", bound=msgspec.Struct)
+
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/]+):(?P<port>\d{1,5})")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message says what, where and how to mend it."""
+
+
+class HostPort(NamedTuple):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str, *, any_port: bool = False) -> HostPort:
+    """`host:port` or `[ipv6]:port`; port 0 only with `any_port`. Raises ValueError."""
+    match = _HOST_PORT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not host:port; write for example 127.0.0.1:8100")
+    port = int(match["port"])
+    if not (0 if any_port else 1) <= port <= 65535:
+        raise ValueError(f"{text!r}: the port must be between {0 if any_port else 1} and 65535")
+    return HostPort(match["host"].strip("[]"), port)
+
+
+def load_config(kind: type[Config], path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A `kind` from the file's keys (none without a file) with `overrides`, keyed alike, on top. Raises ConfigError."""
+    values = _read(Path(path)) if path else {}
+    if path:
+        _convert(kind, values, where=str(path))
+    return _convert(kind, {**values, **(overrides or {})}, where="command line")
+
+
+def check_key(key: str, test: Callable[[], object]) -> None:
+    """Runs a check of one key's value; what it raises becomes a ValueError that names the key."""
+    try:
+        test()
+    except Exception as bad:
+        raise ValueError(f"key '{key}': {bad}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a TOML file") from None
+    except (OSError, UnicodeDecodeError) as bad:
+        raise ConfigError(f"{path}: cannot be read: {bad}") from None
+    except tomllib.TOMLDecodeError as bad:
+        raise ConfigError(f"{path}: is not valid TOML: {bad}; see https://toml.io for the notation") from None
+
+
+def _convert(kind: type[Config], values: Mapping[str, Any], *, where: str) -> Config:
+    known = kind.__struct_fields__
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
+    try:
+        return msgspec.convert(dict(values), kind, strict=True)
+    except msgspec.ValidationError as bad:
+        raise ConfigError(f"{where}: {_with_key(str(bad))}") from None
+
+
+def _with_key(message: str) -> str:
+    """msgspec's "Expected `int`, got `str` - at `$.seed`" with the key in front, as in our own messages."""
+    text, _, place = message.partition(" - at `$")
+    key = place.strip(".`")
+    reason = text.replace("`", "'")
+    return f"key '{key}': {reason[:1].lower()}{reason[1:]}" if key else reason
+
+
+def log_json_lines(level: str) -> None:
+    """Sets structlog up for this process: one JSON object a line on standard error."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(serializer=_json),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _json(record: object, **_: object) -> bytes:
+    return orjson.dumps(record, default=str)

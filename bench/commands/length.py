@@ -73,7 +73,13 @@ def length() -> None:
 
 
 @length.command()
-@click.option("--dataset", type=click.Choice(["sharegpt", "jsonl"]), default="sharegpt", show_default=True)
+@click.option(
+    "--dataset",
+    type=click.Choice(["sharegpt", "jsonl", "decisions"]),
+    default="sharegpt",
+    show_default=True,
+    help="decisions: a gateway's decision log (no prompts in it: teaches a histogram per model).",
+)
 @click.option("--dataset-path", type=_file, help="The data set's file. [default for sharegpt: the installed package]")
 @click.option(
     "--turns",
@@ -97,6 +103,7 @@ def sample(output: Path, as_json: bool, **options: Any) -> None:
     """Make (model, prompt, answer tokens) samples and a split by conversation, near-copies on one side."""
     import msgspec
 
+    from bench.length_decisions import samples_from_decisions
     from engine_adapters.tokenizer import load_tokenizer
     from length_model.query import samples_from_conversations
     from length_model.sample_files import manifest_path, read_samples, write_manifest, write_samples
@@ -122,9 +129,12 @@ def sample(output: Path, as_json: bool, **options: Any) -> None:
                     seed=options["seed"],
                 )
             )
+        elif options["dataset_path"] is None:
+            raise click.UsageError(f"--dataset {options['dataset']} needs --dataset-path FILE")
+        elif options["dataset"] == "decisions":
+            with options["dataset_path"].open("rb") as lines:
+                samples = list(samples_from_decisions(lines))
         else:
-            if options["dataset_path"] is None:
-                raise click.UsageError("--dataset jsonl needs --dataset-path FILE")
             found = read_samples(options["dataset_path"], count)
             samples, skipped = found.samples, found.skipped
         if not samples:

@@ -162,9 +162,7 @@ def _cell(column: _Column, summary: Summary, group: Sequence[Run]) -> Text:
 def capacity_table(found: Sequence[Capacity]) -> Table:
     """Requests per second per policy and P99-TTFT limit."""
     limits = list(dict.fromkeys(capacity.limit_s for capacity in found))
-    table = Table(
-        title="capacity: requests/s at which the P99 TTFT reaches a limit", title_justify="left", header_style="bold"
-    )
+    table = Table(title="requests/s at a P99 TTFT of", title_justify="left", header_style="bold", box=box.SIMPLE)
     table.add_column("policy", no_wrap=True)
     for limit_s in limits:
         table.add_column(f"{limit_s:g} s", justify="right")

@@ -130,6 +130,8 @@ class WhatIf:
             self.scenarios,
             self._finals,
         )
+        # A simulated node plans step by step; the engine that it stands for may be a step ahead.
+        self._heads[0, at.AHEAD] = self.config.async_scheduling
         self._base_done = False
         self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, float(node.free_at_s - now_s))
 

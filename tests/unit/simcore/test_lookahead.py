@@ -58,6 +58,18 @@ def test_the_candidate_waits_for_the_step_in_progress() -> None:
     asking = what_if()
     asking.rebase_node(simulated, {"a": known(3)}, 0.25)
     assert asking.forecast([candidate(5, 4)])[0].e2e_s == same(0.75 + 4.0)
+
+
+def test_an_engine_that_plans_ahead_lets_the_candidate_in_a_step_later_from_either_base() -> None:
+    simulated = node()
+    simulated.add(request("a", 5, 6), 0.0)
+    simulated.step(0.0)
+    ahead = msgspec.structs.replace(SMALL, async_scheduling=True)
+    from_node, from_snapshot = what_if(ahead), what_if(ahead)
+    from_node.rebase_node(simulated, {"a": known(6)}, 0.25)
+    from_snapshot.rebase(simulated.snapshot(1.0), {"a": known(6)}, step_remaining_s=0.75)
+    answers = [asking.forecast([candidate(5, 4)])[0] for asking in (from_node, from_snapshot)]
+    assert [a.ttft_s for a in answers] == [same(0.75 + 1.0 + 1.0)] * 2
     asking.rebase(simulated.snapshot(0.25), {"a": known(3)}, age_s=0.1, step_remaining_s=0.75)
     answer = asking.forecast([candidate(5, 4)])[0]
     assert answer.e2e_s == same(0.75 + 4.0)

@@ -58,6 +58,10 @@ def test_the_candidate_waits_for_the_step_in_progress() -> None:
     asking = what_if()
     asking.rebase_node(simulated, {"a": known(3)}, 0.25)
     assert asking.forecast([candidate(5, 4)])[0].e2e_s == same(0.75 + 4.0)
+    asking.rebase(simulated.snapshot(0.25), {"a": known(3)}, age_s=0.1, step_remaining_s=0.75)
+    answer = asking.forecast([candidate(5, 4)])[0]
+    assert answer.e2e_s == same(0.75 + 4.0)
+    assert (answer.state_age_s, answer.trace_seq) == (0.1, 1)
 
 
 def test_an_engine_that_plans_ahead_lets_the_candidate_in_a_step_later_from_either_base() -> None:
@@ -70,10 +74,6 @@ def test_an_engine_that_plans_ahead_lets_the_candidate_in_a_step_later_from_eith
     from_snapshot.rebase(simulated.snapshot(1.0), {"a": known(6)}, step_remaining_s=0.75)
     answers = [asking.forecast([candidate(5, 4)])[0] for asking in (from_node, from_snapshot)]
     assert [a.ttft_s for a in answers] == [same(0.75 + 1.0 + 1.0)] * 2
-    asking.rebase(simulated.snapshot(0.25), {"a": known(3)}, age_s=0.1, step_remaining_s=0.75)
-    answer = asking.forecast([candidate(5, 4)])[0]
-    assert answer.e2e_s == same(0.75 + 4.0)
-    assert (answer.state_age_s, answer.trace_seq) == (0.1, 1)
 
 
 def test_harm_is_the_summed_delay_of_those_already_there() -> None:

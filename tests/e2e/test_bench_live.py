@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import msgspec
 import pytest
 
 from bench.cli import main
+from bench.live_comparison import LATE_EVENT, lateness_warnings
+from bench.local_cluster import ClusterSpec, LocalCluster
 from bench.results import Summary
 from bench.run_files import read_results
+from engine_adapters import emulated
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from simcore.types import Outcome
 from tests.e2e.cluster import MakeCluster, is_idle, make_cluster, until
@@ -116,3 +120,13 @@ def test_a_comparison_runs_the_same_requests_under_each_policy_and_draws_them(
         for file in (folder / "round_robin-4-0.jsonl", folder / "min_total_latency-4-0.jsonl")
     ]
     assert sent[0] == sent[1]
+
+
+def test_engines_that_fell_behind_are_told_of_by_name(tmp_path: Path) -> None:
+    cluster = LocalCluster(ClusterSpec(nodes=2), tmp_path)
+    cluster.nodes[0].log_path.write_text('{"event": "node is up"}\nnot JSON\n')
+    lines = [{"event": LATE_EVENT, "late_s": late_s, "level": "warning"} for late_s in (0.06, 0.08)]
+    cluster.nodes[1].log_path.write_text("\n".join(json.dumps(line) for line in lines))
+    (warning,) = lateness_warnings(cluster)
+    assert warning.startswith("the engine of node-1 fell behind its schedule, by up to 80 ms")
+    assert f'log.warning("{LATE_EVENT}"' in inspect.getsource(emulated), "the words that an engine really logs"

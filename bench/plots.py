@@ -193,6 +193,7 @@ def _seconds_axis(panel: Any, measure: Measure, values: Sequence[float]) -> None
                     textcoords="offset points",
                     fontsize=8,
                     color=_INK,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
                 )
 
 

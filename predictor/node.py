@@ -198,9 +198,9 @@ class Node:
         """What-ifs from the state as it is now or a little later. `deliver` gets one answer per candidate: before this
         returns if the simulation is short, else when a thread has run it, together with what was asked meanwhile."""
         if self._simulating is None and self._simulation_s * len(candidates) < INLINE_S:
-            began_s = time.monotonic()
-            answers = self.estimator.forecast(candidates, began_s)
-            self._answered(answers, began_s)
+            began_s = time.thread_time()
+            answers = self.estimator.forecast(candidates, time.monotonic())
+            self._answered(answers, time.thread_time() - began_s)
             deliver(answers)
             return
         self._asked.append((candidates, deliver))
@@ -222,10 +222,9 @@ class Node:
         try:
             while self._asked:
                 asked, self._asked = self._asked, []
-                began_s = time.monotonic()
-                simulation = self.estimator.begin([c for candidates, _ in asked for c in candidates], began_s)
-                answers = await loop.run_in_executor(self._thread, simulation)
-                self._answered(answers, began_s)
+                simulation = self.estimator.begin([c for candidates, _ in asked for c in candidates], time.monotonic())
+                answers, took_s = await loop.run_in_executor(self._thread, _timed, simulation)
+                self._answered(answers, took_s)
                 at = 0
                 for candidates, deliver in asked:
                     deliver(answers[at : at + len(candidates)])
@@ -233,13 +232,13 @@ class Node:
         finally:
             self._simulating = None
 
-    def _answered(self, answers: Answers, began_s: float) -> None:
+    def _answered(self, answers: Answers, took_s: float) -> None:
+        """`took_s` is processor time: on a busy machine waiting for a core must not look like a long simulation."""
         for answer in answers:
             if isinstance(answer, Forecast):
                 self.calibration.forecast(answer)
         if answers:
-            each_s = (time.monotonic() - began_s) / len(answers)
-            self._simulation_s += SMOOTHING * (each_s - self._simulation_s)
+            self._simulation_s += SMOOTHING * (took_s / len(answers) - self._simulation_s)
 
     def load(self) -> NodeLoad | None:
         return self.estimator.load(time.monotonic())
@@ -383,3 +382,9 @@ class Node:
     def _changed(self) -> None:
         for changed in self._listeners:
             changed()
+
+
+def _timed(simulation: Callable[[], Answers]) -> tuple[Answers, float]:
+    """Its answers and the processor seconds of this thread that they took."""
+    began_s = time.thread_time()
+    return simulation(), time.thread_time() - began_s

@@ -44,18 +44,25 @@ def explain(request_id: str, gateway: str, as_json: bool) -> None:
 
 
 def _print_decision(console: Console, decision: pb.Decision) -> None:
+    from rich import box
     from rich.table import Table
 
     table = Table(
         title=f"attempt {decision.attempt}: {decision.node_id or 'no node'}, by {decision.policy} "
         f"in {decision.decision_s * 1000:.2f} ms",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("node")
-    names = (f"cost ({decision.cost_unit})", "ttft s", "e2e s", "harm s", "preemptions", "KV headroom", "state age s")
+    table.add_column("")
+    table.add_column("node", no_wrap=True)
+    # Two lines a head: the table fits a terminal of 80 columns.
+    names = (
+        f"cost\n{decision.cost_unit}", "TTFT\ns", "E2E\ns", "harm\ns", "pre-\nempted", "blocks\nleft", "state\nage s",
+    )  # fmt: skip
     for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("note", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
     for score in decision.scores:
         chosen = score.node_id == decision.node_id
         forecast = ("-",) * 5
@@ -69,7 +76,8 @@ def _print_decision(console: Console, decision: pb.Decision) -> None:
                 str(f.kv_headroom_blocks),
             )
         table.add_row(
-            score.node_id + (" (chosen)" if chosen else ""),
+            "→" if chosen else "",
+            score.node_id,
             f"{score.cost:.4g}" if score.HasField("cost") else "-",
             *forecast,
             f"{score.state_age_s:.3f}",

@@ -72,17 +72,18 @@ def _json(listed: pb.NodeList) -> bytes:
 
 def _table(listed: pb.NodeList) -> Group:
     """The nodes, and below why those that are down are so."""
+    from rich import box
     from rich.console import Group
     from rich.table import Table
 
-    table = Table(title=f"policy {listed.policy}", title_justify="left")
-    table.add_column("node")
-    table.add_column("address")
-    table.add_column("state")
-    for name in ("running", "waiting", "free blocks", "in flight", "age s"):
-        table.add_column(name, justify="right")
-    table.add_column("profile")
-    table.add_column("model")
+    table = Table(title=f"policy {listed.policy}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("node", no_wrap=True)
+    table.add_column("address", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    # Two lines a head: the table fits a terminal of 80 columns.
+    for name in ("run-\nning", "wait-\ning", "free\nblocks", "in\nflight", "age\ns"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("profile", overflow="fold")
     for node in listed.nodes:
         style = STYLES.get(node.status, "")
         load = ("-", "-", "-")
@@ -96,6 +97,5 @@ def _table(listed: pb.NodeList) -> Group:
             str(node.in_flight),
             f"{node.state_age_s:.1f}" if node.HasField("load") else "-",
             node.profile,
-            node.config.model,
         )
     return Group(table, *(f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail))

@@ -81,7 +81,7 @@ def test_a_person_tries_every_command(up: Running) -> None:
 
     explained = up.run("explain", "sky").stdout
     assert "min_total_latency" in explained
-    assert "(chosen)" in explained
+    assert "→" in explained
     assert "what happened: " in explained
     document = json.loads(up.run("explain", "sky", "--json").stdout)
     assert len(document["decisions"][0]["scores"]) == 2

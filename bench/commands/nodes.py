@@ -78,17 +78,17 @@ def _table(listed: pb.NodeList) -> Group:
 
     table = Table(title=f"policy {listed.policy}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("node", no_wrap=True)
-    table.add_column("address", overflow="fold")
+    table.add_column("address", no_wrap=True)
     table.add_column("state", no_wrap=True)
     # Two lines a head: the table fits a terminal of 80 columns.
     for name in ("run-\nning", "wait-\ning", "free\nblocks", "in\nflight", "age\ns"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("profile", overflow="fold")
+    table.add_column("profile", no_wrap=True)
     for node in listed.nodes:
         style = STYLES.get(node.status, "")
         load = ("-", "-", "-")
         if node.HasField("load"):
-            load = (str(node.load.running), str(node.load.waiting), f"{node.load.free_blocks}/{node.load.total_blocks}")
+            load = (str(node.load.running), str(node.load.waiting), str(node.load.free_blocks))
         table.add_row(
             node.node_id,
             node.address,

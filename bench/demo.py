@@ -148,10 +148,11 @@ def _report_live(out: Console, live: Sequence[LiveRun], expected: Sequence[Run],
     for run in runs:
         summary = run.summary
         late = milliseconds(summary.lateness_s.p99 / spec.time_scale) if summary.lateness_s else "–"
+        way = milliseconds(summary.delivery_s.p50 / spec.time_scale) if summary.delivery_s else "–"
         out.print(
             f"{run.policy}: {summary.completed:,} of {summary.requests:,} answered, offered "
             f"{rate_text(summary.offered_rate_per_s)}/s, achieved {rate_text(summary.achieved_rate_per_s)}/s, "
-            f"sent late by {late} ms at P99 (clock)",
+            f"sent late by {late} ms at P99, to and from the gateway {way} ms at P50 (clock)",
             highlight=False,
         )
         for complaint in complaints(summary, time_scale=spec.time_scale):

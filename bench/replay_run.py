@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 LEAST_ACHIEVED = 0.98
 """Share of the offered rate below which a run says that it was not kept."""
+LEAST_DELIVERY = 0.2
+LEAST_DELIVERY_S = 0.05
+"""Share of the mean TTFT, and seconds of the clock, spent between client and gateway from which a run says so."""
 LATE_S = 0.1
 """Lateness at P99 (wall clock) from which a run says so."""
 _TICK_S = 0.25
@@ -104,6 +107,16 @@ def complaints(summary: Summary, *, time_scale: float = 1.0) -> list[str]:
     if lateness is not None and lateness.p99 > LATE_S * time_scale:
         found.append(
             f"requests left up to {lateness.max:.2f} s late (P99 {lateness.p99:.2f} s): all times include that"
+        )
+    delivery, ttft = summary.delivery_s, summary.ttft_s
+    if (
+        delivery is not None
+        and ttft is not None
+        and delivery.mean > max(LEAST_DELIVERY * ttft.mean, LEAST_DELIVERY_S * time_scale)
+    ):
+        found.append(
+            f"{delivery.mean:.2f} s of the mean TTFT of {ttft.mean:.2f} s passed between client and gateway (P99 "
+            f"{delivery.p99:.2f} s): this machine is too busy for the load, so TTFT and E2E say less of the placement"
         )
     if summary.completed < summary.requests:
         others = ", ".join(f"{n} {name}" for name, n in summary.outcomes.items() if name not in ("stop", "length"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 CALL_S = 5.0
 SETTLE_S = 3.0
 """How long to wait, after the last answer, for the nodes' notes to show what was preempted."""
+EXPLAINED = 500
+"""Requests per run of which the gateway is asked for its own account."""
 _POLL_S = 0.1
 
 
@@ -79,7 +82,32 @@ class ReplaySession:
                 with contextlib.suppress(GatewayError):
                     await self.set_policy(previous)
         after = _preempted(await self._settled())
+        results = await self._with_delivery(results, plan)
         return Finished(results=results, summary=summarise(results, preemptions=_difference(before, after)))
+
+    async def _with_delivery(self, results: list[RequestResult], plan: ReplayPlan) -> list[RequestResult]:
+        """Adds what the gateway's own account of the first token leaves of each TTFT, for an even sample of requests.
+
+        A client (or machine) that is too slow for the tokens that come shows here and nowhere else: requests leave in
+        time, tokens come at their pace, and all of them wait equally long on the way.
+        """
+        answered = [index for index, result in enumerate(results) if result.ttft_s is not None]
+        wanted = answered[:: max(1, math.ceil(len(answered) / EXPLAINED))]
+        told = await asyncio.gather(*(self._gateway_ttft_s(f"{plan.run_id}-{results[i].request_id}") for i in wanted))
+        for index, gateway_ttft_s in zip(wanted, told, strict=True):
+            ttft_s = results[index].ttft_s
+            if gateway_ttft_s is not None and ttft_s is not None:
+                outside_s = ttft_s - gateway_ttft_s * plan.time_scale
+                results[index] = msgspec.structs.replace(results[index], delivery_s=outside_s)
+        return results
+
+    async def _gateway_ttft_s(self, request_id: str) -> float | None:
+        """The gateway's own seconds from arrival to first token; None when it no longer knows the request."""
+        try:
+            told = await self._stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=CALL_S)
+        except grpc.aio.AioRpcError:
+            return None
+        return told.actual.ttft_s if told.actual.HasField("ttft_s") else None
 
     async def _settled(self) -> pb.NodeList:
         """The nodes once they report that nothing runs, or after SETTLE_S."""

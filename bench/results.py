@@ -35,6 +35,8 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that came."""
     ttft_s: float | None = None
     """None when no token came."""
+    delivery_s: float | None = None
+    """The part of `ttft_s` outside the gateway: on its way there, and from there back. None when not asked for."""
     tpot_s: float | None = None
     """(e2e - ttft) / (output tokens - 1); None for answers of less than two tokens or incomplete ones."""
     e2e_s: float | None = None
@@ -87,6 +89,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     decision_s: Spread | None
     lateness_s: Spread | None
     """How late requests were sent."""
+    delivery_s: Spread | None
+    """The part of TTFT between client and gateway, lateness included."""
     preemptions: int | None
     """Of all engines during the run."""
 
@@ -161,5 +165,6 @@ def summarise(results: Sequence[RequestResult], *, preemptions: int | None = Non
         e2e_s=spread(r.e2e_s for r in results if r.e2e_s is not None),
         decision_s=spread(r.decision_s for r in results if r.decision_s is not None),
         lateness_s=spread(r.sent_s - r.arrival_s for r in results if r.sent_s is not None),
+        delivery_s=spread(r.delivery_s for r in results if r.delivery_s is not None),
         preemptions=preemptions,
     )

@@ -50,6 +50,7 @@ def summary_table(summary: Summary, *, title: str) -> Table:
         ("E2E", summary.e2e_s),
         ("decision", summary.decision_s),
         ("sent late by", summary.lateness_s),
+        ("to and from gateway", summary.delivery_s),
     ):
         if spread is not None:
             values = (spread.mean, spread.p50, spread.p90, spread.p99, spread.max)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-REQUESTS = 450
+REQUESTS = 400
 FLEET_REQUESTS = 2000
-TIME_SCALE = 1.5
+TIME_SCALE = 1.2
 
 
 @click.command(

@@ -64,7 +64,9 @@ def test_a_replay_measures_every_request_and_leaves_the_gateway_as_it_was(
     assert summary.outcomes == {"length": 20}
     assert set(summary.nodes) == {"node-0", "node-1"}
     assert summary.preemptions == 0
-    for measured in (summary.ttft_s, summary.e2e_s, summary.tpot_s, summary.lateness_s, summary.inter_token_s):
+    for measured in (
+        summary.ttft_s, summary.e2e_s, summary.tpot_s, summary.lateness_s, summary.inter_token_s, summary.delivery_s,
+    ):  # fmt: skip
         assert measured is not None
         assert measured.mean > 0
     assert summary.decision_s is not None

@@ -77,6 +77,26 @@ def test_a_run_that_cannot_be_believed_says_so(summary: Summary, says: str) -> N
     assert any(says in complaint for complaint in complaints(summary))
 
 
+@pytest.mark.parametrize(
+    ("ttft_s", "delivery_s", "time_scale", "warned"),
+    [(0.3, 0.1, 1.0, True), (0.3, 0.04, 1.0, False), (3.0, 0.1, 1.0, False), (0.3, 0.1, 4.0, False)],
+)
+def test_time_lost_between_client_and_gateway_is_told(
+    ttft_s: float, delivery_s: float, time_scale: float, warned: bool
+) -> None:
+    row = RequestResult(
+        request_id="r",
+        arrival_s=0.0,
+        node_id="n",
+        outcome=Outcome.LENGTH,
+        prompt_tokens=1,
+        output_tokens=1,
+        ttft_s=ttft_s,
+        delivery_s=delivery_s,
+    )
+    assert any("between client and gateway" in c for c in complaints(summarise([row]), time_scale=time_scale)) == warned
+
+
 def test_a_good_run_has_nothing_to_complain_of() -> None:
     assert complaints(live(late_s=0.01)) == []
     assert complaints(live(late_s=0.5), time_scale=10.0) == [], "0.05 s of the clock"

@@ -76,7 +76,9 @@ def _table(listed: pb.NodeList) -> Group:
     from rich.console import Group
     from rich.table import Table
 
-    table = Table(title=f"policy {listed.policy}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=f"policy {listed.policy}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("node", no_wrap=True)
     table.add_column("address", no_wrap=True)
     table.add_column("state", no_wrap=True)

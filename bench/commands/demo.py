@@ -53,7 +53,7 @@ def demo(requests: int, time_scale: float, fleet_requests: int, seed: int, folde
     """Start a local cluster, send it real conversations under three policies, compare; then simulate twelve nodes.
 
     Four emulated A30 nodes running Llama-2-7B, each a process of its own, and a gateway, all talking gRPC. The load is
-    found by simulation: just above what round robin carries.
+    found by simulation: a tenth above what round robin carries.
     """
     import time
 

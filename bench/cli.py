@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as missing:
             raise click.ClickException(
                 f"{ctx.command_path} {cmd_name} needs the module {missing.name!r}, which is not installed; "
-                "run: pip install 'astrolabe[bench]'"
+                "run: pip install -e '.[bench]' in the checkout"
             ) from None
         assert isinstance(command, click.Command)
         return command

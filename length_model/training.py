@@ -109,7 +109,7 @@ def _train_encoder(
         from length_model import encoder_training
     except ModuleNotFoundError as missing:
         raise TrainingError(
-            f"training an encoder needs the package {missing.name!r}: pip install 'astrolabe[length]'"
+            f"training an encoder needs the package {missing.name!r}: pip install -e '.[length]' in the checkout"
         ) from None
     wanted = msgspec.convert({**recipe, "encoder": encoder}, encoder_training.EncoderRecipe)
     last = encoder_training.train(

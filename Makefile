@@ -73,5 +73,11 @@ protos: $(VENV)/.dev ## make the stubs anew from protos/v1/*.proto
 bench: $(VENV)/.dev ## micro-benchmarks with machine, command and seed
 	$(BIN)/python -m bench.micro
 
+length: $(VENV)/.demo ## train the shipped length model anew and write its card (some minutes)
+	$(BIN)/astrolabe length sample
+	$(BIN)/astrolabe length train histogram --output length_model/shipped/histogram.alm
+	$(BIN)/astrolabe length train hashed --output length_model/shipped/hashed.alm
+	$(BIN)/astrolabe length eval hashed --card length_model/shipped/CARD.md --plot results/length/reliability.png
+
 clean: ## remove .venv, caches and results
 	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info results

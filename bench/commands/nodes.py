@@ -77,7 +77,12 @@ def _table(listed: pb.NodeList) -> Group:
     from rich.table import Table
 
     table = Table(
-        title=f"policy {listed.policy}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=f"policy {listed.policy}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
     table.add_column("node", no_wrap=True)
     table.add_column("address", no_wrap=True)

@@ -23,8 +23,9 @@ class MinTotalLatency:
     and runs. In a queue at utilisation u, everything that a request costs is 1 / (1 - u) times what it costs those
     present (first policy iteration from random splitting, Krishnan 1990). Under FCFS that is paid by the future alone,
     so what the candidate waits stands for it; the forecast harm, which has been paid in full, is scaled down by the
-    same factor. Measured over 12 simulated A30 nodes with ShareGPT lengths at 31 requests/s, P99 TTFT: 2.0 s, against
-    2.3 s without the harm and 4.6 s with three times its weight, and mean latency is lower than without it.
+    same factor. Measured over 12 simulated A30 nodes with ShareGPT lengths at 31 requests/s, in one run of another seed
+    than the table in bench/README.md, P99 TTFT: 2.0 s, against 2.3 s without the harm and 4.6 s with three times its
+    weight, and mean latency is lower than without it.
     """
 
     name: ClassVar[str] = "min_total_latency"

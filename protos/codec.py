@@ -119,6 +119,7 @@ def candidate_to_wire(candidate: Candidate) -> pb.Candidate:
         max_output_tokens=candidate.max_output_tokens,
         belief=belief_to_wire(candidate.belief),
         priority=candidate.priority,
+        block_hashes=candidate.block_hashes,
     )
 
 
@@ -134,6 +135,7 @@ def candidate_from_wire(message: pb.Candidate, *, prior: LengthBelief) -> Candid
         max_output_tokens=message.max_output_tokens,
         belief=belief_from_wire(message.belief) or prior,
         priority=message.priority,
+        block_hashes=tuple(message.block_hashes),
     )
 
 
@@ -157,6 +159,7 @@ def forecast_to_wire(forecast: Forecast) -> pb.Forecast:
         harm_s=quantiles_to_wire(forecast.harm_s),
         trace_seq=forecast.trace_seq,
         state_age_s=forecast.state_age_s,
+        cached_tokens=forecast.cached_tokens,
         source=_SOURCE_TO_WIRE[forecast.source],
     )
 
@@ -177,6 +180,7 @@ def forecast_from_wire(message: pb.Forecast) -> Forecast:
         harm_s=quantiles_from_wire(message.harm_s),
         trace_seq=message.trace_seq,
         state_age_s=message.state_age_s,
+        cached_tokens=message.cached_tokens,
         source=source,
     )
 

@@ -34,6 +34,8 @@ class SimRequest(msgspec.Struct, frozen=True, kw_only=True):
     """At least 1."""
     max_output_tokens: int
     priority: int = 0
+    block_hashes: tuple[int, ...] = ()
+    """Hashes of the prompt's full KV blocks (`simcore.prefix`); empty: it shares its beginning with nobody."""
 
 
 class NodeEvent(NamedTuple):

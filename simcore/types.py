@@ -103,6 +103,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int
     belief: LengthBelief
     priority: Priority = 0
+    block_hashes: tuple[int, ...] = ()
+    """Hashes of the prompt's full KV blocks (`simcore.prefix`); empty: it shares its beginning with nobody."""
 
 
 class Quantiles(msgspec.Struct, frozen=True):
@@ -137,6 +139,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """Sequence number of the trace state the answer was computed from."""
     state_age_s: float
     """Age of that state when the answer was computed."""
+    cached_tokens: int = 0
+    """Tokens of the candidate's prompt that the node is taken to find in its prefix cache."""
     source: ForecastSource = "simulated"
 
 

@@ -245,6 +245,7 @@ class Candidate(google.protobuf.message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     BELIEF_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    BLOCK_HASHES_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id, chosen by the asker; comes back in the forecast."""
     prompt_tokens: builtins.int
@@ -257,6 +258,10 @@ class Candidate(google.protobuf.message.Message):
     def belief(self) -> Global___LengthBelief:
         """What is believed of the answer's length; absent: the node's prior."""
 
+    @property
+    def block_hashes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Chained 64-bit hashes of the prompt's full KV blocks; empty: it shares its beginning with nobody."""
+
     def __init__(
         self,
         *,
@@ -265,9 +270,10 @@ class Candidate(google.protobuf.message.Message):
         max_output_tokens: builtins.int = ...,
         belief: Global___LengthBelief | None = ...,
         priority: builtins.int = ...,
+        block_hashes: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["belief", b"belief"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "max_output_tokens", b"max_output_tokens", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "block_hashes", b"block_hashes", "max_output_tokens", b"max_output_tokens", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]) -> None: ...
 
 Global___Candidate: typing_extensions.TypeAlias = Candidate
 
@@ -314,6 +320,7 @@ class Forecast(google.protobuf.message.Message):
     TRACE_SEQ_FIELD_NUMBER: builtins.int
     STATE_AGE_S_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The candidate's id."""
     node_id: builtins.str
@@ -328,6 +335,8 @@ class Forecast(google.protobuf.message.Message):
     """Age of that state, in seconds."""
     source: Global___ForecastSource.ValueType
     """How it was made."""
+    cached_tokens: builtins.int
+    """Tokens of the candidate's prompt that the node is taken to find in its prefix cache."""
     @property
     def ttft_s(self) -> Global___Quantiles:
         """Seconds until the first token."""
@@ -358,9 +367,10 @@ class Forecast(google.protobuf.message.Message):
         trace_seq: builtins.int = ...,
         state_age_s: builtins.float = ...,
         source: Global___ForecastSource.ValueType = ...,
+        cached_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["e2e_s", b"e2e_s", "harm_s", b"harm_s", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["e2e_s", b"e2e_s", "harm_s", b"harm_s", "kv_headroom_blocks", b"kv_headroom_blocks", "node_id", b"node_id", "preemptions", b"preemptions", "request_id", b"request_id", "source", b"source", "state_age_s", b"state_age_s", "tpot_s", b"tpot_s", "trace_seq", b"trace_seq", "ttft_s", b"ttft_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "e2e_s", b"e2e_s", "harm_s", b"harm_s", "kv_headroom_blocks", b"kv_headroom_blocks", "node_id", b"node_id", "preemptions", b"preemptions", "request_id", b"request_id", "source", b"source", "state_age_s", b"state_age_s", "tpot_s", b"tpot_s", "trace_seq", b"trace_seq", "ttft_s", b"ttft_s"]) -> None: ...
 
 Global___Forecast: typing_extensions.TypeAlias = Forecast
 

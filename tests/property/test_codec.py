@@ -64,6 +64,7 @@ candidates = st.builds(
     max_output_tokens=positive,
     belief=beliefs,
     priority=st.integers(-100, 100),
+    block_hashes=st.lists(st.integers(0, 2**64 - 1), max_size=4).map(tuple),
 )
 forecasts = st.builds(
     Forecast,
@@ -77,6 +78,7 @@ forecasts = st.builds(
     harm_s=quantiles,
     trace_seq=counts,
     state_age_s=seconds,
+    cached_tokens=counts,
     source=st.sampled_from(["simulated", "approximate", "prior"]),
 )
 loads = st.builds(

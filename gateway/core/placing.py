@@ -1,0 +1,111 @@
+"""The placement of one request, from the wish to the dispatch: refuse, ask, decide, commit. Pure.
+
+`placement.Placer` plans, this carries the plan into the books: it opens asks, takes accounts, and says what must be
+sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.core import events as ev
+from gateway.core.candidates import NodeTable, Refusal
+from gateway.core.ledger import Ledger
+from gateway.core.lifecycle import Trigger
+from gateway.core.live import Asking, LiveRequest
+from gateway.core.node_account import Node
+from gateway.core.placement import Placer
+from gateway.core.policies.base import NodeView
+from simcore.types import Candidate, Decision, Forecast
+
+
+class Placing:
+    """One per router. `forecast_timeout_s` is how long a placement waits for forecasts."""
+
+    def __init__(self, ledger: Ledger, table: NodeTable, placer: Placer, *, forecast_timeout_s: float) -> None:
+        self._ledger = ledger
+        self._table = table
+        self._placer = placer
+        self._forecast_timeout_s = forecast_timeout_s
+
+    def place(self, live: LiveRequest, now_s: float) -> None:
+        """First half of a placement: refuse, ask for forecasts, or decide at once."""
+        found = self._placer.shortlist(live, now_s)
+        if isinstance(found, Refusal):
+            self._ledger.end(live, Trigger.REFUSED, found.outcome, found.detail, now_s)
+        elif live.policy.needs_forecasts:
+            self._ask(live, found, now_s)
+        else:
+            self._commit(live, self._placer.decide(live, found, now_s), now_s)
+
+    def forecast_arrived(self, event: ev.ForecastArrived, now_s: float) -> None:
+        live = self._ledger.asks.get(event.ask_id)
+        if live is not None:
+            self._answered(live, event.ask_id, event.forecast, event.error or "it gave no forecast", now_s)
+
+    def node_gone(self, node: Node, detail: str, now_s: float) -> None:
+        """Nobody waits for its forecasts any longer."""
+        for ask_id, live in list(self._ledger.asks.items()):
+            if live.asking is not None and live.asking.pending.get(ask_id) == node.node_id:
+                self._answered(live, ask_id, None, detail, now_s)
+
+    def decide(self, live: LiveRequest, now_s: float) -> None:
+        """Second half of a placement, with the forecasts that came; from the start if the shortlist has gone."""
+        asking = self._ledger.stop_asking(live)
+        assert asking is not None, "a decision with forecasts follows asking for them"
+        decision = self._placer.decide_with_forecasts(live, asking, timeout_s=self._forecast_timeout_s, now_s=now_s)
+        if decision is None:
+            self.place(live, now_s)
+        else:
+            self._commit(live, decision, now_s)
+
+    def _ask(self, live: LiveRequest, views: Sequence[NodeView], now_s: float) -> None:
+        shape = live.shape
+        candidate = Candidate(
+            request_id=shape.request_id,
+            prompt_tokens=shape.prompt_tokens,
+            max_output_tokens=shape.max_output_tokens,
+            belief=shape.belief,
+            priority=shape.priority,
+        )
+        shortlist = [self._table.nodes[view.node_id] for view in views]
+        pending: dict[int, str] = {}
+        for node in shortlist:
+            ask_id = self._ledger.open_ask(live)
+            pending[ask_id] = node.node_id
+            self._ledger.want(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
+        live.asking = Asking(
+            timer_id=self._ledger.start_timer(live, now_s + self._forecast_timeout_s),
+            shortlist=shortlist,
+            pending=pending,
+            asked_seq={node.node_id: node.dispatch_seq for node in shortlist},
+        )
+
+    def _answered(self, live: LiveRequest, ask_id: int, forecast: Forecast | None, error: str, now_s: float) -> None:
+        asking = live.asking
+        assert asking is not None, "an open ask belongs to a request that is asking"
+        del self._ledger.asks[ask_id]
+        node_id = asking.pending.pop(ask_id)
+        if forecast is not None:
+            asking.forecasts[node_id] = forecast
+        else:
+            asking.failures[node_id] = error
+        if not asking.pending:
+            self.decide(live, now_s)
+
+    def _commit(self, live: LiveRequest, decision: Decision, now_s: float) -> None:
+        request_id = live.shape.request_id
+        live.decisions.append(decision)
+        node = self._table.nodes[decision.node_id]
+        held = self._placer.held(live, node, decision)
+        if live.shape.place_only:
+            node.promise(held, now_s)
+            self._ledger.move(live, Trigger.PLACED)
+            self._ledger.log.add(live.explain())
+            self._ledger.want(ev.Placed(request_id=request_id, decision=decision))
+            return
+        node.take(held, now_s)
+        live.node = node
+        self._ledger.move(live, Trigger.DISPATCHED)
+        seq = held.dispatch_seq
+        self._ledger.want(ev.Dispatch(request_id=request_id, node_id=node.node_id, dispatch_seq=seq, decision=decision))

@@ -1,0 +1,34 @@
+"""How a router decides: its numbers and names, each with the reason for its default. Pure data."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a router decides."""
+
+    policy: str = "min_total_latency"
+    sample: int = 0
+    """Nodes drawn at random for each request; 0: the policy's own default."""
+    seed: int = 0
+    forecast_timeout_s: float = 0.05
+    """How long a placement waits for forecasts."""
+    max_attempts: int = 3
+    """Placements of one request, the first included."""
+    state_stale_s: float = 5.0
+    """A busy node silent for longer is unknown to policies that score its load."""
+    fallback: str = "least_requests"
+    """Policy that steps in when the chosen one can price no node. Must not need forecasts."""
+    explain_keep: int = 10_000
+    """Ended requests that can still be explained."""
+
+    def __post_init__(self) -> None:
+        if self.sample < 0:
+            raise ValueError(f"sample must be >= 0, got {self.sample}")
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be >= 1, got {self.max_attempts}")
+        if not self.forecast_timeout_s > 0:
+            raise ValueError(f"forecast_timeout_s must be > 0, got {self.forecast_timeout_s}")
+        if not self.state_stale_s > 0:
+            raise ValueError(f"state_stale_s must be > 0, got {self.state_stale_s}")

@@ -161,6 +161,9 @@ def forecast_to_wire(forecast: Forecast) -> pb.Forecast:
         state_age_s=forecast.state_age_s,
         cached_tokens=forecast.cached_tokens,
         source=_SOURCE_TO_WIRE[forecast.source],
+        preemption_probability=forecast.preemption_probability,
+        clear_start_s=quantiles_to_wire(forecast.clear_start_s),
+        kv_headroom_path=forecast.kv_headroom_path,
     )
 
 
@@ -182,6 +185,9 @@ def forecast_from_wire(message: pb.Forecast) -> Forecast:
         state_age_s=message.state_age_s,
         cached_tokens=message.cached_tokens,
         source=source,
+        preemption_probability=message.preemption_probability,
+        clear_start_s=quantiles_from_wire(message.clear_start_s),
+        kv_headroom_path=tuple(message.kv_headroom_path),
     )
 
 
@@ -202,6 +208,7 @@ def load_from_wire(message: pb.NodeLoad) -> NodeLoad:
         unprocessed_tokens=message.unprocessed_tokens,
         preemptions_total=message.preemptions_total,
         reserved=message.reserved,
+        trusted=message.trusted if message.HasField("trusted") else True,
     )
 
 

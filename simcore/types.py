@@ -115,6 +115,9 @@ class Quantiles(msgspec.Struct, frozen=True):
     p90: float
 
 
+HEADROOM_HORIZONS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+"""Horizons of `Forecast.kv_headroom_path`, in seconds from the answer."""
+
 ForecastSource = Literal["simulated", "approximate", "prior"]
 """`simulated`: from a per-request trace; `approximate`: from aggregates or an engine outside the proved rules;
 `prior`: no state at all, a pessimistic guess."""
@@ -142,6 +145,16 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     """Tokens of the candidate's prompt that the node is taken to find in its prefix cache."""
     source: ForecastSource = "simulated"
+    preemption_probability: float = 0.0
+    """Share of the scenarios with at least one preemption, of anyone on the node, until the candidate has finished."""
+    clear_start_s: Quantiles = Quantiles(0.0, 0.0, 0.0)
+    """Seconds until the node could start the candidate at once and at nobody's expense: the first moment of the future
+    *without* it from which on nobody waits there, a seat is free, and the fewest KV blocks that are ever free again
+    hold its whole prompt and answer. Placed then it neither queues nor has anyone preempted, itself included. 0: it
+    may come now (the step in progress does not count as waiting). New arrivals are not foreseen."""
+    kv_headroom_path: tuple[int, ...] = ()
+    """Fewest free KV blocks within the first `HEADROOM_HORIZONS_S` seconds with the candidate there, over all
+    scenarios; falls along the path. Empty: not known (a forecast that is no simulation)."""
 
 
 class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,6 +176,9 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
     preemptions_total: int
     reserved: int = 0
     """How many of `waiting` are reservations."""
+    trusted: bool = True
+    """False while the node's own forecasts are off by more than its bound (`predictor.core.correction`): it says so
+    itself, and a gateway should place by its load instead. True also where too little is known to tell."""
 
 
 class Outcome(enum.Enum):

@@ -11,6 +11,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from gateway.core.events import RequestShape
 from gateway.core.node_account import Held
 from gateway.core.policies.base import NodeView, Policy
@@ -67,18 +69,15 @@ def delay_to_each_s(forecast: Forecast, *, others: int, max_num_seqs: int, prefi
 def with_missed(forecast: Forecast, missed: Sequence[Held], own_delay_s: float) -> Forecast:
     """The forecast with our dispatches that it could not know of. Requests that nobody forecast count like this one."""
     waits_s = sum(own_delay_s if held.delay_s is None else held.delay_s for held in missed)
-    return Forecast(
-        request_id=forecast.request_id,
-        node_id=forecast.node_id,
+    blocks = sum(held.prompt_blocks for held in missed)
+    return msgspec.structs.replace(
+        forecast,
         ttft_s=_later(forecast.ttft_s, waits_s),
-        tpot_s=forecast.tpot_s,
         e2e_s=_later(forecast.e2e_s, waits_s),
-        preemptions=forecast.preemptions,
-        kv_headroom_blocks=forecast.kv_headroom_blocks - sum(held.prompt_blocks for held in missed),
+        kv_headroom_blocks=forecast.kv_headroom_blocks - blocks,
+        kv_headroom_path=tuple([free - blocks for free in forecast.kv_headroom_path]),
+        clear_start_s=_later(forecast.clear_start_s, waits_s),
         harm_s=_later(forecast.harm_s, own_delay_s * len(missed)),
-        trace_seq=forecast.trace_seq,
-        state_age_s=forecast.state_age_s,
-        source=forecast.source,
     )
 
 

@@ -321,6 +321,9 @@ class Forecast(google.protobuf.message.Message):
     STATE_AGE_S_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    PREEMPTION_PROBABILITY_FIELD_NUMBER: builtins.int
+    CLEAR_START_S_FIELD_NUMBER: builtins.int
+    KV_HEADROOM_PATH_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The candidate's id."""
     node_id: builtins.str
@@ -337,6 +340,8 @@ class Forecast(google.protobuf.message.Message):
     """How it was made."""
     cached_tokens: builtins.int
     """Tokens of the candidate's prompt that the node is taken to find in its prefix cache."""
+    preemption_probability: builtins.float
+    """Share of the scenarios with a preemption of anyone on the node until the candidate has finished."""
     @property
     def ttft_s(self) -> Global___Quantiles:
         """Seconds until the first token."""
@@ -353,6 +358,14 @@ class Forecast(google.protobuf.message.Message):
     def harm_s(self) -> Global___Quantiles:
         """Seconds added to the requests already there, summed over them."""
 
+    @property
+    def clear_start_s(self) -> Global___Quantiles:
+        """Seconds until the node could start the candidate without making it wait or preempting anyone; 0: now."""
+
+    @property
+    def kv_headroom_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Fewest free KV blocks within the first 1, 2, 5, 10, 20 and 50 seconds; empty: not known."""
+
     def __init__(
         self,
         *,
@@ -368,9 +381,12 @@ class Forecast(google.protobuf.message.Message):
         state_age_s: builtins.float = ...,
         source: Global___ForecastSource.ValueType = ...,
         cached_tokens: builtins.int = ...,
+        preemption_probability: builtins.float = ...,
+        clear_start_s: Global___Quantiles | None = ...,
+        kv_headroom_path: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["e2e_s", b"e2e_s", "harm_s", b"harm_s", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "e2e_s", b"e2e_s", "harm_s", b"harm_s", "kv_headroom_blocks", b"kv_headroom_blocks", "node_id", b"node_id", "preemptions", b"preemptions", "request_id", b"request_id", "source", b"source", "state_age_s", b"state_age_s", "tpot_s", b"tpot_s", "trace_seq", b"trace_seq", "ttft_s", b"ttft_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["clear_start_s", b"clear_start_s", "e2e_s", b"e2e_s", "harm_s", b"harm_s", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "clear_start_s", b"clear_start_s", "e2e_s", b"e2e_s", "harm_s", b"harm_s", "kv_headroom_blocks", b"kv_headroom_blocks", "kv_headroom_path", b"kv_headroom_path", "node_id", b"node_id", "preemption_probability", b"preemption_probability", "preemptions", b"preemptions", "request_id", b"request_id", "source", b"source", "state_age_s", b"state_age_s", "tpot_s", b"tpot_s", "trace_seq", b"trace_seq", "ttft_s", b"ttft_s"]) -> None: ...
 
 Global___Forecast: typing_extensions.TypeAlias = Forecast
 
@@ -391,6 +407,7 @@ class NodeLoad(google.protobuf.message.Message):
     UNPROCESSED_TOKENS_FIELD_NUMBER: builtins.int
     PREEMPTIONS_TOTAL_FIELD_NUMBER: builtins.int
     RESERVED_FIELD_NUMBER: builtins.int
+    TRUSTED_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node."""
     trace_seq: builtins.int
@@ -413,6 +430,8 @@ class NodeLoad(google.protobuf.message.Message):
     """Preemptions since the engine started (a count)."""
     reserved: builtins.int
     """How many of `waiting` are reservations."""
+    trusted: builtins.bool
+    """False while the node's own forecasts are off by more than its bound; absent: true."""
     def __init__(
         self,
         *,
@@ -427,8 +446,11 @@ class NodeLoad(google.protobuf.message.Message):
         unprocessed_tokens: builtins.int = ...,
         preemptions_total: builtins.int = ...,
         reserved: builtins.int = ...,
+        trusted: builtins.bool | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["free_blocks", b"free_blocks", "node_id", b"node_id", "preemptions_total", b"preemptions_total", "reserved", b"reserved", "running", b"running", "state_age_s", b"state_age_s", "total_blocks", b"total_blocks", "trace_seq", b"trace_seq", "unprocessed_tokens", b"unprocessed_tokens", "waiting", b"waiting", "waiting_prompt_blocks", b"waiting_prompt_blocks"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_trusted", b"_trusted", "trusted", b"trusted"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_trusted", b"_trusted", "free_blocks", b"free_blocks", "node_id", b"node_id", "preemptions_total", b"preemptions_total", "reserved", b"reserved", "running", b"running", "state_age_s", b"state_age_s", "total_blocks", b"total_blocks", "trace_seq", b"trace_seq", "trusted", b"trusted", "unprocessed_tokens", b"unprocessed_tokens", "waiting", b"waiting", "waiting_prompt_blocks", b"waiting_prompt_blocks"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_trusted", b"_trusted"]) -> typing.Literal["trusted"] | None: ...
 
 Global___NodeLoad: typing_extensions.TypeAlias = NodeLoad
 

@@ -80,6 +80,9 @@ forecasts = st.builds(
     state_age_s=seconds,
     cached_tokens=counts,
     source=st.sampled_from(["simulated", "approximate", "prior"]),
+    preemption_probability=st.floats(0, 1),
+    clear_start_s=quantiles,
+    kv_headroom_path=st.lists(st.integers(-(2**40), 2**40), max_size=6).map(tuple),
 )
 loads = st.builds(
     NodeLoad,
@@ -94,6 +97,7 @@ loads = st.builds(
     unprocessed_tokens=counts,
     preemptions_total=counts,
     reserved=counts,
+    trusted=st.booleans(),
 )
 scores = st.builds(
     Score,

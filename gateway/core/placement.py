@@ -13,22 +13,23 @@ from gateway.core.live import Asking, LiveRequest
 from gateway.core.node_account import Held, Node
 from gateway.core.policies.base import NodeView, Policy
 from gateway.core.policies.registry import PolicyError, canonical_name, make_policy
+from gateway.core.prefilter import worth_asking
 from gateway.core.pricing import delay_to_each_s, rank, sentence, with_missed
+from gateway.core.router_config import RouterConfig
 from simcore.types import Decision, Forecast, Outcome
 
 
 class Placer:
-    """Policies, their generator and the node table. Raises PolicyError when the fallback is unknown or unfit."""
+    """Policies, their generator and the node table. Raises PolicyError when fallback or prefilter is unknown or unfit."""
 
-    def __init__(self, table: NodeTable, *, fallback: str, sample: int, stale_after_s: float, seed: int) -> None:
+    def __init__(self, table: NodeTable, config: RouterConfig) -> None:
         self._table = table
-        self._sample = sample
-        self._stale_after_s = stale_after_s
-        self._rng = random.Random(seed)
+        self._config = config
+        self._stale_after_s = config.state_stale_s
+        self._rng = random.Random(config.seed)
         self._policies: dict[str, Policy] = {}
-        self._fallback = self.policy(fallback)
-        if self._fallback.needs_forecasts:
-            raise PolicyError(f"fallback {self._fallback.name!r} needs forecasts itself; choose one that does not")
+        self._fallback = self._without_forecasts("fallback", config.fallback)
+        self._prefilter = self._without_forecasts("prefilter", config.prefilter)
 
     def policy(self, name: str) -> Policy:
         """This router's instance of a policy, by name or alias. Raises PolicyError for an unknown one."""
@@ -48,10 +49,15 @@ class Placer:
         if not nodes:
             why = f"no ready node takes {shape.prompt_tokens} prompt tokens; those that would are down or draining"
             return Refusal(Outcome.NO_NODE, why)
-        k = self._sample or policy.default_sample
+        k = self._config.sample or policy.default_sample
+        if policy.needs_forecasts and self._config.ask and not k:
+            k = self._config.look
         if 0 < k < len(nodes):
             nodes = self._rng.sample(nodes, k)
-        return policy.shortlist(shape, self._views(nodes, now_s), self._rng)
+        views = policy.shortlist(shape, self._views(nodes, now_s), self._rng)
+        if policy.needs_forecasts:
+            views = worth_asking(self._prefilter, shape, views, self._config.ask, self._rng)
+        return views
 
     def decide(self, live: LiveRequest, views: Sequence[NodeView], now_s: float) -> Decision:
         """The decision of a policy that needs no forecasts."""
@@ -95,6 +101,12 @@ class Placer:
             tokens=shape.prompt_tokens + round(expected_tokens),
             delay_s=None if forecast is None else _delay_s(node, forecast, prefill_s),
         )
+
+    def _without_forecasts(self, role: str, name: str) -> Policy:
+        policy = self.policy(name)
+        if policy.needs_forecasts:
+            raise PolicyError(f"{role} {policy.name!r} needs forecasts itself; choose one that does not")
+        return policy
 
     def _choose(
         self,

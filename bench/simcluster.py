@@ -19,8 +19,10 @@ from typing import Any
 import msgspec
 
 from bench.results import RequestResult, Summary, summarise, tpot_s
+from bench.simcluster_account import RequestAccount
 from bench.simcluster_heap import EventHeap, Rank
 from bench.simcluster_node import ClusterNode, Delays, NodeSpec
+from bench.simcluster_noise import Noise
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
 from gateway.core import events as ev
 from gateway.core.outcomes import COMPLETE
@@ -74,7 +76,8 @@ class SimCluster:
     """One cluster for one run.
 
     `lengths` is what the router and the predictors are told of each answer's length, apart from its true length; with
-    `none` they hold `prior`. `max_output_tokens` is the limit that requests carry. `scenarios` are those of a what-if.
+    `none` they hold `prior`. `max_output_tokens` is the limit that requests carry. `scenarios` are those of a what-if,
+    `noise` is put on what predictors believe and say.
     `observe` sees all that the router hears and wants, for recording.
     """
 
@@ -88,6 +91,7 @@ class SimCluster:
         prior: LengthBelief = DEFAULT_PRIOR,
         max_output_tokens: int = 2048,
         scenarios: int = 8,
+        noise: Noise | None = None,
         observe: Observer | None = None,
     ) -> None:
         if not nodes:
@@ -97,15 +101,17 @@ class SimCluster:
         self.delays = Delays() if delays is None else delays
         self.router = Router(router)
         self._heap = EventHeap()
-        self._preemptions: Counter[str] = Counter()
+        self._account = RequestAccount()
         self._nodes = {
             spec.node_id: ClusterNode(
                 spec,
                 self.delays,
                 self._heap,
-                preemptions=self._preemptions,
+                account=self._account,
                 scenarios=scenarios,
                 lengths_known=lengths == "known",
+                noise=noise,
+                seed=router.seed,
             )
             for spec in nodes
         }
@@ -145,7 +151,7 @@ class SimCluster:
         assert len(results) == len(items), "a request has not ended although nothing is left to happen"
         return SimResult(
             results=results,
-            preemptions=self._preemptions.total(),
+            preemptions=self._account.preemptions.total(),
             steps=sum(node.steps for node in nodes),
             events=events,
             forecasts=sum(node.forecasts for node in nodes),
@@ -298,6 +304,8 @@ class SimCluster:
         course = self._courses[action.request_id]
         item, ttft_s = course.item, course.ttft_s
         complete = action.outcome in COMPLETE and ttft_s is not None
+        account = self._account
+        started_s = account.started_s.get(item.request_id)
         e2e_s = at_s - item.arrival_s if complete else None
         course.result = RequestResult(
             request_id=item.request_id,
@@ -312,7 +320,10 @@ class SimCluster:
             else tpot_s(ttft_s=ttft_s, e2e_s=e2e_s, output_tokens=course.output_tokens),
             e2e_s=e2e_s,
             decision_s=course.decision_s,
-            preemptions=self._preemptions[item.request_id],
+            preemptions=account.preemptions[item.request_id],
+            scheduling_delay_s=None if started_s is None else started_s - item.arrival_s,
+            preemption_loss_s=account.lost_s.get(item.request_id, 0.0),
+            priority=item.priority,
             detail=action.detail,
         )
         self._shapes.pop(item.request_id, None)

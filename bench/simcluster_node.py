@@ -7,12 +7,14 @@ when the router is about to look: one that a newer one has overtaken by then has
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from typing import NamedTuple
 
 import msgspec
 
+from bench.simcluster_account import EngineWatch, RequestAccount
 from bench.simcluster_heap import EventHeap, Rank
+from bench.simcluster_noise import Noise, NoiseSource
 from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
@@ -69,11 +71,13 @@ class ClusterNode:
         delays: Delays,
         heap: EventHeap,
         *,
-        preemptions: Counter[str],
+        account: RequestAccount,
         scenarios: int,
         lengths_known: bool,
+        noise: Noise | None = None,
+        seed: int = 0,
     ) -> None:
-        """`preemptions` is where they are counted, per request."""
+        """`account` gets what becomes of each request; `seed` is that of the noise."""
         self.spec = spec
         self.node_id = spec.node_id
         self.epoch = 0
@@ -86,8 +90,9 @@ class ClusterNode:
         self.forecasts = 0
         self._delays = delays
         self._heap = heap
-        self._preemptions = preemptions
-        self._lengths_known = lengths_known
+        self._account = account
+        self._lengths_known = lengths_known and not (noise and noise.length)
+        self._noise = None if noise is None else NoiseSource(noise, seed, spec.node_id)
         self._least_step_s = spec.step_time.seconds(StepBatch(decode_seqs=1, decode_kv_tokens=1))
         self._longest_step_s = _longest_step_s(spec)
         self._what_if = WhatIf(spec.node_id, spec.config, spec.step_time, scenarios=scenarios)
@@ -149,9 +154,11 @@ class ClusterNode:
             priority=shape.priority,
         )
         self._engine.add(request, now_s)
+        self._watch.came(shape.request_id)
+        belief = shape.belief if self._noise is None else self._noise.believed(shape.request_id, shape.belief)
         self._ends[shape.request_id] = (produced, Outcome.STOP if produced == output_tokens else Outcome.LENGTH)
-        self._beliefs[shape.request_id] = shape.belief
-        self._expected[shape.request_id] = round(shape.belief.mean_tokens)
+        self._beliefs[shape.request_id] = belief
+        self._expected[shape.request_id] = round(belief.mean_tokens)
         self._dispatch_seq = dispatch_seq
         self._touch(now_s)
 
@@ -159,6 +166,7 @@ class ClusterNode:
         """An abort arrives."""
         self.run_until(now_s)
         if self._engine.abort(request_id):
+            self._watch.left(request_id, now_s)
             self._forget(request_id)
             self._touch(now_s)
 
@@ -169,7 +177,13 @@ class ClusterNode:
             self._what_if.rebase_node(self._engine, self._beliefs, now_s)
             self._based_on = (now_s, self._version)
         # The router asks only nodes that can hold the prompt: a refusal here is a defect and stops the run.
-        forecast = self._what_if.forecast([ask.candidate])[0]
+        candidate = ask.candidate
+        if self._noise is not None:
+            belief = self._noise.believed(candidate.request_id, candidate.belief)
+            candidate = msgspec.structs.replace(candidate, belief=belief)
+        forecast = self._what_if.forecast([candidate])[0]
+        if self._noise is not None:
+            forecast = self._noise.forecast(forecast)
         answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
         self.forecasts += 1
         at_s = now_s + self._delays.forecast_s + self._delays.network_one_way_s
@@ -177,6 +191,7 @@ class ClusterNode:
 
     def _begin(self) -> None:
         self._engine = SimNode(self.node_id, self.spec.config, self.spec.step_time)
+        self._watch = EngineWatch(self._engine, self._account)
         self._beliefs: dict[str, LengthBelief] = {}
         self._expected: dict[str, int] = {}
         self._ends: dict[str, tuple[int, Outcome]] = {}
@@ -191,16 +206,17 @@ class ClusterNode:
     def _advance(self, until_s: float) -> None:
         engine = self._engine
         push, one_way_s, epoch, node_id = self._heap.push, self._delays.network_one_way_s, self.epoch, self.node_id
-        at_s = self._state_s
+        at_s, began_s, watch = self._state_s, engine.next_step_s, self._watch
         for kind, request_id, at_s in engine.advance(until_s):
             if kind == "preempted":
-                self._preemptions[request_id] += 1
+                watch.preempted(request_id, at_s)
                 continue
             heard_s = at_s + one_way_s
             if kind == "first_token":
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1)
                 push(heard_s, Rank.NODE_TOLD, (self, epoch, seen))
                 continue
+            watch.left(request_id, at_s)
             tokens, outcome = self._ends[request_id]
             if tokens > 1:
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1)
@@ -208,6 +224,7 @@ class ClusterNode:
             ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome)
             push(heard_s, Rank.NODE_TOLD, (self, epoch, ended))
             self._forget(request_id)
+        watch.after(began_s)
         # An engine that has run dry ended its last step with somebody's last token.
         self._state_s = engine.next_step_s if engine.has_work else at_s
         self._changed = True

@@ -1,0 +1,81 @@
+"""What the engines did to each request: when work on it began, and what preemptions cost it. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from simcore.compiled import layout as at
+from simcore.node import SimNode
+
+
+class RequestAccount:
+    """Of all nodes together, by request id. Times in seconds of the run."""
+
+    def __init__(self) -> None:
+        self.preemptions: Counter[str] = Counter()
+        self.started_s: dict[str, float] = {}
+        """Begin of the first step that worked on it."""
+        self.lost_s: dict[str, float] = {}
+        """From the end of each step that preempted it to the end of the one that brought its next token."""
+
+
+class EngineWatch:
+    """Keeps the account for one engine: call `after` when it has advanced.
+
+    Times are exact when an advance is one step, as it is while anybody could be looking; in a longer one a start counts
+    as its begin and a return from preemption as its end.
+    """
+
+    def __init__(self, engine: SimNode, account: RequestAccount) -> None:
+        self._engine = engine
+        self._account = account
+        self._fresh: deque[str] = deque()
+        self._evicted: dict[str, tuple[float, int]] = {}
+        self._in_order = engine.config.scheduling_policy == "fcfs"
+
+    def came(self, request_id: str) -> None:
+        self._fresh.append(request_id)
+
+    def preempted(self, request_id: str, at_s: float) -> None:
+        self._account.preemptions[request_id] += 1
+        known = self._engine.requests.get(request_id)
+        if known is None:
+            return
+        self._returned(request_id, at_s)
+        self._evicted[request_id] = (at_s, int(self._engine.req[known.slot, at.OUT]))
+
+    def left(self, request_id: str, at_s: float) -> None:
+        """It has ended, here or at all."""
+        self._returned(request_id, at_s)
+
+    def after(self, began_s: float) -> None:
+        """The engine has run the step, or the steps, from `began_s` to its `free_at_s`."""
+        if self._fresh:
+            self._note_starts(began_s)
+        if self._evicted:
+            engine = self._engine
+            for request_id, (_, tokens) in list(self._evicted.items()):
+                known = engine.requests.get(request_id)
+                if known is None or engine.req[known.slot, at.OUT] > tokens:
+                    self._returned(request_id, engine.free_at_s)
+
+    def _note_starts(self, began_s: float) -> None:
+        engine, fresh, started_s = self._engine, self._fresh, self._account.started_s
+        waiting: list[str] = []
+        while fresh:
+            request_id = fresh[0]
+            known = engine.requests.get(request_id)
+            if known is not None and not engine.req[known.slot, at.COMPUTED]:
+                if self._in_order:
+                    break
+                waiting.append(request_id)
+            else:
+                started_s.setdefault(request_id, began_s)
+            fresh.popleft()
+        fresh.extend(waiting)
+
+    def _returned(self, request_id: str, at_s: float) -> None:
+        evicted = self._evicted.pop(request_id, None)
+        if evicted is not None:
+            lost_s = self._account.lost_s
+            lost_s[request_id] = lost_s.get(request_id, 0.0) + at_s - evicted[0]

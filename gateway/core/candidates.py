@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from gateway.core.events import RequestShape
 from gateway.core.node_account import Node
 from simcore.types import EngineConfig, Outcome
+
+NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
 class Refusal(NamedTuple):
@@ -76,8 +79,9 @@ class NodeTable:
             )
         return None if pool.ready else Refusal(Outcome.NO_NODE, self._why_none(pool))
 
-    def eligible(self, shape: RequestShape, tried: Sequence[str] = ()) -> Sequence[Node]:
-        """Ready nodes that can hold the request, without those in `tried` unless no other is left. May be empty.
+    def eligible(self, shape: RequestShape, tried: Mapping[str, int] = NOBODY) -> Sequence[Node]:
+        """Ready nodes that can hold the request, without those in `tried` (node and session in which it failed the
+        request). May be empty.
 
         Nodes where the whole answer fits come before nodes that would cut it short.
         """
@@ -91,7 +95,7 @@ class NodeTable:
                 node for node in nodes if node.longest_tokens > shape.prompt_tokens
             ]
         if tried:
-            nodes = [node for node in nodes if node.node_id not in tried] or nodes
+            nodes = [node for node in nodes if tried.get(node.node_id) != node.session]
         return nodes
 
     def models(self) -> list[str]:

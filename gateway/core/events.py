@@ -6,6 +6,8 @@ records encode to JSON with their type, so a recorded run can be fed to a fresh 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from simcore.types import Candidate, Decision, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
@@ -20,6 +22,15 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
     """From arrival to the complete answer."""
 
 
+Resume = Literal["exact", "best_effort", "off"]
+"""`exact`: go on elsewhere only when the client cannot tell; `best_effort`: also when the rest may differ from what the
+lost node would have said; `off`: end at once."""
+
+Continuation = Literal["exact", "approximate", "impossible"]
+"""`exact`: greedy, or drawn without a seed (any draw is as good as another); `approximate`: seeded draws, log
+probabilities; `impossible`: guided output and several answers at once, whose state is lost with the node."""
+
+
 class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
     """What the router knows of a request: never its text."""
 
@@ -29,6 +40,8 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     max_output_tokens: int
     belief: LengthBelief
+    belief_source: str = ""
+    """Who believes it, for people: `client`, a length model's name, or `prior` and why."""
     priority: int = 0
     session: str = ""
     slo: Slo = Slo()
@@ -36,6 +49,10 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
     """Policy for this request only; empty: the router's."""
     place_only: bool = False
     """The decision is all that is wanted: nothing is dispatched by us."""
+    resume: Resume = "exact"
+    """What the client wants when its node goes in the middle of the answer."""
+    continuation: Continuation = "exact"
+    """How well another node could go on with the answer."""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -101,6 +118,8 @@ class TokensSeen(Event, frozen=True, kw_only=True):
     request_id: str
     node_id: str
     tokens: int
+    attempt: int = 1
+    """`Dispatch.attempt` that they belong to."""
 
 
 class StreamEnded(Event, frozen=True, kw_only=True):
@@ -110,13 +129,17 @@ class StreamEnded(Event, frozen=True, kw_only=True):
     node_id: str
     outcome: Outcome
     detail: str = ""
+    attempt: int = 1
+    """`Dispatch.attempt` that it belongs to."""
 
 
 class ClientGone(Event, frozen=True, kw_only=True):
-    """The client left (`cancelled` False) or asked to stop it (True)."""
+    """Nobody wants more of the answer: the client left, or the shell ends it for a reason that it names."""
 
     request_id: str
-    cancelled: bool = False
+    outcome: Outcome = Outcome.CLIENT_LEFT
+    """How the request ends: `stop` for a stop string, `cancelled` for `Cancel`, `client_slow` for a slow reader."""
+    detail: str = ""
 
 
 class DrainAsked(Event, frozen=True, kw_only=True):
@@ -178,6 +201,11 @@ class Dispatch(Action, frozen=True, kw_only=True):
     node_id: str
     dispatch_seq: int
     decision: Decision
+    attempt: int = 1
+    """1 for the first node of the request, 2 for the second, ..."""
+    resumed: RequestShape | None = None
+    """What is asked of the node when it goes on with a begun answer: the prompt has grown by the tokens so far and the
+    limit shrunk by them. None: the request as it arrived."""
 
 
 class Placed(Action, frozen=True, kw_only=True):
@@ -192,6 +220,7 @@ class Abort(Action, frozen=True, kw_only=True):
 
     request_id: str
     node_id: str
+    attempt: int = 1
 
 
 class Finish(Action, frozen=True, kw_only=True):

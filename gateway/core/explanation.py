@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from simcore.types import Decision, Outcome
+from simcore.types import Decision, LengthBelief, Outcome
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,6 +14,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     decisions: tuple[Decision, ...]
     """One per attempt, in order; empty when it was refused."""
     prompt_tokens: int
+    belief: LengthBelief | None = None
+    """Of the answer's length; of what is left of it when another node goes on with it."""
+    belief_source: str = ""
     output_tokens: int = 0
     """Tokens that came so far."""
     outcome: Outcome | None = None

@@ -50,10 +50,12 @@ class Ledger:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def running(self, request_id: str, node_id: str) -> LiveRequest | None:
-        """The live request if this node has it now."""
+    def running(self, request_id: str, node_id: str, attempt: int) -> LiveRequest | None:
+        """The live request if this node has it now, in this attempt."""
         live = self.live.get(request_id)
-        return live if live is not None and live.node is not None and live.node.node_id == node_id else None
+        if live is None or live.node is None or live.node.node_id != node_id or live.attempt != attempt:
+            return None
+        return live
 
     def move(self, live: LiveRequest, trigger: Trigger) -> None:
         """The only place where a state changes, and so the only one where accounts, asks and timers are given back."""

@@ -33,6 +33,8 @@ class Trigger(enum.Enum):
     """Output has passed through."""
     RETRIED = "retried"
     """Its node failed before the first token; another try is left."""
+    RESUMED = "resumed"
+    """Its node failed in the middle of the answer; another one goes on."""
     NODE_ENDED = "node_ended"
     """Its node ended it, well or badly, or failed with no try left."""
     CLIENT_ENDED = "client_ended"
@@ -53,6 +55,7 @@ TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.SENT, Trigger.CLIENT_ENDED): State.ENDED,
     (State.SENT, Trigger.DEADLINE): State.ENDED,
     (State.STREAMING, Trigger.TOKENS): State.STREAMING,
+    (State.STREAMING, Trigger.RESUMED): State.PLACING,
     (State.STREAMING, Trigger.NODE_ENDED): State.ENDED,
     (State.STREAMING, Trigger.CLIENT_ENDED): State.ENDED,
     (State.STREAMING, Trigger.DEADLINE): State.ENDED,

@@ -30,25 +30,38 @@ class LiveRequest(msgspec.Struct, kw_only=True):
     """One request between `Arrived` and its end."""
 
     shape: RequestShape
+    """What the present or next node is asked for: after a resume the prompt holds the tokens so far."""
+    prompt_tokens: int
+    """Of the request as it arrived."""
     arrival_s: float
     policy: Policy
     state: State = State.PLACING
     node: Node | None = None
     """Who has it, in the states that hold an account."""
     attempt: int = 1
-    tried: list[str] = []
-    """Nodes that failed it."""
+    tried: dict[str, int] = {}
+    """Nodes that failed it, each with the session (`Node.session`) in which it did."""
+    failure: tuple[Outcome, str] | None = None
+    """How the last of them failed it."""
     decisions: list[Decision] = []
     asking: Asking | None = None
     deadline_timer_id: int = 0
     output_tokens: int = 0
+    """Of all attempts together."""
     ttft_s: float | None = None
+
+    @property
+    def resumed_tokens(self) -> int:
+        """Output tokens that the present or next node gets as part of its prompt."""
+        return self.shape.prompt_tokens - self.prompt_tokens
 
     def explain(self, *, outcome: Outcome | None = None, detail: str = "", e2e_s: float | None = None) -> Explanation:
         return Explanation(
             request_id=self.shape.request_id,
             decisions=tuple(self.decisions),
-            prompt_tokens=self.shape.prompt_tokens,
+            prompt_tokens=self.prompt_tokens,
+            belief=self.shape.belief,
+            belief_source=self.shape.belief_source,
             output_tokens=self.output_tokens,
             outcome=outcome,
             detail=detail,

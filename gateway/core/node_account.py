@@ -67,6 +67,8 @@ class Node:
         self.held: dict[str, Held] = {}
         """Per request id, in the order of dispatch."""
         self.dispatch_seq = 0
+        self.session = 1
+        """Grows with each `NodeJoined`."""
         self.note: NodeLoad | None = None
         self.noted_s = 0.0
         self._unnoted: dict[int, Held] = {}
@@ -90,6 +92,7 @@ class Node:
         self.up = True
         self.detail = ""
         self.dispatch_seq = 0
+        self.session += 1
         for held in self.held.values():
             held.dispatch_seq = 0
         self._forget()

@@ -16,6 +16,7 @@ from gateway.core.live import Asking, LiveRequest
 from gateway.core.node_account import Node
 from gateway.core.placement import Placer
 from gateway.core.policies.base import NodeView
+from gateway.core.resume import attempt_id
 from simcore.types import Candidate, Decision, Forecast
 
 
@@ -32,11 +33,19 @@ class Placing:
         """First half of a placement: refuse, ask for forecasts, or decide at once."""
         found = self._placer.shortlist(live, now_s)
         if isinstance(found, Refusal):
-            self._ledger.end(live, Trigger.REFUSED, found.outcome, found.detail, now_s)
+            self._refuse(live, found, now_s)
         elif live.policy.needs_forecasts:
             self._ask(live, found, now_s)
         else:
             self._commit(live, self._placer.decide(live, found, now_s), now_s)
+
+    def _refuse(self, live: LiveRequest, refusal: Refusal, now_s: float) -> None:
+        """A request that a node has failed ends with that failure: it is what its client can act on."""
+        outcome, detail = refusal
+        if live.failure is not None:
+            outcome, why = live.failure
+            detail = f"{why}; and {detail}" if why else detail
+        self._ledger.end(live, Trigger.REFUSED, outcome, detail, now_s)
 
     def forecast_arrived(self, event: ev.ForecastArrived, now_s: float) -> None:
         live = self._ledger.asks.get(event.ask_id)
@@ -62,7 +71,7 @@ class Placing:
     def _ask(self, live: LiveRequest, views: Sequence[NodeView], now_s: float) -> None:
         shape = live.shape
         candidate = Candidate(
-            request_id=shape.request_id,
+            request_id=attempt_id(shape.request_id, live.attempt),
             prompt_tokens=shape.prompt_tokens,
             max_output_tokens=shape.max_output_tokens,
             belief=shape.belief,
@@ -107,5 +116,13 @@ class Placing:
         node.take(held, now_s)
         live.node = node
         self._ledger.move(live, Trigger.DISPATCHED)
-        seq = held.dispatch_seq
-        self._ledger.want(ev.Dispatch(request_id=request_id, node_id=node.node_id, dispatch_seq=seq, decision=decision))
+        self._ledger.want(
+            ev.Dispatch(
+                request_id=request_id,
+                node_id=node.node_id,
+                dispatch_seq=held.dispatch_seq,
+                decision=decision,
+                attempt=live.attempt,
+                resumed=live.shape if live.resumed_tokens else None,
+            )
+        )

@@ -22,13 +22,18 @@ from gateway.core.node_account import Node, NodeStatus
 from gateway.core.placement import Placer
 from gateway.core.placing import Placing
 from gateway.core.policies.registry import PolicyError
+from gateway.core.resume import remainder, why_not_resumed
+from gateway.core.retry_budget import RetryBudget
 from gateway.core.router_config import RouterConfig
 from simcore.types import Outcome
 
 __all__ = ["RETRYABLE", "Router", "RouterConfig"]
 
 RETRYABLE = frozenset({Outcome.ENGINE_FAILED, Outcome.NODE_LOST, Outcome.NO_NODE, Outcome.OVERLOADED, Outcome.INTERNAL})
-"""Ends that another node may avoid, as long as no token has gone out."""
+"""Ends that another node may avoid."""
+
+UNASKED = frozenset({Outcome.CANCELLED, Outcome.CLIENT_LEFT})
+"""Ends that a node tells only of requests that nobody stopped: of one that was, the router has let go before."""
 
 
 class Router:
@@ -40,6 +45,7 @@ class Router:
         self._placer = Placer(self._table, config)
         self._policy = self._placer.policy(config.policy)
         self._ledger = Ledger(config.explain_keep)
+        self._budget = RetryBudget(share=config.retry_share, burst=config.retry_burst)
         self._placing = Placing(self._ledger, self._table, self._placer, forecast_timeout_s=config.forecast_timeout_s)
         self._handlers: dict[type[ev.Event], Callable[[Any, float], None]] = {
             ev.Arrived: self._on_arrived,
@@ -106,8 +112,9 @@ class Router:
         ledger = self._ledger
         if shape.request_id in ledger.live:
             raise ValueError(f"request {shape.request_id!r} is live already; give the new one an id of its own")
-        live = LiveRequest(shape=shape, arrival_s=now_s, policy=self._policy)
+        live = LiveRequest(shape=shape, prompt_tokens=shape.prompt_tokens, arrival_s=now_s, policy=self._policy)
         ledger.live[shape.request_id] = live
+        self._budget.earn()
         if shape.policy:
             try:
                 live.policy = self._placer.policy(shape.policy)
@@ -124,21 +131,25 @@ class Router:
         self._placing.place(live, now_s)
 
     def _on_tokens_seen(self, event: ev.TokensSeen, now_s: float) -> None:
-        live = self._ledger.running(event.request_id, event.node_id)
+        live = self._ledger.running(event.request_id, event.node_id, event.attempt)
         if live is None or event.tokens < 1:
             return
         if live.state is State.SENT:
-            live.ttft_s = now_s - live.arrival_s
+            if live.ttft_s is None:
+                live.ttft_s = now_s - live.arrival_s
             # Only the first tokens change the state; those after them come a thousand times as often.
             self._ledger.move(live, Trigger.TOKENS)
         live.output_tokens += event.tokens
 
     def _on_stream_ended(self, event: ev.StreamEnded, now_s: float) -> None:
-        live = self._ledger.running(event.request_id, event.node_id)
+        live = self._ledger.running(event.request_id, event.node_id, event.attempt)
         if live is None:
             return
-        if event.outcome in RETRYABLE:
-            self._failed(live, event.outcome, event.detail, now_s)
+        outcome = event.outcome
+        if outcome in UNASKED:
+            self._failed(live, Outcome.ENGINE_FAILED, event.detail or "the engine gave the request up unasked", now_s)
+        elif outcome in RETRYABLE or (live.resumed_tokens and outcome is Outcome.INVALID):
+            self._failed(live, outcome, event.detail, now_s)
         else:
             self._ledger.end(live, Trigger.NODE_ENDED, event.outcome, event.detail, now_s)
 
@@ -159,21 +170,45 @@ class Router:
         self._abort_and_end(live, Trigger.DEADLINE, Outcome.DEADLINE, detail, now_s)
 
     def _failed(self, live: LiveRequest, outcome: Outcome, detail: str, now_s: float) -> None:
-        """The node that has it failed it: try elsewhere while the client has seen nothing, else say so."""
+        """The node that has it failed it: another one begins, or goes on with the answer, unless that is not to be."""
         assert live.node is not None, "only a request that a node has can be failed by it"
-        if live.state is State.SENT and live.attempt < self.config.max_attempts:
-            live.tried.append(live.node.node_id)
-            live.attempt += 1
-            self._ledger.move(live, Trigger.RETRIED)
-            self._placing.place(live, now_s)
+        begun_tokens = live.output_tokens - live.resumed_tokens
+        if begun_tokens and begun_tokens >= live.shape.max_output_tokens:
+            # All that was asked for has come; only the word that it ended is missing.
+            self._ledger.end(live, Trigger.NODE_ENDED, Outcome.LENGTH, "", now_s)
             return
-        if live.output_tokens:
-            detail = f"{detail} (after {live.output_tokens} tokens)" if detail else f"after {live.output_tokens} tokens"
-        self._ledger.end(live, Trigger.NODE_ENDED, outcome, detail, now_s)
+        if live.failure is not None and outcome is Outcome.INVALID:
+            outcome, detail = live.failure[0], f"{live.failure[1]}; another node refused to go on: {detail}"
+        refusal = self._why_given_up(live)
+        if refusal:
+            if live.output_tokens:
+                refusal = f"after {live.output_tokens} tokens; {refusal}"
+            detail = f"{detail} ({refusal})" if detail else refusal
+            self._ledger.end(live, Trigger.NODE_ENDED, outcome, detail, now_s)
+            return
+        live.tried[live.node.node_id] = live.node.session
+        live.failure = (outcome, f"{detail} (after {live.output_tokens} tokens)" if live.output_tokens else detail)
+        if begun_tokens:
+            live.shape = remainder(live.shape, begun_tokens)
+        self._ledger.move(live, Trigger.RETRIED if live.state is State.SENT else Trigger.RESUMED)
+        live.attempt += 1
+        self._placing.place(live, now_s)
+
+    def _why_given_up(self, live: LiveRequest) -> str:
+        """Why no other node gets it, for people; empty when one does, and then it is paid for."""
+        if live.attempt >= self.config.max_attempts:
+            return f"{live.attempt} of {self.config.max_attempts} attempts made"
+        if live.output_tokens and (why := why_not_resumed(live.shape)):
+            return f"not resumed: {why}"
+        if not self._budget.spend():
+            return "too many requests are being tried again already"
+        return ""
 
     def _abort_and_end(self, live: LiveRequest, trigger: Trigger, outcome: Outcome, detail: str, now_s: float) -> None:
         if live.node is not None:
-            self._ledger.want(ev.Abort(request_id=live.shape.request_id, node_id=live.node.node_id))
+            self._ledger.want(
+                ev.Abort(request_id=live.shape.request_id, node_id=live.node.node_id, attempt=live.attempt)
+            )
         self._ledger.end(live, trigger, outcome, detail, now_s)
 
     # --- nodes --------------------------------------------------------------------------------------------------------

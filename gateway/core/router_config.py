@@ -23,6 +23,10 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long a placement waits for forecasts."""
     max_attempts: int = 3
     """Placements of one request, the first included."""
+    retry_share: float = 0.2
+    """Attempts beyond the first, as a share of arrivals, that the fleet may see in the long run."""
+    retry_burst: int = 1000
+    """And that it may see at once."""
     state_stale_s: float = 5.0
     """A busy node silent for longer is unknown to policies that score its load."""
     fallback: str = "least_requests"
@@ -37,6 +41,10 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"ask and look must be >= 0, got {self.ask} and {self.look}")
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts must be >= 1, got {self.max_attempts}")
+        if not self.retry_share >= 0:
+            raise ValueError(f"retry_share must be >= 0, got {self.retry_share}")
+        if self.retry_burst < 0:
+            raise ValueError(f"retry_burst must be >= 0, got {self.retry_burst}")
         if not self.forecast_timeout_s > 0:
             raise ValueError(f"forecast_timeout_s must be > 0, got {self.forecast_timeout_s}")
         if not self.state_stale_s > 0:

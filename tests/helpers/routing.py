@@ -85,6 +85,8 @@ class CheckedRouter:
         self.placed: dict[str, ev.Placed] = {}
         self.at: dict[str, str] = {}
         """Node that has each dispatched request."""
+        self.attempt: dict[str, int] = {}
+        """And in which attempt."""
         self.asks: dict[int, ev.AskForecast] = {}
         self.timers: dict[int, float] = {}
 
@@ -128,11 +130,18 @@ class CheckedRouter:
 
     def end(self, request_id: str, outcome: Outcome = Outcome.STOP, detail: str = "") -> list[ev.AnyAction]:
         return self.tell(
-            ev.StreamEnded(request_id=request_id, node_id=self.at[request_id], outcome=outcome, detail=detail)
+            ev.StreamEnded(
+                request_id=request_id,
+                node_id=self.at[request_id],
+                outcome=outcome,
+                detail=detail,
+                attempt=self.attempt[request_id],
+            )
         )
 
     def tokens(self, request_id: str, tokens: int = 1) -> list[ev.AnyAction]:
-        return self.tell(ev.TokensSeen(request_id=request_id, node_id=self.at[request_id], tokens=tokens))
+        node_id, attempt = self.at[request_id], self.attempt[request_id]
+        return self.tell(ev.TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens, attempt=attempt))
 
     def _before(self, event: ev.AnyEvent) -> None:
         match event:
@@ -169,13 +178,16 @@ class CheckedRouter:
                 assert action.dispatch_seq == self.seq[action.node_id]
                 assert action.decision.node_id == action.node_id == action.decision.scores[0].node_id
                 assert action.decision.reason
+                assert action.attempt == self.attempt.get(action.request_id, 0) + 1
                 self.at[action.request_id] = action.node_id
+                self.attempt[action.request_id] = action.attempt
             case ev.Placed():
                 self._check_live(action.request_id)
                 assert action.decision.node_id in self.up - self.draining
                 self.placed[action.request_id] = action
             case ev.Abort():
                 assert action.node_id == self.at[action.request_id]
+                assert action.attempt == self.attempt[action.request_id]
             case ev.Finish():
                 self._check_live(action.request_id)
                 self.finished[action.request_id] = action

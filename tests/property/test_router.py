@@ -125,10 +125,10 @@ class AnythingGoes(RuleBasedStateMachine):
         self.world.tell(ev.StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome))
 
     @precondition(lambda self: self.world.arrived)
-    @rule(data=st.data(), cancelled=st.booleans())
-    def client_goes(self, data: st.DataObject, cancelled: bool) -> None:
+    @rule(data=st.data(), outcome=st.sampled_from(list(Outcome)))
+    def client_goes(self, data: st.DataObject, outcome: Outcome) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.world.arrived)))
-        self.world.tell(ev.ClientGone(request_id=request_id, cancelled=cancelled))
+        self.world.tell(ev.ClientGone(request_id=request_id, outcome=outcome))
 
     @rule(policy=st.sampled_from(policy_names()))
     def set_policy(self, policy: str) -> None:

@@ -11,7 +11,7 @@ from gateway.core import events as ev
 from gateway.core.explanation import Explanation, ExplanationLog
 from gateway.core.policies.registry import PolicyError
 from gateway.core.router import Router, RouterConfig
-from simcore.types import Outcome
+from simcore.types import LengthBelief, Outcome
 from tests.helpers.routing import CheckedRouter, engine_config, every, only, shape
 
 
@@ -61,14 +61,46 @@ def test_a_failure_before_the_first_token_is_tried_on_another_node(outcome: Outc
     world.router.check_quiescent()
 
 
-def test_the_only_node_is_tried_again_until_the_attempts_are_used_up() -> None:
+def test_the_node_that_failed_a_request_does_not_get_it_again() -> None:
     world = CheckedRouter(max_attempts=3)
     world.join("a")
+    world.arrive("r")
+    finish = only(world.end("r", Outcome.ENGINE_FAILED, "out of memory"), ev.Finish)
+    assert finish.outcome is Outcome.ENGINE_FAILED
+    assert finish.detail.startswith("out of memory; and ")
+    world.router.check_quiescent()
+
+
+def test_a_node_that_has_come_back_is_another_one() -> None:
+    world = two_nodes()
+    world.arrive("r")
+    first = world.at["r"]
+    again = only(world.tell(ev.NodeLost(node_id=first)), ev.Dispatch)
+    world.join(first)
+    assert only(world.tell(ev.NodeLost(node_id=again.node_id)), ev.Dispatch).node_id == first
+
+
+def test_attempts_are_limited() -> None:
+    world = CheckedRouter(max_attempts=3)
+    world.join("a", "b", "c", "d")
     world.arrive("r")
     only(world.end("r", Outcome.ENGINE_FAILED), ev.Dispatch)
     only(world.end("r", Outcome.ENGINE_FAILED), ev.Dispatch)
     finish = only(world.end("r", Outcome.ENGINE_FAILED, "out of memory"), ev.Finish)
-    assert (finish.outcome, finish.detail) == (Outcome.ENGINE_FAILED, "out of memory")
+    assert (finish.outcome, finish.detail) == (Outcome.ENGINE_FAILED, "out of memory (3 of 3 attempts made)")
+    world.router.check_quiescent()
+
+
+def test_a_fleet_that_fails_everything_sees_the_share_of_retries_and_no_more() -> None:
+    world = CheckedRouter(retry_share=0.5, retry_burst=2, max_attempts=3)
+    world.join("a", "b", "c")
+    attempts = 0
+    for i in range(100):
+        world.arrive(f"r{i}")
+        while f"r{i}" not in world.finished:
+            world.end(f"r{i}", Outcome.ENGINE_FAILED)
+        attempts += world.attempt[f"r{i}"] - 1
+    assert 50 <= attempts <= 52
     world.router.check_quiescent()
 
 
@@ -78,14 +110,87 @@ def test_a_refused_request_is_not_tried_elsewhere() -> None:
     assert only(world.end("r", Outcome.INVALID, "no such option"), ev.Finish).outcome is Outcome.INVALID
 
 
-def test_a_failure_after_the_first_token_ends_the_request_and_says_how_far_it_came() -> None:
+@pytest.mark.parametrize(
+    ("resume", "continuation", "goes_on"),
+    [
+        ("exact", "exact", True),
+        ("exact", "approximate", False),
+        ("exact", "impossible", False),
+        ("best_effort", "exact", True),
+        ("best_effort", "approximate", True),
+        ("best_effort", "impossible", False),
+        ("off", "exact", False),
+    ],
+)
+def test_a_begun_answer_goes_on_elsewhere_where_the_request_allows_it(
+    resume: str, continuation: str, goes_on: bool
+) -> None:
+    world = two_nodes()
+    world.arrive("r", resume=resume, continuation=continuation)
+    first = world.at["r"]
+    world.tokens("r", 7)
+    actions = world.end("r", Outcome.ENGINE_FAILED, "device lost")
+    if goes_on:
+        again = only(actions, ev.Dispatch)
+        assert again.node_id != first
+        assert again.attempt == 2
+        assert again.resumed is not None
+        assert (again.resumed.prompt_tokens, again.resumed.max_output_tokens) == (32 + 7, 200 - 7)
+        assert again.resumed.belief == LengthBelief((100 - 7,))
+        world.tokens("r", 3)
+        only(world.end("r"), ev.Finish)
+    else:
+        finish = only(actions, ev.Finish)
+        assert finish.outcome is Outcome.ENGINE_FAILED
+        assert finish.detail.startswith("device lost (after 7 tokens; not resumed: ")
+    told = world.router.explain("r")
+    assert told is not None
+    assert (told.prompt_tokens, told.output_tokens) == (32, 10 if goes_on else 7)
+    world.router.check_quiescent()
+
+
+def test_an_answer_may_go_on_more_than_once() -> None:
+    world = CheckedRouter()
+    world.join("a", "b", "c")
+    world.arrive("r")
+    world.tokens("r", 7)
+    world.end("r", Outcome.ENGINE_FAILED)
+    world.tokens("r", 3)
+    third = only(world.end("r", Outcome.NODE_LOST), ev.Dispatch)
+    assert third.resumed is not None
+    assert (third.resumed.prompt_tokens, third.resumed.max_output_tokens) == (42, 190)
+    assert third.resumed.belief == LengthBelief((90,))
+    only(world.end("r"), ev.Finish)
+    world.router.check_quiescent()
+
+
+def test_an_answer_of_which_only_the_end_is_missing_is_whole() -> None:
+    world = two_nodes()
+    world.arrive("r", max_output_tokens=7)
+    world.tokens("r", 7)
+    assert only(world.end("r", Outcome.NODE_LOST), ev.Finish).outcome is Outcome.LENGTH
+    world.router.check_quiescent()
+
+
+def test_a_resumed_answer_that_the_next_node_refuses_ends_with_the_failure_of_the_first() -> None:
     world = two_nodes()
     world.arrive("r")
     world.tokens("r", 7)
-    finish = only(world.end("r", Outcome.ENGINE_FAILED, "device lost"), ev.Finish)
-    assert finish.outcome is Outcome.ENGINE_FAILED
-    assert finish.detail == "device lost (after 7 tokens)"
-    world.router.check_quiescent()
+    world.end("r", Outcome.NODE_LOST, "gone")
+    finish = only(world.end("r", Outcome.INVALID, "too long"), ev.Finish)
+    assert finish.outcome is Outcome.NODE_LOST
+    assert "gone" in finish.detail
+    assert "too long" in finish.detail
+
+
+@pytest.mark.parametrize("tokens", [0, 7])
+@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.CLIENT_LEFT])
+def test_a_request_that_its_engine_gives_up_unasked_is_not_called_cancelled(tokens: int, outcome: Outcome) -> None:
+    world = CheckedRouter(max_attempts=1)
+    world.join("a")
+    world.arrive("r")
+    world.tokens("r", tokens)
+    assert only(world.end("r", outcome), ev.Finish).outcome is Outcome.ENGINE_FAILED
 
 
 def test_a_lost_node_fails_all_it_had_each_in_its_own_way() -> None:
@@ -96,11 +201,10 @@ def test_a_lost_node_fails_all_it_had_each_in_its_own_way() -> None:
     here = [r for r, node in world.at.items() if node == lost]
     world.tokens(here[0])
     actions = world.tell(ev.NodeLost(node_id=lost, detail="connection reset"))
-    finish = only(actions, ev.Finish)
-    assert (finish.request_id, finish.outcome) == (here[0], Outcome.NODE_LOST)
-    assert "connection reset" in finish.detail
-    assert [d.request_id for d in every(actions, ev.Dispatch)] == here[1:]
-    assert {d.node_id for d in every(actions, ev.Dispatch)} == {"a", "b"} - {lost}
+    dispatches = every(actions, ev.Dispatch)
+    assert [d.request_id for d in dispatches] == here
+    assert [d.resumed is not None for d in dispatches] == [True, False]
+    assert {d.node_id for d in dispatches} == {"a", "b"} - {lost}
 
 
 def test_a_request_of_the_last_node_ends_when_that_is_lost() -> None:
@@ -108,7 +212,7 @@ def test_a_request_of_the_last_node_ends_when_that_is_lost() -> None:
     world.join("a")
     world.arrive("r")
     finish = only(world.tell(ev.NodeLost(node_id="a", detail="gone")), ev.Finish)
-    assert finish.outcome is Outcome.NO_NODE
+    assert finish.outcome is Outcome.NODE_LOST
     assert "a is down (gone)" in finish.detail
     world.router.check_quiescent()
 
@@ -137,16 +241,14 @@ def test_late_words_of_an_earlier_attempt_change_nothing() -> None:
     world.router.check_quiescent()
 
 
-@pytest.mark.parametrize(("cancelled", "outcome"), [(False, Outcome.CLIENT_LEFT), (True, Outcome.CANCELLED)])
+@pytest.mark.parametrize("outcome", [Outcome.CLIENT_LEFT, Outcome.CANCELLED, Outcome.CLIENT_SLOW, Outcome.STOP])
 @pytest.mark.parametrize("tokens", [0, 5])
-def test_when_the_client_goes_the_engine_stops_and_the_account_is_released(
-    cancelled: bool, outcome: Outcome, tokens: int
-) -> None:
+def test_when_the_client_goes_the_engine_stops_and_the_account_is_released(outcome: Outcome, tokens: int) -> None:
     world = two_nodes()
     world.arrive("r")
     if tokens:
         world.tokens("r", tokens)
-    actions = world.tell(ev.ClientGone(request_id="r", cancelled=cancelled))
+    actions = world.tell(ev.ClientGone(request_id="r", outcome=outcome, detail="why"))
     assert only(actions, ev.Abort).node_id == world.at["r"]
     assert only(actions, ev.Finish).outcome is outcome
     world.router.check_quiescent()

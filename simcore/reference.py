@@ -1,4 +1,4 @@
-"""The engine's scheduler, plainly: one step at a time under the rules of vLLM 0.32's synchronous `Scheduler`.
+"""The engine's scheduler, plainly: one step at a time under the rules of vLLM 0.32's `Scheduler` and `AsyncScheduler`.
 
 The compiled engine must be equal to this, step by step; this must be equal to vLLM, step by step. What the rules are:
 
@@ -7,11 +7,18 @@ The compiled engine must be equal to this, step by step; this must be equal to v
    starts from zero and goes to the front of the waiting queue; a request that preempts itself ends the loop.
 2. If nobody was preempted, waiting requests are admitted in order while budget, `max_num_seqs` and blocks last. One is
    admitted only if *all* tokens it has now (prompt and what it had produced) fit the free blocks, not just its chunk.
-   Full blocks that still hold its tokens are reused: with prompts of their own, that is what preemption left behind.
+   Full blocks that still hold its tokens are reused: those of prompts that begin alike, and what preemption left.
 3. A request whose tokens are all computed produces one token at the end of the step; the last one frees it.
+
+Asynchronous scheduling (`EngineCore.step_with_batch_queue`) plans the next step when a step begins, before the tokens
+of that step are known: a token in flight counts as there (`placeholders`), who ends with it keeps seat and blocks until
+it has come back. A request that may produce no more is left out of that plan; one that ends earlier of itself is in it,
+for a step that yields nothing. Who is preempted with a token in flight still gets it, and may end while it waits.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import msgspec
 
@@ -32,11 +39,13 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
     arrival_s: float = 0.0
     order: int = 0
     """Running number of arrival. (vLLM compares arrival times and, where two are the same, ids as text.)"""
-    shared_prefix: str = ""
-    """Name of the text its prompt begins with, if other prompts begin with it too."""
-    shared_tokens: int = 0
+    block_hashes: tuple[int, ...] = ()
+    """Hashes of the full blocks of its prompt; beyond them its blocks hold what no other request has."""
     output_tokens: int = 0
     computed_tokens: int = 0
+    """Tokens computed or in flight."""
+    placeholders: int = 0
+    """Output tokens in flight: planned, not known yet."""
     preemptions: int = 0
     blocks: list[int] = []
     keyed_blocks: int = 0
@@ -46,14 +55,24 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
     def tokens(self) -> int:
         return self.prompt_tokens + self.output_tokens
 
-    def key(self, index: int, block_size: int) -> BlockKey:
-        if (index + 1) * block_size <= self.shared_tokens:
-            return (self.shared_prefix, index)
-        return (self.request_id, index)
+    def key(self, index: int) -> BlockKey:
+        return self.block_hashes[index] if index < len(self.block_hashes) else (self.request_id, index)
 
     @property
     def rank(self) -> tuple[int, int]:
         return (self.priority, self.order)
+
+
+class ReferencePlan(NamedTuple):
+    """What one step will do."""
+
+    granted: list[tuple[ReferenceRequest, int, int]]
+    """(request, tokens, tokens found cached at admission), in batch order."""
+    produces: frozenset[str]
+    """Requests that will have a token at its end."""
+    preempted: tuple[str, ...]
+    batch: StepBatch
+    lowest_free_blocks: int
 
 
 class ReferenceStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,11 +80,12 @@ class ReferenceStep(msgspec.Struct, frozen=True, kw_only=True):
 
     scheduled: tuple[Scheduled, ...]
     preempted: tuple[str, ...]
+    """By the plans made in this step: its own, or with asynchronous scheduling that of the next one."""
     first_tokens: tuple[str, ...]
     finished: tuple[str, ...]
     batch: StepBatch
     lowest_free_blocks: int
-    """Free blocks when the step was planned, before finished requests gave theirs back."""
+    """Free blocks when it was planned, before finished requests gave theirs back."""
     free_blocks: int
 
 
@@ -79,9 +99,14 @@ class ReferenceScheduler:
         self.waiting: list[ReferenceRequest] = []
         self.preemptions_total = 0
         self._by_priority = config.scheduling_policy == "priority"
+        self._in_flight: ReferencePlan | None = None
 
     def add(self, request: ReferenceRequest) -> None:
         self._enqueue(request, front=False)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting or self._in_flight)
 
     def abort(self, request_id: str) -> bool:
         """Removes a request wherever it is; its blocks are free at once. False if unknown."""
@@ -94,7 +119,30 @@ class ReferenceScheduler:
         return False
 
     def step(self) -> ReferenceStep:
-        """Plans one step and applies it: tokens, preemptions, finished requests."""
+        """One step: tokens, preemptions, finished requests. Asynchronously: plans the next one, then ends this one."""
+        preempted: tuple[str, ...] = ()
+        plan = self._in_flight
+        if plan is None:
+            plan = self._plan()
+            preempted = plan.preempted
+        if self.config.async_scheduling:
+            ahead = self._plan()
+            preempted += ahead.preempted
+            self._in_flight = ahead if ahead.granted else None
+        return self._update(plan, preempted)
+
+    def check(self) -> None:
+        """Raises AssertionError naming the broken invariant."""
+        ids = [r.request_id for r in (*self.running, *self.waiting)]
+        assert len(ids) == len(set(ids)), f"a request stands in two places: {sorted(ids)}"
+        assert all(not r.blocks and r.computed_tokens == 0 for r in self.waiting), "a waiting request holds blocks"
+        assert len(self.running) <= self.config.max_num_seqs, "more running than max_num_seqs"
+        size = self.config.block_size_tokens
+        for r in self.running:
+            assert len(r.blocks) == -(-r.computed_tokens // size), f"{r.request_id}: blocks do not match its tokens"
+        self.blocks.check([r.blocks for r in self.running])
+
+    def _plan(self) -> ReferencePlan:
         budget = self.config.max_num_batched_tokens
         limit = self.config.long_prefill_token_threshold_tokens
         if len(self.running) + len(self.waiting) <= 1:
@@ -104,11 +152,11 @@ class ReferenceScheduler:
         i = 0
         while i < len(self.running) and budget > 0:
             request = self.running[i]
-            n = request.tokens - request.computed_tokens
+            n = request.tokens + request.placeholders - request.computed_tokens
             if 0 < limit < n:
                 n = limit
             n = min(n, budget, self.config.max_model_len_tokens - 1 - request.computed_tokens)
-            if n == 0:
+            if n == 0 or (request.placeholders and request.output_tokens + 1 >= request.max_output_tokens):
                 i += 1
                 continue
             fits = True
@@ -132,19 +180,7 @@ class ReferenceScheduler:
             i += 1
         if not preempted:
             self._admit(granted, budget, limit)
-        lowest = self.blocks.free
-        return self._apply(granted, preempted, lowest)
-
-    def check(self) -> None:
-        """Raises AssertionError naming the broken invariant."""
-        ids = [r.request_id for r in (*self.running, *self.waiting)]
-        assert len(ids) == len(set(ids)), f"a request stands in two places: {sorted(ids)}"
-        assert all(not r.blocks and r.computed_tokens == 0 for r in self.waiting), "a waiting request holds blocks"
-        assert len(self.running) <= self.config.max_num_seqs, "more running than max_num_seqs"
-        size = self.config.block_size_tokens
-        for r in self.running:
-            assert len(r.blocks) == -(-r.computed_tokens // size), f"{r.request_id}: blocks do not match its tokens"
-        self.blocks.check([r.blocks for r in self.running])
+        return self._planned(list(granted.values()), tuple(r.request_id for r in preempted))
 
     def _admit(self, granted: dict[str, tuple[ReferenceRequest, int, int]], budget: int, limit: int) -> None:
         size = self.config.block_size_tokens
@@ -152,7 +188,7 @@ class ReferenceScheduler:
             request = self.waiting[0]
             # The last token is always computed anew: its logits give the next token.
             reusable = (request.tokens - 1) // size
-            hit = self.blocks.cached_prefix([request.key(k, size) for k in range(reusable)])
+            hit = self.blocks.cached_prefix([request.key(k) for k in range(reusable)])
             cached = len(hit) * size
             n = request.tokens - cached
             if 0 < limit < n:
@@ -170,20 +206,15 @@ class ReferenceScheduler:
             granted[request.request_id] = (request, n, cached)
             budget -= n
 
-    def _apply(
-        self,
-        granted: dict[str, tuple[ReferenceRequest, int, int]],
-        preempted: list[ReferenceRequest],
-        lowest: int,
-    ) -> ReferenceStep:
-        scheduled: list[Scheduled] = []
-        finished: list[str] = []
-        first: list[str] = []
+    def _planned(self, granted: list[tuple[ReferenceRequest, int, int]], preempted: tuple[str, ...]) -> ReferencePlan:
+        """The plan as it is sent to the device: from now on its tokens count as computed."""
+        produces: set[str] = set()
         prefill = prefill_seqs = decode = kv = 0
         work = 0.0
-        for request, n, cached in granted.values():
+        for request, n, _ in granted:
             before = request.computed_tokens
-            if before >= request.prompt_tokens and request.tokens - before == 1:
+            there = request.tokens + request.placeholders
+            if before >= request.prompt_tokens and there - before == 1:
                 decode += 1
                 kv += before + 1
             else:
@@ -191,24 +222,52 @@ class ReferenceScheduler:
                 prefill_seqs += 1
                 work += n * (before + 0.5 * n)
             request.computed_tokens += n
-            produced = int(request.computed_tokens >= request.tokens)
-            request.output_tokens += produced
+            if request.computed_tokens >= there:
+                request.placeholders += 1
+                produces.add(request.request_id)
+        return ReferencePlan(
+            granted,
+            frozenset(produces),
+            preempted,
+            StepBatch(prefill, work, prefill_seqs, decode, kv),
+            self.blocks.free,
+        )
+
+    def _update(self, plan: ReferencePlan, preempted: tuple[str, ...]) -> ReferenceStep:
+        """The device has done the plan: its tokens are known."""
+        scheduled: list[Scheduled] = []
+        finished: list[str] = []
+        first: list[str] = []
+        running = {id(r) for r in self.running}
+        waiting = {id(r) for r in self.waiting}
+        for request, n, cached in plan.granted:
+            here = id(request) in running or id(request) in waiting
+            produced = int(request.request_id in plan.produces)
+            if not here:
+                continue
             scheduled.append(Scheduled(request.request_id, n, produced, cached))
-            if produced and request.output_tokens == 1:
+            if not produced:
+                continue
+            request.output_tokens += 1
+            if id(request) in running:
+                request.placeholders -= 1
+                self._name_blocks(request, request.computed_tokens - request.placeholders)
+            if request.output_tokens == 1:
                 first.append(request.request_id)
-            if produced and request.output_tokens >= request.final_tokens:
+            if request.output_tokens >= request.final_tokens:
                 finished.append(request.request_id)
                 self._release(request)
         if finished:
             gone = set(finished)
             self.running = [r for r in self.running if r.request_id not in gone]
+            self.waiting = [r for r in self.waiting if r.request_id not in gone]
         return ReferenceStep(
             scheduled=tuple(scheduled),
-            preempted=tuple(r.request_id for r in preempted),
+            preempted=preempted,
             first_tokens=tuple(first),
             finished=tuple(finished),
-            batch=StepBatch(prefill, work, prefill_seqs, decode, kv),
-            lowest_free_blocks=lowest,
+            batch=plan.batch,
+            lowest_free_blocks=plan.lowest_free_blocks,
             free_blocks=self.blocks.free,
         )
 
@@ -220,12 +279,16 @@ class ReferenceScheduler:
             return False
         if missing > 0:
             request.blocks = request.blocks + self.blocks.take(missing)
-        if self.config.enable_prefix_caching:
-            full = min(tokens, request.tokens) // size
-            for k in range(request.keyed_blocks, full):
-                self.blocks.set_key(request.blocks[k], request.key(k, size))
-            request.keyed_blocks = max(request.keyed_blocks, full)
+        self._name_blocks(request, min(tokens, request.tokens))
         return True
+
+    def _name_blocks(self, request: ReferenceRequest, tokens: int) -> None:
+        """From now on its full blocks up to `tokens` can be found by their content."""
+        if self.config.enable_prefix_caching:
+            full = tokens // self.config.block_size_tokens
+            for k in range(request.keyed_blocks, full):
+                self.blocks.set_key(request.blocks[k], request.key(k))
+            request.keyed_blocks = max(request.keyed_blocks, full)
 
     def _victim(self) -> ReferenceRequest:
         if self._by_priority:
@@ -234,7 +297,7 @@ class ReferenceScheduler:
 
     def _preempt(self, request: ReferenceRequest) -> None:
         self._release(request)
-        request.computed_tokens = 0
+        request.computed_tokens = request.placeholders = 0
         request.preemptions += 1
         self.preemptions_total += 1
         self._enqueue(request, front=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-BlockKey = tuple[str, int]
-"""What a full block holds: (chain, index of the block in it). Equal keys mean equal content."""
+BlockKey = int | tuple[str, int]
+"""What a full block holds: a hash, or (request, index of block) for what no other has. Equal keys, equal content."""
 
 
 class ReferenceBlocks:

@@ -13,7 +13,10 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from simcore.prefix import block_hashes
 from simcore.types import EngineConfig
+
+UNIQUE_TOKEN_BASE = 1_000_000
 
 
 class OracleRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,15 +25,30 @@ class OracleRequest(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     prompt_tokens: int
     output_tokens: int
+    max_output_tokens: int = 0
+    """Limit it carries; 0: its answer is as long as it may be. Above `output_tokens`: it ends of itself."""
     priority: int = 0
     shared_prefix: str = ""
+    """Name of the text that its prompt (and, where that is shorter, its answer) begins with."""
     shared_tokens: int = 0
 
-    def prompt_token_ids(self, unique: int) -> list[int]:
-        """Token ids: those of the shared prefix first, then one that no other request has."""
+    @property
+    def most_tokens(self) -> int:
+        return self.max_output_tokens or self.output_tokens
+
+    def token_ids(self) -> list[int]:
+        """Of prompt and answer: those of the shared text first, then one that no other request has."""
         group = int(self.shared_prefix.removeprefix("g") or 0)
-        common = [10_000 * group + i for i in range(self.shared_tokens)]
-        return common + [unique] * (self.prompt_tokens - self.shared_tokens)
+        total = self.prompt_tokens + self.output_tokens
+        shared = min(self.shared_tokens, total)
+        unique = UNIQUE_TOKEN_BASE + int(self.request_id.removeprefix("r"))
+        return [10_000 * group + i for i in range(shared)] + [unique] * (total - shared)
+
+    def block_hashes(self, block_size_tokens: int) -> tuple[int, ...]:
+        """Of all blocks that another request may have too; none if it shares nothing."""
+        if not self.shared_tokens:
+            return ()
+        return block_hashes(self.token_ids(), block_size_tokens)
 
 
 class Observation(NamedTuple):
@@ -39,11 +57,12 @@ class Observation(NamedTuple):
     scheduled: tuple[tuple[str, int, int, int], ...]
     """(request, tokens, tokens produced, tokens found cached at admission), in batch order."""
     preempted: tuple[str, ...]
-    """Sorted; the order shows in `waiting`."""
+    """Sorted; the order shows in `waiting`. By the plans made in this step."""
     finished: tuple[str, ...]
     """Sorted."""
     running: tuple[tuple[str, int, int], ...]
-    """(request, computed tokens, output tokens), in the scheduler's order, after the step."""
+    """(request, computed tokens, output tokens), in the scheduler's order, after the step. Tokens in flight count as
+    computed."""
     waiting: tuple[str, ...]
     free_blocks: int
 
@@ -81,7 +100,9 @@ class Scheduler(Protocol):
     def step(self) -> Observation: ...
 
 
-def random_workload(seed: int, *, shared_prefixes: bool = False, requests: int = 0) -> Workload:
+def random_workload(
+    seed: int, *, shared_prefixes: bool = False, async_scheduling: bool = False, requests: int = 0
+) -> Workload:
     """A configuration and a stream of requests, both drawn from the seed."""
     rng = random.Random(seed)
     size = rng.choice((16, 16, 16, 32, 8))
@@ -101,6 +122,7 @@ def random_workload(seed: int, *, shared_prefixes: bool = False, requests: int =
         long_prefill_token_threshold_tokens=rng.choice((0, 0, 0, 48, 200)),
         enable_prefix_caching=rng.random() < 0.8,
         scheduling_policy="priority" if rng.random() < 0.25 else "fcfs",
+        async_scheduling=async_scheduling,
     )
     mean_prompt = rng.choice((8, 60, 250, 700))
     mean_output = rng.choice((5, 60, 200))
@@ -156,11 +178,14 @@ def _random_request(
     group, shared = "", 0
     if shared_prefixes and rng.random() < 0.7:
         group = f"g{rng.randint(1, 3)}"
-        shared = min(prompt, rng.choice((15, 16, 64, 100, 333)))
+        shared = rng.choice((15, 16, 64, 100, 333, 9_000))
+        if rng.random() < 0.8:
+            shared = min(prompt, shared)
     return OracleRequest(
         request_id=f"r{i}",
         prompt_tokens=prompt,
         output_tokens=output,
+        max_output_tokens=rng.choice((0, 0, output + 1, config.max_model_len_tokens - prompt)),
         priority=rng.choice((0, 0, 1, 2)) if config.scheduling_policy == "priority" else 0,
         shared_prefix=group,
         shared_tokens=shared,

@@ -18,7 +18,7 @@ class Reference:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        return self.scheduler.has_work
 
     def add(self, request: OracleRequest, arrival_s: float) -> None:
         self.scheduler.add(
@@ -26,12 +26,11 @@ class Reference:
                 request_id=request.request_id,
                 prompt_tokens=request.prompt_tokens,
                 final_tokens=request.output_tokens,
-                max_output_tokens=request.output_tokens,
+                max_output_tokens=request.most_tokens,
                 priority=request.priority,
                 arrival_s=arrival_s,
                 order=self._order,
-                shared_prefix=request.shared_prefix,
-                shared_tokens=request.shared_tokens,
+                block_hashes=request.block_hashes(self.scheduler.config.block_size_tokens),
             )
         )
         self._order += 1

@@ -39,10 +39,11 @@ def test_every_step_is_equal(seed: int) -> None:
     assert not difference, difference
 
 
-@pytest.mark.parametrize("seed", range(100_000, 100_000 + WORKLOADS))
-def test_every_step_is_equal_with_shared_prefixes(seed: int) -> None:
-    """The reference only: the compiled node takes every prompt for new."""
-    workload = random_workload(seed, shared_prefixes=True)
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("shared", [False, True], ids=["distinct", "shared"])
+@pytest.mark.parametrize("seed", range(WORKLOADS))
+def test_every_step_of_the_reference_is_equal(seed: int, shared: bool, asynchronous: bool) -> None:
+    workload = random_workload(100_000 + seed, shared_prefixes=shared, async_scheduling=asynchronous)
     difference = first_difference(workload, Reference(workload.config), VllmScheduler(workload.config))
     assert not difference, difference
 

@@ -10,15 +10,16 @@ import copy
 import json
 import os
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from simcore.types import EngineConfig
 from tests.conformance.scheduler_workloads import Observation, OracleRequest
 
-SAMPLED_TOKEN_BASE = 1_000_000
+STOP_TOKEN = 9_999_999
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -73,6 +74,14 @@ def _base_config() -> Any:
     return arguments.create_engine_config()
 
 
+class _Batch(NamedTuple):
+    plan: Any
+    """vLLM's SchedulerOutput."""
+    cached: dict[str, int]
+    """Tokens found cached, of the requests that it admits."""
+    sampled: dict[str, list[int]]
+
+
 class VllmScheduler:
     """Same verbs as the simulated scheduler: add, abort, step."""
 
@@ -113,23 +122,31 @@ class VllmScheduler:
             block_size=size,
             log_stats=False,
         )
-        self._token: dict[str, int] = {}
-        self._preemptions: dict[str, int] = {}
+        self._texts: dict[str, list[int]] = {}
+        self._batches: deque[_Batch] = deque()
+        """Planned and not taken in yet, oldest first: `EngineCore.batch_queue`."""
+        self._most_batches = 2 if config.async_scheduling else 1
 
     @property
     def has_work(self) -> bool:
-        return bool(self._scheduler.requests)
+        return bool(self._scheduler.requests) or any(b.plan.num_scheduled_tokens for b in self._batches)
 
     def add(self, request: OracleRequest, arrival_s: float) -> None:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
-        self._token[request.request_id] = SAMPLED_TOKEN_BASE + len(self._token)
+        text = request.token_ids()
+        prompt = text[: request.prompt_tokens]
+        if request.output_tokens < request.most_tokens:
+            text[-1] = STOP_TOKEN
+        self._texts[request.request_id] = text
         self._scheduler.add_request(
             Request(
                 request_id=request.request_id,
-                prompt_token_ids=request.prompt_token_ids(self._token[request.request_id]),
-                sampling_params=SamplingParams(max_tokens=request.output_tokens, ignore_eos=True),
+                prompt_token_ids=prompt,
+                sampling_params=SamplingParams(
+                    max_tokens=request.most_tokens, ignore_eos=True, stop_token_ids=[STOP_TOKEN]
+                ),
                 pooling_params=None,
                 arrival_time=arrival_s,
                 priority=request.priority,
@@ -143,40 +160,64 @@ class VllmScheduler:
         self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
 
     def step(self) -> Observation:
-        from vllm.v1.outputs import ModelRunnerOutput
-
+        """As `EngineCore` does: plans until its queue of batches is full, then takes in the oldest. An empty batch
+        takes no time, so the step goes on to the next."""
+        preempted: set[str] = set()
+        while True:
+            batch = self._plan(preempted)
+            self._batches.append(batch)
+            if len(self._batches) < self._most_batches:
+                continue
+            done = self._batches.popleft()
+            if not done.plan.num_scheduled_tokens:
+                self._take_in(done)
+                continue
+            break
         scheduler = self._scheduler
-        preempted_before = {i: r.num_preemptions for i, r in scheduler.requests.items()}
-        plan = scheduler.schedule()
-        ids = list(plan.num_scheduled_tokens)
-        cached = {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
-        old = plan.scheduled_cached_reqs
-        positions = zip(old.req_ids, old.num_computed_tokens, strict=True)
-        cached.update((i, computed) for i, computed in positions if i in old.resumed_req_ids)
-        sampled: list[list[int]] = []
-        for request_id in ids:
-            request = scheduler.requests[request_id]
-            complete = request.num_computed_tokens >= request.num_tokens
-            sampled.append([self._token[request_id]] if complete else [])
-        preempted = [i for i, n in preempted_before.items() if scheduler.requests[i].num_preemptions > n]
         before = set(scheduler.requests)
-        scheduler.update_from_output(
-            plan,
-            ModelRunnerOutput(
-                req_ids=ids,
-                req_id_to_index={r: i for i, r in enumerate(ids)},
-                sampled_token_ids=[list(s) for s in sampled],
-            ),
-        )
+        here = [r for r in done.plan.num_scheduled_tokens if r in before]
+        self._take_in(done)
+        tokens = done.plan.num_scheduled_tokens
         return Observation(
-            scheduled=tuple(
-                (r, plan.num_scheduled_tokens[r], len(s), cached.get(r, 0)) for r, s in zip(ids, sampled, strict=True)
-            ),
+            scheduled=tuple((r, tokens[r], len(done.sampled[r]), done.cached.get(r, 0)) for r in here),
             preempted=tuple(sorted(preempted)),
             finished=tuple(sorted(before - set(scheduler.requests))),
             running=tuple((r.request_id, r.num_computed_tokens, r.num_output_tokens) for r in scheduler.running),
             waiting=tuple(r.request_id for r in scheduler.waiting),
             free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+        )
+
+    def _plan(self, preempted: set[str]) -> _Batch:
+        scheduler = self._scheduler
+        preemptions = {i: r.num_preemptions for i, r in scheduler.requests.items()}
+        plan = scheduler.schedule()
+        preempted.update(i for i, n in preemptions.items() if scheduler.requests[i].num_preemptions > n)
+        cached = {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
+        old = plan.scheduled_cached_reqs
+        positions = zip(old.req_ids, old.num_computed_tokens, strict=True)
+        cached.update((i, computed) for i, computed in positions if i in old.resumed_req_ids)
+        sampled: dict[str, list[int]] = {}
+        for request_id in plan.num_scheduled_tokens:
+            request = scheduler.requests[request_id]
+            # With asynchronous scheduling the token of this batch is already held a place for.
+            ahead = request.num_tokens + request.num_output_placeholders
+            at = ahead - 1 if self.config.async_scheduling else ahead
+            text = self._texts[request_id]
+            token = text[at] if at < len(text) else STOP_TOKEN
+            sampled[request_id] = [] if request.is_prefill_chunk else [token]
+        return _Batch(plan, cached, sampled)
+
+    def _take_in(self, batch: _Batch) -> None:
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        ids = list(batch.plan.num_scheduled_tokens)
+        self._scheduler.update_from_output(
+            batch.plan,
+            ModelRunnerOutput(
+                req_ids=ids,
+                req_id_to_index={r: i for i, r in enumerate(ids)},
+                sampled_token_ids=[list(batch.sampled[r]) for r in ids],
+            ),
         )
 
     def free_blocks_in_order(self) -> Sequence[int]:

@@ -46,7 +46,7 @@ class WhatIf:
         self._beliefs = BeliefTable(config, scenarios)
         self._empty_head = at.new_head(config)
         self._empty_head[at.AHEAD] = config.async_scheduling
-        self._samples = np.zeros((4, scenarios), dtype=np.float64)
+        self._samples = np.zeros((5, scenarios), dtype=np.float64)
         self._candidates = np.zeros((1, at.C_FINALS + scenarios), dtype=np.int64)
         self._out = np.zeros((1, at.N_FORECAST), dtype=np.float64)
         self._allocate(_FIRST_CAPACITY)
@@ -161,6 +161,8 @@ class WhatIf:
             n,
             self._progress,
             self._ends,
+            self._courses,
+            self._course_rows,
             self._samples,
             self._out,
             self.jumping,
@@ -180,6 +182,9 @@ class WhatIf:
             preemptions=out[at.PREEMPTION_COUNT],
             kv_headroom_blocks=int(out[at.HEADROOM]),
             harm_s=Quantiles(*out[at.HARM : at.HARM + 3]),
+            preemption_probability=out[at.PREEMPTION_SHARE],
+            clear_start_s=Quantiles(*out[at.CLEAR : at.CLEAR + 3]),
+            kv_headroom_path=tuple(map(int, out[at.HEADROOM_PATH :])),
             trace_seq=self._seq,
             state_age_s=self._age_s,
         )
@@ -291,6 +296,8 @@ class WhatIf:
         self._rows = np.zeros(capacity, dtype=np.int64)
         self._finals = np.zeros((self.scenarios, capacity), dtype=np.int64)
         self._ends = np.zeros((self.scenarios + 1, capacity), dtype=np.float64)
+        self._courses = np.zeros((self.scenarios, width, at.N_COURSE_COLS), dtype=np.float64)
+        self._course_rows = np.zeros(self.scenarios, dtype=np.int64)
 
 
 def _arriving(candidate: Candidate) -> RequestState:

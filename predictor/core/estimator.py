@@ -232,6 +232,9 @@ class Estimator:
                     forecast,
                     ttft_s=_later(forecast.ttft_s, remaining_s, overdue_s),
                     e2e_s=_later(forecast.e2e_s, remaining_s, overdue_s),
+                    clear_start_s=_later(forecast.clear_start_s, remaining_s, overdue_s)
+                    if forecast.clear_start_s.p90 > 0 or overdue_s
+                    else forecast.clear_start_s,
                     trace_seq=seq,
                     state_age_s=age_s,
                     source=self._source,
@@ -325,6 +328,8 @@ class Estimator:
             preemptions=1.0,
             kv_headroom_blocks=0,
             harm_s=Quantiles(*(config.max_num_seqs * step_s * k for k in (1.0, 1.0, 2.0))),
+            preemption_probability=1.0,
+            clear_start_s=ttft,
             trace_seq=0,
             state_age_s=math.inf,
             source="prior",

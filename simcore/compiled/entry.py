@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from numba import njit
 
-from simcore.compiled import future, jump, kv, step
+from simcore.compiled import course, future, jump, kv, step
 from simcore.compiled.layout import (
     AHEAD,
     BASE,
@@ -24,6 +24,7 @@ from simcore.compiled.layout import (
     C_PRIORITY,
     C_PROMPT,
     C_SCENARIOS,
+    CLEAR,
     COMPUTED,
     E2E,
     FINAL,
@@ -31,17 +32,21 @@ from simcore.compiled.layout import (
     FREE,
     HARM,
     HEADROOM,
+    HEADROOM_PATH,
     LONG_PREFILL,
+    N_FORECAST,
     N_PROGRESS,
     N_RUNNING,
     N_WAITING,
     NOW,
     OUT,
     PREEMPTION_COUNT,
+    PREEMPTION_SHARE,
     PROMPT,
     RUNNING,
     SCRATCH_STATE,
     SO_FAR_HEADROOM,
+    SO_FAR_PATH,
     SO_FAR_PREEMPTIONS,
     TOTAL_BLOCKS,
     TPOT,
@@ -52,7 +57,7 @@ from simcore.compiled.layout import (
 )
 from simcore.cost import step_time
 
-_MODULES = (kv, step, jump, future, step_time)
+_MODULES = (course, kv, step, jump, future, step_time)
 
 
 def _fingerprint() -> int:
@@ -64,7 +69,7 @@ def _fingerprint() -> int:
             if source is None:
                 continue
             code = source.__code__
-            numbers = [(n, v) for n in code.co_names if isinstance(v := source.__globals__.get(n), int | float)]
+            numbers = [(n, v) for n in code.co_names if isinstance(v := source.__globals__.get(n), int | float | tuple)]
             value = crc32(repr((name, code.co_code, code.co_consts, code.co_names, numbers)).encode(), value)
     return value
 
@@ -128,7 +133,8 @@ def start(
         reqs[SCRATCH_STATE, slot, FINAL] = finals[scenario, slot]
     progress[SCRATCH_STATE, NOW] = start_s
     progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS] = 0
-    progress[SCRATCH_STATE, SO_FAR_HEADROOM] = heads[BASE, FREE]
+    for i in range(SO_FAR_HEADROOM, N_PROGRESS):
+        progress[SCRATCH_STATE, i] = heads[BASE, FREE]
     if heads[BASE, AHEAD]:
         future.step_planned_already(heads, reqs, lists, log, packed, progress, ends)
 
@@ -233,14 +239,17 @@ def _compile(fingerprint: int) -> Entries:
         n_candidates: int,
         progress: Floats,
         ends: Floats,
+        courses: Floats,
+        course_rows: Ints,
         samples: Floats,
         out: Floats,
         jumping: bool,
     ) -> bool:
-        """One row of `out` (layout TTFT...) per candidate. `base_done`: the baseline is in `ends` and the checkpoints.
+        """One row of `out` (layout TTFT...) per candidate. `base_done`: the baseline is in `ends`, the courses and
+        the checkpoints.
 
-        `samples` is scratch (4, scenarios), `ends` (scenarios + 1, slots), `progress` (states, N_PROGRESS). False if
-        some future could not go on.
+        `samples` is scratch (5, scenarios), `ends` (scenarios + 1, slots), `progress` (states, N_PROGRESS), `courses`
+        (scenarios, most rows, N_COURSE_COLS). False if some future could not go on.
         """
         assert fingerprint >= 0
         base = heads[BASE]
@@ -253,14 +262,17 @@ def _compile(fingerprint: int) -> Entries:
             for s in range(base_scenarios):
                 start(heads, reqs, lists, log, packed, progress, start_s, finals, s, none, ends[s])
                 checkpoint = FIRST_CHECKPOINT + s if skipping else 0
-                first_s = future.run(heads, reqs, lists, log, packed, progress, nobody, ends[s], checkpoint, jumping)
+                first_s, course_rows[s] = future.run(
+                    heads, reqs, lists, log, packed, progress, nobody, ends[s], checkpoint, jumping, courses[s]
+                )
                 fine = fine and first_s >= 0.0
         mine = ends[ends.shape[0] - 1]
         for c in range(n_candidates):
             candidate = candidates[c]
             scenarios = candidate[C_SCENARIOS]
-            preemptions = 0.0
-            headroom = float(base[TOTAL_BLOCKS])
+            preemptions = preempting = 0.0
+            for i in range(HEADROOM, N_FORECAST):
+                out[c, i] = base[TOTAL_BLOCKS]
             for s in range(scenarios):
                 final = candidate[C_FINALS + s]
                 of = min(s, base_scenarios - 1)
@@ -277,7 +289,7 @@ def _compile(fingerprint: int) -> Entries:
                     candidate[C_PRIORITY],
                     final,
                 )
-                first_s = future.run(heads, reqs, lists, log, packed, progress, n, mine, none, jumping)
+                first_s, _ = future.run(heads, reqs, lists, log, packed, progress, n, mine, none, jumping, courses[of])
                 fine = fine and first_s >= 0.0
                 harm_s = 0.0
                 for slot in range(n):
@@ -286,14 +298,21 @@ def _compile(fingerprint: int) -> Entries:
                 samples[1, s] = (mine[n] - first_s) / (final - 1) if final > 1 else 0.0
                 samples[2, s] = mine[n]
                 samples[3, s] = harm_s
-                preemptions += progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS]
-                headroom = min(headroom, progress[SCRATCH_STATE, SO_FAR_HEADROOM])
+                blocks = (candidate[C_PROMPT] + final - 1 + base[BLOCK] - 1) // base[BLOCK]
+                samples[4, s] = course.clear_from(courses[of], course_rows[of], blocks)
+                mine_so_far = progress[SCRATCH_STATE]
+                preemptions += mine_so_far[SO_FAR_PREEMPTIONS]
+                preempting += mine_so_far[SO_FAR_PREEMPTIONS] > 0
+                out[c, HEADROOM] = min(out[c, HEADROOM], mine_so_far[SO_FAR_HEADROOM])
+                for k in range(N_PROGRESS - SO_FAR_PATH):
+                    out[c, HEADROOM_PATH + k] = min(out[c, HEADROOM_PATH + k], mine_so_far[SO_FAR_PATH + k])
             summarise(samples[0], scenarios, out[c], TTFT)
             summarise(samples[1], scenarios, out[c], TPOT)
             summarise(samples[2], scenarios, out[c], E2E)
             summarise(samples[3], scenarios, out[c], HARM)
+            summarise(samples[4], scenarios, out[c], CLEAR)
             out[c, PREEMPTION_COUNT] = preemptions / scenarios
-            out[c, HEADROOM] = headroom
+            out[c, PREEMPTION_SHARE] = preempting / scenarios
         return fine
 
     return Entries(one_step, advance, measure, enqueue, remove, draw, take_node, forecast)

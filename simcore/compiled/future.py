@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from simcore.compiled.course import complete, note_free, note_stretch
 from simcore.compiled.jump import decode_phase
 from simcore.compiled.layout import (
     BASE,
@@ -19,8 +20,10 @@ from simcore.compiled.layout import (
     FREE,
     FRONT,
     KIND,
+    MAX_SEQS,
     N_COLS,
     N_HEAD,
+    N_PROGRESS,
     N_RUNNING,
     N_WAITING,
     NOW,
@@ -30,6 +33,7 @@ from simcore.compiled.layout import (
     PREEMPTED,
     PRIORITY,
     PROMPT,
+    ROOM,
     RUNNING,
     SCRATCH_STATE,
     SEG_COUNT,
@@ -39,6 +43,7 @@ from simcore.compiled.layout import (
     SEGMENT,
     SLOT,
     SO_FAR_HEADROOM,
+    SO_FAR_PATH,
     SO_FAR_PREEMPTIONS,
     TOTAL_BLOCKS,
     WAITING,
@@ -141,8 +146,10 @@ def step_planned_already(
     n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, log, False)
     if prefill_seqs + decode == 0:
         return
+    began_s = progress[SCRATCH_STATE, NOW]
     progress[SCRATCH_STATE, NOW] += step_seconds(packed, prefill + decode, work, kv, prefill_seqs + decode)
     progress[SCRATCH_STATE, SO_FAR_HEADROOM] = min(progress[SCRATCH_STATE, SO_FAR_HEADROOM], lowest)
+    note_free(progress[SCRATCH_STATE], began_s, progress[SCRATCH_STATE, NOW], lowest, lowest)
     for i in range(n_log):
         if log[i, KIND] == FINISHED:
             ends[log[i, SLOT]] = progress[SCRATCH_STATE, NOW]
@@ -166,6 +173,8 @@ def _keep(
     progress[checkpoint, NOW] = now_s
     progress[checkpoint, SO_FAR_PREEMPTIONS] = preemptions
     progress[checkpoint, SO_FAR_HEADROOM] = headroom
+    for i in range(SO_FAR_PATH, N_PROGRESS):
+        progress[checkpoint, i] = progress[SCRATCH_STATE, i]
 
 
 @njit(nogil=True)
@@ -180,12 +189,14 @@ def run(
     ends: Floats,
     checkpoint: int,
     jumping: bool,
-) -> float:
+    course: Floats,
+) -> tuple[float, int]:
     """Runs the scratch state until nothing is left; `ends[slot]` gets every slot's finish time.
 
     `progress[SCRATCH_STATE]` has the start time and what was counted before; afterwards the end, the preemptions and
     the fewest free blocks until the candidate ended (with candidate -1: in all). Returns the time of the candidate's
-    first token; -1 if the state cannot go on (a request that never fits), and then times are worth nothing.
+    first token and the rows of `course`, which is filled with candidate -1 only; -1 if the state cannot go on (a
+    request that never fits), and then times are worth nothing.
 
     `checkpoint` > 0 is where to keep the state as it was before the first step in which a request behind all others
     could be admitted: until then such a candidate changes nothing (FCFS). If nobody waits nothing is kept, and the
@@ -197,14 +208,19 @@ def run(
     headroom = progress[SCRATCH_STATE, SO_FAR_HEADROOM]
     first_s = 0.0
     pending = True
+    rows = 0
+    going_on = False
     watching = checkpoint > 0 and head[N_WAITING] > 0
     if checkpoint > 0:
         progress[checkpoint, NOW] = -1.0
     slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
     while head[N_RUNNING] + head[N_WAITING] > 0:
         if jumping:
-            steps, now_s, lowest, ended = decode_phase(head, req, queues, packed, now_s, candidate, ends)
+            steps, now_s, lowest, ended, rows = decode_phase(
+                head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
+            )
             if steps > 0:
+                going_on = False
                 if pending:
                     headroom = min(headroom, lowest)
                 pending = pending and not ended
@@ -218,8 +234,21 @@ def run(
             _keep(heads, reqs, lists, checkpoint, slots, progress, now_s, preemptions, headroom)
         n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, log, False)
         if prefill_seqs + decode == 0 and n_log == 0:
-            return -1.0
+            return -1.0, rows
+        began_s = now_s
         now_s += step_seconds(packed, prefill + decode, work, kv, prefill_seqs + decode)
+        note_free(progress[SCRATCH_STATE], began_s, now_s, lowest, lowest)
+        if candidate < 0:
+            seated = prefill_seqs + decode
+            newcomer = head[N_WAITING] == 0 and seated < head[MAX_SEQS] and prefill + decode < head[BUDGET]
+            room = lowest if newcomer else -1
+            # Stretches as `jump` makes them: steps that only decode are one until somebody ends.
+            decodes = prefill_seqs == 0 and (n_log == 0 or log[0, KIND] != PREEMPTED)
+            if going_on and decodes:
+                course[rows - 1, ROOM] = min(course[rows - 1, ROOM], room)
+            else:
+                rows = note_stretch(course, rows, began_s, room)
+            going_on = decodes and n_log == 0
         if pending:
             headroom = min(headroom, lowest)
         for i in range(n_log):
@@ -240,7 +269,9 @@ def run(
     progress[SCRATCH_STATE, NOW] = now_s
     progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS] = preemptions
     progress[SCRATCH_STATE, SO_FAR_HEADROOM] = headroom
-    return first_s
+    if candidate < 0:
+        rows = complete(course, rows, now_s, head[TOTAL_BLOCKS])
+    return first_s, rows
 
 
 @njit(nogil=True)

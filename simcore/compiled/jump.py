@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from simcore.compiled.course import note_free, note_stretch
 from simcore.compiled.kv import give_back, take
 from simcore.compiled.layout import (
     BLOCK,
@@ -77,18 +78,28 @@ def _steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free
 
 @njit(nogil=True)
 def decode_phase(
-    head: Ints, req: Ints, lists: Ints, packed: Floats, now_s: float, candidate: int, ends: Floats
-) -> tuple[int, float, int, bool]:
-    """Runs the phase that begins now, if one does. Finish times go to `ends`.
+    head: Ints,
+    req: Ints,
+    lists: Ints,
+    packed: Floats,
+    now_s: float,
+    candidate: int,
+    ends: Floats,
+    progress: Floats,
+    course: Floats,
+    rows: int,
+) -> tuple[int, float, int, bool, int]:
+    """Runs the phase that begins now, if one does. Finish times go to `ends`, free blocks to `progress` and, without a
+    candidate, to the course.
 
-    Returns (steps, time after them, fewest free blocks until the candidate ended, whether it ended); 0 steps if the
-    next one is not of this kind, and then nothing has changed.
+    Returns (steps, time after them, fewest free blocks until the candidate ended, whether it ended, rows of the
+    course); 0 steps if the next one is not of this kind, and then nothing has changed.
     """
     sequences = head[N_RUNNING]
     lowest = head[FREE]
     block = head[BLOCK]
     if sequences == 0 or sequences > head[BUDGET] or admissible(head, req, lists, sequences):
-        return 0, now_s, lowest, False
+        return 0, now_s, lowest, False, rows
     left = lists[LEFT]
     per_slack = lists[PER_SLACK]
     for k in range(block):
@@ -100,7 +111,7 @@ def decode_phase(
         computed = req[slot, COMPUTED]
         out = req[slot, OUT]
         if out == 0 or req[slot, PROMPT] + out - computed != 1:
-            return 0, now_s, lowest, False
+            return 0, now_s, lowest, False, rows
         kv += computed + 1
         left[i] = req[slot, FINAL] - out
         next_end = min(next_end, left[i])
@@ -117,10 +128,16 @@ def decode_phase(
                 break
             blocks = _blocks_for(per_slack, block, sequences, done, steps)
         per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
+        began_s = now_s
         now_s += steps * per_step + packed[2] * (steps * kv + 0.5 * sequences * steps * (steps - 1.0))
         kv += steps * sequences
         done += steps
+        free = head[FREE]
         take(head, req, lists, blocks)
+        note_free(progress, began_s, now_s, free, head[FREE])
+        if candidate < 0:
+            newcomer = head[N_WAITING] == 0 and sequences < head[MAX_SEQS] and sequences < head[BUDGET]
+            rows = note_stretch(course, rows, began_s, head[FREE] if newcomer else -1)
         if not ended:
             lowest = min(lowest, head[FREE])
         if not enough:
@@ -152,4 +169,4 @@ def decode_phase(
         req[slot, OUT] += done
         req[slot, COMPUTED] = computed
         req[slot, CAPACITY] = (computed + block - 1) // block * block
-    return done, now_s, lowest, ended
+    return done, now_s, lowest, ended, rows

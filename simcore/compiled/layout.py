@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simcore.types import EngineConfig
+from simcore.types import HEADROOM_HORIZONS_S, EngineConfig
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -84,14 +84,17 @@ SCHEDULED = 1
 FIRST_TOKEN = 2
 FINISHED = 3
 
-# a forecast, as floats: mean, median and 90th percentile of four times, then two counts
+# a forecast, as floats: mean, median and 90th percentile of each time, and what is counted
 TTFT = 0
 TPOT = 3
 E2E = 6
 HARM = 9
 PREEMPTION_COUNT = 12
 HEADROOM = 13
-N_FORECAST = 14
+PREEMPTION_SHARE = 14
+CLEAR = 15
+HEADROOM_PATH = 18
+N_FORECAST = HEADROOM_PATH + len(HEADROOM_HORIZONS_S)
 
 # stacked states of a what-if, and the floats of a checkpoint
 BASE = 0
@@ -100,7 +103,17 @@ FIRST_CHECKPOINT = 2
 NOW = 0
 SO_FAR_PREEMPTIONS = 1
 SO_FAR_HEADROOM = 2
-N_PROGRESS = 3
+SO_FAR_PATH = 3
+"""Fewest free blocks so far within each of the horizons."""
+N_PROGRESS = SO_FAR_PATH + len(HEADROOM_HORIZONS_S)
+
+# a row of a course: what a candidate would find on the way, without it
+SINCE = 0
+"""When the stretch begins; the next one ends it."""
+ROOM = 1
+"""Fewest free blocks in the stretch, and once the course is complete: in it and all later ones; -1 where a newcomer
+would have to wait."""
+N_COURSE_COLS = 2
 
 # a candidate: how many scenarios it has lengths for, then one length per scenario from C_FINALS on
 C_PROMPT = 0

@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -142,26 +143,33 @@ def candidate_for(config: EngineConfig, rng: random.Random) -> Candidate:
     )
 
 
+def sim_request(candidate: Candidate) -> SimRequest:
+    """A candidate of known length as it arrives."""
+    return SimRequest(
+        request_id=candidate.request_id,
+        prompt_tokens=candidate.prompt_tokens,
+        output_tokens=candidate.belief.atoms_tokens[0],
+        max_output_tokens=candidate.max_output_tokens,
+        priority=candidate.priority,
+    )
+
+
 def lived_through(node: SimNode, candidate: Candidate | None, now_s: float) -> dict[tuple[str, str], list[float]]:
     """Times of all events of a copy of the node that gets the candidate and runs to the end."""
     copy = node.copy()
     if candidate is not None:
-        copy.add(
-            SimRequest(
-                request_id=candidate.request_id,
-                prompt_tokens=candidate.prompt_tokens,
-                output_tokens=candidate.belief.atoms_tokens[0],
-                max_output_tokens=candidate.max_output_tokens,
-                priority=candidate.priority,
-            ),
-            now_s,
-        )
+        copy.add(sim_request(candidate), now_s)
     times: dict[tuple[str, str], list[float]] = {}
     for kind, request_id, at_s in copy.advance(math.inf):
         times.setdefault((kind, request_id), []).append(at_s)
     copy.check()
     assert copy.load(now_s).free_blocks == copy.config.num_blocks, "blocks are left over when all is done"
     return times
+
+
+def synchronous(config: EngineConfig) -> EngineConfig:
+    """The configuration as a simulated node follows it."""
+    return msgspec.structs.replace(config, async_scheduling=False)
 
 
 def exact_beliefs(node: SimNode) -> Mapping[str, LengthBelief]:
@@ -174,7 +182,7 @@ def test_a_what_if_is_what_then_happens(workload: Workload, steps: int, rng: ran
     node = played(workload, steps)
     now_s = max(0.0, node.free_at_s - 0.003)
     candidate = candidate_for(workload.config, rng)
-    what_if = WhatIf("n", workload.config, MODEL)
+    what_if = WhatIf("n", synchronous(workload.config), MODEL)
     what_if.rebase_node(node, exact_beliefs(node), now_s)
     answer = what_if.forecast([candidate])[0]
     without = lived_through(node, None, now_s)
@@ -189,8 +197,9 @@ def test_a_what_if_is_what_then_happens(workload: Workload, steps: int, rng: ran
 
 
 def rounded(answer: Forecast) -> list[float]:
-    spread = (answer.ttft_s, answer.tpot_s, answer.e2e_s, answer.harm_s)
-    return [*(x for q in spread for x in (q.mean, q.p50, q.p90)), answer.preemptions, answer.kv_headroom_blocks]
+    spread = (answer.ttft_s, answer.tpot_s, answer.e2e_s, answer.harm_s, answer.clear_start_s)
+    counts = (answer.preemptions, answer.preemption_probability, answer.kv_headroom_blocks)
+    return [*(x for q in spread for x in (q.mean, q.p50, q.p90)), *counts]
 
 
 @given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))
@@ -206,6 +215,33 @@ def test_jumping_and_stepping_answer_alike(workload: Workload, steps: int, rng: 
         what_if.rebase(node.snapshot(0.0), beliefs)
         answers.append(what_if.forecast([candidate])[0])
     assert rounded(answers[0]) == pytest.approx(rounded(answers[1]), rel=1e-9, abs=1e-9)
+
+
+@given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))
+@RUNS
+def test_who_comes_when_the_node_is_clear_neither_waits_nor_preempts(
+    workload: Workload, steps: int, rng: random.Random
+) -> None:
+    node = played(workload, steps)
+    now_s = node.next_step_s if node.has_work else node.free_at_s
+    candidate = candidate_for(workload.config, rng)
+    what_if = WhatIf("n", synchronous(workload.config), MODEL)
+    what_if.rebase_node(node, exact_beliefs(node), now_s)
+    answer = what_if.forecast([candidate])[0]
+    at_s = now_s + answer.clear_start_s.mean
+    # A moment that falls on the boundary between two steps belongs to the later one.
+    node.advance(at_s - 1e-9)
+    came_s = max(at_s, node.free_at_s)
+    with_it = lived_through(node, candidate, came_s)
+    assert not [key for key in with_it if key[0] == "preempted"]
+    if not answer.clear_start_s.mean:
+        assert answer.preemption_probability == 0.0
+    node.add(sim_request(candidate), came_s)
+    node.step(came_s)
+    assert node.load(came_s).waiting == 0
+    path = answer.kv_headroom_path
+    assert list(path) == sorted(path, reverse=True)
+    assert 0 <= path[-1] <= path[0] <= workload.config.num_blocks
 
 
 @given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))

@@ -8,7 +8,7 @@ import pytest
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode
 from simcore.scenarios import OVERDUE_TOKENS
-from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, Quantiles
+from simcore.types import HEADROOM_HORIZONS_S, Candidate, EngineConfig, Forecast, LengthBelief, Quantiles
 from tests.unit.simcore.test_node import SECOND, SMALL, node, request
 
 
@@ -43,6 +43,9 @@ def test_an_idle_node() -> None:
             harm_s=same(0.0),
             trace_seq=0,
             state_age_s=0.0,
+            preemption_probability=0.0,
+            clear_start_s=same(0.0),
+            kv_headroom_path=(7,) * len(HEADROOM_HORIZONS_S),
         )
     ]
 
@@ -104,10 +107,54 @@ def test_preemption_by_the_candidate_shows_as_harm_and_is_counted() -> None:
     asking = what_if(config)
     asking.rebase_node(simulated, {"a": known(12)}, 1.0)
     answer = asking.forecast([candidate(13, 12)])[0]
-    assert answer.preemptions == 1.0
+    assert (answer.preemptions, answer.preemption_probability) == (1.0, 1.0)
+    # a writes its last token 11 s from now; then all blocks are free. Before that the two never fit together.
+    assert answer.clear_start_s == same(11.0)
     assert answer.kv_headroom_blocks == 0
     assert answer.harm_s == same(0.0), "under FCFS the one who came last pays"
     assert answer.e2e_s.mean > 12.0
+
+
+def test_preemptions_may_depend_on_what_lengths_turn_out_to_be() -> None:
+    config = EngineConfig(
+        model="m", max_num_seqs=4, max_num_batched_tokens=64, block_size_tokens=4, num_blocks=8, max_model_len_tokens=64
+    )
+    simulated = node(config)
+    simulated.add(request("a", 13, 12), 0.0)
+    simulated.step(0.0)
+    asking = what_if(config, scenarios=4)
+    asking.rebase_node(simulated, {"a": LengthBelief((2, 3, 4, 12))}, 1.0)
+    answer = asking.forecast([candidate(13, 4)])[0]
+    assert answer.preemption_probability == 0.25
+    # a needs 4 blocks for up to 16 tokens in KV and 7 for its longest answer, the candidate 4: only that answer is in
+    # the way, for its 11 seconds.
+    assert answer.clear_start_s.mean == pytest.approx(11.0 / 4)
+
+
+def test_a_seat_and_the_end_of_the_queue_are_waited_for_too() -> None:
+    config = EngineConfig(model="m", max_num_seqs=1, num_blocks=20, max_model_len_tokens=200)
+    simulated = node(config)
+    for name, tokens in (("a", 5), ("b", 7)):
+        simulated.add(request(name, 5, tokens), 0.0)
+    simulated.step(0.0)
+    asking = what_if(config)
+    asking.rebase_node(simulated, {"a": known(5), "b": known(7)}, 1.0)
+    assert asking.forecast([candidate(5, 4)])[0].clear_start_s == same(4.0 + 7.0)
+
+
+def test_kv_headroom_is_told_by_horizon() -> None:
+    config = EngineConfig(
+        model="m",
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        block_size_tokens=1,
+        num_blocks=60,
+        max_model_len_tokens=64,
+    )
+    # The prompt and one more block a second, but for the last token, which is written nowhere.
+    answer = what_if(config).forecast([candidate(5, 30)])[0]
+    assert HEADROOM_HORIZONS_S == (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+    assert answer.kv_headroom_path == (55, 54, 51, 46, 36, 26)
 
 
 def test_reserved_requests_stand_before_the_candidate() -> None:

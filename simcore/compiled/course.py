@@ -1,0 +1,61 @@
+"""The course of a what-if: how many KV blocks are free when, and from when on a newcomer would be no burden."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from simcore.compiled.layout import ROOM, SINCE, SO_FAR_PATH, Floats
+from simcore.types import HEADROOM_HORIZONS_S
+
+_HORIZONS = len(HEADROOM_HORIZONS_S)
+_LAST_S = HEADROOM_HORIZONS_S[-1]
+
+
+@njit(nogil=True)
+def note_free(progress: Floats, began_s: float, ended_s: float, first: int, last: int) -> None:
+    """A stretch in which the free blocks fall evenly from `first` to `last`."""
+    if began_s >= _LAST_S:
+        return
+    for k in range(_HORIZONS):
+        horizon_s = HEADROOM_HORIZONS_S[k]
+        if began_s < horizon_s:
+            free = float(last)
+            if ended_s > horizon_s:
+                free = first - (first - last) * (horizon_s - began_s) / (ended_s - began_s)
+            progress[SO_FAR_PATH + k] = min(progress[SO_FAR_PATH + k], free)
+
+
+@njit(nogil=True)
+def note_stretch(course: Floats, rows: int, began_s: float, room: int) -> int:
+    """Appends a stretch; one without room joins one without, and in a full course the last takes all. Returns the
+    rows: always one less than there are, for the end."""
+    if rows > 0 and (rows + 1 == course.shape[0] or (room < 0 and course[rows - 1, ROOM] < 0)):
+        course[rows - 1, ROOM] = min(course[rows - 1, ROOM], room)
+        return rows
+    course[rows, SINCE] = began_s
+    course[rows, ROOM] = room
+    return rows + 1
+
+
+@njit(nogil=True)
+def complete(course: Floats, rows: int, ended_s: float, blocks: int) -> int:
+    """Appends the end, when all `blocks` are free, and turns the room of each stretch into that of it and all later
+    ones. Returns the rows."""
+    course[rows, SINCE] = ended_s
+    course[rows, ROOM] = blocks
+    for i in range(rows - 1, -1, -1):
+        course[i, ROOM] = min(course[i, ROOM], course[i + 1, ROOM])
+    return rows + 1
+
+
+@njit(nogil=True)
+def clear_from(course: Floats, rows: int, blocks: int) -> float:
+    """The first moment from which on `blocks` are free for a newcomer; 0 if that is the first of all."""
+    low, high = 0, rows - 1
+    while low < high:
+        middle = (low + high) // 2
+        if course[middle, ROOM] >= blocks:
+            high = middle
+        else:
+            low = middle + 1
+    return course[low, SINCE] if low > 0 else 0.0

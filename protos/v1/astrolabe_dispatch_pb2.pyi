@@ -8,6 +8,7 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import protos.v1.astrolabe_types_pb2
 import sys
@@ -19,6 +20,38 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Resume:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ResumeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Resume.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    RESUME_UNSPECIFIED: _Resume.ValueType  # 0
+    """RESUME_EXACT."""
+    RESUME_EXACT: _Resume.ValueType  # 1
+    """Another node goes on if the client cannot tell: greedy, or drawn without a seed. Else the request ends with
+    OUTCOME_NODE_LOST or OUTCOME_ENGINE_FAILED and the usage so far.
+    """
+    RESUME_BEST_EFFORT: _Resume.ValueType  # 2
+    """Another node goes on also where the rest may differ from what the first would have said: draws with a seed."""
+    RESUME_OFF: _Resume.ValueType  # 3
+    """The request ends."""
+
+class Resume(_Resume, metaclass=_ResumeEnumTypeWrapper):
+    """What shall happen when the node goes away in the middle of the answer."""
+
+RESUME_UNSPECIFIED: Resume.ValueType  # 0
+"""RESUME_EXACT."""
+RESUME_EXACT: Resume.ValueType  # 1
+"""Another node goes on if the client cannot tell: greedy, or drawn without a seed. Else the request ends with
+OUTCOME_NODE_LOST or OUTCOME_ENGINE_FAILED and the usage so far.
+"""
+RESUME_BEST_EFFORT: Resume.ValueType  # 2
+"""Another node goes on also where the rest may differ from what the first would have said: draws with a seed."""
+RESUME_OFF: Resume.ValueType  # 3
+"""The request ends."""
+Global___Resume: typing_extensions.TypeAlias = Resume
 
 @typing.final
 class TokenIds(google.protobuf.message.Message):
@@ -79,6 +112,7 @@ class GenerateRequest(google.protobuf.message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     BELIEF_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
+    RESUME_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id for logs, Explain and Cancel; made up when empty. Metadata `x-request-id` is the same."""
     model: builtins.str
@@ -93,6 +127,8 @@ class GenerateRequest(google.protobuf.message.Message):
     """Two requests with one key are the same request: the second is refused while the first runs."""
     policy: builtins.str
     """Policy for this request only; empty: the gateway's."""
+    resume: Global___Resume.ValueType
+    """What shall happen when the node goes away in the middle of the answer."""
     @property
     def token_ids(self) -> Global___TokenIds:
         """The prompt as token ids."""
@@ -123,9 +159,10 @@ class GenerateRequest(google.protobuf.message.Message):
         idempotency_key: builtins.str = ...,
         belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
         policy: builtins.str = ...,
+        resume: Global___Resume.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["belief", b"belief", "prompt", b"prompt", "sampling", b"sampling", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "idempotency_key", b"idempotency_key", "model", b"model", "policy", b"policy", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "session", b"session", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "idempotency_key", b"idempotency_key", "model", b"model", "policy", b"policy", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "session", b"session", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids"] | None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
@@ -390,6 +427,10 @@ class Explanation(google.protobuf.message.Message):
 
     DECISIONS_FIELD_NUMBER: builtins.int
     ACTUAL_FIELD_NUMBER: builtins.int
+    BELIEF_FIELD_NUMBER: builtins.int
+    BELIEF_SOURCE_FIELD_NUMBER: builtins.int
+    belief_source: builtins.str
+    """Who believed it: "client", a length model's name, or "prior" and why."""
     @property
     def decisions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Decision]:
         """One per attempt, in order."""
@@ -398,14 +439,20 @@ class Explanation(google.protobuf.message.Message):
     def actual(self) -> Global___Actual:
         """What became of it."""
 
+    @property
+    def belief(self) -> protos.v1.astrolabe_types_pb2.LengthBelief:
+        """What was believed of the answer's length when it was placed, under its limit."""
+
     def __init__(
         self,
         *,
         decisions: collections.abc.Iterable[Global___Decision] | None = ...,
         actual: Global___Actual | None = ...,
+        belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
+        belief_source: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["actual", b"actual"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actual", b"actual", "decisions", b"decisions"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["actual", b"actual", "belief", b"belief"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["actual", b"actual", "belief", b"belief", "belief_source", b"belief_source", "decisions", b"decisions"]) -> None: ...
 
 Global___Explanation: typing_extensions.TypeAlias = Explanation
 
@@ -436,6 +483,40 @@ class WatchNodesRequest(google.protobuf.message.Message):
 Global___WatchNodesRequest: typing_extensions.TypeAlias = WatchNodesRequest
 
 @typing.final
+class ForecastTrust(google.protobuf.message.Message):
+    """A node's forecasts against what happened, as the gateway sees it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USE_FIELD_NUMBER: builtins.int
+    BIAS_FIELD_NUMBER: builtins.int
+    SPREAD_FIELD_NUMBER: builtins.int
+    COVERAGE_P90_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    use: builtins.str
+    """"used", "corrected", "demoted" (placed by the gateway's own account instead) or "silent" (it does not answer)."""
+    bias: builtins.float
+    """Actual over forecast time of the answers (a ratio; geometric mean). 1: no bias."""
+    spread: builtins.float
+    """Typical factor between that and one answer (a ratio, >= 1)."""
+    coverage_p90: builtins.float
+    """Share of answers no slower than the forecast's p90."""
+    samples: builtins.int
+    """Answers compared (a count)."""
+    def __init__(
+        self,
+        *,
+        use: builtins.str = ...,
+        bias: builtins.float = ...,
+        spread: builtins.float = ...,
+        coverage_p90: builtins.float = ...,
+        samples: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bias", b"bias", "coverage_p90", b"coverage_p90", "samples", b"samples", "spread", b"spread", "use", b"use"]) -> None: ...
+
+Global___ForecastTrust: typing_extensions.TypeAlias = ForecastTrust
+
+@typing.final
 class NodeInfo(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -448,6 +529,8 @@ class NodeInfo(google.protobuf.message.Message):
     CONFIG_FIELD_NUMBER: builtins.int
     PROFILE_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
+    ALARM_FIELD_NUMBER: builtins.int
+    FORECASTS_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node's name; its address until it has said one."""
     address: builtins.str
@@ -462,6 +545,8 @@ class NodeInfo(google.protobuf.message.Message):
     """Step-time profile, as `gpu/model`."""
     detail: builtins.str
     """Why it is down, for people."""
+    alarm: builtins.str
+    """What an operator should look at, for people; empty when all is well."""
     @property
     def load(self) -> protos.v1.astrolabe_types_pb2.NodeLoad:
         """Its last summary; absent if there is none yet."""
@@ -469,6 +554,10 @@ class NodeInfo(google.protobuf.message.Message):
     @property
     def config(self) -> protos.v1.astrolabe_types_pb2.EngineConfig:
         """Its engine's limits; absent until it has said them."""
+
+    @property
+    def forecasts(self) -> Global___ForecastTrust:
+        """How the gateway uses the node's forecasts, by what it has seen come true."""
 
     def __init__(
         self,
@@ -482,9 +571,11 @@ class NodeInfo(google.protobuf.message.Message):
         config: protos.v1.astrolabe_types_pb2.EngineConfig | None = ...,
         profile: builtins.str = ...,
         detail: builtins.str = ...,
+        alarm: builtins.str = ...,
+        forecasts: Global___ForecastTrust | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config", "load", b"load"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "config", b"config", "detail", b"detail", "in_flight", b"in_flight", "load", b"load", "node_id", b"node_id", "profile", b"profile", "state_age_s", b"state_age_s", "status", b"status"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config", "forecasts", b"forecasts", "load", b"load"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "alarm", b"alarm", "config", b"config", "detail", b"detail", "forecasts", b"forecasts", "in_flight", b"in_flight", "load", b"load", "node_id", b"node_id", "profile", b"profile", "state_age_s", b"state_age_s", "status", b"status"]) -> None: ...
 
 Global___NodeInfo: typing_extensions.TypeAlias = NodeInfo
 

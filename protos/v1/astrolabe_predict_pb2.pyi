@@ -247,6 +247,9 @@ class GatewayFrame(google.protobuf.message.Message):
     ABORT_REQUEST_IDS_FIELD_NUMBER: builtins.int
     DISPATCHES_FIELD_NUMBER: builtins.int
     ASKS_FIELD_NUMBER: builtins.int
+    PING_FIELD_NUMBER: builtins.int
+    ping: builtins.int
+    """Any number; comes back as `pong`. 0: none."""
     @property
     def hello(self) -> Global___Hello:
         """First frame of a session only."""
@@ -270,9 +273,10 @@ class GatewayFrame(google.protobuf.message.Message):
         abort_request_ids: collections.abc.Iterable[builtins.str] | None = ...,
         dispatches: collections.abc.Iterable[Global___Dispatched] | None = ...,
         asks: collections.abc.Iterable[Global___Ask] | None = ...,
+        ping: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["hello", b"hello"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["abort_request_ids", b"abort_request_ids", "asks", b"asks", "dispatches", b"dispatches", "hello", b"hello"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abort_request_ids", b"abort_request_ids", "asks", b"asks", "dispatches", b"dispatches", "hello", b"hello", "ping", b"ping"]) -> None: ...
 
 Global___GatewayFrame: typing_extensions.TypeAlias = GatewayFrame
 
@@ -350,6 +354,9 @@ class NodeFrame(google.protobuf.message.Message):
     ANSWERS_FIELD_NUMBER: builtins.int
     PARTS_FIELD_NUMBER: builtins.int
     LOAD_FIELD_NUMBER: builtins.int
+    PONG_FIELD_NUMBER: builtins.int
+    pong: builtins.int
+    """The last ping."""
     @property
     def welcome(self) -> Global___Welcome:
         """First frame of a session only."""
@@ -364,7 +371,7 @@ class NodeFrame(google.protobuf.message.Message):
 
     @property
     def load(self) -> Global___LoadNote:
-        """The node's load, when it has changed."""
+        """The node's load, when it has changed, and now and then while the engine is busy."""
 
     def __init__(
         self,
@@ -373,9 +380,10 @@ class NodeFrame(google.protobuf.message.Message):
         answers: collections.abc.Iterable[Global___Answer] | None = ...,
         parts: collections.abc.Iterable[Global___StreamPart] | None = ...,
         load: Global___LoadNote | None = ...,
+        pong: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["load", b"load", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["answers", b"answers", "load", b"load", "parts", b"parts", "welcome", b"welcome"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "load", b"load", "parts", b"parts", "pong", b"pong", "welcome", b"welcome"]) -> None: ...
 
 Global___NodeFrame: typing_extensions.TypeAlias = NodeFrame
 

@@ -140,14 +140,13 @@ class Pump:
         """Stops a request on somebody's demand; False if it is not live."""
         if request_id not in self.streams:
             return False
-        self.post(ClientGone(request_id=request_id, cancelled=True))
+        self.post(ClientGone(request_id=request_id, outcome=Outcome.CANCELLED))
         return True
 
     def expel(self, stream: ClientStream, outcome: Outcome, detail: str) -> None:
         """Ends a request for a reason of the gateway's own, which its client is told."""
-        if stream.expelled is None and stream.outcome is None:
-            stream.expelled = (outcome, detail)
-            self.post(ClientGone(request_id=stream.shape.request_id, cancelled=True))
+        if stream.outcome is None:
+            self.post(ClientGone(request_id=stream.shape.request_id, outcome=outcome, detail=detail))
 
     # --- what nodes do ------------------------------------------------------------------------------------------------
 
@@ -177,12 +176,14 @@ class Pump:
         live elsewhere, go no further."""
         stream = self.streams.get(request_id)
         if stream is not None and stream.node_id == node_id and token_ids:
-            stream.put(token_ids, self._clock())
-            self.post(TokensSeen(request_id=request_id, node_id=node_id, tokens=len(token_ids)))
-            if len(stream.pending) > self._max_buffered_tokens:
+            kept = stream.put(token_ids, self._clock())
+            self.post(TokensSeen(request_id=request_id, node_id=node_id, tokens=kept))
+            if stream.stopped:
+                self.expel(stream, Outcome.STOP, "")
+            elif len(stream.pending) > self._max_buffered_tokens:
                 self.expel(
                     stream,
-                    Outcome.OVERLOADED,
+                    Outcome.CLIENT_SLOW,
                     f"the client reads too slowly: {len(stream.pending)} tokens wait for it, the limit is "
                     f"{self._max_buffered_tokens}; read faster or raise max_buffered_tokens",
                 )

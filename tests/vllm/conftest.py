@@ -23,11 +23,11 @@ def tiny_model(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return servers.make_tiny_model(vllm_python, tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def real_server(
     vllm_python: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[servers.Server]:
-    """The tiny model on a CPU, one server per module."""
+    """The tiny model on a CPU, one server for all tests: starting one takes half a minute."""
     server = servers.real_server(vllm_python, tiny_model, tmp_path_factory.mktemp("real"))
     try:
         yield server.start().wait_ready()

@@ -52,9 +52,12 @@ def vllm_python() -> str:
     return named or (str(local) if local.exists() else "")
 
 
-def older_pythons() -> list[str]:
-    """Interpreters with older releases, separated by colons in ASTROLABE_VLLM_OLDER; their schedulers are driven."""
-    return [p for p in os.environ.get("ASTROLABE_VLLM_OLDER", "").split(":") if p]
+def older_releases() -> list[Path]:
+    """Folders with older vLLM releases, to be put before the packages of vLLM's environment. `make test-vllm` fills
+    `.venv-vllm/older`; ASTROLABE_VLLM_OLDER names others, separated by colons."""
+    named = os.environ.get("ASTROLABE_VLLM_OLDER", "")
+    local = (ROOT / ".venv-vllm" / "older").glob("*")
+    return [Path(p) for p in named.split(":") if p] if named else sorted(local)
 
 
 def make_tiny_model(python: str, folder: Path) -> Path:

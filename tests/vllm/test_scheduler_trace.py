@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vllm.servers import ROOT, older_pythons
+from simcore.proved import PROVED_VLLM_VERSION
+from tests.vllm.servers import ROOT, older_releases
 
 
-def drive(python: str, *options: str) -> dict[str, Any]:
+def drive(python: str, *options: str, release: Path | None = None) -> dict[str, Any]:
+    """The driver's findings, with the environment's vLLM or the release in that folder."""
+    environment = {**os.environ, "PYTHONPATH": str(release)} if release else None
     done = subprocess.run(
         [python, "-m", "tests.vllm.scheduler_driver", *options],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=200,
@@ -40,10 +46,11 @@ def test_many_small_steps_and_no_room(vllm_python: str) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_schedulers_of_older_releases(index: int) -> None:
-    pythons = older_pythons()
-    if index >= len(pythons):
-        pytest.skip("no older vLLM: name their interpreters in ASTROLABE_VLLM_OLDER, separated by colons")
-    seen = drive(pythons[index], "--seed", "7", "--operations", "400", "--mode", "sync")
+def test_schedulers_of_older_releases(vllm_python: str, index: int) -> None:
+    releases = older_releases()
+    if index >= len(releases):
+        pytest.skip("no older vLLM: `make test-vllm` installs two (or set ASTROLABE_VLLM_OLDER)")
+    seen = drive(vllm_python, "--seed", "7", "--operations", "400", "--mode", "sync", release=releases[index])
+    assert not seen["version"].startswith(f"{PROVED_VLLM_VERSION}.")
     assert any("not one of the proved releases" in note for note in seen["notes"])
     assert seen["compared"] > 100

@@ -229,6 +229,8 @@ class Finish(Action, frozen=True, kw_only=True):
     request_id: str
     outcome: Outcome
     detail: str = ""
+    retry_after_s: float | None = None
+    """When the same request may be taken, if it was turned away for lack of room."""
 
 
 AnyAction = AskForecast | StartTimer | Dispatch | Placed | Abort | Finish

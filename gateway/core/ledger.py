@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from gateway.core import events as ev
 from gateway.core.explanation import Explanation, ExplanationLog
-from gateway.core.lifecycle import HOLDS_ACCOUNT, State, Trigger, follow
+from gateway.core.holding import HoldConfig, HoldingQueue
+from gateway.core.lifecycle import HOLDS_ACCOUNT, IN_LINE, State, Trigger, follow
 from gateway.core.live import Asking, LiveRequest
 from simcore.types import Outcome
 
@@ -16,10 +17,13 @@ from simcore.types import Outcome
 class Ledger:
     """One per router. `explain_keep` ended requests stay explainable."""
 
-    def __init__(self, explain_keep: int) -> None:
+    def __init__(self, explain_keep: int, hold: HoldConfig) -> None:
         self.live: dict[str, LiveRequest] = {}
         self.asks: dict[int, LiveRequest] = {}
         self.timers: dict[int, LiveRequest] = {}
+        self.queue = HoldingQueue(hold)
+        self.freed = False
+        """Set when a request leaves its node; reset by whoever has looked what has become free."""
         self.log = ExplanationLog(explain_keep)
         self._last_ask_id = 0
         self._last_timer_id = 0
@@ -37,8 +41,13 @@ class Ledger:
         self._actions.append(action)
 
     def start_timer(self, live: LiveRequest, at_s: float) -> int:
-        self._last_timer_id = timer_id = self._last_timer_id + 1
+        timer_id = self.new_timer(at_s)
         self.timers[timer_id] = live
+        return timer_id
+
+    def new_timer(self, at_s: float) -> int:
+        """A timer that belongs to no request."""
+        self._last_timer_id = timer_id = self._last_timer_id + 1
         self._actions.append(ev.StartTimer(timer_id=timer_id, at_s=at_s))
         return timer_id
 
@@ -66,6 +75,9 @@ class Ledger:
             assert live.node is not None, f"a request that is {old.value} has a node"
             live.node.release(live.shape.request_id)
             live.node = None
+            self.freed = True
+        if new not in IN_LINE and live in self.queue:
+            self.queue.leave(live)
         if new is State.ENDED:
             self.stop_asking(live)
             self.timers.pop(live.deadline_timer_id, None)
@@ -81,11 +93,23 @@ class Ledger:
                 self.asks.pop(ask_id, None)
         return asking
 
-    def end(self, live: LiveRequest, trigger: Trigger, outcome: Outcome, detail: str, now_s: float) -> None:
+    def end(
+        self,
+        live: LiveRequest,
+        trigger: Trigger,
+        outcome: Outcome,
+        detail: str,
+        now_s: float,
+        *,
+        retry_after_s: float | None = None,
+    ) -> None:
         """The one end of a request: books closed, client told."""
         self.move(live, trigger)
         self.log.add(live.explain(outcome=outcome, detail=detail, e2e_s=now_s - live.arrival_s))
-        self._actions.append(ev.Finish(request_id=live.shape.request_id, outcome=outcome, detail=detail))
+        request_id = live.shape.request_id
+        self._actions.append(
+            ev.Finish(request_id=request_id, outcome=outcome, detail=detail, retry_after_s=retry_after_s)
+        )
 
     def explain(self, request_id: str) -> Explanation | None:
         live = self.live.get(request_id)
@@ -94,5 +118,7 @@ class Ledger:
     def check_quiescent(self) -> None:
         """Raises AssertionError unless nothing is under way."""
         assert not self.live, f"requests still live: {list(self.live)[:5]}"
+        assert not len(self.queue), f"{len(self.queue)} requests still held"
+        assert self.queue.tokens == 0, f"{self.queue.tokens} tokens still held"
         assert not self.asks, f"asks still open: {list(self.asks)[:5]}"
         assert not self.timers, f"timers still wanted: {list(self.timers)[:5]}"

@@ -14,6 +14,8 @@ import enum
 class State(enum.Enum):
     PLACING = "placing"
     """Forecasts are asked; no node has it."""
+    HELD = "held"
+    """No node can take it now; it waits in the gateway's own queue."""
     SENT = "sent"
     """Dispatched; no token has come."""
     STREAMING = "streaming"
@@ -27,6 +29,10 @@ class Trigger(enum.Enum):
     """A node was chosen and the request goes there."""
     PLACED = "placed"
     """A node was chosen for somebody else to send it to."""
+    HELD = "held"
+    """Every node would make it wait."""
+    CALLED = "called"
+    """Its turn has come to be tried again."""
     REFUSED = "refused"
     """No node can or may take it."""
     TOKENS = "tokens"
@@ -49,6 +55,11 @@ TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.PLACING, Trigger.REFUSED): State.ENDED,
     (State.PLACING, Trigger.CLIENT_ENDED): State.ENDED,
     (State.PLACING, Trigger.DEADLINE): State.ENDED,
+    (State.PLACING, Trigger.HELD): State.HELD,
+    (State.HELD, Trigger.CALLED): State.PLACING,
+    (State.HELD, Trigger.REFUSED): State.ENDED,
+    (State.HELD, Trigger.CLIENT_ENDED): State.ENDED,
+    (State.HELD, Trigger.DEADLINE): State.ENDED,
     (State.SENT, Trigger.TOKENS): State.STREAMING,
     (State.SENT, Trigger.RETRIED): State.PLACING,
     (State.SENT, Trigger.NODE_ENDED): State.ENDED,
@@ -62,6 +73,8 @@ TRANSITIONS: dict[tuple[State, Trigger], State] = {
 }
 
 HOLDS_ACCOUNT = frozenset({State.SENT, State.STREAMING})
+IN_LINE = frozenset({State.PLACING, State.HELD})
+"""States in which a held request keeps its place in the queue."""
 
 
 class IllegalTransition(AssertionError):

@@ -46,6 +46,8 @@ class LiveRequest(msgspec.Struct, kw_only=True):
     decisions: list[Decision] = []
     asking: Asking | None = None
     deadline_timer_id: int = 0
+    again_s: float = 0.0
+    """When a held request is tried again at the latest."""
     output_tokens: int = 0
     """Of all attempts together."""
     ttft_s: float | None = None

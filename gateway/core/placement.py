@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from gateway.core.candidates import NodeTable, Refusal
+from gateway.core.clearance import could_take, takes_by_forecast, takes_by_load
+from gateway.core.events import RequestShape
 from gateway.core.live import Asking, LiveRequest
 from gateway.core.node_account import Held, Node
 from gateway.core.policies.base import NodeView, Policy
@@ -19,14 +22,21 @@ from gateway.core.router_config import RouterConfig
 from simcore.types import Decision, Forecast, Outcome
 
 
+class NotNow(NamedTuple):
+    """Every node that answered would make the request wait or preempt somebody."""
+
+    again_in_s: float
+    """Until the first of them is forecast to take it."""
+
+
 class Placer:
-    """Policies, their generator and the node table. Raises PolicyError when fallback or prefilter is unknown or unfit."""
+    """Policies, their generator, the node table. Raises PolicyError when fallback or prefilter is unknown or unfit."""
 
     def __init__(self, table: NodeTable, config: RouterConfig) -> None:
         self._table = table
         self._config = config
         self._stale_after_s = config.state_stale_s
-        self._rng = random.Random(config.seed)
+        self.rng = random.Random(config.seed)
         self._policies: dict[str, Policy] = {}
         self._fallback = self._without_forecasts("fallback", config.fallback)
         self._prefilter = self._without_forecasts("prefilter", config.prefilter)
@@ -39,8 +49,11 @@ class Placer:
             policy = self._policies[name] = make_policy(name)
         return policy
 
-    def shortlist(self, live: LiveRequest, now_s: float) -> Refusal | Sequence[NodeView]:
-        """The nodes among which the request's policy will choose (never none), or why there are none."""
+    def shortlist(self, live: LiveRequest, now_s: float, *, patient: bool = False) -> Refusal | Sequence[NodeView]:
+        """The nodes among which the request's policy will choose, or why there are none.
+
+        Never empty, unless a `patient` request should wait: then only nodes that could take it now are listed.
+        """
         shape, policy = live.shape, live.policy
         refusal = self._table.refusal(shape)
         if refusal is not None:
@@ -53,10 +66,16 @@ class Placer:
         if policy.needs_forecasts and self._config.ask and not k:
             k = self._config.look
         if 0 < k < len(nodes):
-            nodes = self._rng.sample(nodes, k)
-        views = policy.shortlist(shape, self._views(nodes, now_s), self._rng)
+            nodes = self.rng.sample(nodes, k)
+        views: Sequence[NodeView] = self._views(nodes, now_s)
+        if patient:
+            takes = could_take if policy.needs_forecasts else takes_by_load
+            views = [view for view in views if takes(view, shape)]
+            if not views:
+                return views
+        views = policy.shortlist(shape, views, self.rng)
         if policy.needs_forecasts:
-            views = worth_asking(self._prefilter, shape, views, self._config.ask, self._rng)
+            views = worth_asking(self._prefilter, shape, views, self._config.ask, self.rng)
         return views
 
     def decide(self, live: LiveRequest, views: Sequence[NodeView], now_s: float) -> Decision:
@@ -64,9 +83,12 @@ class Placer:
         return self._choose(live, views, {}, {}, now_s)
 
     def decide_with_forecasts(
-        self, live: LiveRequest, asking: Asking, *, timeout_s: float, now_s: float
-    ) -> Decision | None:
-        """The decision with the forecasts that came; None when no node of the shortlist can take requests any more."""
+        self, live: LiveRequest, asking: Asking, *, timeout_s: float, now_s: float, patient: bool = False
+    ) -> Decision | NotNow | None:
+        """The decision with the forecasts that came; None when no node of the shortlist can take requests any more.
+
+        A `patient` request goes only to a node that can start it now.
+        """
         ready = [node for node in asking.shortlist if node.up and not node.draining]
         if not ready:
             return None
@@ -86,7 +108,22 @@ class Placer:
             elif forecast.state_age_s > self._stale_after_s:
                 notes[node.node_id] = f"its state was {forecast.state_age_s:.3g} s old"
             forecasts[node.node_id] = forecast
-        return self._choose(live, self._views(ready, now_s), forecasts, notes, now_s)
+        views = self._views(ready, now_s)
+        if patient:
+            views = [view for view in views if self._takes(view, forecasts.get(view.node_id), live.shape)]
+            if not views:
+                starts_s = [forecast.clear_start_s.mean for forecast in forecasts.values()]
+                return NotNow(min(starts_s, default=0.0) - self._config.hold.slack_s)
+        return self._choose(live, views, forecasts, notes, now_s)
+
+    def _takes(self, view: NodeView, forecast: Forecast | None, shape: RequestShape) -> bool:
+        if forecast is None:
+            return takes_by_load(view, shape)
+        hold = self._config.hold
+        idle = view.load is not None and view.load.running + view.load.waiting == 0
+        return idle or (
+            could_take(view, shape) and takes_by_forecast(forecast, slack_s=hold.slack_s, preemption=hold.preemption)
+        )
 
     def held(self, live: LiveRequest, node: Node, decision: Decision) -> Held:
         """The request's place in the account of the chosen node, with the next dispatch number."""
@@ -117,7 +154,7 @@ class Placer:
         now_s: float,
     ) -> Decision:
         shape, policy = live.shape, live.policy
-        ranking = rank(policy, shape, views, forecasts=forecasts, notes=notes, rng=self._rng)
+        ranking = rank(policy, shape, views, forecasts=forecasts, notes=notes, rng=self.rng)
         preface = ""
         if not ranking.priced:
             missing = "forecast came" if policy.needs_forecasts else "load is known"
@@ -127,8 +164,8 @@ class Placer:
             # Among all who could take it: that nobody of a sample has answered says nothing of the rest.
             policy, forecasts = self._fallback, {}
             nodes = self._table.eligible(shape, live.tried)
-            views = policy.shortlist(shape, self._views(nodes, now_s), self._rng)
-            ranking = rank(policy, shape, views, forecasts=forecasts, notes=notes, rng=self._rng)
+            views = policy.shortlist(shape, self._views(nodes, now_s), self.rng)
+            ranking = rank(policy, shape, views, forecasts=forecasts, notes=notes, rng=self.rng)
         return Decision(
             request_id=shape.request_id,
             node_id=ranking.scores[0].node_id,

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from gateway.core import events as ev
 from gateway.core.candidates import NodeTable, Refusal
+from gateway.core.late_binding import LateBinding
 from gateway.core.ledger import Ledger
 from gateway.core.lifecycle import Trigger
 from gateway.core.live import Asking, LiveRequest
 from gateway.core.node_account import Node
-from gateway.core.placement import Placer
+from gateway.core.placement import NotNow, Placer
 from gateway.core.policies.base import NodeView
 from gateway.core.resume import attempt_id
 from simcore.types import Candidate, Decision, Forecast
@@ -23,16 +24,24 @@ from simcore.types import Candidate, Decision, Forecast
 class Placing:
     """One per router. `forecast_timeout_s` is how long a placement waits for forecasts."""
 
-    def __init__(self, ledger: Ledger, table: NodeTable, placer: Placer, *, forecast_timeout_s: float) -> None:
+    def __init__(
+        self, ledger: Ledger, table: NodeTable, placer: Placer, late: LateBinding, *, forecast_timeout_s: float
+    ) -> None:
         self._ledger = ledger
+        self._late = late
         self._table = table
         self._placer = placer
         self._forecast_timeout_s = forecast_timeout_s
 
     def place(self, live: LiveRequest, now_s: float) -> None:
         """First half of a placement: refuse, ask for forecasts, or decide at once."""
-        found = self._placer.shortlist(live, now_s)
-        if isinstance(found, Refusal):
+        if self._late.must_wait_in_line(live):
+            self._late.hold(live, now_s)
+            return
+        found = self._placer.shortlist(live, now_s, patient=self._late.is_patient(live, now_s))
+        if not found:
+            self._late.hold(live, now_s)
+        elif isinstance(found, Refusal):
             self._refuse(live, found, now_s)
         elif live.policy.needs_forecasts:
             self._ask(live, found, now_s)
@@ -62,9 +71,14 @@ class Placing:
         """Second half of a placement, with the forecasts that came; from the start if the shortlist has gone."""
         asking = self._ledger.stop_asking(live)
         assert asking is not None, "a decision with forecasts follows asking for them"
-        decision = self._placer.decide_with_forecasts(live, asking, timeout_s=self._forecast_timeout_s, now_s=now_s)
+        patient = self._late.is_patient(live, now_s)
+        decision = self._placer.decide_with_forecasts(
+            live, asking, timeout_s=self._forecast_timeout_s, now_s=now_s, patient=patient
+        )
         if decision is None:
             self.place(live, now_s)
+        elif isinstance(decision, NotNow):
+            self._late.hold(live, now_s, again_in_s=decision.again_in_s)
         else:
             self._commit(live, decision, now_s)
 
@@ -104,6 +118,7 @@ class Placing:
 
     def _commit(self, live: LiveRequest, decision: Decision, now_s: float) -> None:
         request_id = live.shape.request_id
+        self._late.placed(live, now_s)
         live.decisions.append(decision)
         node = self._table.nodes[decision.node_id]
         held = self._placer.held(live, node, decision)

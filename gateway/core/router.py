@@ -15,6 +15,7 @@ from typing import Any
 from gateway.core import events as ev
 from gateway.core.candidates import NodeTable
 from gateway.core.explanation import Explanation
+from gateway.core.late_binding import HoldingStatus, LateBinding
 from gateway.core.ledger import Ledger
 from gateway.core.lifecycle import State, Trigger
 from gateway.core.live import LiveRequest
@@ -44,9 +45,12 @@ class Router:
         self._table = NodeTable()
         self._placer = Placer(self._table, config)
         self._policy = self._placer.policy(config.policy)
-        self._ledger = Ledger(config.explain_keep)
+        self._ledger = Ledger(config.explain_keep, config.hold)
+        self._late = LateBinding(config.hold, self._ledger, self._placer.rng)
         self._budget = RetryBudget(share=config.retry_share, burst=config.retry_burst)
-        self._placing = Placing(self._ledger, self._table, self._placer, forecast_timeout_s=config.forecast_timeout_s)
+        self._placing = Placing(
+            self._ledger, self._table, self._placer, self._late, forecast_timeout_s=config.forecast_timeout_s
+        )
         self._handlers: dict[type[ev.Event], Callable[[Any, float], None]] = {
             ev.Arrived: self._on_arrived,
             ev.NodeJoined: self._on_node_joined,
@@ -94,6 +98,10 @@ class Router:
     def nodes(self) -> list[NodeStatus]:
         """All nodes, in the order in which they joined."""
         return [node.status() for node in self._table.nodes.values()]
+
+    def holding(self) -> HoldingStatus:
+        """The queue of requests that no node can take yet."""
+        return self._late.status()
 
     def models(self) -> list[str]:
         """All models that nodes serve, sorted."""
@@ -159,6 +167,9 @@ class Router:
             self._abort_and_end(live, Trigger.CLIENT_ENDED, event.outcome, event.detail, now_s)
 
     def _on_timer_fired(self, event: ev.TimerFired, now_s: float) -> None:
+        if self._late.is_tick(event.timer_id):
+            self._late.tick(now_s, self._placing.place)
+            return
         live = self._ledger.timers.pop(event.timer_id, None)
         if live is None:
             return
@@ -215,6 +226,7 @@ class Router:
 
     def _on_node_joined(self, event: ev.NodeJoined, now_s: float) -> None:
         self._table.join(event.node_id, event.config, event.profile)
+        self._ledger.freed = True
 
     def _on_node_lost(self, event: ev.NodeLost, now_s: float) -> None:
         node = self._table.nodes.get(event.node_id)
@@ -237,6 +249,7 @@ class Router:
     def _on_drain_asked(self, event: ev.DrainAsked, now_s: float) -> None:
         if event.node_id in self._table.nodes:
             self._table.drain(event.node_id, not event.undo)
+            self._ledger.freed = True
 
     def _on_policy_set(self, event: ev.PolicySet, now_s: float) -> None:
         self._policy = self._placer.policy(event.policy)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from gateway.core.holding import HoldConfig
+
 
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a router decides."""
@@ -31,6 +33,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A busy node silent for longer is unknown to policies that score its load."""
     fallback: str = "least_requests"
     """Policy that steps in when the chosen one can price no node. Must not need forecasts."""
+    hold: HoldConfig = HoldConfig()
+    """Late binding."""
     explain_keep: int = 10_000
     """Ended requests that can still be explained."""
 

@@ -7,21 +7,29 @@ say: it knows the nodes.
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Sequence
 
 import grpc
 import msgspec
 
-from gateway.core.events import RequestShape, Slo
+from gateway.core.events import Continuation, RequestShape, Resume, Slo
 from gateway.core.policies.registry import PolicyError, canonical_name
-from length_model.belief import DEFAULT_PRIOR, truncated
+from gateway.lengths import Expected, expected_without_model
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import LengthBelief
 
 MAX_ID_CHARS = 128
+_ATTEMPT = re.compile(r"~\d+$")
+_RESUME: dict[int, Resume] = {
+    pb.RESUME_UNSPECIFIED: "exact",
+    pb.RESUME_EXACT: "exact",
+    pb.RESUME_BEST_EFFORT: "best_effort",
+    pb.RESUME_OFF: "off",
+}
 MAX_BELIEF_ATOMS = 256
 MAX_TEXT_CHARS_INLINE = 16_384
 """Longer texts are tokenized in a thread: beyond this the event loop would stand still for milliseconds."""
@@ -53,7 +61,23 @@ def request_id_of(given: str, metadata: Sequence[tuple[str, str | bytes]]) -> st
         return f"r-{secrets.token_hex(8)}"
     if len(request_id) > MAX_ID_CHARS or not request_id.isascii() or not request_id.isprintable():
         raise invalid(f"request_id must be at most {MAX_ID_CHARS} printable ASCII characters; shorten or omit it")
+    if _ATTEMPT.search(request_id):
+        raise invalid(f"request_id {request_id!r} ends like the name of a second attempt; leave out ~ and the number")
     return request_id
+
+
+def resume_of(value: int) -> Resume:
+    """What a `Resume` of the wire means. Raises Refused for a number that this version does not know."""
+    try:
+        return _RESUME[value]
+    except KeyError:
+        raise invalid(f"resume is {value}; give RESUME_EXACT, RESUME_BEST_EFFORT or RESUME_OFF") from None
+
+
+def continuation_of(sampling: types_pb.SamplingParams) -> Continuation:
+    """How well another node could go on with an answer that is drawn like this."""
+    is_greedy = sampling.HasField("temperature") and sampling.temperature == 0
+    return "approximate" if sampling.HasField("seed") and not is_greedy else "exact"
 
 
 def policy_of(name: str) -> str:
@@ -83,6 +107,11 @@ def check_sampling(sampling: types_pb.SamplingParams) -> None:
         )
 
 
+def runs_to_limit(sampling: types_pb.SamplingParams) -> bool:
+    """Whether nothing but its limit ends the answer."""
+    return sampling.ignore_eos and not sampling.stop and not sampling.stop_token_ids
+
+
 def slo_of(slo: pb.Slo, call_deadline_s: float | None) -> Slo:
     """The client's service levels; the call's own deadline counts too. Raises Refused."""
     for name in ("ttft_s", "tpot_s", "deadline_s"):
@@ -97,19 +126,18 @@ def slo_of(slo: pb.Slo, call_deadline_s: float | None) -> Slo:
     )
 
 
-def belief_of(belief: types_pb.LengthBelief, max_output_tokens: int) -> LengthBelief:
-    """The client's belief, else the prior, under the answer's limit. Raises Refused."""
+def said_belief(belief: types_pb.LengthBelief) -> LengthBelief | None:
+    """The client's belief; None when it has none. Raises Refused."""
     if len(belief.atoms_tokens) > MAX_BELIEF_ATOMS:
         raise invalid(f"belief has {len(belief.atoms_tokens)} atoms; send at most {MAX_BELIEF_ATOMS} quantiles")
     try:
-        said = codec.belief_from_wire(belief)
+        return codec.belief_from_wire(belief)
     except ValueError as bad:
         raise invalid(f"belief: {bad}") from None
-    return truncated(said or DEFAULT_PRIOR, max_output_tokens)
 
 
 def generate_shape(
-    request: pb.GenerateRequest, *, request_id: str, sizes: Sizes, call_deadline_s: float | None
+    request: pb.GenerateRequest, *, request_id: str, sizes: Sizes, expected: Expected, call_deadline_s: float | None
 ) -> RequestShape:
     """Raises Refused."""
     return RequestShape(
@@ -117,11 +145,14 @@ def generate_shape(
         model=request.model,
         prompt_tokens=sizes.prompt_tokens,
         max_output_tokens=sizes.max_output_tokens,
-        belief=belief_of(request.belief, sizes.max_output_tokens),
+        belief=expected.belief,
+        belief_source=expected.source,
         priority=request.priority,
         session=request.session,
         slo=slo_of(request.slo, call_deadline_s),
         policy=policy_of(request.policy),
+        resume=resume_of(request.resume),
+        continuation=continuation_of(request.sampling),
     )
 
 
@@ -131,12 +162,14 @@ def place_shape(request: pb.PlaceRequest, *, request_id: str) -> RequestShape:
         raise invalid("prompt_tokens must be >= 1")
     if request.max_output_tokens < 1:
         raise invalid("max_output_tokens must be >= 1")
+    expected = expected_without_model(said_belief(request.belief), request.max_output_tokens)
     return RequestShape(
         request_id=request_id,
         model=request.model,
         prompt_tokens=request.prompt_tokens,
         max_output_tokens=request.max_output_tokens,
-        belief=belief_of(request.belief, request.max_output_tokens),
+        belief=expected.belief,
+        belief_source=expected.source,
         priority=request.priority,
         policy=policy_of(request.policy),
         place_only=True,

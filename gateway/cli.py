@@ -47,6 +47,12 @@ Example: everything from a file, read again (nodes, policy) on SIGHUP.
 )
 @click.option("--tokenizer", metavar="NAME", help="Text to token ids: auto, qwen2, bytes. [default: auto]")
 @click.option(
+    "--lengths",
+    metavar="NAME|FILE",
+    help="Length model for requests that bring no belief: hashed, histogram, none, or a file. [default: hashed]",
+)
+@click.option("--lengths-deadline-ms", type=float, metavar="MS", help="How long to wait for it. [default: 20]")
+@click.option(
     "--max-buffered-tokens", type=int, metavar="N", help="Tokens that may wait for a slow client. [default: 16384]"
 )
 @click.option("--keepalive-s", type=float, metavar="S", help="Pause between probes of a silent node. [default: 2]")

@@ -54,6 +54,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds after which a node's state is no longer believed."""
     tokenizer: str = "auto"
     """Turns text into token ids and back; auto: qwen2 when installed, else bytes."""
+    lengths: str = "hashed"
+    """What believes in answer lengths where clients say nothing: a length model by name (hashed, histogram) or by the
+    path of its file; none: the same prior for every request."""
+    lengths_deadline_ms: Positive = 20.0
+    """Milliseconds to wait for that belief; later ones give way to the prior."""
     max_buffered_tokens: Annotated[int, msgspec.Meta(ge=1)] = 16384
     """Tokens that may wait for one slow client before its request is ended."""
     keepalive_s: Annotated[float, msgspec.Meta(ge=0.1)] = 2.0

@@ -15,6 +15,7 @@ from gateway.admission import Refused, Sizes, invalid
 from gateway.client_stream import ClientStream
 from gateway.core.events import DrainAsked, PolicySet
 from gateway.core.outcomes import CODES, COMPLETE
+from gateway.lengths import LengthDesk, Question
 from gateway.node_table import NodeTable
 from gateway.pump import Pump
 from protos import codec
@@ -34,10 +35,11 @@ LEAST_WATCH_S = 0.05
 class DispatchApi(DispatchServicer):
     """One instance serves all calls of a gateway."""
 
-    def __init__(self, *, pump: Pump, nodes: NodeTable, tokenizer: Tokenizer) -> None:
+    def __init__(self, *, pump: Pump, nodes: NodeTable, tokenizer: Tokenizer, lengths: LengthDesk) -> None:
         self._pump = pump
         self._nodes = nodes
         self._tokenizer = tokenizer
+        self._lengths = lengths
         self._keys: dict[str, str] = {}
         """Idempotency keys of live requests, with the request's id."""
         self._closing = asyncio.Event()
@@ -68,15 +70,21 @@ class DispatchApi(DispatchServicer):
         admission.check_sampling(request.sampling)
         prompt = await self._prompt(request)
         sizes = Sizes(len(prompt), self._limit(request, len(prompt)))
+        expected = await self._lengths.expect(
+            Question(text=request.text, token_ids=prompt, model=request.model),
+            said=admission.said_belief(request.belief),
+            max_tokens=sizes.max_output_tokens,
+            runs_to_limit=admission.runs_to_limit(request.sampling),
+        )
         shape = admission.generate_shape(
-            request, request_id=request_id, sizes=sizes, call_deadline_s=context.time_remaining()
+            request, request_id=request_id, sizes=sizes, expected=expected, call_deadline_s=context.time_remaining()
         )
         # No await from here on: whoever comes first with an id or a key has it.
         self._check_new(request_id, request.idempotency_key)
         if request.idempotency_key:
             self._keys[request.idempotency_key] = request_id
         request.sampling.max_tokens = shape.max_output_tokens
-        stream = ClientStream(shape, prompt_token_ids=prompt, sampling=request.sampling)
+        stream = ClientStream(shape, prompt_token_ids=prompt, sampling=request.sampling, forecast=expected.forecast)
         self._pump.submit(stream)
         return stream
 
@@ -178,7 +186,12 @@ class DispatchApi(DispatchServicer):
             e2e_s=explanation.e2e_s,
             usage=types_pb.Usage(prompt_tokens=explanation.prompt_tokens, output_tokens=explanation.output_tokens),
         )
-        return pb.Explanation(decisions=[codec.decision_to_wire(d) for d in explanation.decisions], actual=actual)
+        return pb.Explanation(
+            decisions=[codec.decision_to_wire(d) for d in explanation.decisions],
+            actual=actual,
+            belief=codec.belief_to_wire(explanation.belief) if explanation.belief is not None else None,
+            belief_source=explanation.belief_source,
+        )
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.NodeList:
         return self._nodes.wire()

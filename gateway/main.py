@@ -26,9 +26,12 @@ from gateway.config import GatewayConfig
 from gateway.core.events import AnyEvent, PolicySet
 from gateway.core.router import Router
 from gateway.grpc_api import DispatchApi
+from gateway.lengths import LengthDesk, load_lengths
 from gateway.node_table import NodeTable
 from gateway.pump import Pump
 from gateway.recorder import FileRecorder
+from length_model.artifact import ArtifactError
+from length_model.online import OnlineLengths
 from protos.process import ConfigError, log_json_lines, parse_address
 from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
 from simcore.types import Outcome
@@ -81,7 +84,11 @@ class Gateway:
             gateway_id=config.gateway_id or f"{socket.gethostname()}:{os.getpid()}",
             changed=self._nodes_changed,
         )
-        self.api = DispatchApi(pump=self.pump, nodes=self.nodes, tokenizer=_tokenizer(config.tokenizer))
+        tokenizer = _tokenizer(config.tokenizer)
+        self.lengths = LengthDesk(
+            _lengths(config.lengths), deadline_s=config.lengths_deadline_ms / 1000, decode=tokenizer.decode
+        )
+        self.api = DispatchApi(pump=self.pump, nodes=self.nodes, tokenizer=tokenizer, lengths=self.lengths)
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._stopping = False
@@ -130,6 +137,7 @@ class Gateway:
                 self.pump.expel(stream, Outcome.NO_NODE, "the gateway has shut down; send the request to another one")
         await self._server.stop(CLOSE_GRACE_S)
         await self.nodes.close()
+        await self.lengths.close()
         if self._recorder is not None:
             self._recorder.close()
         log.info("gateway has stopped")
@@ -149,6 +157,7 @@ class Gateway:
 
     def _finished(self, stream: ClientStream) -> None:
         logs.request_finished(stream)
+        self.lengths.ended(stream)
         self.nodes.request_ended()
         if not self.pump.streams:
             self._idle.set()
@@ -199,6 +208,14 @@ def _tokenizer(name: str) -> Tokenizer:
         return load_tokenizer(default_tokenizer() if name == "auto" else name)
     except TokenizerError as bad:
         raise ConfigError(f"key 'tokenizer': {bad}") from None
+
+
+def _lengths(name: str) -> OnlineLengths | None:
+    """Raises ConfigError."""
+    try:
+        return load_lengths(name)
+    except ArtifactError as bad:
+        raise ConfigError(f"key 'lengths': {bad}") from None
 
 
 def _timers(loop: asyncio.AbstractEventLoop) -> Callable[[float, Callable[[], None]], object]:

@@ -77,8 +77,7 @@ class OnlineLengths:
         except Exception as error:
             if len(queries) > 1:
                 return [f for q, m in zip(queries, limits, strict=True) for f in self.forecast_batch([q], [m])]
-            self._note_failure(error)
-            return [LengthForecast(belief=self.prior_for(limits[0]), key=key_of(queries[0]))]
+            return [self.failed(error, limits[0], key_of(queries[0]))]
         with self._lock:
             self.counters.predictions += len(queries)
         return found
@@ -106,11 +105,13 @@ class OnlineLengths:
         with self._lock:
             self.counters.late += count
 
-    def _note_failure(self, error: Exception) -> None:
+    def failed(self, error: Exception, max_tokens: int | None, key: Key = ("", "")) -> LengthForecast:
+        """What stands in for a prediction that failed, counted."""
         with self._lock:
             self.counters.predictions += 1
             self.counters.failed += 1
             self.last_error = f"{type(error).__name__}: {error}"
+        return LengthForecast(belief=self.prior_for(max_tokens), key=key)
 
     def observe(self, forecast: LengthForecast, output_tokens: int, *, censored: bool) -> None:
         """Learns from one answer. `censored`: it was cut (limit, abort), so that its length is at least that."""

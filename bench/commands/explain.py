@@ -40,6 +40,7 @@ def explain(request_id: str, gateway: str, as_json: bool) -> None:
     console = Console()
     for decision in explanation.decisions:
         _print_decision(console, decision)
+    _print_belief(console, explanation)
     _print_actual(console, explanation.actual)
 
 
@@ -86,6 +87,19 @@ def _print_decision(console: Console, decision: pb.Decision) -> None:
         )
     console.print(table)
     console.print(decision.reason, highlight=False)
+
+
+def _print_belief(console: Console, explanation: pb.Explanation) -> None:
+    from protos import codec
+
+    belief = codec.belief_from_wire(explanation.belief)
+    if belief is None:
+        return
+    said = f"{belief.quantile_tokens(0.5)} tokens"
+    if len(belief.atoms_tokens) > 1:
+        said = f"p50 {said}, p90 {belief.quantile_tokens(0.9)}, mean {belief.mean_tokens:.0f}"
+    source = f" ({explanation.belief_source})" if explanation.belief_source else ""
+    console.print(f"what was believed of the answer's length: {said}{source}", highlight=False)
 
 
 def _print_actual(console: Console, actual: pb.Actual) -> None:

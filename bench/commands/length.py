@@ -191,7 +191,7 @@ def train(kind: Any, samples: Path, encoder: str, settings: tuple[str, ...], out
                 progress=lambda what, share: bar.update(task, description=what, completed=share),
             )
     if as_json:
-        click.echo(msgspec.json.encode(msgspec.to_builtins(done, builtin_types=()), enc_hook=str))
+        click.echo(msgspec.json.encode(done, enc_hook=str))
         return
     click.echo(
         f"{kind}: {done.trained_on:,} samples, recalibrated on {done.calibrated_on:,}; "

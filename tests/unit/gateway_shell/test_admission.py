@@ -8,7 +8,8 @@ import pytest
 from gateway import admission
 from gateway.admission import MAX_BELIEF_ATOMS, Refused, Sizes
 from gateway.core.events import Slo
-from length_model.belief import DEFAULT_PRIOR
+from gateway.lengths import Expected
+from length_model.belief import DEFAULT_PRIOR, truncated
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import LengthBelief
@@ -77,24 +78,43 @@ def test_service_levels_are_numbers_of_seconds(value: float) -> None:
         admission.slo_of(pb.Slo(ttft_s=value), None)
 
 
-def test_a_belief_is_the_clients_or_the_prior_under_the_answers_limit() -> None:
+def test_a_client_may_bring_a_belief() -> None:
     said = types_pb.LengthBelief(atoms_tokens=[5, 50, 500])
-    assert admission.belief_of(said, 100) == LengthBelief((5, 50, 100))
-    assert admission.belief_of(types_pb.LengthBelief(), 10_000) == DEFAULT_PRIOR
-    assert admission.belief_of(types_pb.LengthBelief(), 1) == LengthBelief((1,) * len(DEFAULT_PRIOR.atoms_tokens))
+    assert admission.said_belief(said) == LengthBelief((5, 50, 500))
+    assert admission.said_belief(types_pb.LengthBelief()) is None
+
+
+def test_a_decision_without_a_text_rests_on_the_clients_belief_or_the_prior_under_its_limit() -> None:
+    request = pb.PlaceRequest(prompt_tokens=5, max_output_tokens=100)
+    shape = admission.place_shape(request, request_id="r")
+    assert (shape.belief, shape.belief_source) == (truncated(DEFAULT_PRIOR, 100), "prior")
+    request.belief.atoms_tokens.extend([5, 50, 500])
+    shape = admission.place_shape(request, request_id="r")
+    assert (shape.belief, shape.belief_source) == (LengthBelief((5, 50, 100)), "client")
+
+
+def test_only_what_nothing_can_end_runs_to_its_limit() -> None:
+    assert admission.runs_to_limit(types_pb.SamplingParams(ignore_eos=True, max_tokens=5))
+    assert not admission.runs_to_limit(types_pb.SamplingParams(max_tokens=5))
+    assert not admission.runs_to_limit(types_pb.SamplingParams(ignore_eos=True, stop_token_ids=[7]))
+    assert not admission.runs_to_limit(types_pb.SamplingParams(ignore_eos=True, stop=["."]))
 
 
 @pytest.mark.parametrize("atoms", [[3, 2], [0, 1], [1] * (MAX_BELIEF_ATOMS + 1)])
 def test_beliefs_that_are_none(atoms: list[int]) -> None:
     with pytest.raises(Refused, match="belief"):
-        admission.belief_of(types_pb.LengthBelief(atoms_tokens=atoms), 100)
+        admission.said_belief(types_pb.LengthBelief(atoms_tokens=atoms))
 
 
 def test_a_shape_carries_all_that_the_router_needs() -> None:
     request = pb.GenerateRequest(
         model="m", priority=-2, session="s", policy="random", slo=pb.Slo(deadline_s=4), text="never looked at"
     )
-    shape = admission.generate_shape(request, request_id="r", sizes=Sizes(7, 9), call_deadline_s=None)
+    expected = Expected(belief=LengthBelief((4,)), source="hashed")
+    shape = admission.generate_shape(
+        request, request_id="r", sizes=Sizes(7, 9), expected=expected, call_deadline_s=None
+    )
+    assert (shape.belief, shape.belief_source) == (LengthBelief((4,)), "hashed")
     assert (shape.model, shape.priority, shape.session, shape.policy) == ("m", -2, "s", "random")
     assert (shape.prompt_tokens, shape.max_output_tokens, shape.slo.deadline_s) == (7, 9, 4)
     assert not shape.place_only

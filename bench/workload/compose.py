@@ -77,6 +77,8 @@ def _items(rows: Sequence[DataRow], times_s: NDArray[np.float64]) -> list[Worklo
             predicted_output_tokens=row.predicted_output_tokens,
             predicted_atoms_tokens=row.predicted_atoms_tokens,
             session=row.session,
+            prefix_ids=row.prefix_ids,
+            prefix_block_tokens=row.prefix_block_tokens,
         )
         for index, (row, at_s) in enumerate(zip(rows, times_s, strict=True))
     ]

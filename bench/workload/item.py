@@ -28,6 +28,10 @@ class DataRow(msgspec.Struct, frozen=True, kw_only=True):
     session: str = ""
     arrival_s: float | None = None
     """Seconds since the data set's own beginning; None when it has no arrivals."""
+    prefix_ids: tuple[int, ...] = ()
+    """Names of the prompt's leading blocks of `prefix_block_tokens`, each for everything up to its end: prompts that
+    begin with the same names begin with the same text. Empty when the data set does not say."""
+    prefix_block_tokens: int = 0
 
 
 class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +49,9 @@ class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True):
     """As in `DataRow`; goes before `predicted_output_tokens`."""
     session: str = ""
     priority: int = 0
+    prefix_ids: tuple[int, ...] = ()
+    """As in `DataRow`, with `prefix_block_tokens`."""
+    prefix_block_tokens: int = 0
 
 
 def belief_of(item: WorkloadItem, lengths: LengthKnowledge) -> LengthBelief | None:

@@ -22,7 +22,6 @@ from gateway.core.events import ForecastArrived, LoadNoted
 from gateway.outbox import Outbox
 from gateway.pump import Pump
 from protos import codec
-from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
@@ -121,15 +120,7 @@ class NodeLink:
     # --- NodePort -----------------------------------------------------------------------------------------------------
 
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None:
-        shape = stream.shape
-        request = engine_pb.EngineGenerateRequest(
-            request_id=shape.request_id,
-            prompt_token_ids=stream.prompt_token_ids,
-            sampling=stream.sampling,
-            priority=shape.priority,
-            belief=codec.belief_to_wire(shape.belief),
-        )
-        self._outbox.dispatch(pb.Dispatched(dispatch_seq=dispatch_seq, request=request))
+        self._outbox.dispatch(pb.Dispatched(dispatch_seq=dispatch_seq, request=stream.engine_request()))
         self._wake.set()
         self._check_stall()
 
@@ -138,8 +129,8 @@ class NodeLink:
         self._wake.set()
         self._check_stall()
 
-    def abort(self, request_id: str) -> None:
-        self._outbox.abort(request_id)
+    def abort(self, wire_id: str) -> None:
+        self._outbox.abort(wire_id)
         self._wake.set()
 
     def reserve(self, candidate: Candidate) -> None:

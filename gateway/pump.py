@@ -30,6 +30,7 @@ from gateway.core.events import (
     TimerFired,
     TokensSeen,
 )
+from gateway.core.resume import attempt_id
 from gateway.core.router import Router
 from protos import codec
 from protos.v1 import astrolabe_types_pb2 as pb
@@ -43,7 +44,7 @@ class NodePort(Protocol):
 
     def ask(self, ask_id: int, candidate: pb.Candidate) -> None: ...
 
-    def abort(self, request_id: str) -> None: ...
+    def abort(self, wire_id: str) -> None: ...
 
     def reserve(self, candidate: Candidate) -> None:
         """Announces a request that somebody else will send."""
@@ -74,6 +75,8 @@ class Pump:
         self.router = router
         self.streams: dict[str, ClientStream] = {}
         """Live requests by id."""
+        self._sent: dict[str, ClientStream] = {}
+        """Those that a node has, by the name of the attempt."""
         self.ports: dict[str, NodePort] = {}
         """Live sessions by node id."""
         self._clock = clock
@@ -165,19 +168,22 @@ class Pump:
     def part(
         self,
         node_id: str,
-        request_id: str,
+        wire_id: str,
         token_ids: Sequence[int],
         *,
         outcome: Outcome | None = None,
         usage: pb.Usage | None = None,
         detail: str = "",
     ) -> None:
-        """New tokens or the end of one request, as a node tells them. Tokens of requests that are no longer live, or
-        live elsewhere, go no further."""
-        stream = self.streams.get(request_id)
-        if stream is not None and stream.node_id == node_id and token_ids:
+        """New tokens or the end of one attempt, by its name on the wire, as a node tells them. Words of attempts that
+        are over go no further."""
+        stream = self._sent.get(wire_id)
+        if stream is None or stream.node_id != node_id:
+            return
+        request_id, attempt = stream.shape.request_id, stream.attempt
+        if token_ids:
             kept = stream.put(token_ids, self._clock())
-            self.post(TokensSeen(request_id=request_id, node_id=node_id, tokens=kept))
+            self.post(TokensSeen(request_id=request_id, node_id=node_id, tokens=kept, attempt=attempt))
             if stream.stopped:
                 self.expel(stream, Outcome.STOP, "")
             elif len(stream.pending) > self._max_buffered_tokens:
@@ -188,9 +194,11 @@ class Pump:
                     f"{self._max_buffered_tokens}; read faster or raise max_buffered_tokens",
                 )
         if outcome is not None:
-            if stream is not None and stream.node_id == node_id and usage is not None:
+            if usage is not None:
                 stream.usage = usage
-            self.post(StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, detail=detail))
+            self.post(
+                StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, detail=detail, attempt=attempt)
+            )
 
     # --- what the router wants ----------------------------------------------------------------------------------------
 
@@ -211,12 +219,13 @@ class Pump:
             case Abort():
                 port = self.ports.get(action.node_id)
                 if port is not None:
-                    port.abort(action.request_id)
+                    port.abort(attempt_id(action.request_id, action.attempt))
             case Finish():
                 self._end(self.streams.pop(action.request_id, None), action.outcome, action.detail, now_s)
 
     def _end(self, stream: ClientStream | None, outcome: Outcome, detail: str, now_s: float) -> None:
         if stream is not None:
+            self._sent.pop(stream.wire_id, None)
             stream.end(outcome, detail, now_s)
             self._finished(stream)
 
@@ -228,7 +237,10 @@ class Pump:
 
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]
+        self._sent.pop(stream.wire_id, None)
         stream.placed(action.decision, self._clock())
+        stream.sent(action.attempt, action.resumed)
+        self._sent[stream.wire_id] = stream
         port = self.ports.get(action.node_id)
         if port is not None:
             port.dispatch(action.dispatch_seq, stream)
@@ -239,6 +251,7 @@ class Pump:
                 node_id=action.node_id,
                 outcome=Outcome.NODE_LOST,
                 detail=f"the session with {action.node_id} was gone at dispatch",
+                attempt=action.attempt,
             )
         )
 

@@ -66,6 +66,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     async_scheduling: bool = False
     engine: str = "emulated"
     engine_version: str = ""
+    prefix_cache_traced: bool = False
+    """Whether the trace tells what the prefix cache holds, so that forecasts know what a prompt finds there."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -148,6 +148,7 @@ class EngineConfig(google.protobuf.message.Message):
     ASYNC_SCHEDULING_FIELD_NUMBER: builtins.int
     ENGINE_FIELD_NUMBER: builtins.int
     ENGINE_VERSION_FIELD_NUMBER: builtins.int
+    PREFIX_CACHE_TRACED_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name as clients say it."""
     max_num_seqs: builtins.int
@@ -172,6 +173,8 @@ class EngineConfig(google.protobuf.message.Message):
     """Engine dialect: "emulated", "vllm", ..."""
     engine_version: builtins.str
     """Version the engine reports; empty if it has none."""
+    prefix_cache_traced: builtins.bool
+    """Whether the node knows what the prefix cache holds, so that Candidate.block_hashes are of use to it."""
     def __init__(
         self,
         *,
@@ -187,8 +190,9 @@ class EngineConfig(google.protobuf.message.Message):
         async_scheduling: builtins.bool = ...,
         engine: builtins.str = ...,
         engine_version: builtins.str = ...,
+        prefix_cache_traced: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "scheduling_policy", b"scheduling_policy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy"]) -> None: ...
 
 Global___EngineConfig: typing_extensions.TypeAlias = EngineConfig
 
@@ -539,6 +543,7 @@ class SamplingParams(google.protobuf.message.Message):
     STOP_FIELD_NUMBER: builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: builtins.int
     IGNORE_EOS_FIELD_NUMBER: builtins.int
+    EMULATED_OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
     """Limit on the answer, in tokens; >= 1. Absent: what the model's context leaves."""
     temperature: builtins.float
@@ -551,6 +556,10 @@ class SamplingParams(google.protobuf.message.Message):
     """Seed of the draw."""
     ignore_eos: builtins.bool
     """Go on past the end-of-sequence token until max_tokens."""
+    emulated_output_tokens: builtins.int
+    """Experiments on emulated engines: the answer ends by itself after so many tokens (>= 1), which nobody but the engine
+    may look at. Other engines refuse it. 0: as the engine has it.
+    """
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Stop when one of these appears in the text."""
@@ -570,9 +579,10 @@ class SamplingParams(google.protobuf.message.Message):
         stop: collections.abc.Iterable[builtins.str] | None = ...,
         stop_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         ignore_eos: builtins.bool = ...,
+        emulated_output_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "emulated_output_tokens", b"emulated_output_tokens", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_tokens", b"_max_tokens"]) -> typing.Literal["max_tokens"] | None: ...
     @typing.overload

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 CHANNEL_OPTIONS = [("grpc.max_receive_message_length", 64 * 2**20), ("grpc.use_local_subchannel_pool", 1)]
 
+DEFAULT_LIMIT_TOKENS = 2048
+"""Limit of answers whose length is not told, if none of the run is longer."""
+
 DECISION_KEY = "x-astrolabe-decision-s"
 """Initial metadata: seconds from arrival at the gateway to the placement, on the wall clock."""
 OUTCOME_KEY = "x-astrolabe-outcome"
@@ -51,7 +54,9 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Prefix of the request ids on the gateway, so that two runs there cannot be mixed up."""
     lengths: LengthKnowledge = "known"
     natural_length: bool = False
-    """Let the model end its answers; else the engine runs to the data set's length (`ignore_eos`, as the seed does)."""
+    """Let the model end its answers. Else they have the data set's length: with `known` lengths the engine runs to a
+    limit of just so many tokens (`ignore_eos`, as the seed does); otherwise an emulated engine is told the length apart
+    from the limit, which is the same for all, because a limit that is the length would give it away."""
     model: str = ""
     seed: int = 0
     vocab_size: int = 256
@@ -72,13 +77,21 @@ class Progress(msgspec.Struct):
     tokens: int = 0
 
 
-def request_message(item: WorkloadItem, plan: ReplayPlan, index: int) -> pb.GenerateRequest:
-    """The wire form of one item."""
+def common_limit_tokens(items: Sequence[WorkloadItem]) -> int:
+    """The limit that all answers of a run carry when their lengths are not told."""
+    return max(DEFAULT_LIMIT_TOKENS, *(item.output_tokens for item in items))
+
+
+def request_message(item: WorkloadItem, plan: ReplayPlan, index: int, *, limit_tokens: int) -> pb.GenerateRequest:
+    """The wire form of one item; `limit_tokens` is the common limit."""
     belief = belief_of(item, plan.lengths)
     sampling = types_pb.SamplingParams(temperature=0.0)
-    if not plan.natural_length:
+    if not plan.natural_length and plan.lengths == "known":
         sampling.ignore_eos = True
         sampling.max_tokens = item.output_tokens
+    elif not plan.natural_length:
+        sampling.max_tokens = limit_tokens
+        sampling.emulated_output_tokens = item.output_tokens
     message = pb.GenerateRequest(
         request_id=f"{plan.run_id}-{item.request_id}",
         model=plan.model,
@@ -105,7 +118,8 @@ async def replay(
     """
     stub: DispatchAsyncStub = DispatchStub(channel)
     # Messages are made before the clock starts: sending must cost as little as it can.
-    messages = [request_message(item, plan, index) for index, item in enumerate(plan.items)]
+    limit_tokens = common_limit_tokens(plan.items)
+    messages = [request_message(item, plan, i, limit_tokens=limit_tokens) for i, item in enumerate(plan.items)]
     count = progress if progress is not None else Progress()
     start_s = time.perf_counter()
     tasks: list[asyncio.Task[RequestResult]] = []

@@ -38,6 +38,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    emulated_output_tokens: int = 0
+    """Tokens after which the answer ends by itself; 0: as the engine has it. For engines with `settable_length`."""
     priority: int = 0
 
 
@@ -83,6 +85,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """False: only aggregates are known and forecasts are `approximate`."""
     exact_rules: bool
     """True when the engine's scheduler is one that simcore was proved equal to."""
+    settable_length: bool = False
+    """Whether `EngineRequest.emulated_output_tokens` is obeyed."""
 
 
 class EngineClient(Protocol):

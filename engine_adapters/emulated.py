@@ -77,7 +77,7 @@ class _Watcher:
 class EmulatedEngine:
     """Client and probe in one."""
 
-    capabilities = Capabilities(per_request_trace=True, exact_rules=True)
+    capabilities = Capabilities(per_request_trace=True, exact_rules=True, settable_length=True)
 
     def __init__(self, options: EngineOptions) -> None:
         if options.config is None or options.step_time is None:
@@ -297,7 +297,7 @@ class EmulatedEngine:
             )
         tokens, finish = min(request.max_tokens, room), "length"
         if not request.ignore_eos:
-            natural = natural_length(prompt, self._text_ids)
+            natural = natural_length(prompt, self._text_ids, wanted_tokens=request.emulated_output_tokens)
             if natural <= tokens:
                 tokens, finish = natural, "stop"
         if request.stop or request.stop_token_ids:

@@ -47,8 +47,9 @@ class Answer:
         return token
 
 
-def natural_length(prompt_token_ids: Sequence[int], text_ids: range) -> int:
-    """Tokens (>= 1) until the answer to this prompt ends by itself, drawn from the default prior.
+def natural_length(prompt_token_ids: Sequence[int], text_ids: range, *, wanted_tokens: int = 0) -> int:
+    """Tokens (>= 1) until the answer to this prompt ends by itself, drawn from the default prior; `wanted_tokens` if
+    that is given.
 
     When the prompt ends with k tokens of such an answer, what is left of it.
     """
@@ -59,5 +60,5 @@ def natural_length(prompt_token_ids: Sequence[int], text_ids: range) -> int:
     while origin > 1 and text_ids[mix(hashes[origin - 1]) % len(text_ids)] == prompt_token_ids[origin - 1]:
         origin -= 1
     atoms = DEFAULT_PRIOR.atoms_tokens
-    total = atoms[mix(hashes[origin] ^ _DRAW_LENGTH) % len(atoms)]
+    total = wanted_tokens or atoms[mix(hashes[origin] ^ _DRAW_LENGTH) % len(atoms)]
     return max(1, total - (len(prompt_token_ids) - origin))

@@ -22,7 +22,7 @@ from predictor.core.calibration import Calibration
 from predictor.core.estimator import Estimator, Refused
 from predictor.core.step_learning import Learned
 from simcore.cost.step_time import StepTimeModel
-from simcore.trace import TraceSnapshot
+from simcore.trace import CacheDelta, TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
 
 log = structlog.get_logger("predictor")
@@ -273,6 +273,8 @@ class Node:
             raise RequestRefused("request_id is empty; give each request a name of its own")
         if request_id in self._flights:
             raise RequestRefused(f"request {request_id!r} runs here already; give each request a name of its own")
+        if request.emulated_output_tokens and not self._client.capabilities.settable_length:
+            raise RequestRefused("emulated_output_tokens is for emulated engines; leave it out, or use ignore_eos")
         if self.closing:
             raise EngineError(f"node {self.node_id} is shutting down")
         flight = _Flight(self, request, sink)
@@ -350,6 +352,12 @@ class Node:
                 if isinstance(item, TraceSnapshot):
                     estimator.on_snapshot(item, time.monotonic())
                     first.set()
+                elif isinstance(item, CacheDelta):
+                    if estimator.on_cache(item):
+                        self.resyncs += 1
+                        log.warning("trace of the prefix cache has a gap, reading it anew", got=item.number)
+                        return
+                    continue
                 elif estimator.on_delta(item, time.monotonic()):
                     self.resyncs += 1
                     log.warning("trace has a gap, reading it anew", expected_after=estimator.version, got=item.seq)

@@ -31,6 +31,7 @@ def engine_request(message: engine_pb.EngineGenerateRequest, *, max_model_len_to
         stop=tuple(sampling.stop),
         stop_token_ids=tuple(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
+        emulated_output_tokens=sampling.emulated_output_tokens,
         priority=message.priority,
     )
 

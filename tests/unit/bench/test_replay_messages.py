@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.replay import _OUTCOME_OF_CODE, ReplayPlan, request_message
+from bench.replay import _OUTCOME_OF_CODE, ReplayPlan, common_limit_tokens, request_message
 from bench.replay_run import complaints
 from bench.replay_session import _difference
 from bench.results import RequestResult, Summary, summarise
 from bench.workload.item import WorkloadItem
 from gateway.core.outcomes import CODES
+from protos.v1 import astrolabe_dispatch_pb2 as pb
 from simcore.types import Outcome
 
 TEXT = WorkloadItem(request_id="r1", arrival_s=0.0, prompt_tokens=4, output_tokens=70, prompt="why is it so")
@@ -21,26 +22,40 @@ def plan(**changes: object) -> ReplayPlan:
     return msgspec.structs.replace(ReplayPlan(items=[TEXT, COUNTED], run_id="x", vocab_size=50), **changes)
 
 
-def test_the_engine_is_told_the_true_length_and_the_gateway_what_was_asked_for() -> None:
-    message = request_message(TEXT, plan(lengths="none"), 0)
+def message_of(item: WorkloadItem, index: int = 0, **changes: object) -> pb.GenerateRequest:
+    return request_message(item, plan(**changes), index, limit_tokens=common_limit_tokens([TEXT, COUNTED]))
+
+
+def test_known_lengths_are_the_engines_limit_and_the_gateways_belief() -> None:
+    message = message_of(TEXT, lengths="known")
     assert (message.request_id, message.text) == ("x-r1", "why is it so")
     assert (message.sampling.max_tokens, message.sampling.ignore_eos) == (70, True)
-    assert not message.HasField("belief")
-    assert list(request_message(TEXT, plan(lengths="known"), 0).belief.atoms_tokens) == [70]
-    assert list(request_message(COUNTED, plan(lengths="predicted"), 1).belief.atoms_tokens) == [8]
+    assert list(message.belief.atoms_tokens) == [70]
+    assert message.sampling.emulated_output_tokens == 0
+
+
+@pytest.mark.parametrize("lengths", ["none", "predicted"])
+def test_a_length_that_is_not_told_stands_only_where_the_emulated_engine_looks(lengths: str) -> None:
+    message = message_of(COUNTED, 1, lengths=lengths)
+    assert message.sampling.emulated_output_tokens == 5
+    assert message.sampling.max_tokens == 2048, "the same for all"
+    assert not message.sampling.ignore_eos
+    assert list(message.belief.atoms_tokens) == ([8] if lengths == "predicted" else [])
+    long = msgspec.structs.replace(TEXT, output_tokens=3000)
+    assert common_limit_tokens([TEXT, long, COUNTED]) == 3000
 
 
 def test_natural_length_leaves_the_end_to_the_model() -> None:
-    message = request_message(TEXT, plan(natural_length=True), 0)
+    message = message_of(TEXT, natural_length=True)
     assert not message.sampling.ignore_eos
     assert not message.sampling.HasField("max_tokens")
 
 
 def test_items_without_text_get_made_up_ids_of_their_length() -> None:
-    ids = request_message(COUNTED, plan(), 1).token_ids.ids
+    ids = message_of(COUNTED, 1).token_ids.ids
     assert len(ids) == 9
     assert max(ids) < 50
-    assert ids == request_message(COUNTED, plan(), 1).token_ids.ids
+    assert ids == message_of(COUNTED, 1).token_ids.ids
 
 
 def test_every_status_of_a_failed_call_means_an_outcome() -> None:

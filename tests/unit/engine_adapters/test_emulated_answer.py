@@ -52,3 +52,11 @@ def test_the_hash_can_be_continued() -> None:
     assert rolling([3, 4, 5]) == rolling([5], rolling([3, 4]))
     assert rolling([0]) != rolling([0, 0]) != rolling([])
     assert len({mix(i) % 1000 for i in range(200)}) > 150
+
+
+def test_a_wanted_length_holds_and_counts_what_has_come_already() -> None:
+    prompt = [1, 2, 3]
+    assert natural_length(prompt, TOKENIZERS["bytes"].text_ids, wanted_tokens=40) == 40
+    answer = Answer(prompt, TOKENIZERS["bytes"].text_ids)
+    begun = [answer.next_token() for _ in range(15)]
+    assert natural_length(prompt + begun, TOKENIZERS["bytes"].text_ids, wanted_tokens=40) == 25

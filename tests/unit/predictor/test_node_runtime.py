@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
+from msgspec import structs
 
 from engine_adapters.base import EngineError, EngineOptions, EngineProbe, EngineRequest, RequestRefused
 from engine_adapters.emulated import EmulatedEngine
@@ -174,3 +175,21 @@ async def test_many_questions_leave_the_loop_free_and_are_answered_in_order(rig:
         assert await rig.node.abort(f"r{i}")
     await rig.until(rig.is_idle)
     assert {e.outcome for e in rig.ends.values()} == {Outcome.CANCELLED}
+
+
+async def test_an_emulated_engine_can_be_told_where_an_answer_ends_by_itself(rig: Rig) -> None:
+    prompt = tuple(range(20))
+    ask = EngineRequest(request_id="a", prompt_token_ids=prompt, max_tokens=200, emulated_output_tokens=23)
+    rig.node.dispatch(ask, None, rig._sink)
+    await rig.until(lambda: "a" in rig.ends and rig.is_idle())
+    assert (rig.tokens["a"], rig.ends["a"].outcome) == (23, Outcome.STOP)
+    rig.node.dispatch(structs.replace(ask, request_id="b", max_tokens=10), None, rig._sink)
+    await rig.until(lambda: "b" in rig.ends and rig.is_idle())
+    assert (rig.tokens["b"], rig.ends["b"].outcome) == (10, Outcome.LENGTH)
+
+
+async def test_an_engine_that_cannot_be_told_refuses(rig: Rig) -> None:
+    rig.engine.capabilities = structs.replace(rig.engine.capabilities, settable_length=False)
+    ask = EngineRequest(request_id="a", prompt_token_ids=(1, 2), max_tokens=9, emulated_output_tokens=3)
+    with pytest.raises(RequestRefused, match="emulated engines"):
+        rig.node.dispatch(ask, None, rig._sink)

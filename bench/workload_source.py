@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from bench.datasets import DatasetSpec, Progress, load_dataset
 from bench.workload.arrivals import ArrivalKind, check_rate
-from bench.workload.compose import fitting, generated, recorded
+from bench.workload.compose import fitting, generated, recorded, shaped
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow, WorkloadItem
+from bench.workload.rate_profile import RateStep, day_curve
 from bench.workload.rows import plural
 
 
@@ -16,7 +19,8 @@ class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything but rate and seed. `requests` and `duration_s` bound a run; with both, the shorter one."""
 
     dataset: DatasetSpec
-    arrivals: ArrivalKind = "gamma"
+    arrivals: ArrivalKind | Literal["recorded"] = "gamma"
+    """`recorded`: the data set's own times, made denser or sparser until their mean rate is the one asked for."""
     burstiness: float = 1.0
     """Shape of the gamma gaps: 1 is Poisson, less is burstier."""
     rate_scale: float = 1.0
@@ -24,6 +28,10 @@ class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
     requests: int | None = None
     duration_s: float | None = None
     """Seconds of the run."""
+    rate_steps: tuple[RateStep, ...] = ()
+    """A rate that changes; goes before any other."""
+    day_peak_to_valley: float | None = None
+    """The run is one day, squeezed into `duration_s`, whose rate swings by this factor around the one asked for."""
     shuffle: bool = True
     """Rows in a seeded random order; else in file order."""
 
@@ -62,18 +70,29 @@ class WorkloadSource:
     def workload(self, *, rate_per_s: float | None, seed: int) -> list[WorkloadItem]:
         """The run's requests: at `rate_per_s`, or at the data set's own times when it is None. Raises ValueError."""
         spec = self.spec
-        if rate_per_s is None:
+        if rate_per_s is not None:
+            check_rate(rate_per_s)
+        if steps := self._steps(rate_per_s):
+            items = shaped(
+                self._rows,
+                steps,
+                seed=seed,
+                kind=self._kind(),
+                burstiness=spec.burstiness,
+                shuffle=spec.shuffle,
+            )[: spec.requests]
+        elif rate_per_s is None or spec.arrivals == "recorded":
             if not self.has_arrivals:
                 raise ValueError(f"{self._source} has no arrival times: give a rate in requests per second")
-            items = recorded(self._rows, rate_scale=spec.rate_scale, count=spec.requests)
+            scale = spec.rate_scale if rate_per_s is None else rate_per_s / self._recorded_rate_per_s()
+            items = recorded(self._rows, rate_scale=scale, count=spec.requests)
         elif spec.requests is None and spec.duration_s is None:
             raise ValueError("say how many requests or how many seconds the run shall have")
         else:
-            check_rate(rate_per_s)
             items = generated(
                 self._rows,
                 seed=seed,
-                kind=spec.arrivals,
+                kind=self._kind(),
                 rate_per_s=rate_per_s,
                 burstiness=spec.burstiness,
                 count=spec.requests,
@@ -85,6 +104,24 @@ class WorkloadSource:
         if not items:
             raise ValueError("no request falls into the run: make it longer or raise the rate")
         return items
+
+    def _kind(self) -> ArrivalKind:
+        return "gamma" if self.spec.arrivals == "recorded" else self.spec.arrivals
+
+    def _steps(self, rate_per_s: float | None) -> list[RateStep]:
+        spec = self.spec
+        if spec.day_peak_to_valley is None:
+            return list(spec.rate_steps)
+        if rate_per_s is None or spec.duration_s is None:
+            raise ValueError("a day curve needs a mean rate and a duration")
+        return day_curve(mean_rate_per_s=rate_per_s, peak_to_valley=spec.day_peak_to_valley, day_s=spec.duration_s)
+
+    def _recorded_rate_per_s(self) -> float:
+        times = [row.arrival_s for row in self._rows if row.arrival_s is not None]
+        span_s = max(times) - min(times)
+        if span_s <= 0:
+            raise ValueError(f"all requests of {self._source} come at one moment: they have no rate to scale")
+        return (len(times) - 1) / span_s
 
 
 def load_source(spec: WorkloadSpec, *, progress: Progress | None = None) -> WorkloadSource:

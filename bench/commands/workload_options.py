@@ -20,12 +20,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS = (
     click.option(
         "--dataset",
-        type=click.Choice(["sharegpt", "burstgpt", "lengths", "jsonl"]),
+        type=click.Choice(["sharegpt", "burstgpt", "azure", "mooncake", "servegen", "power-law", "lengths", "jsonl"]),
         default="sharegpt",
         show_default=True,
         help="sharegpt: JSON conversations (the installed package, or your file). burstgpt: its CSV, version 1 or 2. "
-        'lengths: CSV num_prefill_tokens,num_decode_tokens. jsonl: {"workload": text} or {"prompt_tokens": n, '
-        '"output_tokens": m} a line.',
+        "azure: LLM inference trace of 2023 or 2024. mooncake: JSON lines with hash_ids. servegen: X_arrivals.csv with "
+        "X_lengths_quantiles.csv beside it. power-law: lengths drawn as Llumnix's, see --shape. "
+        'lengths: CSV num_prefill_tokens,num_decode_tokens[,arrived_at]. jsonl: {"workload": text} or '
+        '{"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to get them.',
     ),
     click.option("--dataset-path", default="", metavar="FILE", help="The data set's file; .gz is undone."),
     click.option(
@@ -41,10 +43,30 @@ OPTIONS = (
     ),
     click.option(
         "--arrivals",
-        type=click.Choice(["gamma", "poisson", "uniform"]),
+        type=click.Choice(["gamma", "poisson", "uniform", "recorded"]),
         default="gamma",
         show_default=True,
-        help="Process that makes the arrivals when a rate is given.",
+        help="Process that makes the arrivals when a rate is given; recorded: the data set's own, scaled to the rate.",
+    ),
+    click.option(
+        "--rate-steps",
+        default="",
+        metavar="RxS,...",
+        help="A rate that changes: 20x1200,30x600 is 20 requests/s for 1200 s, then 30 for 600 s.",
+    ),
+    click.option(
+        "--day-curve",
+        type=click.FloatRange(min=1),
+        default=None,
+        metavar="X",
+        help="One day squeezed into --duration: the rate swings by this factor around --rate (BurstGPT: 11.7).",
+    ),
+    click.option(
+        "--shape",
+        default="medium-medium",
+        show_default=True,
+        metavar="P-A",
+        help="power-law: short, medium or long, of prompts and answers; S-L is short-long.",
     ),
     click.option(
         "--burstiness",
@@ -77,7 +99,8 @@ OPTIONS = (
         type=click.Choice(["known", "none", "predicted"]),
         default="known",
         show_default=True,
-        help="What the router is told of each answer's length: the truth, nothing, the data set's prediction.",
+        help="What the router is told of each answer's length: the truth, nothing (a live gateway then has its own "
+        "length model's belief, see its --lengths), the data set's prediction.",
     ),
     click.option("--in-order", is_flag=True, help="Rows in file order. [default: a seeded random order]"),
 )
@@ -98,9 +121,18 @@ def build_source(
     Without a rate the data set's own arrivals are used, all of them unless the options say how many.
     """
     from bench.datasets import DatasetSpec
+    from bench.workload.rate_profile import parse_steps
     from bench.workload_source import WorkloadSpec, load_source
     from engine_adapters.tokenizer import default_tokenizer
 
+    try:
+        steps = tuple(parse_steps(options["rate_steps"])) if options["rate_steps"] else ()
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--rate-steps") from None
+    if steps and rate_given:
+        raise click.UsageError("--rate-steps says the rate already: leave --rate out")
+    if options["day_curve"] is not None and not (rate_given and options["duration"] is not None):
+        raise click.UsageError("--day-curve needs --rate, its mean, and --duration, its length")
     first_row, max_rows = _row_range(options["rows"])
     requests, duration_s = options["requests"], options["duration"]
     check_positive("--duration", duration_s, "seconds")
@@ -112,22 +144,27 @@ def build_source(
             path=options["dataset_path"],
             tokenizer=options["tokenizer"] or default_tokenizer(),
             start_s=options["start"],
-            duration_s=None if rate_given or duration_s is None else duration_s * options["rate_scale"],
+            duration_s=None if rate_given or steps or duration_s is None else duration_s * options["rate_scale"],
             first_row=first_row,
             max_rows=max_rows,
             default_output_tokens=options["output_tokens"],
+            shape=options["shape"],
         ),
         arrivals=options["arrivals"],
         burstiness=options["burstiness"],
         rate_scale=options["rate_scale"],
         requests=default_requests if rate_given and requests is None and duration_s is None else requests,
         duration_s=duration_s,
+        rate_steps=steps,
+        day_peak_to_valley=options["day_curve"],
         shuffle=not options["in_order"],
     )
     with one_line_errors(), console.status("reading the data set") as status:
         source = load_source(spec, progress=lambda what, share: status.update(f"{what} {share:4.0%}"))
-    if not rate_given and not source.has_arrivals:
+    if not rate_given and not steps and not source.has_arrivals:
         raise click.UsageError("this data set has no arrival times: add --rate, in requests per second")
+    if options["arrivals"] == "recorded" and not source.has_arrivals:
+        raise click.UsageError("this data set has no arrival times: choose another --arrivals")
     return source
 
 

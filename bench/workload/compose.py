@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bench.workload.arrivals import ArrivalKind, arrivals_s, arrivals_until_s, scaled_s
 from bench.workload.item import DataRow, WorkloadItem
+from bench.workload.rate_profile import RateStep, profile_arrivals_s
 
 _ARRIVALS, _ROWS = 1, 2
 
@@ -47,8 +48,23 @@ def generated(
         times = arrivals_s(rng, kind=kind, count=count, rate_per_s=rate_per_s, burstiness=burstiness)
     elif duration_s is not None:
         times = arrivals_until_s(rng, kind=kind, duration_s=duration_s, rate_per_s=rate_per_s, burstiness=burstiness)
-    order = np.random.default_rng((seed, _ROWS)).permutation(len(rows)) if shuffle else np.arange(len(rows))
-    return _items([rows[order[i % len(rows)]] for i in range(len(times))], times)
+    return _items(_chosen(rows, len(times), seed=seed, shuffle=shuffle), times)
+
+
+def shaped(
+    rows: Sequence[DataRow],
+    steps: Sequence[RateStep],
+    *,
+    seed: int,
+    kind: ArrivalKind,
+    burstiness: float = 1.0,
+    shuffle: bool = False,
+) -> list[WorkloadItem]:
+    """Rows at the arrivals of a changing rate; chosen as in `generated`."""
+    if not rows:
+        raise ValueError("a workload needs at least one row")
+    times = profile_arrivals_s(np.random.default_rng((seed, _ARRIVALS)), steps, kind=kind, burstiness=burstiness)
+    return _items(_chosen(rows, len(times), seed=seed, shuffle=shuffle), times)
 
 
 def recorded(rows: Sequence[DataRow], *, rate_scale: float = 1.0, count: int | None = None) -> list[WorkloadItem]:
@@ -64,6 +80,11 @@ def recorded(rows: Sequence[DataRow], *, rate_scale: float = 1.0, count: int | N
     times = np.array([row.arrival_s for row in chosen], dtype=np.float64)
     order = np.argsort(times, kind="stable")
     return _items([chosen[i] for i in order], scaled_s(times[order], rate_scale=rate_scale))
+
+
+def _chosen(rows: Sequence[DataRow], count: int, *, seed: int, shuffle: bool) -> list[DataRow]:
+    order = np.random.default_rng((seed, _ROWS)).permutation(len(rows)) if shuffle else np.arange(len(rows))
+    return [rows[order[i % len(rows)]] for i in range(count)]
 
 
 def _items(rows: Sequence[DataRow], times_s: NDArray[np.float64]) -> list[WorkloadItem]:

@@ -61,7 +61,7 @@ def parse_mooncake(lines: Iterable[str], source: str) -> Parsed:
             continue
         entries.append(line)
     if not entries:
-        raise DatasetError(source, "there are no usable rows", mend=_EXPECTED)
+        raise DatasetError(source, "there are no usable rows" if seen else "the file is empty", mend=_EXPECTED)
     entries.sort(key=lambda entry: entry.timestamp)
     rows = [
         DataRow(

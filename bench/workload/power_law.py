@@ -13,9 +13,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.workload.item import DataRow
+from bench.workload.rows import Parsed, plural
+
 PowerLawName = Literal["short", "medium", "long"]
 POWER_LAW_NAMES: tuple[PowerLawName, ...] = get_args(PowerLawName)
 LONGEST_TOKENS = 6144
+_ROWS = 20_000
+_SEED = 11
 
 
 class PowerLaw(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,3 +61,25 @@ LLUMNIX: dict[PowerLawName, PowerLaw] = {
     "medium": PowerLaw(exponent=0.45, shortest_tokens=7.7),
     "long": PowerLaw(exponent=0.17, shortest_tokens=4.2),
 }
+
+
+def parse_shape(text: str) -> tuple[PowerLawName, PowerLawName]:
+    """`short-long` or `S-L` as (prompt, answer). Raises ValueError."""
+    found = []
+    for part in text.split("-"):
+        names = [name for name in POWER_LAW_NAMES if part and name.startswith(part.lower())]
+        if not names:
+            raise ValueError(f"unknown length `{part}` in `{text}`; there are {', '.join(POWER_LAW_NAMES)}")
+        found.append(names[0])
+    if len(found) != 2:
+        raise ValueError(f"`{text}` must name two lengths, of prompts and of answers")
+    return found[0], found[1]
+
+
+def power_law_rows(shape: tuple[PowerLawName, PowerLawName]) -> Parsed:
+    """20,000 rows, prompt and answer drawn independently; the same ones every time."""
+    rng = np.random.default_rng(_SEED)
+    prompts, outputs = (LLUMNIX[name].draw_tokens(rng, _ROWS).tolist() for name in shape)
+    rows = [DataRow(prompt_tokens=p, output_tokens=o) for p, o in zip(prompts, outputs, strict=True)]
+    notes = [f"power law: {shape[0]} prompts, {shape[1]} answers, {plural(len(rows), 'row')} drawn"]
+    return Parsed(rows=rows, counts={"rows": len(rows)}, notes=notes)

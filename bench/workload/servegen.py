@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.rows import check_width, finite_number, header_of, table_rows, whole_number
+from bench.workload.rows import Parsed, check_width, finite_number, header_of, plural, table_rows, whole_number
 
 WINDOW_S = 600.0
 ARRIVAL_COLUMNS = ("client", "window_start_s", "rate_rps", "cv_iat", "pattern", "param_shape", "param_scale")
+ARRIVALS_SUFFIX, LENGTHS_SUFFIX = "_arrivals.csv", "_lengths_quantiles.csv"
+DRAWN_RATE_PER_S = 10.0
+DRAWN_DURATION_S = 3600.0
+_SEED = 13
 _LENGTH_COLUMNS = ("client", "window_start_s", "field", "mean")
 _FIELDS = ("input_tokens", "output_tokens")
 _SETTLING_GAPS = 10.0
@@ -46,6 +50,36 @@ class LengthQuantiles(msgspec.Struct, frozen=True, kw_only=True):
 
 Lengths = dict[tuple[int, float], LengthQuantiles]
 """By client and start of the window."""
+
+
+def drawn(
+    windows: Sequence[ClientWindow],
+    lengths: Lengths,
+    source: str,
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+) -> Parsed:
+    """Requests drawn from both, the same ones every time, at a mean of 10 requests/s (the recorded services have up to
+    2,000: a run scales them to its own rate). Without `duration_s` one hour.
+
+    Raises:
+        DatasetError: no client has traffic in the slice.
+    """
+    try:
+        rows = draw_requests(
+            np.random.default_rng(_SEED),
+            windows,
+            lengths,
+            start_s=start_s,
+            duration_s=DRAWN_DURATION_S if duration_s is None else duration_s,
+            rate_per_s=DRAWN_RATE_PER_S,
+        )
+    except ValueError as error:
+        raise DatasetError(source, str(error), mend="Choose another start or duration.") from None
+    clients = len({row.session for row in rows})
+    notes = [f"ServeGen: {plural(len(rows), 'request')} of {plural(clients, 'client')} drawn from their statistics"]
+    return Parsed(rows=rows, counts={"rows": len(rows), "clients": clients}, notes=notes)
 
 
 def parse_arrivals(lines: Iterable[str], source: str) -> list[ClientWindow]:

@@ -12,6 +12,8 @@ import pytest
 from bench import datasets
 from bench.datasets import DatasetName, DatasetSpec, load_dataset
 from bench.workload.dataset_error import DatasetError
+from bench.workload.rate_profile import RateStep
+from bench.workload_source import WorkloadSource, WorkloadSpec
 
 LENGTHS = "num_prefill_tokens,num_decode_tokens\n7,9\n8,10\n"
 
@@ -77,7 +79,7 @@ def test_gzip_is_undone_and_rows_are_sliced(tmp_path: Path) -> None:
     assert [row.prompt_tokens for row in parsed.rows] == [8]
 
 
-@pytest.mark.parametrize("name", datasets.DATASET_NAMES)
+@pytest.mark.parametrize("name", [name for name in datasets.DATASET_NAMES if name != "power-law"])
 def test_missing_empty_and_foreign_files_are_one_clear_error(tmp_path: Path, name: DatasetName) -> None:
     empty, foreign = tmp_path / "empty", tmp_path / "foreign"
     empty.touch()
@@ -118,3 +120,83 @@ def test_block_predicted_lengths_have_empty_prompts(data_dir: Path) -> None:
     parsed = load_dataset(DatasetSpec(name="lengths", path=str(path)))
     assert parsed.counts["prompt_raised_to_1"] == 12
     assert all(row.predicted_output_tokens for row in parsed.rows)
+
+
+def test_azure_has_its_published_rate(data_dir: Path) -> None:
+    parsed = load_dataset(
+        DatasetSpec(name="azure", path=str(data_dir / "azure2023/AzureLLMInferenceTrace_conv.csv.gz"))
+    )
+    assert len(parsed.rows) == 19_366
+    assert (parsed.rows[-1].arrival_s or 0.0) == pytest.approx(3_502, abs=1)
+
+
+def test_mooncake_shares_the_published_part_of_its_blocks(data_dir: Path) -> None:
+    path = data_dir / "mooncake/mooncake_arxiv_trace_first1000.jsonl.gz"
+    parsed = load_dataset(DatasetSpec(name="mooncake", path=str(path)))
+    seen: set[int] = set()
+    reused = total = 0
+    for row in parsed.rows:
+        total += len(row.prefix_ids)
+        for prefix_id in row.prefix_ids:
+            if prefix_id not in seen:
+                break
+            reused += 1
+        seen.update(row.prefix_ids)
+    assert len(parsed.rows) == 1_000
+    assert reused / total == pytest.approx(0.380, abs=0.005)
+
+
+def test_servegen_is_drawn_from_both_files_and_scaled(data_dir: Path) -> None:
+    spec = DatasetSpec(name="servegen", path=str(data_dir / "servegen/deepseek-r1_arrivals.csv.gz"), start_s=36_000.0)
+    parsed = load_dataset(spec)
+    assert parsed.counts["rows"] == pytest.approx(36_000, rel=0.1)
+    assert parsed.counts["clients"] > 20
+    assert load_dataset(spec).rows == parsed.rows
+    source = WorkloadSource(WorkloadSpec(dataset=spec, arrivals="recorded", requests=5_000), parsed.rows, [])
+    items = source.workload(rate_per_s=30.0, seed=1)
+    assert len(items) == 5_000
+    assert 5_000 / items[-1].arrival_s == pytest.approx(30.0, rel=0.4)
+
+
+def test_servegen_without_its_lengths_names_the_file_that_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "x_arrivals.csv"
+    path.write_text("client,window_start_s,rate_rps,cv_iat,pattern,param_shape,param_scale\n1,0,1,1,Gamma,1,1\n")
+    with pytest.raises(DatasetError, match=r"x_lengths_quantiles\.csv"):
+        load_dataset(DatasetSpec(name="servegen", path=str(path)))
+    other = tmp_path / "x.csv"
+    other.write_text(path.read_text())
+    with pytest.raises(DatasetError, match=r"ends in _arrivals\.csv"):
+        load_dataset(DatasetSpec(name="servegen", path=str(other)))
+
+
+def test_the_lab_trace_has_its_rate_steps(data_dir: Path) -> None:
+    path = data_dir / "vidur_autoscaling_lab/Synthetic_Trace1_1hr.csv.gz"
+    parsed = load_dataset(DatasetSpec(name="lengths", path=str(path), start_s=1_800.0, duration_s=600.0))
+    assert len(parsed.rows) == pytest.approx(30_000, rel=0.02)
+
+
+def test_power_law_shapes_are_drawn_and_unknown_ones_refused() -> None:
+    rows = load_dataset(DatasetSpec(name="power-law", shape="S-L")).rows
+    assert len(rows) == 20_000
+    assert sum(row.prompt_tokens for row in rows) / len(rows) == pytest.approx(128, rel=0.1)
+    assert sum(row.output_tokens for row in rows) / len(rows) == pytest.approx(512, rel=0.1)
+    with pytest.raises(DatasetError, match="unknown length `huge`"):
+        load_dataset(DatasetSpec(name="power-law", shape="S-huge"))
+    with pytest.raises(DatasetError, match="is not read from a file"):
+        load_dataset(DatasetSpec(name="power-law", path="x.csv"))
+
+
+def test_a_changing_rate_gives_the_workload_its_shape() -> None:
+    spec = DatasetSpec(name="power-law")
+    rows = load_dataset(spec).rows
+    steps = (RateStep(100.0, 5.0), RateStep(100.0, 50.0))
+    stepped = WorkloadSource(WorkloadSpec(dataset=spec, rate_steps=steps), rows, []).workload(rate_per_s=None, seed=3)
+    early = sum(item.arrival_s < 100.0 for item in stepped)
+    assert early == pytest.approx(500, abs=120)
+    assert len(stepped) - early == pytest.approx(5_000, abs=400)
+    day = WorkloadSource(WorkloadSpec(dataset=spec, day_peak_to_valley=9.0, duration_s=400.0), rows, [])
+    items = day.workload(rate_per_s=20.0, seed=3)
+    night = sum(item.arrival_s < 50.0 for item in items) + sum(item.arrival_s >= 350.0 for item in items)
+    noon = sum(150.0 <= item.arrival_s < 250.0 for item in items)
+    assert len(items) == pytest.approx(8_000, rel=0.06)
+    assert noon > 4 * night

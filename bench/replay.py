@@ -17,6 +17,7 @@ import msgspec
 
 from bench.results import RequestResult, tpot_s
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
+from bench.workload.prefix import prefix_token_ids
 from bench.workload.synthetic import prompt_token_ids
 from gateway.core.outcomes import CODES, COMPLETE
 from protos import codec
@@ -103,8 +104,16 @@ def request_message(item: WorkloadItem, plan: ReplayPlan, index: int, *, limit_t
     if item.prompt:
         message.text = item.prompt
     else:
+        shared = prefix_token_ids(
+            item.prefix_ids,
+            prefix_block_tokens=item.prefix_block_tokens,
+            prompt_tokens=item.prompt_tokens,
+            vocab_size=plan.vocab_size,
+        )
+        own = item.prompt_tokens - len(shared)
+        message.token_ids.ids.extend(shared)
         message.token_ids.ids.extend(
-            prompt_token_ids(seed=plan.seed, index=index, prompt_tokens=item.prompt_tokens, vocab_size=plan.vocab_size)
+            prompt_token_ids(seed=plan.seed, index=index, prompt_tokens=own, vocab_size=plan.vocab_size)
         )
     return message
 

@@ -121,3 +121,23 @@ def test_preemptions_are_unknown_when_a_node_came_or_started_anew() -> None:
     assert _difference({"a": 3, "b": 0}, {"a": 5, "b": 1}) == 3
     assert _difference({"a": 3}, {"a": 3, "b": 0}) is None
     assert _difference({"a": 3}, {"a": 1}) is None
+
+
+def test_prompts_that_share_named_blocks_begin_with_the_same_tokens() -> None:
+    shared = [
+        WorkloadItem(
+            request_id=f"r{index}",
+            arrival_s=0.0,
+            prompt_tokens=tokens,
+            output_tokens=5,
+            prefix_ids=ids,
+            prefix_block_tokens=16,
+        )
+        for index, (tokens, ids) in enumerate(((40, (1, 2)), (50, (1, 2, 3)), (50, (1, 9, 8))))
+    ]
+    first, second, third = (list(message_of(item, index).token_ids.ids) for index, item in enumerate(shared))
+    assert [len(first), len(second), len(third)] == [40, 50, 50]
+    assert first[:32] == second[:32]
+    assert first[:16] == third[:16]
+    assert first[16:32] != third[16:32]
+    assert first[32:] != second[32:40]

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from simcore.cost.step_time import StepTimeModel
-from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.trace import TraceItem
 from simcore.types import EngineConfig
 
 FinishReason = Literal["stop", "length", "aborted"]
@@ -41,6 +41,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     emulated_output_tokens: int = 0
     """Tokens after which the answer ends by itself; 0: as the engine has it. For engines with `settable_length`."""
     priority: int = 0
+    traceparent: str = ""
+    """W3C trace context of the client's call, for engines that trace; empty: none."""
 
 
 class EngineOutput(msgspec.Struct, frozen=True):
@@ -127,6 +129,8 @@ class EngineClient(Protocol):
 class EngineProbe(Protocol):
     """Reads the trace of one engine."""
 
-    def watch(self) -> AsyncIterator[TraceSnapshot | TraceDelta]:
-        """A snapshot first, then deltas. After a lost delta the sequence number shows a gap: call `watch` again for a
-        new snapshot. Raises EngineError when the connection breaks."""
+    def watch(self) -> AsyncIterator[TraceItem]:
+        """A snapshot first, then deltas; those of the prefix cache, if the engine tells them, anywhere behind it.
+
+        After a lost delta the sequence number shows a gap: call `watch` again for a new snapshot. Raises
+        EngineError when the connection breaks."""

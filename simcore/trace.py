@@ -80,3 +80,18 @@ class TraceDelta(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def end_s(self) -> float:
         return self.start_s + self.duration_s
+
+
+class CacheDelta(msgspec.Struct, frozen=True):
+    """What entered and left an engine's prefix cache, by block names of `simcore.prefix`. Only some engines tell."""
+
+    number: int
+    """Counts these records, apart from the steps. Anything but the last one plus 1 is a gap, unless `cleared`."""
+    cleared: bool
+    """The cache is empty before `stored`: it was emptied, or this is all that is in it."""
+    stored: tuple[int, ...]
+    evicted: tuple[int, ...]
+    """None of them is in `stored`."""
+
+
+TraceItem = TraceSnapshot | TraceDelta | CacheDelta

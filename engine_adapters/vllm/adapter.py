@@ -14,7 +14,7 @@ from engine_adapters.vllm.address import AddressError, address_for_url, parse_ad
 from engine_adapters.vllm.client import VllmClient
 from engine_adapters.vllm.probe import TraceProbe
 from simcore.cost.step_time import StepTimeModel
-from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.trace import TraceItem, TraceSnapshot
 from simcore.types import EngineConfig
 
 log = structlog.get_logger("engine_adapters.vllm")
@@ -92,7 +92,7 @@ class VllmEngine:
     async def abort(self, request_id: str) -> bool:
         return await self._client.abort(request_id)
 
-    async def watch(self) -> AsyncGenerator[TraceSnapshot | TraceDelta, None]:
+    async def watch(self) -> AsyncGenerator[TraceItem, None]:
         watching = self._probe.watch()
         try:
             async for item in watching:

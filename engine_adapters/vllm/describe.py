@@ -32,7 +32,7 @@ def vllm_version() -> str:
     return "unknown"
 
 
-def config_of(scheduler: Any) -> EngineConfig:
+def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
     """The limits under which it schedules."""
     vllm_config = scheduler.vllm_config
     limits, model, cache = vllm_config.scheduler_config, vllm_config.model_config, vllm_config.cache_config
@@ -49,6 +49,7 @@ def config_of(scheduler: Any) -> EngineConfig:
         max_model_len_tokens=model.max_model_len,
         long_prefill_token_threshold_tokens=getattr(limits, "long_prefill_token_threshold", 0) or 0,
         enable_prefix_caching=bool(cache.enable_prefix_caching),
+        prefix_cache_traced=prefix_cache_traced,
         scheduling_policy="priority" if policy == "priority" else "fcfs",
         async_scheduling=bool(getattr(limits, "async_scheduling", False)),
         engine="vllm",

@@ -14,13 +14,14 @@ import struct
 import sys
 import zlib
 from array import array
+from collections.abc import Sequence
 
 import msgspec
 
-from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot
+from simcore.trace import CacheDelta, Scheduled, StepBatch, TraceDelta, TraceItem, TraceSnapshot
 from simcore.types import EngineConfig, RequestState
 
-SCHEMA = 1
+SCHEMA = 2
 MAGIC = b"ASTR"
 HEADER = struct.Struct("<4sII")
 MAX_PAYLOAD_BYTES = 64 << 20
@@ -95,26 +96,13 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     """The fields of `StepBatch`."""
 
 
-class BlocksStored(msgspec.Struct, frozen=True, array_like=True):
-    """Consecutive full blocks that entered the prefix cache."""
-
-    hashes: tuple[bytes, ...]
-    parent: bytes
-    """Hash of the block before them; empty at the beginning of a prompt."""
-    token_ids: tuple[int, ...]
-    block_size_tokens: int
-
-
 class PrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="cache"):
-    """What changed in the prefix cache since the frame before; after a lost one start from an empty cache."""
+    """`CacheDelta`: names of `simcore.prefix`, eight bytes each, little endian."""
 
-    seq: int
-    """Of the last delta before it."""
     number: int
-    """Counts these frames; a gap means that some were lost."""
     cleared: bool
-    stored: tuple[BlocksStored, ...]
-    evicted: tuple[bytes, ...]
+    stored: bytes
+    evicted: bytes
 
 
 ToReader = Hello | Refused | Snapshot | Delta | PrefixCache
@@ -165,6 +153,10 @@ def _check(payload: bytes, checksum: int) -> None:
         raise FrameError(f"a trace frame of {len(payload)} bytes is damaged (checksum)")
 
 
+def pack_names(names: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(names)}Q", *names)
+
+
 def pack_keys(keys: array[int]) -> bytes:
     """`keys` is an array of type I."""
     if sys.byteorder == "big":
@@ -182,7 +174,7 @@ class Reader:
         self._seq: int | None = None
         """Of the last record; None when one was lost since the snapshot."""
 
-    def read(self, record: ToReader) -> TraceSnapshot | TraceDelta | PrefixCache | None:
+    def read(self, record: ToReader) -> TraceItem | None:
         """The trace record in a frame; None for Hello. Raises FrameError if it does not fit what came before."""
         if isinstance(record, Hello):
             if record.schema != SCHEMA:
@@ -194,7 +186,7 @@ class Reader:
         if self.hello is None:
             raise FrameError("the trace does not begin with a greeting")
         if isinstance(record, PrefixCache):
-            return record
+            return CacheDelta(record.number, record.cleared, _names(record.stored), _names(record.evicted))
         try:
             return self._snapshot(record) if isinstance(record, Snapshot) else self._delta(record)
         except (KeyError, IndexError, ValueError, TypeError) as error:
@@ -245,6 +237,13 @@ class Reader:
             free_blocks=record.free_blocks,
             batch=StepBatch(*record.batch),
         )
+
+
+def _names(packed: bytes) -> tuple[int, ...]:
+    """Raises FrameError."""
+    if len(packed) % 8:
+        raise FrameError(f"a list of block names of {len(packed)} bytes, which are no whole names")
+    return struct.unpack(f"<{len(packed) // 8}Q", packed)
 
 
 def _state(row: Row) -> RequestState:

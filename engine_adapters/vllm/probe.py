@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 
 from engine_adapters.base import EngineError
 from engine_adapters.vllm.address import TraceAddress
@@ -14,13 +14,12 @@ from engine_adapters.vllm.frames import (
     Attach,
     FrameError,
     Hello,
-    PrefixCache,
     Reader,
     frame,
     parse_header,
     parse_payload,
 )
-from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.trace import TraceItem
 
 CONNECT_TIMEOUT_S = 5.0
 READ_LIMIT_BYTES = 1 << 20
@@ -29,18 +28,11 @@ READ_LIMIT_BYTES = 1 << 20
 class TraceProbe:
     """An EngineProbe. `exclusive` for a daemon: an engine takes one of those, and any number of onlookers."""
 
-    def __init__(
-        self,
-        address: TraceAddress,
-        *,
-        exclusive: bool = True,
-        on_cache: Callable[[PrefixCache], None] | None = None,
-    ) -> None:
+    def __init__(self, address: TraceAddress, *, exclusive: bool = True) -> None:
         self.address = address
         self.hello: Hello | None = None
         """Of the last connection."""
         self._exclusive = exclusive
-        self._on_cache = on_cache
 
     async def greet(self) -> Hello:
         """Connects as an onlooker just to learn what the engine is. Raises EngineError."""
@@ -53,8 +45,10 @@ class TraceProbe:
         assert onlooker.hello is not None
         return onlooker.hello
 
-    async def watch(self) -> AsyncGenerator[TraceSnapshot | TraceDelta, None]:
-        """A snapshot, then deltas. Raises EngineError when the engine leaves, or sends what is no trace."""
+    async def watch(self) -> AsyncGenerator[TraceItem, None]:
+        """A snapshot, then deltas, those of the prefix cache among them.
+
+        Raises EngineError when the engine leaves, or sends what is no trace."""
         reader, writer = await self._connect()
         try:
             decoded = Reader()
@@ -62,10 +56,7 @@ class TraceProbe:
                 header = await reader.readexactly(HEADER.size)
                 length, checksum = parse_header(header)
                 item = decoded.read(parse_payload(await reader.readexactly(length), checksum))
-                if isinstance(item, PrefixCache):
-                    if self._on_cache is not None:
-                        self._on_cache(item)
-                elif item is None:
+                if item is None:
                     self.hello = decoded.hello
                 else:
                     yield item

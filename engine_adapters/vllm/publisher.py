@@ -18,15 +18,16 @@ from typing import Any
 
 from engine_adapters.vllm.account import Account, Output, Step, Truth
 from engine_adapters.vllm.address import TraceAddress
+from engine_adapters.vllm.cache_names import CacheNames
 from engine_adapters.vllm.frames import (
     HEADER,
     SCHEMA,
-    BlocksStored,
     FrameError,
     Hello,
     PrefixCache,
     Refused,
     frame,
+    pack_names,
     parse_attach,
     parse_header,
 )
@@ -116,7 +117,8 @@ class Publisher:
         self._readers: list[_Reader] = []
         self._server: socket.socket | None = None
         self._mismatches = 0
-        self._cache_frames = 0
+        self._cache = CacheNames(config.block_size_tokens)
+        self._cache_number = 0
 
     def start(self, server: socket.socket) -> None:
         self._server = server
@@ -177,7 +179,7 @@ class Publisher:
                 if isinstance(item, RawStep):
                     self._step(item)
                 elif isinstance(item, Truth):
-                    self._account.restart(item)
+                    self._restart(item)
                 elif isinstance(item, _Reader):
                     self._welcome(item)
                 if now_s - beat_s >= HEARTBEAT_S:
@@ -195,8 +197,10 @@ class Publisher:
         delta = account.apply(_step_of(raw))
         if delta is not None and self._readers:
             self._send(frame(delta))
-        if raw.kv_events and self._readers:
-            self._send(frame(self._cache_changes(raw.kv_events)))
+        if raw.kv_events:
+            changes = self._cache.apply(raw.kv_events)
+            self._cache_number += 1
+            self._send(frame(self._cache_frame(changes.stored, changes.evicted, cleared=changes.cleared)))
         if len(account) == raw.alive:
             self._mismatches = 0
             return
@@ -206,6 +210,14 @@ class Publisher:
                 "astrolabe: account and engine differ (%d, %d requests); starting over", len(account), raw.alive
             )
             self.wants_truth = True
+
+    def _restart(self, truth: Truth) -> None:
+        """Steps were lost, and what they told of the prefix cache."""
+        self._account.restart(truth)
+        if self._config.prefix_cache_traced:
+            self._cache.forget()
+            self._cache_number += 1
+            self._send(frame(self._cache_frame((), (), cleared=True)))
 
     def _beat(self, now_s: float) -> None:
         for reader in self._readers:
@@ -226,15 +238,16 @@ class Publisher:
             return
         reader.send(frame(Hello(SCHEMA, self._config, os.getpid(), self._notes)))
         reader.send(frame(self._account.snapshot(time.monotonic() if not len(self._account) else None)))
+        if self._config.prefix_cache_traced:
+            reader.send(frame(self._cache_frame(self._cache.all(), (), cleared=True)))
         self._readers.append(reader)
 
     def _send(self, data: bytes) -> None:
         for reader in self._readers:
             reader.send(data)
 
-    def _cache_changes(self, events: Sequence[Any]) -> PrefixCache:
-        self._cache_frames += 1
-        return cache_frame(events, seq=self._account.seq, number=self._cache_frames)
+    def _cache_frame(self, stored: Sequence[int], evicted: Sequence[int], *, cleared: bool) -> PrefixCache:
+        return PrefixCache(self._cache_number, cleared, pack_names(stored), pack_names(evicted))
 
 
 def _greet(connection: socket.socket) -> _Reader:
@@ -279,33 +292,3 @@ def _outputs(outputs: Any) -> Iterator[Output]:
     for of_client in outputs.values():
         for o in of_client.outputs:
             yield Output(o.request_id, len(o.new_token_ids), o.finish_reason is not None)
-
-
-def cache_frame(events: Sequence[Any], *, seq: int, number: int) -> PrefixCache:
-    """From vLLM's KV cache events (BlockStored, BlockRemoved, AllBlocksCleared), in order."""
-    stored: list[BlocksStored] = []
-    evicted: list[bytes] = []
-    cleared = False
-    for event in events:
-        kind = type(event).__name__
-        if kind == "BlockStored":
-            stored.append(
-                BlocksStored(
-                    tuple([_hash(h) for h in event.block_hashes]),
-                    b"" if event.parent_block_hash is None else _hash(event.parent_block_hash),
-                    tuple(event.token_ids),
-                    event.block_size,
-                )
-            )
-        elif kind == "BlockRemoved":
-            evicted.extend([_hash(h) for h in event.block_hashes])
-        elif kind == "AllBlocksCleared":
-            stored, evicted, cleared = [], [], True
-    return PrefixCache(seq, number, cleared, tuple(stored), tuple(evicted))
-
-
-def _hash(block_hash: Any) -> bytes:
-    """Sixteen bytes of a block's hash (an int in some versions)."""
-    if isinstance(block_hash, int):
-        return (block_hash & ((1 << 128) - 1)).to_bytes(16, "little")
-    return bytes(block_hash)[:16]

@@ -64,14 +64,14 @@ def traced(base: type) -> type:
                 return
             rank = getattr(self.vllm_config.parallel_config, "data_parallel_rank", 0) or 0
             address = address_for_engine(sys.argv, os.environ).for_rank(rank)
-            config = config_of(self)
+            config = config_of(self, prefix_cache_traced=self._astrolabe_cache_events())
             notes = notes_of(self)
             server = listen(address)
             publisher = Publisher(config=config, notes=notes, address=address)
             publisher.start(server)
             self._astrolabe_publisher = publisher
             self._astrolabe = recorder = Recorder(self, publisher)
-            if getattr(self, "kv_event_publisher", None) is not None and self._astrolabe_cache_events():
+            if config.prefix_cache_traced:
                 self.kv_event_publisher = _Events(recorder, self.kv_event_publisher)
             for note in notes:
                 log.warning("astrolabe: forecasts for this engine are approximate: %s", note)
@@ -79,6 +79,8 @@ def traced(base: type) -> type:
 
         def _astrolabe_cache_events(self) -> bool:
             """Whether vLLM collects KV events; asked to by the environment, it does so for us alone."""
+            if getattr(self, "kv_event_publisher", None) is None or not self.cache_config.enable_prefix_caching:
+                return False
             if os.environ.get(ENV_PREFIX_CACHE) == "1":
                 self.kv_cache_manager.block_pool.enable_kv_cache_events = True
             return bool(self.kv_cache_manager.block_pool.enable_kv_cache_events)

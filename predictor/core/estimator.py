@@ -21,6 +21,7 @@ import msgspec
 
 from length_model.belief import DEFAULT_PRIOR, given_produced, truncated
 from predictor.core.mirror import Applied, NodeMirror
+from predictor.core.prefix_content import PrefixContent
 from predictor.core.reservations import Reservations
 from predictor.core.step_learning import StepLearner
 from simcore.cost.step_time import StepTimeModel
@@ -28,7 +29,7 @@ from simcore.lookahead import WhatIf
 from simcore.node import SimRequest
 from simcore.resume import node_at
 from simcore.scenarios import longest_output
-from simcore.trace import StepBatch, TraceDelta, TraceSnapshot
+from simcore.trace import CacheDelta, StepBatch, TraceDelta, TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, ForecastSource, LengthBelief, NodeLoad, Quantiles
 
 OVERDUE_STEPS = 3.0
@@ -83,6 +84,7 @@ class Estimator:
         self.learner = StepLearner(step_time) if calibrate else None
         self.mirror: NodeMirror | None = None
         self.reservations = Reservations()
+        self.prefixes = PrefixContent(block_size_tokens=config.block_size_tokens, most_blocks=config.num_blocks)
         self._source = source
         self._beliefs: dict[str, _Belief] = {}
         self._received_s = -math.inf
@@ -106,6 +108,7 @@ class Estimator:
             self.mirror.reset(snapshot)
         self._connected = True
         self._received_s = now_s
+        self.prefixes.begin()
         self.reservations.drop_all(r.request_id for r in (*snapshot.running, *snapshot.waiting))
         for request_id in [i for i in self._beliefs if not self._is_here(i)]:
             del self._beliefs[request_id]
@@ -126,6 +129,10 @@ class Estimator:
             for request_id in (*delta.finished, *delta.aborted):
                 self._forget(request_id)
         return False
+
+    def on_cache(self, delta: CacheDelta) -> bool:
+        """A change of the engine's prefix cache. True: one was lost and the trace must be read anew."""
+        return self.prefixes.apply(delta)
 
     def on_disconnect(self) -> None:
         """The trace has broken. The last state stays, and ages."""

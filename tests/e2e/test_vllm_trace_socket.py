@@ -12,19 +12,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine_adapters.base import EngineError
 from engine_adapters.vllm import frames
 from engine_adapters.vllm.account import Arrival, Truth
 from engine_adapters.vllm.address import AddressError, TraceAddress, address_for_engine, listen, parse_address
-from engine_adapters.vllm.frames import BlocksStored, PrefixCache
 from engine_adapters.vllm.probe import TraceProbe
 from engine_adapters.vllm.publisher import MAX_QUEUED_STEPS, Publisher
 from engine_adapters.vllm.recorder import RawStep, Recorder
 from predictor.core.mirror import Applied, NodeMirror
-from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.prefix import block_hashes
+from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig
+from tests.helpers.kv_events import removed, stored
 
 CONFIG = EngineConfig(model="m", num_blocks=100, engine="vllm", engine_version="0.32.0")
 DEADLINE_S = 20.0
@@ -95,6 +97,7 @@ async def test_an_idle_engine_says_that_it_is_alive(publisher: Publisher, addres
     seqs = []
     async with asyncio.timeout(DEADLINE_S):
         async for item in TraceProbe(address).watch():
+            assert isinstance(item, TraceSnapshot | TraceDelta)
             seqs.append(item.seq)
             if len(seqs) == 3:
                 break
@@ -244,26 +247,32 @@ def test_a_defect_in_our_hooks_ends_the_trace_not_the_engine(caplog: pytest.LogC
     assert sum("the engine goes on" in r.message for r in caplog.records) == 1
 
 
-async def test_what_the_prefix_cache_stores_and_evicts_comes_along(publisher: Publisher, address: TraceAddress) -> None:
-    class BlockStored(SimpleNamespace):
-        pass
-
-    class BlockRemoved(SimpleNamespace):
-        pass
-
-    seen: list[PrefixCache] = []
-    watching = TraceProbe(address, on_cache=seen.append).watch()
-    await anext(watching)
-    stored = BlockStored(block_hashes=[b"x" * 32], parent_block_hash=None, token_ids=[1, 2, 3, 4], block_size=4)
-    publisher.put(
-        raw_step({"a": 10}, events=[arrival("a")], kv_events=[stored, BlockRemoved(block_hashes=[(1 << 70) + 5])])
-    )
-    await anext(watching)
-    publisher.put(raw_step({"a": 1}))
-    await anext(watching)
+async def test_what_the_prefix_cache_stores_and_evicts_comes_along(address: TraceAddress) -> None:
+    config = msgspec.structs.replace(CONFIG, block_size_tokens=4, prefix_cache_traced=True)
+    publisher = Publisher(config=config, notes=(), address=address)
+    publisher.start(listen(address))
+    names = block_hashes(range(8), 4)
+    watching = TraceProbe(address).watch()
+    assert isinstance(await anext(watching), TraceSnapshot)
+    assert await anext(watching) == CacheDelta(0, True, (), ())
+    publisher.put(raw_step({"a": 10}, events=[arrival("a")], kv_events=[stored([b"x", b"y"], None, range(8))]))
+    assert isinstance(await anext(watching), TraceDelta)
+    assert await anext(watching) == CacheDelta(1, False, names, ())
+    publisher.put(raw_step({"a": 1}, kv_events=[removed(b"y")]))
+    assert isinstance(await anext(watching), TraceDelta)
+    assert await anext(watching) == CacheDelta(2, False, (), names[1:])
     await watching.aclose()
-    assert seen[0].stored == (BlocksStored((b"x" * 16,), b"", (1, 2, 3, 4), 4),)
-    assert seen[0].evicted == (((1 << 70) + 5).to_bytes(16, "little"),)
+    # Whoever comes later is told all of it at once.
+    watching = TraceProbe(address).watch()
+    assert isinstance(await anext(watching), TraceSnapshot)
+    assert await anext(watching) == CacheDelta(2, True, names[:1], ())
+    # Steps were lost, and with them what they told of the cache.
+    publisher.put(Truth(at_s=0.0, running=[], waiting=[], free_blocks=9, preemptions_total=0))
+    publisher.put(raw_step({}, kv_events=[stored([b"z"], b"x", range(4))], alive=0))
+    assert await anext(watching) == CacheDelta(3, True, (), ())
+    assert await anext(watching) == CacheDelta(4, False, (), ())
+    await watching.aclose()
+    publisher.close()
 
 
 async def test_ten_thousand_steps_a_second_are_followed_or_lost_openly(

@@ -14,7 +14,7 @@ from length_model.belief import known
 from predictor.core.estimator import Refused
 from predictor.node import End, Node
 from simcore.cost.step_time import StepTimeModel
-from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.trace import TraceDelta, TraceItem
 from simcore.types import Candidate, EngineConfig, Forecast, Outcome
 
 STEP_TIME = StepTimeModel(
@@ -43,7 +43,7 @@ class UnreliableProbe:
         self.watched = 0
         self._inner = inner
 
-    async def watch(self) -> AsyncIterator[TraceSnapshot | TraceDelta]:
+    async def watch(self) -> AsyncIterator[TraceItem]:
         self.watched += 1
         async for item in self._inner.watch():
             if isinstance(item, TraceDelta) and self.lose:

@@ -69,6 +69,9 @@ class _Course(msgspec.Struct):
     decision_s: float | None = None
     ttft_s: float | None = None
     output_tokens: int = 0
+    attempt: int = 0
+    resumed_tokens: int = 0
+    """Of `output_tokens`, those that came from nodes before the present one."""
     result: RequestResult | None = None
 
 
@@ -223,8 +226,10 @@ class SimCluster:
         if epoch != node.epoch:
             return
         if rank == DISPATCH:
-            shape = self._shapes[action.request_id]
-            node.take(shape, self._courses[action.request_id].item.output_tokens, action.dispatch_seq, at_s)
+            shape = action.resumed or self._shapes[action.request_id]
+            item = self._courses[action.request_id].item
+            rest_tokens = item.output_tokens - (shape.prompt_tokens - item.prompt_tokens)
+            node.take(shape, rest_tokens, action.dispatch_seq, at_s, attempt=action.attempt)
         elif rank == ASK:
             node.answer(action, at_s)
         else:
@@ -232,13 +237,23 @@ class SimCluster:
 
     def _change_world(self, event: ev.AnyEvent, at_s: float) -> None:
         if isinstance(event, (ev.NodeLost, ev.NodeRemoved)):
-            self._node(event.node_id).restart()
+            self._break(self._node(event.node_id), at_s)
         elif isinstance(event, ev.NodeJoined):
             node = self._node(event.node_id)
-            node.restart()
+            self._break(node, at_s)
             self._join(node, at_s)
             return
         self._tell(event, at_s)
+
+    def _break(self, node: ClusterNode, at_s: float) -> None:
+        """Engine and session are gone; what had left the node before has reached the router."""
+        for request_id, tokens in node.progress(at_s).items():
+            course = self._courses[request_id]
+            news = course.resumed_tokens + tokens - course.output_tokens
+            if course.result is None and course.node_id == node.node_id and news > 0:
+                seen = ev.TokensSeen(request_id=request_id, node_id=node.node_id, tokens=news, attempt=course.attempt)
+                self._tell(seen, at_s)
+        node.restart()
 
     def _node(self, node_id: str) -> ClusterNode:
         node = self._nodes.get(node_id)
@@ -265,7 +280,8 @@ class SimCluster:
                     self._heap.push(max(at_s, action.at_s), Rank.TIMER, ev.TimerFired(timer_id=action.timer_id))
                 case ev.Dispatch():
                     course = self._courses[action.request_id]
-                    course.node_id = action.node_id
+                    course.node_id, course.attempt = action.node_id, action.attempt
+                    course.resumed_tokens = course.output_tokens
                     course.decision_s = left_s - course.item.arrival_s
                     self._policies[action.decision.policy] += 1
                     self._send(there_s, Rank.DISPATCH, action)
@@ -295,7 +311,7 @@ class SimCluster:
 
     def _tokens_came(self, event: ev.TokensSeen, at_s: float) -> None:
         course = self._courses[event.request_id]
-        if course.result is None and course.node_id == event.node_id:
+        if course.result is None and course.node_id == event.node_id and course.attempt == event.attempt:
             if course.ttft_s is None:
                 course.ttft_s = at_s - course.item.arrival_s
             course.output_tokens += event.tokens

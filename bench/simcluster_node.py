@@ -140,7 +140,18 @@ class ClusterNode:
         load = msgspec.structs.replace(last.load, state_age_s=now_s - last.told_s)
         return LoadNoted(load=load, dispatch_seq=last.dispatch_seq)
 
-    def take(self, shape: RequestShape, output_tokens: int, dispatch_seq: int, now_s: float) -> None:
+    def progress(self, now_s: float) -> dict[str, int]:
+        """Output tokens of each request here that have left the node by `now_s`."""
+        self.run_until(now_s)
+        snapshot = self._engine.snapshot(now_s)
+        # The engine's books are those of the end of the step in progress.
+        early = int(self._engine.has_work and self._engine.next_step_s > now_s)
+        states = (*snapshot.running, *snapshot.waiting)
+        return {state.request_id: max(0, state.output_tokens - early) for state in states}
+
+    def take(
+        self, shape: RequestShape, output_tokens: int, dispatch_seq: int, now_s: float, *, attempt: int = 1
+    ) -> None:
         """A dispatch arrives. The answer is cut where the engine's limits cut it."""
         self.run_until(now_s)
         config = self.spec.config
@@ -156,7 +167,8 @@ class ClusterNode:
         self._engine.add(request, now_s)
         self._watch.came(shape.request_id)
         belief = shape.belief if self._noise is None else self._noise.believed(shape.request_id, shape.belief)
-        self._ends[shape.request_id] = (produced, Outcome.STOP if produced == output_tokens else Outcome.LENGTH)
+        outcome = Outcome.STOP if produced == output_tokens else Outcome.LENGTH
+        self._ends[shape.request_id] = (produced, outcome, attempt)
         self._beliefs[shape.request_id] = belief
         self._expected[shape.request_id] = round(belief.mean_tokens)
         self._dispatch_seq = dispatch_seq
@@ -194,7 +206,7 @@ class ClusterNode:
         self._watch = EngineWatch(self._engine, self._account)
         self._beliefs: dict[str, LengthBelief] = {}
         self._expected: dict[str, int] = {}
-        self._ends: dict[str, tuple[int, Outcome]] = {}
+        self._ends: dict[str, tuple[int, Outcome, int]] = {}
         self._dispatch_seq = 0
         self._states: deque[_Told] = deque()
         self._changed = False
@@ -213,15 +225,16 @@ class ClusterNode:
                 continue
             heard_s = at_s + one_way_s
             if kind == "first_token":
-                seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1)
+                attempt = self._ends[request_id][2]
+                seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1, attempt=attempt)
                 push(heard_s, Rank.NODE_TOLD, (self, epoch, seen))
                 continue
             watch.left(request_id, at_s)
-            tokens, outcome = self._ends[request_id]
+            tokens, outcome, attempt = self._ends[request_id]
             if tokens > 1:
-                seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1)
+                seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1, attempt=attempt)
                 push(heard_s, Rank.NODE_TOLD, (self, epoch, seen))
-            ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome)
+            ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt)
             push(heard_s, Rank.NODE_TOLD, (self, epoch, ended))
             self._forget(request_id)
         watch.after(began_s)

@@ -128,15 +128,21 @@ def test_an_answer_is_cut_where_the_request_or_the_engine_limits_it() -> None:
     assert "limit of 100 tokens" in refused.detail
 
 
-def test_a_node_that_breaks_loses_streams_and_gives_up_the_rest_to_others() -> None:
+def test_what_a_broken_node_had_begun_goes_on_elsewhere_and_the_rest_begins_there() -> None:
     # Two at once on each of two nodes with room for one: one streams, one waits.
     nodes = cluster_nodes(2, max_num_seqs=1)
-    result = simulate(burst([(10, 200)] * 4), nodes=nodes, world=[(2.0, ev.NodeLost(node_id="n0", detail="power"))])
-    lost = [row for row in result.results if row.outcome is Outcome.NODE_LOST]
-    assert len(lost) == 1
-    assert 0 < lost[0].output_tokens < 200
-    assert "power" in lost[0].detail
-    assert [row.node_id for row in result.results if row.outcome is Outcome.STOP] == ["n1"] * 3
+    heard: list[ev.AnyAction] = []
+    cluster = SimCluster(
+        nodes, RouterConfig(policy="least_requests"), observe=lambda at_s, event, actions: heard.extend(actions)
+    )
+    result = cluster.run(burst([(10, 200)] * 4), [(2.0, ev.NodeLost(node_id="n0", detail="power"))])
+    again = [action for action in heard if isinstance(action, ev.Dispatch) and action.attempt == 2]
+    assert {action.node_id for action in again} == {"n1"}
+    begun = [action.resumed for action in again if action.resumed is not None]
+    assert [len(again), len(begun)] == [2, 1]
+    assert 10 < begun[0].prompt_tokens < 210
+    assert {row.outcome for row in result.results} == {Outcome.STOP}
+    assert {row.output_tokens for row in result.results} == {200}
 
 
 def test_a_node_that_comes_back_is_empty_and_used() -> None:

@@ -76,6 +76,7 @@ BENCH = LazyGroup(
         "replay": Entry("bench.commands.replay:replay", "Send a workload to a live gateway, open loop, and measure."),
         "compare": Entry("bench.commands.compare:compare", "The same workload under several policies: table and plot."),
         "simulate": Entry("bench.commands.simulate:simulate", "The same router over simulated nodes, in seconds."),
+        "experiment": Entry("bench.commands.experiment:experiment", "Figures of published systems, made anew."),
         "profile": Entry("bench.commands.profile:profile", "Fit and show step-time profiles."),
         "validate": Entry("bench.commands.validate:validate", "Measured vLLM runs replayed through the simulator."),
         "calibrate": Entry("bench.commands.calibrate:calibrate", "Step times learned from a trace, from wrong priors."),

@@ -95,6 +95,26 @@ def write_results(path: Path, head: Header, results: Sequence[RequestResult]) ->
             file.write(encoder.encode(result) + b"\n")
 
 
+def write_request_lines(path: Path, results: Sequence[RequestResult], kind: str) -> None:
+    """Requests alone, without a header, as `path`.jsonl or `path`.parquet. Raises OSError, ValueError.
+
+    Parquet needs the package pyarrow.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "jsonl":
+        encoder = msgspec.json.Encoder()
+        with path.with_suffix(".jsonl").open("wb") as file:
+            file.writelines(encoder.encode(result) + b"\n" for result in results)
+        return
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError("records as Parquet need the package pyarrow: pip install pyarrow, or choose jsonl") from None
+    rows = [msgspec.to_builtins(result) for result in results]
+    parquet.write_table(arrow.Table.from_pylist(rows), path.with_suffix(".parquet"))
+
+
 def result_path(folder: Path, run: Run) -> Path:
     """Name of one run's file among others: policy, rate, seed."""
     at = "recorded" if run.rate_per_s is None else f"{run.rate_per_s:g}"

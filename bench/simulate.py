@@ -13,9 +13,9 @@ import msgspec
 from bench.results import RequestResult, Run
 from bench.simcluster import SimCluster
 from bench.simcluster_node import Delays, NodeSpec
+from bench.step_time_file import load_any_profile
 from bench.workload.item import LengthKnowledge, WorkloadItem
 from gateway.core.router import RouterConfig
-from simcore.cost.shipped import load_shipped
 from simcore.types import EngineConfig
 
 MAX_OUTPUT_TOKENS = 2048
@@ -50,8 +50,8 @@ class ClusterShape(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.max_model_len_tokens, self.num_blocks * self.block_size_tokens)
 
     def specs(self) -> list[NodeSpec]:
-        """Raises ValueError for a profile that is not shipped."""
-        config, step_time = self.engine(), load_shipped(self.profile)
+        """Raises ValueError for a profile that is neither shipped nor a profile file."""
+        config, step_time = self.engine(), load_any_profile(self.profile).step_time_model()
         return [NodeSpec(node_id=f"node-{index}", config=config, step_time=step_time) for index in range(self.nodes)]
 
 

@@ -49,6 +49,24 @@ class PolicyError(ValueError):
     """An unknown policy, or one that cannot serve where it was put. The message is for people."""
 
 
+_origins: dict[str, str] = {}
+"""Where policies come from that are not part of the product."""
+
+
+def register_policy(maker: Callable[[], Policy], *, origin: str) -> str:
+    """Makes a policy from elsewhere known by its `name`, which is returned; the same origin may do so again.
+
+    Raises:
+        PolicyError: the name belongs to another policy.
+    """
+    name = str(maker.name)  # type: ignore[attr-defined]
+    if name in ALIASES or (name in _MAKERS and _origins.get(name) != origin):
+        raise PolicyError(f"{origin}: the policy name {name!r} is taken; give yours another one")
+    _MAKERS[name] = maker
+    _origins[name] = origin
+    return name
+
+
 def policy_names() -> list[str]:
     """Canonical names, the simple ones first."""
     return list(_MAKERS)

@@ -1,0 +1,34 @@
+"""What a user can cause in commands that run many simulations becomes one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import click
+
+
+class _Stopped(click.ClickException):
+    """The user wished it so."""
+
+    exit_code = 130
+
+
+@contextlib.contextmanager
+def run_errors() -> Iterator[None]:
+    """Raises click.UsageError for what was asked wrongly, click.ClickException for what went wrong."""
+    from bench.experiments.catalogue import ExperimentError
+    from bench.run_log import RunLogError
+    from bench.run_pool import Interrupted, PoolError
+    from bench.run_spec import SpecError
+    from bench.workload.dataset_error import DatasetError
+    from gateway.core.policies.registry import PolicyError
+
+    try:
+        yield
+    except (SpecError, PolicyError) as error:
+        raise click.UsageError(str(error)) from None
+    except Interrupted as stop:
+        raise _Stopped(str(stop)) from None
+    except (ExperimentError, PoolError, RunLogError, DatasetError, OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,1 @@
+"""Experiments of published systems: one TOML each, simulated, the published numbers beside ours."""

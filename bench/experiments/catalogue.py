@@ -1,0 +1,100 @@
+"""The experiments there are, by name. Reads and checks their files."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from bench.experiments.schema import Experiment, PublishedFile
+from bench.measures import check_measure
+from bench.run_spec import SpecError, check_field
+
+FOLDER = Path(__file__).resolve().parent
+
+
+class ExperimentError(Exception):
+    """An experiment that is not there or does not make sense. The message is for people."""
+
+
+@functools.cache
+def all_experiments() -> dict[str, Experiment]:
+    """By name, in the order of the files. Raises ExperimentError."""
+    found = [load_experiment(path) for path in sorted(FOLDER.glob("*.toml"))]
+    return {experiment.name: experiment for experiment in found}
+
+
+def find(name: str) -> Experiment:
+    """By name, or from a TOML file of one's own. Raises ExperimentError with what was perhaps meant."""
+    if name.endswith(".toml"):
+        return load_experiment(Path(name))
+    known = all_experiments()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ExperimentError(f"unknown experiment {name!r}: {hint}`astrolabe bench experiment list` shows all")
+    return known[name]
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Raises ExperimentError naming file and key."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        experiment = msgspec.convert(document, Experiment)
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ExperimentError(f"{path}: {error}; bench/experiments/schema.py says what may stand there") from None
+    try:
+        _check(experiment)
+    except (SpecError, ValueError) as error:
+        raise ExperimentError(f"{path}: {error}") from None
+    return experiment
+
+
+def published(experiment: Experiment) -> PublishedFile | None:
+    """The experiment's file of published points."""
+    if experiment.published is None:
+        return None
+    return msgspec.json.decode((FOLDER / "published" / experiment.published.file).read_bytes(), type=PublishedFile)
+
+
+def _check(experiment: Experiment) -> None:
+    """Raises ValueError: a name that nothing has."""
+    names = {variant.name for variant in experiment.variants}
+    grids = {grid.name for grid in experiment.grids}
+    for values in [experiment.base, *(v.values for v in experiment.variants), *(g.base for g in experiment.grids)]:
+        for key in values:
+            check_field(key)
+    for grid in experiment.grids:
+        for axis in grid.axes:
+            check_field(axis)
+        _known("variant", grid.variants, names)
+    for figure in experiment.figures:
+        _known("variant", figure.variants, names)
+        _known("grid", [figure.grid, *(p.grid for p in figure.panels)], grids | {""})
+        for panel in figure.panels:
+            if figure.kind != "course":
+                check_measure(panel.measure)
+    for table in experiment.tables:
+        _known("variant", table.variants, names)
+        for column in table.columns:
+            check_measure(column.measure)
+            _known("grid", [column.grid], grids | {""})
+    for claim in experiment.claims:
+        check_measure(claim.measure)
+        _known("variant", [claim.variant, *([claim.against] if claim.against else [])], names)
+        _known("grid", [claim.grid], grids | {""})
+    if experiment.status == "later" and not experiment.why_later:
+        raise ValueError("an experiment for later must say why (why_later)")
+
+
+def _known(what: str, wanted: list[str], there: set[str]) -> None:
+    for name in wanted:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(there)}"
+            raise ValueError(f"unknown {what} {name!r}; {hint}")

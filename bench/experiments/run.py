@@ -1,0 +1,167 @@
+"""Carries out an experiment: its runs on all cores, then claims, tables and figures from the lines in its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from bench.experiments.catalogue import ExperimentError, published
+from bench.experiments.claims import Evaluated, claim_text, evaluate, evaluate_points
+from bench.experiments.figures import draw
+from bench.experiments.schema import Experiment, Grid
+from bench.experiments.tables import as_markdown, as_rich
+from bench.grid import make_tasks
+from bench.named_data import note_on
+from bench.run_files import commit
+from bench.run_log import FILE_NAME, RunLog
+from bench.run_one import RunLine, Task
+from bench.run_pool import run_all
+from bench.run_spec import RunSpec, with_values
+
+LiveRunner = Callable[[Experiment, Sequence[int], Console], list[RunLine]]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What an experiment left behind."""
+
+    name: str
+    folder: str
+    runs: int
+    reused: int
+    wall_s: float
+    cpu_s: float
+    """Processor time of all runs, those that were there too."""
+    claims: list[Evaluated]
+    files: list[str]
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """How large: what `--seeds`, `--requests` and `--jobs` say; 0 leaves the experiment's own."""
+
+    seeds: int = 0
+    requests: int = 0
+    jobs: int = 0
+    fresh: bool = False
+    records: str = ""
+
+
+def tasks_of(experiment: Experiment, size: Size) -> list[Task]:
+    """All runs. Raises SpecError, PolicyError, DatasetError."""
+    seeds = range(size.seeds or experiment.seeds)
+    base = with_values(RunSpec(), experiment.base)
+    found: list[Task] = []
+    for grid in experiment.grids:
+        start = with_values(base, grid.base)
+        if size.requests:
+            start = with_values(start, {"requests": size.requests})
+        found += make_tasks(
+            start,
+            group=_group(experiment, grid),
+            variants=_variants(experiment, grid),
+            axes=grid.axes,
+            seeds=list(seeds),
+        )
+    return found
+
+
+def run_experiment(
+    experiment: Experiment, folder: Path, size: Size, *, console: Console, live: LiveRunner | None = None
+) -> tuple[Report, list[RunLine]]:
+    """Runs what `folder` lacks and writes claims, tables, figures there.
+
+    `live` carries the experiment out on real processes instead.
+
+    Raises ExperimentError, PoolError, RunLogError, SpecError, PolicyError, DatasetError, OSError.
+    """
+    if experiment.status == "later":
+        raise ExperimentError(f"{experiment.name} cannot be run yet: {experiment.why_later}")
+    if experiment.status == "live" and live is None:
+        raise ExperimentError(f"{experiment.name} needs real processes: add --live")
+    started_s = time.perf_counter()
+    if live is not None:
+        lines, reused = live(experiment, range(size.seeds or 1), console), 0
+        (folder / FILE_NAME).unlink(missing_ok=True)
+        with RunLog(folder / FILE_NAME) as log:
+            for line in lines:
+                log.add(line)
+    else:
+        outcome = run_all(
+            tasks_of(experiment, size),
+            folder / FILE_NAME,
+            console=console,
+            jobs=size.jobs,
+            fresh=size.fresh,
+            records=size.records,
+            title=experiment.name,
+        )
+        lines, reused = outcome.lines, outcome.reused
+        if outcome.other_commits:
+            others = ", ".join(c[:12] for c in outcome.other_commits)
+            text = f"[yellow]note:[/] some runs are of other commits ({others}); --fresh runs all again"
+            console.print(text, highlight=False)
+    claims, files = write_outcome(experiment, lines, folder)
+    report = Report(
+        name=experiment.name,
+        folder=str(folder),
+        runs=len(lines),
+        reused=reused,
+        wall_s=time.perf_counter() - started_s,
+        cpu_s=sum(line.cpu_s for line in lines),
+        claims=claims,
+        files=[str(file) for file in files],
+    )
+    return report, lines
+
+
+def write_outcome(experiment: Experiment, lines: Sequence[RunLine], folder: Path) -> tuple[list[Evaluated], list[Path]]:
+    """Claims, tables and figures from lines that are there. Raises OSError."""
+    points = published(experiment)
+    claims = [evaluate(claim, lines) for claim in experiment.claims]
+    if points is not None:
+        claims += evaluate_points(experiment, points, lines)
+    seeds = len({line.spec.seed for line in lines})
+    header = _header(lines)
+    claim_path = folder / f"{experiment.name}.claim"
+    claim_path.write_text(claim_text(experiment, claims, seeds=seeds, header=header), encoding="utf-8")
+    json_path = folder / f"{experiment.name}.claim.json"
+    json_path.write_bytes(msgspec.json.format(msgspec.json.encode(claims), indent=1) + b"\n")
+    files = [claim_path, json_path]
+    if experiment.tables:
+        table_path = folder / f"{experiment.name}.md"
+        texts = [as_markdown(experiment, table, lines) for table in experiment.tables]
+        table_path.write_text(f"{header}\n\n" + "\n".join(texts), encoding="utf-8")
+        files.append(table_path)
+    for figure in experiment.figures:
+        files += draw(figure, experiment, lines, folder, caption=header, published=points)
+    return claims, files
+
+
+def show_tables(experiment: Experiment, lines: Sequence[RunLine], console: Console) -> None:
+    """For people."""
+    for table in experiment.tables:
+        console.print(as_rich(experiment, table, lines))
+
+
+def _header(lines: Sequence[RunLine]) -> str:
+    first = lines[0]
+    requests = sorted({line.spec.requests for line in lines})
+    seeds = len({line.spec.seed for line in lines})
+    data = sorted({note_on(line.spec.dataset, line.spec.dataset_path) for line in lines})
+    sizes = "/".join(f"{number:,}" for number in requests)
+    return (
+        f"{len(lines)} {first.mode} runs, {seeds} seed{'s' if seeds > 1 else ''}, {sizes} requests each; "
+        f"{'; '.join(data)}; commit {(commit() or 'unknown')[:12]}"
+    )
+
+
+def _group(experiment: Experiment, grid: Grid) -> str:
+    return f"{experiment.name}/{grid.name}" if grid.name else experiment.name
+
+
+def _variants(experiment: Experiment, grid: Grid) -> dict[str, dict[str, object]]:
+    names = grid.variants or [variant.name for variant in experiment.variants]
+    return {name: experiment.variant(name).values for name in names}

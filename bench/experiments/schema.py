@@ -1,0 +1,175 @@
+"""What an experiment's TOML may say. Strict: an unknown key is an error that names file and key."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+System = Literal["Astrolabe", "Block", "Llumnix", "Vidur", "own"]
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all records here."""
+
+
+class Variant(_Strict, frozen=True, kw_only=True):
+    """One line of the figures: a name and what it changes in the run."""
+
+    name: str
+    values: dict[str, Any]
+    ours: bool = False
+    """Drawn thicker."""
+
+
+class Grid(_Strict, frozen=True, kw_only=True):
+    """Every variant at every combination of the axes and every seed."""
+
+    name: str = ""
+    """Empty when there is only one."""
+    base: dict[str, Any] = {}
+    axes: dict[str, list[Any]] = {}
+    variants: list[str] = []
+    """Names; empty: all."""
+
+
+class Panel(_Strict, frozen=True, kw_only=True):
+    """One part of a figure."""
+
+    title: str
+    measure: str
+    limit: float | None = None
+    """A line at this value; for `capacity`, the limit that is reached."""
+    capacity: bool = False
+    """Bars of the rate at which the measure reaches the limit, not a curve."""
+    scale: float = 1.0
+    log: bool = False
+    grid: str = ""
+    """Only runs of this grid; empty: the figure's."""
+    at: dict[str, Any] = {}
+
+
+class Figure(_Strict, frozen=True, kw_only=True):
+    """One picture."""
+
+    name: str
+    title: str
+    kind: Literal["curves", "heatmap", "course"]
+    x: str = "rate_per_s"
+    x_title: str = "offered requests per second"
+    y: str = ""
+    """Second axis of a heat map."""
+    columns: int = 4
+    panels: list[Panel]
+    variants: list[str] = []
+    """Names; empty: all."""
+    grid: str = ""
+
+
+class Claim(_Strict, frozen=True, kw_only=True):
+    """A published number, and how ours is found."""
+
+    what: str
+    variant: str
+    against: str = ""
+    """A second variant: the claim is the ratio of the two."""
+    measure: str
+    limit: float | None = None
+    """Set: the value is the rate at which the measure reaches this limit."""
+    at: dict[str, Any] = {}
+    """Which runs: values of axes."""
+    grid: str = ""
+    published: float | None = None
+    """Of `variant`, in the unit of the measure."""
+    published_against: float | None = None
+    """Of `against`."""
+    source: str = ""
+
+
+class Column(_Strict, frozen=True, kw_only=True):
+    """One column of a table."""
+
+    title: str
+    measure: str
+    limit: float | None = None
+    """Set: the rate at which the measure reaches it."""
+    at: dict[str, Any] = {}
+    grid: str = ""
+    scale: float = 1.0
+    digits: int = 2
+
+
+class Table(_Strict, frozen=True, kw_only=True):
+    """One table, a row per variant."""
+
+    title: str
+    columns: list[Column]
+    variants: list[str] = []
+
+
+class PublishedPoints(_Strict, frozen=True, kw_only=True):
+    """Many published numbers in a file of `published/`."""
+
+    file: str
+    baseline: str
+    """The variant to which the others are set in ratio."""
+
+
+class Live(_Strict, frozen=True, kw_only=True):
+    """What `--live` runs: the same on real processes with emulated engines, as small as a laptop needs it."""
+
+    values: dict[str, Any]
+    axes: dict[str, list[Any]] = {}
+    variants: list[str] = []
+    time_scale: float = 1.0
+    """How many times as fast as their profile the engines run."""
+
+
+class Experiment(_Strict, frozen=True, kw_only=True):
+    """One experiment."""
+
+    name: str
+    title: str
+    system: System
+    source: str
+    """Paper, section, figure."""
+    status: Literal["ready", "live", "later"] = "ready"
+    """`live`: only real processes can show it. `later`: what it needs is not built yet."""
+    why_later: str = ""
+    exact: list[str] = []
+    """What is reproduced exactly."""
+    modelled: list[str] = []
+    different: list[str] = []
+    base: dict[str, Any] = {}
+    seeds: int = 1
+    variants: list[Variant] = []
+    grids: list[Grid] = []
+    figures: list[Figure] = []
+    tables: list[Table] = []
+    claims: list[Claim] = []
+    published: PublishedPoints | None = None
+    live: Live | None = None
+
+    def variant(self, name: str) -> Variant:
+        """Raises KeyError."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise KeyError(name)
+
+
+class PublishedPoint(_Strict, frozen=True, kw_only=True):
+    """One plotted point of a paper."""
+
+    grid: str
+    variant: str
+    x: float
+    measure: str
+    value: float
+
+
+class PublishedFile(_Strict, frozen=True, kw_only=True):
+    """Points and where they are from."""
+
+    source: str
+    points: list[PublishedPoint]

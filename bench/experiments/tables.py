@@ -1,0 +1,67 @@
+"""The tables of an experiment: a row per variant, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table as RichTable
+
+from bench.experiments.schema import Column, Experiment, Table
+from bench.experiments.series import by_seed, capacity, select
+from bench.run_one import RunLine
+from bench.statistics_of_seeds import Estimate, estimate, text_of
+
+NOTHING = "–"
+BELOW = "below the lowest rate"
+
+
+def cells(experiment: Experiment, table: Table, lines: Sequence[RunLine]) -> list[list[str]]:
+    """Rows of text, the first column being the variant; variants that were not run are left out."""
+    names = table.variants or [variant.name for variant in experiment.variants]
+    rows = []
+    for name in names:
+        own = [_cell(column, name, lines) for column in table.columns]
+        if any(cell != NOTHING for cell in own):
+            rows.append([name, *own])
+    return rows
+
+
+def as_markdown(experiment: Experiment, table: Table, lines: Sequence[RunLine]) -> str:
+    """One table."""
+    head = ["", *(column.title for column in table.columns)]
+    out = [f"**{table.title}**", "", _row(head), _row(["---"] * len(head))]
+    out += [_row(row) for row in cells(experiment, table, lines)]
+    return "\n".join(out) + "\n"
+
+
+def as_rich(experiment: Experiment, table: Table, lines: Sequence[RunLine]) -> RichTable:
+    """The same for a terminal."""
+    shown = RichTable(
+        title=table.title, title_justify="left", header_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0)
+    )
+    shown.add_column("")
+    for column in table.columns:
+        shown.add_column(column.title, justify="right")
+    for row in cells(experiment, table, lines):
+        shown.add_row(*row)
+    return shown
+
+
+def _row(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
+
+
+def _cell(column: Column, variant: str, lines: Sequence[RunLine]) -> str:
+    own = select(lines, variant=variant, grid=column.grid, at=column.at)
+    if not own:
+        return NOTHING
+    found: Estimate | None
+    if column.limit is not None:
+        found = capacity(own, column.measure, column.limit)
+        return BELOW if found is None else text_of(found, digits=column.digits)
+    values = by_seed(own, column.measure)
+    if not values:
+        return NOTHING
+    found = estimate([value * column.scale for value in values.values()])
+    return text_of(found, digits=column.digits)

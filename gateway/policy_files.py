@@ -1,0 +1,86 @@
+"""A policy of one's own in one Python file: loads it and makes it known under the name it gives itself.
+
+The file holds one class with what `gateway.core.policies.base.Policy` asks for. Loading runs the file: name only files
+that you trust.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from gateway.core.policies.registry import PolicyError, canonical_name, register_policy
+
+SUFFIX = ".py"
+_MEMBERS = ("name", "cost_unit", "needs_forecasts", "default_sample", "shortlist", "costs")
+
+
+def is_policy_file(name: str) -> bool:
+    """Whether a policy is given by a file rather than by a name."""
+    return name.endswith(SUFFIX)
+
+
+def load_policy_file(path: str | Path) -> str:
+    """Registers the policy of the file; returns its name.
+
+    Raises:
+        PolicyError: the file is not there, cannot be run, holds no policy or several, or takes a name that is taken.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise PolicyError(f"policy file {str(path)!r} is not there; check the path")
+    module = _run(file)
+    found = [made for made in _classes(module) if all(hasattr(made, member) for member in _MEMBERS)]
+    if len(found) != 1:
+        near = {made.__name__: [m for m in _MEMBERS if not hasattr(made, m)] for made in _classes(module)}
+        lacking = "; ".join(f"{name} lacks {', '.join(members)}" for name, members in near.items() if members)
+        raise PolicyError(
+            f"policy file {str(path)!r} holds {len(found)} policies, not one"
+            + (f" ({lacking})" if lacking and not found else "")
+            + "; see gateway/core/policies/base.py for what a policy has"
+        )
+    made = found[0]
+    _check(made, file)
+    return register_policy(made, origin=str(file.resolve()))
+
+
+def policy_name(name: str) -> str:
+    """The name under which a policy is known: of a file after loading it, else of an alias. Raises PolicyError."""
+    return load_policy_file(name) if is_policy_file(name) else canonical_name(name)
+
+
+def policy_names_of(names: Iterable[str]) -> list[str]:
+    """The same for several. Raises PolicyError."""
+    return [policy_name(name) for name in names]
+
+
+def _run(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"astrolabe_policy_{file.stem}", file)
+    assert spec is not None, "a .py file has a loader"
+    assert spec.loader is not None, "a .py file has a loader"
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise PolicyError(f"policy file {str(file)!r} cannot be run: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _classes(module: ModuleType) -> list[type]:
+    own = inspect.getmembers(module, inspect.isclass)
+    return [made for _, made in own if made.__module__ == module.__name__]
+
+
+def _check(made: type, file: Path) -> None:
+    kinds = {"name": str, "cost_unit": str, "needs_forecasts": bool, "default_sample": int}
+    for member, kind in kinds.items():
+        value = getattr(made, member)
+        if not isinstance(value, kind):
+            raise PolicyError(f"policy file {str(file)!r}: {member} is {value!r}; it must be a {kind.__name__}")
+    try:
+        made()
+    except TypeError as error:
+        raise PolicyError(f"policy file {str(file)!r}: {made.__name__}() takes no arguments ({error})") from None

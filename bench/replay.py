@@ -135,13 +135,13 @@ async def replay(
     async with asyncio.TaskGroup() as group:
         for item, message in zip(plan.items, messages, strict=True):
             due_s = start_s + item.arrival_s / plan.time_scale
-            await _reach(due_s)
+            await reach(due_s)
             exchange = _Exchange(plan, item, due_s=due_s, progress=count)
             tasks.append(group.create_task(exchange.run(stub, message)))
     return [task.result() for task in tasks]
 
 
-async def _reach(due_s: float) -> None:
+async def reach(due_s: float) -> None:
     """Waits until the clock says `due_s`: a loop's timers may be coarser than it and fire early."""
     while True:
         wait_s = due_s - time.perf_counter()

@@ -78,7 +78,7 @@ def replay_jobs(address: str, jobs: Sequence[Job], *, console: Console) -> list[
             done: list[Finished] = []
             for job in jobs:
                 counts = Counts()
-                async with _shown(console, job, counts):
+                async with shown(console, job.label or job.policy or "replay", len(job.plan.items), counts):
                     done.append(await session.run(job.plan, policy=job.policy, progress=counts))
             return done
 
@@ -134,10 +134,8 @@ async def _warn_if_busy(session: ReplaySession, console: Console) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _shown(console: Console, job: Job, counts: Counts) -> AsyncIterator[None]:
+async def shown(console: Console, label: str, total: int, counts: Counts) -> AsyncIterator[None]:
     """Shows counts while the body runs: a bar on a terminal, a line every ten seconds elsewhere."""
-    total = len(job.plan.items)
-    label = job.label or job.policy or "replay"
     bar = Progress(
         TextColumn("{task.description:<22}"),
         BarColumn(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bench.commands.endpoint_options import endpoint_options, replay_endpoints, urls_of, with_aliases
 from bench.commands.workload_options import (
     build_source,
     check_positive,
@@ -68,6 +69,10 @@ Example: 300 ShareGPT conversations at 8 requests per second, one JSON line each
 Example: ten minutes of a BurstGPT file, three times as dense, under another policy.
   astrolabe bench replay --dataset burstgpt --dataset-path BurstGPT_1.csv \\
       --start 792000 --duration 600 --rate-scale 3 --policy llumnix_freeness
+
+\b
+Example: two plain vLLM servers on ports 8000 and 8001, their metrics and figures, no gateway.
+  astrolabe bench replay --num-nodes 2 --base-port 8000 --average-interval 0.16 --maxq 50
 """
 )
 @click.option("--rate", type=float, metavar="R", help="Requests per second. [default: the data set's own arrivals]")
@@ -80,11 +85,12 @@ Example: ten minutes of a BurstGPT file, three times as dense, under another pol
 @click.option("--seed", type=int, default=0, show_default=True, help="Of arrivals, row order and made-up prompts.")
 @workload_options
 @live_options
+@endpoint_options
 @click.option("--output", default="", metavar="FILE", help="Write a header line and one JSON line per request.")
 @gateway_option
 @json_option
 def replay(gateway: str, as_json: bool, **options: Any) -> None:
-    """Send a workload to a live gateway, each request when it is due, and measure TTFT, TPOT and E2E here."""
+    """Send a workload to a live gateway, or to plain servers, each request when it is due, and measure here."""
     from rich.console import Console
 
     from bench.replay_run import Job, complaints, context_tokens, look_up, replay_jobs
@@ -92,10 +98,15 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
     from bench.tables import out_console, summary_lines, summary_table
 
     console = Console(stderr=True)
+    options = with_aliases(options)
+    urls = urls_of(options)
     (rate,) = rates([] if options["rate"] is None else [options["rate"]])
     chosen = policies([options["policy"]])
     check_live_options(options)
     source = build_source(console, options, rate_given=rate is not None, default_requests=DEFAULT_REQUESTS)
+    if urls:
+        replay_endpoints(console, urls, source, rate=rate, options={**options, "as_json": as_json})
+        return
     with one_line_errors():
         nodes = look_up(gateway)
         source.keep_fitting(context_tokens(nodes, options["model"]))

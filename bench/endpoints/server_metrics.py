@@ -1,0 +1,145 @@
+"""What a serving engine's Prometheus page says of its cache, latencies and throughput, and how it changes. Pure.
+
+Names changed between vLLM releases (KV use and prefix cache lost `gpu_` in 0.9, time per output token became
+inter-token latency); the newest name that is there counts. What a page does not have stays None.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from engine_adapters.openai_metrics_view import parse_page
+
+Samples = Mapping[str, Sequence[tuple[dict[str, str], float]]]
+
+_KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
+_HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
+_QUERIES = ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total")
+_PROMPT = ("vllm:prompt_tokens_total", "sglang:prompt_tokens_total", "tgi_request_input_length_sum")
+_OUTPUT = ("vllm:generation_tokens_total", "sglang:generation_tokens_total", "tgi_request_generated_tokens_sum")
+_DONE = ("vllm:request_success_total", "sglang:num_requests_total", "tgi_request_success")
+_TTFT = ("vllm:time_to_first_token_seconds", "sglang:time_to_first_token_seconds")
+_TPOT = (
+    "vllm:inter_token_latency_seconds",
+    "vllm:time_per_output_token_seconds",
+    "sglang:inter_token_latency_seconds",
+    "tgi_request_mean_time_per_token_duration",
+)
+
+
+class ServerSample(msgspec.Struct, frozen=True, kw_only=True):
+    """One page, read. Counters count since the server's start."""
+
+    at_s: float
+    kv_use: float | None = None
+    """Share of the KV cache in use, 0 to 1."""
+    prefix_hits: float | None = None
+    """Prompt tokens found in the prefix cache."""
+    prefix_queries: float | None = None
+    """Prompt tokens looked up there."""
+    ttft_sum_s: float | None = None
+    ttft_count: float | None = None
+    tpot_sum_s: float | None = None
+    tpot_count: float | None = None
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
+    requests: float | None = None
+
+
+class ServerRates(msgspec.Struct, frozen=True, kw_only=True):
+    """A server between two samples. Averages run since the first sample, rates since the previous one."""
+
+    at_s: float
+    """Since the first sample."""
+    kv_use: float | None
+    prefix_hit_ratio: float | None
+    ttft_mean_s: float | None
+    tpot_mean_s: float | None
+    prompt_tokens_per_s: float | None
+    output_tokens_per_s: float | None
+    requests_per_s: float | None
+
+
+def read_sample(text: str, at_s: float) -> ServerSample:
+    """The page as a sample; a page of something else has None everywhere."""
+    samples = parse_page(text)
+    ttft_sum, ttft_count = _histogram(samples, _TTFT)
+    tpot_sum, tpot_count = _histogram(samples, _TPOT)
+    return ServerSample(
+        at_s=at_s,
+        kv_use=_first(samples, _KV_USE, largest=True),
+        prefix_hits=_first(samples, _HITS),
+        prefix_queries=_first(samples, _QUERIES),
+        ttft_sum_s=ttft_sum,
+        ttft_count=ttft_count,
+        tpot_sum_s=tpot_sum,
+        tpot_count=tpot_count,
+        prompt_tokens=_first(samples, _PROMPT),
+        output_tokens=_first(samples, _OUTPUT),
+        requests=_first(samples, _DONE),
+    )
+
+
+def rates(samples: Sequence[ServerSample]) -> list[ServerRates]:
+    """One row per sample after the first. A server that was started anew counts from there."""
+    rows: list[ServerRates] = []
+    if not samples:
+        return rows
+    base = samples[0]
+    for before, now in itertools.pairwise(samples):
+        if before.requests is not None and now.requests is not None and now.requests < before.requests:
+            base = before = msgspec.structs.replace(_zero(now), at_s=before.at_s)
+        span_s = now.at_s - before.at_s
+        rows.append(
+            ServerRates(
+                at_s=now.at_s - samples[0].at_s,
+                kv_use=now.kv_use,
+                prefix_hit_ratio=_ratio(base.prefix_hits, now.prefix_hits, base.prefix_queries, now.prefix_queries),
+                ttft_mean_s=_ratio(base.ttft_sum_s, now.ttft_sum_s, base.ttft_count, now.ttft_count),
+                tpot_mean_s=_ratio(base.tpot_sum_s, now.tpot_sum_s, base.tpot_count, now.tpot_count),
+                prompt_tokens_per_s=_per_s(before.prompt_tokens, now.prompt_tokens, span_s),
+                output_tokens_per_s=_per_s(before.output_tokens, now.output_tokens, span_s),
+                requests_per_s=_per_s(before.requests, now.requests, span_s),
+            )
+        )
+    return rows
+
+
+def _zero(sample: ServerSample) -> ServerSample:
+    """Counters at the start of a server that has those of `sample`."""
+    known = {name: 0.0 for name in sample.__struct_fields__ if getattr(sample, name) is not None}
+    return ServerSample(**{**known, "at_s": sample.at_s})
+
+
+def _grown(before: float | None, now: float | None) -> float | None:
+    return None if before is None or now is None else max(0.0, now - before)
+
+
+def _per_s(before: float | None, now: float | None, span_s: float) -> float | None:
+    grown = _grown(before, now)
+    return None if grown is None or span_s <= 0 else grown / span_s
+
+
+def _ratio(top0: float | None, top1: float | None, bottom0: float | None, bottom1: float | None) -> float | None:
+    top, bottom = _grown(top0, top1), _grown(bottom0, bottom1)
+    return top / bottom if top is not None and bottom else None
+
+
+def _histogram(samples: Samples, names: Sequence[str]) -> tuple[float | None, float | None]:
+    for name in names:
+        total, count = _first(samples, (f"{name}_sum",)), _first(samples, (f"{name}_count",))
+        if total is not None and count is not None:
+            return total, count
+    return None, None
+
+
+def _first(samples: Samples, names: Sequence[str], *, largest: bool = False) -> float | None:
+    """Over all label sets of the first name that is there."""
+    for name in names:
+        values = [value for _, value in samples.get(name, ()) if value == value]
+        if values:
+            return max(values) if largest else sum(values)
+    return None

@@ -37,6 +37,14 @@ SETUP_DIFFERENCES = (
 )
 
 
+REMAINING_LIMIT = (
+    "Against the rule with the model's own median there is little to gain early on: few predictions lie below 50 "
+    "tokens, so rule and belief say nearly the same. Where half of the answers lie below the conditional median, no "
+    "better number follows from the prompt and the count alone; what is left would have to be read from the answer "
+    "itself."
+)
+
+
 def out_console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
@@ -87,10 +95,16 @@ def tables(found: Sequence[Evaluation], side: str) -> list[Any]:
     for evaluation in found:
         overview.add_row(evaluation.model, *(cell(evaluation.overall) for _, cell in _SHORT))
     last = found[-1]
-    detail = _table(f"{last.model}, by class, prompt length and true length")
-    for scores in (*last.by_class, *last.by_prompt, *last.by_true_length):
+    detail = _table(f"{last.model}, by class, prompt length, predicted length and true length")
+    for scores in groups(last):
         detail.add_row(scores.name, *(cell(scores) for _, cell in _SHORT))
     return [overview, _pairs(found), detail, _remaining(found), _published()]
+
+
+def groups(evaluation: Evaluation) -> tuple[Scores, ...]:
+    """Those whose answers are few enough to differ, in the order in which they are shown."""
+    e = evaluation
+    return (*e.by_class, *e.by_prompt, *e.by_predicted, *e.by_true_length)
 
 
 def _table(title: str) -> Table:
@@ -127,6 +141,7 @@ _REMAINING = (
     "rule, baseline's",
     "gain %",
     "vs baseline %",
+    "under p50/p90 %",
 )
 
 
@@ -158,6 +173,7 @@ def remaining_rows(found: Sequence[Evaluation]) -> list[tuple[str, ...]]:
                     tokens(base) if base else "",
                     f"{100 * r.gain.mean / r.rule.mean:.1f}",
                     f"{100 * (1 - r.belief.mean / base.mean):.1f}" if base else "",
+                    f"{100 * r.coverage_50:.1f} / {100 * r.coverage_90:.1f}",
                 )
             )
     return rows
@@ -220,17 +236,22 @@ def write_card(
         "",
         *_markdown(
             ("group", *(n for n, _ in _COLUMNS)),
-            [(s.name, *(c(s) for _, c in _COLUMNS)) for s in (*last.by_class, *last.by_prompt, *last.by_true_length)],
+            [(s.name, *(c(s) for _, c in _COLUMNS)) for s in groups(last)],
         ),
         "",
+        coverage_line(last),
+        "",
         "Coverage by true length is no property that a calibrated belief could have: the longest answers lie above "
-        "their p90 by construction. Calibration is judged by class and by prompt length.",
+        "their p90 by construction. Calibration is judged by what is known before the answer: class, prompt length and "
+        "predicted length.",
         "",
         "## What is still to come after k tokens",
         "",
         "Mean absolute error. Rule: the prediction while it lies ahead, else k + 10 (Block).",
         "",
         *_markdown(_REMAINING, remaining_rows(found)),
+        "",
+        REMAINING_LIMIT,
         "",
         "## Beside published numbers",
         "",
@@ -240,6 +261,18 @@ def write_card(
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
+
+
+def coverage_line(evaluation: Evaluation) -> str:
+    """Whether the p90 holds what it promises, overall and wherever a belief can be judged."""
+    overall = evaluation.overall.coverage_90.mean
+    known = (*evaluation.by_class, *evaluation.by_prompt, *evaluation.by_predicted)
+    low, high = (pick(known, key=lambda s: s.coverage_90.mean) for pick in (min, max))
+    return (
+        f"Answers at or below the p90: {overall:.1%} of all; between {low.coverage_90.mean:.1%} ({low.name}, "
+        f"{low.count:,} answers) and {high.coverage_90.mean:.1%} ({high.name}, {high.count:,} answers) by class, "
+        "prompt length and predicted length."
+    ).replace("%", " %")
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -79,17 +79,15 @@ def cdf(edges: Ints, pmf: Floats, tokens: ArrayLike) -> Floats:
 
 def quantiles_tokens(edges: Ints, pmf: Floats, levels: ArrayLike) -> Ints:
     """[n, len(levels)]: the smallest whole length whose cumulated probability reaches each level."""
-    q = np.atleast_1d(np.asarray(levels, dtype=np.float64))
-    above = np.cumsum(pmf, axis=1)
-    above /= above[:, -1:]
-    # The tolerance keeps a level that a bucket's end meets exactly from sliding into the next bucket.
-    bucket = np.minimum((above[:, None, :] < q[None, :, None] - 1e-12).sum(axis=2), pmf.shape[1] - 1)
-    rows = np.arange(pmf.shape[0])[:, None]
-    below = np.where(bucket > 0, above[rows, np.maximum(bucket - 1, 0)], 0.0)
-    inside = np.maximum(above[rows, bucket] - below, 1e-300)
-    width = np.diff(edges)[bucket]
-    steps = np.ceil((q[None, :] - below) / inside * width - 1e-9)
-    return np.asarray(edges[bucket] + np.clip(steps, 1, width).astype(np.int64) - 1)
+    # The tolerances keep a level that a bucket's end meets exactly from sliding into the next bucket.
+    wanted = np.atleast_1d(np.asarray(levels, dtype=np.float64)) - 1e-12
+    upto = np.zeros((len(pmf), len(edges)))
+    np.cumsum(pmf, axis=1, out=upto[:, 1:])
+    upto /= upto[:, -1:]
+    # The cumulated probability at edges[k] - 1 is upto[k], and between two of them it is a straight line.
+    ends = edges - 1
+    found = np.array([np.interp(wanted, row, ends) for row in upto]).reshape(len(pmf), len(wanted))
+    return np.asarray(np.maximum(np.ceil(found - 1e-9), edges[0]), dtype=np.int64)
 
 
 def given_produced(edges: Ints, pmf: Floats, produced_tokens: int) -> tuple[Ints, Floats]:
@@ -133,11 +131,10 @@ def truncated(edges: Ints, pmf: Floats, max_tokens: int) -> tuple[Ints, Floats]:
 def beliefs(edges: Ints, pmf: Floats, max_tokens: Sequence[int | None] | None = None) -> list[LengthBelief]:
     """Rows as equally likely atoms, cut at each row's limit if there is one."""
     atoms = quantiles_tokens(edges, pmf, MIDPOINTS)
-    limits = [None] * len(atoms) if max_tokens is None else max_tokens
-    found = []
-    for row, limit in zip(atoms.tolist(), limits, strict=True):
-        found.append(LengthBelief(tuple(row if limit is None else (min(a, max(1, limit)) for a in row))))
-    return found
+    if max_tokens is not None:
+        limits = [atoms[i, -1] if limit is None else max(1, limit) for i, limit in enumerate(max_tokens)]
+        atoms = np.minimum(atoms, np.array(limits, dtype=np.int64).reshape(-1, 1))
+    return [LengthBelief(tuple(row)) for row in atoms.tolist()]
 
 
 def remapped(pmf: Floats, knots: Floats) -> Floats:
@@ -146,12 +143,13 @@ def remapped(pmf: Floats, knots: Floats) -> Floats:
     knots: [m + 1] or [n, m + 1], ascending from 0 to 1: values of G at 0, 1/m, ... 1. Applied at bucket ends, where it
     keeps order and total.
     """
-    above = np.clip(np.cumsum(pmf, axis=1), 0.0, 1.0)
-    above[:, -1] = 1.0
-    m = knots.shape[-1] - 1
-    where = above * m
-    low = np.minimum(where.astype(np.int64), m - 1)
-    rows = np.arange(pmf.shape[0])[:, None]
-    table = np.broadcast_to(knots, (pmf.shape[0], m + 1))
-    g = table[rows, low] + (table[rows, low + 1] - table[rows, low]) * (where - low)
-    return np.diff(g, axis=1, prepend=0.0)
+    g = np.cumsum(pmf, axis=1)
+    g[:, -1] = 1.0
+    grid = np.linspace(0.0, 1.0, knots.shape[-1])
+    if knots.ndim == 1:
+        g = np.interp(g, grid, knots)
+    else:
+        for row, own in zip(g, knots, strict=True):
+            row[:] = np.interp(row, grid, own)
+    g[:, 1:] -= g[:, :-1].copy()
+    return g

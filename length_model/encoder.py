@@ -1,5 +1,9 @@
 """A fine-tuned BERT-like encoder at inference, in numpy: no torch, no transformers, only `tokenizers`.
 
+What it says is mixed with what a `hashed` model says, which comes in the same file: a linear opinion pool (Stone, "The
+opinion pool", 1961). The two err differently, words by rote here and their sense there, and the mixture is better than
+either.
+
 Post-norm transformer as in Devlin et al., "BERT" (2018); RoBERTa differs in where positions begin. The rows of a batch
 are laid end to end, so nothing is spent on padding; attention runs row by row. Shapes: T tokens of a row, S of all
 rows, d width, H heads.
@@ -9,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +23,16 @@ from length_model.artifact import Artifact, ArtifactError
 from length_model.distribution import Floats, Ints, pmf_from_hazards, remapped
 from length_model.encoder_input import FastTokenizer, SpecialIds, token_ids
 from length_model.features import FEATURES_VERSION, dense
+from length_model.hashed import HashedModel
 from length_model.query import LengthQuery
 
 FloatArray = NDArray[np.float32]
 
 TOKENS_PER_BATCH = 1024
 """Rows beyond this many tokens go into a further matrix product: more would not be faster, only larger."""
+
+HASHED = "hashed."
+"""Prefix of the arrays that belong to the hashed model in the file."""
 
 _GELU = math.sqrt(2 / math.pi)
 
@@ -44,7 +52,9 @@ class EncoderModel:
         self._special = SpecialIds(**{k: int(v) for k, v in meta["special"].items()})
         self._heads, self._eps = int(meta["heads"]), float(meta["layer_norm_eps"])
         self._first_position = int(meta["pad_position"]) + 1
-        w = {name: array.astype(np.float32) for name, array in arrays.items() if name not in ("edges", "knots")}
+        self._hashed, self._share = hashed_part(arrays), float(meta["hashed_share"])
+        own = {name: array for name, array in arrays.items() if not name.startswith(HASHED)}
+        w = {name: array.astype(np.float32) for name, array in own.items() if name not in ("edges", "knots")}
         self._words = w["body.embeddings.word_embeddings.weight"]
         self._positions = w["body.embeddings.position_embeddings.weight"]
         self._type = w["body.embeddings.token_type_embeddings.weight"][0]
@@ -59,6 +69,11 @@ class EncoderModel:
     def pmf(self, queries: Sequence[LengthQuery]) -> Floats:
         if not queries:
             return np.zeros((0, len(self.edges) - 1))
+        mixed = (1 - self._share) * self.own_pmf(queries) + self._share * self._hashed.pmf(queries)
+        return remapped(mixed, self._knots)
+
+    def own_pmf(self, queries: Sequence[LengthQuery]) -> Floats:
+        """[n, K]: the encoder alone, before mixing and recalibration."""
         rows = [token_ids(self._tokenizer, self._special, q) for q in queries]
         pooled = np.empty((len(rows), self._words.shape[1]), np.float32)
         for chosen in _packed([len(r) for r in rows]):
@@ -67,7 +82,7 @@ class EncoderModel:
         joined = np.concatenate([pooled, numbers], axis=1)
         logits = _gelu(joined @ self._hidden[0] + self._hidden[1]) @ self._out[0] + self._out[1]
         hazards = 1.0 / (1.0 + np.exp(-np.clip(logits.astype(np.float64), -40, 40)))
-        return remapped(pmf_from_hazards(hazards), self._knots)
+        return pmf_from_hazards(hazards)
 
     def _pooled(self, rows: list[list[int]]) -> FloatArray:
         """[rows, d]: mean of each row's final token states."""
@@ -98,8 +113,16 @@ class EncoderModel:
         try:
             tokenizer = tokenizers.Tokenizer.from_str(artifact.arrays["tokenizer.json"].tobytes().decode())
             return cls(artifact, tokenizer)
+        except ArtifactError:
+            raise
         except (KeyError, ValueError, TypeError, IndexError) as bad:
             raise ArtifactError(f"encoder artefact does not fit together: {bad}") from None
+
+
+def hashed_part(arrays: Mapping[str, NDArray[Any]]) -> HashedModel:
+    """The hashed model among an encoder's arrays. Raises ArtifactError."""
+    own = {name.removeprefix(HASHED): array for name, array in arrays.items() if name.startswith(HASHED)}
+    return HashedModel.from_artifact(Artifact(kind="hashed", meta={"features_version": FEATURES_VERSION}, arrays=own))
 
 
 class _Layer:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from length_model.query import LengthQuery
 from length_model.sharegpt import encodable
 
-PROMPT_HEAD_TOKENS = 48
-PROMPT_TAIL_TOKENS = 24
-ANSWER_TOKENS = 16
-QUESTION_TOKENS = 8
+PROMPT_HEAD_TOKENS = 56
+PROMPT_TAIL_TOKENS = 32
+ANSWER_TOKENS = 32
+QUESTION_TOKENS = 24
 
 _CHARS_PER_TOKEN_AT_MOST = 12
 """Text beyond this many characters per wanted token is not even tokenized."""
@@ -44,7 +44,7 @@ class SpecialIds(msgspec.Struct, frozen=True):
 
 
 def token_ids(tokenizer: FastTokenizer, special: SpecialIds, query: LengthQuery) -> list[int]:
-    """begin, prompt (its beginning and end), separator [, last answer, last question, separator]: at most 99 ids."""
+    """begin, prompt (its beginning and end), separator [, last answer, last question, separator]: at most 147 ids."""
     room = PROMPT_HEAD_TOKENS + PROMPT_TAIL_TOKENS
     text = query.prompt
     limit = room * _CHARS_PER_TOKEN_AT_MOST

@@ -7,7 +7,7 @@ is the negative log-likelihood of discrete-time survival, which takes censored a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from length_model.artifact import Artifact
 from length_model.baseline import kaplan_meier
 from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
-from length_model.encoder import EncoderModel, stored_arrays
+from length_model.encoder import HASHED, EncoderModel, hashed_part, stored_arrays
 from length_model.encoder_input import SpecialIds, padded, token_ids
 from length_model.features import DENSE_FEATURES, FEATURES_VERSION, dense
 from length_model.query import LengthSample
 from length_model.recalibration import KNOTS, knots_from_pits, pits
 from length_model.scoring import crps
+
+HASHED_SHARES = tuple(round(0.05 * i, 2) for i in range(13))
+"""Shares of the hashed model's say that are tried."""
 
 
 class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +39,7 @@ class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Folder with `config.json`, `tokenizer.json` and weights, or a name on the user's hub."""
     epochs: int = 2
     batch: int = 32
-    learning_rate: float = 1e-4
+    learning_rate: float = 1.5e-4
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warm_up: float = 0.05
@@ -266,17 +269,30 @@ def _meta(config: Any, special: SpecialIds, recipe: EncoderRecipe) -> dict[str, 
     }
 
 
-def finished(epoch: Epoch, calibration: Sequence[LengthSample]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Meta and arrays of the artefact: what inference will really run, recalibrated on the calibration side."""
-    arrays = {**stored_arrays(epoch.arrays, epoch.tokenizer_json), "edges": log_edges()}
-    meta = {**epoch.meta, "features_version": FEATURES_VERSION}
-
-    def model(knots: Floats) -> EncoderModel:
-        return EncoderModel.from_artifact(Artifact(kind="encoder", meta=meta, arrays={**arrays, "knots": knots}))
-
+def finished(
+    epoch: Epoch, calibration: Sequence[LengthSample], hashed: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Meta and arrays of the artefact: what inference will really run, mixed with the `hashed` model (its arrays) and
+    recalibrated, both on the calibration side."""
+    edges = log_edges()
+    arrays = {
+        **stored_arrays(epoch.arrays, epoch.tokenizer_json),
+        **{f"{HASHED}{name}": array for name, array in hashed.items()},
+        "edges": edges,
+        "knots": np.linspace(0.0, 1.0, KNOTS + 1),
+    }
+    meta = {**epoch.meta, "features_version": FEATURES_VERSION, "hashed_share": 0.0}
     queries = [s.query for s in calibration]
     censored = np.array([s.censored for s in calibration])
-    raw = model(np.linspace(0.0, 1.0, KNOTS + 1)).pmf(queries)
     tokens = np.array([s.output_tokens for s in calibration])
-    knots = knots_from_pits(pits(arrays["edges"], raw, tokens, censored), censored)
-    return meta, {**arrays, "knots": knots}
+    alone = EncoderModel.from_artifact(Artifact(kind="encoder", meta=meta, arrays=arrays)).own_pmf(queries)
+    other = hashed_part(arrays).pmf(queries)
+    ended = ~censored if (~censored).any() else np.ones(len(censored), dtype=np.bool_)
+
+    def loss(share: float) -> float:
+        mixed = (1 - share) * alone + share * other
+        return float(crps(edges, mixed[ended], tokens[ended]).mean())
+
+    meta["hashed_share"] = share = min(HASHED_SHARES, key=loss)
+    mixed = (1 - share) * alone + share * other
+    return meta, {**arrays, "knots": knots_from_pits(pits(edges, mixed, tokens, censored), censored)}

@@ -20,6 +20,7 @@ from length_model.recalibration import pits
 from length_model.scoring import Interval, bootstrap, crps, pinball
 
 PROMPT_EDGES_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1 << 30)
+PREDICTED_EDGES_TOKENS = (1, 64, 128, 192, 256, 384, 1 << 30)
 TRUE_EDGES_TOKENS = (1, 16, 64, 128, 256, 512, 1 << 30)
 PRODUCED_TOKENS = (50, 200, 500)
 RELIABILITY_LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 20))
@@ -60,6 +61,10 @@ class Remaining(msgspec.Struct, frozen=True, kw_only=True):
     """The same rule with the baseline's median."""
     gain: Interval
     """Paired difference rule - belief."""
+    coverage_50: float
+    """Share of answers at or below the belief's median. Where it is one half, no other number that rests on the prompt
+    and the count alone has a smaller error."""
+    coverage_90: float
 
 
 class Paired(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +94,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     overall: Scores
     by_class: tuple[Scores, ...]
     by_prompt: tuple[Scores, ...]
+    by_predicted: tuple[Scores, ...]
+    """By the predicted median."""
     by_true_length: tuple[Scores, ...]
     remaining: tuple[Remaining, ...]
     reliability: Reliability
@@ -166,6 +173,7 @@ def evaluate(
         overall=overall,
         by_class=tuple(scores(str(c) or "(no class)", classes == c) for c in np.unique(classes)),
         by_prompt=by(prompts, PROMPT_EDGES_TOKENS, "prompt"),
+        by_predicted=by(judged.quantiles[:, 0], PREDICTED_EDGES_TOKENS, "predicted"),
         by_true_length=by(tokens, TRUE_EDGES_TOKENS, "answer"),
         remaining=tuple(
             _remaining(judged, others[0] if others else None, tokens, groups, k, seed)
@@ -215,7 +223,8 @@ def _remaining(
     alive = tokens > produced
     y, g = tokens[alive], groups[alive]
     edges, pmf = given_produced(judged.edges, judged.pmf[alive], produced)
-    ours = np.abs(quantiles_tokens(edges, pmf, (0.5,))[:, 0] - y).astype(np.float64)
+    median, p90 = quantiles_tokens(edges, pmf, (0.5, 0.9)).T
+    ours = np.abs(median - y).astype(np.float64)
     rule = np.abs(seed_rule(judged.quantiles[alive, 0], produced) - y).astype(np.float64)
     of_baseline = None
     if baseline is not None:
@@ -228,6 +237,8 @@ def _remaining(
         rule=bootstrap(rule, g, seed=seed),
         rule_of_baseline=of_baseline,
         gain=bootstrap(rule - ours, g, seed=seed),
+        coverage_50=float(np.mean(y <= median)),
+        coverage_90=float(np.mean(y <= p90)),
     )
 
 

@@ -54,7 +54,7 @@ _PAST_WORDS = 24
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORDS = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[?!:`{{}}\[\]*#]")
-_CODE = re.compile(r"```|\bdef \w+\(|\bfunction\b|\bclass \w+|#include|[;{}]\s*\n|\bimport \w+|SELECT .* FROM", re.I)
+_CODE = re.compile(r"```|\bdef \w+\(|\bfunction\b|\bclass \w+|#include|[;{}]\s*\n|\bimport \w+|select .* from")
 _NUMBERS = {
     **{
         w: i
@@ -68,28 +68,38 @@ _NUMBERS = {
 _WANTED = re.compile(
     rf"\b(\d{{1,5}}|{'|'.join(_NUMBERS)})\s*[- ]?(?:\w+\s+){{0,2}}?"
     r"(words?|characters?|tokens?|sentences?|lines?|paragraphs?|pages?|points?|bullets?|items?|ideas?|examples?|"
-    r"questions?|titles?|names?|tips?|ways?|reasons?|steps?|options?|facts?|headlines?|keywords?|topics?|posts?|tweets?)\b",
-    re.I,
+    r"questions?|titles?|names?|tips?|ways?|reasons?|steps?|options?|facts?|headlines?|keywords?|topics?|posts?|tweets?)\b"
 )
 _TOKENS_PER_UNIT = {"word": 1.3, "character": 0.25, "token": 1.0, "sentence": 22.0, "line": 14.0, "paragraph": 90.0}
 _SHORT = re.compile(
     r"\b(short|brief|briefly|concise|yes or no|one word|in a sentence|"
-    r"only (?:the|answer|output|reply)|just (?:say|answer|reply))\b",
-    re.I,
+    r"only (?:the|answer|output|reply)|just (?:say|answer|reply))\b"
 )
 _LONG = re.compile(
-    r"\b(detailed|in detail|comprehensive|essay|article|blog|long|thorough|elaborate|story|complete|full)\b", re.I
+    r"\b(detailed|in detail|comprehensive|essay|article|blog|long|thorough|elaborate|story|complete|full)\b"
 )
+
+# Most prompts hold none of these, and looking for a plain text is many times as quick as trying a pattern.
+_CODE_SIGNS = ("```", ";", "{", "}", "def ", "function", "class ", "#include", "import ", "select ")
+_SHORT_SIGNS = ("short", "brief", "concise", "yes or no", "one word", "in a sentence", "only ", "just ")
+_LONG_SIGNS = (
+    "detail", "comprehensive", "essay", "article", "blog", "long", "thorough", "elaborate", "story", "complete", "full",
+)  # fmt: skip
+_UNIT_SIGNS = (
+    "word", "character", "token", "sentence", "line", "paragraph", "page", "point", "bullet", "item", "idea", "example",
+    "question", "title", "name", "tip", "way", "reason", "step", "option", "fact", "topic", "post", "tweet",
+)  # fmt: skip
 
 
 def dense(query: LengthQuery) -> NDArray[np.float32]:
     """Numbers of the prompt and of the conversation before it, in the order of `DENSE_FEATURES`; finite always."""
     text = _looked_at(query.prompt)
+    lower = text.lower()
     n = max(1, len(text))
     words = len(_WORDS.findall(text)) * max(1.0, query.chars / n)
     digits = sum(map(text.count, "0123456789"))
     tail = text[-80:].rstrip()
-    wanted_words, wanted_items = _wanted(text)
+    wanted_words, wanted_items = _wanted(lower, digits > 0)
     answers = [t.chars for t in query.history if t.role == "assistant"]
     questions = [t.chars for t in query.history if t.role == "user"]
     last_answer = next((t for t in reversed(query.history) if t.role == "assistant"), None)
@@ -107,11 +117,11 @@ def dense(query: LengthQuery) -> NDArray[np.float32]:
         float("?" in text),
         float(tail.endswith(("?", "？"))),
         float(tail.endswith(":")),
-        float(_CODE.search(text) is not None),
+        float(_holds(_CODE, lower, _CODE_SIGNS)),
         math.log1p(wanted_words),
         math.log1p(wanted_items),
-        float(_SHORT.search(text) is not None),
-        float(_LONG.search(text) is not None),
+        float(_holds(_SHORT, lower, _SHORT_SIGNS)),
+        float(_holds(_LONG, lower, _LONG_SIGNS)),
         float(bool(query.history)),
         math.log1p(len(query.history)),
         math.log1p(answers[-1] if answers else 0),
@@ -148,7 +158,9 @@ def ngrams(query: LengthQuery, buckets: int) -> NDArray[np.int32]:
         past = _WORDS.findall(question[:240].lower())[:_PAST_WORDS]
         found.update(f"q {w}" for w in past)
         found.add("q3 " + " ".join(past[:3]))
-    return np.array([zlib.crc32(g.encode("utf-8", "replace")) % buckets for g in sorted(found)], dtype=np.int32)
+    hashes = np.array([zlib.crc32(g.encode("utf-8", "replace")) for g in found], dtype=np.uint32) % buckets
+    # In order, so that sums over them come out the same everywhere: a set has its own order in every process.
+    return np.sort(hashes).astype(np.int32)
 
 
 def _looked_at(text: str) -> str:
@@ -157,12 +169,19 @@ def _looked_at(text: str) -> str:
     return text[:_LOOK_HEAD_CHARS] + "\n" + text[-_LOOK_TAIL_CHARS:]
 
 
-def _wanted(text: str) -> tuple[float, float]:
+def _holds(pattern: re.Pattern[str], lower: str, signs: tuple[str, ...]) -> bool:
+    """Whether the pattern is in the text; without any of `signs` it cannot be."""
+    return any(sign in lower for sign in signs) and pattern.search(lower) is not None
+
+
+def _wanted(lower: str, has_digits: bool) -> tuple[float, float]:
     """Tokens and items that the text asks for in so many words; 0 when it does not."""
     tokens = items = 0.0
-    for number, unit in _WANTED.findall(text):
-        count = float(_NUMBERS.get(number.lower()) or (number.isdigit() and number) or 0)
-        per_unit = _TOKENS_PER_UNIT.get(unit.lower().rstrip("s"))
+    if not (has_digits or any(name in lower for name in _NUMBERS)) or not any(sign in lower for sign in _UNIT_SIGNS):
+        return tokens, items
+    for number, unit in _WANTED.findall(lower):
+        count = float(_NUMBERS.get(number) or (number.isdigit() and number) or 0)
+        per_unit = _TOKENS_PER_UNIT.get(unit.rstrip("s"))
         if per_unit is None:
             items = max(items, min(count, 1000.0))
         else:

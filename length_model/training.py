@@ -115,7 +115,9 @@ def _train_encoder(
     last = encoder_training.train(
         training, calibration, wanted, lambda step, steps, loss: progress(f"loss {loss:.2f}", step / steps)
     )
-    return encoder_training.finished(last, calibration)
+    progress("training hashed", 0.0)
+    hashed = train_hashed(training, calibration, HashedRecipe())
+    return encoder_training.finished(last, calibration, hashed.arrays)
 
 
 def minilm_folder() -> Path:

@@ -9,13 +9,13 @@ import pytest
 
 from length_model import artifact
 from length_model.distribution import pmf_from_hazards
-from length_model.encoder import EncoderModel
-from length_model.encoder_input import SpecialIds, padded, token_ids
+from length_model.encoder import EncoderModel, hashed_part
+from length_model.encoder_input import PROMPT_HEAD_TOKENS, PROMPT_TAIL_TOKENS, SpecialIds, padded, token_ids
 from length_model.features import dense
 from length_model.split import split_samples
 from length_model.training import train_to_file
 from tests.helpers.length_samples import made_samples
-from tests.helpers.tiny_encoder import LetterTokenizer, tiny_encoder_artifact
+from tests.helpers.tiny_encoder import LetterTokenizer, tiny_encoder_artifact, tiny_hashed_arrays
 
 SAMPLES = made_samples(150, seed=2, censored_share=0.1)
 
@@ -61,10 +61,11 @@ def test_numpy_says_what_torch_says(kind: str, tmp_path: Path) -> None:
     recipe = et.EncoderRecipe(encoder=str(folder), epochs=1, batch=16, frozen_layers=1, low_precision=False)
     training, calibration = SAMPLES[:120], SAMPLES[120:]
     last = et.train(training, calibration, recipe)
-    meta, arrays = et.finished(last, calibration)
+    meta, arrays = et.finished(last, calibration, tiny_hashed_arrays())
+    assert 0 <= meta["hashed_share"] <= 0.6
     identity = {**arrays, "knots": np.linspace(0.0, 1.0, 21)}
     read = artifact.from_bytes(artifact.to_bytes("encoder", meta, identity))
-    ours = EncoderModel.from_artifact(read).pmf([s.query for s in calibration])
+    ours = EncoderModel.from_artifact(read).own_pmf([s.query for s in calibration])
 
     network, tokenizer, special = et.build(recipe, training)
     state = {k: torch.tensor(np.asarray(v, dtype=np.float32)) for k, v in last.arrays.items() if k[:5] != "dense"}
@@ -100,6 +101,15 @@ def test_rows_of_one_batch_do_not_see_each_other() -> None:
     assert np.ptp(model.pmf(queries), axis=0).max() > 1e-3
 
 
+def test_the_hashed_model_has_its_share_of_the_say() -> None:
+    queries = [s.query for s in SAMPLES[:20]]
+    artifact_of = {share: tiny_encoder_artifact(hashed_share=share) for share in (0.0, 0.25, 1.0)}
+    found = {share: EncoderModel(a, LetterTokenizer()).pmf(queries) for share, a in artifact_of.items()}
+    assert found[1.0] == pytest.approx(hashed_part(artifact_of[1.0].arrays).pmf(queries), abs=1e-9)
+    assert found[0.25] == pytest.approx(0.75 * found[0.0] + 0.25 * found[1.0], abs=1e-9)
+    assert found[0.25].sum(axis=1) == pytest.approx(1.0)
+
+
 def test_long_prompts_keep_their_beginning_and_their_end() -> None:
     special = SpecialIds(begin=1, separator=2, pad=0)
     query = SAMPLES[0].query
@@ -107,7 +117,7 @@ def test_long_prompts_keep_their_beginning_and_their_end() -> None:
     assert short[0] == 1
     assert short[-1] == 2
     long = token_ids(LetterTokenizer(), special, type(query)(prompt="a" * 40 + "b" * 100_000 + "c" * 20))
-    assert len(long) == 1 + 48 + 24 + 1
+    assert len(long) == 1 + PROMPT_HEAD_TOKENS + PROMPT_TAIL_TOKENS + 1
     letters = LetterTokenizer().encode("abc").ids
     assert long[1] == letters[0]
     assert long[-2] == letters[2]

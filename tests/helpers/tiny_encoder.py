@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from length_model.artifact import Artifact
 from length_model.distribution import log_edges
+from length_model.encoder import HASHED
 from length_model.features import DENSE_FEATURES, FEATURES_VERSION
+from length_model.hashed import quantised
 
 VOCABULARY, WIDTH, HEADS, LAYERS, INNER, HIDDEN = 64, 8, 2, 2, 16, 6
 
@@ -64,8 +66,27 @@ def tiny_encoder_arrays(seed: int = 0) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def tiny_encoder_artifact() -> Artifact:
+def tiny_hashed_arrays(seed: int = 0) -> dict[str, NDArray[Any]]:
+    """A hashed model of a few made-up weights, as it is stored."""
+    rng = np.random.default_rng(seed)
+    edges, n, r, h = log_edges(), len(DENSE_FEATURES), 3, 4
+    shapes = {
+        "embedding": (64, r),
+        "mean": (n,),
+        "spread": (n,),
+        "hidden.weight": (n + r, h),
+        "hidden.bias": (h,),
+        "out.weight": (h + r, len(edges) - 1),
+        "out.bias": (len(edges) - 1,),
+    }
+    weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["spread"] = np.ones(n, np.float32)
+    return {**quantised(weights), "edges": edges, "knots": np.linspace(0.0, 1.0, 21)}
+
+
+def tiny_encoder_artifact(*, hashed_share: float = 0.0) -> Artifact:
     arrays = tiny_encoder_arrays()
+    arrays |= {f"{HASHED}{name}": array for name, array in tiny_hashed_arrays().items()}
     arrays["edges"] = log_edges()
     arrays["knots"] = np.linspace(0.0, 1.0, 21)
     meta = {
@@ -77,5 +98,6 @@ def tiny_encoder_artifact() -> Artifact:
         "pad_position": -1,
         "special": {"begin": 1, "separator": 2, "pad": 0},
         "features_version": FEATURES_VERSION,
+        "hashed_share": hashed_share,
     }
     return Artifact(kind="encoder", meta=meta, arrays=arrays)

@@ -35,7 +35,7 @@ def test_any_text_gives_finite_numbers_and_some_ngram(text: str) -> None:
 
 
 def test_ngrams_are_the_same_on_every_machine() -> None:
-    assert ngrams(LengthQuery(prompt="Hi"), 1 << 16).tolist() == [2643, 2416, 62434, 60227, 38500, 14730]
+    assert ngrams(LengthQuery(prompt="Hi"), 1 << 16).tolist() == sorted([2643, 2416, 62434, 60227, 38500, 14730])
 
 
 def test_long_prompts_count_in_full_though_only_their_ends_are_read() -> None:

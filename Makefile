@@ -57,7 +57,7 @@ $(VLLM)/older/%/.ready: $(VLLM)/.ready
 	@touch $@
 
 test-vllm: $(VENV)/.dev $(VLLM)/.ready $(OLDER:%=$(VLLM)/older/%/.ready) ## against a real vLLM on the CPU: scheduler, trace, servers, older releases (own environment, about 3 GB)
-	ASTROLABE_ORACLE_WORKLOADS=50 $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py
+	ASTROLABE_ORACLE_WORKLOADS=25 $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py
 	$(BIN)/python -m pytest -q --durations 10 tests/vllm
 
 test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads

@@ -4,8 +4,7 @@ vLLM names a block by a hash that is salted anew in each process. Its events car
 before, which is enough to give each block the name by which a gateway asks for it. Blocks that no plain prompt can hit
 (of a LoRA adapter, behind an image, with a cache salt, not on the device) are left out.
 
-Two blocks may hold the same tokens; vLLM tells that one of them was evicted, not whether the other is still there. It
-is taken to be gone, until a hit tells of it again.
+Two blocks may hold the same tokens: vLLM tells of each that it was stored, and evicts them one by one.
 """
 
 from __future__ import annotations
@@ -34,6 +33,8 @@ class CacheNames:
     def __init__(self, block_size_tokens: int) -> None:
         self._block_size_tokens = block_size_tokens
         self._names: dict[bytes | int, int] = {}
+        self._copies: dict[bytes | int, int] = {}
+        """How many blocks with the same tokens there are besides the first."""
 
     def __len__(self) -> int:
         return len(self._names)
@@ -44,6 +45,7 @@ class CacheNames:
     def forget(self) -> None:
         """Events were lost: what is known no longer holds."""
         self._names.clear()
+        self._copies.clear()
 
     def apply(self, events: Iterable[Any]) -> Changes:
         """vLLM's KV cache events (BlockStored, BlockRemoved, AllBlocksCleared), in order."""
@@ -53,23 +55,32 @@ class CacheNames:
         for event in events:
             kind = type(event).__name__
             if kind == "AllBlocksCleared":
-                names.clear()
+                self.forget()
                 changed.clear()
                 cleared = True
             elif event.medium not in _DEVICE or getattr(event, "group_idx", None):
                 continue
             elif kind == "BlockStored":
                 for block, name in self._named(event):
-                    if block not in names:
+                    if block in names:
+                        self._copies[block] = self._copies.get(block, 0) + 1
+                    else:
                         names[block] = name
                         changed[name] = True
             elif kind == "BlockRemoved":
                 for block in event.block_hashes:
-                    gone = names.pop(block, None)
+                    gone = self._removed(block)
                     if gone is not None:
                         changed[gone] = False
         stored = [name for name, is_there in changed.items() if is_there]
         return Changes(cleared, stored, [name for name, is_there in changed.items() if not is_there])
+
+    def _removed(self, block: bytes | int) -> int | None:
+        """The name that is gone with this block, if it is."""
+        copies = self._copies.pop(block, 0)
+        if copies > 1:
+            self._copies[block] = copies - 1
+        return None if copies else self._names.pop(block, None)
 
     def _named(self, event: Any) -> list[tuple[bytes | int, int]]:
         """The event's blocks that plain prompts can hit, with their names."""
@@ -82,5 +93,8 @@ class CacheNames:
             if extra:
                 del blocks[i:]
                 break
+        if event.parent_block_hash is None and len(blocks) > 1 and all(b in self._names for b in blocks):
+            # A hit that its request wanted told (`kv_cache_report_mode`): nothing was stored.
+            return []
         named = block_hashes(event.token_ids[: size * len(blocks)], size, parent)
         return list(zip(blocks, named, strict=False))

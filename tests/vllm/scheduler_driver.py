@@ -183,6 +183,22 @@ class Engine:
             sampled.append([7 if produced >= self.ends[name] else 9] if complete else [])
         return plan, sampled
 
+    def cached_tokens(self, prompt: list[int]) -> int:
+        """What a request with this prompt would find in the prefix cache now."""
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        options = {
+            "request_id": "probe",
+            "prompt_token_ids": prompt,
+            "sampling_params": SamplingParams(max_tokens=1),
+            "pooling_params": None,
+            "eos_token_id": None,
+            "block_hasher": self.hasher,
+        }
+        probe = Request(**accepted(Request.__init__, options))
+        return int(self.scheduler.kv_cache_manager.get_computed_blocks(probe)[1])
+
     def lists(self) -> dict[str, Any]:
         s = self.scheduler
         waiting = [r for n in ("kv_holding_waiting", "skipped_waiting", "waiting") for r in getattr(s, n, ())]
@@ -199,6 +215,7 @@ class TraceReader:
     def __init__(self, path: str) -> None:
         from engine_adapters.vllm import frames
         from predictor.core.mirror import NodeMirror
+        from predictor.core.prefix_content import PrefixContent
 
         self._frames = frames
         self._mirror_of = NodeMirror
@@ -208,17 +225,20 @@ class TraceReader:
         self.socket.sendall(frames.frame(frames.Attach(frames.SCHEMA, True, "driver")))
         self.reader = frames.Reader()
         self.mirror: Any = None
+        self.cache = PrefixContent(block_size_tokens=16, most_blocks=1 << 20)
         self.durations: list[float] = []
         self.batches: list[Any] = []
 
     def read_one(self) -> None:
-        from simcore.trace import TraceDelta, TraceSnapshot
+        from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
 
         header = self._receive(self._frames.HEADER.size)
         length, checksum = self._frames.parse_header(header)
         record = self.reader.read(self._frames.parse_payload(self._receive(length), checksum))
         if isinstance(record, TraceSnapshot):
             self.mirror = self._mirror_of(record)
+        elif isinstance(record, CacheDelta):
+            assert not self.cache.apply(record), f"a gap before change {record.number} of the cache"
         elif isinstance(record, TraceDelta):
             outcome = self.mirror.apply(record)
             assert outcome.value == "applied", f"delta {record.seq} after {self.mirror.seq}: {outcome}"
@@ -255,6 +275,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="astrolabe-trace-")
     os.environ["ASTROLABE_TRACE"] = f"unix:{folder}/trace.sock"
+    os.environ["ASTROLABE_TRACE_PREFIX_CACHE"] = "1"
     engine = Engine(arguments)
     trace = TraceReader(f"{folder}/trace.sock")
     sys.stdout.write(json.dumps(run(engine, trace, arguments)) + "\n")
@@ -263,9 +284,21 @@ def main() -> None:
 
 
 def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> dict[str, Any]:
+    from simcore.prefix import block_hashes
+
     rng = random.Random(arguments.seed)
     shared = [rng.randrange(10, 200) for _ in range(200)]
     steps = compared = preemptions = arrivals = aborts = 0
+    prompts: list[list[int]] = []
+    hits: list[int] = []
+
+    def compare_caches() -> None:
+        """A few prompts, old and new, would find as many tokens as the trace says."""
+        asked = [rng.choice(prompts) for _ in range(min(4, len(prompts)))]
+        asked += [p + [rng.randrange(10, 200) for _ in range(rng.randrange(40))] for p in asked[:2]]
+        want = [engine.cached_tokens(p) for p in asked]
+        hits.extend(want)
+        trace.read_until(lambda _: [trace.cache.cached_tokens(block_hashes(p, 16), len(p)) for p in asked] == want)
 
     def fits(mirror: Any) -> bool:
         if mirror is None:
@@ -284,9 +317,12 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
             length = rng.randrange(1, 400)
             prefix = shared[: rng.choice([0, 0, 32, 160])][: max(0, length - 1)]
             most = rng.randrange(1, 200)
+            prompts.append(prefix + [rng.randrange(10, 200) for _ in range(length - len(prefix))])
+            if len(prompts) > 5 and rng.random() < 0.2:
+                prompts[-1] = rng.choice(prompts)
             engine.add(
                 f"r{operation}",
-                prompt=prefix + [rng.randrange(10, 200) for _ in range(length - len(prefix))],
+                prompt=prompts[-1],
                 max_tokens=most,
                 priority=rng.choice([0, 0, 1, 5]) if arguments.policy == "priority" else 0,
                 ends_at=rng.choice([most + 1, rng.randrange(1, most + 1)]),
@@ -309,6 +345,7 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
                     while engine.flying:
                         engine.land()
                     trace.read_until(fits)
+                    compare_caches()
                     compared += 1
     while engine.scheduler.has_requests():
         engine.step()
@@ -326,6 +363,8 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
         "compared": compared + 1,
         "preemptions": preemptions,
         "deltas": len(trace.durations),
+        "cache_hits": sum(h > 0 for h in hits),
+        "cache_misses": sum(h == 0 for h in hits),
         "prefill_tokens": sum(b.prefill_tokens for b in trace.batches),
     }
 

@@ -35,6 +35,8 @@ def test_after_500_random_operations_mirror_and_engine_are_equal(vllm_python: st
     seen = drive(vllm_python, "--seed", "7", "--operations", "500", "--mode", mode, "--policy", policy)
     assert seen["preemptions"] > 0, "the workload should have preempted somebody"
     assert seen["aborts"] > 0
+    assert seen["cache_hits"] > 10, "prompts should have found something in the prefix cache"
+    assert seen["cache_misses"] > 10
     assert seen["compared"] > (300 if mode == "sync" else 5)
 
 

@@ -23,16 +23,25 @@ def test_a_chain_stored_in_pieces_gets_the_names_of_the_whole_prompt(names: Cach
     assert names.all() == [B]
 
 
-def test_what_came_and_went_in_one_step_is_gone_and_a_block_stored_twice_is_told_once(names: CacheNames) -> None:
-    events = [
-        stored([b"x"], None, IDS[:4]),
-        removed(b"x"),
-        stored([b"x"], None, IDS[:4]),
-        stored([b"x"], None, IDS[:4]),
-    ]
-    assert names.apply(events) == Changes(False, [A], [])
-    assert names.apply([removed(b"x"), stored([b"x"], None, IDS[:4])]) == Changes(False, [A], [])
+def test_what_came_and_went_in_one_step_is_gone(names: CacheNames) -> None:
+    once = stored([b"x"], None, IDS[:4])
+    assert names.apply([once, removed(b"x"), once]) == Changes(False, [A], [])
+    assert names.apply([removed(b"x"), once]) == Changes(False, [A], [])
     assert names.apply([stored([b"y"], b"x", IDS[4:8]), removed(b"y")]) == Changes(False, [], [B])
+
+
+def test_of_blocks_with_the_same_tokens_the_last_one_counts(names: CacheNames) -> None:
+    once = stored([b"x"], None, IDS[:4])
+    assert names.apply([once, once, once]) == Changes(False, [A], [])
+    assert names.apply([removed(b"x"), removed(b"x")]) == Changes(False, [], [])
+    assert names.apply([removed(b"x")]) == Changes(False, [], [A])
+    assert names.apply([removed(b"x"), once]) == Changes(False, [A], [])
+
+
+def test_a_hit_that_is_told_stores_nothing(names: CacheNames) -> None:
+    chain = stored([b"x", b"y"], None, IDS[:8])
+    assert names.apply([chain, chain]) == Changes(False, [A, B], [])
+    assert names.apply([removed(b"x", b"y")]) == Changes(False, [], [A, B])
 
 
 def test_an_emptied_cache(names: CacheNames) -> None:
@@ -68,5 +77,4 @@ def test_after_lost_events_only_chains_known_from_their_beginning_count(names: C
     names.apply([stored([b"x"], None, IDS[:4])])
     names.forget()
     assert names.apply([stored([b"y"], b"x", IDS[4:8])]).stored == []
-    # A hit tells of the whole chain again.
     assert names.apply([stored([b"x", b"y"], None, IDS[:8])]).stored == [A, B]

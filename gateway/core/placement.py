@@ -113,17 +113,15 @@ class Placer:
             views = [view for view in views if self._takes(view, forecasts.get(view.node_id), live.shape)]
             if not views:
                 starts_s = [forecast.clear_start_s.mean for forecast in forecasts.values()]
-                return NotNow(min(starts_s, default=0.0) - self._config.hold.slack_s)
+                return NotNow(min(starts_s, default=0.0))
         return self._choose(live, views, forecasts, notes, now_s)
 
     def _takes(self, view: NodeView, forecast: Forecast | None, shape: RequestShape) -> bool:
-        if forecast is None:
+        if forecast is None or forecast.source == "prior":
             return takes_by_load(view, shape)
-        hold = self._config.hold
-        idle = view.load is not None and view.load.running + view.load.waiting == 0
-        return idle or (
-            could_take(view, shape) and takes_by_forecast(forecast, slack_s=hold.slack_s, preemption=hold.preemption)
-        )
+        if view.load is not None and view.load.running + view.load.waiting == 0:
+            return True
+        return could_take(view, shape) and takes_by_forecast(forecast, preemption=self._config.hold.preemption)
 
     def held(self, live: LiveRequest, node: Node, decision: Decision) -> Held:
         """The request's place in the account of the chosen node, with the next dispatch number."""

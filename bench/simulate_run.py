@@ -15,6 +15,7 @@ from bench.capacity import Capacity, capacities
 from bench.run_files import Header, header, result_path, write_results
 from bench.simulate import Settings, Simulated, grid, simulate_points
 from bench.tables import capacity_table, comparison_table
+from bench.timeline import placed_on, steps_of, timeline
 from bench.workload.item import belief_of
 from bench.workload_source import WorkloadSource
 
@@ -127,3 +128,12 @@ def write_folder(folder: Path, head: Header, done: Sequence[Simulated]) -> None:
         config = {**head.config, "policy": run.policy, "rate": run.rate_per_s}
         own = msgspec.structs.replace(head, seed=run.seed, config=config)
         write_results(result_path(folder, run), own, simulated.results)
+
+
+def write_timeline(path: Path, settings: Settings, simulated: Simulated, node_index: int) -> None:
+    """One node of a run as a Chrome trace. Raises OSError."""
+    spec = settings.shape.specs()[node_index]
+    placed = placed_on(simulated.results, spec.node_id, network_one_way_s=settings.delays.network_one_way_s)
+    document = timeline(spec.node_id, steps_of(spec, placed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(document))

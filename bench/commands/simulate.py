@@ -135,6 +135,15 @@ Example: three policies at five rates over 12 A30 nodes with ShareGPT requests.
 @click.option(
     "--output", default="", metavar="DIR", help="Write one file per run: a header line, then one JSON line per request."
 )
+@click.option(
+    "--timeline",
+    default="",
+    metavar="FILE",
+    help="Write the first run's --timeline-node in Chrome's trace format, for ui.perfetto.dev.",
+)
+@click.option(
+    "--timeline-node", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Its index."
+)
 @json_option
 def simulate(as_json: bool, **options: Any) -> None:
     """Run the gateway's own router over simulated nodes: a table per policy and rate, in seconds instead of hours."""
@@ -144,6 +153,10 @@ def simulate(as_json: bool, **options: Any) -> None:
     from bench.tables import out_console
 
     console = Console(stderr=True)
+    if options["timeline_node"] >= options["nodes"]:
+        raise click.BadParameter(
+            f"there are {options['nodes']} nodes, 0 to {options['nodes'] - 1}", param_hint="--timeline-node"
+        )
     names, points = policies(options["policy"]), rates(options["rate"])
     source = build_source(console, options, rate_given=bool(options["rate"]), default_requests=DEFAULT_REQUESTS)
     with one_line_errors():
@@ -156,6 +169,8 @@ def simulate(as_json: bool, **options: Any) -> None:
         )
         if options["output"]:
             simulate_run.write_folder(Path(options["output"]), head, done)
+        if options["timeline"]:
+            simulate_run.write_timeline(Path(options["timeline"]), settings, done[0], options["timeline_node"])
     if as_json:
         click.echo(simulate_run.as_document(head, done))
     else:
@@ -163,6 +178,8 @@ def simulate(as_json: bool, **options: Any) -> None:
         simulate_run.show(out, source, settings, done)
         if options["output"]:
             out.print(f"one line per request: {options['output']}/", highlight=False)
+        if options["timeline"]:
+            out.print(f"timeline for ui.perfetto.dev: {options['timeline']}", highlight=False)
 
 
 def simulation_settings(options: Mapping[str, Any]) -> Settings:
@@ -175,5 +192,8 @@ def simulation_settings(options: Mapping[str, Any]) -> Settings:
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     return Settings(
-        shape=shape, lengths=options["lengths"], sample=options["sample"], keep_results=bool(options.get("output"))
+        shape=shape,
+        lengths=options["lengths"],
+        sample=options["sample"],
+        keep_results=bool(options.get("output") or options.get("timeline")),
     )

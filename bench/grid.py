@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.packaged import packaged_path
 from bench.run_one import Task
 from bench.run_spec import RunSpec, SpecError, check_field, check_spec, with_values
 from gateway.policy_files import policy_name
@@ -41,7 +42,7 @@ def make_tasks(
                 check_spec(spec)
                 tasks.append(Task(group=group, variant=name, spec=spec))
     for policy in dict.fromkeys(task.spec.policy for task in tasks):
-        policy_name(policy)
+        policy_name(packaged_path(policy))
     for shape in {repr(task.spec.shape): task.spec.shape for task in tasks}.values():
         _check_shape(shape.specs)
     return tasks

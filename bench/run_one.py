@@ -12,6 +12,7 @@ import numpy as np
 
 from bench.measures import Slo, measure
 from bench.named_data import WorkloadWish, make_workload
+from bench.packaged import packaged_path
 from bench.results import RequestResult, Summary
 from bench.run_spec import RunSpec, router_config
 from bench.simcluster import SimCluster
@@ -30,7 +31,7 @@ COURSE_POINTS = 200
 
 
 class Course(msgspec.Struct, frozen=True, kw_only=True):
-    """The nodes over the run: at every n-th arrival, what they had told."""
+    """The engines over the run, at every n-th arrival."""
 
     request: list[int] = []
     """How many requests had arrived."""
@@ -97,7 +98,7 @@ def run_task(task: Task, *, commit: str, machine: dict[str, str | int], keep_res
     spec = task.spec
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    policy = policy_name(spec.policy)
+    policy = policy_name(packaged_path(spec.policy))
     items = make_workload(wish_of(spec))
     belief_of(items[0], spec.lengths)
     observer = _Observer(len(items))
@@ -169,14 +170,11 @@ class _Observer:
                     self._forecasts[action.request_id] = forecast
 
     def _look(self) -> None:
-        loads = [node.load for node in self.cluster.router.nodes() if node.load is not None]
-        if not loads:
-            return
-        free = np.array([load.free_blocks for load in loads], dtype=np.float64)
+        free = np.array(self.cluster.free_blocks(), dtype=np.float64)
         self.course.request.append(self._arrived)
         self.course.free_blocks_mean.append(float(free.mean()))
         self.course.free_blocks_variance.append(float(free.var()))
-        self.course.preemptions.append(sum(load.preemptions_total for load in loads))
+        self.course.preemptions.append(self.cluster.preemptions)
 
     def free_blocks(self) -> dict[str, float]:
         course = self.course

@@ -19,6 +19,12 @@ from bench.run_files import commit, machine, write_request_lines
 from bench.run_log import RunLog, RunLogError, read_lines
 from bench.run_one import Done, RunLine, Task, run_task
 
+INTERRUPTED = "interrupted; what was finished is kept: give the same command again to go on"
+WORKER_DIED = (
+    "a worker process died (killed, or out of memory); what was finished is kept: give the same command again, with "
+    "fewer --jobs"
+)
+
 
 class PoolError(Exception):
     """Runs that could not be finished. The message is for people."""
@@ -96,11 +102,11 @@ def _drain(
             for task in tasks:
                 finished(run_task(task, commit=commit, machine=machine, keep_results=keep))
         except KeyboardInterrupt:
-            raise Interrupted("interrupted; what was finished is kept: give the same command again to go on") from None
+            raise Interrupted(INTERRUPTED) from None
         return
     # Started afresh, not forked: the parent may have threads of its own.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=leave_interrupts_to_parent) as pool:
         futures = [pool.submit(run_task, t, commit=commit, machine=machine, keep_results=keep) for t in tasks]
         collected: set[Future[Done]] = set()
         try:
@@ -110,12 +116,9 @@ def _drain(
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             _keep_running(futures, collected, finished)
-            raise Interrupted("interrupted; what was finished is kept: give the same command again to go on") from None
+            raise Interrupted(INTERRUPTED) from None
         except BrokenProcessPool:
-            raise PoolError(
-                "a worker process died (killed, or out of memory); what was finished is kept: give the same command "
-                "again, with fewer --jobs"
-            ) from None
+            raise PoolError(WORKER_DIED) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -131,7 +134,8 @@ def _keep_running(
             finished(future.result())
 
 
-def _leave_interrupts_to_parent() -> None:
+def leave_interrupts_to_parent() -> None:
+    """For workers: Ctrl-C reaches the whole group, and the parent decides what becomes of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

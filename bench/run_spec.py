@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from bench.named_data import check_name
+from bench.packaged import packaged_path
 from bench.simulate import ClusterShape
 from bench.workload.arrivals import ArrivalKind
 from bench.workload.item import LengthKnowledge
@@ -77,7 +78,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def files(self) -> list[str]:
         """Files of the user's own that decide the run."""
         named = (self.policy, self.dataset, self.profile, self.dataset_path)
-        return [path for path in named if path.endswith((".py", ".json")) and Path(path).is_file()]
+        return [path for path in map(packaged_path, named) if path.endswith((".py", ".json")) and Path(path).is_file()]
 
 
 SHORT_NAMES = {

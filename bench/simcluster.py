@@ -154,12 +154,21 @@ class SimCluster:
         assert len(results) == len(items), "a request has not ended although nothing is left to happen"
         return SimResult(
             results=results,
-            preemptions=self._account.preemptions.total(),
+            preemptions=self.preemptions,
             steps=sum(node.steps for node in nodes),
             events=events,
             forecasts=sum(node.forecasts for node in nodes),
             policies=dict(self._policies),
         )
+
+    def free_blocks(self) -> list[int]:
+        """KV blocks that each engine has free after its last step."""
+        return [node.free_blocks for node in self._nodes.values()]
+
+    @property
+    def preemptions(self) -> int:
+        """Of all engines so far."""
+        return self._account.preemptions.total()
 
     def _open(self, at_s: float) -> None:
         for node in self._nodes.values():

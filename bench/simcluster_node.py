@@ -16,6 +16,7 @@ from bench.simcluster_account import EngineWatch, RequestAccount
 from bench.simcluster_heap import EventHeap, Rank
 from bench.simcluster_noise import Noise, NoiseSource
 from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
+from simcore.compiled.layout import FREE
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
@@ -112,6 +113,11 @@ class ClusterNode:
     def load(self, now_s: float) -> NodeLoad:
         """The node's own summary."""
         return self._engine.load(now_s, None if self._lengths_known else self._expected)
+
+    @property
+    def free_blocks(self) -> int:
+        """Of the engine, after its last step."""
+        return int(self._engine.head[FREE])
 
     def run_until(self, until_s: float) -> None:
         """Runs every step that begins before `until_s`; tokens and ends go on the heap for the router."""

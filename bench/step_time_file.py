@@ -6,21 +6,19 @@ from pathlib import Path
 
 import msgspec
 
+from bench.packaged import packaged_path
 from simcore.cost.profile import Profile, decode_profile
 from simcore.cost.shipped import load_profile
 
 SUFFIX = ".json"
-PACKAGED = Path(__file__).resolve().parent / "experiments" / "profiles"
-"""Profiles that only experiments use; named as `experiments/NAME.json`."""
 
 
 def load_any_profile(name: str) -> Profile:
     """Raises ValueError: an unknown name, a file that is not there or is no profile."""
     if not name.endswith(SUFFIX):
         return load_profile(name)
-    path = PACKAGED / name.removeprefix("experiments/") if name.startswith("experiments/") else Path(name)
     try:
-        text = path.read_bytes()
+        text = Path(packaged_path(name)).read_bytes()
     except OSError as error:
         raise ValueError(f"profile file {name!r} cannot be read ({error.strerror}); check the path") from None
     try:

@@ -1,0 +1,142 @@
+"""`astrolabe bench sweep`: any grid of simulated runs, on all cores, to go on where it was interrupted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis
+from bench.gateway_client import json_option
+
+if TYPE_CHECKING:
+    from bench.run_one import RunLine
+
+SHOWN = ("ttft_p99_s", "ttft_mean_s", "tpot_mean_s", "e2e_mean_s", "goodput_share", "preemptions")
+
+
+@click.command(
+    epilog="""\b
+Example: two policies, five rates, two batch limits, three seeds: 60 runs.
+  astrolabe bench sweep --axis policy=llumnix_freeness,min_total_latency --axis rate=20:36:4 \\
+      --axis max_num_seqs=24,48 --set requests=2000 --output results/sweep
+
+\b
+Example: the same command again after Ctrl-C goes on. What was found, as one page:
+  astrolabe bench report results/sweep
+
+\b
+Keys: those of the result lines' `spec`, for example policy, rate, lengths, dataset, burstiness, requests, nodes,
+profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error, latency_error, router.ask.
+"""
+)
+@click.option(
+    "--axis", "axes", multiple=True, required=True, metavar="KEY=A,B", help="Values, or FROM:TO:STEP; repeat for more."
+)
+@SET
+@SEEDS
+@JOBS
+@click.option(
+    "--measure",
+    multiple=True,
+    default=SHOWN,
+    show_default=True,
+    metavar="NAME",
+    help="Columns of the table; names of vLLM's and Vidur's benchmarks are known.",
+)
+@click.option("--records", type=click.Choice(["jsonl", "parquet"]), help="Keep every request of every run too.")
+@click.option("--fresh", is_flag=True, help="Run all again, also what is there.")
+@click.option("--output", default="results/sweep", show_default=True, metavar="DIR", help="Where results go.")
+@json_option
+def sweep(
+    axes: tuple[str, ...],
+    settings: tuple[str, ...],
+    seeds: int,
+    jobs: int,
+    measure: tuple[str, ...],
+    records: str | None,
+    fresh: bool,
+    output: str,
+    as_json: bool,
+) -> None:
+    """Simulate every combination of the axes for every seed; one result line per run in DIR/runs.jsonl."""
+    from rich.console import Console
+
+    from bench.commands.run_errors import run_errors
+    from bench.grid import make_tasks
+    from bench.measures import check_measure
+    from bench.run_log import FILE_NAME
+    from bench.run_pool import run_all
+    from bench.run_spec import check_field
+
+    pairs = [read_axis(text) for text in axes]
+    with run_errors():
+        named = {check_field(key): values for key, values in pairs}
+        if len(named) < len(pairs):
+            raise click.BadParameter("one key is there twice", param_hint="--axis")
+        if "seed" in named:
+            raise click.BadParameter("seeds are counted with --seeds", param_hint="--axis")
+        for name in measure:
+            check_measure(name)
+        rates = {key: values for key, values in named.items() if key == "rate_per_s"}
+        others = {key: values for key, values in named.items() if key != "rate_per_s"}
+        tasks = make_tasks(
+            base_spec(settings), group="sweep", variants=_variants(others), axes=rates, seeds=list(range(seeds))
+        )
+        outcome = run_all(
+            tasks,
+            Path(output) / FILE_NAME,
+            console=Console(stderr=True),
+            jobs=jobs,
+            fresh=fresh,
+            records=records or "",
+            title="sweep",
+        )
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode({"runs": outcome.lines, "reused": outcome.reused}))
+        return
+    _show(outcome.lines, measure, Path(output) / FILE_NAME)
+
+
+def _variants(axes: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
+    """One per combination of everything but the rate; a policy's name needs no key before it."""
+    if not axes:
+        return {"run": {}}
+    found = {}
+    for values in itertools.product(*axes.values()):
+        point = dict(zip(axes, values, strict=True))
+        parts = [str(value) if key == "policy" else f"{key} {value}" for key, value in point.items()]
+        found[", ".join(parts)] = point
+    return found
+
+
+def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from bench.experiments.series import by_seed
+    from bench.statistics_of_seeds import estimate, text_of
+    from bench.tables import out_console
+
+    groups: dict[tuple[str, float | None], list[RunLine]] = {}
+    for line in lines:
+        groups.setdefault((line.variant, line.spec.rate_per_s), []).append(line)
+    table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("rate/s", justify="right")
+    for name in measures:
+        table.add_column(name, justify="right")
+    for (variant, rate), own in groups.items():
+        cells = []
+        for name in measures:
+            values = list(by_seed(own, name).values())
+            cells.append(text_of(estimate(values), digits=3) if values else "–")
+        table.add_row(variant, "–" if rate is None else f"{rate:g}", *cells)
+    out = out_console()
+    out.print(table)
+    out.print(f"{len(lines)} runs: {path}", highlight=False)

@@ -1,0 +1,28 @@
+"""Random placement that asks the drawn node for a forecast all the same: what prediction accuracy is measured with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from gateway.core.events import RequestShape
+from gateway.core.policies.base import NodeView
+from simcore.types import Forecast
+
+
+class RandomForecast:
+    """One node drawn at random, whatever it says."""
+
+    name: ClassVar[str] = "random_forecast"
+    cost_unit: ClassVar[str] = "s"
+    needs_forecasts: ClassVar[bool] = True
+    default_sample: ClassVar[int] = 1
+
+    def shortlist(self, request: RequestShape, nodes: Sequence[NodeView], rng: random.Random) -> Sequence[NodeView]:
+        return nodes
+
+    def costs(
+        self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
+    ) -> Sequence[float | None]:
+        return [None if (f := forecasts.get(node.node_id)) is None else f.e2e_s.mean for node in nodes]

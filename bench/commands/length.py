@@ -1,19 +1,18 @@
-"""`astrolabe length`: make samples, train, judge, tag workloads, serve."""
+"""`astrolabe length`: make samples, train, judge, tag workloads, serve; `worth` stands in `length_worth`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.commands.length_samples import DEFAULT_SAMPLES, one_line_errors, read_split
+from bench.commands.length_worth import worth
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
-
-DEFAULT_SAMPLES = "results/length/samples.jsonl"
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 _samples = click.option(
@@ -24,24 +23,6 @@ _samples = click.option(
     help="Sample file; its split lies beside it.",
 )
 _file = click.Path(path_type=Path, dir_okay=False)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    from bench.workload.dataset_error import DatasetError
-    from engine_adapters.tokenizer import TokenizerError
-    from length_model.artifact import ArtifactError
-    from length_model.sample_files import SampleError
-    from length_model.training import TrainingError
-
-    try:
-        yield
-    except (ArtifactError, SampleError, TrainingError, TokenizerError, DatasetError, ModuleNotFoundError) as error:
-        raise click.ClickException(str(error)) from None
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 
 
 def _console() -> Console:
@@ -110,7 +91,7 @@ def sample(output: Path, as_json: bool, **options: Any) -> None:
     from length_model.sharegpt import package_file, read_conversations
     from length_model.split import split_samples
 
-    with _one_line_errors(), _console().status("sampling"):
+    with one_line_errors(), _console().status("sampling"):
         tokenizer = load_tokenizer(options["tokenizer"])
 
         def count(text: str) -> int:
@@ -174,8 +155,8 @@ def train(kind: Any, samples: Path, encoder: str, settings: tuple[str, ...], out
     from length_model.training import minilm_folder, train_to_file
 
     console = _console()
-    with _one_line_errors():
-        data, manifest = _read(samples)
+    with one_line_errors():
+        data, manifest = read_split(samples)
         if kind == "encoder" and not encoder:
             encoder = str(minilm_folder())
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -214,17 +195,6 @@ def _recipe(settings: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _read(samples: Path) -> tuple[list[Any], Any]:
-    from length_model.sample_files import SampleError, manifest_path, read_manifest, read_samples
-
-    data, manifest = read_samples(samples), read_manifest(manifest_path(samples))
-    if manifest.samples_sha256 != data.sha256:
-        raise SampleError(
-            f"{manifest_path(samples)} belongs to another sample file; run `astrolabe length sample` again"
-        )
-    return data.samples, manifest
-
-
 @length.command("eval")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @_samples
@@ -249,8 +219,8 @@ def evaluate(
     from length_model.split import samples_of
 
     console = _console()
-    with _one_line_errors():
-        data, manifest = _read(samples)
+    with one_line_errors():
+        data, manifest = read_split(samples)
         known = [s for s in data if manifest.side_of_group.get(s.group) != "test"]
         chosen = samples_of(data, manifest, side)
         judged_on = ev.finished(chosen)
@@ -301,10 +271,10 @@ def tag(
 
     if (workload is None) == (samples is None):
         raise click.UsageError("name either --workload FILE or --samples FILE")
-    with _one_line_errors():
+    with one_line_errors():
         model = load_model(name)
         if samples is not None:
-            data, manifest = _read(samples)
+            data, manifest = read_split(samples)
             count = tag_samples(model, samples_of(data, manifest, side), output, statistic, belief=belief)
         else:
             assert workload is not None
@@ -323,6 +293,9 @@ def serve(name: str, listen: str, ready_file: Path | None) -> None:
     from bench.length_server import serve as run
     from length_model.models import load_model
 
-    with _one_line_errors():
+    with one_line_errors():
         model = load_model(name)
         asyncio.run(run(model, listen=listen, ready_file=ready_file))
+
+
+length.add_command(worth)

@@ -177,3 +177,15 @@ def test_bench_refuses_a_belief_that_is_none(atoms: str) -> None:
     line = f'{{"prompt_tokens": 3, "output_tokens": 4, "predicted_atoms_tokens": {atoms}}}'
     with pytest.raises(DatasetError, match="row 1"):
         parse_jsonl([line], "f", count_tokens=len, default_output_tokens=1)
+
+
+def test_the_worth_of_a_belief_is_told(samples: Path, tmp_path: Path) -> None:
+    told, plot = tmp_path / "worth.md", tmp_path / "worth.png"
+    few = ("--nodes", 1, "--requests", 20, "--load", 1.0, "--seed", 0)
+    result = run("worth", "histogram", "--samples", samples, *few, "--markdown", told, "--plot", plot, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert {c["knowledge"] for c in found["cells"]} >= {"oracle", "histogram", "none"}
+    assert "shortest forecast first" in told.read_text()
+    assert plot.stat().st_size > 0
+    assert run("worth", "no-such-model", "--samples", samples).exit_code == 1

@@ -1,0 +1,41 @@
+"""What the commands of `astrolabe length` share: where samples lie, how they are read, errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+DEFAULT_SAMPLES = "results/length/samples.jsonl"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    from bench.workload.dataset_error import DatasetError
+    from engine_adapters.tokenizer import TokenizerError
+    from length_model.artifact import ArtifactError
+    from length_model.sample_files import SampleError
+    from length_model.training import TrainingError
+
+    try:
+        yield
+    except (ArtifactError, SampleError, TrainingError, TokenizerError, DatasetError, ModuleNotFoundError) as error:
+        raise click.ClickException(str(error)) from None
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {error.strerror}") from None
+
+
+def read_split(samples: Path) -> tuple[list[Any], Any]:
+    from length_model.sample_files import SampleError, manifest_path, read_manifest, read_samples
+
+    data, manifest = read_samples(samples), read_manifest(manifest_path(samples))
+    if manifest.samples_sha256 != data.sha256:
+        raise SampleError(
+            f"{manifest_path(samples)} belongs to another sample file; run `astrolabe length sample` again"
+        )
+    return data.samples, manifest

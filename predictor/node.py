@@ -21,6 +21,7 @@ from length_model.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
 from predictor.core.estimator import Estimator, Refused
 from predictor.core.step_learning import Learned
+from predictor.notices import tell_learned, tell_trust
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import CacheDelta, TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
@@ -200,8 +201,7 @@ class Node:
         if self._simulating is None and self._simulation_s * len(candidates) < INLINE_S:
             began_s = time.thread_time()
             answers = self.estimator.forecast(candidates, time.monotonic())
-            self._answered(answers, time.thread_time() - began_s)
-            deliver(answers)
+            deliver(self._answered(answers, time.thread_time() - began_s))
             return
         self._asked.append((candidates, deliver))
         if self._simulating is None:
@@ -223,8 +223,7 @@ class Node:
             while self._asked:
                 asked, self._asked = self._asked, []
                 simulation = self.estimator.begin([c for candidates, _ in asked for c in candidates], time.monotonic())
-                answers, took_s = await loop.run_in_executor(self._thread, _timed, simulation)
-                self._answered(answers, took_s)
+                answers = self._answered(*await loop.run_in_executor(self._thread, _timed, simulation))
                 at = 0
                 for candidates, deliver in asked:
                     deliver(answers[at : at + len(candidates)])
@@ -232,16 +231,16 @@ class Node:
         finally:
             self._simulating = None
 
-    def _answered(self, answers: Answers, took_s: float) -> None:
-        """`took_s` is processor time: on a busy machine waiting for a core must not look like a long simulation."""
-        for answer in answers:
-            if isinstance(answer, Forecast):
-                self.calibration.forecast(answer)
+    def _answered(self, answers: Answers, took_s: float) -> Answers:
+        """The answers to give, corrected by experience. `took_s` is processor time: on a busy machine waiting for a
+        core must not look like a long simulation."""
         if answers:
             self._simulation_s += SMOOTHING * (took_s / len(answers) - self._simulation_s)
+        return [self.calibration.forecast(a) if isinstance(a, Forecast) else a for a in answers]
 
     def load(self) -> NodeLoad | None:
-        return self.estimator.load(time.monotonic())
+        load = self.estimator.load(time.monotonic())
+        return load if load is None or self.calibration.trusted else msgspec.structs.replace(load, trusted=False)
 
     def age_s(self) -> float:
         return self.estimator.age_s(time.monotonic())
@@ -285,6 +284,9 @@ class Node:
             belief=truncated(belief or DEFAULT_PRIOR, request.max_tokens),
             priority=request.priority,
         )
+        if not (self.calibration.trusted or self.calibration.awaits(request_id) or self._simulating):
+            # Nobody asks a node that is not trusted: it asks itself, or it could never win trust back.
+            self._answered(self.estimator.forecast([candidate], flight.arrived_s), self._simulation_s)
         self._client.submit(request, flight)
         self._flights[request_id] = flight
         self.estimator.reserve(candidate, now_s=flight.arrived_s, ttl_s=self._ttl_s, sent=True)
@@ -311,7 +313,10 @@ class Node:
         now_s = time.monotonic()
         request_id = flight.request.request_id
         del self._flights[request_id]
-        self.calibration.ended(request_id, now_s, complete=end.outcome in (Outcome.STOP, Outcome.LENGTH))
+        complete = end.outcome in (Outcome.STOP, Outcome.LENGTH)
+        if self.calibration.ended(request_id, now_s, complete=complete, output_tokens=end.output_tokens):
+            tell_trust(self.calibration)
+            self._changed()
         if self.estimator.release(request_id):
             self._changed()
         log.info(
@@ -378,14 +383,7 @@ class Node:
         learned = self.learned
         if learned is not None and learned.version != self._learned_version:
             self._learned_version = learned.version
-            log.info(
-                "step times learned" if learned.is_learned else "step times as told",
-                profile=self.profile,
-                error=round(learned.error, 4),
-                error_as_told=round(learned.prior_error, 4),
-                steps=learned.steps,
-                speed_changes=learned.speed_changes,
-            )
+            tell_learned(learned, self.profile)
 
     def _changed(self) -> None:
         for changed in self._listeners:

@@ -115,11 +115,17 @@ class PredictApi(predict_grpc.PredictServicer):
 
     async def GetCalibration(self, request: pb.GetCalibrationRequest, context: Context) -> pb.Calibration:
         node = await self._door.enter(context)
+        found = node.calibration
         return pb.Calibration(
             node_id=node.node_id,
             profile=wire.step_times(node.profile, node.learned),
-            ttft=wire.forecast_error(node.calibration.ttft()),
-            e2e=wire.forecast_error(node.calibration.e2e()),
+            ttft=wire.forecast_error(found.ttft.corrected()),
+            e2e=wire.forecast_error(found.e2e.corrected()),
+            tpot=wire.forecast_error(found.tpot.corrected()),
+            ttft_raw=wire.forecast_error(found.ttft.raw()),
+            e2e_raw=wire.forecast_error(found.e2e.raw()),
+            tpot_raw=wire.forecast_error(found.tpot.raw()),
+            trusted=found.trusted,
         )
 
     # The stubs know only answers that are yielded; this one writes when it has something to say.

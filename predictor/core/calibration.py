@@ -1,4 +1,4 @@
-"""How far forecasts were from what happened. Pure.
+"""How far forecasts were from what happened, and what follows: they are corrected, or no longer to be trusted. Pure.
 
 A forecast counts when its request was then dispatched here; it is joined with the times measured on this node, from the
 dispatch on (the forecast's own assumption: the request comes at the moment of the answer). Forecasts of source `prior`
@@ -13,11 +13,26 @@ from collections.abc import Sequence
 
 import msgspec
 
+from predictor.core.correction import Correction
 from simcore.types import Forecast, Quantiles
 
 WINDOW_PAIRS = 1000
 OPEN_FORECASTS = 4096
 """Forecasts kept for a dispatch that may never come; the oldest go first."""
+
+TRUST_PAIRS = 50
+"""The latest pairs by which trust is given and taken, TRUST_LEAST_PAIRS at the least."""
+TRUST_LEAST_PAIRS = 20
+LOST_FACTOR = 1.5
+"""Trust is lost when corrected medians are off by more than this factor in every second request (TTFT; seconds per
+token), or when more than LOST_OVER of the answers take longer than the corrected p90 ..."""
+LOST_OVER = 0.4
+FOUND_FACTOR = 1.3
+"""... and found again when both are under this factor and FOUND_OVER. Not the end-to-end median: where lengths are
+guessed it cannot be right, and says so in its p90."""
+FOUND_OVER = 0.25
+TTFT_GRACE_S = 0.1
+"""Added to both sides of a ratio of TTFTs: 20 ms for 5 ms misleads nobody."""
 
 
 class ErrorSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +41,10 @@ class ErrorSummary(msgspec.Struct, frozen=True, kw_only=True):
     samples: int = 0
     bias_s: float = 0.0
     """Mean of forecast p50 - actual."""
+    bias_ratio: float = 0.0
+    """Median of actual / forecast p50: 1 is right, above 1 reality takes longer."""
+    spread_ratio: float = 0.0
+    """Half the distance from the 10th to the 90th percentile of actual / forecast p50."""
     median_relative: float = 0.0
     """Median of |forecast p50 - actual| / actual."""
     p90_relative: float = 0.0
@@ -39,59 +58,143 @@ class _Pair(msgspec.Struct, frozen=True):
     actual_s: float
 
 
+class _Answered(msgspec.Struct, frozen=True):
+    raw: Forecast
+    corrected: Forecast
+
+
 class _Pending(msgspec.Struct):
-    forecast: Forecast
+    answered: _Answered
     dispatched_s: float
-    started: bool = False
+    first_s: float | None = None
+
+
+class Joined:
+    """One quantity: its pairs, raw and corrected, and what they teach."""
+
+    def __init__(self, window_pairs: int) -> None:
+        self.correction = Correction()
+        self._raw: deque[_Pair] = deque(maxlen=window_pairs)
+        self._corrected: deque[_Pair] = deque(maxlen=window_pairs)
+
+    def add(self, raw: Quantiles, corrected: Quantiles, actual_s: float, *, size_s: float) -> None:
+        """`size_s` is that of the raw forecast."""
+        self._raw.append(_Pair(raw.p50, raw.p90, actual_s))
+        self._corrected.append(_Pair(corrected.p50, corrected.p90, actual_s))
+        self.correction.add(raw, actual_s, size_s=size_s)
+
+    def raw(self) -> ErrorSummary:
+        """Of what the simulation said."""
+        return _summary(self._raw)
+
+    def corrected(self) -> ErrorSummary:
+        """Of what was told."""
+        return _summary(self._corrected)
+
+    def latest(self, count: int) -> list[_Pair]:
+        """Corrected."""
+        return list(self._corrected)[-count:]
 
 
 class Calibration:
     """Joins forecasts with outcomes. Not thread-safe; one owner."""
 
     def __init__(self, *, window_pairs: int = WINDOW_PAIRS) -> None:
-        self._open: OrderedDict[str, Forecast] = OrderedDict()
+        self.ttft = Joined(window_pairs)
+        self.e2e = Joined(window_pairs)
+        self.tpot = Joined(window_pairs)
+        self.trusted = True
+        """False while even corrected forecasts are too far off to place by: see LOST_FACTOR."""
+        self._open: OrderedDict[str, _Answered] = OrderedDict()
         self._pending: dict[str, _Pending] = {}
-        self._ttft: deque[_Pair] = deque(maxlen=window_pairs)
-        self._e2e: deque[_Pair] = deque(maxlen=window_pairs)
 
-    def forecast(self, forecast: Forecast) -> None:
-        """An answer was given. The last one before the dispatch counts."""
-        if forecast.source == "prior":
-            return
-        self._open[forecast.request_id] = forecast
-        self._open.move_to_end(forecast.request_id)
+    def forecast(self, raw: Forecast) -> Forecast:
+        """Takes the simulation's answer and gives the one to tell. The last one before the dispatch counts.
+
+        Harm and clear start are scaled like the mean E2E: a node that is slower than its forecasts is so for everybody
+        there. Means and medians of nodes stay comparable, each in what its seconds have turned out to be.
+        """
+        if raw.source == "prior":
+            return raw
+        size_s = raw.e2e_s.p50
+        ttft_s = self.ttft.correction.corrected(raw.ttft_s, size_s=raw.ttft_s.p50)
+        e2e_s = self.e2e.correction.corrected(raw.e2e_s, size_s=size_s)
+        slower = self.e2e.correction.ratios(size_s).p50
+        corrected = msgspec.structs.replace(
+            raw,
+            ttft_s=ttft_s,
+            tpot_s=self.tpot.correction.corrected(raw.tpot_s, size_s=size_s),
+            e2e_s=Quantiles(max(e2e_s.mean, ttft_s.mean), max(e2e_s.p50, ttft_s.p50), max(e2e_s.p90, ttft_s.p90)),
+            harm_s=_scaled(raw.harm_s, slower),
+            clear_start_s=_scaled(raw.clear_start_s, slower),
+        )
+        self._open[raw.request_id] = _Answered(raw, corrected)
+        self._open.move_to_end(raw.request_id)
         if len(self._open) > OPEN_FORECASTS:
             self._open.popitem(last=False)
+        return corrected
+
+    def awaits(self, request_id: str) -> bool:
+        """Whether a forecast of it stands that a dispatch could be joined with."""
+        return request_id in self._open
 
     def dispatched(self, request_id: str, now_s: float) -> None:
         """The request came. Without a forecast of it there is nothing to join."""
-        forecast = self._open.pop(request_id, None)
+        answered = self._open.pop(request_id, None)
         self._pending.pop(request_id, None)
-        if forecast is not None:
-            self._pending[request_id] = _Pending(forecast, now_s)
+        if answered is not None:
+            self._pending[request_id] = _Pending(answered, now_s)
 
     def first_token(self, request_id: str, now_s: float) -> None:
         """Its first token is out; later calls for the same request change nothing."""
         pending = self._pending.get(request_id)
-        if pending is not None and not pending.started:
-            pending.started = True
-            self._ttft.append(_pair(pending.forecast.ttft_s, now_s - pending.dispatched_s))
+        if pending is None or pending.first_s is not None:
+            return
+        pending.first_s = now_s
+        raw, corrected = pending.answered.raw, pending.answered.corrected
+        self.ttft.add(raw.ttft_s, corrected.ttft_s, now_s - pending.dispatched_s, size_s=raw.ttft_s.p50)
 
-    def ended(self, request_id: str, now_s: float, *, complete: bool) -> None:
-        """It ended. Only a complete answer says anything of the forecast end."""
+    def ended(self, request_id: str, now_s: float, *, complete: bool, output_tokens: int) -> bool:
+        """It ended. Only a complete answer says anything of the forecast end. True: `trusted` has changed."""
         pending = self._pending.pop(request_id, None)
-        if pending is not None and complete:
-            self._e2e.append(_pair(pending.forecast.e2e_s, now_s - pending.dispatched_s))
+        if pending is None or not complete:
+            return False
+        raw, corrected = pending.answered.raw, pending.answered.corrected
+        size_s = raw.e2e_s.p50
+        self.e2e.add(raw.e2e_s, corrected.e2e_s, now_s - pending.dispatched_s, size_s=size_s)
+        if output_tokens > 1 and pending.first_s is not None and raw.tpot_s.p50 > 0.0:
+            tpot_s = (now_s - pending.first_s) / (output_tokens - 1)
+            self.tpot.add(raw.tpot_s, corrected.tpot_s, tpot_s, size_s=size_s)
+        return self._judge()
 
-    def ttft(self) -> ErrorSummary:
-        return _summary(self._ttft)
+    def _judge(self) -> bool:
+        ends = self.e2e.latest(TRUST_PAIRS)
+        if len(ends) < TRUST_LEAST_PAIRS:
+            return False
+        before = self.trusted
+        over = sum(p.actual_s > p.p90_s for p in ends) / len(ends)
+        off = max(
+            _typical_factor(self.ttft.latest(TRUST_PAIRS), TTFT_GRACE_S),
+            _typical_factor(self.tpot.latest(TRUST_PAIRS), 0.0),
+        )
+        if off > LOST_FACTOR or over > LOST_OVER:
+            self.trusted = False
+        elif off < FOUND_FACTOR and over < FOUND_OVER:
+            self.trusted = True
+        return self.trusted != before
 
-    def e2e(self) -> ErrorSummary:
-        return _summary(self._e2e)
+
+def _typical_factor(pairs: Sequence[_Pair], grace_s: float) -> float:
+    """Median factor between actual and corrected p50, whichever is larger on top."""
+    if len(pairs) < TRUST_LEAST_PAIRS:
+        return 1.0
+    tiny_s = 1e-9
+    logs = sorted(abs(math.log((p.actual_s + grace_s + tiny_s) / (p.p50_s + grace_s + tiny_s))) for p in pairs)
+    return math.exp(_nearest_rank(logs, 0.5))
 
 
-def _pair(forecast: Quantiles, actual_s: float) -> _Pair:
-    return _Pair(forecast.p50, forecast.p90, actual_s)
+def _scaled(quantiles: Quantiles, factor: float) -> Quantiles:
+    return Quantiles(quantiles.mean * factor, quantiles.p50 * factor, quantiles.p90 * factor)
 
 
 def _summary(pairs: Sequence[_Pair]) -> ErrorSummary:
@@ -99,9 +202,13 @@ def _summary(pairs: Sequence[_Pair]) -> ErrorSummary:
     if not n:
         return ErrorSummary()
     relative = sorted(abs(p.p50_s - p.actual_s) / p.actual_s if p.actual_s > 0 else math.inf for p in pairs)
+    ratios = sorted(p.actual_s / p.p50_s if p.p50_s > 0 else math.inf for p in pairs)
+    low, high = _nearest_rank(ratios, 0.1), _nearest_rank(ratios, 0.9)
     return ErrorSummary(
         samples=n,
         bias_s=sum(p.p50_s - p.actual_s for p in pairs) / n,
+        bias_ratio=_nearest_rank(ratios, 0.5),
+        spread_ratio=0.5 * (high - low) if math.isfinite(high) else math.inf,
         median_relative=_nearest_rank(relative, 0.5),
         p90_relative=_nearest_rank(relative, 0.9),
         coverage_p90=sum(p.actual_s <= p.p90_s for p in pairs) / n,

@@ -179,6 +179,8 @@ class ForecastError(google.protobuf.message.Message):
     MEDIAN_RELATIVE_FIELD_NUMBER: builtins.int
     P90_RELATIVE_FIELD_NUMBER: builtins.int
     COVERAGE_P90_FIELD_NUMBER: builtins.int
+    BIAS_RATIO_FIELD_NUMBER: builtins.int
+    SPREAD_RATIO_FIELD_NUMBER: builtins.int
     samples: builtins.int
     """Pairs joined (a count)."""
     bias_s: builtins.float
@@ -189,6 +191,10 @@ class ForecastError(google.protobuf.message.Message):
     """90th percentile of the same (a ratio)."""
     coverage_p90: builtins.float
     """Share of actuals under the forecast's p90."""
+    bias_ratio: builtins.float
+    """Median of actual / forecast p50 (a ratio): 1 is right, above 1 reality takes longer."""
+    spread_ratio: builtins.float
+    """Half the distance from the 10th to the 90th percentile of actual / forecast p50 (a ratio)."""
     def __init__(
         self,
         *,
@@ -197,8 +203,10 @@ class ForecastError(google.protobuf.message.Message):
         median_relative: builtins.float = ...,
         p90_relative: builtins.float = ...,
         coverage_p90: builtins.float = ...,
+        bias_ratio: builtins.float = ...,
+        spread_ratio: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bias_s", b"bias_s", "coverage_p90", b"coverage_p90", "median_relative", b"median_relative", "p90_relative", b"p90_relative", "samples", b"samples"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bias_ratio", b"bias_ratio", "bias_s", b"bias_s", "coverage_p90", b"coverage_p90", "median_relative", b"median_relative", "p90_relative", b"p90_relative", "samples", b"samples", "spread_ratio", b"spread_ratio"]) -> None: ...
 
 Global___ForecastError: typing_extensions.TypeAlias = ForecastError
 
@@ -210,20 +218,39 @@ class Calibration(google.protobuf.message.Message):
     PROFILE_FIELD_NUMBER: builtins.int
     TTFT_FIELD_NUMBER: builtins.int
     E2E_FIELD_NUMBER: builtins.int
+    TPOT_FIELD_NUMBER: builtins.int
+    TTFT_RAW_FIELD_NUMBER: builtins.int
+    E2E_RAW_FIELD_NUMBER: builtins.int
+    TPOT_RAW_FIELD_NUMBER: builtins.int
+    TRUSTED_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node."""
     profile: builtins.str
     """Step-time profile in use, as `gpu/model`; in brackets what was learned from the trace, with its error in percent and
     the number of steps.
     """
+    trusted: builtins.bool
+    """False while even corrected forecasts are too far off to place by."""
     @property
     def ttft(self) -> Global___ForecastError:
-        """Of the time to the first token, in seconds."""
+        """Of the time to the first token, in seconds, as it was told: corrected by experience."""
 
     @property
     def e2e(self) -> Global___ForecastError:
-        """Of the time to the last token, in seconds."""
+        """Of the time to the last token, in seconds, as it was told."""
 
+    @property
+    def tpot(self) -> Global___ForecastError:
+        """Of the mean time between tokens, in seconds, as it was told."""
+
+    @property
+    def ttft_raw(self) -> Global___ForecastError:
+        """The same three as simulated, before the correction."""
+
+    @property
+    def e2e_raw(self) -> Global___ForecastError: ...
+    @property
+    def tpot_raw(self) -> Global___ForecastError: ...
     def __init__(
         self,
         *,
@@ -231,9 +258,14 @@ class Calibration(google.protobuf.message.Message):
         profile: builtins.str = ...,
         ttft: Global___ForecastError | None = ...,
         e2e: Global___ForecastError | None = ...,
+        tpot: Global___ForecastError | None = ...,
+        ttft_raw: Global___ForecastError | None = ...,
+        e2e_raw: Global___ForecastError | None = ...,
+        tpot_raw: Global___ForecastError | None = ...,
+        trusted: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["e2e", b"e2e", "ttft", b"ttft"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["e2e", b"e2e", "node_id", b"node_id", "profile", b"profile", "ttft", b"ttft"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["e2e", b"e2e", "e2e_raw", b"e2e_raw", "tpot", b"tpot", "tpot_raw", b"tpot_raw", "ttft", b"ttft", "ttft_raw", b"ttft_raw"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["e2e", b"e2e", "e2e_raw", b"e2e_raw", "node_id", b"node_id", "profile", b"profile", "tpot", b"tpot", "tpot_raw", b"tpot_raw", "trusted", b"trusted", "ttft", b"ttft", "ttft_raw", b"ttft_raw"]) -> None: ...
 
 Global___Calibration: typing_extensions.TypeAlias = Calibration
 

@@ -30,7 +30,7 @@ def run(
     calibration.dispatched(name, at_s)
     calibration.first_token(name, at_s + ttft_s)
     calibration.first_token(name, at_s + ttft_s + 5.0)
-    calibration.ended(name, at_s + e2e_s, complete=complete)
+    calibration.ended(name, at_s + e2e_s, complete=complete, output_tokens=1)
 
 
 def test_bias_relative_error_and_coverage() -> None:
@@ -39,7 +39,7 @@ def test_bias_relative_error_and_coverage() -> None:
     for i, ttft_s in enumerate(actuals):
         calibration.forecast(forecast(f"r{i}"))
         run(calibration, f"r{i}", at_s=100.0 * i, ttft_s=ttft_s, e2e_s=10.0 * ttft_s)
-    ttft, e2e = calibration.ttft(), calibration.e2e()
+    ttft, e2e = calibration.ttft.raw(), calibration.e2e.raw()
     assert ttft.samples == e2e.samples == 4
     assert ttft.bias_s == pytest.approx(sum(1.0 - a for a in actuals) / 4)
     # |1-0.5|/0.5 = 1, 0, |1-2|/2 = 0.5, |1-4|/4 = 0.75
@@ -47,6 +47,8 @@ def test_bias_relative_error_and_coverage() -> None:
     assert ttft.p90_relative == pytest.approx(1.0)
     assert ttft.coverage_p90 == pytest.approx(3 / 4)
     assert e2e.coverage_p90 == pytest.approx(2 / 4)
+    # Nearest ranks of actual / p50: 0.5, 1, 2, 4.
+    assert (ttft.bias_ratio, ttft.spread_ratio) == (1.0, 0.5 * (4.0 - 0.5))
 
 
 def test_times_count_from_the_dispatch_and_the_last_forecast_before_it_is_the_one() -> None:
@@ -54,7 +56,7 @@ def test_times_count_from_the_dispatch_and_the_last_forecast_before_it_is_the_on
     calibration.forecast(forecast("a", ttft_s=9.0))
     calibration.forecast(forecast("a", ttft_s=2.0))
     run(calibration, "a", at_s=1000.0, ttft_s=2.0, e2e_s=10.0)
-    assert calibration.ttft().bias_s == pytest.approx(0.0)
+    assert calibration.ttft.raw().bias_s == pytest.approx(0.0)
 
 
 def test_what_was_never_forecast_or_only_guessed_is_not_joined() -> None:
@@ -63,17 +65,17 @@ def test_what_was_never_forecast_or_only_guessed_is_not_joined() -> None:
     calibration.forecast(forecast("guessed", source="prior"))
     run(calibration, "guessed", at_s=0.0, ttft_s=1.0, e2e_s=2.0)
     calibration.forecast(forecast("elsewhere"))
-    assert calibration.ttft().samples == calibration.e2e().samples == 0
+    assert calibration.ttft.raw().samples == calibration.e2e.raw().samples == 0
 
 
 def test_a_broken_answer_says_nothing_of_its_end() -> None:
     calibration = Calibration()
     calibration.forecast(forecast("a"))
     run(calibration, "a", at_s=0.0, ttft_s=1.0, e2e_s=2.0, complete=False)
-    assert calibration.ttft().samples == 1
-    assert calibration.e2e().samples == 0
+    assert calibration.ttft.raw().samples == 1
+    assert calibration.e2e.raw().samples == 0
     run(calibration, "a", at_s=0.0, ttft_s=1.0, e2e_s=2.0)
-    assert calibration.e2e().samples == 0, "a forecast is joined once"
+    assert calibration.e2e.raw().samples == 0, "a forecast is joined once"
 
 
 def test_the_window_is_bounded_and_so_are_open_forecasts() -> None:
@@ -81,9 +83,57 @@ def test_the_window_is_bounded_and_so_are_open_forecasts() -> None:
     for i in range(30):
         calibration.forecast(forecast(f"r{i}"))
         run(calibration, f"r{i}", at_s=0.0, ttft_s=1.0 if i >= 20 else 50.0, e2e_s=10.0)
-    assert calibration.ttft().samples == 10
-    assert calibration.ttft().bias_s == pytest.approx(0.0), "only the last ten count"
+    assert calibration.ttft.raw().samples == 10
+    assert calibration.ttft.raw().bias_s == pytest.approx(0.0), "only the last ten count"
     for i in range(OPEN_FORECASTS + 5):
         calibration.forecast(forecast(f"open{i}"))
     run(calibration, "open0", at_s=0.0, ttft_s=99.0, e2e_s=10.0)
-    assert calibration.ttft().bias_s == pytest.approx(0.0), "the oldest forecast was let go"
+    assert calibration.ttft.raw().bias_s == pytest.approx(0.0), "the oldest forecast was let go"
+
+
+def test_what_is_told_is_corrected_and_what_is_learned_from_is_not() -> None:
+    calibration = Calibration()
+    for i in range(200):
+        calibration.forecast(forecast(f"r{i}"))
+        run(calibration, f"r{i}", at_s=100.0 * i, ttft_s=3.0, e2e_s=30.0)
+    told = calibration.forecast(forecast("next"))
+    assert told.ttft_s.p50 == told.ttft_s.mean == pytest.approx(3.0)
+    assert told.e2e_s.p50 == pytest.approx(30.0)
+    assert calibration.e2e.raw().median_relative == pytest.approx(2 / 3)
+    assert calibration.e2e.raw().bias_ratio == pytest.approx(3.0)
+    # The first were told before anything was known.
+    assert calibration.e2e.corrected().median_relative == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_node_three_times_slower_than_it_says_loses_trust_and_wins_it_back() -> None:
+    """Fifty requests are under way at any moment, as on a busy node."""
+    calibration = Calibration()
+    seen = []
+    for i in range(250):
+        calibration.forecast(forecast(f"r{i}"))
+        calibration.dispatched(f"r{i}", float(i))
+        if i >= 50:
+            late = f"r{i - 50}"
+            calibration.first_token(late, i - 50.0 + 3.0)
+            calibration.ended(late, i - 50.0 + 3.0 + 0.3 * 90, complete=True, output_tokens=91)
+        seen.append(calibration.trusted)
+    assert seen[:69] == [True] * 69, "twenty pairs must be in before anybody is judged"
+    assert not seen[75]
+    assert seen[-1]
+
+
+def test_a_node_that_nobody_can_foresee_is_not_trusted() -> None:
+    calibration = Calibration()
+    for i in range(100):
+        calibration.forecast(forecast(f"r{i}"))
+        run(calibration, f"r{i}", at_s=100.0 * i, ttft_s=0.2 if i % 2 else 5.0, e2e_s=10.0)
+    assert not calibration.trusted
+
+
+def test_guesses_are_told_as_they_are() -> None:
+    calibration = Calibration()
+    for i in range(50):
+        calibration.forecast(forecast(f"r{i}"))
+        run(calibration, f"r{i}", at_s=0.0, ttft_s=3.0, e2e_s=30.0)
+    guess = forecast("guess", source="prior")
+    assert calibration.forecast(guess) is guess

@@ -1,0 +1,33 @@
+"""What a node's log says of what it has learned of itself."""
+
+from __future__ import annotations
+
+import structlog
+
+from predictor.core.calibration import Calibration
+from predictor.core.step_learning import Learned
+
+log = structlog.get_logger("predictor")
+
+
+def tell_learned(learned: Learned, profile: str) -> None:
+    """Step times that serve from now on."""
+    log.info(
+        "step times learned" if learned.is_learned else "step times as told",
+        profile=profile,
+        error=round(learned.error, 4),
+        error_as_told=round(learned.prior_error, 4),
+        steps=learned.steps,
+        speed_changes=learned.speed_changes,
+    )
+
+
+def tell_trust(calibration: Calibration) -> None:
+    """Trust in the forecasts was lost or won back."""
+    trusted = calibration.trusted
+    (log.info if trusted else log.warning)(
+        "forecasts are to be trusted again" if trusted else "forecasts are too far off to place by",
+        ttft_median_error=round(calibration.ttft.corrected().median_relative, 3),
+        tpot_median_error=round(calibration.tpot.corrected().median_relative, 3),
+        e2e_under_p90=round(calibration.e2e.corrected().coverage_p90, 3),
+    )

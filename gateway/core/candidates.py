@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from gateway.core.events import RequestShape
+from gateway.core.health import Standing
 from gateway.core.node_account import Node
 from simcore.types import EngineConfig, Outcome
 
@@ -39,14 +40,38 @@ class NodeTable:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self._pools: dict[str, Pool] = {}
+        self._unwell: set[str] = set()
+        """Nodes whose standing must be asked for."""
 
     def join(self, node_id: str, config: EngineConfig, profile: str) -> None:
         node = self.nodes.get(node_id)
         if node is None:
-            self.nodes[node_id] = Node(node_id, config, profile)
+            node = self.nodes[node_id] = Node(node_id, config, profile)
         else:
             node.rejoin(config, profile)
+        others = self._pools.get(config.model)
+        if others is not None and any(other is not node and other.delivered for other in others.ready):
+            node.health.start_slowly()
         self._regroup()
+        self.health_changed(node)
+
+    def health_changed(self, node: Node) -> None:
+        """To be called after anything that may have changed a node's `health`."""
+        if node.health.is_plain:
+            self._unwell.discard(node.node_id)
+        else:
+            self._unwell.add(node.node_id)
+
+    def best_standing(self, nodes: Sequence[Node], now_s: float) -> Sequence[Node]:
+        """Those of `nodes` whose health is best: all but the shunned and the spared, unless there are no others."""
+        if not self._unwell:
+            return nodes
+        standings = [
+            node.health.standing(len(node.held), now_s) if node.node_id in self._unwell else Standing.WELL
+            for node in nodes
+        ]
+        best = min(standings, default=Standing.WELL)
+        return [node for node, standing in zip(nodes, standings, strict=True) if standing is best]
 
     def lose(self, node_id: str, detail: str) -> None:
         self.nodes[node_id].lose(detail)
@@ -54,6 +79,7 @@ class NodeTable:
 
     def remove(self, node_id: str) -> None:
         del self.nodes[node_id]
+        self._unwell.discard(node_id)
         self._regroup()
 
     def drain(self, node_id: str, draining: bool) -> None:
@@ -79,11 +105,12 @@ class NodeTable:
             )
         return None if pool.ready else Refusal(Outcome.NO_NODE, self._why_none(pool))
 
-    def eligible(self, shape: RequestShape, tried: Mapping[str, int] = NOBODY) -> Sequence[Node]:
+    def eligible(self, shape: RequestShape, tried: Mapping[str, int] = NOBODY, *, now_s: float) -> Sequence[Node]:
         """Ready nodes that can hold the request, without those in `tried` (node and session in which it failed the
         request). May be empty.
 
-        Nodes where the whole answer fits come before nodes that would cut it short.
+        Nodes where the whole answer fits come before nodes that would cut it short, and among each of the two those in
+        good health before the others.
         """
         pool = self._pool(shape.model)
         if pool is None:
@@ -96,7 +123,7 @@ class NodeTable:
             ]
         if tried:
             nodes = [node for node in nodes if tried.get(node.node_id) != node.session]
-        return nodes
+        return self.best_standing(nodes, now_s)
 
     def models(self) -> list[str]:
         """Names of all models served, sorted."""

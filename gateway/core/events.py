@@ -89,6 +89,13 @@ class NodeRemoved(Event, frozen=True, kw_only=True):
     node_id: str
 
 
+class NodeSuspected(Event, frozen=True, kw_only=True):
+    """A node that is up has said nothing for a while (`detail` says so), or has spoken again (`detail` empty)."""
+
+    node_id: str
+    detail: str
+
+
 class LoadNoted(Event, frozen=True, kw_only=True):
     """A node told its load."""
 
@@ -160,6 +167,7 @@ AnyEvent = (
     | NodeJoined
     | NodeLost
     | NodeRemoved
+    | NodeSuspected
     | LoadNoted
     | ForecastArrived
     | TimerFired

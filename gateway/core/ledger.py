@@ -53,9 +53,14 @@ class Ledger:
 
     def open_ask(self, live: LiveRequest) -> int:
         """The number of a new question of this request."""
-        self._last_ask_id = ask_id = self._last_ask_id + 1
+        ask_id = self.new_ask_id()
         self.asks[ask_id] = live
         return ask_id
+
+    def new_ask_id(self) -> int:
+        """The number of a question that belongs to no request."""
+        self._last_ask_id += 1
+        return self._last_ask_id
 
     # --- requests -----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.core.events import RequestShape
 from gateway.core.explanation import Explanation
+from gateway.core.forecast_trust import Expected
 from gateway.core.lifecycle import State
 from gateway.core.node_account import Node
 from gateway.core.policies.base import Policy
@@ -24,6 +25,8 @@ class Asking(msgspec.Struct, kw_only=True):
     forecasts: dict[str, Forecast] = {}
     failures: dict[str, str] = {}
     """Why a node gave none."""
+    expected: dict[str, Expected] = {}
+    """What was forecast, with what was known better by then but uncorrected: to be compared with what happens."""
 
 
 class LiveRequest(msgspec.Struct, kw_only=True):
@@ -45,6 +48,10 @@ class LiveRequest(msgspec.Struct, kw_only=True):
     """How the last of them failed it."""
     decisions: list[Decision] = []
     asking: Asking | None = None
+    expected: Expected | None = None
+    """What its node forecast when it was chosen; None when it did not."""
+    dispatched_s: float = 0.0
+    """When its present node got it."""
     deadline_timer_id: int = 0
     again_s: float = 0.0
     """When a held request is tried again at the latest."""

@@ -11,7 +11,10 @@ from typing import Literal
 
 import msgspec
 
+from gateway.core.forecast_trust import ForecastTrust, TrustStatus
+from gateway.core.health import Health
 from gateway.core.policies.base import NodeView
+from gateway.core.pulse import Pulse
 from simcore.types import EngineConfig, NodeLoad
 
 QPM_WINDOW_S = 60.0
@@ -48,6 +51,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     noted_s: float
     """When they came, on the router's clock."""
     in_flight: int
+    alarm: str = ""
+    """What an operator should look at; empty when all is well."""
+    forecasts: TrustStatus = TrustStatus()
 
     def state_age_s(self, now_s: float) -> float | None:
         """Age of the node's state at `now_s`; None when nothing is known."""
@@ -64,9 +70,14 @@ class Node:
         self.draining = False
         self.up = True
         self.detail = ""
+        self.health = Health()
+        self.trust = ForecastTrust()
+        self.pulse = Pulse()
         self.held: dict[str, Held] = {}
         """Per request id, in the order of dispatch."""
         self.dispatch_seq = 0
+        self.delivered = False
+        """Whether a token has come from it in this session."""
         self.session = 1
         """Grows with each `NodeJoined`."""
         self.note: NodeLoad | None = None
@@ -93,8 +104,10 @@ class Node:
         self.detail = ""
         self.dispatch_seq = 0
         self.session += 1
+        self.delivered = False
         for held in self.held.values():
             held.dispatch_seq = 0
+        self.trust.start_anew()
         self._forget()
 
     def lose(self, detail: str) -> None:
@@ -106,6 +119,7 @@ class Node:
         """Takes a note that counts our dispatches up to `dispatch_seq`."""
         self.note = load
         self.noted_s = now_s
+        self.pulse.trace(load.trace_seq, now_s)
         unnoted = self._unnoted
         while unnoted and (first := next(iter(unnoted))) <= dispatch_seq:
             self._subtract(unnoted.pop(first))
@@ -114,6 +128,8 @@ class Node:
     def take(self, held: Held, now_s: float) -> None:
         """Counts a dispatch; its number is the node's last from now on."""
         self.dispatch_seq = held.dispatch_seq
+        if not self.held:
+            self.pulse.busy(now_s)
         self.held[held.request_id] = held
         self._unnoted[held.dispatch_seq] = held
         self._unnoted_blocks += held.prompt_blocks
@@ -146,8 +162,8 @@ class Node:
     def view(self, now_s: float, stale_after_s: float) -> NodeView:
         """The node as a policy sees it now.
 
-        A busy node that has been silent for longer than `stale_after_s` is unknown (`load` None); an idle one has
-        nothing to say.
+        A busy node that has been silent for longer than `stale_after_s` is unknown (`load` None), and so is one whose
+        trace is frozen; an idle one has nothing to say.
         """
         note = self.note
         age_s = 0.0
@@ -163,6 +179,8 @@ class Node:
                 self._changed = False
             load = self._merged
             if load is not None and age_s > stale_after_s and (load.running or load.waiting):
+                load = None
+            if self.pulse.frozen_s:
                 load = None
         recent = self._recent
         while recent and recent[0] <= now_s - QPM_WINDOW_S:
@@ -186,7 +204,14 @@ class Node:
             load=self.note,
             noted_s=self.noted_s,
             in_flight=len(self.held),
+            alarm=self._alarm() if self.up else "",
+            forecasts=self.trust.status(),
         )
+
+    def _alarm(self) -> str:
+        frozen_s = self.pulse.frozen_s
+        frozen = f"its trace is frozen: {frozen_s:.1f} s of tokens are not in it" if frozen_s else ""
+        return "; ".join(filter(None, (self.health.alarm, frozen, self.trust.alarm())))
 
     def _merge(self, note: NodeLoad) -> NodeLoad:
         promised = [held for _, held in self._promised]
@@ -220,4 +245,5 @@ class Node:
         self._unnoted_blocks = 0
         self._unnoted_tokens = 0
         self._promised.clear()
+        self.pulse = Pulse()
         self._changed = False

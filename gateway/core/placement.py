@@ -12,6 +12,7 @@ from typing import NamedTuple
 from gateway.core.candidates import NodeTable, Refusal
 from gateway.core.clearance import could_take, takes_by_forecast, takes_by_load
 from gateway.core.events import RequestShape
+from gateway.core.forecast_trust import Expected, scaled
 from gateway.core.live import Asking, LiveRequest
 from gateway.core.node_account import Held, Node
 from gateway.core.policies.base import NodeView, Policy
@@ -58,9 +59,9 @@ class Placer:
         refusal = self._table.refusal(shape)
         if refusal is not None:
             return refusal
-        nodes = self._table.eligible(shape, live.tried)
+        nodes = self._table.eligible(shape, live.tried, now_s=now_s)
         if not nodes:
-            why = f"no ready node takes {shape.prompt_tokens} prompt tokens; those that would are down or draining"
+            why = f"no ready node is left that takes {shape.prompt_tokens} prompt tokens and has not failed the request"
             return Refusal(Outcome.NO_NODE, why)
         k = self._config.sample or policy.default_sample
         if policy.needs_forecasts and self._config.ask and not k:
@@ -89,9 +90,10 @@ class Placer:
 
         A `patient` request goes only to a node that can start it now.
         """
-        ready = [node for node in asking.shortlist if node.up and not node.draining]
-        if not ready:
+        up = [node for node in asking.shortlist if node.up and not node.draining]
+        if not up:
             return None
+        ready = self._table.best_standing(up, now_s)
         notes = dict(asking.failures)
         for node_id in asking.pending.values():
             notes[node_id] = f"no forecast within {timeout_s:g} s"
@@ -105,8 +107,14 @@ class Placer:
             if missed:
                 forecast = with_missed(forecast, missed, _delay_s(node, forecast, prefill_s))
                 notes[node.node_id] = f"{len(missed)} dispatched there since it was asked: added to its forecast"
-            elif forecast.state_age_s > self._stale_after_s:
-                notes[node.node_id] = f"its state was {forecast.state_age_s:.3g} s old"
+            asking.expected[node.node_id] = Expected(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
+            why_not = self._why_not_believed(node, forecast)
+            if why_not:
+                notes[node.node_id] = why_not
+                continue
+            if node.trust.use == "corrected":
+                forecast = scaled(forecast, node.trust.factor)
+                notes[node.node_id] = f"its forecast was corrected by a factor of {node.trust.factor:.2g}"
             forecasts[node.node_id] = forecast
         views = self._views(ready, now_s)
         if patient:
@@ -115,6 +123,17 @@ class Placer:
                 starts_s = [forecast.clear_start_s.mean for forecast in forecasts.values()]
                 return NotNow(min(starts_s, default=0.0))
         return self._choose(live, views, forecasts, notes, now_s)
+
+    def _why_not_believed(self, node: Node, forecast: Forecast) -> str:
+        if node.trust.use == "demoted":
+            return "its forecasts have been too far off"
+        if node.note is not None and not node.note.trusted:
+            return "it says itself that its forecasts are too far off"
+        if node.pulse.frozen_s:
+            return "its trace is frozen"
+        if forecast.state_age_s > self._stale_after_s:
+            return f"its state was {forecast.state_age_s:.3g} s old"
+        return ""
 
     def _takes(self, view: NodeView, forecast: Forecast | None, shape: RequestShape) -> bool:
         if forecast is None or forecast.source == "prior":
@@ -161,7 +180,7 @@ class Placer:
             preface += f"({first.node_id}: {first.note}); {self._fallback.name} stepped in: "
             # Among all who could take it: that nobody of a sample has answered says nothing of the rest.
             policy, forecasts = self._fallback, {}
-            nodes = self._table.eligible(shape, live.tried)
+            nodes = self._table.eligible(shape, live.tried, now_s=now_s)
             views = policy.shortlist(shape, self._views(nodes, now_s), self.rng)
             ranking = rank(policy, shape, views, forecasts=forecasts, notes=notes, rng=self.rng)
         return Decision(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from gateway.core import events as ev
 from gateway.core.candidates import NodeTable, Refusal
+from gateway.core.forecast_trust import Expected
 from gateway.core.late_binding import LateBinding
 from gateway.core.ledger import Ledger
 from gateway.core.lifecycle import Trigger
@@ -32,6 +33,8 @@ class Placing:
         self._table = table
         self._placer = placer
         self._forecast_timeout_s = forecast_timeout_s
+        self._probes: dict[str, tuple[int, float]] = {}
+        """The last question to each silent node, and when it was asked."""
 
     def place(self, live: LiveRequest, now_s: float) -> None:
         """First half of a placement: refuse, ask for forecasts, or decide at once."""
@@ -58,8 +61,15 @@ class Placing:
 
     def forecast_arrived(self, event: ev.ForecastArrived, now_s: float) -> None:
         live = self._ledger.asks.get(event.ask_id)
-        if live is not None:
-            self._answered(live, event.ask_id, event.forecast, event.error or "it gave no forecast", now_s)
+        node = self._table.nodes.get(event.node_id)
+        if live is None:
+            ask_id, asked_s = self._probes.get(event.node_id, (0, 0.0))
+            if node is not None and ask_id == event.ask_id and now_s - asked_s <= self._forecast_timeout_s:
+                node.trust.answered()
+            return
+        if node is not None:
+            node.trust.answered()
+        self._answered(live, event.ask_id, event.forecast, event.error or "it gave no forecast", now_s)
 
     def node_gone(self, node: Node, detail: str, now_s: float) -> None:
         """Nobody waits for its forecasts any longer."""
@@ -71,6 +81,9 @@ class Placing:
         """Second half of a placement, with the forecasts that came; from the start if the shortlist has gone."""
         asking = self._ledger.stop_asking(live)
         assert asking is not None, "a decision with forecasts follows asking for them"
+        for node_id in asking.pending.values():
+            if (node := self._table.nodes.get(node_id)) is not None:
+                node.trust.unanswered(now_s)
         patient = self._late.is_patient(live, now_s)
         decision = self._placer.decide_with_forecasts(
             live, asking, timeout_s=self._forecast_timeout_s, now_s=now_s, patient=patient
@@ -80,7 +93,7 @@ class Placing:
         elif isinstance(decision, NotNow):
             self._late.hold(live, now_s, again_in_s=decision.again_in_s)
         else:
-            self._commit(live, decision, now_s)
+            self._commit(live, decision, now_s, expected=asking.expected.get(decision.node_id))
 
     def _ask(self, live: LiveRequest, views: Sequence[NodeView], now_s: float) -> None:
         shape = live.shape
@@ -93,7 +106,13 @@ class Placing:
         )
         shortlist = [self._table.nodes[view.node_id] for view in views]
         pending: dict[int, str] = {}
+        failures: dict[str, str] = {}
         for node in shortlist:
+            if node.trust.is_silent:
+                failures[node.node_id] = "its predictor has not answered lately"
+                if node.trust.probe_due(now_s):
+                    self._probe(node, candidate, now_s)
+                continue
             ask_id = self._ledger.open_ask(live)
             pending[ask_id] = node.node_id
             self._ledger.want(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
@@ -102,7 +121,16 @@ class Placing:
             shortlist=shortlist,
             pending=pending,
             asked_seq={node.node_id: node.dispatch_seq for node in shortlist},
+            failures=failures,
         )
+        if not pending:
+            self.decide(live, now_s)
+
+    def _probe(self, node: Node, candidate: Candidate, now_s: float) -> None:
+        """Asks a silent node, for whose answer nobody waits, whether it answers again."""
+        ask_id = self._ledger.new_ask_id()
+        self._probes[node.node_id] = (ask_id, now_s)
+        self._ledger.want(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
 
     def _answered(self, live: LiveRequest, ask_id: int, forecast: Forecast | None, error: str, now_s: float) -> None:
         asking = live.asking
@@ -116,7 +144,7 @@ class Placing:
         if not asking.pending:
             self.decide(live, now_s)
 
-    def _commit(self, live: LiveRequest, decision: Decision, now_s: float) -> None:
+    def _commit(self, live: LiveRequest, decision: Decision, now_s: float, *, expected: Expected | None = None) -> None:
         request_id = live.shape.request_id
         self._late.placed(live, now_s)
         live.decisions.append(decision)
@@ -130,6 +158,8 @@ class Placing:
             return
         node.take(held, now_s)
         live.node = node
+        live.dispatched_s = now_s
+        live.expected = expected
         self._ledger.move(live, Trigger.DISPATCHED)
         self._ledger.want(
             ev.Dispatch(

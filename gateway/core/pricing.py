@@ -38,21 +38,41 @@ def rank(
     rng: random.Random,
 ) -> Ranking:
     """Prices the nodes, draws among the cheapest, and puts all in order. `notes` are remarks per node for people."""
-    costs = policy.costs(request, views, forecasts)
+    said = policy.costs(request, views, forecasts)
     # NaN compares unequal to itself; it must not win or lose by accident.
-    known = [cost for cost in costs if cost is not None and cost == cost]
-    if not known:
+    priced = sum(cost is not None and cost == cost for cost in said)
+    if not priced:
         return Ranking([_score(view, None, forecasts, notes) for view in views], 0, 0)
-    least = min(known)
+    costs = [cost or 0.0 for cost in said] if priced == len(said) else by_our_account(said, views)
+    least = min(costs)
     best = [i for i, cost in enumerate(costs) if cost == least]
+    if priced < len(costs):
+        # At equal cost and with as many requests of ours, what is known goes before what is guessed.
+        fewest = min(views[i].in_flight for i in best if said[i] == least)
+        best = [i for i in best if said[i] == least or views[i].in_flight < fewest]
     chosen = best[0] if len(best) == 1 else best[rng.randrange(len(best))]
-    keys = [
-        (i != chosen, cost is None or cost != cost, 0.0 if cost is None or cost != cost else cost, i)
-        for i, cost in enumerate(costs)
+    keys = sorted((i != chosen, cost, i) for i, cost in enumerate(costs))
+    scores = [_score(views[i], cost, forecasts, notes, guessed=said[i] != cost) for _, cost, i in keys]
+    return Ranking(scores, len(best), priced)
+
+
+def by_our_account(costs: Sequence[float | None], views: Sequence[NodeView]) -> list[float]:
+    """Costs of all nodes, where some could be priced: each of the rest costs what a priced one costs that has as many
+    requests of ours, or the next more; the dearest if none has.
+
+    So a node of which nothing is known is neither idle nor out of service: it gets what its like get, and nothing once
+    its requests do not come to an end.
+    """
+    priced = sorted(
+        (view.in_flight, -cost) for view, cost in zip(views, costs, strict=True) if cost is not None and cost == cost
+    )
+    dearest = -min(negative for _, negative in priced)
+    return [
+        cost
+        if cost is not None and cost == cost
+        else next((-negative for in_flight, negative in priced if in_flight >= view.in_flight), dearest)
+        for view, cost in zip(views, costs, strict=True)
     ]
-    keys.sort()
-    scores = [_score(views[key[3]], None if key[1] else key[2], forecasts, notes) for key in keys]
-    return Ranking(scores, len(best), len(known))
 
 
 def delay_to_each_s(forecast: Forecast, *, others: int, max_num_seqs: int, prefill_s: float) -> float:
@@ -101,12 +121,21 @@ def sentence(policy: Policy, ranking: Ranking, preface: str = "") -> str:
     return f"{preface}{what} ({of})"
 
 
-def _score(view: NodeView, cost: float | None, forecasts: Mapping[str, Forecast], notes: Mapping[str, str]) -> Score:
+def _score(
+    view: NodeView,
+    cost: float | None,
+    forecasts: Mapping[str, Forecast],
+    notes: Mapping[str, str],
+    *,
+    guessed: bool = False,
+) -> Score:
     node_id = view.node_id
     forecast = forecasts.get(node_id)
     note = notes.get(node_id, "")
-    if cost is None and not note:
+    if (cost is None or guessed) and not note:
         note = "its load is not known" if view.load is None else "the policy could not price it"
+    if guessed:
+        note += f"; counts like a node with as many of our requests ({view.in_flight})"
     return Score(
         node_id=node_id,
         cost=cost,

@@ -26,6 +26,7 @@ from gateway.core.policies.registry import PolicyError
 from gateway.core.resume import remainder, why_not_resumed
 from gateway.core.retry_budget import RetryBudget
 from gateway.core.router_config import RouterConfig
+from gateway.core.watch import Watch
 from simcore.types import Outcome
 
 __all__ = ["RETRYABLE", "Router", "RouterConfig"]
@@ -47,6 +48,7 @@ class Router:
         self._policy = self._placer.policy(config.policy)
         self._ledger = Ledger(config.explain_keep, config.hold)
         self._late = LateBinding(config.hold, self._ledger, self._placer.rng)
+        self._watch = Watch(self._table, stall_s=config.stall_s)
         self._budget = RetryBudget(share=config.retry_share, burst=config.retry_burst)
         self._placing = Placing(
             self._ledger, self._table, self._placer, self._late, forecast_timeout_s=config.forecast_timeout_s
@@ -56,6 +58,7 @@ class Router:
             ev.NodeJoined: self._on_node_joined,
             ev.NodeLost: self._on_node_lost,
             ev.NodeRemoved: self._on_node_removed,
+            ev.NodeSuspected: self._on_node_suspected,
             ev.LoadNoted: self._on_load_noted,
             ev.ForecastArrived: self._placing.forecast_arrived,
             ev.TimerFired: self._on_timer_fired,
@@ -145,9 +148,12 @@ class Router:
         if live.state is State.SENT:
             if live.ttft_s is None:
                 live.ttft_s = now_s - live.arrival_s
+            self._watch.first_token(live, now_s)
             # Only the first tokens change the state; those after them come a thousand times as often.
             self._ledger.move(live, Trigger.TOKENS)
         live.output_tokens += event.tokens
+        if live.node is not None:
+            self._watch.tokens(live.node, now_s)
 
     def _on_stream_ended(self, event: ev.StreamEnded, now_s: float) -> None:
         live = self._ledger.running(event.request_id, event.node_id, event.attempt)
@@ -159,6 +165,7 @@ class Router:
         elif outcome in RETRYABLE or (live.resumed_tokens and outcome is Outcome.INVALID):
             self._failed(live, outcome, event.detail, now_s)
         else:
+            self._watch.ended(live, event.outcome, now_s)
             self._ledger.end(live, Trigger.NODE_ENDED, event.outcome, event.detail, now_s)
 
     def _on_client_gone(self, event: ev.ClientGone, now_s: float) -> None:
@@ -183,6 +190,7 @@ class Router:
     def _failed(self, live: LiveRequest, outcome: Outcome, detail: str, now_s: float) -> None:
         """The node that has it failed it: another one begins, or goes on with the answer, unless that is not to be."""
         assert live.node is not None, "only a request that a node has can be failed by it"
+        self._watch.failed(live.node, outcome, detail, now_s)
         begun_tokens = live.output_tokens - live.resumed_tokens
         if begun_tokens and begun_tokens >= live.shape.max_output_tokens:
             # All that was asked for has come; only the word that it ended is missing.
@@ -245,6 +253,14 @@ class Router:
         node = self._table.nodes.get(event.load.node_id)
         if node is not None and node.up:
             node.hear(event.load, event.dispatch_seq, now_s)
+            stalled = self._watch.stalled(node, now_s)
+            if stalled:
+                self._abandon(node, stalled, "", now_s, stop=True)
+
+    def _on_node_suspected(self, event: ev.NodeSuspected, now_s: float) -> None:
+        node = self._table.nodes.get(event.node_id)
+        if node is not None and node.up:
+            self._watch.suspected(node, event.detail)
 
     def _on_drain_asked(self, event: ev.DrainAsked, now_s: float) -> None:
         if event.node_id in self._table.nodes:
@@ -254,9 +270,12 @@ class Router:
     def _on_policy_set(self, event: ev.PolicySet, now_s: float) -> None:
         self._policy = self._placer.policy(event.policy)
 
-    def _abandon(self, node: Node, what: str, detail: str, now_s: float) -> None:
-        """A node has gone: its requests fail, and nobody waits for its forecasts."""
+    def _abandon(self, node: Node, what: str, detail: str, now_s: float, *, stop: bool = False) -> None:
+        """A node has gone: its requests fail, and nobody waits for its forecasts. `stop`: it can still be told so."""
         detail = f"{what}: {detail}" if detail else what
         for request_id in list(node.held):
+            if stop:
+                attempt = self._ledger.live[request_id].attempt
+                self._ledger.want(ev.Abort(request_id=request_id, node_id=node.node_id, attempt=attempt))
             self._failed(self._ledger.live[request_id], Outcome.NODE_LOST, detail, now_s)
         self._placing.node_gone(node, detail, now_s)

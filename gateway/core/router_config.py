@@ -30,7 +30,10 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     retry_burst: int = 1000
     """And that it may see at once."""
     state_stale_s: float = 5.0
-    """A busy node silent for longer is unknown to policies that score its load."""
+    """A busy node silent for longer is unknown to policies that score its load, and its forecasts are not used."""
+    stall_s: float = 30.0
+    """A node that has requests of ours and gives neither a token nor a word of its trace for longer has stopped: it
+    gets nothing new, and what it has is tried elsewhere."""
     fallback: str = "least_requests"
     """Policy that steps in when the chosen one can price no node. Must not need forecasts."""
     hold: HoldConfig = HoldConfig()
@@ -51,5 +54,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"retry_burst must be >= 0, got {self.retry_burst}")
         if not self.forecast_timeout_s > 0:
             raise ValueError(f"forecast_timeout_s must be > 0, got {self.forecast_timeout_s}")
+        if not self.stall_s > 0:
+            raise ValueError(f"stall_s must be > 0, got {self.stall_s}")
         if not self.state_stale_s > 0:
             raise ValueError(f"state_stale_s must be > 0, got {self.state_stale_s}")

@@ -109,16 +109,24 @@ def test_dispatches_of_the_last_minute_are_counted_and_forgotten() -> None:
     assert [node.view(t, 5.0).dispatches_60s for t in (20.0, 59.9, 60.0, 70.0, 80.0)] == [3, 3, 2, 1, 0]
 
 
-def test_a_policy_on_loads_prefers_known_nodes_and_falls_back_when_there_is_none() -> None:
+def test_an_unknown_node_is_neither_idle_nor_out_of_service() -> None:
+    """It gets what a known one gets that has as many requests of ours; the known one goes first."""
     world = CheckedRouter("llumnix_freeness")
     world.join("new", load=False)
     world.join("busy")
     world.note("busy", running=40, free_blocks=5)
-    for i in range(5):
-        decision = only(world.arrive(f"r{i}"), ev.Dispatch).decision
-        assert decision.node_id == "busy"
-        assert decision.scores[1].note == "its load is not known"
-    world.tell(ev.NodeLost(node_id="busy"))
+    first = only(world.arrive("first"), ev.Dispatch).decision
+    assert first.node_id == "busy"
+    assert first.scores[1].note.startswith("its load is not known; counts like")
+    for i in range(20):
+        world.arrive(f"r{i}")
+    in_flight = {node.node_id: node.in_flight for node in world.router.nodes()}
+    assert 5 <= in_flight["new"] <= in_flight["busy"]
+
+
+def test_where_no_load_is_known_the_fallback_steps_in() -> None:
+    world = CheckedRouter("llumnix_freeness")
+    world.join("new", load=False)
     decision = only(world.arrive("last"), ev.Dispatch).decision
     assert (decision.node_id, decision.policy) == ("new", "least_requests")
     assert "llumnix_freeness could not price 1 nodes as no load is known" in decision.reason

@@ -68,9 +68,10 @@ def test_at_the_timeout_those_that_answered_are_compared() -> None:
     world.now_s = 0.05
     decision = only(world.fire_due(), ev.Dispatch).decision
     assert decision.node_id == "b"
-    assert {s.node_id: s.note for s in decision.scores if s.cost is None} == {
-        "a": "no forecast within 0.05 s",
-        "c": "no forecast within 0.05 s",
+    counts = "; counts like a node with as many of our requests (0)"
+    assert {s.node_id: s.note for s in decision.scores if s.forecast is None} == {
+        "a": "no forecast within 0.05 s" + counts,
+        "c": "no forecast within 0.05 s" + counts,
     }
     assert not world.answer(asks, {"a": 0.1, "c": 0.1}), "late answers come to nothing"
     world.end("r")
@@ -115,7 +116,8 @@ def test_a_forecast_that_is_no_number_is_as_good_as_none() -> None:
     asks = every(world.arrive("r"), ev.AskForecast)
     decision = only(world.answer(asks, {"a": float("nan"), "b": 4.0, "c": float("nan")}), ev.Dispatch).decision
     assert decision.node_id == "b"
-    assert [s.cost for s in decision.scores] == [4.0, None, None]
+    assert [s.cost for s in decision.scores] == [4.0, 4.0, 4.0]
+    assert ["counts like" in s.note for s in decision.scores] == [False, True, True]
 
 
 def test_a_node_lost_while_it_is_asked_is_not_waited_for() -> None:
@@ -188,7 +190,9 @@ def test_an_old_state_behind_a_forecast_is_noted() -> None:
         world.tell(ev.ForecastArrived(ask_id=ask.ask_id, node_id=ask.node_id, forecast=said))
     told = world.router.explain("r")
     assert told is not None
-    assert {s.node_id: s.note for s in told.decisions[0].scores} == {"a": "", "b": "its state was 9 s old", "c": ""}
+    notes = {s.node_id: s.note for s in told.decisions[0].scores}
+    assert (notes["a"], notes["c"]) == ("", "")
+    assert notes["b"].startswith("its state was 9 s old; counts like")
 
 
 def test_a_retry_asks_the_others() -> None:

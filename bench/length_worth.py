@@ -147,7 +147,10 @@ def run_once(
 
 
 def capacity(samples: Sequence[LengthSample], *, requests: int, seed: int, shape: ClusterShape, slo: Slo) -> float:
-    """The highest rate, to about 2 %, at which min_total_latency with known lengths keeps the P99 of TTFT."""
+    """The highest rate, to about 2 %, at which min_total_latency with known lengths keeps the P99 of TTFT.
+
+    Raises ValueError when there is none, because the run is too short to fill the nodes.
+    """
     chosen = drawn(samples, requests, seed)
 
     def keeps(rate_per_s: float) -> bool:
@@ -158,6 +161,11 @@ def capacity(samples: Sequence[LengthSample], *, requests: int, seed: int, shape
     low, high = 0.0, float(shape.nodes)
     while keeps(high):
         low, high = high, 2 * high
+        if high > 100 * requests:
+            raise ValueError(
+                f"{requests} requests are too few to fill {shape.nodes} nodes: P99 TTFT stays within {slo.ttft_s:g} s "
+                "at any rate; give more with --requests"
+            )
     while high - low > 0.02 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if keeps(middle) else (low, middle)

@@ -181,7 +181,7 @@ def test_bench_refuses_a_belief_that_is_none(atoms: str) -> None:
 
 def test_the_worth_of_a_belief_is_told(samples: Path, tmp_path: Path) -> None:
     told, plot = tmp_path / "worth.md", tmp_path / "worth.png"
-    few = ("--nodes", 1, "--requests", 20, "--load", 1.0, "--seed", 0)
+    few = ("--nodes", 1, "--requests", 120, "--load", 1.0, "--seed", 0, "--slo-ttft", 1.0)
     result = run("worth", "histogram", "--samples", samples, *few, "--markdown", told, "--plot", plot, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
@@ -189,3 +189,6 @@ def test_the_worth_of_a_belief_is_told(samples: Path, tmp_path: Path) -> None:
     assert "shortest forecast first" in told.read_text()
     assert plot.stat().st_size > 0
     assert run("worth", "no-such-model", "--samples", samples).exit_code == 1
+    short = run("worth", "--samples", samples, "--nodes", 4, "--requests", 20)
+    assert short.exit_code == 1
+    assert "more with --requests" in short.output

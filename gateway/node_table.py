@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from gateway.config import GatewayConfig, NodeEntry
 from gateway.core.events import DrainAsked
+from gateway.core.node_account import NodeStatus
 from gateway.node_link import NodeLink
 from gateway.pump import Pump
 from protos import codec
@@ -103,6 +104,22 @@ class NodeTable:
     def in_flight(self, node_id: str) -> int:
         return next((n.in_flight for n in self._pump.router.nodes() if n.node_id == node_id), 0)
 
+    def models(self) -> dict[str, int]:
+        """Models that live nodes serve, with the longest context offered, in tokens."""
+        names = {k.config.model for k in self.links.values() if k.status == "up" and k.config is not None}
+        return {name: self.max_model_len_tokens(name) or 0 for name in sorted(names)}
+
+    def traced_block_size_tokens(self, model: str) -> int:
+        """Tokens per KV block at the live nodes that know what their prefix cache holds (at most of them, should they
+        differ), for the model (any, if it is empty); 0 if no node knows."""
+        sizes = [
+            k.config.block_size_tokens
+            for k in self.links.values()
+            if k.status == "up" and k.config is not None and k.config.prefix_cache_traced
+            if model in ("", k.config.model)
+        ]
+        return max(set(sizes), key=sizes.count, default=0)
+
     def max_model_len_tokens(self, model: str) -> int | None:
         """The longest context that a live node offers for the model (any, if it is empty); None without such a node."""
         return max(
@@ -133,6 +150,15 @@ class NodeTable:
                     config=codec.config_to_wire(link.config) if link.config is not None else None,
                     profile=link.profile,
                     detail=link.detail,
+                    alarm=status.alarm if status is not None else "",
+                    forecasts=_trust_to_wire(status) if status is not None else None,
                 )
             )
         return pb.NodeList(nodes=infos, policy=self._pump.router.policy_name)
+
+
+def _trust_to_wire(status: NodeStatus) -> pb.ForecastTrust:
+    trust = status.forecasts
+    return pb.ForecastTrust(
+        use=trust.use, bias=trust.bias, spread=trust.spread, coverage_p90=trust.coverage_p90, samples=trust.samples
+    )

@@ -53,6 +53,8 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
     """What the client wants when its node goes in the middle of the answer."""
     continuation: Continuation = "exact"
     """How well another node could go on with the answer."""
+    block_hashes: tuple[int, ...] = ()
+    """Hashes of the prompt's full KV blocks (`simcore.prefix`), for nodes that know their prefix cache."""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

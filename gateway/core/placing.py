@@ -103,6 +103,7 @@ class Placing:
             max_output_tokens=shape.max_output_tokens,
             belief=shape.belief,
             priority=shape.priority,
+            block_hashes=shape.block_hashes,
         )
         shortlist = [self._table.nodes[view.node_id] for view in views]
         pending: dict[int, str] = {}

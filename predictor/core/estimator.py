@@ -228,6 +228,7 @@ class Estimator:
                 return _refusing(candidates, odd)
         remaining_s = max(0.0, self._base_until_s - until_s)
         seq = mirror.seq
+        cached_tokens = [self.prefixes.cached_tokens(c.block_hashes, c.prompt_tokens) for c in candidates]
 
         def simulate() -> Sequence[Forecast | Refused]:
             try:
@@ -244,9 +245,10 @@ class Estimator:
                     else forecast.clear_start_s,
                     trace_seq=seq,
                     state_age_s=age_s,
+                    cached_tokens=cached,
                     source=self._source,
                 )
-                for forecast in forecasts
+                for forecast, cached in zip(forecasts, cached_tokens, strict=True)
             ]
 
         return simulate

@@ -24,7 +24,7 @@ from engine_adapters.base import (
 from engine_adapters.registry import UnknownEngineError, client_and_probe
 from predictor.core.mirror import Applied, NodeMirror
 from simcore.cost.step_time import StepTimeModel
-from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig
 
 STEP_TIME = StepTimeModel(
@@ -97,7 +97,7 @@ async def state_where(probe: EngineProbe, condition: Callable[[NodeMirror], bool
             if mirror is None:
                 assert isinstance(item, TraceSnapshot), "the first item of a trace is a snapshot"
                 mirror = NodeMirror(item)
-            else:
+            elif not isinstance(item, CacheDelta):
                 assert isinstance(item, TraceDelta)
                 assert mirror.apply(item) is Applied.APPLIED
             if condition(mirror):

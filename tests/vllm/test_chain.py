@@ -34,7 +34,7 @@ def chain(server: Server, folder: Path, **options: Any) -> Iterator[LocalCluster
             gateway_port=0,
             first_node_port=0,
             predictor={**NODE, "engine_url": server.url, **options},
-            gateway={"tokenizer": "bytes", "reconnect_max_s": 0.3, "keepalive_s": 1.0},
+            gateway={"tokenizer": "bytes", "reconnect_max_s": 0.3, "keepalive_s": 10.0},
         ),
         folder,
     )

@@ -16,6 +16,7 @@ from bench.simcluster_node import Delays, NodeSpec
 from bench.step_time_file import load_any_profile
 from bench.workload.item import LengthKnowledge, WorkloadItem
 from gateway.core.router import RouterConfig
+from gateway.policy_files import policy_names_of
 from simcore.types import EngineConfig
 
 MAX_OUTPUT_TOKENS = 2048
@@ -82,11 +83,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes drawn at random per decision; 0: the policy's own default."""
     delays: Delays = Delays()
     keep_results: bool = False
+    policy_files: tuple[str, ...] = ()
+    """Files of policies that are not part of the product; each process runs them for itself."""
 
 
 def simulate_point(settings: Settings, point: Point) -> Simulated:
     """One cluster, one workload. Raises ValueError."""
     started_s = time.perf_counter()
+    policy_names_of(settings.policy_files)
     cluster = SimCluster(
         settings.shape.specs(),
         RouterConfig(policy=point.policy, sample=settings.sample, seed=point.seed),

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.capacity import Capacity, capacities
+from bench.differences import Compared
 from bench.run_files import Header, header, result_path, write_results
 from bench.simulate import Settings, Simulated, grid, simulate_points
 from bench.tables import capacity_table, comparison_table
@@ -109,13 +110,14 @@ def title_of(settings: Settings) -> str:
     )
 
 
-def as_document(head: Header, done: Sequence[Simulated]) -> bytes:
+def as_document(head: Header, done: Sequence[Simulated], *, differences: Sequence[Compared] = ()) -> bytes:
     """JSON for machines."""
     return msgspec.json.encode(
         {
             "header": head,
             "runs": [simulated.run for simulated in done],
             "capacities": capacity_rows(done),
+            "differences": differences,
             "wall_s": [round(simulated.wall_s, 3) for simulated in done],
         }
     )

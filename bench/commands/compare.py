@@ -10,7 +10,14 @@ import click
 
 from bench.commands.replay import check_live_options, live_options, live_plan
 from bench.commands.simulate import node_options, simulation_options, simulation_settings
-from bench.commands.workload_options import build_source, one_line_errors, policies, rates, workload_options
+from bench.commands.workload_options import (
+    build_source,
+    one_line_errors,
+    policies,
+    policy_files,
+    rates,
+    workload_options,
+)
 from bench.gateway_client import json_option
 
 if TYPE_CHECKING:
@@ -35,6 +42,10 @@ Example: with a local cluster of four emulated nodes of its own, twice as fast a
   astrolabe bench compare --rate 8 --requests 200 --time-scale 2
 
 \b
+Example: a policy of your own against the product's, five paired seeds, with intervals.
+  astrolabe bench compare --simulate --policy llumnix_freeness,./my_policy.py --rate 30 --seeds 5
+
+\b
 Example: simulated, over several rates.
   astrolabe bench compare --simulate --rate 20 --rate 28 --rate 36 --requests 10000
 """
@@ -45,7 +56,7 @@ Example: simulated, over several rates.
     default=("round_robin", "llumnix_freeness", "min_total_latency"),
     show_default=True,
     metavar="NAME",
-    help="May be repeated, or several with commas.",
+    help="A name or a policy file; may be repeated, or several with commas. The first is the baseline.",
 )
 @click.option(
     "--rate",
@@ -115,6 +126,7 @@ def _simulated(
     as_json: bool,
 ) -> None:
     from bench import simulate_run
+    from bench.differences import difference_table, differences
     from bench.tables import out_console
 
     settings = simulation_settings(options)
@@ -127,10 +139,14 @@ def _simulated(
         simulate_run.write_folder(Path(options["output"]), head, done)
     title = simulate_run.title_of(settings)
     _plot([simulated.run for simulated in done], title, options, caption=f"{source.notes[0]}. {head.command}")
+    found = differences([simulated.run for simulated in done])
     if as_json:
-        click.echo(simulate_run.as_document(head, done))
+        click.echo(simulate_run.as_document(head, done, differences=found))
         return
-    simulate_run.show(out_console(), source, settings, done)
+    out = out_console()
+    simulate_run.show(out, source, settings, done)
+    if found and options["seeds"] > 1:
+        out.print(difference_table(found))
     click.echo(f"picture: {options['plot']}")
 
 
@@ -159,7 +175,7 @@ def _live(
         gateway_port=0,
         first_node_port=0,
         predictor={**engine, "time_scale": options["time_scale"]},
-        gateway={"sample": options["sample"]},
+        gateway={"sample": options["sample"], "policy_file": policy_files(options["policy"])},
     )
     try:
         with local_cluster(console, spec) as cluster:
@@ -200,6 +216,7 @@ def _report(
 ) -> None:
     import msgspec
 
+    from bench.differences import difference_table, differences
     from bench.replay_run import complaints
     from bench.run_files import header, result_path, write_results
     from bench.tables import comparison_table, out_console
@@ -212,12 +229,14 @@ def _report(
         write_results(result_path(Path(options["output"]), one.run), own, one.results)
     _plot(runs, title, options, caption=f"{source.notes[0]}. {head.command}")
     if as_json:
-        click.echo(msgspec.json.encode({"header": head, "runs": runs}))
+        click.echo(msgspec.json.encode({"header": head, "runs": runs, "differences": differences(runs)}))
     else:
         out = out_console()
         for note in source.notes:
             out.print(f"[dim]{note}[/]", highlight=False)
         out.print(comparison_table(runs, title=title))
+        if options["seeds"] > 1 and (found := differences(runs)):
+            out.print(difference_table(found))
         out.print(f"picture: {options['plot']}", highlight=False)
     for run in runs:
         for complaint in complaints(run.summary, time_scale=options["time_scale"]):

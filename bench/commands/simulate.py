@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bench.commands.workload_options import build_source, one_line_errors, policies, rates, workload_options
+from bench.commands.workload_options import (
+    build_source,
+    one_line_errors,
+    policies,
+    rates,
+    workload_options,
+)
 from bench.gateway_client import json_option
 
 if TYPE_CHECKING:
@@ -196,4 +202,5 @@ def simulation_settings(options: Mapping[str, Any]) -> Settings:
         lengths=options["lengths"],
         sample=options["sample"],
         keep_results=bool(options.get("output") or options.get("timeline")),
+        policy_files=tuple(policy_files(options["policy"])),
     )

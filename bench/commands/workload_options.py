@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -176,18 +177,28 @@ def rates(values: Sequence[float]) -> list[float | None]:
 
 
 def policies(names: Sequence[str]) -> list[str]:
-    """Canonical names; each may hold several with commas. Raises click.BadParameter for an unknown one."""
-    from gateway.core.policies.registry import PolicyError, canonical_name
+    """Names, of files those that they give themselves; each may hold several with commas.
+
+    Raises click.BadParameter for an unknown one or a file that holds no policy.
+    """
+    from gateway.core.policies.registry import PolicyError
+    from gateway.policy_files import policy_name
 
     found: list[str] = []
     for name in (part.strip() for value in names for part in value.split(",") if part.strip()):
         try:
-            canonical = canonical_name(name)
+            canonical = policy_name(name)
         except PolicyError as error:
             raise click.BadParameter(str(error), param_hint="--policy") from None
         if canonical not in found:
             found.append(canonical)
     return found
+
+
+def policy_files(names: Sequence[str]) -> list[str]:
+    """Absolute paths of those policies that are given by a file."""
+    parts = (part.strip() for value in names for part in value.split(","))
+    return [str(Path(part).resolve()) for part in parts if part.endswith(".py")]
 
 
 def check_positive(option: str, value: float | None, unit: str) -> None:

@@ -18,7 +18,7 @@ import structlog
 
 from gateway.client_stream import ClientStream
 from gateway.config import NodeEntry
-from gateway.core.events import ForecastArrived, LoadNoted
+from gateway.core.events import ForecastArrived, LoadNoted, NodeSuspected
 from gateway.outbox import Outbox
 from gateway.pump import Pump
 from protos import codec
@@ -32,6 +32,12 @@ log = structlog.get_logger("gateway.node_link")
 WELCOME_TIMEOUT_S = 5.0
 WRITE_STALL_S = 5.0
 """A frame that cannot be handed to the connection for so long means that the node has stopped reading."""
+PING_S = 0.25
+"""A node that has said nothing for so long is pinged."""
+SUSPECT_S = 1.0
+"""And after this it gets nothing new until it speaks."""
+CUT_OFF_KEEPALIVES = 2.5
+"""And after so many `keepalive_s` its session is ended, even if its connection answers."""
 FIRST_PAUSE_S = 0.1
 RESERVE_TIMEOUT_S = 2.0
 
@@ -80,6 +86,9 @@ class NodeLink:
         self._reconnect_max_s = reconnect_max_s
         self._changed = changed
         self._options = _channel_options(keepalive_s)
+        self._cut_off_s = max(CUT_OFF_KEEPALIVES * keepalive_s, 1.25 * SUSPECT_S)
+        self._heard_s = 0.0
+        self._suspected = False
         self._jitter = random.Random()
         self._outbox = Outbox()
         self._wake = asyncio.Event()
@@ -206,12 +215,14 @@ class NodeLink:
             raise SessionLost("its first frame is no welcome")
         self._welcomed(frame.welcome)
         writer = asyncio.create_task(self._write(call), name=f"write {self.entry.address}")
+        pinger = asyncio.create_task(self._ping(), name=f"ping {self.entry.address}")
         try:
             self._on_frame(frame)
             async for frame in frames:
                 self._on_frame(frame)
         finally:
             writer.cancel()
+            pinger.cancel()
         raise SessionLost(await _why_ended(call))
 
     def _welcomed(self, welcome: pb.Welcome) -> None:
@@ -236,8 +247,37 @@ class NodeLink:
         self._pump.node_up(self.node_id, self, config, welcome.profile)
         self._changed()
 
+    async def _ping(self) -> None:
+        """Watches over the silence of the node: its connection may live while it does not."""
+        loop = asyncio.get_running_loop()
+        self._heard_s, self._suspected = loop.time(), False
+        number = 0
+        while True:
+            due_s = loop.time() + PING_S
+            await asyncio.sleep(PING_S)
+            now_s = loop.time()
+            if now_s - due_s > PING_S:
+                # We ourselves were late, and what the node has said meanwhile may be unread.
+                self._heard_s = now_s
+            silent_s = now_s - self._heard_s
+            if silent_s > self._cut_off_s:
+                self._break(f"it has said nothing for {silent_s:.1f} s, though its connection lives")
+                return
+            if silent_s > SUSPECT_S and not self._suspected:
+                self._suspected = True
+                self._pump.post(NodeSuspected(node_id=self.node_id, detail=f"no word from it for {silent_s:.1f} s"))
+            if silent_s >= PING_S:
+                number += 1
+                self._outbox.ping(number)
+                self._wake.set()
+                self._check_stall()
+
     def _on_frame(self, frame: pb.NodeFrame) -> None:
         pump, node_id = self._pump, self.node_id
+        self._heard_s = asyncio.get_running_loop().time()
+        if self._suspected:
+            self._suspected = False
+            pump.post(NodeSuspected(node_id=node_id, detail=""))
         for answer in frame.answers:
             forecast, error = None, answer.error
             if answer.HasField("forecast"):

@@ -48,6 +48,9 @@ class Outbox:
     def ask(self, ask_id: int, candidate: types_pb.Candidate) -> None:
         self._open().asks.append(pb.Ask(ask_id=ask_id, candidate=candidate))
 
+    def ping(self, number: int) -> None:
+        self._open().ping = number
+
     def pop(self) -> pb.GatewayFrame:
         """The oldest frame. Raises IndexError when empty."""
         frame = self._frames.popleft()

@@ -57,6 +57,8 @@ class Session:
         self._parts: dict[str, _Tokens] = {}
         self._ended_parts: list[tuple[str, _Tokens]] = []
         """Apart from the others, because an id may come again before its end is sent."""
+        self._pong = 0
+        """The ping that is to be answered; 0: none."""
         self._noted: tuple[object, int] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
@@ -111,6 +113,11 @@ class Session:
                 self._dispatch(dispatched)
             if frame.asks:
                 self._ask(frame.asks)
+            if frame.ping:
+                self._pong = frame.ping
+                # Who pings has heard nothing for a while: the age of the state is news, too.
+                self._noted = None
+                self._wake.set()
 
     def _dispatch(self, dispatched: pb.Dispatched) -> None:
         message = dispatched.request
@@ -186,8 +193,10 @@ class Session:
                 frame.answers.extend(answers)
             if parts:
                 frame.parts.extend([wire.part(i, t.ids, t.end) for i, t in parts])
+            pong, self._pong = self._pong, 0
+            frame.pong = pong
             noted = self._note(frame)
-            if answers or parts or noted:
+            if answers or parts or noted or pong:
                 await self._context.write(frame)
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()

@@ -71,7 +71,7 @@ def _json(listed: pb.NodeList) -> bytes:
 
 
 def _table(listed: pb.NodeList) -> Group:
-    """The nodes, and below why those that are down are so."""
+    """The nodes, and below why those that are down are so, and what is wrong with those that are not."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -99,10 +99,12 @@ def _table(listed: pb.NodeList) -> Group:
         table.add_row(
             node.node_id,
             node.address,
-            f"[{style}]{node.status}[/]" if style else node.status,
+            (f"[{style}]{node.status}[/]" if style else node.status) + (" [bold red]![/]" if node.alarm else ""),
             *load,
             str(node.in_flight),
             f"{node.state_age_s:.1f}" if node.HasField("load") else "-",
             node.profile,
         )
-    return Group(table, *(f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail))
+    below = [f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail]
+    below += [f"{n.node_id}: {n.alarm}" for n in listed.nodes if n.alarm]
+    return Group(table, *below)

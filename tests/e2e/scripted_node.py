@@ -46,6 +46,7 @@ class ScriptedNode(PredictServicer):  # type: ignore[misc, unused-ignore]
         self.reserved: asyncio.Queue[pb.ReserveRequest] = asyncio.Queue()
         self.on_frame: Callable[[pb.GatewayFrame], None] | None = None
         self.reads = True
+        self.answers_pings = True
         self.address = ""
         self._out: asyncio.Queue[pb.NodeFrame | None] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
@@ -86,6 +87,8 @@ class ScriptedNode(PredictServicer):  # type: ignore[misc, unused-ignore]
 
     async def _read(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
         async for frame in frames:
+            if frame.ping and self.answers_pings:
+                self.say(pb.NodeFrame(pong=frame.ping))
             self.received.put_nowait(frame)
             if self.on_frame is not None:
                 self.on_frame(frame)

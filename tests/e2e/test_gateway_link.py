@@ -34,7 +34,7 @@ async def test_tokens_reach_the_client_as_text_cut_at_characters(node: ScriptedN
         assert dict(await call.initial_metadata())["x-astrolabe-node"] == "n"
         node.say(part("r1", euro[1:], Outcome.STOP))
         last = await call.read()
-        assert (last.text, last.outcome, last.usage.output_tokens) == ("€", types_pb.OUTCOME_STOP, 8)
+        assert (last.text, last.outcome, last.usage.output_tokens) == ("€", types_pb.OUTCOME_STOP, 4)
         assert not last.node_id
         assert await call.code() == grpc.StatusCode.OK
 
@@ -51,8 +51,9 @@ async def test_a_lost_session_before_the_first_token_sends_the_request_elsewhere
         (spare,) = nodes.values()
         await dispatched(hit)
         hit.say(None)
-        await dispatched(spare)
-        spare.say(part("r1", b"xy", Outcome.STOP))
+        again = await dispatched(spare)
+        assert again.request.request_id != "r1"
+        spare.say(part(again.request.request_id, b"xy", Outcome.STOP))
         chunk = await call.read()
         assert (chunk.text, chunk.node_id) == ("xy", spare.node_id)
         explanation = await stub.Explain(pb.ExplainRequest(request_id="r1"))
@@ -230,3 +231,52 @@ async def test_nonsense_from_a_node_ends_its_session_only(node: ScriptedNode, ot
         await until(lambda: "another version" in detail(gateway) or node.sessions == 2)
         assert status(gateway, "o") == "up"
         await until(lambda: status(gateway, "n") == "up")
+
+
+async def test_a_node_whose_connection_lives_while_it_says_nothing_is_suspected_then_cut_off(
+    node: ScriptedNode, other: ScriptedNode
+) -> None:
+    async with running(node.address, other.address) as (gateway, stub):
+        await until(lambda: status(gateway, "n") == status(gateway, "o") == "up")
+        node.answers_pings = False
+        await until(lambda: "no word" in gateway.nodes.wire().nodes[0].alarm, deadline_s=2.0)
+        assert status(gateway, "n") == "up"
+        calls = [stub.Generate(ask(request_id=f"r{i}")) for i in range(4)]
+        await until(lambda: [s.node_id for s in gateway.pump.streams.values()] == ["o"] * 4)
+        await until(lambda: status(gateway, "n") == "down", deadline_s=2.0)
+        assert "its connection lives" in detail(gateway)
+        assert status(gateway, "o") == "up"
+        node.answers_pings = True
+        await until(lambda: status(gateway, "n") == "up")
+        for i in range(4):
+            other.say(part(f"r{i}", b"x", Outcome.STOP))
+        for call in calls:
+            assert [c.text async for c in call] == ["x"]
+
+
+async def test_a_begun_answer_goes_on_at_the_other_node_and_late_words_of_the_first_are_dropped(
+    node: ScriptedNode, other: ScriptedNode
+) -> None:
+    async with running(node.address, other.address) as (gateway, stub):
+        await until(lambda: status(gateway, "n") == status(gateway, "o") == "up")
+        call = stub.Generate(ask(request_id="r1"))
+        nodes = {"n": node, "o": other}
+        await until(lambda: bool(gateway.pump.streams) and gateway.pump.streams["r1"].node_id in nodes)
+        hit = nodes.pop(gateway.pump.streams["r1"].node_id)
+        (spare,) = nodes.values()
+        await dispatched(hit)
+        hit.say(part("r1", b"abc"))
+        assert (await call.read()).text == "abc"
+        hit.say(part("r1", b"", Outcome.ENGINE_FAILED))
+        again = await dispatched(spare)
+        assert bytes(again.request.prompt_token_ids) == b"helloabc"
+        assert again.request.sampling.max_tokens == 8 - 3
+        hit.say(part("r1", b"XYZ", Outcome.STOP))
+        spare.say(part("r1", b"XYZ"))
+        spare.say(part(again.request.request_id, b"de", Outcome.STOP))
+        last = await call.read()
+        assert (last.text, last.outcome) == ("de", types_pb.OUTCOME_STOP)
+        assert (last.usage.prompt_tokens, last.usage.output_tokens) == (5, 5)
+        explanation = await stub.Explain(pb.ExplainRequest(request_id="r1"))
+        assert [d.attempt for d in explanation.decisions] == [1, 2]
+        assert explanation.actual.usage.output_tokens == 5

@@ -12,6 +12,7 @@ from bench.commands.workload_options import (
     build_source,
     one_line_errors,
     policies,
+    policy_files,
     rates,
     workload_options,
 )

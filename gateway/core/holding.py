@@ -15,7 +15,7 @@ from __future__ import annotations
 import bisect
 import random
 from collections import Counter
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -23,6 +23,7 @@ from gateway.core.events import RequestShape
 from gateway.core.live import LiveRequest
 
 HoldOrder = Literal["fcfs", "shortest_forecast", "deadline"]
+HoldWhen = Literal["never", "forecast", "always"]
 CLASSES = 8
 """Priorities further from 0 than this count like this one: the bound on waiting holds for any number that clients
 send."""
@@ -33,16 +34,17 @@ TYPICAL_TOKENS = 500
 class HoldConfig(msgspec.Struct, frozen=True, kw_only=True):
     """When requests are held instead of sent to a node that cannot start them, and for how long."""
 
-    enabled: bool = False
+    when: HoldWhen = "never"
+    """`forecast`: under policies that ask for forecasts; `always`: under the others too, judged by the nodes' load."""
     order: HoldOrder = "fcfs"
     aging_s: float = 10.0
     """By how much later a request of the next class, or a shorter one, may come and still go first."""
-    max_requests: int = 1000
-    max_tokens: int = 1_000_000
+    max_requests: int = 4096
+    max_tokens: int = 4_000_000
     """Prompt and expected output tokens of all held requests."""
     shed_from: float = 0.8
     """Share of either bound from which the lowest class begins to be turned away."""
-    max_s: float = 30.0
+    max_s: float = 60.0
     """After so long a request is placed where it costs least, whatever it has to wait for there."""
     preemption: float = 0.2
     """Largest probability of a preemption at which a node still takes a request. Lower means fewer preemptions and
@@ -50,9 +52,11 @@ class HoldConfig(msgspec.Struct, frozen=True, kw_only=True):
     recheck_s: float = 0.01
     """Pause between two looks at the nodes."""
     heads: int = 4
-    """How many from the front are tried at each look: so far may a request that fits pass those that do not."""
+    """How many of each model are tried from the front at each look: so far may a request pass others that fit nowhere."""
 
     def __post_init__(self) -> None:
+        if self.when not in get_args(HoldWhen):
+            raise ValueError(f"when must be one of {', '.join(get_args(HoldWhen))}, got {self.when!r}")
         if self.order not in get_args(HoldOrder):
             raise ValueError(f"order must be one of {', '.join(get_args(HoldOrder))}, got {self.order!r}")
         for name in ("aging_s", "max_s", "recheck_s"):
@@ -74,6 +78,7 @@ class HoldingQueue:
         self._entries: list[tuple[float, int, LiveRequest]] = []
         self._keys: dict[str, tuple[float, int]] = {}
         self._classes: Counter[int] = Counter()
+        self._models: Counter[str] = Counter()
         self._joined = 0
         self.tokens = 0
         """Prompt and expected output tokens of all that are held."""
@@ -84,9 +89,24 @@ class HoldingQueue:
     def __contains__(self, live: LiveRequest) -> bool:
         return live.shape.request_id in self._keys
 
+    def holds_model(self, model: str) -> bool:
+        """Whether a request for this model is held."""
+        return self._models[model] > 0
+
     def heads(self) -> list[LiveRequest]:
-        """The first few, in order."""
-        return [live for _, _, live in self._entries[: self._config.heads]]
+        """The first few of each model, in order: a model whose nodes are full does not keep another waiting."""
+        most = self._config.heads
+        wanted = {model: min(most, count) for model, count in self._models.items()}
+        left = sum(wanted.values())
+        found = []
+        for _, _, live in self._entries:
+            if not left:
+                break
+            if wanted[live.shape.model]:
+                wanted[live.shape.model] -= 1
+                left -= 1
+                found.append(live)
+        return found
 
     def oldest_arrival_s(self) -> float | None:
         """When the longest waiting of all came; None when there is none."""
@@ -102,16 +122,15 @@ class HoldingQueue:
         self._keys[live.shape.request_id] = key
         bisect.insort(self._entries, (*key, live))
         self._classes[class_of(live.shape)] += 1
+        self._models[live.shape.model] += 1
         self.tokens += tokens_of(live.shape)
 
     def leave(self, live: LiveRequest) -> None:
         """KeyError if it is not there."""
         key = self._keys.pop(live.shape.request_id)
         del self._entries[bisect.bisect_left(self._entries, key)]
-        own = class_of(live.shape)
-        self._classes[own] -= 1
-        if not self._classes[own]:
-            del self._classes[own]
+        _take_one(self._classes, class_of(live.shape))
+        _take_one(self._models, live.shape.model)
         self.tokens -= tokens_of(live.shape)
 
     def fill_with(self, shape: RequestShape) -> float:
@@ -139,6 +158,12 @@ class HoldingQueue:
         if lowest is None or lowest <= class_of(shape):
             return None
         return next(live for _, _, live in reversed(self._entries) if class_of(live.shape) == lowest)
+
+
+def _take_one(counts: Counter[Any], key: object) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
 
 
 def class_of(shape: RequestShape) -> int:

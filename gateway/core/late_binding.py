@@ -59,16 +59,15 @@ class LateBinding:
     # --- what placing asks --------------------------------------------------------------------------------------------
 
     def must_wait_in_line(self, live: LiveRequest) -> bool:
-        """Whether others are held already: a newcomer asks nobody, it stands in the queue."""
-        return len(self._queue) > 0 and live not in self._queue and not live.resumed_tokens
+        """Whether others are held for its model already: a newcomer asks nobody, it stands in the queue."""
+        return self._may_hold(live) and self._queue.holds_model(live.shape.model) and live not in self._queue
 
     def is_patient(self, live: LiveRequest, now_s: float) -> bool:
         """Whether the request may (still) be held; if not, it is placed whatever it has to wait for.
 
         One whose client has seen tokens already is never held: it would stand still in the middle of its answer.
         """
-        config = self.config
-        return config.enabled and now_s - live.arrival_s < config.max_s and not live.resumed_tokens
+        return self._may_hold(live) and now_s - live.arrival_s < self.config.max_s
 
     def hold(self, live: LiveRequest, now_s: float, *, again_in_s: float = 0.0) -> None:
         """Nobody takes it now: it is held, or turned away if there is no room for it."""
@@ -99,12 +98,15 @@ class LateBinding:
         """
         self._timer_id = 0
         freed, self._ledger.freed = self._ledger.freed, False
+        blocked: set[str] = set()
         for live in self._queue.heads():
+            if live.shape.model in blocked:
+                continue
             if live.state is State.HELD and (freed or live.again_s <= now_s or not self.is_patient(live, now_s)):
                 self._ledger.move(live, Trigger.CALLED)
                 place(live, now_s)
             if live in self._queue and now_s - live.arrival_s >= self.config.aging_s:
-                break
+                blocked.add(live.shape.model)
         self._wind(now_s)
 
     def status(self) -> HoldingStatus:
@@ -119,6 +121,11 @@ class LateBinding:
         )
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _may_hold(self, live: LiveRequest) -> bool:
+        when = self.config.when
+        held = when == "always" or (when == "forecast" and live.policy.needs_forecasts)
+        return held and not live.resumed_tokens
 
     def _make_room(self, live: LiveRequest, now_s: float) -> bool:
         """Whether the newcomer may join; if not, it has ended."""

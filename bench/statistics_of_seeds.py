@@ -80,10 +80,10 @@ def compare_paired(a: Sequence[float], b: Sequence[float], *, level: float = LEV
 
 
 def text_of(value: Estimate, *, digits: int = 2) -> str:
-    """`31.2 [30.9, 31.5]`, `≥ 36.0`, or the mean alone for one seed."""
+    """`31.2 ± 0.3` (half the interval), `≥ 36.0`, or the mean alone for one seed."""
     mean = f"{value.mean:.{digits}f}"
     if value.is_bound:
         mean = f"≥ {mean}"
     if value.low is None or value.high is None:
         return mean
-    return f"{mean} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    return f"{mean} ± {(value.high - value.low) / 2:.{digits}f}"

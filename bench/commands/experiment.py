@@ -27,8 +27,12 @@ Example: the main comparison, small, then whole.
   astrolabe bench experiment main
 
 \b
-Example: everything that can be simulated; interrupt it and give the same command again to go on.
+Example: all of published systems that can be simulated; after Ctrl-C the same command goes on.
   astrolabe bench experiment all
+
+\b
+Example: the tables of the README, three seeds.
+  astrolabe bench experiment headline
 
 \b
 Example: an experiment on real processes with emulated engines.
@@ -74,7 +78,8 @@ def experiment(
         if name == "list":
             _list(list(all_experiments().values()), as_json=as_json)
             return
-        chosen = [e for e in all_experiments().values() if e.status == "ready"] if name == "all" else [find(name)]
+        published = [e for e in all_experiments().values() if e.status == "ready" and e.system != "own"]
+        chosen = published if name == "all" else [find(name)]
         size = Size(seeds=seeds, requests=requests, jobs=jobs, fresh=fresh, records=records or "")
         reports = [_run(one, Path(output) / one.name, size, console, live=live) for one in chosen]
     if as_json:

@@ -127,7 +127,7 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
     for line in lines:
         groups.setdefault((line.variant, line.spec.rate_per_s), []).append(line)
     table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("rate/s", justify="right")
     for name in measures:
         table.add_column(name, justify="right")

@@ -85,7 +85,7 @@ def evaluate_points(experiment: Experiment, published: PublishedFile, lines: Seq
 def claim_text(experiment: Experiment, evaluated: Sequence[Evaluated], *, seeds: int, header: str) -> str:
     """The `.claim` file."""
     out = [f"{experiment.title}", f"{experiment.source}", header, ""]
-    out.append(f"ours: mean over {seeds} seed{'' if seeds == 1 else 's'}, in brackets its 95 % interval")
+    out.append(f"ours: mean over {seeds} seed{'' if seeds == 1 else 's'}, ± half its 95 % interval")
     out.append("")
     for title, notes in (
         ("reproduced exactly", experiment.exact),

@@ -125,11 +125,13 @@ def write_outcome(experiment: Experiment, lines: Sequence[RunLine], folder: Path
         claims += evaluate_points(experiment, points, lines)
     seeds = len({line.spec.seed for line in lines})
     header = _header(lines)
-    claim_path = folder / f"{experiment.name}.claim"
-    claim_path.write_text(claim_text(experiment, claims, seeds=seeds, header=header), encoding="utf-8")
-    json_path = folder / f"{experiment.name}.claim.json"
-    json_path.write_bytes(msgspec.json.format(msgspec.json.encode(claims), indent=1) + b"\n")
-    files = [claim_path, json_path]
+    files: list[Path] = []
+    if claims:
+        claim_path = folder / f"{experiment.name}.claim"
+        claim_path.write_text(claim_text(experiment, claims, seeds=seeds, header=header), encoding="utf-8")
+        json_path = folder / f"{experiment.name}.claim.json"
+        json_path.write_bytes(msgspec.json.format(msgspec.json.encode(claims), indent=1) + b"\n")
+        files += [claim_path, json_path]
     if experiment.tables:
         table_path = folder / f"{experiment.name}.md"
         texts = [as_markdown(experiment, table, lines) for table in experiment.tables]

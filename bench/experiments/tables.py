@@ -40,7 +40,7 @@ def as_rich(experiment: Experiment, table: Table, lines: Sequence[RunLine]) -> R
     shown = RichTable(
         title=table.title, title_justify="left", header_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0)
     )
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     for column in table.columns:
         shown.add_column(column.title, justify="right")
     for row in cells(experiment, table, lines):

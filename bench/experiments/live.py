@@ -1,0 +1,122 @@
+"""An experiment on real processes: a gateway and emulated engines on this machine, one cluster per set of limits."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+
+from bench.experiments.catalogue import ExperimentError
+from bench.experiments.schema import Experiment, Live
+from bench.live_comparison import ClusterError, ClusterSpec, local_cluster
+from bench.local_cluster import LocalCluster
+from bench.measures import Slo, measure
+from bench.packaged import packaged_path
+from bench.process_cost import CostMeter
+from bench.replay import ReplayPlan
+from bench.replay_run import Job, complaints, replay_jobs, run_id
+from bench.run_files import commit, machine
+from bench.run_one import SCHEMA_VERSION, RunLine, Task, requests_of
+from bench.run_spec import RunSpec, check_spec, with_values
+from gateway.policy_files import is_policy_file, policy_name
+
+_ENGINE = (
+    "profile",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size_tokens",
+    "num_blocks",
+    "max_model_len_tokens",
+)
+
+
+def run_live(experiment: Experiment, seeds: Sequence[int], console: Console) -> list[RunLine]:
+    """All of its runs, one after the other. Raises ExperimentError, SpecError, GatewayError, DatasetError."""
+    if experiment.live is None:
+        raise ExperimentError(f"{experiment.name} has no [live] part; run it without --live")
+    live = experiment.live
+    lines: list[RunLine] = []
+    tasks = _tasks(experiment, live, seeds)
+    for _, group in itertools.groupby(tasks, key=lambda task: (_options(task.spec), task.spec.sample, task.spec.nodes)):
+        own = list(group)
+        try:
+            with local_cluster(console, _cluster(own, live)) as cluster:
+                lines += [_replay(cluster, task, live, console) for task in own]
+        except ClusterError as error:
+            raise ExperimentError(error.summary) from None
+    return lines
+
+
+def _tasks(experiment: Experiment, live: Live, seeds: Sequence[int]) -> list[Task]:
+    base = with_values(with_values(RunSpec(), experiment.base), live.values)
+    names = live.variants or [variant.name for variant in experiment.variants]
+    tasks = []
+    for name in names:
+        for values in itertools.product(*live.axes.values()):
+            for seed in seeds:
+                point = dict(zip(live.axes, values, strict=True))
+                spec = with_values(base, {**point, **experiment.variant(name).values, "seed": seed})
+                spec = with_values(spec, {"sample": min(spec.sample, spec.nodes)})
+                check_spec(spec)
+                tasks.append(Task(group=experiment.name, variant=name, spec=spec))
+    return tasks
+
+
+def _options(spec: RunSpec) -> dict[str, Any]:
+    return {name: getattr(spec, name) for name in _ENGINE}
+
+
+def _cluster(tasks: Sequence[Task], live: Live) -> ClusterSpec:
+    spec = tasks[0].spec
+    files = {packaged_path(task.spec.policy) for task in tasks if is_policy_file(task.spec.policy)}
+    return ClusterSpec(
+        nodes=spec.nodes,
+        gateway_port=0,
+        first_node_port=0,
+        predictor={**_options(spec), "time_scale": live.time_scale},
+        gateway={"sample": spec.sample, "policy_file": sorted(files)},
+    )
+
+
+def _replay(cluster: LocalCluster, task: Task, live: Live, console: Console) -> RunLine:
+    spec = task.spec
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    began_s, own_cpu_s = time.perf_counter(), time.process_time()
+    plan = ReplayPlan(
+        items=requests_of(spec), run_id=run_id(), lengths=spec.lengths, seed=spec.seed, time_scale=live.time_scale
+    )
+    nodes = CostMeter([node.pid for node in cluster.nodes])
+    gateway = CostMeter([cluster.gateway.pid])
+    label = f"{task.variant} {spec.rate_per_s or 0:g}/s"
+    policy = policy_name(packaged_path(spec.policy))
+    finished = replay_jobs(cluster.address, [Job(policy=policy, plan=plan, label=label)], console=console)[0]
+    of_nodes, of_gateway = nodes.read(), gateway.read()
+    for complaint in complaints(finished.summary, time_scale=live.time_scale):
+        console.print(f"[yellow]warning:[/] {label}: {complaint}", highlight=False)
+    measures = measure(finished.results, finished.summary, Slo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
+    measures |= {
+        "predictor_cpu_share": of_nodes.cpu_share,
+        "predictor_rss_mib": of_nodes.rss_mib,
+        "predictor_rss_max_mib": of_nodes.rss_max_mib,
+        "gateway_cpu_share": of_gateway.cpu_share,
+        "gateway_rss_mib": of_gateway.rss_mib,
+    }
+    return RunLine(
+        schema_version=SCHEMA_VERSION,
+        key=spec.key,
+        group=task.group,
+        variant=task.variant,
+        mode="live",
+        spec=spec,
+        measures=measures,
+        summary=finished.summary,
+        commit=commit(),
+        machine=machine(),
+        started_at=started_at,
+        wall_s=time.perf_counter() - began_s,
+        cpu_s=time.process_time() - own_cpu_s,
+    )

@@ -18,17 +18,28 @@ from typing import Any
 
 import msgspec
 
-from bench.results import RequestResult, Summary, summarise, tpot_s
+from bench.results import RequestResult, Summary, summarise
 from bench.simcluster_account import RequestAccount
+from bench.simcluster_course import Course
+from bench.simcluster_faults import (
+    ClockJumps,
+    Fault,
+    Fills,
+    GatewayRestarts,
+    Lies,
+    NodeFaults,
+    RequestsFail,
+    TraceFreezes,
+    Vanishes,
+)
 from bench.simcluster_heap import EventHeap, Rank
 from bench.simcluster_node import ClusterNode, Delays, NodeSpec
 from bench.simcluster_noise import Noise
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
 from gateway.core import events as ev
-from gateway.core.outcomes import COMPLETE
 from gateway.core.router import Router, RouterConfig
 from length_model.belief import DEFAULT_PRIOR, truncated
-from simcore.types import LengthBelief
+from simcore.types import LengthBelief, Outcome
 
 # As plain numbers: looking up a member costs more than most events.
 NODE_TOLD, FORECAST, CLIENT, TIMER, ABORT, DISPATCH, ASK = (
@@ -61,20 +72,6 @@ class SimResult(msgspec.Struct, frozen=True, kw_only=True):
         return summarise(self.results, preemptions=self.preemptions)
 
 
-class _Course(msgspec.Struct):
-    """One request as its client sees it."""
-
-    item: WorkloadItem
-    node_id: str = ""
-    decision_s: float | None = None
-    ttft_s: float | None = None
-    output_tokens: int = 0
-    attempt: int = 0
-    resumed_tokens: int = 0
-    """Of `output_tokens`, those that came from nodes before the present one."""
-    result: RequestResult | None = None
-
-
 class SimCluster:
     """One cluster for one run.
 
@@ -96,6 +93,7 @@ class SimCluster:
         scenarios: int = 8,
         noise: Noise | None = None,
         observe: Observer | None = None,
+        dress: Callable[[ev.RequestShape], ev.RequestShape] = lambda shape: shape,
     ) -> None:
         if not nodes:
             raise ValueError("a cluster needs at least one node")
@@ -122,15 +120,22 @@ class SimCluster:
         self._prior = prior
         self._max_output_tokens = max_output_tokens
         self._observe = observe
-        self._courses: dict[str, _Course] = {}
+        self._dress = dress
+        self._gateway = 0
+        """Grows with each restart: timers of earlier gateways are lost."""
+        self._ahead_s = 0.0
+        """By how much the gateway's clock has jumped."""
+        self._courses: dict[str, Course] = {}
         self._shapes: dict[str, ev.RequestShape] = {}
         self._policies: Counter[str] = Counter()
 
-    def run(self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, ev.AnyEvent]] = ()) -> SimResult:
+    def run(
+        self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, ev.AnyEvent | Fault]] = ()
+    ) -> SimResult:
         """Runs until every request has ended.
 
         `world` holds what happens from outside, with times: `NodeLost` (the engine's requests are gone with it),
-        `NodeJoined` (it comes back empty), `DrainAsked`, `ClientGone`, `PolicySet`.
+        `NodeJoined` (it comes back empty), `DrainAsked`, `ClientGone`, `PolicySet`, and any `Fault`.
 
         Raises:
             ValueError: two requests have one id, a node of `world` is not of this cluster, or it has run already.
@@ -138,7 +143,7 @@ class SimCluster:
         if self._courses:
             raise ValueError("this cluster has run already; make another")
         items = sorted(workload, key=lambda item: item.arrival_s)
-        self._courses = {item.request_id: _Course(item) for item in items}
+        self._courses = {item.request_id: Course(item) for item in items}
         if len(self._courses) < len(items):
             raise ValueError("two requests of the workload have the same id")
         self._open(items[0].arrival_s if items else 0.0)
@@ -225,14 +230,16 @@ class SimCluster:
                 self._schedule_next(arrivals)
                 self._tell(ev.Arrived(request=self._shape(what)), at_s)
             elif rank == TIMER:
-                self._tell(what, at_s)
+                gateway, event = what
+                if gateway == self._gateway:
+                    self._tell(event, at_s)
             else:
                 self._change_world(what, at_s)
 
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""
         node, epoch, action = what
-        if epoch != node.epoch:
+        if epoch != node.epoch or node.faults.vanished:
             return
         if rank == DISPATCH:
             shape = action.resumed or self._shapes[action.request_id]
@@ -244,25 +251,78 @@ class SimCluster:
         else:
             node.abort(action.request_id, at_s)
 
-    def _change_world(self, event: ev.AnyEvent, at_s: float) -> None:
+    def _change_world(self, event: ev.AnyEvent | Fault, at_s: float) -> None:
+        if isinstance(event, Fault):
+            self._go_wrong(event, at_s)
+            return
         if isinstance(event, (ev.NodeLost, ev.NodeRemoved)):
             self._break(self._node(event.node_id), at_s)
         elif isinstance(event, ev.NodeJoined):
             node = self._node(event.node_id)
             self._break(node, at_s)
+            node.faults = NodeFaults(lie=node.faults.lie)
             self._join(node, at_s)
             return
         self._tell(event, at_s)
 
+    def _go_wrong(self, fault: Fault, at_s: float) -> None:
+        match fault:
+            case Vanishes():
+                node = self._node(fault.node_id)
+                self._break(node, at_s)
+                node.faults.vanished = True
+            case TraceFreezes():
+                self._node(fault.node_id).faults.frozen_s = None if fault.thaws else at_s
+            case Lies():
+                self._node(fault.node_id).faults.lie = fault.factor
+            case Fills():
+                self._node(fault.node_id).faults.queue_limit = fault.queue_limit
+            case RequestsFail():
+                self._fail(self._node(fault.node_id), fault.count, at_s)
+            case GatewayRestarts():
+                self._restart_gateway(at_s)
+            case ClockJumps():
+                self._ahead_s += fault.by_s
+                for _, _, _, timer in self._heap.of_rank(Rank.TIMER):
+                    self._heap.push(at_s, Rank.TIMER, timer)
+
+    def _fail(self, node: ClusterNode, count: int, at_s: float) -> None:
+        for request_id in list(self._tell_progress(node, at_s))[:count]:
+            node.abort(request_id, at_s)
+            ended = ev.StreamEnded(
+                request_id=request_id,
+                node_id=node.node_id,
+                outcome=Outcome.ENGINE_FAILED,
+                attempt=self._courses[request_id].attempt,
+            )
+            self._tell(ended, at_s)
+
+    def _restart_gateway(self, at_s: float) -> None:
+        self.router = Router(self.router.config)
+        self._gateway += 1
+        for request_id in list(self._shapes):
+            lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
+            self._finish(lost, at_s)
+        for node in self._nodes.values():
+            if not node.faults.vanished:
+                node.restart()
+                self._join(node, at_s)
+
     def _break(self, node: ClusterNode, at_s: float) -> None:
         """Engine and session are gone; what had left the node before has reached the router."""
-        for request_id, tokens in node.progress(at_s).items():
+        self._tell_progress(node, at_s)
+        node.restart()
+
+    def _tell_progress(self, node: ClusterNode, at_s: float) -> dict[str, int]:
+        """Between first token and end nodes tell nothing, to save events: what they would have told by now."""
+        progress = node.progress(at_s)
+        for request_id, tokens in progress.items():
             course = self._courses[request_id]
             news = course.resumed_tokens + tokens - course.output_tokens
             if course.result is None and course.node_id == node.node_id and news > 0:
                 seen = ev.TokensSeen(request_id=request_id, node_id=node.node_id, tokens=news, attempt=course.attempt)
                 self._tell(seen, at_s)
-        node.restart()
+        return progress
 
     def _node(self, node_id: str) -> ClusterNode:
         node = self._nodes.get(node_id)
@@ -273,8 +333,9 @@ class SimCluster:
     def _tell(self, event: ev.AnyEvent, at_s: float) -> None:
         """The router hears an event; its wishes are carried out."""
         if type(event) is ev.TokensSeen:
-            self._tokens_came(event, at_s)
-        actions = self.router.handle(event, at_s)
+            self._courses[event.request_id].tokens_came(event, at_s)
+        ahead_s = self._ahead_s
+        actions = self.router.handle(event, at_s + ahead_s)
         if self._observe is not None:
             self._observe(at_s, event, actions)
         if not actions:
@@ -286,12 +347,10 @@ class SimCluster:
                 case ev.AskForecast():
                     self._send(there_s, Rank.ASK, action)
                 case ev.StartTimer():
-                    self._heap.push(max(at_s, action.at_s), Rank.TIMER, ev.TimerFired(timer_id=action.timer_id))
+                    timer = (self._gateway, ev.TimerFired(timer_id=action.timer_id))
+                    self._heap.push(max(at_s, action.at_s - ahead_s), Rank.TIMER, timer)
                 case ev.Dispatch():
-                    course = self._courses[action.request_id]
-                    course.node_id, course.attempt = action.node_id, action.attempt
-                    course.resumed_tokens = course.output_tokens
-                    course.decision_s = left_s - course.item.arrival_s
+                    self._courses[action.request_id].dispatched(action, left_s)
                     self._policies[action.decision.policy] += 1
                     self._send(there_s, Rank.DISPATCH, action)
                 case ev.Abort():
@@ -315,40 +374,10 @@ class SimCluster:
             priority=item.priority,
             session=item.session,
         )
+        shape = self._dress(shape)
         self._shapes[item.request_id] = shape
         return shape
 
-    def _tokens_came(self, event: ev.TokensSeen, at_s: float) -> None:
-        course = self._courses[event.request_id]
-        if course.result is None and course.node_id == event.node_id and course.attempt == event.attempt:
-            if course.ttft_s is None:
-                course.ttft_s = at_s - course.item.arrival_s
-            course.output_tokens += event.tokens
-
     def _finish(self, action: ev.Finish, at_s: float) -> None:
-        course = self._courses[action.request_id]
-        item, ttft_s = course.item, course.ttft_s
-        complete = action.outcome in COMPLETE and ttft_s is not None
-        account = self._account
-        started_s = account.started_s.get(item.request_id)
-        e2e_s = at_s - item.arrival_s if complete else None
-        course.result = RequestResult(
-            request_id=item.request_id,
-            arrival_s=item.arrival_s,
-            node_id=course.node_id,
-            outcome=action.outcome,
-            prompt_tokens=item.prompt_tokens,
-            output_tokens=course.output_tokens,
-            ttft_s=ttft_s,
-            tpot_s=None
-            if e2e_s is None or ttft_s is None
-            else tpot_s(ttft_s=ttft_s, e2e_s=e2e_s, output_tokens=course.output_tokens),
-            e2e_s=e2e_s,
-            decision_s=course.decision_s,
-            preemptions=account.preemptions[item.request_id],
-            scheduling_delay_s=None if started_s is None else started_s - item.arrival_s,
-            preemption_loss_s=account.lost_s.get(item.request_id, 0.0),
-            priority=item.priority,
-            detail=action.detail,
-        )
-        self._shapes.pop(item.request_id, None)
+        self._courses[action.request_id].finish(action, at_s, self._account)
+        self._shapes.pop(action.request_id, None)

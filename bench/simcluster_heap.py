@@ -50,6 +50,10 @@ class EventHeap:
     def pop(self) -> tuple[float, int, int, Any]:
         return heapq.heappop(self._heap)
 
+    def of_rank(self, rank: Rank) -> list[tuple[float, int, int, Any]]:
+        """All that are due of one rank, in no order."""
+        return [entry for entry in self._heap if entry[1] == rank]
+
     @property
     def next_s(self) -> float:
         """When the next event is due. IndexError if there is none."""

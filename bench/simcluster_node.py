@@ -13,9 +13,11 @@ from typing import NamedTuple
 import msgspec
 
 from bench.simcluster_account import EngineWatch, RequestAccount
+from bench.simcluster_faults import NodeFaults
 from bench.simcluster_heap import EventHeap, Rank
 from bench.simcluster_noise import Noise, NoiseSource
 from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
+from gateway.core.forecast_trust import scaled
 from simcore.compiled.layout import FREE
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
@@ -87,6 +89,7 @@ class ClusterNode:
         """When it next has something to do; `run_until` before that does nothing."""
         self.tells_s = math.inf
         """Before this moment nothing leaves it, unless a message reaches it."""
+        self.faults = NodeFaults()
         self.steps = 0
         self.forecasts = 0
         self._delays = delays
@@ -135,6 +138,8 @@ class ClusterNode:
     def note(self, now_s: float) -> LoadNoted | None:
         """The last word of the node that has reached the router by `now_s`, unless that was read before."""
         one_way_s = self._delays.network_one_way_s
+        if self.faults.frozen_s is not None or self.faults.vanished:
+            return None
         if self._changed and self._state_s + one_way_s <= now_s:
             self._keep_state()
         states = self._states
@@ -160,6 +165,19 @@ class ClusterNode:
     ) -> None:
         """A dispatch arrives. The answer is cut where the engine's limits cut it."""
         self.run_until(now_s)
+        limit = self.faults.queue_limit
+        if limit is not None and self.load(now_s).waiting >= limit:
+            full = StreamEnded(
+                request_id=shape.request_id,
+                node_id=self.node_id,
+                outcome=Outcome.OVERLOADED,
+                detail="the queue is full",
+                attempt=attempt,
+            )
+            self._dispatch_seq = dispatch_seq
+            self._touch(now_s)
+            self._heap.push(now_s + self._delays.network_one_way_s, Rank.NODE_TOLD, (self, self.epoch, full))
+            return
         config = self.spec.config
         room = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens) - shape.prompt_tokens
         produced = min(output_tokens, shape.max_output_tokens, room)
@@ -183,7 +201,7 @@ class ClusterNode:
     def abort(self, request_id: str, now_s: float) -> None:
         """An abort arrives."""
         self.run_until(now_s)
-        if self._engine.abort(request_id):
+        if not self.faults.vanished and self._engine.abort(request_id):
             self._watch.left(request_id, now_s)
             self._forget(request_id)
             self._touch(now_s)
@@ -191,7 +209,8 @@ class ClusterNode:
     def answer(self, ask: AskForecast, now_s: float) -> None:
         """A question arrives; the answer goes on the heap."""
         self.run_until(now_s)
-        if self._based_on != (now_s, self._version):
+        frozen_s = self.faults.frozen_s
+        if self._based_on is None or (frozen_s is None and self._based_on != (now_s, self._version)):
             self._what_if.rebase_node(self._engine, self._beliefs, now_s)
             self._based_on = (now_s, self._version)
         # The router asks only nodes that can hold the prompt: a refusal here is a defect and stops the run.
@@ -202,6 +221,10 @@ class ClusterNode:
         forecast = self._what_if.forecast([candidate])[0]
         if self._noise is not None:
             forecast = self._noise.forecast(forecast)
+        if self.faults.lie != 1.0:
+            forecast = scaled(forecast, self.faults.lie)
+        if frozen_s is not None:
+            forecast = msgspec.structs.replace(forecast, state_age_s=now_s - frozen_s)
         answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
         self.forecasts += 1
         at_s = now_s + self._delays.forecast_s + self._delays.network_one_way_s

@@ -47,7 +47,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     nodes: int = 4
     gateway_port: int = 8200
-    """0 takes a free one."""
+    """Of the gRPC service; HTTP has the next one. 0 takes free ones."""
     first_node_port: int = 8100
     """Nodes listen on this one and the following; 0 takes free ones."""
     predictor: Mapping[str, Any] = {}
@@ -64,6 +64,8 @@ class Child:
         self.name = name
         self.log_path = folder / f"{name}.log"
         self.address = ""
+        self.http_address = ""
+        """Of a gateway's HTTP front."""
         self.options = dict(options)
         self._command = command
         self._ready_path = folder / f"{name}.ready"
@@ -80,6 +82,8 @@ class Child:
         options = {**self.options, "ready_file": self._ready_path}
         if self.address:
             options["listen"] = self.address
+        if self.http_address:
+            options["http_listen"] = self.http_address
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bench.cli", self._command, *_arguments(options)],
@@ -102,9 +106,10 @@ class Child:
         """Raises ClusterError when it has died."""
         self.check()
         try:
-            self.address = json.loads(self._ready_path.read_bytes())["address"]
+            told = json.loads(self._ready_path.read_bytes())
         except (OSError, ValueError):
             return False
+        self.address, self.http_address = told["address"], told.get("http", "")
         return True
 
     def check(self) -> None:
@@ -151,8 +156,13 @@ class LocalCluster:
 
     @property
     def address(self) -> str:
-        """host:port of the gateway."""
+        """host:port of the gateway's gRPC service."""
         return self.gateway.address
+
+    @property
+    def url(self) -> str:
+        """Of the gateway's HTTP front."""
+        return f"http://{self.gateway.http_address}"
 
     def start(
         self,
@@ -247,6 +257,7 @@ class LocalCluster:
     def _gateway_options(self) -> dict[str, Any]:
         return {
             "listen": f"127.0.0.1:{self.spec.gateway_port}",
+            "http_listen": f"127.0.0.1:{self.spec.gateway_port and self.spec.gateway_port + 1}",
             "node": [n.address for n in self.nodes],
             "drain_grace_s": 2.0,
             **self.spec.gateway,

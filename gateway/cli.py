@@ -28,10 +28,45 @@ Example: everything from a file, read again (nodes, policy) on SIGHUP.
     help="Address of the gRPC service; port 0 takes a free one. [default: 127.0.0.1:8200]",
 )
 @click.option(
-    "--node", "nodes", metavar="HOST:PORT", multiple=True, help="Address of a node's predictor; repeat for each."
+    "--http-listen",
+    metavar="HOST:PORT",
+    help="Address of the OpenAI-compatible HTTP front; '' for none. [default: 127.0.0.1:8201]",
+)
+@click.option("--workers", type=int, metavar="N", help="Processes behind these ports. [default: 1]")
+@click.option("--keys", metavar="FILE", help="File of API keys, see 'astrolabe key'. [default: none are asked for]")
+@click.option("--tls-cert", metavar="FILE", help="PEM certificate of both fronts. [default: no TLS]")
+@click.option("--tls-key", metavar="FILE", help="Its key.")
+@click.option("--tls-client-ca", metavar="FILE", help="Clients must show a certificate of this authority.")
+@click.option("--node-ca", metavar="FILE", help="Authority of the nodes' certificates. [default: no TLS to nodes]")
+@click.option("--node-cert", metavar="FILE", help="Certificate that the gateway shows to nodes.")
+@click.option("--node-key", metavar="FILE", help="Its key.")
+@click.option(
+    "--insecure",
+    is_flag=True,
+    default=None,
+    help="Listen beyond this machine although connections are not encrypted or callers not known. [default: False]",
+)
+@click.option("--max-body-bytes", type=int, metavar="N", help="Longest request body. [default: 8388608]")
+@click.option("--max-prompt-tokens", type=int, metavar="N", help="Longest prompt. [default: 1048576]")
+@click.option(
+    "--node",
+    "nodes",
+    metavar="HOST:PORT",
+    multiple=True,
+    help="Address of a node's predictor; dns:HOST:PORT for all that a name resolves to; repeat for each.",
+)
+@click.option("--dns-interval-s", type=float, metavar="S", help="Pause between lookups of names. [default: 5]")
+@click.option(
+    "--policy",
+    metavar="NAME",
+    help=f"Placement policy: {', '.join(policy_names())}, or a policy file. [default: min_total_latency]",
 )
 @click.option(
-    "--policy", metavar="NAME", help=f"Placement policy: {', '.join(policy_names())}. [default: min_total_latency]"
+    "--policy-file",
+    "policy_files",
+    metavar="FILE",
+    multiple=True,
+    help="Python file with a policy of your own, to choose by name later; repeat for more. It is run: trust it.",
 )
 @click.option(
     "--sample", type=int, metavar="K", help="Nodes drawn at random per decision; 0: the policy's own. [default: 0]"
@@ -73,14 +108,22 @@ def gateway(config_path: str | None, **options: Any) -> None:
     import uvloop
 
     from gateway.config import load
-    from gateway.main import serve
+    from gateway.place import own_place
     from protos.process import ConfigError
 
     overrides = {key: value for key, value in options.items() if value not in (None, ())}
     path = Path(config_path) if config_path else None
     try:
         config = load(path, overrides)
-        uvloop.run(serve(config, lambda: load(path, overrides)))
+        place = own_place()
+        if config.workers > 1 and place is None:
+            from gateway.supervisor import supervise
+
+            uvloop.run(supervise(config))
+        else:
+            from gateway.main import serve
+
+            uvloop.run(serve(config, lambda: load(path, overrides), place))
     except ConfigError as bad:
         raise CannotStart(str(bad)) from None
 

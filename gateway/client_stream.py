@@ -40,9 +40,11 @@ class ClientStream:
         "pending",
         "produced",
         "prompt_token_ids",
+        "retry_after_s",
         "sampling",
         "shape",
         "text",
+        "traceparent",
         "usage",
     )
 
@@ -54,6 +56,7 @@ class ClientStream:
         sampling: pb.SamplingParams | None = None,
         forecast: LengthForecast | None = None,
         text: AnswerText | None = None,
+        traceparent: str = "",
     ) -> None:
         self.shape = shape
         self.prompt_token_ids = prompt_token_ids
@@ -62,6 +65,8 @@ class ClientStream:
         """The length model's answer, for learning from the end; None when it was not asked."""
         self.text = text
         """The answer as text; None when nobody wants it."""
+        self.traceparent = traceparent
+        """W3C trace context for the engine; empty: none."""
         self.asked = shape
         """What the present node was asked for: the request, or what was left of it when another node failed."""
         self.attempt = 1
@@ -83,6 +88,8 @@ class ClientStream:
         self.outcome: Outcome | None = None
         """Set once: how it ended."""
         self.detail = ""
+        self.retry_after_s: float | None = None
+        """When the same request may be taken, if it was turned away for lack of room."""
         self.on_change: Callable[[], None] | None = None
         """Called instead of waking `changed`, by a reader that has no task of its own."""
         self._waiter: asyncio.Future[None] | None = None
@@ -159,6 +166,7 @@ class ClientStream:
             sampling=self.sampling,
             priority=self.shape.priority,
             belief=codec.belief_to_wire(self.asked.belief),
+            traceparent=self.traceparent,
         )
         if resumed_tokens:
             request.prompt_token_ids.extend(self.produced[:resumed_tokens])

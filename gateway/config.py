@@ -1,7 +1,7 @@
 """The gateway's configuration: one strict TOML file, every key also a command-line option.
 
 An unknown key, a wrong type, a bad value or malformed TOML is one `ConfigError` that names file, key, reason and how to
-mend it. Defaults are safe: the gateway listens on loopback only and calls are not authenticated.
+mend it. Defaults are safe: the gateway listens on loopback only, and to listen elsewhere it wants TLS and keys.
 """
 
 from __future__ import annotations
@@ -15,31 +15,72 @@ import msgspec
 
 from gateway.core.policies.registry import make_policy
 from gateway.core.router import RouterConfig
-from protos.process import check_key, load_config, parse_address
+from gateway.policy_files import policy_name, policy_names_of
+from protos.process import check_key, is_loopback, load_config, parse_address
+from protos.tls import check_pair
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+DNS_PREFIX = "dns:"
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One node: where its predictor listens."""
 
     address: str
-    """host:port of the predictor."""
+    """host:port of the predictor, or dns:host:port for all that the host name resolves to."""
     name: str = ""
     """The name that the predictor must say; empty: whatever it says."""
 
     def __post_init__(self) -> None:
-        parse_address(self.address)
+        parse_address(self.address.removeprefix(DNS_PREFIX))
+        if self.is_name and self.name:
+            raise ValueError(f"{self.address!r} may stand for several nodes: they cannot all be named {self.name!r}")
+
+    @property
+    def is_name(self) -> bool:
+        """Whether it must be resolved."""
+        return self.address.startswith(DNS_PREFIX)
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One gateway process. `nodes`, `policy` are read again on SIGHUP; the rest needs a restart."""
+    """One gateway. On SIGHUP `nodes` and `policy` are read again, and the files of keys and certificates; the rest
+    needs a restart."""
 
     listen: str = "127.0.0.1:8200"
     """host:port of the gRPC service; port 0 takes a free one."""
+    http_listen: str = "127.0.0.1:8201"
+    """host:port of the OpenAI-compatible HTTP front; port 0 takes a free one, empty: no such front."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """Processes behind these ports (a count)."""
+    keys: str = ""
+    """File of API keys (`astrolabe key`), read again on SIGHUP; empty: nobody is asked for one."""
+    tls_cert: str = ""
+    """PEM certificate of both fronts, read again on SIGHUP; empty: no TLS."""
+    tls_key: str = ""
+    """Its key."""
+    tls_client_ca: str = ""
+    """Clients must show a certificate of this authority; empty: they need none."""
+    node_ca: str = ""
+    """Authority of the nodes' certificates; empty: sessions with nodes are not encrypted."""
+    node_cert: str = ""
+    """What the gateway shows to nodes that ask for a certificate."""
+    node_key: str = ""
+    """Its key."""
+    insecure: bool = False
+    """Listen beyond this machine although connections are not encrypted or callers not known."""
+    max_body_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 8 * 1024 * 1024
+    """Longest body of an HTTP request and longest gRPC message, in bytes."""
+    max_prompt_tokens: Annotated[int, msgspec.Meta(ge=1)] = 1_048_576
+    """Longest prompt, in tokens."""
     nodes: tuple[str | NodeEntry, ...] = ()
-    """Predictors: "host:port", or {address = "host:port", name = "..."}."""
+    """Predictors: "host:port", or {address = "host:port", name = "..."}; "dns:host:port" for all of a name."""
+    dns_interval_s: Annotated[float, msgspec.Meta(ge=0.1)] = 5.0
+    """Seconds between lookups of names among the nodes."""
     policy: str = "min_total_latency"
+    """A name, or the path of a policy file (it is run: name only files that you trust)."""
+    policy_files: tuple[str, ...] = ()
+    """Further policy files; their policies can then be chosen by name while the gateway runs."""
     sample: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Nodes drawn at random per decision (a count); 0: the policy's own default."""
     seed: int = 0
@@ -77,15 +118,35 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         check_key("listen", lambda: parse_address(self.listen, any_port=True))
+        if self.http_listen:
+            check_key("http_listen", lambda: parse_address(self.http_listen, any_port=True))
+        check_pair(self.tls_cert, self.tls_key, prefix="tls")
+        check_pair(self.node_cert, self.node_key, prefix="node")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("key 'tls_client_ca': needs tls_cert and tls_key")
+        if self.node_cert and not self.node_ca:
+            raise ValueError("key 'node_cert': needs node_ca")
+        self._check_exposure()
         seen: set[str] = set()
         for position, entry in enumerate(self.nodes):
             address = entry if isinstance(entry, str) else entry.address
-            check_key(f"nodes[{position}]", partial(parse_address, address))
+            check_key(f"nodes[{position}]", partial(parse_address, address.removeprefix(DNS_PREFIX)))
             if address in seen:
                 raise ValueError(f"key 'nodes[{position}]': {address} is listed twice; remove one")
             seen.add(address)
-        check_key("policy", lambda: make_policy(self.policy))
+        check_key("policy_files", lambda: policy_names_of(self.policy_files))
+        check_key("policy", lambda: policy_name(self.policy))
         check_key("fallback", self._check_fallback)
+
+    def _check_exposure(self) -> None:
+        is_safe = bool(self.tls_cert and (self.keys or self.tls_client_ca))
+        for key in ("listen", "http_listen"):
+            address = getattr(self, key)
+            if address and not is_safe and not self.insecure and not is_loopback(parse_address(address, any_port=True)):
+                raise ValueError(
+                    f"key '{key}': {address} can be reached from other machines; set tls_cert, tls_key and keys (or "
+                    "tls_client_ca), or say insecure = true (--insecure) where the network is trusted"
+                )
 
     def _check_fallback(self) -> None:
         if make_policy(self.fallback).needs_forecasts:
@@ -97,7 +158,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def router(self) -> RouterConfig:
         """What the router core needs of it."""
         return RouterConfig(
-            policy=self.policy,
+            policy=policy_name(self.policy),
             sample=self.sample,
             seed=self.seed,
             forecast_timeout_s=self.forecast_timeout_ms / 1000,

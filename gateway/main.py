@@ -9,68 +9,83 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
-import orjson
+import msgspec
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine_adapters.tokenizer import Tokenizer, TokenizerError, default_tokenizer, load_tokenizer
 from gateway import logs
+from gateway.callers import KeyRing
+from gateway.claims import OwnClaims, SharedClaims
 from gateway.client_stream import ClientStream
 from gateway.config import GatewayConfig
 from gateway.core.events import AnyEvent, PolicySet
 from gateway.core.router import Router
+from gateway.discovery import Discovery
 from gateway.grpc_api import DispatchApi
+from gateway.http.api import OpenAiApi
+from gateway.http.connection import Limits
+from gateway.http.server import HttpServer
+from gateway.intake import Intake
 from gateway.lengths import LengthDesk, load_lengths
+from gateway.listen import PortBusy, bound_socket, check_free, port_of
+from gateway.metrics import Metrics
 from gateway.node_table import NodeTable
+from gateway.operators import Operators
+from gateway.place import Place
+from gateway.policy_files import policy_name
 from gateway.pump import Pump
+from gateway.quotas import Quotas
+from gateway.ready import SERVICE, write_ready
 from gateway.recorder import FileRecorder
 from length_model.artifact import ArtifactError
 from length_model.online import OnlineLengths
-from protos.process import ConfigError, log_json_lines, parse_address
-from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
+from protos.process import ConfigError, is_loopback, log_json_lines, parse_address
+from protos.tls import ServerTls
+from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub, add_DispatchServicer_to_server
 from simcore.types import Outcome
 
 log = structlog.get_logger("gateway")
 
-SERVICE = "astrolabe.v1.Dispatch"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 RELOADABLE = ("nodes", "policy")
-SERVER_OPTIONS = [
-    # Two gateways must not share a port by accident.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
-    # Clients may probe a silent connection every second.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-]
+SIBLING_OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
 CLOSE_GRACE_S = 0.5
 """What calls get to write their last status once their requests have ended."""
 
 
-class PortBusy(ConfigError):
-    """The address cannot be bound."""
-
-
 class Gateway:
-    """All parts of one gateway, wired. `start`, then `stop`."""
+    """All parts of one gateway process, wired. `start`, then `stop`. With a `place` it is one of several workers.
 
-    def __init__(self, config: GatewayConfig) -> None:
+    Raises ConfigError when a file of the configuration cannot be used.
+    """
+
+    def __init__(self, config: GatewayConfig, place: Place | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.config = config
-        self.bound = parse_address(config.listen, any_port=True)
-        self._recorder = FileRecorder(Path(config.record), config.router()) if config.record else None
+        self.bound = parse_address(place.listen if place else config.listen, any_port=True)
+        http = place.http_listen if place else config.http_listen
+        self.http_bound = parse_address(http, any_port=True) if http else None
+        self._place = place
+        suffix = f".w{place.index}" if place else ""
+        router = config.router()
+        if place is not None:
+            # Workers with one seed would all choose the same node at the same moment.
+            router = msgspec.structs.replace(router, seed=router.seed + place.index)
+        self._recorder = FileRecorder(Path(config.record + suffix), router) if config.record else None
         self._idle = asyncio.Event()
+        self.metrics = Metrics()
+        self.keys = KeyRing()
+        self.keys.read(config.keys)
+        self._tls = ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca) if config.tls_cert else None
         self.pump = Pump(
-            Router(config.router()),
+            Router(router),
             clock=time.monotonic,
             call_at=_timers(loop),
             finished=self._finished,
@@ -81,51 +96,97 @@ class Gateway:
         self.nodes = NodeTable(
             config,
             pump=self.pump,
-            gateway_id=config.gateway_id or f"{socket.gethostname()}:{os.getpid()}",
+            gateway_id=(config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix,
             changed=self._nodes_changed,
         )
+        self.discovery = Discovery(interval_s=config.dns_interval_s, found=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
         self.lengths = LengthDesk(
             _lengths(config.lengths), deadline_s=config.lengths_deadline_ms / 1000, decode=tokenizer.decode
         )
-        self.api = DispatchApi(pump=self.pump, nodes=self.nodes, tokenizer=tokenizer, lengths=self.lengths)
+        shared = place.path if place else None
+        self.intake = Intake(
+            pump=self.pump,
+            nodes=self.nodes,
+            tokenizer=tokenizer,
+            lengths=self.lengths,
+            quotas=Quotas(
+                path=shared / "quotas" if shared else None,
+                worker=place.index if place else 0,
+                workers=place.count if place else 1,
+            ),
+            claims=SharedClaims(shared / "claims", place.index) if shared and place else OwnClaims(),
+            max_prompt_tokens=config.max_prompt_tokens,
+            denied=lambda denial: self.metrics.denied(denial.value),
+        )
+        self._siblings = [
+            grpc.aio.insecure_channel(place.socket_of(i), options=SIBLING_OPTIONS)
+            for i in range(place.count if place else 0)
+            if place and i != place.index
+        ]
+        self.operators = Operators(
+            pump=self.pump,
+            nodes=self.nodes,
+            intake=self.intake,
+            siblings=[DispatchStub(c) for c in self._siblings],
+        )
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(options=_server_options(config, shared_port=place is not None))
+        self._private = grpc.aio.server() if place else None
+        self._http = HttpServer(
+            OpenAiApi(intake=self.intake, nodes=self.nodes, keys=self.keys, metrics=self._metrics_page).handle,
+            Limits(max_body_bytes=config.max_body_bytes),
+        )
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Binds and serves. Raises PortBusy."""
-        host, port = self.bound
-        _check_free(host, port)
-        add_DispatchServicer_to_server(self.api, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError:
-            raise PortBusy(_busy(address)) from None
-        self.bound = self.bound._replace(port=port)
-        await self._set_health()
-        await self._server.start()
-        self.nodes.set_entries(self.config.entries())
-        if host not in LOOPBACK:
-            log.warning("listening beyond this machine without authentication", host=host)
-        log.info("gateway is listening", address=self.address, policy=self.config.policy, nodes=len(self.config.nodes))
-        if self.config.ready_file:
-            _write_ready(Path(self.config.ready_file), self.address)
+        await self._start_grpc()
+        if self.http_bound is not None:
+            listener = bound_socket(self.http_bound, key="http_listen", shared=self._place is not None)
+            self.http_bound = self.http_bound._replace(port=port_of(listener))
+            await self._http.start(listener, self._tls.context if self._tls else None)
+        self.discovery.set_entries(self.config.entries())
+        if self._place is not None and self._private is not None:
+            api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys, of_siblings=True)
+            add_DispatchServicer_to_server(api, self._private)
+            self._private.add_insecure_port(self._place.socket_of(self._place.index))
+            await self._private.start()
+            if self._place.is_restart:
+                await self.operators.adopt()
+        for address in (self.bound, self.http_bound):
+            if address is not None and not is_loopback(address) and self.config.insecure:
+                log.warning("listening beyond this machine with insecure = true", address=str(address))
+        log.info(
+            "gateway is listening" if self._place is None else "worker is listening",
+            address=self.address,
+            http=self.http_address,
+            policy=self.config.policy,
+            nodes=len(self.config.nodes),
+            tls=self._tls is not None,
+            keys=self.keys.asks_for_keys,
+        )
+        ready_file = str(self._place.ready_file) if self._place else self.config.ready_file
+        if ready_file:
+            write_ready(Path(ready_file), self.address, self.http_address)
 
     @property
     def address(self) -> str:
-        host, port = self.bound
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        """host:port of the gRPC service."""
+        return str(self.bound)
+
+    @property
+    def http_address(self) -> str:
+        """host:port of the HTTP front; empty without one."""
+        return str(self.http_bound) if self.http_bound is not None else ""
 
     async def stop(self) -> None:
         """Refuses new requests, lets running ones finish within the grace, ends the rest, leaves the nodes."""
         self._stopping = True
         await self._set_health()
-        self.api.close()
+        self.intake.closing.set()
+        self._http.stop_accepting()
         log.info("gateway is stopping", running=len(self.pump.streams), grace_s=self.config.drain_grace_s)
         try:
             async with asyncio.timeout(self.config.drain_grace_s):
@@ -136,6 +197,12 @@ class Gateway:
             for stream in list(self.pump.streams.values()):
                 self.pump.expel(stream, Outcome.NO_NODE, "the gateway has shut down; send the request to another one")
         await self._server.stop(CLOSE_GRACE_S)
+        await self._http.close(CLOSE_GRACE_S)
+        if self._private is not None:
+            await self._private.stop(None)
+        for channel in self._siblings:
+            await channel.close(None)
+        await self.discovery.close()
         await self.nodes.close()
         await self.lengths.close()
         if self._recorder is not None:
@@ -143,26 +210,56 @@ class Gateway:
         log.info("gateway has stopped")
 
     def reload(self, config: GatewayConfig) -> None:
-        """Takes over nodes and policy; says what would need a restart."""
+        """Takes over nodes, policy, keys and certificates; says what would need a restart. Raises ConfigError."""
         waiting = [
             key
             for key in GatewayConfig.__struct_fields__
             if key not in RELOADABLE and getattr(config, key) != getattr(self.config, key)
         ]
+        self.keys.read(self.config.keys)
+        if self._tls is not None:
+            self._tls.reload()
         if config.policy != self.config.policy:
-            self.pump.post(PolicySet(policy=config.policy))
-        self.nodes.set_entries(config.entries())
-        self.config = config
+            self.pump.post(PolicySet(policy=policy_name(config.policy)))
+        self.discovery.set_entries(config.entries())
+        self.config = msgspec.structs.replace(self.config, **{key: getattr(config, key) for key in RELOADABLE})
         log.info("configuration reloaded", policy=config.policy, nodes=len(config.nodes), needs_restart=waiting)
+
+    async def _start_grpc(self) -> None:
+        """Raises PortBusy."""
+        if self._place is None:
+            check_free(self.bound, key="listen")
+        api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys)
+        add_DispatchServicer_to_server(api, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        try:
+            if self._tls is None:
+                port = self._server.add_insecure_port(self.address)
+            else:
+                port = self._server.add_secure_port(self.address, self._tls.grpc_credentials())
+        except RuntimeError:
+            raise PortBusy(self.bound, "", "listen") from None
+        self.bound = self.bound._replace(port=port)
+        await self._set_health()
+        await self._server.start()
 
     def _finished(self, stream: ClientStream) -> None:
         logs.request_finished(stream)
+        self.metrics.finished(stream, len(self.pump.streams))
         self.lengths.ended(stream)
         self.nodes.request_ended()
         if not self.pump.streams:
             self._idle.set()
 
+    def _metrics_page(self) -> tuple[str, bytes]:
+        statuses = Counter(link.status for link in self.nodes.links.values())
+        nodes = {status: statuses[status] for status in ("up", "connecting", "down")}
+        self.metrics.observe(running=len(self.pump.streams), nodes=nodes)
+        return self.metrics.page()
+
     def _nodes_changed(self) -> None:
+        self.operators.nodes_changed()
         task = asyncio.get_running_loop().create_task(self._set_health())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -174,12 +271,14 @@ class Gateway:
             await self._health.set(service, status)
 
 
-async def serve(config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None) -> None:
+async def serve(
+    config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None, place: Place | None = None
+) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns. Raises ConfigError at start."""
     log_json_lines(config.log_level)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    gateway = Gateway(config)
+    gateway = Gateway(config, place)
 
     def reload() -> None:
         try:
@@ -230,27 +329,15 @@ def _log_defect(event: AnyEvent, defect: Exception) -> None:
     log.error("defect in the router", event_type=type(event).__name__, exc_info=defect)
 
 
-def _check_free(host: str, port: int) -> None:
-    """Says "busy" before gRPC does, which would add lines of its own to standard error."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            address = f"{host}:{port}"
-            raise PortBusy(f"cannot listen on {address}: {error.strerror}; {_BUSY_HINT}") from None
-
-
-_BUSY_HINT = "stop the process that has the port or choose another one with --listen"
-
-
-def _busy(address: str) -> str:
-    return f"cannot listen on {address}; {_BUSY_HINT}"
-
-
-def _write_ready(path: Path, address: str) -> None:
-    """Appears whole or not at all."""
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_bytes(orjson.dumps({"address": address, "pid": os.getpid(), "service": SERVICE}) + b"\n")
-    draft.replace(path)
+def _server_options(config: GatewayConfig, *, shared_port: bool) -> list[tuple[str, Any]]:
+    return [
+        # Only workers of one gateway share a port; two gateways must not do so by accident.
+        ("grpc.so_reuseport", int(shared_port)),
+        ("grpc.max_receive_message_length", config.max_body_bytes),
+        # Clients may probe a silent connection every second.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.ping_timeout_ms", 5_000),
+    ]

@@ -12,6 +12,7 @@ from gateway.node_link import NodeLink
 from gateway.pump import Pump
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
+from simcore.proved import PROVED_VLLM_VERSION
 
 
 class NodeTable:
@@ -154,7 +155,7 @@ class NodeTable:
                     forecasts=_trust_to_wire(status) if status is not None else None,
                 )
             )
-        return pb.NodeList(nodes=infos, policy=self._pump.router.policy_name)
+        return pb.NodeList(nodes=infos, policy=self._pump.router.policy_name, proved_vllm_version=PROVED_VLLM_VERSION)
 
 
 def _trust_to_wire(status: NodeStatus) -> pb.ForecastTrust:

@@ -221,7 +221,10 @@ class Pump:
                 if port is not None:
                     port.abort(attempt_id(action.request_id, action.attempt))
             case Finish():
-                self._end(self.streams.pop(action.request_id, None), action.outcome, action.detail, now_s)
+                stream = self.streams.pop(action.request_id, None)
+                if stream is not None:
+                    stream.retry_after_s = action.retry_after_s
+                self._end(stream, action.outcome, action.detail, now_s)
 
     def _end(self, stream: ClientStream | None, outcome: Outcome, detail: str, now_s: float) -> None:
         if stream is not None:

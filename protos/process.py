@@ -47,6 +47,11 @@ def parse_address(text: str, *, any_port: bool = False) -> HostPort:
     return HostPort(match["host"].strip("[]"), port)
 
 
+def is_loopback(address: HostPort) -> bool:
+    """Whether only this machine reaches it."""
+    return address.host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", address.host) is not None
+
+
 def load_config(kind: type[Config], path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """A `kind` from the file's keys (none without a file) with `overrides`, keyed alike, on top. Raises ConfigError."""
     values = _read(Path(path)) if path else {}

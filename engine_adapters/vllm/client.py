@@ -130,7 +130,8 @@ class VllmClient:
             raise RequestRefused(f"request {request.request_id!r} runs here already; give each request its own name")
         body = self._body(request, self._config)
         self._sinks[request.request_id] = sink
-        task = asyncio.create_task(self._run(request.request_id, body, self._session), name="vllm request")
+        headers = _headers(request)
+        task = asyncio.create_task(self._run(request.request_id, body, headers, self._session), name="vllm request")
         self._tasks[request.request_id] = task
 
     async def abort(self, request_id: str) -> bool:
@@ -181,9 +182,9 @@ class VllmClient:
             }
         )
 
-    async def _run(self, request_id: str, body: bytes, session: aiohttp.ClientSession) -> None:
+    async def _run(self, request_id: str, body: bytes, headers: dict[str, str], session: aiohttp.ClientSession) -> None:
         try:
-            last = await self._stream(request_id, body, session)
+            last = await self._stream(request_id, body, headers, session)
         except EngineError as error:
             self._deliver_last(request_id, error)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -194,9 +195,10 @@ class VllmClient:
         else:
             self._deliver_last(request_id, last)
 
-    async def _stream(self, request_id: str, body: bytes, session: aiohttp.ClientSession) -> EngineOutput:
+    async def _stream(
+        self, request_id: str, body: bytes, headers: dict[str, str], session: aiohttp.ClientSession
+    ) -> EngineOutput:
         """Delivers all outputs but the last, which it returns. Raises EngineError."""
-        headers = {"Content-Type": "application/json", "X-Request-Id": engine_request_id(request_id)}
         async with session.post(f"{self.url}/v1/completions", data=body, headers=headers) as answer:
             if answer.status != 200:
                 raise _refusal(answer.status, await answer.read(), self.url)
@@ -238,6 +240,13 @@ class VllmClient:
         # Cancelled tasks do not come here: the abort has said its last word.
         if self._tasks.pop(request_id, None) is not None:
             self._sinks.pop(request_id)(request_id, output)
+
+
+def _headers(request: EngineRequest) -> dict[str, str]:
+    headers = {"Content-Type": "application/json", "X-Request-Id": engine_request_id(request.request_id)}
+    if request.traceparent:
+        headers["traceparent"] = request.traceparent
+    return headers
 
 
 def _refusal(status: int, body: bytes, url: str) -> EngineError:

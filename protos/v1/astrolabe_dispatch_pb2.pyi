@@ -113,6 +113,7 @@ class GenerateRequest(google.protobuf.message.Message):
     BELIEF_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
     RESUME_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id for logs, Explain and Cancel; made up when empty. Metadata `x-request-id` is the same."""
     model: builtins.str
@@ -129,6 +130,8 @@ class GenerateRequest(google.protobuf.message.Message):
     """Policy for this request only; empty: the gateway's."""
     resume: Global___Resume.ValueType
     """What shall happen when the node goes away in the middle of the answer."""
+    traceparent: builtins.str
+    """W3C trace context, handed on to the engine; metadata `traceparent` is the same."""
     @property
     def token_ids(self) -> Global___TokenIds:
         """The prompt as token ids."""
@@ -160,9 +163,10 @@ class GenerateRequest(google.protobuf.message.Message):
         belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
         policy: builtins.str = ...,
         resume: Global___Resume.ValueType = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["belief", b"belief", "prompt", b"prompt", "sampling", b"sampling", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "idempotency_key", b"idempotency_key", "model", b"model", "policy", b"policy", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "session", b"session", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "idempotency_key", b"idempotency_key", "model", b"model", "policy", b"policy", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "session", b"session", "slo", b"slo", "text", b"text", "token_ids", b"token_ids", "traceparent", b"traceparent"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids"] | None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
@@ -585,8 +589,11 @@ class NodeList(google.protobuf.message.Message):
 
     NODES_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
+    PROVED_VLLM_VERSION_FIELD_NUMBER: builtins.int
     policy: builtins.str
     """The gateway's policy."""
+    proved_vllm_version: builtins.str
+    """The release of vLLM that the simulated rules were proved against, step by step."""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeInfo]:
         """In the order of the configuration."""
@@ -596,8 +603,9 @@ class NodeList(google.protobuf.message.Message):
         *,
         nodes: collections.abc.Iterable[Global___NodeInfo] | None = ...,
         policy: builtins.str = ...,
+        proved_vllm_version: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "policy", b"policy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "policy", b"policy", "proved_vllm_version", b"proved_vllm_version"]) -> None: ...
 
 Global___NodeList: typing_extensions.TypeAlias = NodeList
 

@@ -29,10 +29,13 @@ class EngineGenerateRequest(google.protobuf.message.Message):
     SAMPLING_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     BELIEF_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id, unique on the node."""
     priority: builtins.int
     """Smaller runs first."""
+    traceparent: builtins.str
+    """W3C trace context (`traceparent`) of the client's call; empty when it has none."""
     @property
     def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The prompt as token ids of the node's model."""
@@ -53,9 +56,10 @@ class EngineGenerateRequest(google.protobuf.message.Message):
         sampling: protos.v1.astrolabe_types_pb2.SamplingParams | None = ...,
         priority: builtins.int = ...,
         belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["belief", b"belief", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "traceparent", b"traceparent"]) -> None: ...
 
 Global___EngineGenerateRequest: typing_extensions.TypeAlias = EngineGenerateRequest
 

@@ -21,6 +21,7 @@ from tests.e2e.scripted_node import ScriptedNode
 
 FAST: dict[str, Any] = {
     "listen": "127.0.0.1:0",
+    "http_listen": "127.0.0.1:0",
     "policy": "least_requests",
     "tokenizer": "bytes",
     "reconnect_max_s": 0.2,

@@ -57,7 +57,10 @@ def fails(*args: str, code: int) -> str:
 def gateway(tmp_path: Path) -> Iterator[Child]:
     """A gateway process whose only node does not exist."""
     child = Child(
-        "gateway", "gateway", {"listen": "127.0.0.1:0", "node": "127.0.0.1:1", "tokenizer": "bytes"}, tmp_path
+        "gateway",
+        "gateway",
+        {"listen": "127.0.0.1:0", "http_listen": "127.0.0.1:0", "node": "127.0.0.1:1", "tokenizer": "bytes"},
+        tmp_path,
     )
     child.start()
     child.wait_ready(time.monotonic() + 20)
@@ -182,7 +185,12 @@ def test_logs_are_json_lines(gateway: Child) -> None:
 def test_reload_on_sighup_takes_good_files_and_keeps_the_old_one_over_bad_ones(tmp_path: Path) -> None:
     path = tmp_path / "gateway.toml"
     path.write_text("policy = 'random'")
-    child = Child("gateway", "gateway", {"config": path, "listen": "127.0.0.1:0", "tokenizer": "bytes"}, tmp_path)
+    child = Child(
+        "gateway",
+        "gateway",
+        {"config": path, "listen": "127.0.0.1:0", "http_listen": "127.0.0.1:0", "tokenizer": "bytes"},
+        tmp_path,
+    )
     child.start()
     try:
         child.wait_ready(time.monotonic() + 20)

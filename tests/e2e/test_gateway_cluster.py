@@ -108,11 +108,7 @@ def _bad_requests_are_refused_and_disturb_nothing(stub: Any) -> None:
         (ask(belief=types_pb.LengthBelief(atoms_tokens=[5, 3])), invalid, "belief"),
         (pb.GenerateRequest(text="x", sampling=types_pb.SamplingParams(temperature=-1)), invalid, "temperature"),
         (pb.GenerateRequest(text="x", sampling=types_pb.SamplingParams(top_p=1.5)), invalid, "top_p"),
-        (
-            pb.GenerateRequest(text="x", sampling=types_pb.SamplingParams(stop=["a"])),
-            grpc.StatusCode.UNIMPLEMENTED,
-            "stop_token_ids",
-        ),
+        (pb.GenerateRequest(text="x", sampling=types_pb.SamplingParams(stop=[""])), invalid, "stop string"),
     ]
     for request, code, words in cases:
         error = refused(stub, request)

@@ -1,0 +1,203 @@
+"""The OpenAI-compatible front: routes requests, checks who may make them, hands them to the intake."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import orjson
+import structlog
+
+from gateway.admission import Refused
+from gateway.callers import KeyRing, require
+from gateway.core.outcomes import DENIALS, Denial
+from gateway.http.bodies import Body, chat_body, completion_body, prompt_of, to_wire
+from gateway.http.chat import messages_of, plain_prompt, question_and_history
+from gateway.http.chunks import CHAT, COMPLETION, Style, error_json
+from gateway.http.connection import Exchange
+from gateway.http.delivery import JSON, Delivery, Turn, Wish, retry_after
+from gateway.intake import Intake
+from gateway.node_table import NodeTable
+from length_model.sharegpt import Turn as Past
+
+log = structlog.get_logger("gateway.http")
+
+Metrics = Callable[[], tuple[str, bytes]]
+"""Content type and body of the metrics page."""
+Answer = Callable[[Exchange], Awaitable[None]]
+Quick = Callable[[Exchange], None]
+
+
+class OpenAiApi:
+    """One instance serves all connections of a listener: `handle` is their handler."""
+
+    def __init__(self, *, intake: Intake, nodes: NodeTable, keys: KeyRing, metrics: Metrics) -> None:
+        self._intake = intake
+        self._nodes = nodes
+        self._keys = keys
+        self._metrics = metrics
+        self._turn = Turn()
+        self._started = int(time.time())
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._posts: dict[str, Answer] = {
+            "/v1/completions": self._completions,
+            "/v1/chat/completions": self._chat,
+        }
+        self._gets: dict[str, Quick] = {
+            "/v1/models": self._models,
+            "/health": self._ready,
+            "/health/ready": self._ready,
+            "/health/live": self._live,
+            "/metrics": self._metrics_page,
+        }
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answers now, or starts what answers later."""
+        request = exchange.request
+        answer = self._posts.get(request.path)
+        if answer is not None and request.method == "POST":
+            task = asyncio.create_task(self._guarded(answer, exchange))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        try:
+            quick = self._gets.get(request.path) or (self._model if request.path.startswith("/v1/models/") else None)
+            if quick is not None and request.method in ("GET", "HEAD"):
+                quick(exchange)
+            elif answer is not None or quick is not None:
+                allow = "POST" if answer is not None else "GET, HEAD"
+                _respond(exchange, 405, _plain_error(f"{request.path} takes {allow} only"), {"allow": allow})
+            else:
+                raise Refused(Denial.UNKNOWN, f"there is no {request.path[:100]!r} here")
+        except Refused as refused:
+            self._intake.denied(refused.denial)
+            _refuse(exchange, refused)
+        except Exception:
+            _defect(exchange)
+
+    async def _guarded(self, answer: Answer, exchange: Exchange) -> None:
+        try:
+            await answer(exchange)
+        except Refused as refused:
+            self._intake.denied(refused.denial)
+            _refuse(exchange, refused)
+        except Exception:
+            _defect(exchange)
+
+    # --- answers of a model -------------------------------------------------------------------------------------------
+
+    async def _completions(self, exchange: Exchange) -> None:
+        body = completion_body(exchange.request.body)
+        await self._generate(exchange, body, COMPLETION, prompt_of(body))
+
+    async def _chat(self, exchange: Exchange) -> None:
+        body = chat_body(exchange.request.body)
+        messages = messages_of(body.messages)
+        question, history = question_and_history(messages)
+        await self._generate(exchange, body, CHAT, plain_prompt(messages), question=question, history=history)
+
+    async def _generate(
+        self,
+        exchange: Exchange,
+        body: Body,
+        style: Style,
+        prompt: str | Sequence[int],
+        *,
+        question: str = "",
+        history: Sequence[Past] = (),
+    ) -> None:
+        headers = exchange.request.headers
+        caller = self._keys.identify(headers.get("authorization", ""))
+        require(caller, "client")
+        admitted = await self._intake.admit(
+            to_wire(body, headers),
+            prompt,
+            caller=caller,
+            request_id=headers.get("x-request-id", ""),
+            question=question,
+            history=history,
+        )
+        options = body.stream_options
+        wish = Wish(
+            style=style,
+            model=body.model or self._only_model(),
+            stream=bool(body.stream),
+            token_ids=bool(body.return_token_ids),
+            usage=options is not None and options.include_usage,
+            running_usage=options is not None and options.continuous_usage_stats,
+        )
+        Delivery(admitted, exchange, wish, self._turn)
+
+    def _only_model(self) -> str:
+        return next(iter(self._nodes.models()), "")
+
+    # --- looks --------------------------------------------------------------------------------------------------------
+
+    def _models(self, exchange: Exchange) -> None:
+        self._check(exchange, "client", "metrics")
+        models = [self._describe(name, tokens) for name, tokens in self._nodes.models().items()]
+        _respond(exchange, 200, orjson.dumps({"object": "list", "data": models}))
+
+    def _model(self, exchange: Exchange) -> None:
+        self._check(exchange, "client", "metrics")
+        name = exchange.request.path.removeprefix("/v1/models/")
+        tokens = self._nodes.models().get(name)
+        if tokens is None:
+            raise Refused(Denial.UNKNOWN, f"no live node serves the model {name[:100]!r}", param="model")
+        _respond(exchange, 200, orjson.dumps(self._describe(name, tokens)))
+
+    def _describe(self, name: str, max_model_len_tokens: int) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "astrolabe",
+            "max_model_len": max_model_len_tokens,
+        }
+
+    def _ready(self, exchange: Exchange) -> None:
+        """200 while new requests are taken and a node is up."""
+        closing = self._intake.closing.is_set()
+        is_ready = self._nodes.any_up and not closing
+        status = "ok" if is_ready else "shutting down" if closing else "no node is up"
+        _respond(exchange, 200 if is_ready else 503, orjson.dumps({"status": status}))
+
+    def _live(self, exchange: Exchange) -> None:
+        """200 as long as this process answers."""
+        _respond(exchange, 200, b'{"status":"ok"}')
+
+    def _metrics_page(self, exchange: Exchange) -> None:
+        self._check(exchange, "metrics")
+        content_type, page = self._metrics()
+        exchange.respond(200, {"content-type": content_type}, page)
+
+    def _check(self, exchange: Exchange, *roles: Any) -> None:
+        require(self._keys.identify(exchange.request.headers.get("authorization", "")), *roles)
+
+
+def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    exchange.respond(status, {"content-type": JSON, **(headers or {})}, body)
+
+
+def _plain_error(message: str) -> bytes:
+    return error_json(Denial.INVALID, message)
+
+
+def _refuse(exchange: Exchange, refused: Refused) -> None:
+    codes = DENIALS[refused.denial]
+    headers = {}
+    if codes.http in (429, 503):
+        headers["retry-after"] = retry_after(refused.retry_after_s)
+    if refused.denial is Denial.NO_KEY:
+        headers["www-authenticate"] = "Bearer"
+    _respond(exchange, codes.http, error_json(refused.denial, str(refused), refused.param), headers)
+
+
+def _defect(exchange: Exchange) -> None:
+    log.exception("defect in the HTTP front")
+    body = orjson.dumps(
+        {"error": {"message": "a defect of the gateway; its log says more", "type": "server_error", "code": "internal"}}
+    )
+    _respond(exchange, 500, body)

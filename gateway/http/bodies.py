@@ -1,0 +1,243 @@
+"""OpenAI's request bodies: what is understood, what may be there without effect, what is refused by name.
+
+A field is never ignored in silence. `UNDERSTOOD` has an effect, of `NEUTRAL` only the values that change nothing are
+taken, `WITHOUT_EFFECT` is for the caller's own books; everything else is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import orjson
+
+from gateway.admission import Refused, invalid
+from gateway.core.outcomes import Denial
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+Count32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+_NOTHING: tuple[Any, ...] = (None,)
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "prompt_logprobs": _NOTHING,
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "length_penalty": (None, 1),
+    "min_p": (None, 0),
+    "min_tokens": (None, 0),
+    "logit_bias": (None, {}),
+    "suffix": (None, ""),
+    "use_beam_search": (None, False),
+    "include_stop_str_in_output": (None, False),
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "add_special_tokens": (None, True, False),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "truncate_prompt_tokens": _NOTHING,
+    "response_format": (None, {"type": "text"}),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "modalities": (None, ["text"]),
+    "audio": _NOTHING,
+    "prediction": _NOTHING,
+    "reasoning_effort": _NOTHING,
+    "web_search_options": _NOTHING,
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "verbosity": (None, "medium"),
+    "chat_template": _NOTHING,
+    "chat_template_kwargs": (None, {}),
+    "documents": (None, []),
+    "guided_json": _NOTHING,
+    "guided_regex": _NOTHING,
+    "guided_choice": _NOTHING,
+    "guided_grammar": _NOTHING,
+    "structured_outputs": _NOTHING,
+}
+"""Fields of OpenAI's and vLLM's API that are not supported, with the values that ask for nothing."""
+WITHOUT_EFFECT = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
+
+
+class SloBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Our extension `slo`; seconds, 0 for none."""
+
+    ttft_s: float = 0.0
+    tpot_s: float = 0.0
+    deadline_s: float = 0.0
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True):
+    """What completions and chat completions have in common. The fields from `top_k` on are extensions: the first five
+    as vLLM has them, the others ours."""
+
+    model: str = ""
+    max_tokens: Count32 | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    top_k: Count32 | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    priority: Count32 | None = None
+    return_token_ids: bool | None = None
+    request_id: str = ""
+    session: str = ""
+    slo: SloBody = SloBody()
+    policy: str = ""
+    resume: Literal["exact", "best_effort", "off"] | None = None
+    idempotency_key: str = ""
+    belief_tokens: list[TokenId] = []
+
+    def answer_limit(self) -> tuple[str, int | None]:
+        """The limit on the answer, in tokens, and the field that sets it."""
+        return "max_tokens", self.max_tokens
+
+
+class CompletionBody(Body, frozen=True, kw_only=True):
+    prompt: Any
+    """A text or a list of token ids, alone or as the only item of a list: see `prompt_of`."""
+
+
+class ChatBody(Body, frozen=True, kw_only=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: Count32 | None = None
+
+    def answer_limit(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def completion_body(data: bytes) -> CompletionBody:
+    """Raises Refused."""
+    return _read(data, CompletionBody)
+
+
+def chat_body(data: bytes) -> ChatBody:
+    """Raises Refused."""
+    return _read(data, ChatBody)
+
+
+def prompt_of(body: CompletionBody) -> str | Sequence[int]:
+    """The one prompt. Raises Refused for several, and for what is none."""
+    prompt: Any = body.prompt
+    # One prompt may come wrapped in a list, as several would.
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        if len(prompt) != 1:
+            raise Refused(
+                Denial.UNSUPPORTED, f"prompt holds {len(prompt)} prompts; send one prompt per request", param="prompt"
+            )
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        return msgspec.convert(prompt, list[TokenId])
+    except msgspec.ValidationError as bad:
+        reason = _PLACE.sub("", str(bad)).replace("`", "'")
+        raise invalid(f"prompt is neither a text nor a list of token ids: {reason}", param="prompt") from None
+
+
+def to_wire(body: Body, headers: Any) -> pb.GenerateRequest:
+    """All but the prompt, as a gRPC client would say it. Raises Refused.
+
+    `headers`: HTTP headers by lower-case name; `x-session-id`, `idempotency-key`, `traceparent` stand in for absent
+    fields.
+    """
+    name, limit = body.answer_limit()
+    if limit is not None and limit < 1:
+        raise invalid(f"{name} must be >= 1, got {limit}; omit it for as much as the model allows", param=name)
+    sampling = types_pb.SamplingParams(
+        max_tokens=limit,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        # Both -1 (vLLM) and 0 mean all tokens.
+        top_k=0 if body.top_k == -1 else body.top_k,
+        seed=body.seed,
+        stop=[body.stop] if isinstance(body.stop, str) else body.stop or (),
+        stop_token_ids=body.stop_token_ids or (),
+        ignore_eos=bool(body.ignore_eos),
+    )
+    return pb.GenerateRequest(
+        request_id=body.request_id,
+        model=body.model,
+        sampling=sampling,
+        priority=body.priority or 0,
+        session=body.session or headers.get("x-session-id", ""),
+        slo=pb.Slo(ttft_s=body.slo.ttft_s, tpot_s=body.slo.tpot_s, deadline_s=body.slo.deadline_s),
+        idempotency_key=body.idempotency_key or headers.get("idempotency-key", ""),
+        belief=types_pb.LengthBelief(atoms_tokens=body.belief_tokens) if body.belief_tokens else None,
+        policy=body.policy,
+        resume=_RESUME[body.resume],
+        traceparent=headers.get("traceparent", ""),
+    )
+
+
+_RESUME = {
+    None: pb.RESUME_UNSPECIFIED,
+    "exact": pb.RESUME_EXACT,
+    "best_effort": pb.RESUME_BEST_EFFORT,
+    "off": pb.RESUME_OFF,
+}
+_PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
+_MISSING = re.compile(r"missing required field `(\w+)`")
+
+
+def _read(data: bytes, kind: type[AnyBody]) -> AnyBody:
+    try:
+        fields = orjson.loads(data)
+    except orjson.JSONDecodeError as bad:
+        raise invalid(f"the body is not valid JSON: {bad}") from None
+    if not isinstance(fields, dict):
+        raise invalid("the body must be a JSON object")
+    known = kind.__struct_fields__
+    for name in [name for name in fields if name not in known]:
+        value = fields.pop(name)
+        if name in NEUTRAL:
+            if not any(_is(value, neutral) for neutral in NEUTRAL[name]):
+                raise Refused(Denial.UNSUPPORTED, f"{name} is not supported; leave it out", param=name)
+        elif name not in WITHOUT_EFFECT:
+            raise invalid(f"unknown field {name!r}; leave it out", param=name)
+    # What clients send as null is what they would rather leave out.
+    for name in [name for name, value in fields.items() if value is None]:
+        del fields[name]
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as bad:
+        text = str(bad)
+        place = _PLACE.search(text)
+        missing = _MISSING.search(text)
+        param = place[1] if place else missing[1] if missing else ""
+        message = _PLACE.sub("", text).replace("`", "'")
+        raise invalid(f"{param}: {message}" if param else message, param=param) from None
+
+
+def _is(value: Any, neutral: Any) -> bool:
+    """Equality that tells True from 1."""
+    return value == neutral and isinstance(value, bool) is isinstance(neutral, bool)

@@ -1,0 +1,164 @@
+"""OpenAI's answer bodies, put together from bytes: a streamed chunk is a template with the text in its middle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import orjson
+
+from gateway.core.outcomes import CODES, DENIALS, Denial
+from protos.v1 import astrolabe_types_pb2 as types_pb
+from simcore.types import Outcome
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Style(msgspec.Struct, frozen=True, kw_only=True):
+    """How an endpoint words its answers."""
+
+    id_prefix: str
+    chunk_object: str
+    whole_object: str
+    before_text: bytes
+    """In a chunk, from inside the choice to the text."""
+    before_first_text: bytes
+    after_text: bytes
+    """From the text to what may follow in the choice."""
+    is_chat: bool
+
+
+COMPLETION = Style(
+    id_prefix="cmpl-",
+    chunk_object="text_completion",
+    whole_object="text_completion",
+    before_text=b'"text":',
+    before_first_text=b'"text":',
+    after_text=b"",
+    is_chat=False,
+)
+CHAT = Style(
+    id_prefix="chatcmpl-",
+    chunk_object="chat.completion.chunk",
+    whole_object="chat.completion",
+    before_text=b'"delta":{"content":',
+    before_first_text=b'"delta":{"role":"assistant","content":',
+    after_text=b"}",
+    is_chat=True,
+)
+
+
+class Chunks:
+    """The chunks of one streamed answer."""
+
+    __slots__ = ("_after", "_before", "_counts", "_head", "_ids", "_prompt_tokens", "_style", "_usage")
+
+    def __init__(
+        self,
+        style: Style,
+        *,
+        request_id: str,
+        model: str,
+        created: int,
+        prompt_tokens: int,
+        with_ids: bool,
+        with_usage: bool,
+        with_counts: bool,
+    ) -> None:
+        """`with_ids`: token ids beside the text; `with_usage`: a chunk with the usage at the end; `with_counts`: the
+        usage so far in every chunk."""
+        self._style = style
+        self._ids = with_ids
+        self._usage = with_usage
+        self._counts = with_counts
+        self._prompt_tokens = prompt_tokens
+        self._head = b'data: {"id":%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
+            orjson.dumps(style.id_prefix + request_id),
+            style.chunk_object.encode(),
+            created,
+            orjson.dumps(model),
+        )
+        self._before = self._head + b'{"index":0,' + style.before_first_text
+        self._after = style.after_text + b',"logprobs":null,"finish_reason":'
+
+    def chunk(self, text: str, token_ids: Sequence[int], output_tokens: int, finish: bytes = b"null") -> bytes:
+        """One chunk. `finish`: the finish reason as JSON."""
+        ids = b',"token_ids":' + orjson.dumps(token_ids) if self._ids else b""
+        if self._counts:
+            tail = b"}]%b}\n\n" % self._so_far(output_tokens)
+        else:
+            tail = b'}],"usage":null}\n\n' if self._usage else b"}]}\n\n"
+        before = self._before
+        # The role comes with the first piece of text only.
+        self._before = self._head + b'{"index":0,' + self._style.before_text if self._style.is_chat else before
+        return b"".join((before, orjson.dumps(text), self._after, finish, ids, tail))
+
+    def end(self, usage: types_pb.Usage) -> bytes:
+        """What follows the last chunk."""
+        if not self._usage:
+            return DONE
+        return b"%b],%b}\n\n%b" % (self._head, b'"usage":' + orjson.dumps(usage_json(usage)), DONE)
+
+    def _so_far(self, output_tokens: int) -> bytes:
+        prompt = self._prompt_tokens
+        return b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (
+            prompt,
+            output_tokens,
+            prompt + output_tokens,
+        )
+
+
+def whole(
+    style: Style,
+    *,
+    request_id: str,
+    model: str,
+    created: int,
+    text: str,
+    token_ids: Sequence[int] | None,
+    outcome: Outcome,
+    usage: types_pb.Usage,
+) -> bytes:
+    """A complete answer in one body. `token_ids` None: not asked for."""
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": outcome.value}
+    if style.is_chat:
+        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+    else:
+        choice["text"] = text
+    if token_ids is not None:
+        choice["token_ids"] = token_ids
+    return orjson.dumps(
+        {
+            "id": style.id_prefix + request_id,
+            "object": style.whole_object,
+            "created": created,
+            "model": model,
+            "choices": [choice],
+            "usage": usage_json(usage),
+        }
+    )
+
+
+def usage_json(usage: types_pb.Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.prompt_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def error_json(why: Outcome | Denial, detail: str, param: str = "") -> bytes:
+    """OpenAI's error shape; `code` is the outcome's or denial's label."""
+    codes = CODES[why] if isinstance(why, Outcome) else DENIALS[why]
+    return orjson.dumps(
+        {
+            "error": {
+                "message": detail or codes.text,
+                "type": codes.error_type,
+                "param": param or None,
+                "code": why.value,
+            }
+        }
+    )

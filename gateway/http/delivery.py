@@ -1,0 +1,211 @@
+"""Carries one request's answer from its stream to its HTTP exchange, piece by piece or whole at the end.
+
+No task waits for tokens: the stream calls `on_change`, and all exchanges with news are served together at the end of
+the event loop's turn, so that tokens which came in one frame of a node cost one write each and no task switch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from gateway.client_stream import ClientStream
+from gateway.core.outcomes import CODES, COMPLETE
+from gateway.http.chunks import Chunks, Style, error_json, whole
+from gateway.http.connection import Exchange
+from gateway.intake import Admitted
+from simcore.types import Outcome
+
+log = structlog.get_logger("gateway.http")
+
+JSON = "application/json"
+EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+_FINISH = {Outcome.STOP: b'"stop"', Outcome.LENGTH: b'"length"'}
+
+
+class Turn:
+    """Serves the deliveries with news once per turn of the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._with_news: dict[Delivery, None] = {}
+
+    def note(self, delivery: Delivery) -> None:
+        if not self._with_news:
+            self._loop.call_soon(self._serve)
+        self._with_news[delivery] = None
+
+    def _serve(self) -> None:
+        served, self._with_news = self._with_news, {}
+        for delivery in served:
+            try:
+                delivery.serve()
+            except Exception:
+                # One request's defect must not take the others of this turn with it.
+                log.exception("defect in the HTTP front")
+                delivery.give_up()
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """How the client wants its answer."""
+
+    style: Style
+    model: str
+    stream: bool
+    token_ids: bool
+    """Beside the text."""
+    usage: bool
+    """In a chunk of its own at the end of a stream; a whole answer always has it."""
+    running_usage: bool
+    """In every chunk of a stream."""
+
+
+class Delivery:
+    """From admission to the end of the response, or until the client leaves."""
+
+    __slots__ = ("_admitted", "_chunks", "_created", "_exchange", "_ids", "_sent_tokens", "_stream", "_turn", "_wish")
+
+    def __init__(self, admitted: Admitted, exchange: Exchange, wish: Wish, turn: Turn) -> None:
+        self._admitted = admitted
+        self._stream: ClientStream = admitted.stream
+        self._exchange = exchange
+        self._wish = wish
+        self._turn = turn
+        self._created = int(time.time())
+        self._chunks: Chunks | None = None
+        self._ids: list[int] = []
+        self._sent_tokens = 0
+        if exchange.is_over:
+            # The client has left while its request was looked at.
+            admitted.close()
+            return
+        exchange.on_left = self._left
+        exchange.on_writable = self.note
+        self._stream.on_change = self.note
+        self.note()
+
+    def note(self) -> None:
+        """There is something new, or room for it."""
+        self._turn.note(self)
+
+    def serve(self) -> None:
+        """Passes on what has come."""
+        if self._wish.stream:
+            self._serve_pieces()
+        else:
+            self._serve_whole()
+
+    def give_up(self) -> None:
+        """Breaks the connection and lets go of the request."""
+        self._exchange.abort()
+        self._left()
+
+    def _left(self) -> None:
+        self._stream.on_change = None
+        self._admitted.close()
+
+    def _serve_whole(self) -> None:
+        stream = self._stream
+        # Taken at once: only tokens that a reader leaves lying count as waiting for it.
+        self._ids += stream.take()
+        outcome = stream.outcome
+        if outcome is None:
+            return
+        if outcome not in COMPLETE:
+            self._fail(outcome)
+            return
+        assert stream.text is not None, "an answer has a text"
+        wish = self._wish
+        body = whole(
+            wish.style,
+            request_id=stream.shape.request_id,
+            model=wish.model,
+            created=self._created,
+            text=stream.text.take(),
+            token_ids=self._ids if wish.token_ids else None,
+            outcome=outcome,
+            usage=stream.final_usage(),
+        )
+        self._exchange.respond(200, {**answer_headers(stream), "content-type": JSON}, body)
+        self._admitted.close()
+
+    def _serve_pieces(self) -> None:
+        stream, exchange = self._stream, self._exchange
+        outcome = stream.outcome
+        if outcome is None and exchange.is_blocked:
+            # What waits stays where it is counted; a client that never reads is ended by that count.
+            return
+        assert stream.text is not None, "an answer has a text"
+        token_ids: Sequence[int] = stream.take()
+        text = stream.text.take()
+        chunks = self._chunks
+        if chunks is None:
+            if outcome is not None and outcome not in COMPLETE and not token_ids:
+                self._fail(outcome)
+                return
+            if outcome is None and not token_ids:
+                return
+            chunks = self._begin()
+        self._sent_tokens += len(token_ids)
+        if outcome is None:
+            # A character or a stop string may be incomplete: then there are tokens without text.
+            if text or self._wish.token_ids:
+                exchange.send(chunks.chunk(text, token_ids, self._sent_tokens))
+            return
+        self._end(chunks, text, token_ids, outcome)
+
+    def _begin(self) -> Chunks:
+        wish, stream = self._wish, self._stream
+        self._exchange.start(200, {**answer_headers(stream), **EVENTS})
+        self._chunks = Chunks(
+            wish.style,
+            request_id=stream.shape.request_id,
+            model=wish.model,
+            created=self._created,
+            prompt_tokens=stream.shape.prompt_tokens,
+            with_ids=wish.token_ids,
+            with_usage=wish.usage,
+            with_counts=wish.running_usage,
+        )
+        return self._chunks
+
+    def _end(self, chunks: Chunks, text: str, token_ids: Sequence[int], outcome: Outcome) -> None:
+        stream, exchange = self._stream, self._exchange
+        if outcome in COMPLETE:
+            last = chunks.chunk(text, token_ids, self._sent_tokens, _FINISH[outcome])
+            exchange.send(last + chunks.end(stream.final_usage()), last=True)
+        else:
+            # No [DONE]: a reader that minds nothing else must see that the answer is not whole.
+            rest = chunks.chunk(text, token_ids, self._sent_tokens) if token_ids else b""
+            exchange.send(rest + b"data: " + error_json(outcome, stream.detail) + b"\n\n", last=True)
+        self._admitted.close()
+
+    def _fail(self, outcome: Outcome) -> None:
+        """The end of a request of which nothing has been sent."""
+        stream = self._stream
+        codes = CODES[outcome]
+        headers = {**answer_headers(stream), "content-type": JSON, "x-astrolabe-outcome": outcome.value}
+        if codes.http in (429, 503):
+            headers["retry-after"] = retry_after(stream.retry_after_s)
+        self._exchange.respond(codes.http, headers, error_json(outcome, stream.detail))
+        self._admitted.close()
+
+
+def answer_headers(stream: ClientStream) -> dict[str, str]:
+    """Which request, which node, how long the decision took."""
+    headers = {"x-request-id": stream.shape.request_id}
+    if stream.node_id:
+        headers["x-astrolabe-node"] = stream.node_id
+    if stream.decision_s is not None:
+        headers["x-astrolabe-decision-s"] = f"{stream.decision_s:.6f}"
+    return headers
+
+
+def retry_after(seconds: float | None) -> str:
+    """Value of `retry-after`: whole seconds, at least one."""
+    return str(max(1, math.ceil(seconds or 0.0)))

@@ -1,0 +1,60 @@
+"""The HTTP listener: accepts, sweeps out the slow, shuts down."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+from gateway.http.connection import Connection, Handler, Limits
+
+SWEEP_S = 1.0
+BACKLOG = 1024
+
+
+class HttpServer:
+    """`start`, then `close`. Every complete request goes to `handler`."""
+
+    def __init__(self, handler: Handler, limits: Limits) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Serves on a bound socket."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Connection(self._handler, self._limits, self._connections),
+            sock=listener,
+            ssl=tls,
+            backlog=BACKLOG,
+        )
+        self._sweep = loop.call_later(SWEEP_S, self._sweep_out)
+
+    def stop_accepting(self) -> None:
+        """No new connections; those that wait close, those with a response under way after it."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.shut_down()
+
+    async def close(self, grace_s: float) -> None:
+        """Breaks what is left after the grace."""
+        self.stop_accepting()
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + grace_s
+        while self._connections and loop.time() < end_s:  # noqa: ASYNC110 - at shutdown only
+            await asyncio.sleep(0.01)
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for connection in list(self._connections):
+            connection.abort()
+
+    def _sweep_out(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweep = loop.call_later(SWEEP_S, self._sweep_out)
+        now_s = loop.time()
+        for connection in list(self._connections):
+            connection.expire(now_s)

@@ -1,0 +1,154 @@
+"""What operators ask of a gateway, answered for all of its workers: a worker asks its siblings for what it lacks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+
+from gateway.admission import Refused, invalid, policy_of
+from gateway.core.events import DrainAsked, PolicySet
+from gateway.core.outcomes import Denial
+from gateway.intake import Intake
+from gateway.node_table import NodeTable
+from gateway.pump import Pump
+from protos import codec
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
+
+log = structlog.get_logger("gateway.operators")
+
+SIBLING_MARK = "x-astrolabe-sibling"
+"""Metadata of a call between workers: answer for yourself alone."""
+OWNER_MARK = "x-astrolabe-owner"
+"""Metadata of a call between workers: the caller for whom it is made, who may only touch what is its own."""
+SIBLING_S = 2.0
+"""How long a sibling may take."""
+
+
+class Operators:
+    """One instance serves all fronts of a worker. `siblings` are `Dispatch` stubs of the other workers.
+
+    With `alone` a call is answered from this worker's own knowledge: it comes from a sibling.
+    """
+
+    def __init__(self, *, pump: Pump, nodes: NodeTable, intake: Intake, siblings: Sequence[Any] = ()) -> None:
+        self._pump = pump
+        self._intake = intake
+        self._nodes = nodes
+        self._siblings = siblings
+        self._drains_to_adopt: set[str] = set()
+
+    async def list_nodes(self, *, alone: bool = False) -> pb.NodeList:
+        own = self._nodes.wire()
+        if not alone:
+            for listed in await self._ask("ListNodes", pb.ListNodesRequest()):
+                _add(own, listed)
+        return own
+
+    async def explain(self, request_id: str, *, alone: bool = False) -> pb.Explanation:
+        """Raises Refused when nobody knows the request."""
+        explanation = self._pump.router.explain(request_id)
+        if explanation is not None:
+            return _explanation(explanation)
+        if not alone:
+            told: list[pb.Explanation] = await self._ask("Explain", pb.ExplainRequest(request_id=request_id))
+            if told:
+                return told[0]
+        raise Refused(
+            Denial.UNKNOWN, f"nothing is known of request {request_id!r}; the gateway remembers its latest ones only"
+        )
+
+    async def cancel(self, request_id: str, owner: str | None, *, alone: bool = False) -> bool:
+        """Whether it ran. With an `owner` only that caller's requests are touched; others are as if they were not."""
+        may = owner is None or self._intake.owner_of(request_id) == owner
+        found = may and self._pump.cancel(request_id)
+        if not found and not alone:
+            found = any(r.found for r in await self._ask("Cancel", pb.CancelRequest(request_id=request_id), owner))
+        return found
+
+    async def drain(self, request: pb.DrainRequest, *, alone: bool = False) -> int:
+        """Requests still running there. Raises Refused for a node that is not known."""
+        link = self._nodes.find(request.node_id)
+        if link is None or link.config is None:
+            names = ", ".join(k.name for k in self._nodes.links.values()) or "none"
+            reason = f"no node {request.node_id!r}" if link is None else f"node {link.name!r} has not been up yet"
+            raise Refused(Denial.UNKNOWN, f"{reason}; configured nodes: {names}")
+        self._pump.post(DrainAsked(node_id=link.node_id, undo=request.undo))
+        in_flight = self._nodes.in_flight(link.node_id)
+        if not alone:
+            in_flight += sum(reply.in_flight for reply in await self._ask("Drain", request))
+        return in_flight
+
+    async def set_policy(self, request: pb.SetPolicyRequest, *, alone: bool = False) -> str:
+        """The policy before. Raises Refused."""
+        if not request.policy:
+            raise invalid("policy is empty; give a policy's name", param="policy")
+        policy = policy_of(request.policy)
+        previous = self._pump.router.policy_name
+        self._pump.post(PolicySet(policy=policy))
+        if not alone:
+            await self._ask("SetPolicy", request)
+        return previous
+
+    async def adopt(self) -> None:
+        """A worker that starts anew takes over what operators told its siblings."""
+        for listed in await self._ask("ListNodes", pb.ListNodesRequest()):
+            if listed.policy and listed.policy != self._pump.router.policy_name:
+                self._pump.post(PolicySet(policy=listed.policy))
+            self._drains_to_adopt = {n.node_id for n in listed.nodes if n.status == "draining"}
+            self.nodes_changed()
+            return
+
+    def nodes_changed(self) -> None:
+        """A node has come up or gone down."""
+        for link in self._nodes.links.values():
+            if link.status == "up" and link.node_id in self._drains_to_adopt:
+                self._drains_to_adopt.discard(link.node_id)
+                self._pump.post(DrainAsked(node_id=link.node_id))
+
+    async def _ask(self, method: str, request: Any, owner: str | None = None) -> list[Any]:
+        """The answers of the siblings that gave one; a sibling that is down or does not know has none."""
+        metadata = [(SIBLING_MARK, "1")]
+        if owner is not None:
+            metadata.append((OWNER_MARK, owner))
+        calls = [getattr(stub, method)(request, timeout=SIBLING_S, metadata=tuple(metadata)) for stub in self._siblings]
+        replies = await asyncio.gather(*calls, return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, grpc.aio.AioRpcError) and reply.code() != grpc.StatusCode.NOT_FOUND:
+                log.warning("a sibling worker did not answer", method=method, detail=reply.details())
+        return [reply for reply in replies if not isinstance(reply, BaseException)]
+
+
+def _add(own: pb.NodeList, other: pb.NodeList) -> None:
+    """What another worker has on the nodes; of two words about a node's load the younger holds."""
+    theirs = {node.address: node for node in other.nodes}
+    for node in own.nodes:
+        their = theirs.get(node.address)
+        if their is None:
+            continue
+        node.in_flight += their.in_flight
+        if their.HasField("load") and (not node.HasField("load") or their.state_age_s < node.state_age_s):
+            node.load.CopyFrom(their.load)
+            node.state_age_s = their.state_age_s
+
+
+def _explanation(explanation: Any) -> pb.Explanation:
+    actual = pb.Actual(
+        outcome=types_pb.OUTCOME_UNSPECIFIED
+        if explanation.outcome is None
+        else codec.outcome_to_wire(explanation.outcome),
+        ttft_s=explanation.ttft_s,
+        e2e_s=explanation.e2e_s,
+        usage=types_pb.Usage(prompt_tokens=explanation.prompt_tokens, output_tokens=explanation.output_tokens),
+    )
+    return pb.Explanation(
+        decisions=[codec.decision_to_wire(d) for d in explanation.decisions],
+        actual=actual,
+        belief=codec.belief_to_wire(explanation.belief) if explanation.belief is not None else None,
+        belief_source=explanation.belief_source,
+    )

@@ -1,0 +1,45 @@
+"""A worker's place among its siblings, as the supervisor tells it through the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+VARIABLE = "ASTROLABE_WORKER"
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """One of `count` workers behind the same ports."""
+
+    index: int
+    count: int
+    folder: str
+    """Private to the workers: sockets, shared accounts, metrics files."""
+    listen: str
+    """The ports as they were taken, where the configuration may say 0."""
+    http_listen: str
+    is_restart: bool = False
+    """A worker stood here before; its siblings know what operators have said since the start."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder)
+
+    def socket_of(self, index: int) -> str:
+        """gRPC address of a worker's private listener."""
+        return f"unix:{self.path / f'worker-{index}.sock'}"
+
+    @property
+    def ready_file(self) -> Path:
+        return self.path / f"worker-{self.index}.ready"
+
+    def environment(self) -> dict[str, str]:
+        return {VARIABLE: msgspec.json.encode(self).decode(), "PROMETHEUS_MULTIPROC_DIR": str(self.path / "metrics")}
+
+
+def own_place() -> Place | None:
+    """This process's place; None when it is no worker."""
+    told = os.environ.get(VARIABLE)
+    return msgspec.json.decode(told, type=Place) if told else None

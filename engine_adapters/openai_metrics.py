@@ -80,9 +80,10 @@ class OpenAiEngine:
             max_model_len_tokens=self._client.max_model_len or self._limits.max_model_len_tokens,
             num_blocks=page.num_blocks or self._limits.num_blocks,
             block_size_tokens=page.block_size_tokens or self._limits.block_size_tokens,
+            outside_rules=(f"its {page.dialect} metrics tell sums only: it has no trace",),
         )
         self._client.limit(self._config)
-        log.warning("this engine has no trace: forecasts are approximate", url=self._url, dialect=page.dialect)
+        log.info("engine found", url=self._url, dialect=page.dialect)
 
     async def close(self) -> None:
         await self._client.close()

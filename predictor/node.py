@@ -21,7 +21,7 @@ from length_model.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
 from predictor.core.estimator import Estimator, Refused
 from predictor.core.step_learning import Learned
-from predictor.notices import tell_learned, tell_trust
+from predictor.notices import tell_learned, tell_rules, tell_trust
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import CacheDelta, TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
@@ -145,6 +145,7 @@ class Node:
         await self._client.start()
         step_time = (self._client.step_time() if self._ask_engine else None) or self._profile
         can = self._client.capabilities
+        tell_rules(self._client.config())
         self._estimator = Estimator(
             self.node_id,
             self._client.config(),

@@ -6,8 +6,17 @@ import structlog
 
 from predictor.core.calibration import Calibration
 from predictor.core.step_learning import Learned
+from simcore.proved import PROVED_VLLM_VERSION
+from simcore.types import EngineConfig
 
 log = structlog.get_logger("predictor")
+
+
+def tell_rules(config: EngineConfig) -> None:
+    """Whether forecasts follow the engine's own rules or only come near."""
+    if config.outside_rules:
+        why = "; ".join(config.outside_rules)
+        log.warning("forecasts for this engine are approximate", why=why, proved_vllm=PROVED_VLLM_VERSION)
 
 
 def tell_learned(learned: Learned, profile: str) -> None:

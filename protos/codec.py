@@ -92,6 +92,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         async_scheduling=message.async_scheduling,
         engine=message.engine,
         engine_version=message.engine_version,
+        outside_rules=tuple(message.outside_rules),
         prefix_cache_traced=message.prefix_cache_traced,
     )
 

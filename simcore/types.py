@@ -66,6 +66,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     async_scheduling: bool = False
     engine: str = "emulated"
     engine_version: str = ""
+    outside_rules: tuple[str, ...] = ()
+    """What this engine does that the rules of `simcore` do not cover (`simcore.proved`), or is not known to follow, as
+    clauses for people; then its forecasts are `approximate`. Empty: the rules hold step by step."""
     prefix_cache_traced: bool = False
     """Whether the trace tells what the prefix cache holds, so that forecasts know what a prompt finds there."""
 

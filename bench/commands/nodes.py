@@ -107,4 +107,13 @@ def _table(listed: pb.NodeList) -> Group:
         )
     below = [f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail]
     below += [f"{n.node_id}: {n.alarm}" for n in listed.nodes if n.alarm]
+    below += [
+        f"{n.node_id}: forecasts are approximate: {'; '.join(n.config.outside_rules)}"
+        for n in listed.nodes
+        if n.config.outside_rules
+    ]
+    for node in listed.nodes:
+        if node.config.engine == "vllm" and not node.config.outside_rules:
+            below.append(f"{node.node_id}: vLLM {node.config.engine_version}, simulated step by step")
+    below.append(f"[dim]rules proved against vLLM {listed.proved_vllm_version}[/]")
     return Group(table, *below)

@@ -65,9 +65,7 @@ class VllmEngine:
             await asyncio.sleep(PAUSE_S)
         config = hello.config
         self._check_model(config)
-        for note in hello.notes:
-            log.warning("forecasts for this engine are approximate", why=note)
-        self.capabilities = Capabilities(per_request_trace=True, exact_rules=not hello.notes)
+        self.capabilities = Capabilities(per_request_trace=True, exact_rules=not config.outside_rules)
         self._config = config
         self._client.limit(config)
         log.info("engine found", url=self._client.url, trace=str(self._probe.address), version=config.engine_version)

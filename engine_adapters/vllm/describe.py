@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
+from simcore.proved import outside_proved
 from simcore.types import EngineConfig
-
-PROVED_VERSIONS = ("0.32",)
-"""vLLM releases whose scheduler simcore was proved equal to, step by step."""
 
 _NEEDED = ("running", "waiting", "requests", "kv_cache_manager", "vllm_config", "_preempt_request")
 
@@ -54,15 +52,13 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
         async_scheduling=bool(getattr(limits, "async_scheduling", False)),
         engine="vllm",
         engine_version=vllm_version(),
+        outside_rules=_outside_rules(scheduler),
     )
 
 
-def notes_of(scheduler: Any) -> tuple[str, ...]:
+def _outside_rules(scheduler: Any) -> tuple[str, ...]:
     """Why this engine may schedule otherwise than the proved rules say; empty if it does not."""
-    notes: list[str] = []
-    version = vllm_version()
-    if not version.startswith(PROVED_VERSIONS):
-        notes.append(f"vLLM {version} is not one of the proved releases ({', '.join(PROVED_VERSIONS)})")
+    notes = [why] if (why := outside_proved(vllm_version())) else []
     vllm_config = scheduler.vllm_config
     if getattr(vllm_config, "speculative_config", None) is not None:
         notes.append("it decodes speculatively")

@@ -46,8 +46,6 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     schema: int
     config: EngineConfig
     pid: int
-    notes: tuple[str, ...] = ()
-    """Why forecasts for this engine are approximate; empty if its rules are the proved ones."""
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):

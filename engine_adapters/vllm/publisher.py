@@ -107,10 +107,9 @@ class _Nothing:
 class Publisher:
     """Implements the recorder's Sink."""
 
-    def __init__(self, *, config: EngineConfig, notes: tuple[str, ...], address: TraceAddress) -> None:
+    def __init__(self, *, config: EngineConfig, address: TraceAddress) -> None:
         self.wants_truth = False
         self._config = config
-        self._notes = notes
         self._address = address
         self._queue: queue.SimpleQueue[RawStep | Truth | _Reader | None] = queue.SimpleQueue()
         self._account = Account(by_priority=config.scheduling_policy == "priority", free_blocks=config.num_blocks)
@@ -236,7 +235,7 @@ class Publisher:
             reader.send(frame(Refused(reason)))
             reader.close()
             return
-        reader.send(frame(Hello(SCHEMA, self._config, os.getpid(), self._notes)))
+        reader.send(frame(Hello(SCHEMA, self._config, os.getpid())))
         reader.send(frame(self._account.snapshot(time.monotonic() if not len(self._account) else None)))
         if self._config.prefix_cache_traced:
             reader.send(frame(self._cache_frame(self._cache.all(), (), cleared=True)))

@@ -17,7 +17,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from engine_adapters.vllm.address import address_for_engine, listen
-from engine_adapters.vllm.describe import config_of, missing_parts, notes_of
+from engine_adapters.vllm.describe import config_of, missing_parts
 from engine_adapters.vllm.publisher import Publisher
 from engine_adapters.vllm.recorder import Recorder
 
@@ -65,15 +65,14 @@ def traced(base: type) -> type:
             rank = getattr(self.vllm_config.parallel_config, "data_parallel_rank", 0) or 0
             address = address_for_engine(sys.argv, os.environ).for_rank(rank)
             config = config_of(self, prefix_cache_traced=self._astrolabe_cache_events())
-            notes = notes_of(self)
             server = listen(address)
-            publisher = Publisher(config=config, notes=notes, address=address)
+            publisher = Publisher(config=config, address=address)
             publisher.start(server)
             self._astrolabe_publisher = publisher
             self._astrolabe = recorder = Recorder(self, publisher)
             if config.prefix_cache_traced:
                 self.kv_event_publisher = _Events(recorder, self.kv_event_publisher)
-            for note in notes:
+            for note in config.outside_rules:
                 log.warning("astrolabe: forecasts for this engine are approximate: %s", note)
             log.info("astrolabe: trace of vLLM %s at %s", config.engine_version, address)
 

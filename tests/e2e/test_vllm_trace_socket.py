@@ -59,7 +59,7 @@ def address(tmp_path: Path) -> TraceAddress:
 
 @pytest.fixture
 def publisher(address: TraceAddress) -> Iterator[Publisher]:
-    publisher = Publisher(config=CONFIG, notes=(), address=address)
+    publisher = Publisher(config=CONFIG, address=address)
     publisher.start(listen(address))
     yield publisher
     publisher.close()
@@ -249,7 +249,7 @@ def test_a_defect_in_our_hooks_ends_the_trace_not_the_engine(caplog: pytest.LogC
 
 async def test_what_the_prefix_cache_stores_and_evicts_comes_along(address: TraceAddress) -> None:
     config = msgspec.structs.replace(CONFIG, block_size_tokens=4, prefix_cache_traced=True)
-    publisher = Publisher(config=config, notes=(), address=address)
+    publisher = Publisher(config=config, address=address)
     publisher.start(listen(address))
     names = block_hashes(range(8), 4)
     watching = TraceProbe(address).watch()

@@ -45,6 +45,7 @@ configs = st.builds(
     async_scheduling=st.booleans(),
     engine=ids,
     engine_version=ids,
+    outside_rules=st.lists(ids, max_size=2).map(tuple),
 )
 states = st.builds(
     RequestState,

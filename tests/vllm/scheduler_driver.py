@@ -356,7 +356,7 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
     preemptions = trace.mirror.preemptions_total
     return {
         "version": trace.reader.hello.config.engine_version if trace.reader.hello else "",
-        "notes": list(trace.reader.hello.notes) if trace.reader.hello else [],
+        "notes": list(trace.reader.hello.config.outside_rules) if trace.reader.hello else [],
         "steps": steps,
         "arrivals": arrivals,
         "aborts": aborts,

@@ -14,7 +14,7 @@ from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig, RequestState
 
 CONFIG = EngineConfig(model="m", engine="vllm", engine_version="0.32.0")
-HELLO = Hello(frames.SCHEMA, CONFIG, 42, ("a note",))
+HELLO = Hello(frames.SCHEMA, CONFIG, 42)
 
 
 def row(key: int, name: str) -> Row:

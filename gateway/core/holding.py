@@ -52,7 +52,7 @@ class HoldConfig(msgspec.Struct, frozen=True, kw_only=True):
     recheck_s: float = 0.01
     """Pause between two looks at the nodes."""
     heads: int = 4
-    """How many of each model are tried from the front at each look: so far may a request pass others that fit nowhere."""
+    """How many of each model are tried from the front at each look: so far may one pass others that fit nowhere."""
 
     def __post_init__(self) -> None:
         if self.when not in get_args(HoldWhen):

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.core import events as ev
+from gateway.core.holding import HoldConfig, HoldOrder, HoldWhen
 from gateway.core.policies.registry import policy_names
 from gateway.core.recording import entry_line, header_line, replay
-from simcore.types import Outcome
+from simcore.types import Outcome, Quantiles
 from tests.helpers.routing import CheckedRouter, forecast
 
 NODES = ["a", "b", "c", "d"]
@@ -43,9 +44,15 @@ class AnythingGoes(RuleBasedStateMachine):
         sample=st.integers(0, 3),
         seed=st.integers(0, 3),
         attempts=st.integers(1, 3),
+        hold=st.sampled_from(["never", "forecast", "always"]),
+        order=st.sampled_from(["fcfs", "shortest_forecast", "deadline"]),
+        held=st.integers(1, 8),
     )
-    def begin(self, policy: str, sample: int, seed: int, attempts: int) -> None:
-        self.world = RecordingRouter(policy, sample=sample, seed=seed, max_attempts=attempts)
+    def begin(
+        self, policy: str, sample: int, seed: int, attempts: int, hold: HoldWhen, order: HoldOrder, held: int
+    ) -> None:
+        late = HoldConfig(when=hold, order=order, max_requests=held, max_s=7.0)
+        self.world = RecordingRouter(policy, sample=sample, seed=seed, max_attempts=attempts, hold=late)
         self.names = 0
         self.world.join(*NODES[:2])
 
@@ -63,8 +70,17 @@ class AnythingGoes(RuleBasedStateMachine):
         deadline_s=st.sampled_from([None, None, 0.02, 5.0, -1.0]),
         place_only=st.sampled_from([False, False, False, True]),
         session=st.sampled_from(["", "s"]),
+        priority=st.integers(-1, 1),
     )
-    def arrive(self, policy: str, prompt_tokens: int, deadline_s: float | None, place_only: bool, session: str) -> None:
+    def arrive(
+        self,
+        policy: str,
+        prompt_tokens: int,
+        deadline_s: float | None,
+        place_only: bool,
+        session: str,
+        priority: int,
+    ) -> None:
         self.names += 1
         self.world.arrive(
             f"r{self.names}",
@@ -73,6 +89,7 @@ class AnythingGoes(RuleBasedStateMachine):
             slo=ev.Slo(deadline_s=deadline_s),
             place_only=place_only,
             session=session,
+            priority=priority,
         )
 
     @rule(node_id=nodes, load=st.booleans())
@@ -92,18 +109,18 @@ class AnythingGoes(RuleBasedStateMachine):
         if node_id in {status.node_id for status in self.world.router.nodes()}:
             self.world.tell(ev.DrainAsked(node_id=node_id, undo=undo))
 
-    @rule(node_id=nodes, running=st.integers(0, 50), behind=st.integers(0, 3))
+    @rule(node_id=nodes, running=st.sampled_from([0, 7, 30, 48, 50]), behind=st.integers(0, 3))
     def note(self, node_id: str, running: int, behind: int) -> None:
         seq = max(0, self.world.seq.get(node_id, 0) - behind)
         self.world.note(node_id, dispatch_seq=seq, running=running, free_blocks=1052 - 20 * running)
 
     @precondition(lambda self: self.world.asks)
-    @rule(data=st.data(), e2e_s=st.sampled_from([0.5, 2.0, float("nan")]), fails=st.booleans())
-    def answer(self, data: st.DataObject, e2e_s: float, fails: bool) -> None:
+    @rule(data=st.data(), e2e_s=st.sampled_from([0.5, 2.0, float("nan")]), fails=st.booleans(), risk=st.sampled_from([0.0, 0.9]))
+    def answer(self, data: st.DataObject, e2e_s: float, fails: bool, risk: float) -> None:
         """Any question ever asked may be answered, also long after, but each once."""
         ask_id = data.draw(st.sampled_from(sorted(self.world.asks)))
         node_id = self.world.asks[ask_id].node_id
-        said = None if fails or e2e_s != e2e_s else forecast(node_id, e2e_s)
+        said = None if fails or e2e_s != e2e_s else forecast(node_id, e2e_s, preemption_probability=risk, clear_start_s=Quantiles(risk, risk, risk))
         self.world.tell(ev.ForecastArrived(ask_id=ask_id, node_id=node_id, forecast=said, error="" if said else "no"))
 
     @rule()

@@ -1,0 +1,127 @@
+"""The holding queue's promises: nobody starves, bounds hold, and the lowest class goes first when room is short."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core import events as ev
+from gateway.core.holding import CLASSES, HoldConfig, HoldingQueue, HoldOrder, class_of, due_s, tokens_of
+from gateway.core.live import LiveRequest
+from gateway.core.policies.registry import make_policy
+from simcore.types import LengthBelief
+from tests.helpers.routing import shape
+
+POLICY = make_policy("least_requests")
+orders = st.sampled_from(["fcfs", "shortest_forecast", "deadline"])
+
+
+def held(request_id: str, arrival_s: float, **changes: object) -> LiveRequest:
+    request = shape(request_id, **changes)
+    return LiveRequest(shape=request, prompt_tokens=request.prompt_tokens, arrival_s=arrival_s, policy=POLICY)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> list[LiveRequest]:
+    return [
+        held(
+            f"r{i}",
+            draw(st.floats(0, 100)),
+            priority=draw(st.integers(-100, 100)),
+            prompt_tokens=draw(st.integers(1, 4000)),
+            belief=LengthBelief((draw(st.integers(1, 2000)),)),
+            model=draw(st.sampled_from(["a", "b"])),
+            slo=ev.Slo(deadline_s=draw(st.sampled_from([None, 0.5, 5.0, 500.0]))),
+        )
+        for i in range(draw(st.integers(2, 30)))
+    ]
+
+
+@given(order=orders, aging_s=st.floats(0.1, 50.0), lives=requests())
+def test_who_comes_later_than_the_bound_never_goes_first(
+    order: HoldOrder, aging_s: float, lives: list[LiveRequest]
+) -> None:
+    """The bound on starvation: `aging_s * (difference of class + 1)`."""
+    queue = HoldingQueue(HoldConfig(order=order, aging_s=aging_s))
+    for live in lives:
+        queue.join(live)
+    for late in lives:
+        for early in lives:
+            patience_s = aging_s * (class_of(early.shape) - class_of(late.shape) + 1)
+            if late.arrival_s > early.arrival_s + patience_s + 1e-6:
+                assert queue.ahead_of(early) < queue.ahead_of(late)
+    assert all(abs(class_of(live.shape)) <= CLASSES for live in lives)
+
+
+@given(order=orders, lives=requests())
+def test_of_two_that_come_together_the_higher_class_goes_first(order: HoldOrder, lives: list[LiveRequest]) -> None:
+    config = HoldConfig(order=order)
+    for one in lives:
+        for other in lives:
+            if class_of(one.shape) < class_of(other.shape):
+                assert due_s(one.shape, 3.0, config) <= due_s(other.shape, 3.0, config)
+
+
+@given(lives=requests(), data=st.data())
+def test_counts_return_to_zero_in_whatever_order_requests_leave(lives: list[LiveRequest], data: st.DataObject) -> None:
+    queue = HoldingQueue(HoldConfig(order="shortest_forecast", heads=3))
+    for live in lives:
+        queue.join(live)
+    left = list(lives)
+    for live in data.draw(st.permutations(lives)):
+        heads = queue.heads()
+        for model in ("a", "b"):
+            mine = [head for head in heads if head.shape.model == model]
+            there = [other for other in left if other.shape.model == model]
+            assert len(mine) == min(3, len(there)), "each model has its own front"
+            assert queue.holds_model(model) is bool(there)
+        queue.leave(live)
+        left.remove(live)
+        assert len(queue) == len(left)
+        assert queue.tokens == sum(tokens_of(other.shape) for other in left)
+    assert queue.heads() == []
+    assert queue.oldest_arrival_s() is None
+
+
+@given(order=orders, lives=requests(), newcomer=st.integers(-3, 3))
+def test_room_is_made_by_the_lowest_class_and_only_for_a_higher_one(
+    order: HoldOrder, lives: list[LiveRequest], newcomer: int
+) -> None:
+    queue = HoldingQueue(HoldConfig(order=order, max_requests=len(lives)))
+    for live in lives:
+        queue.join(live)
+    request = shape("new", priority=newcomer)
+    assert queue.fill_with(request) > 1.0
+    lowest = max(class_of(live.shape) for live in lives)
+    victim = queue.victim_for(request)
+    if lowest <= newcomer:
+        assert victim is None
+    else:
+        assert victim is not None
+        assert class_of(victim.shape) == lowest
+        rivals = [live for live in lives if class_of(live.shape) == lowest]
+        assert queue.ahead_of(victim) == max(queue.ahead_of(live) for live in rivals), "the last of them"
+
+
+def shed_share(queue: HoldingQueue, priority: int) -> float:
+    rng = random.Random(7)
+    return sum(queue.turns_away(shape("new", priority=priority), rng) for _ in range(2000)) / 2000
+
+
+def test_shedding_is_gradual_and_begins_with_the_lowest_class() -> None:
+    shares: dict[int, list[float]] = {0: [], 1: []}
+    queue = HoldingQueue(HoldConfig(max_requests=100, shed_from=0.5))
+    for i in range(99):
+        queue.join(held(f"r{i}", float(i), priority=i % 2))
+        for priority, seen in shares.items():
+            seen.append(shed_share(queue, priority))
+    for seen in shares.values():
+        assert seen[:48] == [0.0] * 48, "nobody is shed below the threshold"
+        assert all(later >= earlier - 0.05 for earlier, later in itertools.pairwise(seen)), "no cliff"
+    assert shares[1][60] > 0.1
+    assert shares[0][60] == 0.0, "half of those held are of a lower class: its own shedding begins half way later"
+    assert 0.0 < shares[0][85] < shares[1][85] < 1.0
+    assert shares[1][98] > 0.95

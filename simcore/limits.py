@@ -49,6 +49,8 @@ def check_state(head: at.Ints, req: at.Ints, lists: at.Ints) -> None:
     for slot in running:
         row = req[slot].tolist()
         assert row[at.CAPACITY] == -(-row[at.COMPUTED] // block) * block, f"slot {slot}: blocks do not match its tokens"
+        assert row[at.KEYED] <= row[at.COMPUTED], f"slot {slot}: blocks are named that are not computed"
+        assert 0 <= row[at.PENDING] <= 1, f"slot {slot}: more tokens in flight than one step yields"
         assert row[at.SEGMENT] == -1, f"slot {slot} runs and has blocks in the free queue"
         held += row[at.CAPACITY] // block
     assert all(req[s, at.COMPUTED] == 0 and req[s, at.CAPACITY] == 0 for s in waiting), "a waiting request holds blocks"

@@ -45,7 +45,6 @@ class WhatIf:
         self._packed = step_time.pack()
         self._beliefs = BeliefTable(config, scenarios)
         self._empty_head = at.new_head(config)
-        self._empty_head[at.AHEAD] = config.async_scheduling
         self._samples = np.zeros((5, scenarios), dtype=np.float64)
         self._candidates = np.zeros((1, at.C_FINALS + scenarios), dtype=np.int64)
         self._out = np.zeros((1, at.N_FORECAST), dtype=np.float64)
@@ -87,14 +86,19 @@ class WhatIf:
         head = self._heads[0]
         head[:] = self._empty_head
         running = len(snapshot.running)
+        waiting = len(snapshot.waiting)
         head[at.N_RUNNING] = running
-        head[at.N_WAITING] = n - running
+        head[at.N_WAITING] = waiting
         head[at.FREE] = max(0, min(snapshot.free_blocks, self.config.num_blocks))
         head[at.PREEMPTED_TOTAL] = snapshot.preemptions_total
         self._lists[0, at.RUNNING, :running] = np.arange(running)
-        self._lists[0, at.WAITING, : n - running] = np.arange(n - 1, running - 1, -1)
+        self._lists[0, at.WAITING, :waiting] = np.arange(running + waiting - 1, running - 1, -1)
         if self.config.enable_prefix_caching:
             self._assume_cached_blocks(snapshot, head, req)
+        if self.config.async_scheduling:
+            ENTRIES.plan_ahead(head, req, self._lists[0], self._log)
+        for slot in range(running + waiting, n):
+            ENTRIES.enqueue(head, req, self._lists[0], slot)
         held: list[LengthBelief | None] = [beliefs.get(s.request_id) for s in states]
         held[n - len(reserved) :] = [c.belief for c in reserved]
         table = self._beliefs
@@ -130,22 +134,22 @@ class WhatIf:
             self.scenarios,
             self._finals,
         )
-        # A simulated node plans step by step; the engine that it stands for may be a step ahead.
-        self._heads[0, at.AHEAD] = self.config.async_scheduling
         self._base_done = False
         self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, float(node.free_at_s - now_s))
 
-    def forecast(self, candidates: Sequence[Candidate]) -> list[Forecast]:
+    def forecast(self, candidates: Sequence[Candidate], cached_tokens: Sequence[int] = ()) -> list[Forecast]:
         """One forecast per candidate, each as if it came alone.
 
-        Raises ValueError for a candidate that the engine can never run.
+        `cached_tokens`: of each candidate's prompt, those that the node has in its prefix cache; none by default. They
+        are taken to be there still when it is admitted, and their blocks to be held by nobody. Raises ValueError for
+        a candidate that the engine can never run.
         """
         n = len(candidates)
         if n > len(self._candidates):
             self._candidates = np.zeros((n, self._candidates.shape[1]), dtype=np.int64)
             self._out = np.zeros((n, at.N_FORECAST), dtype=np.float64)
         for i, candidate in enumerate(candidates):
-            row = self._candidate_row(candidate)
+            row = self._candidate_row(candidate, cached_tokens[i] if cached_tokens else 0)
             self._candidates[i, : len(row)] = row
         fine = ENTRIES.forecast(
             self._heads,
@@ -170,9 +174,10 @@ class WhatIf:
         if not fine:
             raise ValueError(f"{self.node_id}: a request on this node needs more KV blocks than the engine has")
         self._base_done = True
-        return [self._answer(c, out) for c, out in zip(candidates, self._out[:n].tolist(), strict=True)]
+        cached = cached_tokens or [0] * n
+        return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), cached, strict=True)]
 
-    def _answer(self, candidate: Candidate, out: list[float]) -> Forecast:
+    def _answer(self, candidate: Candidate, out: list[float], cached_tokens: int) -> Forecast:
         return Forecast(
             request_id=candidate.request_id,
             node_id=self.node_id,
@@ -187,13 +192,16 @@ class WhatIf:
             kv_headroom_path=tuple(map(int, out[at.HEADROOM_PATH :])),
             trace_seq=self._seq,
             state_age_s=self._age_s,
+            cached_tokens=cached_tokens,
         )
 
-    def _candidate_row(self, candidate: Candidate) -> list[int]:
+    def _candidate_row(self, candidate: Candidate, cached_tokens: int) -> list[int]:
         longest = longest_output(self.config, candidate.prompt_tokens, candidate.max_output_tokens)
+        shape = [candidate.prompt_tokens, candidate.priority, candidate.max_output_tokens]
+        shape += [cached_tokens // self.config.block_size_tokens, 0]
         atoms = candidate.belief.atoms_tokens
         if self._base_scenarios == 1 and atoms[0] == atoms[-1]:
-            return [candidate.prompt_tokens, candidate.priority, 1, min(longest, atoms[0])]
+            return [*shape, 1, min(longest, atoms[0])]
         finals = final_lengths(
             candidate.belief,
             candidate.request_id,
@@ -201,7 +209,7 @@ class WhatIf:
             longest_tokens=longest,
             scenarios=self.scenarios,
         )
-        return [candidate.prompt_tokens, candidate.priority, self.scenarios, *finals]
+        return [*shape, self.scenarios, *finals]
 
     def _read_beliefs(self, node: SimNode, held: list[LengthBelief | None]) -> None:
         """Rows of the belief table by the node's slots; good until somebody comes, goes or is believed otherwise."""
@@ -228,7 +236,7 @@ class WhatIf:
         n = len(states)
         block = self.config.block_size_tokens
         kv_tokens = self.config.num_blocks * block
-        rows: list[tuple[int, ...]] = []
+        rows: list[list[int]] = []
         for i, s in enumerate(states):
             if s.prompt_tokens + s.output_tokens > kv_tokens:
                 raise ValueError(
@@ -238,18 +246,15 @@ class WhatIf:
             # An engine that schedules ahead counts a token as computed before it is known; here it is still to come.
             computed = min(s.computed_tokens, s.prompt_tokens + s.output_tokens - 1) if i < running else 0
             rows.append(
-                (
-                    s.prompt_tokens,
-                    s.output_tokens,
-                    computed,
-                    0,
-                    -(-computed // block) * block,
-                    s.priority,
-                    i,
-                    s.preemptions,
-                    -1,
-                    0,
-                    0,
+                at.request_row(
+                    prompt=s.prompt_tokens,
+                    out=s.output_tokens,
+                    computed=computed,
+                    max_out=s.max_output_tokens,
+                    priority=s.priority,
+                    order=i,
+                    preemptions=s.preemptions,
+                    block=block,
                 )
             )
         self._reqs[0, :n] = rows

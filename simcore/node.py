@@ -18,6 +18,7 @@ from simcore.compiled import layout as at
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
 from simcore.limits import check_fits, check_state
+from simcore.told import Told, told
 from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig, NodeLoad, RequestState
 
@@ -54,6 +55,8 @@ class Arrived(NamedTuple):
     arrival_s: float
 
 
+_AS_IT_IS = Told([], [], {}, [], 0)
+
 _EVENT_KINDS: dict[int, Literal["first_token", "finished", "preempted"]] = {
     at.FIRST_TOKEN: "first_token",
     at.FINISHED: "finished",
@@ -64,7 +67,9 @@ _EVENT_KINDS: dict[int, Literal["first_token", "finished", "preempted"]] = {
 class SimNode:
     """One engine. Methods that take a time must be called with times that do not run backwards.
 
-    It schedules synchronously, whatever `config.async_scheduling` says (`simcore.proved`).
+    A step is applied when it begins: what arrives or is aborted during a step counts from its end on. With
+    `config.async_scheduling` the step after it has been planned by then, so an arrival joins one step later; snapshot,
+    load and deltas tell of finished steps only, as a trace does (`simcore.told`).
     """
 
     def __init__(self, node_id: str, config: EngineConfig, step_time: StepTimeModel) -> None:
@@ -85,6 +90,7 @@ class SimNode:
         self.head = at.new_head(config)
         self.req = np.zeros((_FIRST_CAPACITY, at.N_COLS), dtype=np.int64)
         self.lists = self._new_lists(_FIRST_CAPACITY)
+        self._shared: at.Shared = None
         self._step_time = step_time
         self._packed = step_time.pack()
         self._log = self._new_log(_FIRST_CAPACITY)
@@ -100,7 +106,8 @@ class SimNode:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.requests)
+        """Somebody is here, or a step still runs for those who have gone."""
+        return bool(self.requests) or bool(self.head[at.FLYING])
 
     def add(self, request: SimRequest, now_s: float) -> None:
         """Puts a request into the waiting queue: at the end, or under priority scheduling where it belongs.
@@ -112,24 +119,24 @@ class SimNode:
         if request_id in self.requests:
             raise ValueError(f"{self.node_id}: request {request_id!r} is already here")
         check_fits(self.config, request)
-        if not self.requests:
+        if not self.has_work:
             self.next_step_s = max(self.free_at_s, float(now_s))
         if not self._free_slots:
             self._grow()
         slot = self._free_slots.pop()
-        row = [0] * at.N_COLS
-        row[at.PROMPT] = request.prompt_tokens
-        row[at.FINAL] = request.output_tokens
-        row[at.PRIORITY] = request.priority
-        row[at.ORDER] = self._arrivals
-        row[at.SEGMENT] = -1
-        self.req[slot] = row
+        self.req[slot] = at.request_row(
+            prompt=request.prompt_tokens,
+            final=request.output_tokens,
+            max_out=request.max_output_tokens,
+            priority=request.priority,
+            order=self._arrivals,
+        )
         self._arrivals += 1
         self.membership += 1
         self.ids[slot] = request_id
         self.requests[request_id] = Arrived(slot, request, now_s)
         ENTRIES.enqueue(self.head, self.req, self.lists, slot)
-        self._arrived.append(self._state(slot))
+        self._arrived.append(self._state(slot, _AS_IT_IS))
 
     def abort(self, request_id: str) -> bool:
         """Removes a request in any state; its blocks are free before the next step. False if it is not here."""
@@ -137,9 +144,9 @@ class SimNode:
         if known is None:
             return False
         self.membership += 1
-        ENTRIES.remove(self.head, self.req, self.lists, known.slot)
+        ENTRIES.remove(self.head, self.req, self.lists, self._shared, known.slot)
         self._free_slots.append(known.slot)
-        if not self.requests:
+        if not self.has_work:
             self.next_step_s = math.inf
         self._arrived = [a for a in self._arrived if a.request_id != request_id]
         self._aborted.append(request_id)
@@ -150,26 +157,29 @@ class SimNode:
 
         Raises ValueError when there is nothing to do.
         """
-        if not self.requests:
+        if not self.has_work:
             raise ValueError(f"{self.node_id}: no work, so no step at {now_s}")
-        n_log, *features, _ = ENTRIES.step(self.head, self.req, self.lists, self._log)
+        ahead = told(self.head, self.req, self.lists).preempted if self.head[at.AHEAD] else []
+        n_log, *features, _ = ENTRIES.step(self.head, self.req, self.lists, self._shared, self._log)
         batch = StepBatch(*features)
         duration_s = self._step_time.seconds(batch)
         self.seq += 1
         self.free_at_s = float(now_s + duration_s)
         scheduled: list[Scheduled] = []
-        preempted: list[str] = []
+        preempted = [self.ids[slot] for slot in ahead]
         finished: list[str] = []
         for kind, slot, tokens, produced, cached in self._log[:n_log].tolist():
             request_id = self.ids[slot]
             if kind == at.SCHEDULED:
                 scheduled.append(Scheduled(request_id, tokens, produced, cached))
             elif kind == at.PREEMPTED:
-                preempted.append(request_id)
+                # Those with tokens 1 were preempted by the plan of the next step, which tells of them.
+                if tokens == 0:
+                    preempted.append(request_id)
             elif kind == at.FINISHED:
                 finished.append(request_id)
                 self._forget(request_id)
-        self.next_step_s = self.free_at_s if self.requests else math.inf
+        self.next_step_s = self.free_at_s if self.has_work else math.inf
         delta = TraceDelta(
             seq=self.seq,
             start_s=now_s,
@@ -179,7 +189,7 @@ class SimNode:
             preempted=tuple(preempted),
             scheduled=tuple(scheduled),
             finished=tuple(finished),
-            free_blocks=int(self.head[at.FREE]),
+            free_blocks=int(self.head[at.FREE] + self.head[at.PLAN_GREW]),
             batch=batch,
         )
         self._arrived.clear()
@@ -196,27 +206,35 @@ class SimNode:
         events: list[NodeEvent] = []
         while self.next_step_s < until_s:
             n_log, steps, self.free_at_s = ENTRIES.advance(
-                self.head, self.req, self.lists, self._log, self._times_s, self._packed, self.next_step_s, until_s
+                self.head,
+                self.req,
+                self.lists,
+                self._shared,
+                self._log,
+                self._times_s,
+                self._packed,
+                self.next_step_s,
+                until_s,
             )
             self.seq += steps
             if n_log:
                 self._collect(n_log, events)
-            self.next_step_s = self.free_at_s if self.requests else math.inf
+            self.next_step_s = self.free_at_s if self.has_work else math.inf
         self._arrived.clear()
         self._aborted.clear()
         return events
 
     def snapshot(self, now_s: float) -> TraceSnapshot:
         """The whole state after the last step."""
-        n_running, n_waiting = int(self.head[at.N_RUNNING]), int(self.head[at.N_WAITING])
+        state = told(self.head, self.req, self.lists)
         return TraceSnapshot(
             seq=self.seq,
             at_s=now_s,
             config=self.config,
-            running=tuple([self._state(s) for s in self.lists[at.RUNNING, :n_running].tolist()]),
-            waiting=tuple([self._state(s) for s in self.lists[at.WAITING, :n_waiting][::-1].tolist()]),
-            free_blocks=int(self.head[at.FREE]),
-            preemptions_total=int(self.head[at.PREEMPTED_TOTAL]),
+            running=tuple([self._state(s, state) for s in state.running]),
+            waiting=tuple([self._state(s, state) for s in state.waiting]),
+            free_blocks=state.free_blocks,
+            preemptions_total=int(self.head[at.PREEMPTED_TOTAL]) - len(state.preempted),
         )
 
     def load(self, now_s: float, expected: Mapping[str, int] | None = None) -> NodeLoad:
@@ -233,13 +251,14 @@ class SimNode:
                 total = expected.get(request_id, known.request.output_tokens)
                 unprocessed += max(0, known.request.prompt_tokens + total - computed[known.slot])
         head = self.head.tolist()
+        running = head[at.N_BEFORE] if head[at.AHEAD] else head[at.N_RUNNING]
         return NodeLoad(
             node_id=self.node_id,
             trace_seq=self.seq,
             state_age_s=0.0,
-            running=head[at.N_RUNNING],
-            waiting=head[at.N_WAITING],
-            free_blocks=head[at.FREE],
+            running=running,
+            waiting=head[at.N_RUNNING] + head[at.N_WAITING] - running,
+            free_blocks=head[at.FREE] + head[at.PLAN_GREW],
             total_blocks=self.config.num_blocks,
             waiting_prompt_blocks=blocks,
             unprocessed_tokens=unprocessed,
@@ -254,6 +273,9 @@ class SimNode:
             setattr(other, name, getattr(self, name).copy())
         for name in ("ids", "_free_slots", "_arrived", "_aborted"):
             setattr(other, name, list(getattr(self, name)))
+        if self._shared is not None:
+            pool, table, names = self._shared
+            other._shared = pool.copy(), table.copy(), names.copy()
         other.requests = dict(self.requests)
         return other
 
@@ -280,18 +302,18 @@ class SimNode:
         self.membership += 1
         self._free_slots.append(self.requests.pop(request_id).slot)
 
-    def _state(self, slot: int) -> RequestState:
+    def _state(self, slot: int, state: Told) -> RequestState:
         row = self.req[slot].tolist()
         known = self.requests[self.ids[slot]]
         return RequestState(
             request_id=known.request.request_id,
             prompt_tokens=row[at.PROMPT],
             output_tokens=row[at.OUT],
-            computed_tokens=row[at.COMPUTED],
+            computed_tokens=state.computed.get(slot, row[at.COMPUTED]),
             max_output_tokens=known.request.max_output_tokens,
             priority=row[at.PRIORITY],
             arrival_s=known.arrival_s,
-            preemptions=row[at.PREEMPTIONS],
+            preemptions=row[at.PREEMPTIONS] - (slot in state.preempted),
         )
 
     def _grow(self) -> None:

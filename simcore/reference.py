@@ -126,6 +126,10 @@ class ReferenceScheduler:
             plan = self._plan()
             preempted = plan.preempted
         if self.config.async_scheduling:
+            # A plan may only preempt; then the next one follows at once.
+            while not plan.granted and plan.preempted:
+                plan = self._plan()
+                preempted += plan.preempted
             ahead = self._plan()
             preempted += ahead.preempted
             self._in_flight = ahead if ahead.granted else None

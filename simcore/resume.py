@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from simcore.compiled import layout as at
+from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import Arrived, SimNode, SimRequest
 from simcore.trace import TraceSnapshot
@@ -34,23 +35,21 @@ def node_at(
     while len(node.ids) < n:
         node._grow()
     block = config.block_size_tokens
-    rows: list[tuple[int, ...]] = []
+    rows: list[list[int]] = []
     for slot, s in enumerate(states):
         final = max(output_tokens(s), s.output_tokens + 1)
         computed = s.computed_tokens if slot < running else 0
         rows.append(
-            (
-                s.prompt_tokens,
-                s.output_tokens,
-                computed,
-                final,
-                -(-computed // block) * block,
-                s.priority,
-                slot,
-                s.preemptions,
-                -1,
-                0,
-                0,
+            at.request_row(
+                prompt=s.prompt_tokens,
+                out=s.output_tokens,
+                computed=computed,
+                final=final,
+                max_out=s.max_output_tokens,
+                priority=s.priority,
+                order=slot,
+                preemptions=s.preemptions,
+                block=block,
             )
         )
         node.ids[slot] = s.request_id
@@ -74,6 +73,9 @@ def node_at(
     node.head[at.N_WAITING] = n - running
     node.head[at.FREE] = min(snapshot.free_blocks, config.num_blocks)
     node.head[at.PREEMPTED_TOTAL] = snapshot.preemptions_total
+    # A busy engine that schedules asynchronously has the next step planned already. (Of who has just left it, the
+    # snapshot knows no more; that plan still knew them.)
+    ENTRIES.plan_ahead(node.head, node.req, node.lists, node._log)
     node._arrivals = n
     node.seq = snapshot.seq
     node.free_at_s = float(free_at_s)

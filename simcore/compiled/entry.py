@@ -14,14 +14,15 @@ from zlib import crc32
 import numpy as np
 from numba import njit
 
-from simcore.compiled import course, future, jump, kv, step
+from simcore.compiled import blocks, course, future, jump, kv, memory, plan, step
 from simcore.compiled.layout import (
     AHEAD,
+    BANK,
     BASE,
+    BEFORE,
     BLOCK,
     BY_PRIORITY,
     C_FINALS,
-    C_PRIORITY,
     C_PROMPT,
     C_SCENARIOS,
     CLEAR,
@@ -29,21 +30,29 @@ from simcore.compiled.layout import (
     E2E,
     FINAL,
     FIRST_CHECKPOINT,
+    FLYING,
     FREE,
+    GRANTED,
     HARM,
     HEADROOM,
     HEADROOM_PATH,
+    LOG_ROWS_EACH,
     LONG_PREFILL,
+    N_BEFORE,
     N_FORECAST,
+    N_PLAN,
     N_PROGRESS,
     N_RUNNING,
     N_WAITING,
     NOW,
     OUT,
+    PLAN_SLOT,
+    PLAN_TOKENS,
     PREEMPTION_COUNT,
     PREEMPTION_SHARE,
     PROMPT,
     RUNNING,
+    RUNNING_BEFORE,
     SCRATCH_STATE,
     SO_FAR_HEADROOM,
     SO_FAR_PATH,
@@ -54,10 +63,11 @@ from simcore.compiled.layout import (
     WAITING,
     Floats,
     Ints,
+    Shared,
 )
 from simcore.cost import step_time
 
-_MODULES = (course, kv, step, jump, future, step_time)
+_MODULES = (blocks, course, kv, memory, plan, step, jump, future, step_time)
 
 
 def _fingerprint() -> int:
@@ -78,6 +88,7 @@ class Entries(NamedTuple):
     """The compiled entry points; see the functions in `_compile`."""
 
     step: Callable[..., Any]
+    plan_ahead: Callable[..., Any]
     advance: Callable[..., Any]
     measure: Callable[..., Any]
     enqueue: Callable[..., Any]
@@ -135,20 +146,35 @@ def start(
     progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS] = 0
     for i in range(SO_FAR_HEADROOM, N_PROGRESS):
         progress[SCRATCH_STATE, i] = heads[BASE, FREE]
-    if heads[BASE, AHEAD]:
-        future.step_planned_already(heads, reqs, lists, log, packed, progress, ends)
 
 
 def _compile(fingerprint: int) -> Entries:
     @njit(cache=True, nogil=True)
-    def one_step(head: Ints, req: Ints, lists: Ints, log: Ints) -> tuple[int, int, float, int, int, int, int]:
+    def one_step(
+        head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints
+    ) -> tuple[int, int, float, int, int, int, int]:
         """`step.step`, with everything scheduled in the log."""
         assert fingerprint >= 0
-        return step.step(head, req, lists, log, True)
+        return step.step(head, req, lists, shared, log, True)
+
+    @njit(cache=True, nogil=True)
+    def plan_ahead(head: Ints, req: Ints, lists: Ints, log: Ints) -> None:
+        """`step.plan_ahead` for a state that was told without the step that its engine has in flight."""
+        assert fingerprint >= 0
+        if head[AHEAD] and head[FLYING] == 0 and head[N_RUNNING] > 0:
+            step.plan_ahead(head, req, lists, None, log, int(np.int64(0)))
 
     @njit(cache=True, nogil=True)
     def advance(
-        head: Ints, req: Ints, lists: Ints, log: Ints, times_s: Floats, packed: Floats, next_s: float, until_s: float
+        head: Ints,
+        req: Ints,
+        lists: Ints,
+        shared: Shared,
+        log: Ints,
+        times_s: Floats,
+        packed: Floats,
+        next_s: float,
+        until_s: float,
     ) -> tuple[int, int, float]:
         """Steps that begin before `until_s`, the first at `next_s`, until the log might overflow in one more.
 
@@ -156,10 +182,10 @@ def _compile(fingerprint: int) -> Entries:
         """
         assert fingerprint >= 0
         n_log = steps = 0
-        while next_s < until_s and head[N_RUNNING] + head[N_WAITING] > 0:
-            if n_log + 3 * (head[N_RUNNING] + head[N_WAITING]) > log.shape[0]:
+        while next_s < until_s and (head[N_RUNNING] + head[N_WAITING] > 0 or head[FLYING]):
+            if n_log + LOG_ROWS_EACH * (head[N_RUNNING] + head[N_WAITING]) > log.shape[0]:
                 break
-            n, prefill, work, prefill_seqs, decode, read, _ = step.step(head, req, lists, log[n_log:], False)
+            n, prefill, work, prefill_seqs, decode, read, _ = step.step(head, req, lists, shared, log[n_log:], False)
             next_s += step_time.step_seconds(packed, prefill + decode, work, read, prefill_seqs + decode)
             for i in range(n_log, n_log + n):
                 times_s[i] = next_s
@@ -169,29 +195,44 @@ def _compile(fingerprint: int) -> Entries:
 
     @njit(cache=True, nogil=True)
     def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
-        """(blocks that waiting prompts need, tokens not processed yet with `FINAL` as the length)."""
+        """(blocks that waiting prompts need, tokens not processed yet with `FINAL` as the length).
+
+        Of an engine that plans ahead: as it stood before it planned the step in flight (`simcore.told`).
+        """
         assert fingerprint >= 0
         blocks = tokens = 0
+        for i in range(head[N_BEFORE]):
+            req[lists[RUNNING_BEFORE, i], GRANTED] = 1
         for i in range(head[N_WAITING]):
             slot = lists[WAITING, i]
-            blocks += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
             tokens += req[slot, PROMPT] + req[slot, FINAL] - req[slot, COMPUTED]
+            if req[slot, GRANTED]:
+                tokens -= req[slot, BEFORE]
+            else:
+                blocks += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
         for i in range(head[N_RUNNING]):
             slot = lists[RUNNING, i]
             tokens += req[slot, PROMPT] + req[slot, FINAL] - req[slot, COMPUTED]
+            if head[AHEAD] and not req[slot, GRANTED]:
+                blocks += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
+        for i in range(head[N_PLAN]):
+            if lists[PLAN_SLOT + head[BANK], i] >= 0:
+                tokens += lists[PLAN_TOKENS + head[BANK], i] // 2
+        for i in range(head[N_BEFORE]):
+            req[lists[RUNNING_BEFORE, i], GRANTED] = 0
         return blocks, tokens
 
     @njit(cache=True, nogil=True)
     def enqueue(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
-        """`step.enqueue` at the back."""
+        """`plan.enqueue` at the back."""
         assert fingerprint >= 0
-        step.enqueue(head, req, lists, slot, False)
+        plan.enqueue(head, req, lists, slot, False)
 
     @njit(cache=True, nogil=True)
-    def remove(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
+    def remove(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> None:
         """`step.remove`."""
         assert fingerprint >= 0
-        step.remove(head, req, lists, slot)
+        step.remove(head, req, lists, shared, slot)
 
     @njit(cache=True, nogil=True)
     def draw(heads: Ints, reqs: Ints, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> int:
@@ -285,8 +326,7 @@ def _compile(fingerprint: int) -> Entries:
                     reqs[SCRATCH_STATE],
                     lists[SCRATCH_STATE],
                     n,
-                    candidate[C_PROMPT],
-                    candidate[C_PRIORITY],
+                    candidate,
                     final,
                 )
                 first_s, _ = future.run(heads, reqs, lists, log, packed, progress, n, mine, none, jumping, courses[of])
@@ -315,7 +355,7 @@ def _compile(fingerprint: int) -> Entries:
             out[c, PREEMPTION_SHARE] = preempting / scenarios
         return fine
 
-    return Entries(one_step, advance, measure, enqueue, remove, draw, take_node, forecast)
+    return Entries(one_step, plan_ahead, advance, measure, enqueue, remove, draw, take_node, forecast)
 
 
 ENTRIES = _compile(_fingerprint())

@@ -12,17 +12,31 @@ from numba import njit
 from simcore.compiled.course import complete, note_free, note_stretch
 from simcore.compiled.jump import decode_phase
 from simcore.compiled.layout import (
+    AHEAD,
+    ASSUMED,
+    ASSUMED_HELD,
+    BANK,
     BASE,
+    BLOCK,
     BUDGET,
+    C_CACHED,
+    C_CACHED_HELD,
+    C_MAX_OUT,
+    C_PRIORITY,
+    C_PROMPT,
     FINAL,
     FINISHED,
     FIRST_TOKEN,
+    FLYING,
     FREE,
     FRONT,
     KIND,
+    MAX_OUT,
     MAX_SEQS,
+    N_BEFORE,
     N_COLS,
     N_HEAD,
+    N_PLAN,
     N_PROGRESS,
     N_RUNNING,
     N_WAITING,
@@ -30,6 +44,9 @@ from simcore.compiled.layout import (
     ORDER,
     OUT,
     OWNED,
+    PLAN_CACHED,
+    PLAN_SLOT,
+    PLAN_TOKENS,
     PREEMPTED,
     PRIORITY,
     PROMPT,
@@ -50,7 +67,8 @@ from simcore.compiled.layout import (
     Floats,
     Ints,
 )
-from simcore.compiled.step import enqueue, step
+from simcore.compiled.plan import enqueue
+from simcore.compiled.step import step
 from simcore.cost.step_time import step_seconds
 from simcore.scenarios import OVERDUE_TOKENS
 
@@ -69,6 +87,12 @@ def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, 
         to_lists[RUNNING, i] = lists[RUNNING, i]
     for i in range(head[N_WAITING]):
         to_lists[WAITING, i] = lists[WAITING, i]
+    to_head[N_BEFORE] = 0
+    bank = head[BANK]
+    for i in range(head[N_PLAN]):
+        to_lists[PLAN_SLOT + bank, i] = lists[PLAN_SLOT + bank, i]
+        to_lists[PLAN_TOKENS + bank, i] = lists[PLAN_TOKENS + bank, i]
+        to_lists[PLAN_CACHED + bank, i] = lists[PLAN_CACHED + bank, i]
     if head[OWNED] > 0:
         for i in range(head[SEG_HEAD], head[SEG_TAIL]):
             to_lists[SEG_OWNER, i] = lists[SEG_OWNER, i]
@@ -92,6 +116,20 @@ def compact_state(
     for slot in range(running + waiting):
         for column in range(N_COLS):
             to_req[slot, column] = req[source[slot], column]
+    # Those of the step in flight stand in the running list in the same order.
+    bank = head[BANK]
+    n_plan = slot = 0
+    for i in range(head[N_PLAN]):
+        if lists[PLAN_SLOT + bank, i] < 0:
+            continue
+        while source[slot] != lists[PLAN_SLOT + bank, i]:
+            slot += 1
+        to_lists[PLAN_SLOT + bank, n_plan] = slot
+        to_lists[PLAN_TOKENS + bank, n_plan] = lists[PLAN_TOKENS + bank, i]
+        to_lists[PLAN_CACHED + bank, n_plan] = lists[PLAN_CACHED + bank, i]
+        n_plan += 1
+    to_head[N_PLAN] = n_plan
+    to_head[N_BEFORE] = 0
     if head[OWNED] == 0:
         return
     to = 0
@@ -112,12 +150,15 @@ def compact_state(
 
 
 @njit(nogil=True)
-def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, prompt: int, priority: int, final: int) -> None:
-    """A new request at its place in the waiting queue."""
+def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: Ints, final: int) -> None:
+    """A new request (`candidate`: C_PROMPT...) at its place in the waiting queue."""
     for column in range(N_COLS):
         req[slot, column] = 0
-    req[slot, PROMPT] = prompt
-    req[slot, PRIORITY] = priority
+    req[slot, PROMPT] = candidate[C_PROMPT]
+    req[slot, PRIORITY] = candidate[C_PRIORITY]
+    req[slot, MAX_OUT] = max(final, candidate[C_MAX_OUT])
+    req[slot, ASSUMED] = candidate[C_CACHED]
+    req[slot, ASSUMED_HELD] = candidate[C_CACHED_HELD]
     req[slot, FINAL] = final
     req[slot, ORDER] = 1 << 62
     req[slot, SEGMENT] = -1
@@ -126,35 +167,20 @@ def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, prompt: int, 
 
 @njit(nogil=True)
 def may_empty_queue(head: Ints, req: Ints, lists: Ints) -> bool:
-    """Whether the next step might admit everybody who waits and still have budget for one more."""
+    """Whether the next step might admit everybody who waits and still have budget for one more.
+
+    An engine that plans ahead makes two plans in its first step.
+    """
     if head[OWNED] > 0:
         return True
+    budget = 2 * head[BUDGET] if head[AHEAD] and head[FLYING] == 0 else head[BUDGET]
     tokens = 0
     for i in range(head[N_WAITING]):
-        tokens += req[lists[WAITING, i], PROMPT] + req[lists[WAITING, i], OUT]
-        if tokens >= head[BUDGET]:
+        slot = lists[WAITING, i]
+        tokens += req[slot, PROMPT] + req[slot, OUT] - req[slot, ASSUMED] * head[BLOCK]
+        if tokens >= budget:
             return False
     return True
-
-
-@njit(nogil=True)
-def step_planned_already(
-    heads: Ints, reqs: Ints, lists: Ints, log: Ints, packed: Floats, progress: Floats, ends: Floats
-) -> None:
-    """One step of the scratch state before anybody new can join."""
-    head, req, queues = heads[SCRATCH_STATE], reqs[SCRATCH_STATE], lists[SCRATCH_STATE]
-    n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, log, False)
-    if prefill_seqs + decode == 0:
-        return
-    began_s = progress[SCRATCH_STATE, NOW]
-    progress[SCRATCH_STATE, NOW] += step_seconds(packed, prefill + decode, work, kv, prefill_seqs + decode)
-    progress[SCRATCH_STATE, SO_FAR_HEADROOM] = min(progress[SCRATCH_STATE, SO_FAR_HEADROOM], lowest)
-    note_free(progress[SCRATCH_STATE], began_s, progress[SCRATCH_STATE, NOW], lowest, lowest)
-    for i in range(n_log):
-        if log[i, KIND] == FINISHED:
-            ends[log[i, SLOT]] = progress[SCRATCH_STATE, NOW]
-        elif log[i, KIND] == PREEMPTED:
-            progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS] += 1
 
 
 @njit(nogil=True)
@@ -215,7 +241,7 @@ def run(
         progress[checkpoint, NOW] = -1.0
     slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
     while head[N_RUNNING] + head[N_WAITING] > 0:
-        if jumping:
+        if jumping and head[AHEAD] == 0:
             steps, now_s, lowest, ended, rows = decode_phase(
                 head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
             )
@@ -232,7 +258,7 @@ def run(
         kept = watching and may_empty_queue(head, req, queues)
         if kept:
             _keep(heads, reqs, lists, checkpoint, slots, progress, now_s, preemptions, headroom)
-        n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, log, False)
+        n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, None, log, False)
         if prefill_seqs + decode == 0 and n_log == 0:
             return -1.0, rows
         began_s = now_s

@@ -15,6 +15,7 @@ from simcore.compiled.course import note_free, note_stretch
 from simcore.compiled.kv import give_back, take
 from simcore.compiled.layout import (
     BLOCK,
+    BORROWED,
     BUDGET,
     CACHING,
     CAPACITY,
@@ -33,7 +34,7 @@ from simcore.compiled.layout import (
     Floats,
     Ints,
 )
-from simcore.compiled.step import fits_now
+from simcore.compiled.memory import fits_now
 from simcore.cost.step_time import dense_seconds
 
 
@@ -158,7 +159,8 @@ def decode_phase(
             computed = req[slot, COMPUTED] + done
             kv -= computed + 1
             keyed = computed // block if head[CACHING] else 0
-            give_back(head, req, lists, -1, (computed + block - 1) // block - keyed, keyed)
+            unkeyed = (computed + block - 1) // block - keyed
+            give_back(head, req, lists, -1, unkeyed, max(0, keyed - req[slot, BORROWED]))
         sequences = kept
         if admissible(head, req, lists, sequences):
             break

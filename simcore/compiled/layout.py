@@ -4,6 +4,9 @@ head   int64 (N_HEAD,)            limits, then counters
 req    int64 (capacity, N_COLS)   one row per request ("slot")
 lists  int64 (N_LISTS, width)     running order, waiting queue, free-queue segments
 log    int64 (n, N_LOG_COLS)      what happened, in order
+pool   int64 (N_POOL, width)      shared prefixes only: blocks, their free queue, and where to find them by key
+table  int64 (capacity, width)    shared prefixes only: blocks of each slot
+names  int64 (capacity, width)    shared prefixes only: names of the blocks that a slot may share
 
 The waiting queue is stored back to front: its first request is the last cell, so that admitting and putting back a
 preempted request touch one cell.
@@ -18,6 +21,10 @@ from simcore.types import HEADROOM_HORIZONS_S, EngineConfig
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Arrays = tuple[Ints, Ints, Ints]
+Shared = Arrays | None
+"""(pool, table, names) where prompts share blocks; elsewhere None, and blocks are only counted. Kernels are compiled
+for each of the two."""
 
 # head: limits
 MAX_SEQS = 0
@@ -33,33 +40,67 @@ N_RUNNING = 8
 N_WAITING = 9
 FREE = 10
 PREEMPTED_TOTAL = 11
+"""Of those that are told of: not of who ended or was aborted before the step that preempted it began."""
 # head: free queue; meaningful only while OWNED > 0 (else no free block is worth telling from another)
 OWNED = 12
 FRONT = 13
 SEG_HEAD = 14
 SEG_TAIL = 15
-# head: what-ifs only
+# head: asynchronous scheduling (`step.step_ahead`)
 AHEAD = 16
-"""1 for an engine that plans a step ahead (asynchronous scheduling): who comes now is not in the next plan."""
-N_HEAD = 17
+"""1 for an engine that plans the next step when one begins, before its tokens are known."""
+FLYING = 17
+"""1 while a step is planned that has not come back."""
+N_PLAN = 18
+"""Its entries in the `PLAN_` rows of bank `BANK`."""
+BANK = 19
+PLAN_PREFILL = 20
+"""Its features: prefill tokens, twice the prefill work, prefill sequences, decode sequences, decode KV tokens, and
+the fewest free blocks."""
+PLAN_WORK2 = 21
+PLAN_PREFILL_SEQS = 22
+PLAN_DECODE = 23
+PLAN_KV = 24
+PLAN_LOWEST = 25
+PLAN_GREW = 26
+"""Blocks that it took, less those that its preemptions gave back."""
+N_BEFORE = 27
+"""Running requests when it was made, less those that have gone: row `RUNNING_BEFORE`."""
+N_HEAD = 28
 
-# req columns
+# req columns; those that every step looks at stand together
 PROMPT = 0
 OUT = 1
 COMPUTED = 2
 FINAL = 3
 CAPACITY = 4
 """Tokens that the held blocks have room for: blocks held * block size."""
-PRIORITY = 5
-ORDER = 6
-PREEMPTIONS = 7
-SEGMENT = 8
-"""Index of the free-queue segment with this waiting request's own old blocks, or -1."""
-GRANTED = 9
+GRANTED = 5
 """Tokens given in the step being planned, else 0."""
-CACHED = 10
+CACHED = 6
 """Tokens found cached at the admission in the step being planned."""
-N_COLS = 11
+PENDING = 7
+"""Output tokens planned and not known yet."""
+MAX_OUT = 8
+"""Limit on the answer that the engine knows of."""
+KEYED = 9
+"""Leading tokens whose full blocks can be found by their content; kept where `memory.names_lag`."""
+PRIORITY = 10
+ORDER = 11
+PREEMPTIONS = 12
+SEGMENT = 13
+"""Index of the free-queue segment with this waiting request's own old blocks, or -1."""
+BEFORE = 14
+"""Tokens computed when it was preempted last."""
+HASHES = 15
+"""How many of its blocks have a name that others may have: row of `names`."""
+BORROWED = 16
+"""What-ifs: held blocks that somebody else is taken to hold too, and to give back."""
+ASSUMED = 17
+"""What-ifs: blocks of a waiting request that are taken to be found cached at its admission."""
+ASSUMED_HELD = 18
+"""Those of them that somebody holds already."""
+N_COLS = 19
 
 # lists rows
 RUNNING = 0
@@ -70,7 +111,27 @@ LEFT = 4
 """Scratch of `jump`: steps that each running request has left."""
 PER_SLACK = 5
 """Scratch of `jump`: running requests by the room in their last block."""
-N_LISTS = 6
+RUNNING_BEFORE = 6
+"""Asynchronously: the running list when the step in flight was planned."""
+PLAN_SLOT = 7
+"""Two banks of rows: slots of the step in flight in batch order, -1 for one that was aborted."""
+PLAN_TOKENS = 9
+"""Twice the tokens, plus 1 if it yields one."""
+PLAN_CACHED = 11
+N_LISTS = 13
+
+# pool rows: one cell per block, then two ends of the free queue; the last row has a cell per bucket
+KEY = 0
+HAS_KEY = 1
+REFS = 2
+PREVIOUS = 3
+NEXT = 4
+CHAIN = 5
+"""Next block in the same bucket, in the order in which they got their keys; -1 at the end."""
+SEEN = 6
+"""Scratch."""
+BUCKETS = 7
+N_POOL = 8
 
 # log columns and kinds
 KIND = 0
@@ -79,6 +140,7 @@ TOKENS = 2
 PRODUCED = 3
 HIT = 4
 N_LOG_COLS = 5
+LOG_ROWS_EACH = 4
 PREEMPTED = 0
 SCHEDULED = 1
 FIRST_TOKEN = 2
@@ -118,8 +180,12 @@ N_COURSE_COLS = 2
 # a candidate: how many scenarios it has lengths for, then one length per scenario from C_FINALS on
 C_PROMPT = 0
 C_PRIORITY = 1
-C_SCENARIOS = 2
-C_FINALS = 3
+C_MAX_OUT = 2
+C_CACHED = 3
+"""Blocks of its prompt that are taken to be cached, and how many of them somebody holds."""
+C_CACHED_HELD = 4
+C_SCENARIOS = 5
+C_FINALS = 6
 
 
 def list_width(capacity: int, block_size_tokens: int) -> int:
@@ -129,8 +195,8 @@ def list_width(capacity: int, block_size_tokens: int) -> int:
 
 
 def log_rows(capacity: int) -> int:
-    """Log rows one step can fill: each request preempted or scheduled, with a first token, finished."""
-    return 3 * capacity + 4
+    """Log rows one step can fill: each request preempted, scheduled, with a first token, finished."""
+    return LOG_ROWS_EACH * capacity + 4
 
 
 def new_head(config: EngineConfig) -> Ints:
@@ -145,4 +211,23 @@ def new_head(config: EngineConfig) -> Ints:
     head[BY_PRIORITY] = config.scheduling_policy == "priority"
     head[TOTAL_BLOCKS] = config.num_blocks
     head[FREE] = config.num_blocks
+    head[AHEAD] = config.async_scheduling
     return head
+
+
+def request_row(
+    *,
+    prompt: int,
+    out: int = 0,
+    computed: int = 0,
+    final: int = 0,
+    max_out: int,
+    priority: int,
+    order: int,
+    preemptions: int = 0,
+    block: int = 1,
+) -> list[int]:
+    """A row of `req`, with `computed` tokens in blocks of its own."""
+    capacity = -(-computed // block) * block
+    hot = [prompt, out, computed, final, capacity, 0, 0, 0, max(max_out, final), computed]
+    return [*hot, priority, order, preemptions, -1, 0, 0, 0, 0, 0]

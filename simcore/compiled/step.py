@@ -1,211 +1,113 @@
-"""One scheduler step. The rules in words are in `simcore.reference`."""
+"""One scheduler step: planned, done, taken in. The rules in words are in `simcore.reference`.
+
+Kernels take the arrays of `layout` in the order head, req, lists, shared.
+"""
 
 from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled.kv import disown, give_back, reclaim, take
+from simcore.compiled.kv import disown
 from simcore.compiled.layout import (
-    BLOCK,
-    BUDGET,
-    BY_PRIORITY,
+    AHEAD,
+    BANK,
     CACHED,
-    CACHING,
-    CAPACITY,
     COMPUTED,
     FINAL,
     FINISHED,
     FIRST_TOKEN,
+    FLYING,
     FREE,
     GRANTED,
     HIT,
-    KIND,
-    LONG_PREFILL,
-    MAX_LEN,
-    MAX_SEQS,
+    KEYED,
+    N_BEFORE,
+    N_PLAN,
     N_RUNNING,
     N_WAITING,
-    ORDER,
     OUT,
-    PREEMPTED,
+    PENDING,
+    PLAN_CACHED,
+    PLAN_DECODE,
+    PLAN_GREW,
+    PLAN_KV,
+    PLAN_LOWEST,
+    PLAN_PREFILL,
+    PLAN_PREFILL_SEQS,
+    PLAN_SLOT,
+    PLAN_TOKENS,
+    PLAN_WORK2,
     PREEMPTED_TOTAL,
-    PREEMPTIONS,
-    PRIORITY,
     PRODUCED,
     PROMPT,
     RUNNING,
+    RUNNING_BEFORE,
     SCHEDULED,
-    SLOT,
     TOKENS,
     WAITING,
     Ints,
+    Shared,
 )
+from simcore.compiled.memory import name, release
+from simcore.compiled.plan import note, plan
 
 
 @njit(nogil=True)
-def before(req: Ints, a: int, b: int) -> bool:
-    """Whether slot `a` comes before slot `b` under priority scheduling."""
-    if req[a, PRIORITY] != req[b, PRIORITY]:
-        return req[a, PRIORITY] < req[b, PRIORITY]
-    return req[a, ORDER] < req[b, ORDER]
+def _without(lists: Ints, row: int, n: int, slot: int) -> int:
+    """Takes a slot out of a row of `n`; how many are left."""
+    kept = 0
+    for i in range(n):
+        if lists[row, i] != slot:
+            lists[row, kept] = lists[row, i]
+            kept += 1
+    return kept
 
 
 @njit(nogil=True)
-def enqueue(head: Ints, req: Ints, lists: Ints, slot: int, front: bool) -> None:
-    """Puts a slot into the waiting queue: front, back, or where its priority says."""
-    n = head[N_WAITING]
-    at = n if front else 0
-    if head[BY_PRIORITY]:
-        at = n
-        while at > 0 and before(req, lists[WAITING, at - 1], slot):
-            at -= 1
-    for i in range(n, at, -1):
-        lists[WAITING, i] = lists[WAITING, i - 1]
-    lists[WAITING, at] = slot
-    head[N_WAITING] = n + 1
-
-
-@njit(nogil=True)
-def free_blocks_of(head: Ints, req: Ints, lists: Ints, slot: int, tokens: int, comes_back: bool) -> None:
-    """Frees the blocks of a running slot that has `tokens` tokens in them."""
-    held = req[slot, CAPACITY] // head[BLOCK]
-    keyed = tokens // head[BLOCK] if head[CACHING] else 0
-    give_back(head, req, lists, slot if comes_back else -1, held - keyed, keyed)
-    req[slot, CAPACITY] = 0
-
-
-@njit(nogil=True)
-def remove(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
-    """Takes a slot out of whatever queue it stands in and frees what it holds."""
-    for row, counter in ((RUNNING, N_RUNNING), (WAITING, N_WAITING)):
-        kept = 0
-        for i in range(head[counter]):
-            if lists[row, i] != slot:
-                lists[row, kept] = lists[row, i]
-                kept += 1
-        head[counter] = kept
+def remove(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> None:
+    """Takes a slot out of whatever it stands in and frees what it holds."""
+    head[N_RUNNING] = _without(lists, RUNNING, head[N_RUNNING], slot)
+    waiting, head[N_WAITING] = head[N_WAITING], _without(lists, WAITING, head[N_WAITING], slot)
+    if head[AHEAD]:
+        before, head[N_BEFORE] = head[N_BEFORE], _without(lists, RUNNING_BEFORE, head[N_BEFORE], slot)
+        if before > head[N_BEFORE] and waiting > head[N_WAITING]:
+            # Preempted by the step in flight: no trace will tell of it.
+            head[PREEMPTED_TOTAL] -= 1
+        for i in range(head[N_PLAN]):
+            if lists[PLAN_SLOT + head[BANK], i] == slot:
+                lists[PLAN_SLOT + head[BANK], i] = -1
     disown(head, req, lists, slot)
-    free_blocks_of(head, req, lists, slot, req[slot, COMPUTED], False)
+    release(head, req, lists, shared, slot, False)
 
 
 @njit(nogil=True)
-def note(log: Ints, n: int, kind: int, slot: int) -> int:
-    log[n, KIND] = kind
-    log[n, SLOT] = slot
-    return n + 1
+def _log_scheduled(req: Ints, log: Ints, n_log: int, slot: int, tokens: int, produced: int, cached: int) -> int:
+    log[n_log, TOKENS] = tokens
+    log[n_log, PRODUCED] = produced
+    log[n_log, HIT] = cached
+    return note(log, n_log, SCHEDULED, slot)
 
 
 @njit(nogil=True)
-def _victim(head: Ints, req: Ints, lists: Ints) -> int:
-    """Index in the running list of the request to preempt."""
-    last = head[N_RUNNING] - 1
-    if head[BY_PRIORITY]:
-        for i in range(last):
-            if before(req, lists[RUNNING, last], lists[RUNNING, i]):
-                last = i
-    return last
+def _end(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int, slot: int) -> int:
+    """A request has had its last token; the log rows."""
+    release(head, req, lists, shared, slot, False)
+    return note(log, n_log, FINISHED, slot)
 
 
 @njit(nogil=True)
-def _continue_running(head: Ints, req: Ints, lists: Ints, log: Ints, limit: int) -> tuple[int, int]:
-    """Tokens for those already running. Returns the budget left and the number of log rows: the preemptions."""
-    budget = head[BUDGET]
-    block = head[BLOCK]
-    n_log = 0
-    i = 0
-    while i < head[N_RUNNING] and budget > 0:
-        slot = lists[RUNNING, i]
-        computed = req[slot, COMPUTED]
-        n = req[slot, PROMPT] + req[slot, OUT] - computed
-        if 0 < limit < n:
-            n = limit
-        n = min(n, budget, head[MAX_LEN] - 1 - computed)
-        if n <= 0:
-            i += 1
-            continue
-        lacking = computed + n - req[slot, CAPACITY]
-        blocks = (lacking + block - 1) // block if lacking > 0 else 0
-        alive = True
-        while blocks > head[FREE]:
-            at = _victim(head, req, lists)
-            victim = lists[RUNNING, at]
-            head[N_RUNNING] -= 1
-            for j in range(at, head[N_RUNNING]):
-                lists[RUNNING, j] = lists[RUNNING, j + 1]
-            if at < i:
-                i -= 1
-            granted = req[victim, GRANTED]
-            budget += granted
-            req[victim, GRANTED] = 0
-            free_blocks_of(head, req, lists, victim, req[victim, COMPUTED] + granted, True)
-            req[victim, COMPUTED] = 0
-            req[victim, PREEMPTIONS] += 1
-            head[PREEMPTED_TOTAL] += 1
-            enqueue(head, req, lists, victim, True)
-            n_log = note(log, n_log, PREEMPTED, victim)
-            if victim == slot:
-                alive = False
-                break
-        if not alive:
-            break
-        if blocks > 0:
-            take(head, req, lists, blocks)
-            req[slot, CAPACITY] += blocks * block
-        req[slot, GRANTED] = n
-        req[slot, CACHED] = 0
-        budget -= n
-        i += 1
-    return budget, n_log
-
-
-@njit(nogil=True)
-def fits_now(head: Ints, req: Ints, slot: int) -> bool:
-    """The admission rule: all tokens a waiting request has now must fit the free blocks, not just its first chunk."""
-    whole = min(req[slot, PROMPT] + req[slot, OUT], head[MAX_LEN])
-    return whole <= head[FREE] * head[BLOCK]
-
-
-@njit(nogil=True)
-def _admit(head: Ints, req: Ints, lists: Ints, budget: int, limit: int) -> None:
-    block = head[BLOCK]
-    while head[N_WAITING] > 0 and budget > 0 and head[N_RUNNING] < head[MAX_SEQS]:
-        slot = lists[WAITING, head[N_WAITING] - 1]
-        if not fits_now(head, req, slot):
-            break
-        tokens = req[slot, PROMPT] + req[slot, OUT]
-        # The last token is always computed anew: its logits give the next token.
-        hits = reclaim(head, req, lists, slot, (tokens - 1) // block)
-        cached = hits * block
-        n = tokens - cached
-        if 0 < limit < n:
-            n = limit
-        n = min(n, budget)
-        blocks = (n + block - 1) // block
-        take(head, req, lists, blocks)
-        req[slot, CAPACITY] = (hits + blocks) * block
-        req[slot, COMPUTED] = cached
-        req[slot, GRANTED] = n
-        req[slot, CACHED] = cached
-        head[N_WAITING] -= 1
-        lists[RUNNING, head[N_RUNNING]] = slot
-        head[N_RUNNING] += 1
-        budget -= n
-
-
-@njit(nogil=True)
-def step(head: Ints, req: Ints, lists: Ints, log: Ints, verbose: bool) -> tuple[int, int, float, int, int, int, int]:
-    """Plans one step and applies it.
+def step(
+    head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, verbose: bool
+) -> tuple[int, int, float, int, int, int, int]:
+    """Plans one step and applies it; where the engine plans ahead, `step_ahead`.
 
     Returns (log rows, prefill tokens, prefill work, prefill sequences, decode sequences, decode KV tokens, fewest free
     blocks). The log has preemptions first, then, in batch order, `SCHEDULED` (if `verbose`), `FIRST_TOKEN` and
     `FINISHED`; it needs `layout.log_rows` rows.
     """
-    limit = head[LONG_PREFILL]
-    if head[N_RUNNING] + head[N_WAITING] <= 1:
-        limit = 0
-    budget, n_log = _continue_running(head, req, lists, log, limit)
-    if n_log == 0:
-        _admit(head, req, lists, budget, limit)
+    if head[AHEAD]:
+        return step_ahead(head, req, lists, shared, log, verbose)
+    n_log = plan(head, req, lists, shared, log, 0)
     lowest = head[FREE]
     prefill = prefill_seqs = decode = kv = kept = 0
     work = 0.0
@@ -217,34 +119,141 @@ def step(head: Ints, req: Ints, lists: Ints, log: Ints, verbose: bool) -> tuple[
         if n == 0:
             continue
         computed = req[slot, COMPUTED]
-        prompt = req[slot, PROMPT]
-        out = req[slot, OUT]
-        if computed >= prompt and prompt + out - computed == 1:
+        there = req[slot, PROMPT] + req[slot, OUT]
+        if computed >= req[slot, PROMPT] and there - computed == 1:
             decode += 1
             kv += computed + 1
         else:
             prefill += n
             prefill_seqs += 1
             work += n * (computed + 0.5 * n)
-        computed += n
-        req[slot, COMPUTED] = computed
+        req[slot, COMPUTED] = computed + n
         req[slot, GRANTED] = 0
-        produced = 0
-        if computed >= prompt + out:
-            produced = 1
-            out += 1
-            req[slot, OUT] = out
+        produced = computed + n >= there
         if verbose:
-            log[n_log, TOKENS] = n
-            log[n_log, PRODUCED] = produced
-            log[n_log, HIT] = req[slot, CACHED]
-            n_log = note(log, n_log, SCHEDULED, slot)
+            n_log = _log_scheduled(req, log, n_log, slot, n, int(produced), req[slot, CACHED])
         if produced:
+            req[slot, OUT] = out = req[slot, OUT] + 1
             if out == 1:
                 n_log = note(log, n_log, FIRST_TOKEN, slot)
             if out >= req[slot, FINAL]:
-                n_log = note(log, n_log, FINISHED, slot)
-                free_blocks_of(head, req, lists, slot, computed, False)
+                n_log = _end(head, req, lists, shared, log, n_log, slot)
                 kept -= 1
     head[N_RUNNING] = kept
     return n_log, prefill, work, prefill_seqs, decode, kv, lowest
+
+
+@njit(nogil=True)
+def plan_ahead(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
+    """Plans a step and sends it off: its tokens count as computed from now on. Returns the log rows."""
+    for i in range(head[N_RUNNING]):
+        lists[RUNNING_BEFORE, i] = lists[RUNNING, i]
+    head[N_BEFORE] = head[N_RUNNING]
+    free = head[FREE]
+    n_log = plan(head, req, lists, shared, log, n_log)
+    head[BANK] = bank = 1 - head[BANK]
+    n_plan = prefill = work2 = prefill_seqs = decode = kv = 0
+    for i in range(head[N_RUNNING]):
+        slot = lists[RUNNING, i]
+        n = req[slot, GRANTED]
+        if n == 0:
+            continue
+        computed = req[slot, COMPUTED]
+        there = req[slot, PROMPT] + req[slot, OUT] + req[slot, PENDING]
+        if computed >= req[slot, PROMPT] and there - computed == 1:
+            decode += 1
+            kv += computed + 1
+        else:
+            prefill += n
+            prefill_seqs += 1
+            work2 += n * (2 * computed + n)
+        req[slot, COMPUTED] = computed + n
+        req[slot, GRANTED] = 0
+        produces = int(computed + n >= there)
+        req[slot, PENDING] += produces
+        lists[PLAN_SLOT + bank, n_plan] = slot
+        lists[PLAN_TOKENS + bank, n_plan] = 2 * n + produces
+        lists[PLAN_CACHED + bank, n_plan] = req[slot, CACHED]
+        n_plan += 1
+    head[FLYING] = n_plan > 0
+    head[N_PLAN] = n_plan
+    head[PLAN_PREFILL] = prefill
+    head[PLAN_WORK2] = work2
+    head[PLAN_PREFILL_SEQS] = prefill_seqs
+    head[PLAN_DECODE] = decode
+    head[PLAN_KV] = kv
+    head[PLAN_LOWEST] = head[FREE]
+    head[PLAN_GREW] = free - head[FREE]
+    return n_log
+
+
+@njit(nogil=True)
+def step_ahead(
+    head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, verbose: bool
+) -> tuple[int, int, float, int, int, int, int]:
+    """One step of an engine that schedules asynchronously: plans the next one, then takes in this one.
+
+    As `step`; log rows of preemptions by the next step's plan have `TOKENS` 1, those of this one's 0.
+    """
+    n_log = 0
+    while head[FLYING] == 0:
+        first = n_log
+        n_log = plan_ahead(head, req, lists, shared, log, n_log)
+        # A plan may only preempt; then the next one follows at once.
+        if head[FLYING] == 0 and (n_log == first or n_log + head[N_RUNNING] >= log.shape[0]):
+            return n_log, 0, 0.0, 0, 0, 0, head[FREE]
+    n_plan, bank = head[N_PLAN], head[BANK]
+    prefill, work, prefill_seqs = head[PLAN_PREFILL], 0.5 * head[PLAN_WORK2], head[PLAN_PREFILL_SEQS]
+    decode, kv, lowest = head[PLAN_DECODE], head[PLAN_KV], head[PLAN_LOWEST]
+    first = n_log
+    n_log = plan_ahead(head, req, lists, shared, log, n_log)
+    for i in range(first, n_log):
+        log[i, TOKENS] = 1
+    ends = 0
+    for i in range(n_plan):
+        slot = lists[PLAN_SLOT + bank, i]
+        if slot < 0:
+            continue
+        entry = lists[PLAN_TOKENS + bank, i]
+        produced = entry % 2
+        if verbose:
+            n_log = _log_scheduled(req, log, n_log, slot, entry // 2, produced, lists[PLAN_CACHED + bank, i])
+        if not produced:
+            continue
+        # Whoever was preempted meanwhile has nothing computed, and gets the token all the same.
+        running = req[slot, COMPUTED] > 0
+        if running:
+            req[slot, PENDING] -= 1
+            known = req[slot, COMPUTED] - req[slot, PENDING]
+            if known > req[slot, KEYED]:
+                name(head, req, shared, slot, known)
+        req[slot, OUT] = out = req[slot, OUT] + 1
+        if out == 1:
+            n_log = note(log, n_log, FIRST_TOKEN, slot)
+        if out >= req[slot, FINAL]:
+            n_log = _end(head, req, lists, shared, log, n_log, slot)
+            ends += 1
+            if not running:
+                head[PREEMPTED_TOTAL] -= 1
+                disown(head, req, lists, slot)
+    if ends > 0:
+        _drop_ended(head, req, lists)
+    return n_log, prefill, work, prefill_seqs, decode, kv, lowest
+
+
+@njit(nogil=True)
+def _drop_ended(head: Ints, req: Ints, lists: Ints) -> None:
+    """Takes those who have had their last token out of all queues, and out of the step in flight."""
+    for row, counter in ((RUNNING, N_RUNNING), (WAITING, N_WAITING), (RUNNING_BEFORE, N_BEFORE)):
+        kept = 0
+        for i in range(head[counter]):
+            slot = lists[row, i]
+            if req[slot, OUT] < req[slot, FINAL]:
+                lists[row, kept] = slot
+                kept += 1
+        head[counter] = kept
+    bank = head[BANK]
+    for i in range(head[N_PLAN]):
+        slot = lists[PLAN_SLOT + bank, i]
+        if slot >= 0 and req[slot, OUT] >= req[slot, FINAL]:
+            lists[PLAN_SLOT + bank, i] = -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simcore.compiled import layout as at
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest
 from simcore.reference import ReferenceRequest, ReferenceScheduler
@@ -81,7 +82,7 @@ class Compiled:
                 request_id=request.request_id,
                 prompt_tokens=request.prompt_tokens,
                 output_tokens=request.output_tokens,
-                max_output_tokens=request.output_tokens,
+                max_output_tokens=request.most_tokens,
                 priority=request.priority,
             ),
             arrival_s,
@@ -93,16 +94,22 @@ class Compiled:
         self._check()
 
     def step(self) -> Observation:
-        delta = self.node.step(0.0)
+        """As it stands, not as a trace tells of it: with what the step in flight has changed."""
+        node = self.node
+        names = list(node.ids)
+        already = {i: int(node.req[a.slot, at.PREEMPTIONS]) for i, a in node.requests.items()}
+        slots = {i: a.slot for i, a in node.requests.items()}
+        delta = node.step(0.0)
         self._check()
-        state = self.node.snapshot(0.0)
+        running = node.lists[at.RUNNING, : node.head[at.N_RUNNING]].tolist()
+        waiting = node.lists[at.WAITING, : node.head[at.N_WAITING]][::-1].tolist()
         return Observation(
             scheduled=tuple((s.request_id, s.tokens, s.produced, s.cached_tokens) for s in delta.scheduled),
-            preempted=tuple(sorted(delta.preempted)),
+            preempted=tuple(sorted(i for i, n in already.items() if node.req[slots[i], at.PREEMPTIONS] > n)),
             finished=tuple(sorted(delta.finished)),
-            running=tuple((r.request_id, r.computed_tokens, r.output_tokens) for r in state.running),
-            waiting=tuple(r.request_id for r in state.waiting),
-            free_blocks=delta.free_blocks,
+            running=tuple((names[s], int(node.req[s, at.COMPUTED]), int(node.req[s, at.OUT])) for s in running),
+            waiting=tuple(names[s] for s in waiting),
+            free_blocks=int(node.head[at.FREE]),
         )
 
     def _check(self) -> None:

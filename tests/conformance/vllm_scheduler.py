@@ -169,7 +169,7 @@ class VllmScheduler:
             if len(self._batches) < self._most_batches:
                 continue
             done = self._batches.popleft()
-            if not done.plan.num_scheduled_tokens:
+            if self.config.async_scheduling and not done.plan.num_scheduled_tokens:
                 self._take_in(done)
                 continue
             break

@@ -55,6 +55,7 @@ CONFIGS = st.builds(
     max_model_len_tokens=st.just(64),
     enable_prefix_caching=st.booleans(),
     scheduling_policy=st.sampled_from(["fcfs", "priority"]),
+    async_scheduling=st.booleans(),
 )
 
 
@@ -78,7 +79,7 @@ def test_the_mirror_equals_the_engine_after_every_step(config: EngineConfig, ops
                 request_id=name,
                 prompt_tokens=op.prompt_tokens,
                 output_tokens=op.output_tokens,
-                max_output_tokens=op.output_tokens,
+                max_output_tokens=op.output_tokens + (op.which % 2),
                 priority=op.priority,
             )
             try:

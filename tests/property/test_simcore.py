@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from simcore.compiled import layout as at
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
@@ -182,7 +183,7 @@ def test_a_what_if_is_what_then_happens(workload: Workload, steps: int, rng: ran
     node = played(workload, steps)
     now_s = max(0.0, node.free_at_s - 0.003)
     candidate = candidate_for(workload.config, rng)
-    what_if = WhatIf("n", synchronous(workload.config), MODEL)
+    what_if = WhatIf("n", workload.config, MODEL)
     what_if.rebase_node(node, exact_beliefs(node), now_s)
     answer = what_if.forecast([candidate])[0]
     without = lived_through(node, None, now_s)
@@ -225,7 +226,7 @@ def test_who_comes_when_the_node_is_clear_neither_waits_nor_preempts(
     node = played(workload, steps)
     now_s = node.next_step_s if node.has_work else node.free_at_s
     candidate = candidate_for(workload.config, rng)
-    what_if = WhatIf("n", synchronous(workload.config), MODEL)
+    what_if = WhatIf("n", workload.config, MODEL)
     what_if.rebase_node(node, exact_beliefs(node), now_s)
     answer = what_if.forecast([candidate])[0]
     at_s = now_s + answer.clear_start_s.mean
@@ -238,7 +239,7 @@ def test_who_comes_when_the_node_is_clear_neither_waits_nor_preempts(
         assert answer.preemption_probability == 0.0
     node.add(sim_request(candidate), came_s)
     node.step(came_s)
-    assert node.load(came_s).waiting == 0
+    assert node.head[at.N_WAITING] == 0
     path = answer.kv_headroom_path
     assert list(path) == sorted(path, reverse=True)
     assert 0 <= path[-1] <= path[0] <= workload.config.num_blocks

@@ -68,10 +68,10 @@ def test_the_candidate_waits_for_the_step_in_progress() -> None:
 
 
 def test_an_engine_that_plans_ahead_lets_the_candidate_in_a_step_later_from_either_base() -> None:
-    simulated = node()
+    ahead = msgspec.structs.replace(SMALL, async_scheduling=True)
+    simulated = node(ahead)
     simulated.add(request("a", 5, 6), 0.0)
     simulated.step(0.0)
-    ahead = msgspec.structs.replace(SMALL, async_scheduling=True)
     from_node, from_snapshot = what_if(ahead), what_if(ahead)
     from_node.rebase_node(simulated, {"a": known(6)}, 0.25)
     from_snapshot.rebase(simulated.snapshot(1.0), {"a": known(6)}, step_remaining_s=0.75)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
@@ -33,6 +33,13 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that this gateway has there, exact."""
     dispatches_60s: int
     """Dispatches of this gateway to it in the last 60 s."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A policy that wants to know where each of its requests went."""
+
+    def placed(self, request: RequestShape, node_id: str) -> None: ...
 
 
 class Policy(Protocol):

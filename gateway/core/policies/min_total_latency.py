@@ -14,6 +14,11 @@ DESIGN_UTILISATION = 0.9
 """The share of a busy cluster's capacity at which placement matters and for which the two terms are balanced."""
 
 
+def total_latency_s(forecast: Forecast) -> float:
+    """What the request costs everybody, in seconds; see `MinTotalLatency`."""
+    return forecast.e2e_s.mean + (1.0 - DESIGN_UTILISATION) * forecast.harm_s.mean
+
+
 class MinTotalLatency:
     """cost = mean forecast end-to-end seconds of the new request
     + (1 - DESIGN_UTILISATION) * mean seconds by which it delays, in sum, the requests already there.
@@ -40,8 +45,5 @@ class MinTotalLatency:
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
         return [
-            None
-            if (forecast := forecasts.get(node.node_id)) is None
-            else forecast.e2e_s.mean + (1.0 - DESIGN_UTILISATION) * forecast.harm_s.mean
-            for node in nodes
+            None if (forecast := forecasts.get(node.node_id)) is None else total_latency_s(forecast) for node in nodes
         ]

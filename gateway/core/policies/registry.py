@@ -14,9 +14,11 @@ from gateway.core.policies.min_qpm import MinQpm
 from gateway.core.policies.min_total_latency import MinTotalLatency
 from gateway.core.policies.min_total_unprocessed_tokens import MinTotalUnprocessedTokens
 from gateway.core.policies.power_of_two import PowerOfTwo
+from gateway.core.policies.prefix_affinity import PrefixAffinity
 from gateway.core.policies.random_node import RandomNode
 from gateway.core.policies.round_robin import RoundRobin
 from gateway.core.policies.session import Session
+from gateway.core.policies.slo_goodput import SloGoodput
 
 _MAKERS: dict[str, Callable[[], Policy]] = {
     maker.name: maker
@@ -30,8 +32,10 @@ _MAKERS: dict[str, Callable[[], Policy]] = {
         Infaas,
         LlumnixFreeness,
         MinTotalUnprocessedTokens,
+        PrefixAffinity,
         MinNewRequestLatency,
         MinTotalLatency,
+        SloGoodput,
     )
 }
 
@@ -41,8 +45,12 @@ ALIASES: dict[str, str] = {
     "min_infass_load": "infaas",
     "min_infaas_load": "infaas",
     "request_per_seconds": "min_qpm",
+    "cache_aware": "prefix_affinity",
+    "prefixaware": "prefix_affinity",
+    "kvaware": "prefix_affinity",
 }
-"""Names of the same policies in Block and Astrolabe (their spelling, and the one they meant)."""
+"""Names of the same policies in Block and Astrolabe (their spelling, and the one they meant), and of prefix affinity
+in vllm-router and production-stack."""
 
 
 class PolicyError(ValueError):

@@ -29,7 +29,7 @@ SCHEMES: Mapping[Scheme, RouterConfig] = {
     "min_new_request_latency": RouterConfig(policy="min_new_request_latency"),
     "min_total_latency": RouterConfig(policy="min_total_latency"),
     "shortest_first": RouterConfig(
-        policy="min_total_latency", hold=HoldConfig(enabled=True, order="shortest_forecast")
+        policy="min_total_latency", hold=HoldConfig(when="forecast", order="shortest_forecast")
     ),
 }
 """Ways to place that use lengths; the last holds requests in the gateway and binds the shortest first."""

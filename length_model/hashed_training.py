@@ -19,7 +19,7 @@ from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edg
 from length_model.features import DENSE_FEATURES, FEATURES_VERSION, dense, ngrams
 from length_model.hashed import HashedModel, Weights, quantised, sigmoid
 from length_model.query import LengthSample
-from length_model.recalibration import KNOTS, knots_from_pits, pits
+from length_model.recalibration import IDENTITY, knots_from_pits, pits
 from length_model.scoring import crps
 
 FloatArray = NDArray[np.float32]
@@ -201,15 +201,12 @@ class _Adam:
 def _finish(weights: Weights, edges: Ints, calibration: Sequence[LengthSample], recipe: HashedRecipe) -> Trained:
     """Quantises, then recalibrates what will really run on the calibration side."""
     stored = quantised(weights)
-    running = dict(weights)
-    running["embedding"] = stored["embedding"].astype(np.float32) * stored["embedding.scale"]
-    identity = np.linspace(0.0, 1.0, KNOTS + 1)
     queries = [s.query for s in calibration]
     tokens = np.array([s.output_tokens for s in calibration])
     censored = np.array([s.censored for s in calibration])
-    raw = HashedModel(edges, running, identity).pmf(queries)
+    raw = HashedModel(edges, stored, IDENTITY).pmf(queries)
     knots = knots_from_pits(pits(edges, raw, tokens, censored), censored)
-    after = HashedModel(edges, running, knots).pmf(queries)
+    after = HashedModel(edges, stored, knots).pmf(queries)
     return Trained(
         arrays={**stored, "edges": edges, "knots": knots},
         meta={"features_version": FEATURES_VERSION, "recipe": msgspec.to_builtins(recipe)},

@@ -19,7 +19,7 @@ from length_model.belief import DEFAULT_PRIOR, truncated
 from length_model.distribution import Floats, beliefs, remapped
 from length_model.models import LengthModel
 from length_model.query import LengthQuery, make_query
-from length_model.recalibration import Recalibrator, pit_of
+from length_model.recalibration import IDENTITY, Recalibrator, pit_of
 from simcore.types import LengthBelief
 
 
@@ -90,7 +90,8 @@ class OnlineLengths:
         with self._lock:
             knots = [self._recalibrator.knots(key) for key in keys]
         # One table for all is the usual case, and much quicker.
-        corrected: Floats = remapped(raw, knots[0] if len(set(keys)) == 1 else np.stack(knots))
+        table = knots[0] if all(k is knots[0] for k in knots) else np.stack(knots)
+        corrected: Floats = raw if table is IDENTITY else remapped(raw, table)
         cumulated = np.cumsum(raw, axis=1).astype(np.float32)
         return [
             LengthForecast(belief=belief, key=key, cumulated=row)

@@ -22,6 +22,9 @@ from length_model.distribution import Floats, Ints, bucket_of, cdf
 KNOTS = 20
 """Pieces of G."""
 
+IDENTITY: Floats = np.linspace(0.0, 1.0, KNOTS + 1)
+"""G where nothing is to be corrected."""
+
 WINDOW = 1024
 """Answers remembered per model and class."""
 
@@ -51,9 +54,8 @@ def pits(edges: Ints, pmf: Floats, tokens: Ints, censored: NDArray[np.bool_]) ->
 def knots_from_pits(found: Floats, censored: NDArray[np.bool_], prior_weight: float = TRUST_SAMPLES) -> Floats:
     """G at 0, 1/KNOTS, ... 1: Kaplan-Meier over the PITs, mixed with the identity as if `prior_weight` more uniform
     answers had been seen. Ascends strictly from 0 to 1."""
-    grid = np.linspace(0.0, 1.0, KNOTS + 1)
     if len(found) == 0:
-        return grid
+        return IDENTITY
     place = np.clip(found, 0, 1) * KNOTS
     cell = np.clip(place.astype(np.int64), 0, KNOTS - 1)
     ended = np.bincount(cell[~censored], minlength=KNOTS).astype(np.float64) + prior_weight / KNOTS
@@ -84,7 +86,7 @@ class GroupCalibration:
     def __init__(self) -> None:
         self._pits: deque[tuple[float, bool]] = deque(maxlen=WINDOW)
         self._since_fit = 0
-        self.knots: Floats = np.linspace(0.0, 1.0, KNOTS + 1)
+        self.knots: Floats = IDENTITY
         self.drifts = 0
         """Times the window was cut because answers had changed."""
 
@@ -135,7 +137,7 @@ class Recalibrator:
         found = self._groups.get(key)
         if found is None or len(found) < REFIT_EVERY:
             found = self._groups.get((key[0], ""))
-        return np.linspace(0.0, 1.0, KNOTS + 1) if found is None else found.knots
+        return IDENTITY if found is None else found.knots
 
     def drifts(self) -> int:
         """Times that answers of some group were found to have changed."""

@@ -14,7 +14,7 @@ from gateway.admission import Refused
 from gateway.callers import KeyRing, require
 from gateway.core.outcomes import DENIALS, Denial
 from gateway.http.bodies import Body, chat_body, completion_body, prompt_of, to_wire
-from gateway.http.chat import messages_of, plain_prompt, question_and_history
+from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
 from gateway.http.chunks import CHAT, COMPLETION, Style, error_json
 from gateway.http.connection import Exchange
 from gateway.http.delivery import JSON, Delivery, Turn, Wish, retry_after
@@ -96,7 +96,8 @@ class OpenAiApi:
         body = chat_body(exchange.request.body)
         messages = messages_of(body.messages)
         question, history = question_and_history(messages)
-        await self._generate(exchange, body, CHAT, plain_prompt(messages), question=question, history=history)
+        prompt = await prompt_of_chat(self._intake.tokenizer, messages)
+        await self._generate(exchange, body, CHAT, prompt, question=question, history=history)
 
     async def _generate(
         self,

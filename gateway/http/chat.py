@@ -1,7 +1,7 @@
 """Chat messages to a prompt.
 
-A tokenizer that knows its model's chat template renders with that. For the others one plain template serves: a header
-line per message and the answer's header at the end,
+A tokenizer that knows its model's chat template renders with that (`--tokenizer ./folder`, `qwen2`). For the others one
+plain template serves: a header line per message and the answer's header at the end,
 
     system: You are terse.
 
@@ -14,20 +14,18 @@ Text of messages never turns into control tokens, so nobody can forge a turn of 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import asyncio
+from typing import Any
 
-from gateway.admission import Refused, invalid
+from engine_adapters.chat_template import Message, TemplateError
+from engine_adapters.tokenizer import Tokenizer
+from gateway.admission import MAX_TEXT_CHARS_INLINE, Refused, invalid
 from gateway.core.outcomes import Denial
 from length_model.sharegpt import Turn
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "refusal"})
 _EMPTY: tuple[Any, ...] = (None, [], "")
-
-
-class Message(NamedTuple):
-    role: str
-    content: str
 
 
 def messages_of(raw: list[dict[str, Any]]) -> list[Message]:
@@ -37,9 +35,14 @@ def messages_of(raw: list[dict[str, Any]]) -> list[Message]:
     return [_message(one, f"messages[{position}]") for position, one in enumerate(raw)]
 
 
-def plain_prompt(messages: list[Message]) -> str:
-    """The prompt by the plain template."""
-    return "".join(f"{m.role}: {m.content}\n\n" for m in messages) + "assistant:"
+async def prompt_of_chat(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
+    """The prompt by the template of the model's tokenizer. Raises Refused for a conversation that it does not take."""
+    try:
+        if sum(len(m.content) for m in messages) > MAX_TEXT_CHARS_INLINE:
+            return await asyncio.to_thread(tokenizer.apply_chat_template, messages)
+        return tokenizer.apply_chat_template(messages)
+    except TemplateError as no:
+        raise invalid(str(no), param="messages") from None
 
 
 def question_and_history(messages: list[Message]) -> tuple[str, list[Turn]]:

@@ -118,10 +118,10 @@ class HoldingQueue:
 
     def join(self, live: LiveRequest) -> None:
         self._joined += 1
-        key = (due_s(live.shape, live.arrival_s, self._config), self._joined)
+        key = (due_s(live, self._config), self._joined)
         self._keys[live.shape.request_id] = key
         bisect.insort(self._entries, (*key, live))
-        self._classes[class_of(live.shape)] += 1
+        self._classes[class_of(live)] += 1
         self._models[live.shape.model] += 1
         self.tokens += tokens_of(live.shape)
 
@@ -129,7 +129,7 @@ class HoldingQueue:
         """KeyError if it is not there."""
         key = self._keys.pop(live.shape.request_id)
         del self._entries[bisect.bisect_left(self._entries, key)]
-        _take_one(self._classes, class_of(live.shape))
+        _take_one(self._classes, class_of(live))
         _take_one(self._models, live.shape.model)
         self.tokens -= tokens_of(live.shape)
 
@@ -138,26 +138,26 @@ class HoldingQueue:
         config = self._config
         return max((len(self._entries) + 1) / config.max_requests, (self.tokens + tokens_of(shape)) / config.max_tokens)
 
-    def turns_away(self, shape: RequestShape, rng: random.Random) -> bool:
+    def turns_away(self, live: LiveRequest, rng: random.Random) -> bool:
         """Whether a newcomer is shed to keep room for its betters.
 
         The chance grows linearly from 0 at `shed_from` of the bound to 1 at the bound for the lowest class; the larger
         the share of those held that are of a lower class than the newcomer, the later it begins.
         """
-        fill = self.fill_with(shape)
+        fill = self.fill_with(live.shape)
         if fill <= self._config.shed_from:
             return False
-        own = class_of(shape)
+        own = class_of(live)
         lower = sum(count for held, count in self._classes.items() if held > own) / max(len(self._entries), 1)
         begin = 1.0 - (1.0 - self._config.shed_from) * (1.0 - lower)
         return fill > begin and rng.random() * (1.0 - begin) < fill - begin
 
-    def victim_for(self, shape: RequestShape) -> LiveRequest | None:
+    def victim_for(self, live: LiveRequest) -> LiveRequest | None:
         """Of the lowest class held, if that is below this request's, the last to be served: it makes room."""
         lowest = max(self._classes, default=None)
-        if lowest is None or lowest <= class_of(shape):
+        if lowest is None or lowest <= class_of(live):
             return None
-        return next(live for _, _, live in reversed(self._entries) if class_of(live.shape) == lowest)
+        return next(other for _, _, other in reversed(self._entries) if class_of(other) == lowest)
 
 
 def _take_one(counts: Counter[Any], key: object) -> None:
@@ -166,9 +166,9 @@ def _take_one(counts: Counter[Any], key: object) -> None:
         del counts[key]
 
 
-def class_of(shape: RequestShape) -> int:
-    """The request's class; smaller goes first."""
-    return max(-CLASSES, min(CLASSES, shape.priority))
+def class_of(live: LiveRequest) -> int:
+    """The request's class; smaller goes first. One that will miss its service level anyway makes way for all others."""
+    return CLASSES if live.infeasible else max(-CLASSES, min(CLASSES, live.shape.priority))
 
 
 def tokens_of(shape: RequestShape) -> int:
@@ -176,8 +176,9 @@ def tokens_of(shape: RequestShape) -> int:
     return shape.prompt_tokens + round(min(shape.belief.mean_tokens, shape.max_output_tokens))
 
 
-def due_s(shape: RequestShape, arrival_s: float, config: HoldConfig) -> float:
+def due_s(live: LiveRequest, config: HoldConfig) -> float:
     """Where a request stands in the queue, as a time; see the module's formula."""
+    shape = live.shape
     match config.order:
         case "fcfs":
             share = 0.0
@@ -187,4 +188,4 @@ def due_s(shape: RequestShape, arrival_s: float, config: HoldConfig) -> float:
         case "deadline":
             times = [t for t in (shape.slo.ttft_s, shape.slo.deadline_s) if t is not None]
             share = min(1.0, min(times, default=config.aging_s) / config.aging_s)
-    return arrival_s + config.aging_s * (class_of(shape) + share)
+    return live.arrival_s + config.aging_s * (class_of(live) + share)

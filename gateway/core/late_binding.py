@@ -46,8 +46,9 @@ class HoldingStatus(msgspec.Struct, frozen=True, kw_only=True):
 class LateBinding:
     """One per router. `place` tries to place a request that has been called from the queue."""
 
-    def __init__(self, config: HoldConfig, ledger: Ledger, rng: random.Random) -> None:
+    def __init__(self, config: HoldConfig, ledger: Ledger, rng: random.Random, *, refuse_infeasible: bool) -> None:
         self.config = config
+        self.refuse_infeasible = refuse_infeasible
         self._ledger = ledger
         self._queue = ledger.queue
         self._rng = rng
@@ -68,6 +69,27 @@ class LateBinding:
         One whose client has seen tokens already is never held: it would stand still in the middle of its answer.
         """
         return self._may_hold(live) and now_s - live.arrival_s < self.config.max_s
+
+    def refuses(self, live: LiveRequest, now_s: float) -> bool:
+        """Whether the first token is bound to come later than asked, by the length of the queue alone; then it has
+        been refused."""
+        ttft_s = live.shape.slo.ttft_s
+        wait_s = self._predicted_wait_s(len(self._queue))
+        if not self.refuse_infeasible or ttft_s is None or wait_s <= ttft_s:
+            return False
+        detail = f"{len(self._queue)} requests are held for a free node: the first token, asked within {ttft_s:g} s, "
+        detail += f"would come after {wait_s:.3g} s"
+        self._ledger.end(live, Trigger.REFUSED, Outcome.OVERLOADED, detail, now_s, retry_after_s=wait_s - ttft_s)
+        return True
+
+    def demote(self, live: LiveRequest) -> None:
+        """It will miss what it asks for wherever it goes: all others go first."""
+        held = live in self._queue
+        if held:
+            self._queue.leave(live)
+        live.infeasible = True
+        if held:
+            self._queue.join(live)
 
     def hold(self, live: LiveRequest, now_s: float, *, again_in_s: float = 0.0) -> None:
         """Nobody takes it now: it is held, or turned away if there is no room for it."""
@@ -130,11 +152,11 @@ class LateBinding:
     def _make_room(self, live: LiveRequest, now_s: float) -> bool:
         """Whether the newcomer may join; if not, it has ended."""
         queue, shape = self._queue, live.shape
-        if queue.turns_away(shape, self._rng) and queue.fill_with(shape) <= 1.0:
+        if queue.turns_away(live, self._rng) and queue.fill_with(shape) <= 1.0:
             self._shed(live, now_s)
             return False
         while queue.fill_with(shape) > 1.0:
-            victim = queue.victim_for(shape)
+            victim = queue.victim_for(live)
             self._shed(victim or live, now_s)
             if victim is None:
                 return False

@@ -53,6 +53,8 @@ class LiveRequest(msgspec.Struct, kw_only=True):
     dispatched_s: float = 0.0
     """When its present node got it."""
     deadline_timer_id: int = 0
+    infeasible: bool = False
+    """Held although every node is forecast to miss what it asks for."""
     again_s: float = 0.0
     """When a held request is tried again at the latest."""
     output_tokens: int = 0

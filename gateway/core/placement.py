@@ -20,7 +20,16 @@ from gateway.core.policies.registry import PolicyError, canonical_name, make_pol
 from gateway.core.prefilter import worth_asking
 from gateway.core.pricing import delay_to_each_s, rank, sentence, with_missed
 from gateway.core.router_config import RouterConfig
+from gateway.core.slo import is_infeasible
 from simcore.types import Decision, Forecast, Outcome
+
+
+class Infeasible(NamedTuple):
+    """Every node that answered is forecast to miss a service level of the request."""
+
+    detail: str
+    again_in_s: float
+    """Until the first of them is forecast to be clear."""
 
 
 class NotNow(NamedTuple):
@@ -85,7 +94,7 @@ class Placer:
 
     def decide_with_forecasts(
         self, live: LiveRequest, asking: Asking, *, timeout_s: float, now_s: float, patient: bool = False
-    ) -> Decision | NotNow | None:
+    ) -> Decision | NotNow | Infeasible | None:
         """The decision with the forecasts that came; None when no node of the shortlist can take requests any more.
 
         A `patient` request goes only to a node that can start it now.
@@ -116,6 +125,10 @@ class Placer:
                 forecast = scaled(forecast, node.trust.factor)
                 notes[node.node_id] = f"its forecast was corrected by a factor of {node.trust.factor:.2g}"
             forecasts[node.node_id] = forecast
+        may_say_no = patient or self._config.infeasible == "refuse"
+        if may_say_no and forecasts and not live.infeasible and self._is_infeasible(live, forecasts.values(), now_s):
+            detail = f"all {len(forecasts)} nodes asked are forecast to miss a service level of the request"
+            return Infeasible(detail, min(forecast.clear_start_s.mean for forecast in forecasts.values()))
         views = self._views(ready, now_s)
         if patient:
             views = [view for view in views if self._takes(view, forecasts.get(view.node_id), live.shape)]
@@ -134,6 +147,12 @@ class Placer:
         if forecast.state_age_s > self._stale_after_s:
             return f"its state was {forecast.state_age_s:.3g} s old"
         return ""
+
+    def _is_infeasible(self, live: LiveRequest, forecasts: Iterable[Forecast], now_s: float) -> bool:
+        if self._config.infeasible == "serve" or live.resumed_tokens:
+            return False
+        waited_s = now_s - live.arrival_s
+        return all(is_infeasible(live.shape.slo, forecast, waited_s=waited_s) for forecast in forecasts)
 
     def _takes(self, view: NodeView, forecast: Forecast | None, shape: RequestShape) -> bool:
         if forecast is None or forecast.source == "prior":

@@ -16,10 +16,10 @@ from gateway.core.ledger import Ledger
 from gateway.core.lifecycle import Trigger
 from gateway.core.live import Asking, LiveRequest
 from gateway.core.node_account import Node
-from gateway.core.placement import NotNow, Placer
+from gateway.core.placement import Infeasible, NotNow, Placer
 from gateway.core.policies.base import NodeView, Remembers
 from gateway.core.resume import attempt_id
-from simcore.types import Candidate, Decision, Forecast
+from simcore.types import Candidate, Decision, Forecast, Outcome
 
 
 class Placing:
@@ -39,7 +39,8 @@ class Placing:
     def place(self, live: LiveRequest, now_s: float) -> None:
         """First half of a placement: refuse, ask for forecasts, or decide at once."""
         if self._late.must_wait_in_line(live):
-            self._late.hold(live, now_s)
+            if not self._late.refuses(live, now_s):
+                self._late.hold(live, now_s)
             return
         found = self._placer.shortlist(live, now_s, patient=self._late.is_patient(live, now_s))
         if not found:
@@ -90,10 +91,21 @@ class Placing:
         )
         if decision is None:
             self.place(live, now_s)
+        elif isinstance(decision, Infeasible):
+            self._infeasible(live, decision, now_s)
         elif isinstance(decision, NotNow):
             self._late.hold(live, now_s, again_in_s=decision.again_in_s)
         else:
             self._commit(live, decision, now_s, expected=asking.expected.get(decision.node_id))
+
+    def _infeasible(self, live: LiveRequest, found: Infeasible, now_s: float) -> None:
+        """Refused, or held as the last of all."""
+        again_s = found.again_in_s
+        if self._late.refuse_infeasible:
+            self._ledger.end(live, Trigger.REFUSED, Outcome.OVERLOADED, found.detail, now_s, retry_after_s=again_s)
+        else:
+            self._late.demote(live)
+            self._late.hold(live, now_s, again_in_s=again_s)
 
     def _ask(self, live: LiveRequest, views: Sequence[NodeView], now_s: float) -> None:
         shape = live.shape

@@ -47,7 +47,9 @@ class Router:
         self._placer = Placer(self._table, config)
         self._policy = self._placer.policy(config.policy)
         self._ledger = Ledger(config.explain_keep, config.hold)
-        self._late = LateBinding(config.hold, self._ledger, self._placer.rng)
+        self._late = LateBinding(
+            config.hold, self._ledger, self._placer.rng, refuse_infeasible=config.infeasible == "refuse"
+        )
         self._watch = Watch(self._table, stall_s=config.stall_s)
         self._budget = RetryBudget(share=config.retry_share, burst=config.retry_burst)
         self._placing = Placing(

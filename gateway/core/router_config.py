@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from gateway.core.holding import HoldConfig
@@ -38,10 +40,17 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Policy that steps in when the chosen one can price no node. Must not need forecasts."""
     hold: HoldConfig = HoldConfig()
     """Late binding."""
+    infeasible: Literal["serve", "hold", "refuse"] = "serve"
+    """A request whose service levels every node asked is forecast to miss: it is served all the same; held behind all
+    others until a node has room; or refused at once, with the time after which it may be taken."""
     explain_keep: int = 10_000
     """Ended requests that can still be explained."""
 
     def __post_init__(self) -> None:
+        if self.infeasible not in ("serve", "hold", "refuse"):
+            raise ValueError(f"infeasible must be serve, hold or refuse, got {self.infeasible!r}")
+        if self.infeasible == "hold" and self.hold.when == "never":
+            raise ValueError("infeasible is hold but nothing is held; let hold be forecast or always")
         if self.sample < 0:
             raise ValueError(f"sample must be >= 0, got {self.sample}")
         if self.ask < 0 or self.look < 0:

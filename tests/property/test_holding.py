@@ -50,10 +50,10 @@ def test_who_comes_later_than_the_bound_never_goes_first(
         queue.join(live)
     for late in lives:
         for early in lives:
-            patience_s = aging_s * (class_of(early.shape) - class_of(late.shape) + 1)
+            patience_s = aging_s * (class_of(early) - class_of(late) + 1)
             if late.arrival_s > early.arrival_s + patience_s + 1e-6:
                 assert queue.ahead_of(early) < queue.ahead_of(late)
-    assert all(abs(class_of(live.shape)) <= CLASSES for live in lives)
+    assert all(abs(class_of(live)) <= CLASSES for live in lives)
 
 
 @given(order=orders, lives=requests())
@@ -61,8 +61,8 @@ def test_of_two_that_come_together_the_higher_class_goes_first(order: HoldOrder,
     config = HoldConfig(order=order)
     for one in lives:
         for other in lives:
-            if class_of(one.shape) < class_of(other.shape):
-                assert due_s(one.shape, 3.0, config) <= due_s(other.shape, 3.0, config)
+            if class_of(one) < class_of(other):
+                assert due_s(one, config) - one.arrival_s <= due_s(other, config) - other.arrival_s
 
 
 @given(lives=requests(), data=st.data())
@@ -93,22 +93,22 @@ def test_room_is_made_by_the_lowest_class_and_only_for_a_higher_one(
     queue = HoldingQueue(HoldConfig(order=order, max_requests=len(lives)))
     for live in lives:
         queue.join(live)
-    request = shape("new", priority=newcomer)
-    assert queue.fill_with(request) > 1.0
-    lowest = max(class_of(live.shape) for live in lives)
+    request = held("new", 200.0, priority=newcomer)
+    assert queue.fill_with(request.shape) > 1.0
+    lowest = max(class_of(live) for live in lives)
     victim = queue.victim_for(request)
     if lowest <= newcomer:
         assert victim is None
     else:
         assert victim is not None
-        assert class_of(victim.shape) == lowest
-        rivals = [live for live in lives if class_of(live.shape) == lowest]
+        assert class_of(victim) == lowest
+        rivals = [live for live in lives if class_of(live) == lowest]
         assert queue.ahead_of(victim) == max(queue.ahead_of(live) for live in rivals), "the last of them"
 
 
 def shed_share(queue: HoldingQueue, priority: int) -> float:
     rng = random.Random(7)
-    return sum(queue.turns_away(shape("new", priority=priority), rng) for _ in range(2000)) / 2000
+    return sum(queue.turns_away(held("new", 0.0, priority=priority), rng) for _ in range(2000)) / 2000
 
 
 def test_shedding_is_gradual_and_begins_with_the_lowest_class() -> None:

@@ -267,7 +267,9 @@ class Connection(asyncio.Protocol):
         if not self.keep_alive:
             self._close()
             return
-        self.deadline_s = self._loop.time() + self._limits.idle_s
+        # What a client that does not read has left in our memory is not kept for as long as an idle connection.
+        patience_s = self._limits.linger_s if self.is_blocked else self._limits.idle_s
+        self.deadline_s = self._loop.time() + patience_s
         # Later: a handler that answers at once would otherwise recurse through all that is pipelined.
         if self._waiting:
             self._loop.call_soon(self._next)

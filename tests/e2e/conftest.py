@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.cluster import make_cluster
+from tests.e2e.in_process import running, status, until
 from tests.e2e.scripted_node import ScriptedNode
 
 __all__ = ["make_cluster"]
@@ -39,3 +41,11 @@ async def other() -> AsyncIterator[ScriptedNode]:
     await scripted.start()
     yield scripted
     await scripted.stop()
+
+
+@pytest.fixture
+async def http_front(node: ScriptedNode) -> AsyncIterator[Any]:
+    """A gateway before one scripted node that is up."""
+    async with running(node.address) as (gateway, _):
+        await until(lambda: status(gateway, "n") == "up")
+        yield gateway

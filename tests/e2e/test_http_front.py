@@ -1,0 +1,254 @@
+"""The HTTP front before scripted nodes: what it says, to the byte where that matters."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
+from simcore.types import Outcome
+from tests.e2e.http_client import RawClient
+from tests.e2e.in_process import dispatched, part, running, status, until
+from tests.e2e.scripted_node import ScriptedNode
+
+pytestmark = pytest.mark.e2e
+
+
+async def up(gateway: Any) -> None:
+    await until(lambda: status(gateway, "n") == "up")
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    return {"model": "m", "prompt": "hello", "max_tokens": 8, **fields}
+
+
+async def test_a_plain_answer_has_text_usage_and_headers(node: ScriptedNode) -> None:
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.post("/v1/completions", completion(), {"x-request-id": "mine"})
+        request = (await dispatched(node)).request
+        assert bytes(request.prompt_token_ids) == b"hello"
+        node.say(part("mine", b"wor"))
+        node.say(part("mine", b"ld", Outcome.STOP))
+        reply = await client.reply()
+        assert reply.status == 200
+        assert (reply.headers["x-request-id"], reply.headers["x-astrolabe-node"]) == ("mine", "n")
+        told = reply.json()
+        assert told["choices"] == [{"index": 0, "text": "world", "logprobs": None, "finish_reason": "stop"}]
+        assert told["usage"]["prompt_tokens"] == 5
+        assert (told["usage"]["completion_tokens"], told["usage"]["total_tokens"]) == (5, 10)
+        assert (told["id"], told["object"], told["model"]) == ("cmpl-mine", "text_completion", "m")
+
+
+async def test_a_stream_says_what_grpc_says(node: ScriptedNode) -> None:
+    """One engine's words, two fronts: same texts, same tokens, same end."""
+    async with running(node.address) as (gateway, stub), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        fields = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
+        client.post("/v1/completions", completion(request_id="h", **fields))
+        call = stub.Generate(
+            pb.GenerateRequest(request_id="g", text="hello", sampling=types_pb.SamplingParams(max_tokens=8))
+        )
+        assert {(await dispatched(node)).request.request_id for _ in range(2)} == {"h", "g"}
+        # The euro sign is cut in two by the tokens.
+        for tokens, outcome in ((b"a\xe2\x82", None), (b"\xacb", None), (b"c", Outcome.LENGTH)):
+            for request_id in ("h", "g"):
+                node.say(part(request_id, tokens, outcome))
+            await asyncio.sleep(0)
+        chunks = [chunk async for chunk in call]
+        events = (await client.reply()).events()
+        assert events[-1] == "[DONE]"
+        usage = events[-2]
+        assert usage["choices"] == []
+        assert usage["usage"]["completion_tokens"] == chunks[-1].usage.output_tokens
+        pieces = [event["choices"][0] for event in events[:-2]]
+        assert "".join(p["text"] for p in pieces) == "".join(c.text for c in chunks) == "a€bc"
+        assert sum((p["token_ids"] for p in pieces), []) == [t for c in chunks for t in c.token_ids]
+        assert [p["finish_reason"] for p in pieces] == [None] * (len(pieces) - 1) + ["length"]
+        assert all(event["usage"] is None for event in events[:-2])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_string_over_pieces_ends_the_answer_before_it_and_the_engine_too(
+    node: ScriptedNode, stream: bool
+) -> None:
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.post("/v1/completions", completion(stop=["END", "nope"], stream=stream, max_tokens=50, request_id="r"))
+        request = (await dispatched(node)).request
+        assert not request.sampling.stop
+        for tokens in (b"one E", b"two", b" EN", b"D rest"):
+            node.say(part("r", tokens))
+        reply = await client.reply()
+        if stream:
+            pieces = [e["choices"][0] for e in reply.events()[:-1]]
+            text, finish = "".join(p["text"] for p in pieces), pieces[-1]["finish_reason"]
+        else:
+            choice = reply.json()["choices"][0]
+            text, finish = choice["text"], choice["finish_reason"]
+            assert reply.json()["usage"]["completion_tokens"] == len("one Etwo END")
+        assert (text, finish) == ("one Etwo ", "stop")
+        async with asyncio.timeout(5):
+            assert list((await node.received.get()).abort_request_ids) == ["r"]
+        explained = gateway.pump.router.explain("r")
+        assert explained is not None
+        assert explained.outcome is Outcome.STOP
+
+
+async def test_grpc_stops_at_strings_too(node: ScriptedNode) -> None:
+    async with running(node.address) as (gateway, stub):
+        await up(gateway)
+        sampling = types_pb.SamplingParams(max_tokens=50, stop=["\n\n"])
+        call = stub.Generate(pb.GenerateRequest(request_id="r", text="hello", sampling=sampling))
+        await dispatched(node)
+        node.say(part("r", b"line\n"))
+        node.say(part("r", b"\nnext"))
+        chunks = [chunk async for chunk in call]
+        assert "".join(c.text for c in chunks) == "line"
+        assert chunks[-1].outcome == types_pb.OUTCOME_STOP
+        assert chunks[-1].usage.output_tokens == 6
+
+
+async def test_chat_streams_deltas_with_the_role_first(node: ScriptedNode) -> None:
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [_text("hi"), _text("!")]}]
+        client.post("/v1/chat/completions", {"model": "m", "messages": messages, "stream": True, "request_id": "r"})
+        request = (await dispatched(node)).request
+        assert bytes(request.prompt_token_ids) == b"system: Be brief.\n\nuser: hi!\n\nassistant:"
+        node.say(part("r", b"yes"))
+        node.say(part("r", b"!", Outcome.STOP))
+        events = (await client.reply()).events()
+        deltas = [e["choices"][0]["delta"] for e in events[:-1]]
+        assert "".join(d["content"] for d in deltas) == "yes!"
+        assert [("role" in d) for d in deltas] == [True] + [False] * (len(deltas) - 1)
+        assert {e["object"] for e in events[:-1]} == {"chat.completion.chunk"}
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        ("/v1/completions", b"{", None, "JSON"),
+        ("/v1/completions", b"[]", None, "object"),
+        ("/v1/completions", b'{"prompt": "\\ud800"}', None, "JSON"),
+        ("/v1/completions", {}, "prompt", "prompt"),
+        ("/v1/completions", {"prompt": ""}, "prompt", "empty"),
+        ("/v1/completions", {"prompt": []}, "prompt", "empty"),
+        ("/v1/completions", {"prompt": [1, "a"]}, "prompt", "token ids"),
+        ("/v1/completions", {"prompt": [1, -5]}, "prompt", "token ids"),
+        ("/v1/completions", {"prompt": [2**40]}, "prompt", "token ids"),
+        ("/v1/completions", {"prompt": ["a", "b"]}, "prompt", "one prompt per request"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, "max_tokens", ">= 1"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": "many"}, "max_tokens", "int"),
+        ("/v1/completions", {"prompt": "x", "temperature": -1}, "temperature", ">= 0"),
+        ("/v1/completions", {"prompt": "x", "temperature": "hot"}, "temperature", "float"),
+        ("/v1/completions", {"prompt": "x", "top_p": 2}, "top_p", "(0, 1]"),
+        ("/v1/completions", {"prompt": "x", "n": 2}, "n", "not supported"),
+        ("/v1/completions", {"prompt": "x", "logprobs": 3}, "logprobs", "not supported"),
+        ("/v1/completions", {"prompt": "x", "echo": True}, "echo", "not supported"),
+        ("/v1/completions", {"prompt": "x", "best_of": 4}, "best_of", "not supported"),
+        ("/v1/completions", {"prompt": "x", "n": True}, "n", "not supported"),
+        ("/v1/completions", {"prompt": "x", "tempertaure": 1}, "tempertaure", "unknown field"),
+        ("/v1/completions", {"prompt": "x", "stop": [""]}, "stop", "stop string"),
+        ("/v1/completions", {"prompt": "x", "policy": "best"}, "policy", "policy"),
+        ("/v1/completions", {"prompt": "x", "slo": {"ttft": 1}}, "slo", "unknown field"),
+        ("/v1/completions", {"prompt": "x", "belief_tokens": [5, 3]}, "belief", "ascending"),
+        ("/v1/completions", {"prompt": "x", "request_id": "a\nb"}, "request_id", "printable"),
+        ("/v1/completions", {"prompt": "x", "seed": 2**70}, "seed", "int"),
+        ("/v1/chat/completions", {"messages": []}, "messages", "empty"),
+        ("/v1/chat/completions", {"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role", "role"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "text"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content",
+            "only text",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]},
+            "tools",
+            "not supported",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_object"}},
+            "response_format",
+            "not supported",
+        ),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(
+    http_front: Any, path: str, body: Any, param: str | None, words: str
+) -> None:
+    async with RawClient(http_front.http_address) as client:
+        client.post(path, body)
+        reply = await client.reply()
+        error = reply.json()["error"]
+        assert reply.status == 400
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+        assert words in error["message"]
+
+
+async def test_ends_without_an_answer_have_their_own_status(node: ScriptedNode) -> None:
+    cases = {
+        Outcome.ENGINE_FAILED: (502, "engine_error"),
+        Outcome.OVERLOADED: (429, "overloaded_error"),
+        Outcome.INVALID: (400, "invalid_request_error"),
+    }
+    async with running(node.address, max_attempts=1) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        for outcome, (code, kind) in cases.items():
+            client.post("/v1/completions", completion(stream=True, request_id=outcome.value))
+            await dispatched(node)
+            node.say(part(outcome.value, b"", outcome))
+            reply = await client.reply()
+            assert (reply.status, reply.json()["error"]["type"]) == (code, kind)
+            assert reply.headers["x-astrolabe-outcome"] == outcome.value
+            assert ("retry-after" in reply.headers) is (code == 429)
+        client.post("/v1/completions", completion(model="other"))
+        assert (await client.reply()).status in (400, 503)
+        client.post("/v1/completions", completion(slo={"deadline_s": 0.05}))
+        assert (await client.reply()).status == 504
+
+
+async def test_a_failure_after_the_first_token_is_an_event_and_not_an_end(node: ScriptedNode) -> None:
+    async with running(node.address, max_attempts=1) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.post("/v1/completions", completion(stream=True, request_id="r", resume="off"))
+        await dispatched(node)
+        node.say(part("r", b"ab"))
+        node.say(part("r", b"", Outcome.ENGINE_FAILED))
+        reply = await client.reply()
+        events = reply.events()
+        assert reply.status == 200
+        assert "".join(e["choices"][0]["text"] for e in events if "choices" in e) == "ab"
+        assert events[-1]["error"]["code"] == "engine_failed"
+
+
+async def test_looks_and_paths(http_front: Any) -> None:
+    async with RawClient(http_front.http_address) as client:
+        for path, code in (
+            ("/v1/models", 200),
+            ("/v1/models/m", 200),
+            ("/v1/models/other", 404),
+            ("/health", 200),
+            ("/health/live", 200),
+            ("/metrics", 200),
+            ("/nothing", 404),
+            ("/v1/completions", 405),
+        ):
+            client.get(path)
+            assert (await client.reply()).status == code, path
+        client.post("/v1/models", {})
+        assert (await client.reply()).headers["allow"] == "GET, HEAD"
+        client.get("/metrics")
+        page = (await client.reply()).body.decode()
+        assert 'astrolabe_nodes{status="up"} 1.0' in page

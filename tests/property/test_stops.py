@@ -1,0 +1,71 @@
+"""Stop strings: however the text is cut into pieces, the answer ends at the same place."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_adapters.tokenizer import load_tokenizer
+from gateway.answer_text import AnswerText
+from gateway.core.stops import StopFinder
+
+texts = st.text(alphabet="abX€", max_size=40)
+stops = st.lists(st.text(alphabet="abX€", min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+def cut(text: str, at: list[int]) -> list[str]:
+    places = sorted({min(a, len(text)) for a in at})
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+def ended(text: str, strings: list[str]) -> str | None:
+    """The answer by definition: read letter by letter, it ends before the first stop string to be complete."""
+    for end in range(len(text) + 1):
+        starts = [end - len(s) for s in strings if text[:end].endswith(s)]
+        if starts:
+            return text[: min(starts)]
+    return None
+
+
+@given(text=texts, strings=stops, at=st.lists(st.integers(0, 40), max_size=8))
+def test_the_cut_does_not_depend_on_the_pieces(text: str, strings: list[str], at: list[int]) -> None:
+    finder = StopFinder(strings)
+    got = "".join(finder.push(piece) for piece in cut(text, at))
+    expected = ended(text, strings)
+    assert finder.found is (expected is not None)
+    assert (got if finder.found else got + finder.finish()) == (text if expected is None else expected)
+
+
+@given(text=texts, strings=stops, at=st.lists(st.integers(0, 40), max_size=8))
+def test_nothing_is_told_that_a_stop_string_may_take_back(text: str, strings: list[str], at: list[int]) -> None:
+    finder = StopFinder(strings)
+    told = ""
+    for piece in cut(text, at):
+        told += finder.push(piece)
+        assert (ended(text, strings) or text).startswith(told)
+
+
+@given(text=texts, strings=stops, seed=st.integers(0, 2**32))
+def test_tokens_after_the_stop_do_not_belong_to_the_answer(text: str, strings: list[str], seed: int) -> None:
+    rng = random.Random(seed)
+    ids = list(text.encode())
+    answer = AnswerText(load_tokenizer("bytes"), strings)
+    kept = 0
+    rest = ids
+    while rest:
+        count = rng.randint(1, 5)
+        kept += answer.push(rest[:count])
+        rest = rest[count:]
+        if answer.stopped:
+            break
+    answer.finish()
+    expected = ended(text, strings)
+    assert answer.take() == (text if expected is None else expected)
+    if expected is None:
+        assert kept == len(ids)
+    else:
+        read = bytes(ids[:kept]).decode()
+        assert ended(read, strings) == expected
+        assert ended(bytes(ids[: kept - 1]).decode(errors="ignore"), strings) is None

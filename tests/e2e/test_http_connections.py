@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ async def test_a_client_that_never_reads_is_ended_with_an_outcome_of_its_own(nod
 
 async def test_garbage_in_between_disturbs_nobody(node: ScriptedNode) -> None:
     seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    sys.stdout.write(f"seed {seed}\n")
     rng = random.Random(seed)
     async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as good:
         await until(lambda: status(gateway, "n") == "up")

@@ -66,7 +66,7 @@ async def test_a_stream_says_what_grpc_says(node: ScriptedNode) -> None:
         assert usage["usage"]["completion_tokens"] == chunks[-1].usage.output_tokens
         pieces = [event["choices"][0] for event in events[:-2]]
         assert "".join(p["text"] for p in pieces) == "".join(c.text for c in chunks) == "a€bc"
-        assert sum((p["token_ids"] for p in pieces), []) == [t for c in chunks for t in c.token_ids]
+        assert [t for p in pieces for t in p["token_ids"]] == [t for c in chunks for t in c.token_ids]
         assert [p["finish_reason"] for p in pieces] == [None] * (len(pieces) - 1) + ["length"]
         assert all(event["usage"] is None for event in events[:-2])
 

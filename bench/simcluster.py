@@ -77,7 +77,7 @@ class SimCluster:
 
     `lengths` is what the router and the predictors are told of each answer's length, apart from its true length; with
     `none` they hold `prior`. `max_output_tokens` is the limit that requests carry. `scenarios` are those of a what-if,
-    `noise` is put on what predictors believe and say.
+    `correcting` lets predictors correct them by experience, `noise` is put on what predictors believe and say.
     `observe` sees all that the router hears and wants, for recording.
     """
 
@@ -91,6 +91,7 @@ class SimCluster:
         prior: LengthBelief = DEFAULT_PRIOR,
         max_output_tokens: int = 2048,
         scenarios: int = 8,
+        correcting: bool = True,
         noise: Noise | None = None,
         observe: Observer | None = None,
         dress: Callable[[ev.RequestShape], ev.RequestShape] = lambda shape: shape,
@@ -111,6 +112,7 @@ class SimCluster:
                 account=self._account,
                 scenarios=scenarios,
                 lengths_known=lengths == "known",
+                correcting=correcting,
                 noise=noise,
                 seed=router.seed,
             )
@@ -194,7 +196,7 @@ class SimCluster:
         one_way_s = self.delays.network_one_way_s
         # What a node tells at t can reach a node, as the router's answer, this much later and no sooner.
         reaction_s = 2 * one_way_s + self.delays.decision_s
-        events = 0
+        events, at_s = 0, 0.0
         while True:
             heard_s = heap.next_s - one_way_s if heap else math.inf
             soonest_s = min([node.next_s for node in nodes])
@@ -206,6 +208,11 @@ class SimCluster:
                         node.run_until(until_s)
                 continue
             if not heap:
+                # Their last words, which nobody has asked to see.
+                at_s += self.delays.note_interval_s + one_way_s
+                for node in nodes:
+                    if (note := node.note(at_s)) is not None:
+                        self._tell(note, at_s)
                 return events
             at_s, rank, _, what = heap.pop()
             events += 1

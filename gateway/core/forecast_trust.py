@@ -34,6 +34,10 @@ ABSURD_SPREAD = 6.0
 """And whatever the others do, when they scatter by this factor."""
 FLOOR_S = 0.05
 """Added to both times of a comparison: errors below it are nobody's concern."""
+FORGET_S = 60.0
+"""Errors that nothing has confirmed for so long count for little: the node must be tried again."""
+REMEMBERED = 2
+"""For so many answers, namely."""
 SILENT_AFTER = 3
 """Questions in a row without an answer in time, after which a node is no longer waited for."""
 PROBE_S = 0.5
@@ -97,14 +101,20 @@ class ForecastTrust:
         self._coverage = 0.0
         self._unanswered = 0
         self._probe_s = -math.inf
+        self._seen_s = -math.inf
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
-    def first_token(self, expected: Expected, actual_s: float) -> None:
+    def first_token(self, expected: Expected, actual_s: float, now_s: float) -> None:
         self._first.add(actual_s, expected.ttft_s)
+        self._seen_s = now_s
+
+    def part(self, expected: Expected, actual_s: float, output_tokens: int) -> None:
+        """So many tokens came: enough to tell its pace before an answer ends."""
+        self._whole.add(actual_s, expected.total_s(output_tokens))
 
     def ended(self, expected: Expected, actual_s: float, output_tokens: int) -> None:
-        """A whole answer came, all of it from this node."""
+        """A whole answer came."""
         self._whole.add(actual_s, expected.total_s(output_tokens))
         weight = 1 / min(self._whole.count, MEMORY)
         self._coverage += weight * ((actual_s <= expected.e2e_p90_s) - self._coverage)
@@ -137,6 +147,13 @@ class ForecastTrust:
             return False
         self._probe_s = now_s
         return True
+
+    def is_untested(self, now_s: float) -> bool:
+        """Too little is known of it, or nothing lately."""
+        if now_s - self._seen_s > FORGET_S:
+            for errors in (self._first, self._whole):
+                errors.count = min(errors.count, REMEMBERED)
+        return self.errors is None
 
     @property
     def errors(self) -> _Errors | None:

@@ -50,6 +50,8 @@ class LiveRequest(msgspec.Struct, kw_only=True):
     asking: Asking | None = None
     expected: Expected | None = None
     """What its node forecast when it was chosen; None when it did not."""
+    paced: bool = False
+    """Whether the pace of its present node has been compared with that."""
     dispatched_s: float = 0.0
     """When its present node got it."""
     deadline_timer_id: int = 0

@@ -108,6 +108,7 @@ class Placer:
             notes[node_id] = f"no forecast within {timeout_s:g} s"
         forecasts: dict[str, Forecast] = {}
         prefill_s = _prefill_s(asking.forecasts.values())
+        untested = {node.node_id for node in ready if node.trust.is_untested(now_s)}
         for node in ready:
             forecast = asking.forecasts.get(node.node_id)
             if forecast is None:
@@ -117,7 +118,10 @@ class Placer:
                 forecast = with_missed(forecast, missed, _delay_s(node, forecast, prefill_s))
                 notes[node.node_id] = f"{len(missed)} dispatched there since it was asked: added to its forecast"
             asking.expected[node.node_id] = Expected(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
+            # Who is never chosen for what it says can never be found wrong: the untested get their share to be tested.
             why_not = self._why_not_believed(node, forecast)
+            if not why_not and node.node_id in untested and len(untested) < len(ready):
+                why_not = "its forecasts are still to be tested"
             if why_not:
                 notes[node.node_id] = why_not
                 continue

@@ -174,7 +174,7 @@ class Placing:
         node.take(held, now_s)
         live.node = node
         live.dispatched_s = now_s
-        live.expected = expected
+        live.expected, live.paced = expected, False
         self._ledger.move(live, Trigger.DISPATCHED)
         self._ledger.want(
             ev.Dispatch(

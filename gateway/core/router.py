@@ -154,8 +154,7 @@ class Router:
             # Only the first tokens change the state; those after them come a thousand times as often.
             self._ledger.move(live, Trigger.TOKENS)
         live.output_tokens += event.tokens
-        if live.node is not None:
-            self._watch.tokens(live.node, now_s)
+        self._watch.tokens(live, event.tokens, now_s)
 
     def _on_stream_ended(self, event: ev.StreamEnded, now_s: float) -> None:
         live = self._ledger.running(event.request_id, event.node_id, event.attempt)

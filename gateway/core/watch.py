@@ -9,6 +9,8 @@ from gateway.core.node_account import Node
 from gateway.core.outcomes import COMPLETE
 from simcore.types import Outcome
 
+PACE_TOKENS = 32
+"""After so many tokens a stream's pace is compared with its forecast, long before it ends."""
 LATE = 3.0
 LATE_S = 0.5
 """A first token that takes this many times its forecast, and this much, does not speed up a slow start."""
@@ -22,9 +24,17 @@ class Watch:
         self._stall_s = stall_s
         self._unjudged = 0
 
-    def tokens(self, node: Node, now_s: float) -> None:
-        """Output tokens came from it."""
+    def tokens(self, live: LiveRequest, tokens: int, now_s: float) -> None:
+        """Output tokens of a request came from its present node; they are counted in it already."""
+        node = live.node
+        assert node is not None, "tokens come from a node"
         node.pulse.tokens(now_s)
+        if live.expected is not None and not live.paced:
+            begun_tokens = live.output_tokens - live.resumed_tokens
+            # Many at once are an answer that nobody streamed: its end tells as much.
+            if begun_tokens >= PACE_TOKENS > tokens:
+                live.paced = True
+                node.trust.part(live.expected, now_s - live.dispatched_s, begun_tokens)
         if node.health.stalled:
             self._alive_again(node)
 
@@ -37,7 +47,7 @@ class Watch:
         node.health.delivered(in_time=expected is None or took_s <= max(LATE * expected.ttft_s, LATE_S))
         self._table.health_changed(node)
         if expected is not None:
-            node.trust.first_token(expected, took_s)
+            node.trust.first_token(expected, took_s, now_s)
             self._judge()
 
     def ended(self, live: LiveRequest, outcome: Outcome, now_s: float) -> None:

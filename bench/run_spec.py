@@ -16,6 +16,7 @@ from bench.packaged import packaged_path
 from bench.simulate import ClusterShape
 from bench.workload.arrivals import ArrivalKind
 from bench.workload.item import LengthKnowledge
+from gateway.core.holding import HoldConfig
 from gateway.core.router import RouterConfig
 
 
@@ -154,5 +155,9 @@ def check_spec(spec: RunSpec) -> None:
 
 
 def router_config(spec: RunSpec, policy: str) -> RouterConfig:
-    """The router's configuration for a policy that is registered by this name."""
-    return RouterConfig(policy=policy, sample=spec.sample, seed=spec.seed, **spec.router)
+    """The router's configuration for a policy that is registered by this name.
+
+    As published systems work, unless `router` says otherwise: all nodes drawn are asked, and nothing is held back.
+    """
+    published = {"ask": 0, "hold": HoldConfig(when="never")}
+    return RouterConfig(policy=policy, sample=spec.sample, seed=spec.seed, **(published | spec.router))

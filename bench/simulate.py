@@ -15,6 +15,7 @@ from bench.simcluster import SimCluster
 from bench.simcluster_node import Delays, NodeSpec
 from bench.step_time_file import load_any_profile
 from bench.workload.item import LengthKnowledge, WorkloadItem
+from gateway.core.holding import HoldConfig, HoldOrder, HoldWhen
 from gateway.core.router import RouterConfig
 from gateway.policy_files import policy_names_of
 from simcore.types import EngineConfig
@@ -81,6 +82,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lengths: LengthKnowledge = "known"
     sample: int = 0
     """Nodes drawn at random per decision; 0: the policy's own default."""
+    ask: int = 4
+    """Nodes asked for a forecast per decision; 0: all."""
+    hold: HoldWhen = "forecast"
+    hold_order: HoldOrder = "fcfs"
     delays: Delays = Delays()
     keep_results: bool = False
     policy_files: tuple[str, ...] = ()
@@ -93,7 +98,13 @@ def simulate_point(settings: Settings, point: Point) -> Simulated:
     policy_names_of(settings.policy_files)
     cluster = SimCluster(
         settings.shape.specs(),
-        RouterConfig(policy=point.policy, sample=settings.sample, seed=point.seed),
+        RouterConfig(
+            policy=point.policy,
+            sample=settings.sample,
+            ask=settings.ask,
+            hold=HoldConfig(when=settings.hold, order=settings.hold_order),
+            seed=point.seed,
+        ),
         settings.delays,
         lengths=settings.lengths,
         max_output_tokens=max(MAX_OUTPUT_TOKENS, *(item.output_tokens for item in point.items)),

@@ -71,6 +71,18 @@ Example: everything from a file, read again (nodes, policy) on SIGHUP.
 @click.option(
     "--sample", type=int, metavar="K", help="Nodes drawn at random per decision; 0: the policy's own. [default: 0]"
 )
+@click.option("--ask", type=int, metavar="K", help="Nodes asked for forecasts per decision; 0: all. [default: 4]")
+@click.option(
+    "--hold", metavar="WHEN", help="Hold what no node can take: never, forecast, always. [default: forecast]"
+)
+@click.option("--hold-order", metavar="ORDER", help="fcfs, shortest_forecast or deadline. [default: fcfs]")
+@click.option("--hold-aging-s", type=float, metavar="S", help="Head start that a higher class has. [default: 10]")
+@click.option("--hold-max-requests", type=int, metavar="N", help="Requests that can be held. [default: 4096]")
+@click.option("--hold-max-tokens", type=int, metavar="N", help="Their tokens. [default: 4000000]")
+@click.option("--hold-max-s", type=float, metavar="S", help="Longest time that one is held. [default: 60]")
+@click.option(
+    "--infeasible", metavar="WHAT", help="Service level out of reach: serve, hold or refuse. [default: serve]"
+)
 @click.option("--seed", type=int, help="Seed of the router's random choices. [default: 0]")
 @click.option("--forecast-timeout-ms", type=float, metavar="MS", help="How long to wait for forecasts. [default: 50]")
 @click.option("--fallback", metavar="NAME", help="Policy when no forecast came. [default: least_requests]")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gateway.core.policies.registry import make_policy
+from gateway.core.holding import HoldConfig, HoldOrder, HoldWhen
 from gateway.core.router import RouterConfig
 from gateway.policy_files import policy_name, policy_names_of
 from protos.process import check_key, is_loopback, load_config, parse_address
@@ -83,6 +84,24 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Further policy files; their policies can then be chosen by name while the gateway runs."""
     sample: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Nodes drawn at random per decision (a count); 0: the policy's own default."""
+    ask: Annotated[int, msgspec.Meta(ge=0)] = 4
+    """Nodes asked for a forecast per decision, those that look best by what they stream (a count); 0: all."""
+    hold: HoldWhen = "forecast"
+    """When a request that every node would keep waiting is held here: forecast: under policies that ask for forecasts;
+    always: under all; never."""
+    hold_order: HoldOrder = "fcfs"
+    """Order of held requests within a priority: fcfs, shortest_forecast, deadline."""
+    hold_aging_s: Positive = 10.0
+    """By how many seconds later a request of the next priority, or a shorter one, may come and still go first."""
+    hold_max_requests: Annotated[int, msgspec.Meta(ge=1)] = 4096
+    """Requests that can be held; beyond them, and gradually before, they are refused with a time to come back."""
+    hold_max_tokens: Annotated[int, msgspec.Meta(ge=1)] = 4_000_000
+    """The same in tokens, prompts and expected answers."""
+    hold_max_s: Positive = 60.0
+    """Seconds after which a held request is placed wherever it costs least."""
+    infeasible: Literal["serve", "hold", "refuse"] = "serve"
+    """What becomes of a request whose service levels all nodes asked are forecast to miss: serve, hold (behind all
+    others), refuse (at once)."""
     seed: int = 0
     """Of all random choices of the router."""
     forecast_timeout_ms: Positive = 50.0
@@ -137,6 +156,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         check_key("policy_files", lambda: policy_names_of(self.policy_files))
         check_key("policy", lambda: policy_name(self.policy))
         check_key("fallback", self._check_fallback)
+        if self.infeasible == "hold" and self.hold == "never":
+            raise ValueError("key 'infeasible': is hold but key 'hold' is never; let it be forecast or always")
 
     def _check_exposure(self) -> None:
         is_safe = bool(self.tls_cert and (self.keys or self.tls_client_ca))
@@ -160,6 +181,16 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return RouterConfig(
             policy=policy_name(self.policy),
             sample=self.sample,
+            ask=self.ask,
+            hold=HoldConfig(
+                when=self.hold,
+                order=self.hold_order,
+                aging_s=self.hold_aging_s,
+                max_requests=self.hold_max_requests,
+                max_tokens=self.hold_max_tokens,
+                max_s=self.hold_max_s,
+            ),
+            infeasible=self.infeasible,
             seed=self.seed,
             forecast_timeout_s=self.forecast_timeout_ms / 1000,
             fallback=self.fallback,

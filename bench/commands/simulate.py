@@ -73,6 +73,28 @@ NODE_OPTIONS = (
 
 SIMULATION_OPTIONS = (
     click.option(
+        "--ask",
+        type=click.IntRange(min=0),
+        default=4,
+        show_default=True,
+        metavar="K",
+        help="Nodes asked for a forecast per decision; 0: all.",
+    ),
+    click.option(
+        "--hold",
+        type=click.Choice(["never", "forecast", "always"]),
+        default="forecast",
+        show_default=True,
+        help="Simulated: hold what every node would keep waiting, under policies that forecast or all.",
+    ),
+    click.option(
+        "--hold-order",
+        type=click.Choice(["fcfs", "shortest_forecast", "deadline"]),
+        default="fcfs",
+        show_default=True,
+        help="Simulated: order of held requests.",
+    ),
+    click.option(
         "--sample",
         type=click.IntRange(min=0),
         default=0,
@@ -202,6 +224,9 @@ def simulation_settings(options: Mapping[str, Any]) -> Settings:
         shape=shape,
         lengths=options["lengths"],
         sample=options["sample"],
+        ask=options["ask"],
+        hold=options["hold"],
+        hold_order=options["hold_order"],
         keep_results=bool(options.get("output") or options.get("timeline")),
         policy_files=tuple(policy_files(options["policy"])),
     )

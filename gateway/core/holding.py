@@ -34,7 +34,7 @@ TYPICAL_TOKENS = 500
 class HoldConfig(msgspec.Struct, frozen=True, kw_only=True):
     """When requests are held instead of sent to a node that cannot start them, and for how long."""
 
-    when: HoldWhen = "never"
+    when: HoldWhen = "forecast"
     """`forecast`: under policies that ask for forecasts; `always`: under the others too, judged by the nodes' load."""
     order: HoldOrder = "fcfs"
     aging_s: float = 10.0

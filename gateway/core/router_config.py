@@ -15,7 +15,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "min_total_latency"
     sample: int = 0
     """Nodes drawn at random for each request; 0: the policy's own default."""
-    ask: int = 0
+    ask: int = 4
     """Nodes asked for a forecast per placement: those of the sample that look best by `prefilter`; 0: all."""
     prefilter: str = "llumnix_freeness"
     """Policy that says which nodes are worth asking. Must not need forecasts."""

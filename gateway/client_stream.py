@@ -40,6 +40,7 @@ class ClientStream:
         "pending",
         "produced",
         "prompt_token_ids",
+        "resumes",
         "retry_after_s",
         "sampling",
         "shape",
@@ -70,6 +71,8 @@ class ClientStream:
         self.asked = shape
         """What the present node was asked for: the request, or what was left of it when another node failed."""
         self.attempt = 1
+        self.resumes = 0
+        """How many of the later attempts went on with a begun answer."""
         self.produced: list[int] = []
         """All token ids of the answer so far, from whatever node."""
         self.arrived_s = 0.0
@@ -156,6 +159,7 @@ class ClientStream:
         """Notes what a node is asked for now; `resumed` is what is left of a begun answer."""
         self.attempt = attempt
         self.asked = self.shape if resumed is None else resumed
+        self.resumes += resumed is not None
 
     def engine_request(self) -> engine_pb.EngineGenerateRequest:
         """What the present node is asked for. A node that goes on gets the answer so far at the end of its prompt."""

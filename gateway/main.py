@@ -80,7 +80,7 @@ class Gateway:
             router = msgspec.structs.replace(router, seed=router.seed + place.index)
         self._recorder = FileRecorder(Path(config.record + suffix), router) if config.record else None
         self._idle = asyncio.Event()
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic)
         self.keys = KeyRing()
         self.keys.read(config.keys)
         self._tls = ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca) if config.tls_cert else None
@@ -255,7 +255,7 @@ class Gateway:
     def _metrics_page(self) -> tuple[str, bytes]:
         statuses = Counter(link.status for link in self.nodes.links.values())
         nodes = {status: statuses[status] for status in ("up", "connecting", "down")}
-        self.metrics.observe(running=len(self.pump.streams), nodes=nodes)
+        self.metrics.observe(running=len(self.pump.streams), nodes=nodes, holding=self.pump.router.holding())
         return self.metrics.page()
 
     def _nodes_changed(self) -> None:

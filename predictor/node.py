@@ -120,6 +120,7 @@ class Node:
         self.closing = False
         self.calibration = Calibration()
         self.resyncs = 0
+        self.forecasts_total = 0
         """Gaps in the trace so far (a count)."""
         self._client = client
         self._probe = probe
@@ -235,6 +236,7 @@ class Node:
     def _answered(self, answers: Answers, took_s: float) -> Answers:
         """The answers to give, corrected by experience. `took_s` is processor time: on a busy machine waiting for a
         core must not look like a long simulation."""
+        self.forecasts_total += len(answers)
         if answers:
             self._simulation_s += SMOOTHING * (took_s / len(answers) - self._simulation_s)
         return [self.calibration.forecast(a) if isinstance(a, Forecast) else a for a in answers]

@@ -1,0 +1,114 @@
+"""Pages for Prometheus of real processes, and that deploy/metrics.md describes exactly the series there are."""
+
+from __future__ import annotations
+
+import re
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.client_stream import ClientStream
+from gateway.core.events import RequestShape
+from gateway.core.forecast_trust import TrustStatus
+from gateway.core.late_binding import HoldingStatus
+from gateway.core.node_account import NodeStatus
+from gateway.metrics import MAX_NODES_TOLD, Metrics
+from length_model.belief import known
+from simcore.types import Decision, EngineConfig, NodeLoad, Outcome
+from tests.e2e.predictor_daemon import daemon
+
+PAGE = Path(__file__).resolve().parents[2] / "deploy" / "metrics.md"
+
+
+def described(section: str) -> dict[str, set[str]]:
+    """Series of one section of the page with their labels (what stands behind in brackets are their values)."""
+    text = PAGE.read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    return {name.strip("`"): set(re.findall(r"`(\w+)`", labels)) for name, _, labels, _ in rows}
+
+
+def told(page: str) -> dict[str, set[str]]:
+    """Series of a page by the names that `described` has."""
+    found: dict[str, set[str]] = {}
+    unlabelled = described("Gateway") | described("Predictor")
+    for family in text_string_to_metric_families(page):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        # A family that nothing has been counted in yet shows no labels.
+        found[name] = labels if family.samples else unlabelled.get(name, set())
+    return found
+
+
+def value(page: str, name: str, **labels: str) -> float:
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name == name and labels.items() <= sample.labels.items():
+                return sample.value
+    raise AssertionError(f"{name} {labels} is not on the page")
+
+
+def node(node_id: str) -> NodeStatus:
+    load = NodeLoad(
+        node_id=node_id, trace_seq=1, state_age_s=0.5, running=3, waiting=2, free_blocks=7, total_blocks=10,
+        waiting_prompt_blocks=1, unprocessed_tokens=9, preemptions_total=4,
+    )  # fmt: skip
+    return NodeStatus(
+        node_id=node_id, status="up", config=EngineConfig(model="m"), profile="p", detail="", load=load, noted_s=10.0,
+        in_flight=1, alarm="look", forecasts=TrustStatus(use="corrected", bias=2.0, samples=9),
+    )  # fmt: skip
+
+
+def ended(*, tokens: int = 11, attempt: int = 1, resumes: int = 0) -> ClientStream:
+    shape = RequestShape(request_id="r", prompt_tokens=5, max_output_tokens=20, belief=known(9), model="m")
+    stream = ClientStream(shape)
+    stream.arrived_s, stream.first_token_s = 100.0, 101.0
+    stream.output_tokens, stream.attempt, stream.resumes = tokens, attempt, resumes
+    decision = Decision(request_id="r", node_id="n", policy="p", cost_unit="s", scores=(), reason="", decision_s=0.001)
+    stream.placed(decision, 100.002)
+    stream.end(Outcome.STOP, "", 103.0)
+    return stream
+
+
+def test_the_gateways_page_is_what_the_documentation_says() -> None:
+    metrics = Metrics(lambda: [node("a")], lambda: 12.0)
+    metrics.denied("unknown_key")
+    metrics.finished(ended(attempt=4, resumes=1), running=2)
+    metrics.observe(running=3, nodes={"up": 1}, holding=HoldingStatus(held=5, held_tokens=50, shed_total=7))
+    metrics.observe(running=3, nodes={"up": 1}, holding=HoldingStatus(held=5, held_tokens=50, shed_total=8))
+    kind, body = metrics.page()
+    page = body.decode()
+    assert kind.startswith("text/plain")
+    assert told(page) == described("Gateway")
+    assert value(page, "astrolabe_requests_total", outcome="stop") == 1
+    assert (value(page, "astrolabe_retries_total"), value(page, "astrolabe_resumes_total")) == (2, 1)
+    assert value(page, "astrolabe_ttft_seconds_sum") == pytest.approx(1.0)
+    assert value(page, "astrolabe_tpot_seconds_sum") == pytest.approx(0.2)
+    assert value(page, "astrolabe_e2e_seconds_sum") == pytest.approx(3.0)
+    assert value(page, "astrolabe_requests_shed_total") == 8
+    assert value(page, "astrolabe_node_state_age_seconds", node="a") == pytest.approx(2.5)
+    assert value(page, "astrolabe_node_forecast_bias", node="a") == 2.0
+    assert value(page, "astrolabe_node_forecasts_used", node="a") == 0.5
+    assert value(page, "astrolabe_node_alarm", node="a") == 1
+
+
+def test_node_series_are_capped_and_go_with_their_node() -> None:
+    nodes = [node(f"n{index}") for index in range(MAX_NODES_TOLD + 20)]
+    metrics = Metrics(lambda: nodes, lambda: 12.0)
+    assert metrics.page()[1].decode().count("astrolabe_node_alarm{") == MAX_NODES_TOLD
+    del nodes[1:]
+    assert re.findall(r'astrolabe_node_alarm\{node="(\w+)"\}', metrics.page()[1].decode()) == ["n0"]
+
+
+@pytest.mark.e2e
+def test_the_predictors_page_is_what_the_documentation_says(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with daemon(tmp_path, metrics_listen=address):
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
+            page = response.read().decode()
+        assert told(page) == described("Predictor")
+        assert value(page, "astrolabe_predictor_synchronised") == 1
+        assert value(page, "astrolabe_predictor_free_blocks") > 0

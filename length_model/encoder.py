@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from length_model.artifact import Artifact, ArtifactError
 from length_model.distribution import Floats, Ints, pmf_from_hazards, remapped
-from length_model.encoder_input import FastTokenizer, SpecialIds, token_ids
+from length_model.encoder_input import FastTokenizer, InputSizes, SpecialIds, token_ids
 from length_model.features import FEATURES_VERSION, dense
 from length_model.hashed import HashedModel
 from length_model.query import LengthQuery
@@ -50,6 +50,7 @@ class EncoderModel:
         self._knots: Floats = arrays["knots"].astype(np.float64)
         self._tokenizer = tokenizer
         self._special = SpecialIds(**{k: int(v) for k, v in meta["special"].items()})
+        self._sizes = InputSizes(**meta["input"])
         self._heads, self._eps = int(meta["heads"]), float(meta["layer_norm_eps"])
         self._first_position = int(meta["pad_position"]) + 1
         self._hashed, self._share = hashed_part(arrays), float(meta["hashed_share"])
@@ -74,7 +75,7 @@ class EncoderModel:
 
     def own_pmf(self, queries: Sequence[LengthQuery]) -> Floats:
         """[n, K]: the encoder alone, before mixing and recalibration."""
-        rows = [token_ids(self._tokenizer, self._special, q) for q in queries]
+        rows = [token_ids(self._tokenizer, self._special, q, self._sizes) for q in queries]
         pooled = np.empty((len(rows), self._words.shape[1]), np.float32)
         for chosen in _packed([len(r) for r in rows]):
             pooled[chosen] = self._pooled([rows[i] for i in chosen])

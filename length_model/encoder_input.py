@@ -14,11 +14,6 @@ from numpy.typing import NDArray
 from length_model.query import LengthQuery
 from length_model.sharegpt import encodable
 
-PROMPT_HEAD_TOKENS = 56
-PROMPT_TAIL_TOKENS = 32
-ANSWER_TOKENS = 32
-QUESTION_TOKENS = 24
-
 _CHARS_PER_TOKEN_AT_MOST = 12
 """Text beyond this many characters per wanted token is not even tokenized."""
 
@@ -43,24 +38,38 @@ class SpecialIds(msgspec.Struct, frozen=True):
     pad: int
 
 
-def token_ids(tokenizer: FastTokenizer, special: SpecialIds, query: LengthQuery) -> list[int]:
-    """begin, prompt (its beginning and end), separator [, last answer, last question, separator]: at most 147 ids."""
-    room = PROMPT_HEAD_TOKENS + PROMPT_TAIL_TOKENS
+class InputSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of what is read, in tokens. Belongs to the trained model: others than it was trained with spoil it."""
+
+    prompt_head: int = 56
+    prompt_tail: int = 32
+    answer: int = 32
+    """Of the answer before the prompt, its beginning."""
+    question: int = 24
+    """Of the question before that, its beginning."""
+
+
+def token_ids(
+    tokenizer: FastTokenizer, special: SpecialIds, query: LengthQuery, sizes: InputSizes | None = None
+) -> list[int]:
+    """begin, prompt (its beginning and end), separator [, last answer, last question, separator]."""
+    sizes = sizes or InputSizes()
+    room = sizes.prompt_head + sizes.prompt_tail
     text = query.prompt
     limit = room * _CHARS_PER_TOKEN_AT_MOST
     if len(text) > 2 * limit:
-        head = _ids(tokenizer, text[:limit])[:PROMPT_HEAD_TOKENS]
-        prompt = head + _ids(tokenizer, text[-limit:])[-PROMPT_TAIL_TOKENS:]
+        head = _ids(tokenizer, text[:limit])[: sizes.prompt_head]
+        prompt = head + _ids(tokenizer, text[-limit:])[-sizes.prompt_tail :]
     else:
         prompt = _ids(tokenizer, text)
         if len(prompt) > room:
-            prompt = prompt[:PROMPT_HEAD_TOKENS] + prompt[-PROMPT_TAIL_TOKENS:]
+            prompt = prompt[: sizes.prompt_head] + prompt[-sizes.prompt_tail :]
     found = [special.begin, *prompt, special.separator]
     answer = next((t.text for t in reversed(query.history) if t.role == "assistant"), "")
     question = next((t.text for t in reversed(query.history) if t.role == "user"), "")
     if answer or question:
-        found += _ids(tokenizer, answer[: ANSWER_TOKENS * _CHARS_PER_TOKEN_AT_MOST])[:ANSWER_TOKENS]
-        found += _ids(tokenizer, question[: QUESTION_TOKENS * _CHARS_PER_TOKEN_AT_MOST])[:QUESTION_TOKENS]
+        found += _ids(tokenizer, answer[: sizes.answer * _CHARS_PER_TOKEN_AT_MOST])[: sizes.answer]
+        found += _ids(tokenizer, question[: sizes.question * _CHARS_PER_TOKEN_AT_MOST])[: sizes.question]
         found.append(special.separator)
     return found
 

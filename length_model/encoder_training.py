@@ -22,7 +22,7 @@ from length_model.artifact import Artifact
 from length_model.baseline import kaplan_meier
 from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
 from length_model.encoder import HASHED, EncoderModel, hashed_part, stored_arrays
-from length_model.encoder_input import SpecialIds, padded, token_ids
+from length_model.encoder_input import InputSizes, SpecialIds, padded, token_ids
 from length_model.features import DENSE_FEATURES, FEATURES_VERSION, dense
 from length_model.query import LengthSample
 from length_model.recalibration import KNOTS, knots_from_pits, pits
@@ -46,6 +46,7 @@ class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Share of all steps."""
     dropout: float = 0.2
     hidden: int = 128
+    input: InputSizes = InputSizes()
     frozen_layers: int = 3
     """Lowest layers that stay as they came (the embeddings always do): a third of the time saved."""
     seed: int = 0
@@ -129,9 +130,9 @@ def train(
     config, body = model.body.config, model.body
     numbers = np.stack([dense(s.query) for s in training])
     mean, spread = numbers.mean(axis=0), numbers.std(axis=0) + 1e-6
-    rows = [token_ids(tokenizer, special, s.query) for s in training]
+    rows = [token_ids(tokenizer, special, s.query, recipe.input) for s in training]
     inputs = _Inputs(rows, (numbers - mean) / spread, training, special.pad, edges)
-    held_rows = [token_ids(tokenizer, special, s.query) for s in calibration]
+    held_rows = [token_ids(tokenizer, special, s.query, recipe.input) for s in calibration]
     held_numbers = np.stack([dense(s.query) for s in calibration])
     held = _Inputs(held_rows, (held_numbers - mean) / spread, calibration, special.pad, edges)
     body_parameters = [p for p in body.parameters() if p.requires_grad]
@@ -265,6 +266,7 @@ def _meta(config: Any, special: SpecialIds, recipe: EncoderRecipe) -> dict[str, 
         "activation": config.hidden_act,
         "pad_position": config.pad_token_id if config.model_type == "roberta" else -1,
         "special": msgspec.to_builtins(special),
+        "input": msgspec.to_builtins(recipe.input),
         "recipe": {**msgspec.to_builtins(recipe), "encoder": Path(recipe.encoder).name},
     }
 

@@ -10,7 +10,7 @@ import pytest
 from length_model import artifact
 from length_model.distribution import pmf_from_hazards
 from length_model.encoder import EncoderModel, hashed_part
-from length_model.encoder_input import PROMPT_HEAD_TOKENS, PROMPT_TAIL_TOKENS, SpecialIds, padded, token_ids
+from length_model.encoder_input import InputSizes, SpecialIds, padded, token_ids
 from length_model.features import dense
 from length_model.split import split_samples
 from length_model.training import train_to_file
@@ -116,8 +116,10 @@ def test_long_prompts_keep_their_beginning_and_their_end() -> None:
     short = token_ids(LetterTokenizer(), special, query)
     assert short[0] == 1
     assert short[-1] == 2
-    long = token_ids(LetterTokenizer(), special, type(query)(prompt="a" * 40 + "b" * 100_000 + "c" * 20))
-    assert len(long) == 1 + PROMPT_HEAD_TOKENS + PROMPT_TAIL_TOKENS + 1
+    sizes = InputSizes(prompt_head=48, prompt_tail=24)
+    whole = type(query)(prompt="a" * 40 + "b" * 100_000 + "c" * 20)
+    long = token_ids(LetterTokenizer(), special, whole, sizes)
+    assert len(long) == 1 + 48 + 24 + 1
     letters = LetterTokenizer().encode("abc").ids
     assert long[1] == letters[0]
     assert long[-2] == letters[2]

@@ -99,5 +99,6 @@ def tiny_encoder_artifact(*, hashed_share: float = 0.0) -> Artifact:
         "special": {"begin": 1, "separator": 2, "pad": 0},
         "features_version": FEATURES_VERSION,
         "hashed_share": hashed_share,
+        "input": {"prompt_head": 48, "prompt_tail": 24, "answer": 16, "question": 8},
     }
     return Artifact(kind="encoder", meta=meta, arrays=arrays)

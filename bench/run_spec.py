@@ -159,5 +159,5 @@ def router_config(spec: RunSpec, policy: str) -> RouterConfig:
 
     As published systems work, unless `router` says otherwise: all nodes drawn are asked, and nothing is held back.
     """
-    published = {"ask": 0, "hold": HoldConfig(when="never")}
+    published: dict[str, Any] = {"ask": 0, "hold": HoldConfig(when="never")}
     return RouterConfig(policy=policy, sample=spec.sample, seed=spec.seed, **(published | spec.router))

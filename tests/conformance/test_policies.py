@@ -10,12 +10,15 @@ import msgspec
 import pytest
 
 from gateway.core import events as ev
+from gateway.core.holding import HoldConfig
 from gateway.core.policies.base import NodeView
 from gateway.core.policies.registry import make_policy, policy_names
 from simcore.types import Forecast
 from tests.helpers.routing import CheckedRouter, every, forecast, node_load, node_view, shape
 
 NODES = [f"n{i}" for i in range(6)]
+AT_ONCE = HoldConfig(when="never")
+"""For tests that fill all nodes."""
 
 pytestmark = pytest.mark.parametrize("policy", policy_names())
 
@@ -43,7 +46,7 @@ def uneven_views(order: Sequence[str]) -> list[NodeView]:
 
 
 def test_down_and_draining_nodes_are_never_chosen(policy: str) -> None:
-    world = CheckedRouter(policy)
+    world = CheckedRouter(policy, hold=AT_ONCE)
     world.join(*NODES)
     world.tell(ev.NodeLost(node_id="n1"))
     world.tell(ev.DrainAsked(node_id="n4"))
@@ -71,7 +74,7 @@ def test_with_all_loads_equal_everyone_gets_a_fair_share(policy: str) -> None:
 
 
 def test_in_the_long_run_equal_nodes_share_equally(policy: str) -> None:
-    world = CheckedRouter(policy)
+    world = CheckedRouter(policy, hold=AT_ONCE)
     world.join(*NODES)
     shares = Counter(place(world, f"r{i}", session=f"s{i}") for i in range(600))
     assert all(60 < shares[node_id] < 140 for node_id in NODES), dict(shares)

@@ -12,6 +12,7 @@ from bench.simcluster import Delays, NodeSpec, SimCluster, SimResult
 from bench.simcluster_heap import EventHeap, Rank
 from bench.workload.item import LengthKnowledge, WorkloadItem
 from gateway.core import events as ev
+from gateway.core.holding import HoldConfig
 from gateway.core.policies.registry import make_policy, policy_names
 from gateway.core.router import RouterConfig
 from simcore.trace import StepBatch
@@ -61,7 +62,7 @@ def test_asking_first_takes_another_round_trip_and_the_time_to_answer() -> None:
 
 @pytest.mark.parametrize("policy", policy_names())
 def test_every_policy_brings_every_request_to_its_end(policy: str) -> None:
-    result = simulate(poisson(120, 20.0), policy=policy)
+    result = simulate(poisson(120, 20.0), policy=policy, hold=HoldConfig(when="never"))
     summary = result.summary()
     assert summary.completed == 120
     assert [row.request_id for row in result.results] == [f"r{i}" for i in range(120)]

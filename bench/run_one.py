@@ -112,6 +112,7 @@ def run_task(task: Task, *, commit: str, machine: dict[str, str | int], keep_res
             note_interval_s=spec.note_interval_s,
         ),
         lengths=spec.lengths,
+        correcting=spec.correcting,
         noise=Noise(length=spec.length_error, latency=spec.latency_error) if _is_noisy(spec) else None,
         max_output_tokens=max(MAX_OUTPUT_TOKENS, *(item.output_tokens for item in items)),
         observe=observer,

@@ -29,6 +29,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Nodes drawn at random per decision; 0: the policy's default."""
     router: dict[str, Any] = {}
     """Further keys of the router's configuration."""
+    correcting: bool = True
+    """Predictors correct their forecasts by what became of earlier ones. Block's do not."""
     lengths: LengthKnowledge = "known"
     length_error: float = 0.0
     """Standard deviation of a factor on each expected length, as a share."""

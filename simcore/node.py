@@ -131,6 +131,8 @@ class SimNode:
             priority=request.priority,
             order=self._arrivals,
         )
+        if request.block_hashes and self.config.enable_prefix_caching:
+            self._name_blocks(slot, request.block_hashes)
         self._arrivals += 1
         self.membership += 1
         self.ids[slot] = request_id
@@ -281,7 +283,7 @@ class SimNode:
 
     def check(self) -> None:
         """Raises AssertionError naming the broken invariant."""
-        check_state(self.head, self.req, self.lists)
+        check_state(self.head, self.req, self.lists, self._shared)
         head = self.head.tolist()
         queued = [*self.lists[at.RUNNING, : head[at.N_RUNNING]], *self.lists[at.WAITING, : head[at.N_WAITING]]]
         known = {r.slot: i for i, r in self.requests.items()}
@@ -316,6 +318,16 @@ class SimNode:
             preemptions=row[at.PREEMPTIONS] - (slot in state.preempted),
         )
 
+    def _name_blocks(self, slot: int, hashes: tuple[int, ...]) -> None:
+        """From the first request on that may share blocks with others, blocks are told one from another."""
+        if self._shared is None:
+            self._shared = at.new_shared(self.config, len(self.ids))
+            ENTRIES.tell_apart(self.head, self.req, self.lists, self._shared)
+        names = self._shared[2]
+        row = np.array(hashes[: names.shape[1]], dtype=np.uint64).view(np.int64)
+        names[slot, : len(row)] = row
+        self.req[slot, at.HASHES] = len(row)
+
     def _grow(self) -> None:
         old = len(self.ids)
         capacity = 2 * old
@@ -325,6 +337,10 @@ class SimNode:
         self.lists = lists
         self._log = self._new_log(capacity)
         self._times_s = np.zeros(len(self._log), dtype=np.float64)
+        if self._shared is not None:
+            pool, *tables = self._shared
+            table, names = (np.vstack((t, np.zeros_like(t))) for t in tables)
+            self._shared = pool, table, names
         self.ids.extend([""] * old)
         self._free_slots.extend(range(capacity - 1, old - 1, -1))
 

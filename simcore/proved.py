@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 PROVED_VLLM_VERSION = "0.32"
-"""The vLLM whose schedulers (synchronous and asynchronous) the rules equal step by step: `tests/conformance/test_scheduler_oracle.py`."""
+"""The vLLM whose schedulers, synchronous and asynchronous, the rules equal step by step:
+`tests/conformance/test_scheduler_oracle.py`."""
 
 
 def outside_proved(version: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
+from simcore.resume import node_at
 from simcore.types import Candidate, EngineConfig, LengthBelief
 
 
-def warm() -> None:
-    """Runs one tiny node, one step and one what-if."""
+def warm(*, shared_prefixes: bool = False) -> None:
+    """Runs one tiny node, one step and one what-if. With `shared_prefixes`, a node too that tells blocks apart; only
+    simulated engines that are given block hashes need that."""
     config = EngineConfig(model="warm-up", max_num_seqs=2, max_num_batched_tokens=8, num_blocks=8)
     model = StepTimeModel(
         name="warm-up",
@@ -34,3 +36,13 @@ def warm() -> None:
     node.abort("c")
     node.advance(100.0)
     node.load(0.0)
+    node_at(node.snapshot(0.0), "warm-up", model, output_tokens=lambda _: 1, free_at_s=0.0)
+    if shared_prefixes:
+        sharing = SimNode("warm-up", config, model)
+        for i in "abc":
+            sharing.add(
+                SimRequest(request_id=i, prompt_tokens=20, output_tokens=2, max_output_tokens=2, block_hashes=(7,)), 0.0
+            )
+        sharing.step(0.0)
+        sharing.abort("c")
+        sharing.advance(100.0)

@@ -10,22 +10,33 @@ from __future__ import annotations
 from numba import njit
 
 from simcore.compiled.layout import (
+    AHEAD,
     BLOCK,
     BUCKETS,
     CACHING,
     CAPACITY,
     CHAIN,
+    COMPUTED,
     FREE,
+    FRONT,
     HAS_KEY,
     HASHES,
     KEY,
     KEYED,
+    N_RUNNING,
     NEXT,
     ORDER,
     OUT,
+    OWNED,
     PREVIOUS,
     PROMPT,
     REFS,
+    RUNNING,
+    SEG_COUNT,
+    SEG_HEAD,
+    SEG_OWNER,
+    SEG_TAIL,
+    SEGMENT,
     TOTAL_BLOCKS,
     Arrays,
     Ints,
@@ -36,10 +47,10 @@ _ODD_2 = 0x42B2AE3D27D4EB4F
 
 
 @njit(nogil=True)
-def key_of(req: Ints, names: Ints, slot: int, index: int) -> int:
+def key_of(req: Ints, shared: Arrays, slot: int, index: int) -> int:
     """What block `index` of a slot is found by; beyond its names what nobody else has."""
     if index < req[slot, HASHES]:
-        return names[slot, index]
+        return shared[2][slot, index]
     return (req[slot, ORDER] + 1) * _ODD_1 + index * _ODD_2
 
 
@@ -109,11 +120,11 @@ def count_hits(head: Ints, req: Ints, shared: Arrays, slot: int) -> tuple[int, i
 
     The last token is always computed anew: its logits give the next token.
     """
-    pool, _, names = shared
+    pool = shared[0]
     hits = evictable = 0
     if head[CACHING]:
         for index in range((req[slot, PROMPT] + req[slot, OUT] - 1) // head[BLOCK]):
-            block = find(pool, key_of(req, names, slot, index))
+            block = find(pool, key_of(req, shared, slot, index))
             if block < 0:
                 break
             hits += 1
@@ -124,9 +135,9 @@ def count_hits(head: Ints, req: Ints, shared: Arrays, slot: int) -> tuple[int, i
 @njit(nogil=True)
 def adopt(head: Ints, req: Ints, shared: Arrays, slot: int, hits: int) -> None:
     """The slot takes its first `hits` blocks as they were found cached."""
-    pool, table, names = shared
+    pool, table, _ = shared
     for index in range(hits):
-        block = find(pool, key_of(req, names, slot, index))
+        block = find(pool, key_of(req, shared, slot, index))
         if pool[REFS, block] == 0:
             _unlink(pool, block)
             head[FREE] -= 1
@@ -153,10 +164,10 @@ def take_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, blocks: int) -
 @njit(nogil=True)
 def name_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, tokens: int) -> None:
     """From now on the slot's full blocks up to `tokens` can be found by their content."""
-    pool, table, names = shared
+    pool, table, _ = shared
     if head[CACHING]:
         for index in range(req[slot, KEYED] // head[BLOCK], tokens // head[BLOCK]):
-            _set_key(pool, table[slot, index], key_of(req, names, slot, index))
+            _set_key(pool, table[slot, index], key_of(req, shared, slot, index))
 
 
 @njit(nogil=True)
@@ -177,3 +188,43 @@ def release_blocks(head: Ints, req: Ints, shared: Arrays, slot: int) -> None:
         else:
             link(pool, block, at)
             at = block
+
+
+@njit(nogil=True)
+def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
+    """Turns a state in which blocks are counted (`kv`) into one in which they are told apart. `shared` is empty."""
+    pool, table, _ = shared
+    block, total = head[BLOCK], head[TOTAL_BLOCKS]
+    front = total
+    pool[CHAIN, :] = -1
+    pool[BUCKETS, :] = -1
+    pool[NEXT, front] = front + 1
+    pool[PREVIOUS, front + 1] = front
+    used = 0
+    for i in range(head[N_RUNNING]):
+        slot = lists[RUNNING, i]
+        if head[AHEAD] == 0:
+            req[slot, KEYED] = req[slot, COMPUTED]
+        for index in range(req[slot, CAPACITY] // block):
+            pool[REFS, used] = 1
+            table[slot, index] = used
+            if head[CACHING] and index < req[slot, KEYED] // block:
+                _set_key(pool, used, key_of(req, shared, slot, index))
+            used += 1
+    owned = head[OWNED] > 0
+    for _ in range(head[FRONT] if owned else head[FREE]):
+        link(pool, used, pool[PREVIOUS, front + 1])
+        used += 1
+    if not owned:
+        return
+    for segment in range(head[SEG_HEAD], head[SEG_TAIL]):
+        owner = lists[SEG_OWNER, segment]
+        # A request's blocks were freed the last first.
+        for index in range(lists[SEG_COUNT, segment] - 1, -1, -1):
+            link(pool, used, pool[PREVIOUS, front + 1])
+            if owner >= 0:
+                _set_key(pool, used, key_of(req, shared, owner, index))
+            used += 1
+        if owner >= 0:
+            req[owner, SEGMENT] = -1
+    head[OWNED] = 0

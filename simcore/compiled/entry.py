@@ -61,6 +61,7 @@ from simcore.compiled.layout import (
     TPOT,
     TTFT,
     WAITING,
+    Arrays,
     Floats,
     Ints,
     Shared,
@@ -93,6 +94,7 @@ class Entries(NamedTuple):
     measure: Callable[..., Any]
     enqueue: Callable[..., Any]
     remove: Callable[..., Any]
+    tell_apart: Callable[..., Any]
     draw: Callable[..., Any]
     take_node: Callable[..., Any]
     forecast: Callable[..., Any]
@@ -200,7 +202,7 @@ def _compile(fingerprint: int) -> Entries:
         Of an engine that plans ahead: as it stood before it planned the step in flight (`simcore.told`).
         """
         assert fingerprint >= 0
-        blocks = tokens = 0
+        needed = tokens = 0
         for i in range(head[N_BEFORE]):
             req[lists[RUNNING_BEFORE, i], GRANTED] = 1
         for i in range(head[N_WAITING]):
@@ -209,18 +211,18 @@ def _compile(fingerprint: int) -> Entries:
             if req[slot, GRANTED]:
                 tokens -= req[slot, BEFORE]
             else:
-                blocks += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
+                needed += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
         for i in range(head[N_RUNNING]):
             slot = lists[RUNNING, i]
             tokens += req[slot, PROMPT] + req[slot, FINAL] - req[slot, COMPUTED]
             if head[AHEAD] and not req[slot, GRANTED]:
-                blocks += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
+                needed += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
         for i in range(head[N_PLAN]):
             if lists[PLAN_SLOT + head[BANK], i] >= 0:
                 tokens += lists[PLAN_TOKENS + head[BANK], i] // 2
         for i in range(head[N_BEFORE]):
             req[lists[RUNNING_BEFORE, i], GRANTED] = 0
-        return blocks, tokens
+        return needed, tokens
 
     @njit(cache=True, nogil=True)
     def enqueue(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
@@ -233,6 +235,12 @@ def _compile(fingerprint: int) -> Entries:
         """`step.remove`."""
         assert fingerprint >= 0
         step.remove(head, req, lists, shared, slot)
+
+    @njit(cache=True, nogil=True)
+    def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
+        """`blocks.tell_apart`."""
+        assert fingerprint >= 0
+        blocks.tell_apart(head, req, lists, shared)
 
     @njit(cache=True, nogil=True)
     def draw(heads: Ints, reqs: Ints, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> int:
@@ -355,7 +363,7 @@ def _compile(fingerprint: int) -> Entries:
             out[c, PREEMPTION_SHARE] = preempting / scenarios
         return fine
 
-    return Entries(one_step, plan_ahead, advance, measure, enqueue, remove, draw, take_node, forecast)
+    return Entries(one_step, plan_ahead, advance, measure, enqueue, remove, tell_apart, draw, take_node, forecast)
 
 
 ENTRIES = _compile(_fingerprint())

@@ -194,6 +194,16 @@ def list_width(capacity: int, block_size_tokens: int) -> int:
     return max(4 * capacity + 8, block_size_tokens)
 
 
+def new_shared(config: EngineConfig, capacity: int) -> Arrays:
+    """Empty arrays for telling blocks apart; `blocks.tell_apart` fills them."""
+    blocks = config.num_blocks
+    width = 1 << (2 * blocks + 3).bit_length()
+    longest = min(blocks, -(-config.max_model_len_tokens // config.block_size_tokens))
+    pool = np.zeros((N_POOL, width), dtype=np.int64)
+    table, names = np.zeros((2, capacity, longest), dtype=np.int64)
+    return pool, table, names
+
+
 def log_rows(capacity: int) -> int:
     """Log rows one step can fill: each request preempted, scheduled, with a first token, finished."""
     return LOG_ROWS_EACH * capacity + 4

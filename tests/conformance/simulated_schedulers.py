@@ -76,7 +76,6 @@ class Compiled:
         return self.node.has_work
 
     def add(self, request: OracleRequest, arrival_s: float) -> None:
-        assert not request.shared_prefix, "the compiled node knows no shared prefixes"
         self.node.add(
             SimRequest(
                 request_id=request.request_id,
@@ -84,6 +83,7 @@ class Compiled:
                 output_tokens=request.output_tokens,
                 max_output_tokens=request.most_tokens,
                 priority=request.priority,
+                block_hashes=request.block_hashes(self.node.config.block_size_tokens),
             ),
             arrival_s,
         )

@@ -115,12 +115,21 @@ class AnythingGoes(RuleBasedStateMachine):
         self.world.note(node_id, dispatch_seq=seq, running=running, free_blocks=1052 - 20 * running)
 
     @precondition(lambda self: self.world.asks)
-    @rule(data=st.data(), e2e_s=st.sampled_from([0.5, 2.0, float("nan")]), fails=st.booleans(), risk=st.sampled_from([0.0, 0.9]))
+    @rule(
+        data=st.data(),
+        e2e_s=st.sampled_from([0.5, 2.0, float("nan")]),
+        fails=st.booleans(),
+        risk=st.sampled_from([0.0, 0.9]),
+    )
     def answer(self, data: st.DataObject, e2e_s: float, fails: bool, risk: float) -> None:
         """Any question ever asked may be answered, also long after, but each once."""
         ask_id = data.draw(st.sampled_from(sorted(self.world.asks)))
         node_id = self.world.asks[ask_id].node_id
-        said = None if fails or e2e_s != e2e_s else forecast(node_id, e2e_s, preemption_probability=risk, clear_start_s=Quantiles(risk, risk, risk))
+        said = (
+            None
+            if fails or e2e_s != e2e_s
+            else forecast(node_id, e2e_s, preemption_probability=risk, clear_start_s=Quantiles(risk, risk, risk))
+        )
         self.world.tell(ev.ForecastArrived(ask_id=ask_id, node_id=node_id, forecast=said, error="" if said else "no"))
 
     @rule()

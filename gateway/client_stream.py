@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from gateway.answer_text import AnswerText
 from gateway.core.events import RequestShape
@@ -44,6 +45,7 @@ class ClientStream:
         "retry_after_s",
         "sampling",
         "shape",
+        "span",
         "text",
         "traceparent",
         "usage",
@@ -68,6 +70,8 @@ class ClientStream:
         """The answer as text; None when nobody wants it."""
         self.traceparent = traceparent
         """W3C trace context for the engine; empty: none."""
+        self.span: Any = None
+        """Of OpenTelemetry, when that is switched on (`gateway.spans`)."""
         self.asked = shape
         """What the present node was asked for: the request, or what was left of it when another node failed."""
         self.attempt = 1

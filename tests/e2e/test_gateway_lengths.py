@@ -6,8 +6,10 @@ import concurrent.futures
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from importlib import resources
 from pathlib import Path
 
+import grpc
 import pytest
 from click.testing import CliRunner
 
@@ -82,11 +84,43 @@ async def test_without_a_model_the_prior_holds() -> None:
         await eventually(lambda: not gateway.pump.streams)
 
 
-@pytest.mark.parametrize("name", ["hashd", "/no/such/file.alm"])
-async def test_a_model_that_is_not_there_stops_the_start_with_one_line(name: str) -> None:
-    with pytest.raises(ConfigError, match="key 'lengths'"):
+async def test_odd_prompts_cost_nobody_else_anything() -> None:
+    async with scripted() as node, running(node.address, lengths="hashed") as (gateway, stub):
+        await eventually(lambda: gateway.nodes.any_up)
+        for text in ("", "x" * 1_000_000):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                async for _ in stub.Generate(pb.GenerateRequest(text=text, sampling=LIMIT)):
+                    pass
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        odd = [
+            pb.GenerateRequest(text="\x00\x01\ufffd" * 500),
+            pb.GenerateRequest(token_ids=pb.TokenIds(ids=[0, 255, 128])),
+        ]
+        for i, request in enumerate(odd):
+            request.request_id = f"odd-{i}"
+            request.sampling.CopyFrom(LIMIT)
+            call = stub.Generate(request)
+            await dispatched(node)
+            told = await stub.Explain(pb.ExplainRequest(request_id=request.request_id))
+            assert told.belief_source == "hashed"
+            node.say(part(request.request_id, b"abc", Outcome.STOP))
+            async for _ in call:
+                pass
+        assert gateway.lengths.counters.failed == 0
+
+
+@pytest.mark.parametrize("name", ["hashd", "/no/such/file.alm", "damaged"])
+async def test_a_model_that_cannot_be_used_stops_the_start_with_one_line(name: str, tmp_path: Path) -> None:
+    if name == "damaged":
+        data = bytearray((resources.files("length_model") / "shipped" / "histogram.alm").read_bytes())
+        data[-1] ^= 1
+        path = tmp_path / "damaged.alm"
+        path.write_bytes(data)
+        name = str(path)
+    with pytest.raises(ConfigError, match="key 'lengths'") as caught:
         async with running(lengths=name):
             pass
+    assert "\n" not in str(caught.value)
 
 
 def test_what_a_gateway_recorded_trains_the_model_of_the_next(make_cluster: MakeCluster, tmp_path: Path) -> None:

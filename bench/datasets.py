@@ -25,7 +25,7 @@ from bench.workload.jsonl import parse_jsonl
 from bench.workload.lengths import parse_lengths
 from bench.workload.mooncake import parse_mooncake
 from bench.workload.power_law import parse_shape, power_law_rows
-from bench.workload.rows import Parsed, plural
+from bench.workload.rows import BadRows, Parsed, plural
 from bench.workload.servegen import ARRIVALS_SUFFIX, LENGTHS_SUFFIX, drawn, parse_arrivals, parse_length_quantiles
 from bench.workload.sharegpt import Pair, ShareGptReader, ShareGptReport
 from engine_adapters.tokenizer import Tokenizer, load_tokenizer
@@ -59,6 +59,8 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int | None = None
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
     """For JSON lines that do not say how long their answer is."""
+    skip_bad: bool = False
+    """Rows that cannot be read are counted and left out; else the first ends the reading."""
     shape: str = "medium-medium"
     """For `power-law`: short, medium or long, of prompts and of answers."""
 
@@ -83,6 +85,7 @@ def load_dataset(spec: DatasetSpec, *, progress: Progress | None = None) -> Pars
 
 
 def _parse(lines: IO[str], spec: DatasetSpec, path: Path) -> Parsed:
+    bad = BadRows(skip=spec.skip_bad)
     if spec.name == "burstgpt":
         return parse_burstgpt(
             lines,
@@ -91,6 +94,7 @@ def _parse(lines: IO[str], spec: DatasetSpec, path: Path) -> Parsed:
             duration_s=spec.duration_s,
             first_row=spec.first_row,
             max_rows=spec.max_rows,
+            bad=bad,
         )
     if spec.name == "servegen":
         windows = parse_arrivals(lines, spec.path)
@@ -102,17 +106,18 @@ def _parse(lines: IO[str], spec: DatasetSpec, path: Path) -> Parsed:
             lengths = parse_length_quantiles(length_lines, str(beside))
         return drawn(windows, lengths, spec.path, start_s=spec.start_s, duration_s=spec.duration_s)
     if spec.name == "azure":
-        return parse_azure(lines, spec.path)
+        return parse_azure(lines, spec.path, bad=bad)
     if spec.name == "mooncake":
-        return parse_mooncake(lines, spec.path)
+        return parse_mooncake(lines, spec.path, bad=bad)
     if spec.name == "lengths":
-        return parse_lengths(lines, spec.path)
+        return parse_lengths(lines, spec.path, bad=bad)
     tokenizer = load_tokenizer(spec.tokenizer)
     return parse_jsonl(
         lines,
         spec.path,
         count_tokens=lambda text: len(tokenizer.encode(text)),
         default_output_tokens=spec.default_output_tokens,
+        bad=bad,
     )
 
 

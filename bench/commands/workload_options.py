@@ -31,6 +31,7 @@ OPTIONS = (
         '{"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to get them.',
     ),
     click.option("--dataset-path", default="", metavar="FILE", help="The data set's file; .gz is undone."),
+    click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, and say how many."),
     click.option(
         "--tokenizer", default="", metavar="NAME", help="Counts tokens of texts. [default: the best installed]"
     ),
@@ -149,6 +150,7 @@ def build_source(
             first_row=first_row,
             max_rows=max_rows,
             default_output_tokens=options["output_tokens"],
+            skip_bad=options["skip_bad"],
             shape=options["shape"],
         ),
         arrivals=options["arrivals"],

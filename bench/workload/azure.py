@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.rows import Parsed, check_width, header_of, plural, table_rows, whole_number
+from bench.workload.rows import STRICT, BadRows, Parsed, check_width, header_of, plural, table_rows, whole_number
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:?\d\d)?")
 
 
-def parse_azure(lines: Iterable[str], source: str) -> Parsed:
+def parse_azure(lines: Iterable[str], source: str, *, bad: BadRows = STRICT) -> Parsed:
     """All rows in time order, `arrival_s` counted from the earliest. Rows with 0 generated tokens are left out.
 
     Raises:
@@ -37,15 +37,16 @@ def parse_azure(lines: Iterable[str], source: str) -> Parsed:
     timed: list[tuple[float, int, int]] = []
     seen = no_output = 0
     for row, fields in table:
-        seen += 1
-        check_width(fields, len(header), source, row)
-        unix_s = _unix_s(fields[at_time], source, row)
-        prompt_tokens = whole_number(fields[at_prompt], COLUMNS[1], source, row)
-        output_tokens = whole_number(fields[at_output], COLUMNS[2], source, row)
-        if output_tokens == 0:
-            no_output += 1
-            continue
-        timed.append((unix_s, max(1, prompt_tokens), output_tokens))
+        with bad:
+            seen += 1
+            check_width(fields, len(header), source, row)
+            unix_s = _unix_s(fields[at_time], source, row)
+            prompt_tokens = whole_number(fields[at_prompt], COLUMNS[1], source, row)
+            output_tokens = whole_number(fields[at_output], COLUMNS[2], source, row)
+            if output_tokens == 0:
+                no_output += 1
+                continue
+            timed.append((unix_s, max(1, prompt_tokens), output_tokens))
     if not timed:
         raise DatasetError(source, "there are no usable rows below the header", mend="Fetch the file again.")
     timed.sort(key=lambda entry: entry[0])
@@ -54,7 +55,7 @@ def parse_azure(lines: Iterable[str], source: str) -> Parsed:
     notes = [f"Azure trace: {plural(len(rows), 'request')} over {rows[-1].arrival_s:,.0f} s"]
     if no_output:
         notes.append(f"{plural(no_output, 'row')} with 0 generated tokens left out")
-    return Parsed(rows=rows, counts={"rows": seen, "kept": len(rows), "no_output": no_output}, notes=notes)
+    return bad.account(Parsed(rows=rows, counts={"rows": seen, "kept": len(rows), "no_output": no_output}, notes=notes))
 
 
 def _unix_s(text: str, source: str, row: int) -> float:

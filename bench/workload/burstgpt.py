@@ -10,7 +10,17 @@ from collections.abc import Iterable
 
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.rows import Parsed, check_width, finite_number, header_of, plural, table_rows, whole_number
+from bench.workload.rows import (
+    STRICT,
+    BadRows,
+    Parsed,
+    check_width,
+    finite_number,
+    header_of,
+    plural,
+    table_rows,
+    whole_number,
+)
 
 V1_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens", "Log Type")
 V2_COLUMNS = ("Timestamp", "Session ID", "Elapsed time", *V1_COLUMNS[1:])
@@ -24,6 +34,7 @@ def parse_burstgpt(
     duration_s: float | None = None,
     first_row: int = 1,
     max_rows: int | None = None,
+    bad: BadRows = STRICT,
 ) -> Parsed:
     """The requests of a slice, with `arrival_s` counted from the beginning of the file (its first row).
 
@@ -49,33 +60,38 @@ def parse_burstgpt(
     origin_s: float | None = None
     latest_s = float("-inf")
     for row, fields in table:
-        seen += 1
-        if max_rows is not None and seen >= first_row + max_rows:
-            seen -= 1
-            break
-        check_width(fields, len(header), source, row)
-        recorded_s = finite_number(fields[0], "Timestamp", source, row)
-        prompt_tokens = whole_number(fields[at["Request tokens"]], "Request tokens", source, row)
-        output_tokens = whole_number(fields[at["Response tokens"]], "Response tokens", source, row)
-        origin_s = recorded_s if origin_s is None else origin_s
-        arrival_s = recorded_s - origin_s
-        if seen < first_row or arrival_s < start_s or (duration_s is not None and arrival_s >= start_s + duration_s):
-            continue
-        if output_tokens == 0:
-            failed += 1
-            continue
-        if prompt_tokens == 0:
-            no_prompt += 1
-        disordered += arrival_s < latest_s
-        latest_s = max(latest_s, arrival_s)
-        rows.append(
-            DataRow(
-                prompt_tokens=max(1, prompt_tokens),
-                output_tokens=output_tokens,
-                session=fields[at["Session ID"]].strip() if version == 2 else "",
-                arrival_s=arrival_s,
+        with bad:
+            seen += 1
+            if max_rows is not None and seen >= first_row + max_rows:
+                seen -= 1
+                break
+            check_width(fields, len(header), source, row)
+            recorded_s = finite_number(fields[0], "Timestamp", source, row)
+            prompt_tokens = whole_number(fields[at["Request tokens"]], "Request tokens", source, row)
+            output_tokens = whole_number(fields[at["Response tokens"]], "Response tokens", source, row)
+            origin_s = recorded_s if origin_s is None else origin_s
+            arrival_s = recorded_s - origin_s
+            if (
+                seen < first_row
+                or arrival_s < start_s
+                or (duration_s is not None and arrival_s >= start_s + duration_s)
+            ):
+                continue
+            if output_tokens == 0:
+                failed += 1
+                continue
+            if prompt_tokens == 0:
+                no_prompt += 1
+            disordered += arrival_s < latest_s
+            latest_s = max(latest_s, arrival_s)
+            rows.append(
+                DataRow(
+                    prompt_tokens=max(1, prompt_tokens),
+                    output_tokens=output_tokens,
+                    session=fields[at["Session ID"]].strip() if version == 2 else "",
+                    arrival_s=arrival_s,
+                )
             )
-        )
     if not rows:
         raise DatasetError(
             source,
@@ -92,7 +108,7 @@ def parse_burstgpt(
     if disordered:
         notes.append(f"{plural(disordered, 'row')} out of time order: sorted")
     counts = {"version": version, "rows": seen, "kept": len(rows), "failed": failed, "prompt_raised_to_1": no_prompt}
-    return Parsed(rows=rows, counts=counts, notes=notes)
+    return bad.account(Parsed(rows=rows, counts=counts, notes=notes))
 
 
 def _arrival_s(row: DataRow) -> float:

@@ -12,7 +12,7 @@ import msgspec
 
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.rows import Parsed, plural
+from bench.workload.rows import STRICT, BadRows, Parsed, plural
 
 _EXPECTED = 'Expected one object a line: {"workload": "text"} or {"prompt_tokens": 12, "output_tokens": 34}.'
 
@@ -28,7 +28,12 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse_jsonl(
-    lines: Iterable[str], source: str, *, count_tokens: Callable[[str], int], default_output_tokens: int
+    lines: Iterable[str],
+    source: str,
+    *,
+    count_tokens: Callable[[str], int],
+    default_output_tokens: int,
+    bad: BadRows = STRICT,
 ) -> Parsed:
     """All rows in file order; the text of a `workload` is counted with `count_tokens`.
 
@@ -40,20 +45,21 @@ def parse_jsonl(
     rows: list[DataRow] = []
     assumed = 0
     for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = msgspec.json.decode(text, type=_Line)
-        except (msgspec.DecodeError, UnicodeEncodeError) as error:
-            raise DatasetError(source, f"not such an object ({error})", row=number, mend=_EXPECTED) from error
-        rows.append(_row(line, number, source, count_tokens, default_output_tokens))
-        assumed += line.output_tokens is None
+        with bad:
+            if not text.strip():
+                continue
+            try:
+                line = msgspec.json.decode(text, type=_Line)
+            except (msgspec.DecodeError, UnicodeEncodeError) as error:
+                raise DatasetError(source, f"not such an object ({error})", row=number, mend=_EXPECTED) from error
+            rows.append(_row(line, number, source, count_tokens, default_output_tokens))
+            assumed += line.output_tokens is None
     if not rows:
         raise DatasetError(source, "the file is empty", mend=_EXPECTED)
     notes = [f"{plural(len(rows), 'request')} from JSON lines"]
     if assumed:
         notes.append(f"{plural(assumed, 'row')} without `output_tokens`: {default_output_tokens} each")
-    return Parsed(rows=rows, counts={"rows": len(rows), "output_assumed": assumed}, notes=notes)
+    return bad.account(Parsed(rows=rows, counts={"rows": len(rows), "output_assumed": assumed}, notes=notes))
 
 
 def _row(

@@ -13,7 +13,7 @@ import msgspec
 
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.rows import Parsed, plural
+from bench.workload.rows import STRICT, BadRows, Parsed, plural
 
 BLOCK_TOKENS = 512
 _EXPECTED = 'Expected one object a line: {"timestamp": 0, "input_length": 6755, "output_length": 500, "hash_ids": [0]}.'
@@ -26,7 +26,7 @@ class _Line(msgspec.Struct, frozen=True):
     hash_ids: tuple[int, ...] = ()
 
 
-def parse_mooncake(lines: Iterable[str], source: str) -> Parsed:
+def parse_mooncake(lines: Iterable[str], source: str, *, bad: BadRows = STRICT) -> Parsed:
     """All rows in time order, `arrival_s` counted from the first.
 
     The published conversation trace knows its times to 3 s only. Requests of one moment are spread evenly until the
@@ -40,26 +40,27 @@ def parse_mooncake(lines: Iterable[str], source: str) -> Parsed:
     entries: list[_Line] = []
     seen = no_output = 0
     for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        seen += 1
-        try:
-            line = msgspec.json.decode(text, type=_Line)
-        except (msgspec.DecodeError, UnicodeEncodeError) as error:
-            raise DatasetError(source, f"not such an object ({error})", row=number, mend=_EXPECTED) from error
-        if line.timestamp < 0 or line.input_length < 0 or line.output_length < 0:
-            raise DatasetError(source, "a negative time or length", row=number, mend=_EXPECTED)
-        if len(line.hash_ids) * BLOCK_TOKENS >= line.input_length + BLOCK_TOKENS:
-            raise DatasetError(
-                source,
-                f"{plural(len(line.hash_ids), 'hash id')} for a prompt of {line.input_length:,} tokens",
-                row=number,
-                mend=f"One id stands for {BLOCK_TOKENS} tokens.",
-            )
-        if line.output_length == 0:
-            no_output += 1
-            continue
-        entries.append(line)
+        with bad:
+            if not text.strip():
+                continue
+            seen += 1
+            try:
+                line = msgspec.json.decode(text, type=_Line)
+            except (msgspec.DecodeError, UnicodeEncodeError) as error:
+                raise DatasetError(source, f"not such an object ({error})", row=number, mend=_EXPECTED) from error
+            if line.timestamp < 0 or line.input_length < 0 or line.output_length < 0:
+                raise DatasetError(source, "a negative time or length", row=number, mend=_EXPECTED)
+            if len(line.hash_ids) * BLOCK_TOKENS >= line.input_length + BLOCK_TOKENS:
+                raise DatasetError(
+                    source,
+                    f"{plural(len(line.hash_ids), 'hash id')} for a prompt of {line.input_length:,} tokens",
+                    row=number,
+                    mend=f"One id stands for {BLOCK_TOKENS} tokens.",
+                )
+            if line.output_length == 0:
+                no_output += 1
+                continue
+            entries.append(line)
     if not entries:
         raise DatasetError(source, "there are no usable rows" if seen else "the file is empty", mend=_EXPECTED)
     entries.sort(key=lambda entry: entry.timestamp)
@@ -80,7 +81,7 @@ def parse_mooncake(lines: Iterable[str], source: str) -> Parsed:
     if no_output:
         notes.append(f"{plural(no_output, 'row')} with 0 output tokens left out")
     counts = {"rows": seen, "kept": len(rows), "moments": moments, "no_output": no_output}
-    return Parsed(rows=rows, counts=counts, notes=notes)
+    return bad.account(Parsed(rows=rows, counts=counts, notes=notes))
 
 
 def _spread_s(times_s: list[float]) -> list[float]:

@@ -22,6 +22,40 @@ class Parsed(msgspec.Struct, frozen=True, kw_only=True):
     """The same for people."""
 
 
+class BadRows:
+    """Decides what becomes of a row that cannot be read: `with bad:` around its reading passes over it, or not."""
+
+    def __init__(self, *, skip: bool) -> None:
+        self._skip = skip
+        self._found: list[DatasetError] = []
+
+    def __enter__(self) -> BadRows:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not (self._skip and isinstance(error, DatasetError) and error.row is not None):
+            return False
+        self._found.append(error)
+        return True
+
+    def account(self, parsed: Parsed) -> Parsed:
+        """With the rows that were passed over in its notes and counts, if there are any."""
+        if not self._found:
+            return parsed
+        first = self._found[0]
+        note = (
+            f"{plural(len(self._found), 'row')} that cannot be read left out; the first is row {first.row:,}: "
+            f"{first.reason}"
+        )
+        return msgspec.structs.replace(
+            parsed, counts={**parsed.counts, "bad": len(self._found)}, notes=[*parsed.notes, note]
+        )
+
+
+STRICT = BadRows(skip=False)
+"""The first row that cannot be read ends the reading."""
+
+
 def table_rows(lines: Iterable[str], source: str) -> Iterator[tuple[int, list[str]]]:
     """(file row, fields) of a CSV, header included; rows count from 1 and empty lines are passed over."""
     reader = csv.reader(lines)

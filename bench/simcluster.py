@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -128,7 +128,6 @@ class SimCluster:
         self._ahead_s = 0.0
         """By how much the gateway's clock has jumped."""
         self._courses: dict[str, Course] = {}
-        self._shapes: dict[str, ev.RequestShape] = {}
         self._policies: Counter[str] = Counter()
 
     def run(
@@ -167,6 +166,10 @@ class SimCluster:
             forecasts=sum(node.forecasts for node in nodes),
             policies=dict(self._policies),
         )
+
+    def busy_nodes(self) -> list[str]:
+        """Nodes whose engines have requests."""
+        return [node.node_id for node in self._nodes.values() if node.is_busy and not node.faults.vanished]
 
     def free_blocks(self) -> list[int]:
         """KV blocks that each engine has free after its last step."""
@@ -249,8 +252,9 @@ class SimCluster:
         if epoch != node.epoch or node.faults.vanished:
             return
         if rank == DISPATCH:
-            shape = action.resumed or self._shapes[action.request_id]
-            item = self._courses[action.request_id].item
+            course = self._courses[action.request_id]
+            item, shape = course.item, action.resumed or course.shape
+            assert shape is not None, "only a request that has come is dispatched"
             rest_tokens = item.output_tokens - (shape.prompt_tokens - item.prompt_tokens)
             node.take(shape, rest_tokens, action.dispatch_seq, at_s, attempt=action.attempt)
         elif rank == ASK:
@@ -294,7 +298,9 @@ class SimCluster:
                     self._heap.push(at_s, Rank.TIMER, timer)
 
     def _fail(self, node: ClusterNode, count: int, at_s: float) -> None:
-        for request_id in list(self._tell_progress(node, at_s))[:count]:
+        progress = node.progress(at_s)
+        for request_id in list(progress)[:count]:
+            self._tell_progress(node, {request_id: progress[request_id]}, at_s)
             node.abort(request_id, at_s)
             ended = ev.StreamEnded(
                 request_id=request_id,
@@ -307,9 +313,10 @@ class SimCluster:
     def _restart_gateway(self, at_s: float) -> None:
         self.router = Router(self.router.config)
         self._gateway += 1
-        for request_id in list(self._shapes):
-            lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
-            self._finish(lost, at_s)
+        for request_id, course in self._courses.items():
+            if course.shape is not None and course.result is None:
+                lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
+                course.finish(lost, at_s, self._account)
         for node in self._nodes.values():
             if not node.faults.vanished:
                 node.restart()
@@ -317,19 +324,17 @@ class SimCluster:
 
     def _break(self, node: ClusterNode, at_s: float) -> None:
         """Engine and session are gone; what had left the node before has reached the router."""
-        self._tell_progress(node, at_s)
+        self._tell_progress(node, node.progress(at_s), at_s)
         node.restart()
 
-    def _tell_progress(self, node: ClusterNode, at_s: float) -> dict[str, int]:
+    def _tell_progress(self, node: ClusterNode, progress: Mapping[str, int], at_s: float) -> None:
         """Between first token and end nodes tell nothing, to save events: what they would have told by now."""
-        progress = node.progress(at_s)
         for request_id, tokens in progress.items():
             course = self._courses[request_id]
             news = course.resumed_tokens + tokens - course.output_tokens
             if course.result is None and course.node_id == node.node_id and news > 0:
                 seen = ev.TokensSeen(request_id=request_id, node_id=node.node_id, tokens=news, attempt=course.attempt)
                 self._tell(seen, at_s)
-        return progress
 
     def _node(self, node_id: str) -> ClusterNode:
         node = self._nodes.get(node_id)
@@ -341,6 +346,8 @@ class SimCluster:
         """The router hears an event; its wishes are carried out."""
         if type(event) is ev.TokensSeen:
             self._courses[event.request_id].tokens_came(event, at_s)
+        elif type(event) is ev.StreamEnded:
+            self._courses[event.request_id].attempt_ended(event)
         ahead_s = self._ahead_s
         actions = self.router.handle(event, at_s + ahead_s)
         if self._observe is not None:
@@ -363,7 +370,7 @@ class SimCluster:
                 case ev.Abort():
                     self._send(there_s, Rank.ABORT, action)
                 case ev.Finish():
-                    self._finish(action, at_s)
+                    self._courses[action.request_id].finish(action, at_s, self._account)
                 case ev.Placed():
                     raise AssertionError("no request of a simulated cluster is placed by somebody else")
 
@@ -382,9 +389,5 @@ class SimCluster:
             session=item.session,
         )
         shape = self._dress(shape)
-        self._shapes[item.request_id] = shape
+        self._courses[item.request_id].shape = shape
         return shape
-
-    def _finish(self, action: ev.Finish, at_s: float) -> None:
-        self._courses[action.request_id].finish(action, at_s, self._account)
-        self._shapes.pop(action.request_id, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from bench.forecast_errors import Placed, placed_by
 from bench.results import RequestResult, tpot_s
 from bench.simcluster_account import RequestAccount
 from bench.workload.item import WorkloadItem
@@ -15,8 +16,11 @@ class Course(msgspec.Struct):
     """Mutable; times are those of the simulation, in seconds."""
 
     item: WorkloadItem
+    shape: ev.RequestShape | None = None
+    """As the router got it; None before it has come."""
     node_id: str = ""
     decision_s: float | None = None
+    forecast: Placed | None = None
     ttft_s: float | None = None
     output_tokens: int = 0
     attempt: int = 0
@@ -28,6 +32,7 @@ class Course(msgspec.Struct):
         self.node_id, self.attempt = action.node_id, action.attempt
         self.resumed_tokens = self.output_tokens
         self.decision_s = at_s - self.item.arrival_s
+        self.forecast = placed_by(action.decision.scores[0].forecast) if action.attempt == 1 else None
 
     def tokens_came(self, event: ev.TokensSeen, at_s: float) -> None:
         """Those of earlier attempts, and after the end, do not reach the client."""
@@ -35,6 +40,11 @@ class Course(msgspec.Struct):
             if self.ttft_s is None:
                 self.ttft_s = at_s - self.item.arrival_s
             self.output_tokens += event.tokens
+
+    def attempt_ended(self, event: ev.StreamEnded) -> None:
+        """What this node still says of it is of the past."""
+        if self.attempt == event.attempt:
+            self.attempt = 0
 
     def finish(self, action: ev.Finish, at_s: float, account: RequestAccount) -> None:
         """`account`: what became of it in the engines."""
@@ -49,6 +59,7 @@ class Course(msgspec.Struct):
             outcome=action.outcome,
             prompt_tokens=item.prompt_tokens,
             output_tokens=self.output_tokens,
+            forecast=self.forecast,
             ttft_s=ttft_s,
             tpot_s=None
             if e2e_s is None or ttft_s is None

@@ -18,6 +18,8 @@ from bench.simcluster_heap import EventHeap, Rank
 from bench.simcluster_noise import Noise, NoiseSource
 from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
 from gateway.core.forecast_trust import scaled
+from gateway.core.outcomes import COMPLETE
+from predictor.core.calibration import Calibration
 from simcore.compiled.layout import FREE
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
@@ -77,10 +79,12 @@ class ClusterNode:
         account: RequestAccount,
         scenarios: int,
         lengths_known: bool,
+        correcting: bool = True,
         noise: Noise | None = None,
         seed: int = 0,
     ) -> None:
-        """`account` gets what becomes of each request; `seed` is that of the noise."""
+        """`account` gets what becomes of each request; with `correcting` forecasts are corrected by what became of
+        earlier ones, as the daemon does it; `seed` is that of the noise."""
         self.spec = spec
         self.node_id = spec.node_id
         self.epoch = 0
@@ -95,6 +99,7 @@ class ClusterNode:
         self._delays = delays
         self._heap = heap
         self._account = account
+        self._correcting = correcting
         self._lengths_known = lengths_known and not (noise and noise.length)
         self._noise = None if noise is None else NoiseSource(noise, seed, spec.node_id)
         self._least_step_s = spec.step_time.seconds(StepBatch(decode_seqs=1, decode_kv_tokens=1))
@@ -113,9 +118,15 @@ class ClusterNode:
         """Closes the account of steps when a run has ended."""
         self.steps += self._engine.seq
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether its engine has requests."""
+        return bool(self._ends)
+
     def load(self, now_s: float) -> NodeLoad:
         """The node's own summary."""
-        return self._engine.load(now_s, None if self._lengths_known else self._expected)
+        load = self._engine.load(now_s, None if self._lengths_known else self._expected)
+        return load if self._calibration.trusted else msgspec.structs.replace(load, trusted=False)
 
     @property
     def free_blocks(self) -> int:
@@ -188,6 +199,7 @@ class ClusterNode:
             max_output_tokens=min(shape.max_output_tokens, room),
             priority=shape.priority,
         )
+        self._calibration.dispatched(shape.request_id, now_s)
         self._engine.add(request, now_s)
         self._watch.came(shape.request_id)
         belief = shape.belief if self._noise is None else self._noise.believed(shape.request_id, shape.belief)
@@ -219,6 +231,8 @@ class ClusterNode:
             belief = self._noise.believed(candidate.request_id, candidate.belief)
             candidate = msgspec.structs.replace(candidate, belief=belief)
         forecast = self._what_if.forecast([candidate])[0]
+        if self._correcting:
+            forecast = self._calibration.forecast(forecast)
         if self._noise is not None:
             forecast = self._noise.forecast(forecast)
         if self.faults.lie != 1.0:
@@ -233,6 +247,7 @@ class ClusterNode:
     def _begin(self) -> None:
         self._engine = SimNode(self.node_id, self.spec.config, self.spec.step_time)
         self._watch = EngineWatch(self._engine, self._account)
+        self._calibration = Calibration()
         self._beliefs: dict[str, LengthBelief] = {}
         self._expected: dict[str, int] = {}
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
@@ -255,11 +270,13 @@ class ClusterNode:
             heard_s = at_s + one_way_s
             if kind == "first_token":
                 attempt = self._ends[request_id][2]
+                self._calibration.first_token(request_id, at_s)
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1, attempt=attempt)
                 push(heard_s, Rank.NODE_TOLD, (self, epoch, seen))
                 continue
             watch.left(request_id, at_s)
             tokens, outcome, attempt = self._ends[request_id]
+            self._calibration.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens)
             if tokens > 1:
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1, attempt=attempt)
                 push(heard_s, Rank.NODE_TOLD, (self, epoch, seen))

@@ -39,7 +39,10 @@ class Placing:
     def place(self, live: LiveRequest, now_s: float) -> None:
         """First half of a placement: refuse, ask for forecasts, or decide at once."""
         if self._late.must_wait_in_line(live):
-            if not self._late.refuses(live, now_s):
+            refusal = self._table.refusal(live.shape)
+            if refusal is not None and refusal.outcome is Outcome.INVALID:
+                self._refuse(live, refusal, now_s)
+            elif not self._late.refuses(live, now_s):
                 self._late.hold(live, now_s)
             return
         found = self._placer.shortlist(live, now_s, patient=self._late.is_patient(live, now_s))

@@ -194,6 +194,7 @@ class Pump:
                     f"{self._max_buffered_tokens}; read faster or raise max_buffered_tokens",
                 )
         if outcome is not None:
+            self._sent.pop(wire_id, None)
             if usage is not None:
                 stream.usage = usage
             self.post(

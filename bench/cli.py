@@ -93,6 +93,7 @@ ASTROLABE = LazyGroup(
     {
         "up": Entry("bench.commands.up:up", "A whole local cluster: emulated nodes and a gateway."),
         "gateway": Entry("gateway.cli:gateway", "Run the gateway: places each request on a node."),
+        "key": Entry("gateway.key_cli:key", "API keys of a gateway: create, list, revoke."),
         "predictor": Entry("predictor.cli:predictor", "Run the daemon of one node, beside its engine."),
         "engine": Entry("bench.commands.engine:engine", "Start an engine with Astrolabe's trace switched on."),
         "request": Entry("bench.commands.request:request", "Send one prompt and print the answer as it comes."),

@@ -36,9 +36,15 @@ def dispatch_stub(gateway: str) -> Iterator[Any]:
     """A blocking `Dispatch` client. A failed call inside ends the command with one line."""
     import grpc
 
+    from bench.gateway_channel import blocking_channel
+    from protos.process import ConfigError
     from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 
-    with grpc.insecure_channel(gateway) as channel:
+    try:
+        opened = blocking_channel(gateway)
+    except ConfigError as bad:
+        raise click.ClickException(str(bad)) from None
+    with opened as channel:
         try:
             yield DispatchStub(channel)  # type: ignore[no-untyped-call, unused-ignore]
         except grpc.RpcError as error:

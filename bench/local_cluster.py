@@ -22,6 +22,7 @@ import grpc
 import msgspec
 
 from bench.cli import PARENT_PID_VARIABLE
+from bench.gateway_channel import blocking_channel
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 
@@ -215,7 +216,7 @@ class LocalCluster:
     @contextlib.contextmanager
     def stub(self) -> Iterator[Any]:
         """A blocking `Dispatch` client of the gateway."""
-        with grpc.insecure_channel(self.address) as channel:
+        with blocking_channel(self.address) as channel:
             yield DispatchStub(channel)
 
     def check(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 import msgspec
 
+from bench.gateway_channel import async_channel
 from bench.gateway_client import explain
 from bench.replay import CHANNEL_OPTIONS, Progress, ReplayPlan, replay
 from bench.results import RequestResult, Summary, summarise
@@ -126,7 +127,7 @@ class ReplaySession:
 @contextlib.asynccontextmanager
 async def connected(address: str) -> AsyncIterator[ReplaySession]:
     """A session that closes its channel at the end."""
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+    async with async_channel(address, CHANNEL_OPTIONS) as channel:
         yield ReplaySession(address, channel)
 
 

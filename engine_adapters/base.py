@@ -58,6 +58,16 @@ OutputSink = Callable[[str, EngineOutput | EngineError], None]
 """Takes (request id, output). The last call for a request brings an output with `finish`, or an EngineError."""
 
 
+class TlsFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """PEM files for connections to an engine's HTTPS server."""
+
+    ca: str = ""
+    """Whose certificates are trusted; empty: the system's."""
+    cert: str = ""
+    """What is shown to a server that asks; empty: nothing."""
+    key: str = ""
+
+
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What an adapter is told. Each uses what concerns it."""
 
@@ -72,6 +82,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Whose ids the engine speaks."""
     url: str = ""
     """HTTP server of an engine that runs elsewhere."""
+    tls: TlsFiles = TlsFiles()
+    """For an https URL."""
     trace: str = ""
     """Where that engine serves its trace; empty: as follows from the URL."""
     model: str = ""

@@ -18,7 +18,7 @@ from engine_adapters.base import Capabilities, EngineError, EngineOptions, Engin
 from engine_adapters.openai_metrics_view import Aggregates, MetricsError, OwnRequest, estimated_snapshot, read_page
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import load_tokenizer
-from engine_adapters.vllm.client import VllmClient
+from engine_adapters.vllm.client import VllmClient, https
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig
@@ -47,7 +47,8 @@ class OpenAiEngine:
         self._limits = options.config
         self._wait_s = options.wait_s
         self._wanted_model = options.model
-        self._client = VllmClient(self._url, tokenizer=load_tokenizer(options.tokenizer))
+        self._tls = options.tls
+        self._client = VllmClient(self._url, tls=options.tls, tokenizer=load_tokenizer(options.tokenizer))
         self._config: EngineConfig | None = None
         self._own: dict[str, OwnRequest] = {}
         self._seq = 0
@@ -58,7 +59,7 @@ class OpenAiEngine:
         while True:
             try:
                 await self._client.connect()
-                async with aiohttp.ClientSession() as session:
+                async with self._session() as session:
                     page = await self._page(session)
                 break
             except EngineError as error:
@@ -122,12 +123,15 @@ class OpenAiEngine:
 
     async def watch(self) -> AsyncGenerator[TraceSnapshot | TraceDelta, None]:
         """A snapshot every quarter of a second."""
-        async with aiohttp.ClientSession() as session:
+        async with self._session() as session:
             while True:
                 page = await self._page(session)
                 self._seq += 1
                 yield estimated_snapshot(page, self._own.values(), self.config(), seq=self._seq, at_s=time.monotonic())
                 await asyncio.sleep(POLL_S)
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=https(self._url, self._tls)))
 
     async def _page(self, session: aiohttp.ClientSession) -> Aggregates:
         """Raises EngineError."""

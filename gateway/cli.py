@@ -38,6 +38,7 @@ Example: everything from a file, read again (nodes, policy) on SIGHUP.
 @click.option("--tls-key", metavar="FILE", help="Its key.")
 @click.option("--tls-client-ca", metavar="FILE", help="Clients must show a certificate of this authority.")
 @click.option("--node-ca", metavar="FILE", help="Authority of the nodes' certificates. [default: no TLS to nodes]")
+@click.option("--node-server-name", metavar="NAME", help="Name in the nodes' certificates. [default: each node's host]")
 @click.option("--node-cert", metavar="FILE", help="Certificate that the gateway shows to nodes.")
 @click.option("--node-key", metavar="FILE", help="Its key.")
 @click.option(
@@ -72,9 +73,7 @@ Example: everything from a file, read again (nodes, policy) on SIGHUP.
     "--sample", type=int, metavar="K", help="Nodes drawn at random per decision; 0: the policy's own. [default: 0]"
 )
 @click.option("--ask", type=int, metavar="K", help="Nodes asked for forecasts per decision; 0: all. [default: 4]")
-@click.option(
-    "--hold", metavar="WHEN", help="Hold what no node can take: never, forecast, always. [default: forecast]"
-)
+@click.option("--hold", metavar="WHEN", help="Hold what no node can take: never, forecast, always. [default: forecast]")
 @click.option("--hold-order", metavar="ORDER", help="fcfs, shortest_forecast or deadline. [default: fcfs]")
 @click.option("--hold-aging-s", type=float, metavar="S", help="Head start that a higher class has. [default: 10]")
 @click.option("--hold-max-requests", type=int, metavar="N", help="Requests that can be held. [default: 4096]")
@@ -106,6 +105,7 @@ Example: everything from a file, read again (nodes, policy) on SIGHUP.
 @click.option("--reconnect-max-s", type=float, metavar="S", help="Longest pause before another attempt. [default: 3]")
 @click.option("--drain-grace-s", type=float, metavar="S", help="What running requests get at shutdown. [default: 10]")
 @click.option("--gateway-id", metavar="NAME", help="Name in the nodes' logs. [default: host:pid]")
+@click.option("--otlp-endpoint", metavar="URL", help="OpenTelemetry collector (OTLP/HTTP) for spans. [default: none]")
 @click.option("--record", metavar="FILE", help="Decision log to write (JSON lines).")
 @click.option("--ready-file", metavar="FILE", help="Written with the bound address once the gateway serves.")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. [default: info]")

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.core.policies.registry import make_policy
 from gateway.core.holding import HoldConfig, HoldOrder, HoldWhen
+from gateway.core.policies.registry import make_policy
 from gateway.core.router import RouterConfig
 from gateway.policy_files import policy_name, policy_names_of
 from protos.process import check_key, is_loopback, load_config, parse_address
@@ -64,6 +64,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Clients must show a certificate of this authority; empty: they need none."""
     node_ca: str = ""
     """Authority of the nodes' certificates; empty: sessions with nodes are not encrypted."""
+    node_server_name: str = ""
+    """Name that the nodes' certificates carry; empty: the host of each node's address."""
     node_cert: str = ""
     """What the gateway shows to nodes that ask for a certificate."""
     node_key: str = ""
@@ -129,6 +131,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds that running requests get to finish at shutdown, and on a node taken out of the configuration."""
     gateway_id: str = ""
     """Name in the nodes' logs; empty: host name and process id."""
+    otlp_endpoint: str = ""
+    """OTLP/HTTP collector for one span per request, for example http://127.0.0.1:4318/v1/traces; empty: no spans."""
     record: str = ""
     """File for the decision log (JSON lines); empty: none."""
     ready_file: str = ""

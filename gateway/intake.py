@@ -13,7 +13,7 @@ from engine_adapters.tokenizer import Tokenizer
 from gateway import admission
 from gateway.admission import Refused, Sizes, invalid
 from gateway.answer_text import AnswerText
-from gateway.callers import ANYONE, Caller
+from gateway.callers import ANYONE, Caller, require
 from gateway.claims import Claims
 from gateway.client_stream import ClientStream
 from gateway.core.events import RequestShape
@@ -62,8 +62,9 @@ class Intake:
         claims: Claims,
         max_prompt_tokens: int,
         denied: Callable[[Denial], None],
+        begins: Callable[[ClientStream], None] = lambda _stream: None,
     ) -> None:
-        """`denied` is told of each call that a front turns away."""
+        """`denied` is told of each call that a front turns away, `begins` of each request before it is submitted."""
         self.tokenizer = tokenizer
         self.closing = asyncio.Event()
         """Set: the gateway is shutting down."""
@@ -74,6 +75,7 @@ class Intake:
         self._claims = claims
         self._max_prompt_tokens = max_prompt_tokens
         self.denied = denied
+        self._begins = begins
         self._owners: dict[str, str] = {}
         """Callers of live requests, by request id."""
 
@@ -93,6 +95,7 @@ class Intake:
         `request_id` is the header's, `call_deadline_s` the call's own time limit; `question` and `history` are the
         conversation as far as it is known, for the length model. Raises Refused.
         """
+        require(caller, "client")
         self._check_open()
         request_id = admission.request_id_of(request.request_id, request_id)
         admission.check_sampling(request.sampling)
@@ -108,11 +111,13 @@ class Intake:
             raise
         admitted = Admitted(self, stream, caller, request.idempotency_key)
         self._owners[request_id] = caller.name
+        self._begins(stream)
         self._pump.submit(stream)
         return admitted
 
     def place(self, request: pb.PlaceRequest, *, caller: Caller = ANYONE, request_id: str = "") -> Admitted:
         """As `admit`, for a decision only. Raises Refused."""
+        require(caller, "client")
         self._check_open()
         request_id = admission.request_id_of(request.request_id, request_id)
         stream = ClientStream(admission.place_shape(request, request_id=request_id))

@@ -71,7 +71,11 @@ class NodeLink:
         keepalive_s: float,
         reconnect_max_s: float,
         changed: Callable[[], None],
+        credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
     ) -> None:
+        """`credentials` None: the session is not encrypted. `server_name`: the name that the node's certificate must
+        carry; empty: the host of its address."""
         self.entry = entry
         self.status: LinkStatus = "connecting"
         self.node_id = entry.name
@@ -86,6 +90,9 @@ class NodeLink:
         self._reconnect_max_s = reconnect_max_s
         self._changed = changed
         self._options = _channel_options(keepalive_s)
+        if server_name:
+            self._options.append(("grpc.ssl_target_name_override", server_name))
+        self._credentials = credentials
         self._cut_off_s = max(CUT_OFF_KEEPALIVES * keepalive_s, 1.25 * SUSPECT_S)
         self._heard_s = 0.0
         self._suspected = False
@@ -162,7 +169,7 @@ class NodeLink:
         self._outbox = Outbox()
         self._wake = asyncio.Event()
         self._writing_since_s = None
-        async with grpc.aio.insecure_channel(self.entry.address, options=self._options) as channel:
+        async with self._channel() as channel:
             self._stub = PredictStub(channel)
             self._call = call = self._stub.Session()
             try:
@@ -186,6 +193,11 @@ class NodeLink:
             was_up = self.status == "up"
             self._lost(detail)
         return was_up
+
+    def _channel(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.entry.address, options=self._options)
+        return grpc.aio.secure_channel(self.entry.address, self._credentials, options=self._options)
 
     def _lost(self, detail: str) -> None:
         if self.status == "up" or detail != self.detail:

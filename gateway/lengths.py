@@ -49,7 +49,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
     belief: LengthBelief
     source: str
-    """Who says so, for people: `client`, the model's name, or `prior` and why."""
+    """Who says so, for people: `client`, `limit`, the model's name, or `prior` and why."""
     forecast: LengthForecast | None = None
     """What `ended` learns with; None when no model was asked."""
 
@@ -81,7 +81,7 @@ class LengthDesk:
         Raises nothing but CancelledError.
         """
         if said is None and runs_to_limit:
-            return Expected(belief=known(max_tokens), source="ignore_eos: runs to its limit")
+            return Expected(belief=known(max_tokens), source="limit: ignore_eos runs to it")
         lengths = self._lengths
         if said is not None or lengths is None or not (question.text or question.token_ids):
             return expected_without_model(said, max_tokens)
@@ -176,6 +176,14 @@ def expected_without_model(said: LengthBelief | None, max_tokens: int) -> Expect
 def load_lengths(name: str) -> OnlineLengths | None:
     """The model of that name or file, at work; None for `none`. Raises ArtifactError."""
     return None if name == NO_MODEL else OnlineLengths(load_model(name))
+
+
+def kind_of(source: str) -> str:
+    """`client`, `limit`, `prior`, `late`, `failed` or `model`: a closed list, for counters."""
+    said, _, why = source.partition(":")
+    if said == "prior":
+        return "late" if "within" in why else "failed" if why else "prior"
+    return said if said in ("client", "limit") else "model"
 
 
 def _query(question: Question, decode: Callable[[Sequence[int]], str]) -> LengthQuery:

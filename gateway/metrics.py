@@ -24,6 +24,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from gateway.client_stream import ClientStream
 from gateway.core.late_binding import HoldingStatus
 from gateway.core.node_account import NodeStatus
+from gateway.lengths import kind_of
 
 # Moments of creation double the page and no alert asks for them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -58,6 +59,9 @@ class Metrics:
         )
         self._resumes = Counter(
             "astrolabe_resumes", "Answers that went on at another node in their middle.", registry=registry
+        )
+        self._beliefs = Counter(
+            "astrolabe_length_beliefs", "Ended requests by who said how long.", ("source",), registry=registry
         )
         self._ttft = Histogram(
             "astrolabe_ttft_seconds", "Arrival to first token.", registry=registry, buckets=_LATENCY_BUCKETS_S
@@ -104,6 +108,7 @@ class Metrics:
         self._requests.labels(outcome.value).inc()
         self._prompt.inc(stream.shape.prompt_tokens)
         self._output.inc(stream.output_tokens)
+        self._beliefs.labels(kind_of(stream.shape.belief_source)).inc()
         if stream.resumes:
             self._resumes.inc(stream.resumes)
         if stream.attempt - 1 > stream.resumes:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.client_stream import ClientStream
 from gateway.core.events import RequestShape
-from gateway.lengths import MAX_BATCH, Expected, LengthDesk, Question, load_lengths
+from gateway.lengths import MAX_BATCH, Expected, LengthDesk, Question, kind_of, load_lengths
 from length_model.artifact import ArtifactError
 from length_model.baseline import ConstantModel
 from length_model.belief import DEFAULT_PRIOR, known, truncated
@@ -181,3 +181,19 @@ def test_models_are_found_by_name_and_none_means_none() -> None:
     assert hashed.model.name == "hashed"
     with pytest.raises(ArtifactError, match="histogram"):
         load_lengths("hashd")
+
+
+async def test_sources_count_under_few_names() -> None:
+    gated = Gated()
+    late = desk_of(OnlineLengths(gated), deadline_s=0.001)
+    assert kind_of((await ask(late)).source) == "late"
+    gated.open.set()
+    failing, good = desk_of(OnlineLengths(Broken())), desk_of(OnlineLengths(ConstantModel()))
+    assert kind_of((await ask(failing)).source) == "failed"
+    assert kind_of((await ask(good)).source) == "model"
+    assert kind_of((await ask(desk_of(None))).source) == "prior"
+    question = Question(text="x")
+    assert kind_of((await good.expect(question, said=known(3), max_tokens=9)).source) == "client"
+    assert kind_of((await good.expect(question, said=None, max_tokens=9, runs_to_limit=True)).source) == "limit"
+    for desk in (late, failing, good):
+        await desk.close()

@@ -41,11 +41,11 @@ class SpecialIds(msgspec.Struct, frozen=True):
 class InputSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much of what is read, in tokens. Belongs to the trained model: others than it was trained with spoil it."""
 
-    prompt_head: int = 56
-    prompt_tail: int = 32
-    answer: int = 32
+    prompt_head: int = 48
+    prompt_tail: int = 24
+    answer: int = 16
     """Of the answer before the prompt, its beginning."""
-    question: int = 24
+    question: int = 8
     """Of the question before that, its beginning."""
 
 

@@ -39,7 +39,7 @@ class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Folder with `config.json`, `tokenizer.json` and weights, or a name on the user's hub."""
     epochs: int = 2
     batch: int = 32
-    learning_rate: float = 1.5e-4
+    learning_rate: float = 1e-4
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warm_up: float = 0.05

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 
+from bench.forecast_errors import ForecastErrors, Pair, Placed, errors_of
 from gateway.core.outcomes import COMPLETE
 from simcore.types import Outcome
 
@@ -45,6 +46,8 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True):
     """Gaps between the messages that brought tokens; empty when not measured (simulations)."""
     decision_s: float | None = None
     """From arrival at the gateway to the placement."""
+    forecast: Placed | None = None
+    """Of the dispatch; None when no forecast placed it, or more than one node worked on it."""
     preemptions: int | None = None
     """Of this request; None when unknown."""
     scheduling_delay_s: float | None = None
@@ -103,6 +106,20 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Over all requests, 0 for those that were not preempted, as Llumnix reports it."""
     normalised_s_per_token: Spread | None = None
     """E2E over output tokens: the normalised latency of the vLLM paper."""
+    forecasts: ForecastErrors | None = None
+    """How far forecasts were from what happened; None when none was made."""
+
+
+def forecast_pairs(results: Sequence[RequestResult]) -> tuple[list[Pair], list[Pair]]:
+    """(TTFT, E2E) of the requests that a forecast placed and one node answered to the end, from the dispatch on."""
+    ttft, e2e = [], []
+    for r in results:
+        placed, began_s = r.forecast, r.decision_s
+        if placed is None or began_s is None or r.ttft_s is None or r.e2e_s is None:
+            continue
+        ttft.append(Pair(placed.ttft_p50_s, placed.ttft_p90_s, r.ttft_s - began_s))
+        e2e.append(Pair(placed.e2e_p50_s, placed.e2e_p90_s, r.e2e_s - began_s))
+    return ttft, e2e
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +175,7 @@ def summarise(results: Sequence[RequestResult], *, preemptions: int | None = Non
     duration_s = max([*ends, *(r.arrival_s for r in results)], default=0.0) - first_s
     per_s = 1.0 / duration_s if duration_s > 0 else 0.0
     output_tokens = sum(r.output_tokens for r in complete)
+    ttft, e2e = forecast_pairs(results)
     return Summary(
         requests=len(results),
         completed=len(complete),
@@ -182,4 +200,5 @@ def summarise(results: Sequence[RequestResult], *, preemptions: int | None = Non
         normalised_s_per_token=spread(
             r.e2e_s / r.output_tokens for r in results if r.e2e_s is not None and r.output_tokens
         ),
+        forecasts=None if not e2e else ForecastErrors(ttft=errors_of(ttft), e2e=errors_of(e2e)),
     )

@@ -15,7 +15,7 @@ from bench.capacity import Capacity, capacities
 from bench.differences import Compared
 from bench.run_files import Header, header, result_path, write_results
 from bench.simulate import Settings, Simulated, grid, simulate_points
-from bench.tables import capacity_table, comparison_table
+from bench.tables import capacity_table, comparison_table, forecast_table
 from bench.timeline import placed_on, steps_of, timeline
 from bench.workload.item import belief_of
 from bench.workload_source import WorkloadSource
@@ -82,6 +82,8 @@ def show(console: Console, source: WorkloadSource, settings: Settings, done: Seq
     for note in source.notes:
         console.print(f"[dim]{note}[/]", highlight=False)
     console.print(comparison_table(runs, title=title_of(settings)))
+    if any(run.summary.forecasts is not None for run in runs):
+        console.print(forecast_table(runs))
     found = capacity_rows(done)
     if found:
         console.print(capacity_table(found))

@@ -177,3 +177,36 @@ def _capacity(capacity: Capacity) -> str:
     if capacity.rate_per_s is None:
         return "below the lowest rate"
     return f"≥ {capacity.rate_per_s:.1f}" if capacity.is_bound else f"{capacity.rate_per_s:.1f}"
+
+
+def forecast_table(runs: Sequence[Run]) -> Table:
+    """Forecasts at the dispatch against what happened, for the runs that had any."""
+    table = Table(
+        title="forecast at the dispatch against what happened, in percent",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("policy", "rate", "seed"):
+        table.add_column(name, no_wrap=True)
+    for name in ("TTFT error\nP50 / P90", "under\np90", "E2E error\nP50 / P90", "bias", "under\np90"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in runs:
+        errors = run.summary.forecasts
+        if errors is None or errors.ttft is None or errors.e2e is None:
+            continue
+        table.add_row(
+            run.policy,
+            rate_text(run.rate_per_s),
+            str(run.seed),
+            f"{_percent(errors.ttft.error_p50)} / {_percent(errors.ttft.error_p90)}",
+            _percent(errors.ttft.under_p90),
+            f"{_percent(errors.e2e.error_p50)} / {_percent(errors.e2e.error_p90)}",
+            _percent(errors.e2e.bias),
+            _percent(errors.e2e.under_p90),
+        )
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

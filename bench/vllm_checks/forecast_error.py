@@ -22,9 +22,11 @@ import click
 import msgspec
 
 from bench.datasets import DatasetSpec
+from bench.forecast_errors import Pair, errors_of
 from bench.local_cluster import ClusterSpec, LocalCluster
 from bench.replay import ReplayPlan
 from bench.replay_session import connected
+from bench.results import forecast_pairs
 from bench.simcluster import SimCluster
 from bench.simulate import ClusterShape
 from bench.vllm_checks.server import Server, emulated_server
@@ -37,19 +39,6 @@ from protos.v1 import astrolabe_dispatch_pb2 as pb
 from simcore.cost.shipped import load_shipped
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta
-
-
-class Pair(msgspec.Struct, frozen=True):
-    """One request: forecast (median, 90th percentile) and what happened, in seconds."""
-
-    p50_s: float
-    p90_s: float
-    actual_s: float
-
-    @property
-    def error(self) -> float:
-        """Relative to what happened."""
-        return abs(self.p50_s - self.actual_s) / self.actual_s
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,15 +80,12 @@ def row_of(
     ttft, e2e = sorted(t for t, _ in times), [e for _, e in times]
     found: dict[str, Any] = {}
     for name, of in pairs.items():
-        if of:
-            errors = sorted(p.error for p in of)
-            found[f"{name}_error_p50"] = statistics.median(errors)
-            found[f"{name}_error_p90"] = errors[min(len(errors) - 1, int(0.9 * len(errors)))]
-    if pairs["ttft"]:
-        found["ttft_gap_s"] = statistics.median(p.actual_s - p.p50_s for p in pairs["ttft"])
-    if pairs["e2e"]:
-        found["e2e_bias"] = statistics.median((p.p50_s - p.actual_s) / p.actual_s for p in pairs["e2e"])
-        found["e2e_under_p90"] = sum(p.actual_s <= p.p90_s for p in pairs["e2e"]) / len(pairs["e2e"])
+        if (errors := errors_of(of)) is not None:
+            found[f"{name}_error_p50"], found[f"{name}_error_p90"] = errors.error_p50, errors.error_p90
+            if name == "ttft":
+                found["ttft_gap_s"] = errors.gap_s
+            else:
+                found["e2e_bias"], found["e2e_under_p90"] = errors.bias, errors.under_p90
     return Row(
         world=world,
         policy=policy,
@@ -118,17 +104,8 @@ def simulated(shape: ClusterShape, items: Sequence[WorkloadItem], policy: str, l
     """The same requests on the simulated cluster."""
     cluster = SimCluster(shape.specs(), RouterConfig(policy=policy, seed=0))
     results = cluster.run(items).results
-    pairs: dict[str, list[Pair]] = {"ttft": [], "e2e": []}
-    for result in results:
-        explained = cluster.router.explain(result.request_id)
-        if explained is None or not explained.decisions or result.ttft_s is None or result.e2e_s is None:
-            continue
-        decision = explained.decisions[-1]
-        forecast = next((s.forecast for s in decision.scores if s.node_id == decision.node_id), None)
-        if forecast is not None:
-            began = decision.decision_s
-            pairs["ttft"].append(Pair(forecast.ttft_s.p50, forecast.ttft_s.p90, result.ttft_s - began))
-            pairs["e2e"].append(Pair(forecast.e2e_s.p50, forecast.e2e_s.p90, result.e2e_s - began))
+    pairs: dict[str, list[Pair]] = {}
+    pairs["ttft"], pairs["e2e"] = forecast_pairs(results)
     times = [(r.ttft_s, r.e2e_s) for r in results if r.ttft_s is not None and r.e2e_s is not None]
     return row_of("simulated", policy, load, rate, times, pairs)
 

@@ -1,0 +1,77 @@
+"""How far forecasts were from what happened, request by request: one account for simulated and live runs. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import msgspec
+
+from simcore.types import Forecast
+
+
+class Placed(msgspec.Struct, frozen=True, kw_only=True):
+    """What was forecast for a request when it was dispatched, in seconds from then."""
+
+    ttft_p50_s: float
+    ttft_p90_s: float
+    e2e_p50_s: float
+    e2e_p90_s: float
+
+
+def placed_by(forecast: Forecast | None) -> Placed | None:
+    """None when no forecast placed it."""
+    if forecast is None:
+        return None
+    ttft, e2e = forecast.ttft_s, forecast.e2e_s
+    return Placed(ttft_p50_s=ttft.p50, ttft_p90_s=ttft.p90, e2e_p50_s=e2e.p50, e2e_p90_s=e2e.p90)
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """One request: what was forecast at its dispatch (median, 90th percentile), and what happened, in seconds."""
+
+    p50_s: float
+    p90_s: float
+    actual_s: float
+
+    @property
+    def error(self) -> float:
+        """Relative to what happened."""
+        return abs(self.p50_s - self.actual_s) / self.actual_s
+
+
+class QuantityErrors(msgspec.Struct, frozen=True, kw_only=True):
+    """Errors of one quantity; shares of what happened."""
+
+    samples: int
+    error_p50: float
+    """Median of |forecast - actual| / actual."""
+    error_p90: float
+    bias: float
+    """Median of (forecast - actual) / actual: below 0 reality takes longer."""
+    gap_s: float
+    """Median of actual - forecast."""
+    under_p90: float
+    """Share of actuals at or under the p90 forecast."""
+
+
+class ForecastErrors(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one run; None where nothing was forecast."""
+
+    ttft: QuantityErrors | None = None
+    e2e: QuantityErrors | None = None
+
+
+def errors_of(pairs: Sequence[Pair]) -> QuantityErrors | None:
+    """None of nothing."""
+    if not pairs:
+        return None
+    errors = sorted(p.error for p in pairs)
+    return QuantityErrors(
+        samples=len(pairs),
+        error_p50=statistics.median(errors),
+        error_p90=errors[min(len(errors) - 1, int(0.9 * len(errors)))],
+        bias=statistics.median((p.p50_s - p.actual_s) / p.actual_s for p in pairs),
+        gap_s=statistics.median(p.actual_s - p.p50_s for p in pairs),
+        under_p90=sum(p.actual_s <= p.p90_s for p in pairs) / len(pairs),
+    )

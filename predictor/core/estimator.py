@@ -232,7 +232,7 @@ class Estimator:
 
         def simulate() -> Sequence[Forecast | Refused]:
             try:
-                forecasts = self._what_if.forecast(candidates)
+                forecasts = self._what_if.forecast(candidates, cached_tokens)
             except ValueError as odd:
                 return _refusing(candidates, odd)()
             return [
@@ -245,10 +245,9 @@ class Estimator:
                     else forecast.clear_start_s,
                     trace_seq=seq,
                     state_age_s=age_s,
-                    cached_tokens=cached,
                     source=self._source,
                 )
-                for forecast, cached in zip(forecasts, cached_tokens, strict=True)
+                for forecast in forecasts
             ]
 
         return simulate

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from length_model.belief import DEFAULT_PRIOR, known
 from predictor.core.estimator import OVERDUE_LEAST_S, Estimator, Refused
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest
-from simcore.trace import StepBatch
+from simcore.prefix import block_hashes
+from simcore.trace import CacheDelta, StepBatch
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief
 
 STEP_TIME = StepTimeModel(
@@ -253,3 +255,19 @@ def test_expected_lengths_follow_what_has_been_produced() -> None:
     assert expected[1] == expected[2] == 17
     assert expected[3] == expected[28] == 30
     assert expected[29:34] == [40] * 5, "overdue: ten more than it had when the last atom was passed"
+
+
+def test_a_prompt_that_the_prefix_cache_holds_starts_sooner() -> None:
+    rig = Rig().connect()
+    names = block_hashes(range(200), CONFIG.block_size_tokens)
+    plain = candidate("x", 200, 20)
+    asked = msgspec.structs.replace(plain, block_hashes=names)
+    assert not rig.estimator.on_cache(CacheDelta(0, True, names, ()))
+    new, cached = rig.one(plain), rig.one(asked)
+    assert (new.cached_tokens, cached.cached_tokens) == (0, 196)
+    # Four steps of prefill against one with four tokens.
+    assert new.ttft_s.p50 - cached.ttft_s.p50 > 3 * STEP_TIME.constant_s
+    assert new.e2e_s.p50 - cached.e2e_s.p50 > 3 * STEP_TIME.constant_s
+    # A trace that begins anew has yet to tell what is cached.
+    rig.connect()
+    assert rig.one(asked).cached_tokens == 0

@@ -1,0 +1,36 @@
+"""A policy of one's own in one file: the node that promises the first token soonest.
+
+astrolabe bench compare --simulate --policy llumnix_freeness,bench/examples/soonest_token.py --rate 28 --seeds 3
+astrolabe gateway --policy bench/examples/soonest_token.py --node 127.0.0.1:8100
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from gateway.core.events import RequestShape
+from gateway.core.policies.base import NodeView
+from simcore.types import Forecast
+
+
+class SoonestToken:
+    """One class with these six members; an instance serves one router and may keep state of its own."""
+
+    name = "soonest_token"
+    """Under this name it appears in tables, in `explain` and in SetPolicy."""
+    cost_unit = "s"
+    needs_forecasts = True
+    """Whether nodes are asked for forecasts before `costs` is called."""
+    default_sample = 0
+    """Nodes drawn at random to choose among; 0: all."""
+
+    def shortlist(self, request: RequestShape, nodes: Sequence[NodeView], rng: random.Random) -> Sequence[NodeView]:
+        """The nodes worth pricing."""
+        return nodes
+
+    def costs(
+        self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
+    ) -> Sequence[float | None]:
+        """One cost per node, the lowest wins; None where a node cannot be priced."""
+        return [None if (f := forecasts.get(node.node_id)) is None else f.ttft_s.mean for node in nodes]

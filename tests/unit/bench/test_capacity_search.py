@@ -1,0 +1,55 @@
+"""Bisection for the largest rate that keeps an objective."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.capacity_search import combine, parse_objective, search
+from bench.run_spec import RunSpec
+from tests.unit.bench.run_lines import line
+
+
+def found(limit_rate: float, *, low: float = 1.0, step: float = 0.5) -> tuple[float, list[float]]:
+    """What the search returns when the objective holds up to `limit_rate`, and the rates it asked for."""
+    chain = search(
+        RunSpec(), variant="v", values={}, seed=0, objective=parse_objective("ttft_p99_s<=3"), low=low, step=step
+    )
+    asked: list[float] = []
+    task = next(chain)
+    while True:
+        rate = task.spec.rate_per_s
+        assert rate is not None
+        asked.append(rate)
+        try:
+            task = chain.send(line("v", rate, ttft_p99_s=1.0 if rate <= limit_rate else 9.0))
+        except StopIteration as stop:
+            return stop.value, asked
+
+
+@pytest.mark.parametrize("limit", [1.0, 1.49, 3.7, 30.2, 31.5])
+def test_the_last_rate_of_the_steps_that_keeps_the_objective(limit: float) -> None:
+    rate, asked = found(limit)
+    assert rate == int(limit / 0.5) * 0.5
+    assert len(asked) == len(set(asked)), "no rate twice"
+    assert len(asked) <= 20
+
+
+def test_a_lowest_rate_that_fails_ends_the_search() -> None:
+    assert found(0.5) == (0.0, [1.0])
+
+
+def test_seeds_are_combined_into_an_interval() -> None:
+    objective = parse_objective("goodput_share >= 0.99")
+    assert str(objective) == "goodput_share >= 0.99"
+    capacity = combine("v", objective, [30.0, 31.0, 32.0])
+    assert capacity.rate_per_s is not None
+    assert capacity.rate_per_s.mean == 31.0
+    assert combine("v", objective, [30.0, 0.0]).rate_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("ttft", "cannot read"), ("ttft_p99_s<=x", "cannot read"), ("ttft_p9_s<=3", "did you mean")]
+)
+def test_objectives_that_are_none(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_objective(text)

@@ -1,0 +1,206 @@
+"""The experiments' files make sense, and what is drawn from their runs is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.experiments.catalogue import ExperimentError, all_experiments, find, load_experiment, published
+from bench.experiments.claims import claim_text, evaluate, evaluate_points
+from bench.experiments.figures import draw
+from bench.experiments.run import Size, tasks_of
+from bench.experiments.schema import (
+    Claim,
+    Column,
+    Experiment,
+    Figure,
+    Panel,
+    PublishedFile,
+    PublishedPoint,
+    PublishedPoints,
+    Table,
+    Variant,
+)
+from bench.experiments.series import capacity, curve, select
+from bench.experiments.tables import as_markdown, cells
+from tests.unit.bench.run_lines import line
+
+NAMES = sorted(all_experiments())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_makes_sense(name: str) -> None:
+    experiment = find(name)
+    tasks = tasks_of(experiment, Size(requests=10))
+    if experiment.status == "ready":
+        assert tasks, "there is something to run"
+        keys = [task.spec.key for task in tasks]
+        assert len(set(keys)) == len(keys), "no run is there twice under two names"
+        assert experiment.exact, "it says what is reproduced exactly"
+        assert experiment.figures or experiment.tables
+        if experiment.system != "own":
+            assert experiment.claims or experiment.published
+    else:
+        assert not tasks
+    for figure in experiment.figures:
+        assert figure.panels
+    if experiment.live is not None:
+        assert all(experiment.variant(variant) for variant in experiment.live.variants)
+
+
+def test_the_main_comparison_is_of_the_size_that_was_asked_for() -> None:
+    tasks = [task for task in tasks_of(find("main"), Size()) if task.group == "main/known"]
+    assert len(tasks) == 17 * 9
+    assert {task.spec.requests for task in tasks} == {10_000}
+    assert {task.spec.rate_per_s for task in tasks} == {20.0 + step for step in range(17)}
+
+
+def test_what_is_not_built_is_listed_and_refused() -> None:
+    later = [e.name for e in all_experiments().values() if e.status == "later"]
+    assert later == ["provisioning", "migration"]
+
+
+def test_published_points_are_those_of_the_figure() -> None:
+    points = published(find("llumnix"))
+    assert points is not None
+    assert len(points.points) == 560
+    by_place = {(p.grid, p.variant, p.x, p.measure): p.value for p in points.points}
+    assert by_place["ShareGPT", "Round robin", 7.0, "ttft_mean_s"] == pytest.approx(4.29, abs=0.01)
+    assert by_place["L-S", "INFaaS++", 18.0, "e2e_p99_s"] == pytest.approx(215.15, abs=0.01)
+    grids = {grid.name for grid in find("llumnix").grids}
+    assert {p.grid for p in points.points} == grids
+
+
+def test_unknown_names_say_what_was_meant() -> None:
+    with pytest.raises(ExperimentError, match="unknown experiment 'mian': did you mean 'main'"):
+        find("mian")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "missing required field `name`"),
+        ('name = "x"\nnmae = "y"\ntitle = ""\nsystem = "own"\nsource = ""', "unknown field `nmae`"),
+        ('name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\n[base]\npolici = "random"', "did you mean 'policy'"),
+        ('name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\n[[grids]]\nvariants = ["a"]', "unknown variant 'a'"),
+        ('name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\nstatus = "later"', "must say why"),
+        ("= 1", "Invalid statement"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ExperimentError) as bad:
+        load_experiment(path)
+    assert says in str(bad.value)
+    assert str(path) in str(bad.value)
+
+
+# --- what is drawn from runs ------------------------------------------------------------------------------------------
+
+LINES = [
+    line(variant, rate, seed, group="e/g", ttft_p99_s=(rate - 9.0) * (1.0 + 0.5 * (variant == "b")) + 0.1 * seed)
+    for variant in ("a", "b")
+    for rate in (10.0, 12.0, 14.0)
+    for seed in (0, 1)
+]
+EXPERIMENT = Experiment(
+    name="e",
+    title="T",
+    system="own",
+    source="S",
+    exact=["one thing"],
+    variants=[Variant(name="a", values={}), Variant(name="b", values={})],
+)
+
+
+def test_a_curve_has_the_mean_of_its_seeds() -> None:
+    points = curve(select(LINES, variant="a", grid="g"), "ttft_p99_s")
+    assert [(p.x, round(p.value.mean, 3)) for p in points] == [(10.0, 1.05), (12.0, 3.05), (14.0, 5.05)]
+    assert select(LINES, variant="a", grid="other") == []
+    assert len(select(LINES, variant="a", at={"rate": 10.0})) == 2
+
+
+def test_a_capacity_is_interpolated_for_each_seed() -> None:
+    found = capacity(select(LINES, variant="a"), "ttft_p99_s", 4.0)
+    assert found is not None
+    # Seed 0 reaches 4 s at 13 requests/s, seed 1 a tenth of a second earlier.
+    assert found.mean == pytest.approx((13.0 + 12.9) / 2)
+    bound = capacity(select(LINES, variant="a"), "ttft_p99_s", 100.0)
+    assert bound is not None
+    assert (bound.mean, bound.is_bound) == (14.0, True)
+    assert capacity(select(LINES, variant="a"), "ttft_p99_s", 0.5) is None
+
+
+def test_a_claim_has_both_ratios() -> None:
+    claim = Claim(
+        what="w",
+        variant="b",
+        against="a",
+        measure="ttft_p99_s",
+        at={"rate": 12.0},
+        published=2.0,
+        published_against=1.0,
+    )
+    found = evaluate(claim, LINES)
+    assert found.ours_ratio is not None
+    assert found.ours_ratio.mean == pytest.approx((4.5 / 3.0 + 4.6 / 3.1) / 2)
+    assert found.published_ratio == 2.0
+    text = claim_text(EXPERIMENT, [found], seeds=2, header="H")
+    for words in ("reproduced exactly:\n  - one thing", "published: 2 against 1, ratio 2.000", "ratio 1.492 ±"):
+        assert words in text
+
+
+def test_a_claim_on_a_limit_that_is_not_reached_is_called_a_bound() -> None:
+    found = evaluate(Claim(what="w", variant="a", measure="ttft_p99_s", limit=50.0), LINES)
+    assert found.is_bound
+    assert "at least this" in claim_text(EXPERIMENT, [found], seeds=2, header="H")
+
+
+def test_published_points_are_set_beside_ours() -> None:
+    experiment = Experiment(
+        name="e",
+        title="T",
+        system="own",
+        source="S",
+        variants=EXPERIMENT.variants,
+        published=PublishedPoints(file="x", baseline="a"),
+    )
+    points = [
+        PublishedPoint(grid="g", variant="a", x=10.0, measure="ttft_p99_s", value=2.0),
+        PublishedPoint(grid="g", variant="b", x=10.0, measure="ttft_p99_s", value=3.0),
+        PublishedPoint(grid="g", variant="not run", x=10.0, measure="ttft_p99_s", value=9.0),
+    ]
+    found = evaluate_points(experiment, PublishedFile(source="P", points=points), LINES)
+    assert [(one.published, one.published_ratio) for one in found] == [(2.0, None), (3.0, 1.5)]
+    assert found[1].ours_ratio is not None
+
+
+def test_tables_have_a_row_for_each_variant_that_was_run() -> None:
+    table = Table(
+        title="t",
+        columns=[
+            Column(title="capacity", measure="ttft_p99_s", limit=4.0, digits=1),
+            Column(title="none", measure="ttft_p99_s", limit=0.5),
+            Column(title="at 10", measure="ttft_p99_s", at={"rate": 10.0}),
+        ],
+    )
+    assert cells(EXPERIMENT, table, LINES[:6]) == [["a", "12.9 ± 0.6", "below the lowest rate", "1.05 ± 0.64"]]
+    assert "| b |" in as_markdown(EXPERIMENT, table, LINES)
+
+
+def test_figures_are_written_as_png_and_pdf(tmp_path: Path) -> None:
+    figure = Figure(
+        name="f",
+        title="F",
+        kind="curves",
+        panels=[
+            Panel(title="p", measure="ttft_p99_s", log=True, limit=3.0),
+            Panel(title="c", measure="ttft_p99_s", capacity=True, limit=4.0),
+        ],
+    )
+    paths = draw(figure, EXPERIMENT, LINES, tmp_path, caption="c")
+    assert [path.suffix for path in paths] == [".png", ".pdf"]
+    assert all(path.stat().st_size > 5000 for path in paths)
+    assert draw(figure, EXPERIMENT, [], tmp_path, caption="c") == []

@@ -161,7 +161,14 @@ class NodeTable:
                     forecasts=_trust_to_wire(status) if status is not None else None,
                 )
             )
-        return pb.NodeList(nodes=infos, policy=self._pump.router.policy_name, proved_vllm_version=PROVED_VLLM_VERSION)
+        holding = self._pump.router.holding()
+        return pb.NodeList(
+            nodes=infos,
+            policy=self._pump.router.policy_name,
+            proved_vllm_version=PROVED_VLLM_VERSION,
+            held=holding.held,
+            predicted_wait_s=holding.predicted_wait_s,
+        )
 
 
 def _trust_to_wire(status: NodeStatus) -> pb.ForecastTrust:

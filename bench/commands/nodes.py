@@ -105,7 +105,10 @@ def _table(listed: pb.NodeList) -> Group:
             f"{node.state_age_s:.1f}" if node.HasField("load") else "-",
             node.profile,
         )
-    below = [f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail]
+    below = []
+    if listed.held:
+        below.append(f"{listed.held} requests held for a free node; the next would wait {listed.predicted_wait_s:.1f} s")
+    below += [f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail]
     below += [f"{n.node_id}: {n.alarm}" for n in listed.nodes if n.alarm]
     below += [
         f"{n.node_id}: forecasts are approximate: {'; '.join(n.config.outside_rules)}"

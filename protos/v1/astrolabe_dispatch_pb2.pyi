@@ -590,10 +590,16 @@ class NodeList(google.protobuf.message.Message):
     NODES_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
     PROVED_VLLM_VERSION_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    PREDICTED_WAIT_S_FIELD_NUMBER: builtins.int
     policy: builtins.str
     """The gateway's policy."""
     proved_vllm_version: builtins.str
     """The release of vLLM that the simulated rules were proved against, step by step."""
+    held: builtins.int
+    """Requests that the gateway holds because no node can take them now."""
+    predicted_wait_s: builtins.float
+    """How long one that joins them now would wait, in seconds, by the pace at which the last ones were placed."""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NodeInfo]:
         """In the order of the configuration."""
@@ -604,8 +610,10 @@ class NodeList(google.protobuf.message.Message):
         nodes: collections.abc.Iterable[Global___NodeInfo] | None = ...,
         policy: builtins.str = ...,
         proved_vllm_version: builtins.str = ...,
+        held: builtins.int = ...,
+        predicted_wait_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "policy", b"policy", "proved_vllm_version", b"proved_vllm_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["held", b"held", "nodes", b"nodes", "policy", b"policy", "predicted_wait_s", b"predicted_wait_s", "proved_vllm_version", b"proved_vllm_version"]) -> None: ...
 
 Global___NodeList: typing_extensions.TypeAlias = NodeList
 

@@ -107,7 +107,8 @@ def _table(listed: pb.NodeList) -> Group:
         )
     below = []
     if listed.held:
-        below.append(f"{listed.held} requests held for a free node; the next would wait {listed.predicted_wait_s:.1f} s")
+        wait = f"the next would wait {listed.predicted_wait_s:.1f} s"
+        below.append(f"{listed.held} requests held until a node is free; {wait}")
     below += [f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail]
     below += [f"{n.node_id}: {n.alarm}" for n in listed.nodes if n.alarm]
     below += [

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0
 STOP_S = 20.0
@@ -83,6 +85,12 @@ class Server:
         """To the server and its engine process alike."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, number)
+
+    def engine_core(self) -> psutil.Process:
+        """The process that schedules and computes, apart from the HTTP server."""
+        assert self._process is not None
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        return next(p for p in children if "EngineCore" in p.name() or "EngineCore" in " ".join(p.cmdline()))
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)

@@ -30,6 +30,7 @@ from tests.helpers.kv_events import removed, stored
 
 CONFIG = EngineConfig(model="m", num_blocks=100, engine="vllm", engine_version="0.32.0")
 DEADLINE_S = 20.0
+NOBODY = 65_534
 
 
 def raw_step(
@@ -203,9 +204,25 @@ async def test_what_is_no_trace_is_one_clear_error(tmp_path: Path, answer: bytes
     server.close()
 
 
-async def test_no_engine_and_no_permission_say_what_to_do(tmp_path: Path) -> None:
+async def test_no_engine_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="--scheduler-cls"):
         await anext(TraceProbe(TraceAddress(path=str(tmp_path / "none.sock"))).watch())
+
+
+async def test_a_socket_of_another_user_says_what_to_do(publisher: Publisher, address: TraceAddress) -> None:
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(NOBODY)
+    else:
+        os.chmod(address.path, 0)
+    try:
+        with pytest.raises(
+            EngineError, match=r"no permission for the trace socket .* run the daemon as the engine's user"
+        ):
+            await anext(TraceProbe(address).watch())
+    finally:
+        if is_root:
+            os.seteuid(0)
 
 
 def test_a_dead_socket_is_replaced_a_live_one_and_a_file_are_not(address: TraceAddress, tmp_path: Path) -> None:

@@ -35,6 +35,25 @@ def real_server(
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def fast_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """A real server on an emulated device: small, hurried, short of blocks."""
+    server = servers.emulated_server(
+        vllm_python,
+        tmp_path_factory.mktemp("fast"),
+        max_num_seqs=16,
+        max_num_batched_tokens=256,
+        num_blocks=96,
+        max_model_len=1024,
+        tokenizer="bytes",
+        time_scale=10,
+    )
+    try:
+        yield server.start().wait_ready()
+    finally:
+        server.stop()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:

@@ -70,7 +70,7 @@ def make_tiny_model(python: str, folder: Path) -> Path:
 
 
 def real_server(python: str, model: Path, folder: Path, *, extra: Sequence[str] = ()) -> Server:
-    """The tiny model on a CPU."""
+    """The tiny model on a CPU; its trace tells what the prefix cache holds."""
     port = free_port()
     options = ["--max-model-len", "1024", "--max-num-seqs", "16", "--max-num-batched-tokens", "256", "--enforce-eager"]
     launch = server_launch(
@@ -79,6 +79,6 @@ def real_server(python: str, model: Path, folder: Path, *, extra: Sequence[str] 
         host="127.0.0.1",
         port=port,
         extra=[*options, "--enable-prompt-tokens-details", *extra],
-        environ={**os.environ, **QUIET},
+        environ={**os.environ, **QUIET, "ASTROLABE_TRACE_PREFIX_CACHE": "1"},
     )
     return Server(launch.command, launch.environment, port=port, folder=folder)

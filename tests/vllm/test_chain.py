@@ -3,91 +3,15 @@
 from __future__ import annotations
 
 import random
-import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 
-from bench.local_cluster import Child, ClusterSpec, LocalCluster
-from protos.v1 import astrolabe_dispatch_pb2 as pb
-from protos.v1 import astrolabe_predict_pb2 as predict_pb
-from protos.v1 import astrolabe_types_pb2 as types_pb
-from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
-from tests.vllm.servers import Server, emulated_server, until
-
-NODE = {"engine": "vllm", "tokenizer": "bytes", "engine_wait_s": 120}
-
-
-@contextmanager
-def chain(server: Server, folder: Path, **options: Any) -> Iterator[LocalCluster]:
-    """A daemon beside the server and a gateway before it."""
-    folder.mkdir(exist_ok=True)
-    cluster = LocalCluster(
-        ClusterSpec(
-            nodes=1,
-            gateway_port=0,
-            first_node_port=0,
-            predictor={**NODE, "engine_url": server.url, **options},
-            gateway={"tokenizer": "bytes", "reconnect_max_s": 0.3, "keepalive_s": 10.0},
-        ),
-        folder,
-    )
-    try:
-        cluster.start(timeout_s=60.0)
-        yield cluster
-    finally:
-        cluster.stop()
-
-
-def request(name: str, prompt: list[int], *, max_tokens: int, ignore_eos: bool = True) -> pb.GenerateRequest:
-    return pb.GenerateRequest(
-        request_id=name,
-        token_ids=pb.TokenIds(ids=prompt),
-        sampling=types_pb.SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos),
-    )
-
-
-def tokens_of(stub: Any, asked: pb.GenerateRequest) -> list[int]:
-    tokens: list[int] = []
-    for chunk in stub.Generate(asked, timeout=60.0):
-        tokens.extend(chunk.token_ids)
-    return tokens
-
-
-def state(cluster: LocalCluster) -> types_pb.NodeState:
-    with grpc.insecure_channel(cluster.nodes[0].address) as channel:
-        answer: types_pb.NodeState = PredictStub(channel).GetState(predict_pb.GetStateRequest(), timeout=5.0)
-        return answer
-
-
-def is_quiet(cluster: LocalCluster, server: Server) -> bool:
-    """Nothing anywhere, in the daemon's mirror and in the engine's own metrics, and all blocks free."""
-    seen = state(cluster)
-    return (
-        seen.synchronised
-        and not (seen.running or seen.waiting or seen.reserved)
-        and seen.free_blocks == seen.config.num_blocks
-        and server.metric("vllm:num_requests_running") == 0
-        and server.metric("vllm:num_requests_waiting") == 0
-        and server.metric("vllm:kv_cache_usage_perc") == 0
-    )
-
-
-def works(cluster: LocalCluster, name: str) -> Callable[[], bool]:
-    def attempt() -> bool:
-        try:
-            with cluster.stub() as stub:
-                return len(tokens_of(stub, request(f"{name}-{time.monotonic_ns()}", [1, 2, 3], max_tokens=5))) == 5
-        except grpc.RpcError:
-            return False
-
-    return attempt
+from bench.local_cluster import Child
+from tests.vllm.chains import NODE, chain, forecast, is_quiet, request, state, tokens_of, works
+from tests.vllm.servers import Server, until
 
 
 def test_streams_equal_those_of_vllm_itself_token_for_token(real_server: Server, tmp_path: Path) -> None:
@@ -120,25 +44,6 @@ def test_a_client_that_leaves_frees_the_engine(real_server: Server, tmp_path: Pa
         for call in calls:
             call.cancel()
         until(lambda: is_quiet(cluster, real_server), deadline_s=5.0, what="all blocks free again")
-
-
-@pytest.fixture(scope="module")
-def fast_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real server on an emulated device: small, hurried, short of blocks."""
-    server = emulated_server(
-        vllm_python,
-        tmp_path_factory.mktemp("fast"),
-        max_num_seqs=16,
-        max_num_batched_tokens=256,
-        num_blocks=96,
-        max_model_len=1024,
-        tokenizer="bytes",
-        time_scale=10,
-    )
-    try:
-        yield server.start().wait_ready()
-    finally:
-        server.stop()
 
 
 def test_after_500_random_operations_everything_agrees(fast_server: Server, tmp_path: Path) -> None:
@@ -176,20 +81,31 @@ def test_after_500_random_operations_everything_agrees(fast_server: Server, tmp_
         assert state(cluster).preemptions_total > 0, "blocks were meant to be short"
 
 
-def test_a_frozen_engine_turns_stale_and_recovers(fast_server: Server, tmp_path: Path) -> None:
+def test_an_engine_that_hangs_while_its_http_server_is_healthy(fast_server: Server, tmp_path: Path) -> None:
+    """Its state ages, forecasts shift and widen; it never looks idle, and it is not shut out for ever."""
     with chain(fast_server, tmp_path, time_scale=10) as cluster, cluster.stub() as stub:
         call = stub.Generate(request("long", [1] * 20, max_tokens=900))
         next(iter(call))
         until(lambda: len(state(cluster).running) == 1, what="the request in the mirror")
-        fast_server.signal(signal.SIGSTOP)
+        before = forecast(cluster, prompt_tokens=20, output_tokens=50)
+        core = fast_server.engine_core()
+        core.suspend()
         try:
-            until(lambda: state(cluster).state_age_s > 1.0, what="a state that ages")
+            until(lambda: state(cluster).state_age_s > 1.5, what="a state that ages")
+            assert fast_server.is_ready(), "the HTTP server does not know"
             assert len(state(cluster).running) == 1, "a frozen engine does not look idle"
+            later = forecast(cluster, prompt_tokens=20, output_tokens=50)
+            assert later.state_age_s > 1.0
+            assert later.ttft_s.p50 > before.ttft_s.p50 + 0.3, "nothing has been seen of it for a second"
+            assert later.ttft_s.p90 - later.ttft_s.p50 > before.ttft_s.p90 - before.ttft_s.p50 + 0.3
+            second = stub.Generate(request("meanwhile", [2] * 20, max_tokens=5), timeout=60.0)
         finally:
-            fast_server.signal(signal.SIGCONT)
+            core.resume()
         until(lambda: state(cluster).state_age_s < 0.5, what="a fresh state")
+        assert sum(len(chunk.token_ids) for chunk in second) == 5, "what was sent meanwhile has only waited"
         call.cancel()
         until(lambda: is_quiet(cluster, fast_server), what="a quiet engine")
+        until(works(cluster, "after"), what="requests after the engine went on")
 
 
 def test_kill_and_restart_of_the_daemon_then_of_engine_and_daemon(fast_server: Server, tmp_path: Path) -> None:

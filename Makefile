@@ -11,7 +11,7 @@ ORACLE_WORKLOADS ?= 1000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo chat test test-fast test-vllm test-oracle check fix protos bench length clean
+.PHONY: help install install-dev demo chat test test-fast test-vllm test-oracle check fix protos bench chaos length clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ chat: $(VENV)/.dev $(VLLM)/.ready ## talk to a real small model (SmolLM2-135M) o
 
 test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads
 	ASTROLABE_ORACLE_WORKLOADS=$(ORACLE_WORKLOADS) $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py
+
+chaos: $(VENV)/.dev ## faults: hundreds of seeds in virtual time, several on real processes (about 10 minutes on 2 cores)
+	ASTROLABE_CHAOS_SEEDS=300 ASTROLABE_CHAOS_LIVE_SEEDS=3 $(BIN)/python -m pytest -q --durations 5 tests/chaos
 
 check: $(VENV)/.dev ## lint, types, import contracts, stub freshness; changes nothing
 	$(BIN)/ruff check .

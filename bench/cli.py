@@ -83,6 +83,7 @@ BENCH = LazyGroup(
         "experiment": Entry("bench.commands.experiment:experiment", "Figures of published systems, made anew."),
         "profile": Entry("bench.commands.profile:profile", "Fit and show step-time profiles."),
         "validate": Entry("bench.commands.validate:validate", "Measured vLLM runs replayed through the simulator."),
+        "chaos": Entry("bench.commands.chaos:chaos", "Break things on purpose, and say what did not hold."),
         "calibrate": Entry("bench.commands.calibrate:calibrate", "Step times learned from a trace, from wrong priors."),
     },
     help="Measure and compare: live clusters, simulated clusters, step-time profiles.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("bench.micro.whatif", "bench.micro.simcluster", "bench.micro.decision")
+BENCHMARKS = ("bench.micro.whatif", "bench.micro.simcluster", "bench.micro.decision", "bench.micro.front")
 
 
 def main() -> int:

@@ -1,8 +1,7 @@
 """One HTTP/1.1 connection: requests in (keep-alive, pipelined, limited in size and time), one response at a time out.
 
-Parsing is llhttp's (the parser of Node.js) through `httptools`. Measured against a server that does nothing else
-(`python -m bench.micro.http_servers`): a plain `asyncio.Protocol` around it takes a quarter of the CPU per request that
-uvicorn or aiohttp take, and two thirds of it per chunk.
+Parsing is llhttp's (the parser of Node.js) through `httptools`, with a plain `asyncio.Protocol` around it: web servers
+spend several times as much on a request before any handler runs. `python -m bench.micro.front` shows what is left.
 """
 
 from __future__ import annotations

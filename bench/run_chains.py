@@ -71,8 +71,7 @@ def run_chains(
                         status.update(f"searching: {len(used)} runs, last {name} at {line.spec.rate_per_s:g}/s")
                         go_on(name, line)
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for future in [f for f in under_way if not f.cancelled() and not f.cancel()]:
+            for future in [future for future in under_way if not future.cancel()]:
                 collect(future)
             raise Interrupted(INTERRUPTED) from None
         except BrokenProcessPool:

@@ -114,7 +114,6 @@ def _drain(
                 finished(future.result())
                 collected.add(future)
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
             _keep_running(futures, collected, finished)
             raise Interrupted(INTERRUPTED) from None
         except BrokenProcessPool:
@@ -128,9 +127,9 @@ def _keep_running(
     futures: Sequence[Future[Done]], collected: set[Future[Done]], finished: Callable[[Done], None]
 ) -> None:
     """Waits for the runs under way: seconds of work that need not be done again."""
-    left = [f for f in futures if f not in collected and not f.cancelled()]
+    left = [future for future in futures if future not in collected and not future.cancel()]
     for future in as_completed(left):
-        if not future.cancelled() and future.exception() is None:
+        if future.exception() is None:
             finished(future.result())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 
+from tests.unit.engine_adapters.test_vllm_plugin_imports import loaded_by_the_plugin
 from tests.vllm.servers import ROOT
 
 
@@ -24,20 +25,6 @@ def test_the_class_that_the_configuration_names_is_traced_once(vllm_python: str)
     assert "Alien" in done.stderr + done.stdout
 
 
-def test_the_modules_inside_the_engine_import_nothing_heavy(vllm_python: str) -> None:
-    """What the plugin loads besides vLLM: msgspec, the standard library and our own records."""
-    code = (
-        "import sys; before = set(sys.modules);"
-        "import engine_adapters.vllm.publisher, engine_adapters.vllm.recorder, engine_adapters.vllm.describe;"
-        "import engine_adapters.vllm.plugin;"
-        "new = {m.partition('.')[0] for m in set(sys.modules) - before};"
-        "print(sorted(m for m in new if m not in sys.stdlib_module_names))"
-    )
-    done = subprocess.run([vllm_python, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    # msgspec brings typing_extensions along where it is installed.
-    assert set(json.loads(done.stdout.replace("'", '"'))) - {"typing_extensions"} == {
-        "engine_adapters",
-        "msgspec",
-        "simcore",
-    }
+def test_the_modules_inside_the_engine_import_nothing_heavy_in_vllm_s_environment(vllm_python: str) -> None:
+    loaded = {m.partition(".")[0] for m in loaded_by_the_plugin(vllm_python)}
+    assert loaded - {"typing_extensions"} == {"engine_adapters", "msgspec", "simcore"}

@@ -10,11 +10,15 @@ explain; then older steps are dropped and the model goes on from its own shape a
 
 The learned model serves only when its error on steps that it had not seen is small, and only while it is not worse than
 the prior: rubbish in the trace leaves the prior where it was.
+
+A fit is spread over the steps that follow: each `add` does one slice of it, so that none keeps its caller's event loop
+for long.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 
 import msgspec
 import numpy as np
@@ -99,6 +103,8 @@ class StepLearner:
         self._version = 0
         self._model = prior
         self._pending: list[tuple[float, float, float, float, float]] = []
+        self._work: Generator[None, None, None] | None = None
+        """The slices of a digestion that are still to do."""
         self._block_steps = FIRST_BLOCK_STEPS
         self._fitted = 0
         slots = KINDS * SIZES * KEPT_STEPS
@@ -122,8 +128,13 @@ class StepLearner:
             self.ignored += 1
             return
         self._pending.append((tokens, work, kv, batch.prefill_seqs + batch.decode_seqs, duration_s))
-        if len(self._pending) >= self._block_steps:
-            self._digest()
+        if self._work is None and len(self._pending) >= self._block_steps:
+            self._work = self._digest()
+        if self._work is not None:
+            try:
+                next(self._work)
+            except StopIteration:
+                self._work = None
 
     @property
     def version(self) -> int:
@@ -149,7 +160,7 @@ class StepLearner:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _digest(self) -> None:
+    def _digest(self) -> Generator[None, None, None]:
         observed = np.array(self._pending, dtype=np.float64)
         self._pending.clear()
         began = self.steps
@@ -160,13 +171,14 @@ class StepLearner:
         self._prior_off = _appended(self._prior_off, rows @ self._terms.multipliers - 1.0)
         self._keep(observed, rows, began)
         settled = self.steps >= 8 * BLOCK_STEPS and _error(self._off[-len(observed) :]) < SETTLED_ERROR
+        self._block_steps = min(BLOCK_STEPS, self.steps)
         if not settled or self.steps - self._fitted >= SETTLED_FIT_STEPS:
-            self._fit(rows, began)
+            yield
+            yield from self._fit(rows, began)
             self._fitted = self.steps
         else:
             self._astray.clear()
         self._serve()
-        self._block_steps = min(BLOCK_STEPS, self.steps)
 
     def _keep(self, observed: Floats, rows: Floats, began: int) -> None:
         """Puts each row in the place of the oldest of its kind and size."""
@@ -182,7 +194,7 @@ class StepLearner:
         self._rows[slots] = rows
         self._at_step[slots] = np.arange(began, self.steps)
 
-    def _fit(self, newest: Floats, began: int) -> None:
+    def _fit(self, newest: Floats, began: int) -> Generator[None, None, None]:
         here = self._at_step >= 0
         rows = self._rows[here]
         if self.steps < BLOCK_STEPS:
@@ -191,7 +203,7 @@ class StepLearner:
         if not self.speed_changes:
             self._anchor = _speed(rows, self._terms.multipliers) * self._terms.multipliers
         before = self._working
-        self._working = self._solved(rows, self._at_step[here])
+        self._working = yield from self._solved(rows, self._at_step[here])
         sign = self._side(newest, before, self._working)
         if sign == 0 or (self._astray and self._astray[-1] != sign):
             self._astray.clear()
@@ -201,7 +213,7 @@ class StepLearner:
             self._astray_since = began
         self._astray.append(sign)
         if len(self._astray) >= SPEED_CHANGE_BLOCKS:
-            self._start_over()
+            yield from self._start_over()
 
     def _side(self, newest: Floats, before: Floats, after: Floats) -> int:
         """+1 or -1: the newest steps are all longer or shorter than the model says, before and after it has seen them;
@@ -213,7 +225,7 @@ class StepLearner:
             return -1
         return 0
 
-    def _start_over(self) -> None:
+    def _start_over(self) -> Generator[None, None, None]:
         """The hardware's speed has changed: only the steps since count, and the shape that was known before."""
         self.speed_changes += 1
         self._at_step[self._at_step < self._astray_since] = -1
@@ -222,11 +234,11 @@ class StepLearner:
         rows = self._rows[here]
         basis = self._served if self._is_learned else self._terms.multipliers
         self._anchor = _speed(rows, basis) * basis
-        self._working = self._solved(rows, self._at_step[here])
+        self._working = yield from self._solved(rows, self._at_step[here])
         self._off = (rows @ self._working - 1.0)[-RECENT_STEPS:]
 
-    def _solved(self, rows: Floats, at_step: NDArray[np.int64]) -> Floats:
-        """Multipliers that bring the rows' sums close to 1."""
+    def _solved(self, rows: Floats, at_step: NDArray[np.int64]) -> Generator[None, None, Floats]:
+        """Multipliers that bring the rows' sums close to 1; a slice per reweighting."""
         anchor = self._anchor
         age = np.exp2((at_step - self.steps) / HALF_LIFE_STEPS)
         # In units of the anchor's speed the pull is the same for a prior that is far off.
@@ -243,6 +255,7 @@ class StepLearner:
             last, v = v, Quadratic(gram, weighted.sum(axis=0) + pull * anchor).minimum_nonnegative(v)
             if np.abs(rows @ (v - last)).max() < MOVED * 0.1:
                 break
+            yield
         return v
 
     def _serve(self) -> None:

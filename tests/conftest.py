@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from simcore.warmup import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "tests" / "unit"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compiles the kernels where nobody has yet: half a minute that no test's time limit should have to hold."""
+    if not hasattr(session.config, "workerinput") and not session.config.option.collectonly:
+        warm(shared_prefixes=True)
 
 
 @pytest.fixture(scope="session")

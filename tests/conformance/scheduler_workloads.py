@@ -105,12 +105,12 @@ def random_workload(
 ) -> Workload:
     """A configuration and a stream of requests, both drawn from the seed."""
     rng = random.Random(seed)
-    size = rng.choice((16, 16, 16, 32, 8))
+    size = rng.choice((16, 16, 32))
     max_len = rng.choice((256, 1024, 2048, 4096))
     budget = rng.choice((64, 128, 256, 512, 512, 1024, 2048, 8192))
     seqs = rng.choice((1, 2, 8, 16, 48, 48, 128, 256))
     tightness = rng.choice((1.05, 1.5, 3.0, 6.0, 20.0))
-    n = requests or rng.randint(10, 120)
+    n = requests or rng.choice((10, 20, 30, 40, 120))
     longest_blocks = -(-max_len // size)
     config = EngineConfig(
         model="oracle",
@@ -141,6 +141,12 @@ def random_workload(
         config=config,
         actions={k: Actions(tuple(v[0]), tuple(v[1])) for k, v in sorted(actions.items())},
     )
+
+
+def scheduled(workload: Workload, *, asynchronous: bool) -> Workload:
+    """The workload under one of the two schedulers."""
+    config = msgspec.structs.replace(workload.config, async_scheduling=asynchronous)
+    return msgspec.structs.replace(workload, config=config)
 
 
 def sharegpt_at_once(data_dir: Path, requests: int) -> Workload:

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="import-not-found"
 """Our scheduling rules against vLLM's own scheduler, every step of random workloads.
 
-Run where vLLM can be imported; `ASTROLABE_ORACLE_WORKLOADS` sets how many seeds (default 30 of each kind). A failure
-prints the seed, the first diverging step and both sides.
+Run where vLLM can be imported; `ASTROLABE_ORACLE_WORKLOADS` sets how many seeds (default 100). A failure prints the
+seed, the first diverging step and both sides.
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from simcore.proved import PROVED_VLLM_VERSION
-from tests.conformance.scheduler_workloads import SHAREGPT_400, first_difference, random_workload, sharegpt_at_once
+from tests.conformance.named_workloads import NAMED
+from tests.conformance.scheduler_workloads import (
+    SHAREGPT_400,
+    Workload,
+    first_difference,
+    random_workload,
+    scheduled,
+    sharegpt_at_once,
+)
 from tests.conformance.simulated_schedulers import Compiled, Reference
 from tests.conformance.vllm_scheduler import VllmScheduler, why_unavailable
+from tests.conformance.workload_strategies import workloads
 
-WORKLOADS = int(os.environ.get("ASTROLABE_ORACLE_WORKLOADS", "30"))
+WORKLOADS = int(os.environ.get("ASTROLABE_ORACLE_WORKLOADS", "100"))
 
 pytestmark = [
     pytest.mark.vllm,
@@ -34,17 +44,27 @@ def test_the_version_is_the_one_the_rules_were_proved_against() -> None:
 
 @pytest.mark.parametrize("seed", range(WORKLOADS))
 def test_every_step_is_equal(seed: int) -> None:
-    workload = random_workload(seed)
-    difference = first_difference(workload, Compiled(workload.config), VllmScheduler(workload.config))
+    """By turns synchronous and asynchronous, prompts distinct and shared."""
+    workload = random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1)
+    ours = Compiled(workload.config, checking=seed % 10 == 0)
+    difference = first_difference(workload, ours, VllmScheduler(workload.config))
     assert not difference, difference
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("shared", [False, True], ids=["distinct", "shared"])
-@pytest.mark.parametrize("seed", range(WORKLOADS))
-def test_every_step_of_the_reference_is_equal(seed: int, shared: bool, asynchronous: bool) -> None:
-    workload = random_workload(100_000 + seed, shared_prefixes=shared, async_scheduling=asynchronous)
-    difference = first_difference(workload, Reference(workload.config), VllmScheduler(workload.config))
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_every_step_of_named_workloads_is_equal(name: str, asynchronous: bool) -> None:
+    workload = scheduled(NAMED[name], asynchronous=asynchronous)
+    for ours in (Reference(workload.config), Compiled(workload.config)):
+        difference = first_difference(workload, ours, VllmScheduler(workload.config))
+        assert not difference, difference
+
+
+@given(workloads(shared_prefixes=True))
+@settings(max_examples=max(20, WORKLOADS // 5), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_step_of_small_workloads_is_equal(workload: Workload) -> None:
+    """Small enough for hypothesis to shrink what differs to what decides."""
+    difference = first_difference(workload, Compiled(workload.config), VllmScheduler(workload.config))
     assert not difference, difference
 
 

@@ -18,6 +18,7 @@ from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
 from simcore.trace import TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, RequestState
+from tests.conformance.named_workloads import NAMED
 from tests.conformance.scheduler_workloads import (
     SHAREGPT_400,
     Actions,
@@ -25,9 +26,11 @@ from tests.conformance.scheduler_workloads import (
     Workload,
     first_difference,
     random_workload,
+    scheduled,
     sharegpt_at_once,
 )
 from tests.conformance.simulated_schedulers import Compiled, Reference
+from tests.conformance.workload_strategies import configs, workloads
 
 MODEL = StepTimeModel(
     name="uneven",
@@ -41,58 +44,25 @@ MODEL = StepTimeModel(
 RUNS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@st.composite
-def configs(draw: st.DrawFn) -> EngineConfig:
-    seqs = draw(st.sampled_from((1, 2, 3, 8, 64)))
-    return EngineConfig(
-        model="m",
-        max_num_seqs=seqs,
-        max_num_batched_tokens=max(seqs, draw(st.sampled_from((4, 16, 64, 512)))),
-        block_size_tokens=draw(st.sampled_from((1, 4, 16))),
-        num_blocks=draw(st.integers(6, 60)),
-        max_model_len_tokens=draw(st.sampled_from((40, 200, 1000))),
-        long_prefill_token_threshold_tokens=draw(st.sampled_from((0, 0, 3, 20))),
-        enable_prefix_caching=draw(st.booleans()),
-        scheduling_policy=draw(st.sampled_from(("fcfs", "fcfs", "priority"))),
-        async_scheduling=draw(st.booleans()),
-    )
-
-
-@st.composite
-def workloads(draw: st.DrawFn) -> Workload:
-    config = draw(configs())
-    longest = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens)
-    actions: dict[int, Actions] = {}
-    n = 0
-    for step in draw(st.lists(st.integers(0, 30), max_size=12, unique=True)):
-        arrivals = []
-        for _ in range(draw(st.integers(0, 3))):
-            prompt = draw(st.integers(1, longest - 1))
-            arrivals.append(
-                OracleRequest(
-                    request_id=f"r{n}",
-                    prompt_tokens=prompt,
-                    output_tokens=draw(st.integers(1, min(60, longest - prompt))),
-                    priority=draw(st.integers(0, 2)),
-                )
-            )
-            n += 1
-        aborts = draw(st.lists(st.integers(0, max(0, n - 1)), max_size=1))
-        actions[step] = Actions(tuple(arrivals), tuple(f"r{i}" for i in aborts))
-    return Workload(seed=0, config=config, actions=dict(sorted(actions.items())))
-
-
-@given(workloads())
-@RUNS
+@given(workloads(shared_prefixes=True))
+@settings(RUNS, max_examples=150)
 def test_compiled_steps_are_those_of_the_reference(workload: Workload) -> None:
     """Tokens, preemptions, finishes, order of both queues and free blocks; invariants checked at every operation."""
     difference = first_difference(workload, Compiled(workload.config), Reference(workload.config))
     assert not difference, difference
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_compiled_steps_of_named_workloads_are_those_of_the_reference(name: str, asynchronous: bool) -> None:
+    workload = scheduled(NAMED[name], asynchronous=asynchronous)
+    difference = first_difference(workload, Compiled(workload.config), Reference(workload.config))
+    assert not difference, difference
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_compiled_steps_are_those_of_the_reference_on_longer_runs(seed: int) -> None:
-    workload = random_workload(seed, requests=60)
+    workload = random_workload(seed, shared_prefixes=seed % 4 > 1, async_scheduling=seed % 2 == 1, requests=60)
     difference = first_difference(workload, Compiled(workload.config), Reference(workload.config))
     assert not difference, f"seed {seed}: {difference}"
 
@@ -126,7 +96,7 @@ def as_sim(r: OracleRequest) -> SimRequest:
         request_id=r.request_id,
         prompt_tokens=r.prompt_tokens,
         output_tokens=r.output_tokens,
-        max_output_tokens=r.output_tokens,
+        max_output_tokens=r.most_tokens,
         priority=r.priority,
     )
 

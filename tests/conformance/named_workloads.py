@@ -1,0 +1,102 @@
+"""Workloads with a name: each the smallest in which a rule that is easily missed decides. Divergences that random
+workloads find end up here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simcore.types import EngineConfig
+from tests.conformance.scheduler_workloads import Actions, OracleRequest, Workload
+
+
+def _workload(actions: dict[int, Actions], **limits: Any) -> Workload:
+    defaults: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "num_blocks": 8}
+    config = EngineConfig(model="oracle", max_model_len_tokens=128, **{**defaults, **limits})
+    return Workload(seed=-1, config=config, actions=actions)
+
+
+def _request(number: int, prompt: int, output: int, **more: Any) -> OracleRequest:
+    return OracleRequest(request_id=f"r{number}", prompt_tokens=prompt, output_tokens=output, **more)
+
+
+def _arrive(*requests: OracleRequest) -> Actions:
+    return Actions(arrivals=requests)
+
+
+NAMED = {
+    # The last token that max_tokens allows is in flight: the next plan leaves the request out, but it keeps its seat.
+    "a_seat_is_free_one_step_after_the_last_token": _workload(
+        {0: _arrive(_request(0, 5, 3), _request(1, 5, 3))}, max_num_seqs=1, async_scheduling=True
+    ),
+    # It ended of itself, which the next plan could not know: a step that yields nothing, and may take a block.
+    "an_answer_that_ends_of_itself_costs_one_more_step": _workload(
+        {0: _arrive(_request(0, 14, 2, max_output_tokens=50), _request(1, 40, 20))}, num_blocks=4, async_scheduling=True
+    ),
+    "only_a_step_that_yields_nothing_is_left": _workload(
+        {
+            0: _arrive(_request(0, 5, 2, max_output_tokens=9)),
+            2: _arrive(_request(1, 5, 2)),
+            3: _arrive(_request(2, 3, 1)),
+        },
+        async_scheduling=True,
+    ),
+    # Preempted with a token in flight: it still comes, and if it is the last, the request ends while it waits.
+    "a_preempted_request_ends_while_it_waits": _workload(
+        {0: _arrive(_request(0, 60, 8, max_output_tokens=60), _request(1, 44, 5, max_output_tokens=60))},
+        num_blocks=7,
+        async_scheduling=True,
+    ),
+    "a_preempted_request_gets_the_token_in_flight": _workload(
+        {0: _arrive(*(_request(i, 30, 40) for i in range(3)))}, num_blocks=9, async_scheduling=True
+    ),
+    "who_is_aborted_in_flight_is_computed_for_nobody": _workload(
+        {
+            0: _arrive(_request(0, 100, 9), _request(1, 20, 9)),
+            1: Actions(aborts=("r0",)),
+            2: _arrive(_request(2, 100, 4)),
+        },
+        async_scheduling=True,
+    ),
+    "blocks_of_tokens_not_known_yet_have_no_name": _workload(
+        {0: _arrive(*(_request(i, 15, 40) for i in range(4)))}, num_blocks=9, async_scheduling=True
+    ),
+    # Two ask the same at once: both compute it, the third finds the blocks of the first.
+    "the_first_of_equal_blocks_is_found": _workload(
+        {
+            0: _arrive(*(_request(i, 50, 5 + i, shared_prefix="g1", shared_tokens=40) for i in range(2))),
+            4: _arrive(_request(2, 50, 5, shared_prefix="g1", shared_tokens=40)),
+            20: _arrive(_request(3, 90, 5), _request(4, 40, 5, shared_prefix="g1", shared_tokens=40)),
+        },
+        num_blocks=12,
+    ),
+    "the_last_token_of_a_prompt_is_always_computed": _workload(
+        {i: _arrive(_request(i, 48, 2, shared_prefix="g1", shared_tokens=48)) for i in range(0, 30, 10)}
+    ),
+    # Cached blocks that nobody holds stand in the free queue: to take them costs free blocks too.
+    "cached_blocks_in_the_free_queue_count_as_taken": _workload(
+        {
+            0: _arrive(_request(0, 64, 2, shared_prefix="g1", shared_tokens=64)),
+            9: _arrive(_request(1, 40, 30), _request(2, 80, 5, shared_prefix="g1", shared_tokens=64)),
+        },
+        num_blocks=8,
+    ),
+    "an_answer_that_goes_on_like_another_is_found": _workload(
+        {
+            0: _arrive(_request(0, 20, 40, shared_prefix="g1", shared_tokens=60)),
+            50: _arrive(_request(1, 60, 5, shared_prefix="g1", shared_tokens=60)),
+        }
+    ),
+    "a_low_priority_first_runner_preempts_itself_and_nobody_runs": _workload(
+        {
+            0: _arrive(_request(0, 30, 60, priority=2)),
+            1: _arrive(_request(1, 30, 60, priority=0), _request(2, 30, 60, priority=1)),
+        },
+        num_blocks=9,
+        scheduling_policy="priority",
+    ),
+    "one_token_prompts_and_answers": _workload({0: _arrive(*(_request(i, 1, 1) for i in range(9)))}),
+    "prompt_and_answer_fill_the_model_length": _workload(
+        {0: _arrive(_request(0, 127, 1), _request(1, 100, 28), _request(2, 1, 127))}
+    ),
+}
+"""Each under the scheduler it is about; comparisons run all of them under both."""

@@ -89,6 +89,15 @@ Example: everything from a file, read again (nodes, policy) on SIGHUP.
     "--max-attempts", type=int, metavar="N", help="Placements of one request, the first included. [default: 3]"
 )
 @click.option(
+    "--retry-share", type=float, metavar="R", help="Further attempts of all, as a share of arrivals. [default: 0.2]"
+)
+@click.option(
+    "--retry-burst", type=int, metavar="N", help="Further attempts that all may make at once. [default: 1000]"
+)
+@click.option(
+    "--stall-s", type=float, metavar="S", help="When a busy node without a sign of life is given up. [default: 30]"
+)
+@click.option(
     "--state-stale-s", type=float, metavar="S", help="When a node's state is no longer believed. [default: 5]"
 )
 @click.option("--tokenizer", metavar="NAME", help="Text to token ids: auto, qwen2, bytes. [default: auto]")

@@ -112,6 +112,12 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Policy when no forecast came."""
     max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
     """Placements of one request, the first included (a count)."""
+    retry_share: Annotated[float, msgspec.Meta(ge=0)] = 0.2
+    """Attempts beyond the first that all requests together may make in the long run, as a share of arrivals."""
+    retry_burst: Annotated[int, msgspec.Meta(ge=0)] = 1000
+    """And at once (a count): at least what one node runs, so that losing it costs nobody an answer."""
+    stall_s: Positive = 30.0
+    """Seconds without a token or a word of its trace after which the requests of a busy node are tried elsewhere."""
     state_stale_s: Positive = 5.0
     """Seconds after which a node's state is no longer believed."""
     tokenizer: str = "auto"
@@ -200,6 +206,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             fallback=self.fallback,
             max_attempts=self.max_attempts,
             state_stale_s=self.state_stale_s,
+            retry_share=self.retry_share,
+            retry_burst=self.retry_burst,
+            stall_s=self.stall_s,
         )
 
 

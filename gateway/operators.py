@@ -78,7 +78,7 @@ class Operators:
             names = ", ".join(k.name for k in self._nodes.links.values()) or "none"
             reason = f"no node {request.node_id!r}" if link is None else f"node {link.name!r} has not been up yet"
             raise Refused(Denial.UNKNOWN, f"{reason}; configured nodes: {names}")
-        self._pump.post(DrainAsked(node_id=link.node_id, undo=request.undo))
+        self._pump.post(DrainAsked(node_id=link.node_id, undo=request.undo, evict=request.evict))
         in_flight = self._nodes.in_flight(link.node_id)
         if not alone:
             in_flight += sum(reply.in_flight for reply in await self._ask("Drain", request))

@@ -156,6 +156,8 @@ class DrainAsked(Event, frozen=True, kw_only=True):
 
     node_id: str
     undo: bool = False
+    evict: bool = False
+    """What runs there goes on elsewhere, if it may and somebody can take it."""
 
 
 class PolicySet(Event, frozen=True, kw_only=True):

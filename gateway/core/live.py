@@ -42,6 +42,8 @@ class LiveRequest(msgspec.Struct, kw_only=True):
     node: Node | None = None
     """Who has it, in the states that hold an account."""
     attempt: int = 1
+    moves: int = 0
+    """How many attempts were begun because an operator emptied a node, not because anything failed."""
     tried: dict[str, int] = {}
     """Nodes that failed it, each with the session (`Node.session`) in which it did."""
     failure: tuple[Outcome, str] | None = None

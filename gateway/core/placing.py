@@ -55,6 +55,12 @@ class Placing:
         else:
             self._commit(live, self._placer.decide(live, found, now_s), now_s)
 
+    def has_room(self, live: LiveRequest, now_s: float) -> bool:
+        """Whether any node could take it, now or in its queue."""
+        return self._table.refusal(live.shape) is None and bool(
+            self._table.eligible(live.shape, live.tried, now_s=now_s)
+        )
+
     def _refuse(self, live: LiveRequest, refusal: Refusal, now_s: float) -> None:
         """A request that a node has failed ends with that failure: it is what its client can act on."""
         outcome, detail = refusal

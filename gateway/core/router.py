@@ -208,6 +208,9 @@ class Router:
             return
         live.tried[live.node.node_id] = live.node.session
         live.failure = (outcome, f"{detail} (after {live.output_tokens} tokens)" if live.output_tokens else detail)
+        self._go_on_elsewhere(live, begun_tokens, now_s)
+
+    def _go_on_elsewhere(self, live: LiveRequest, begun_tokens: int, now_s: float) -> None:
         if begun_tokens:
             live.shape = remainder(live.shape, begun_tokens)
         self._ledger.move(live, Trigger.RETRIED if live.state is State.SENT else Trigger.RESUMED)
@@ -216,8 +219,9 @@ class Router:
 
     def _why_given_up(self, live: LiveRequest) -> str:
         """Why no other node gets it, for people; empty when one does, and then it is paid for."""
-        if live.attempt >= self.config.max_attempts:
-            return f"{live.attempt} of {self.config.max_attempts} attempts made"
+        attempts = live.attempt - live.moves
+        if attempts >= self.config.max_attempts:
+            return f"{attempts} of {self.config.max_attempts} attempts made"
         if live.output_tokens and (why := why_not_resumed(live.shape)):
             return f"not resumed: {why}"
         if not self._budget.spend():
@@ -267,9 +271,30 @@ class Router:
         if event.node_id in self._table.nodes:
             self._table.drain(event.node_id, not event.undo)
             self._ledger.freed = True
+            if event.evict and not event.undo:
+                self._evict(self._table.nodes[event.node_id], now_s)
 
     def _on_policy_set(self, event: ev.PolicySet, now_s: float) -> None:
         self._policy = self._placer.policy(event.policy)
+
+    def _evict(self, node: Node, now_s: float) -> None:
+        """Moves what may go on elsewhere and finds room there; the rest stays to its end.
+
+        A move is nobody's failure: it counts neither against the node nor as an attempt.
+        """
+        for request_id in list(node.held):
+            live = self._ledger.live[request_id]
+            begun_tokens = live.output_tokens - live.resumed_tokens
+            is_over = begun_tokens >= live.shape.max_output_tokens
+            if (
+                is_over
+                or (live.output_tokens and why_not_resumed(live.shape))
+                or not self._placing.has_room(live, now_s)
+            ):
+                continue
+            self._ledger.want(ev.Abort(request_id=request_id, node_id=node.node_id, attempt=live.attempt))
+            live.moves += 1
+            self._go_on_elsewhere(live, begun_tokens, now_s)
 
     def _abandon(self, node: Node, what: str, detail: str, now_s: float, *, stop: bool = False) -> None:
         """A node has gone: its requests fail, and nobody waits for its forecasts. `stop`: it can still be told so."""

@@ -623,17 +623,21 @@ class DrainRequest(google.protobuf.message.Message):
 
     NODE_ID_FIELD_NUMBER: builtins.int
     UNDO_FIELD_NUMBER: builtins.int
+    EVICT_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node."""
     undo: builtins.bool
     """true: take it back into service."""
+    evict: builtins.bool
+    """true: what runs there goes on at other nodes, if it may (`resume`) and somebody can take it."""
     def __init__(
         self,
         *,
         node_id: builtins.str = ...,
         undo: builtins.bool = ...,
+        evict: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["node_id", b"node_id", "undo", b"undo"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["evict", b"evict", "node_id", b"node_id", "undo", b"undo"]) -> None: ...
 
 Global___DrainRequest: typing_extensions.TypeAlias = DrainRequest
 

@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=8)
     parser.add_argument("--time-scale", type=float, default=1.0)
-    parser.add_argument("--sample", type=int, default=0, help="nodes asked per decision; 0: all")
+    parser.add_argument("--sample", type=int, default=0, help="nodes drawn at random per decision; 0: all")
+    parser.add_argument("--ask", type=int, default=4, help="nodes asked per decision, those that look best; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     policies = options.policy or ["least_requests", "min_total_latency"]
@@ -80,7 +81,7 @@ def main() -> None:
         nodes=options.nodes,
         gateway_port=0,
         first_node_port=0,
-        gateway={"sample": options.sample},
+        gateway={"sample": options.sample, "ask": options.ask},
         predictor={"profile": "a30/llama-2-7b", "time_scale": options.time_scale, "max_num_seqs": 48},
     )
     with tempfile.TemporaryDirectory() as folder, LocalCluster(spec, Path(folder)) as cluster:

@@ -16,6 +16,8 @@ from bench.local_cluster import ClusterSpec, LocalCluster
 from bench.results import Summary
 from bench.run_files import read_results
 from engine_adapters import emulated
+from gateway.core.events import Arrived
+from gateway.core.recording import Entry
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from simcore.types import Outcome
 from tests.e2e.cluster import MakeCluster, is_idle, make_cluster, until
@@ -82,6 +84,27 @@ def test_a_replay_measures_every_request_and_leaves_the_gateway_as_it_was(
     with cluster.stub() as stub:
         assert stub.ListNodes(pb.ListNodesRequest()).policy == "min_total_latency"
         until(lambda: is_idle(stub), what="an idle cluster after the replay")
+
+
+def test_a_replay_that_does_not_tell_lengths_leaves_them_to_the_gateways_own_belief(
+    make_cluster: MakeCluster, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "decisions.jsonl"
+    cluster = make_cluster(nodes=1, predictor={"time_scale": SPEED}, gateway={"record": log})
+    output = tmp_path / "run.jsonl"
+    document = bench(
+        capsys, "replay", "--gateway", cluster.address, "--dataset", "jsonl", "--dataset-path", dataset,
+        "--tokenizer", "bytes", "--rate", 10, "--requests", 10, "--time-scale", SPEED, "--in-order",
+        "--lengths", "none", "--output", output,
+    )  # fmt: skip
+    assert document["summary"]["outcomes"] == {"stop": 10}, "answers end by themselves, not at a limit"
+    _, results = read_results(output)
+    assert [r.output_tokens for r in results] == [tokens for _, tokens in LENGTHS] * 2
+    cluster.stop()
+    entries = [msgspec.json.decode(line, type=Entry) for line in log.read_bytes().splitlines()[1:]]
+    shapes = [e.event.request for e in entries if isinstance(e.event, Arrived)]
+    assert {s.belief_source for s in shapes} == {"hashed"}
+    assert {s.max_output_tokens for s in shapes} == {2048}, "the limit says nothing"
 
 
 def test_a_replay_counts_what_fails(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -71,6 +71,8 @@ class AnythingGoes(RuleBasedStateMachine):
         place_only=st.sampled_from([False, False, False, True]),
         session=st.sampled_from(["", "s"]),
         priority=st.integers(-1, 1),
+        resume=st.sampled_from(get_args(ev.Resume)),
+        continuation=st.sampled_from(["exact", *get_args(ev.Continuation)]),
     )
     def arrive(
         self,
@@ -80,6 +82,8 @@ class AnythingGoes(RuleBasedStateMachine):
         place_only: bool,
         session: str,
         priority: int,
+        resume: ev.Resume,
+        continuation: ev.Continuation,
     ) -> None:
         self.names += 1
         self.world.arrive(
@@ -90,6 +94,8 @@ class AnythingGoes(RuleBasedStateMachine):
             place_only=place_only,
             session=session,
             priority=priority,
+            resume=resume,
+            continuation=continuation,
         )
 
     @rule(node_id=nodes, load=st.booleans())
@@ -103,6 +109,10 @@ class AnythingGoes(RuleBasedStateMachine):
     @rule(node_id=nodes)
     def remove(self, node_id: str) -> None:
         self.world.tell(ev.NodeRemoved(node_id=node_id))
+
+    @rule(node_id=nodes, detail=st.sampled_from(["", "no word from it"]))
+    def suspect(self, node_id: str, detail: str) -> None:
+        self.world.tell(ev.NodeSuspected(node_id=node_id, detail=detail))
 
     @rule(node_id=nodes, undo=st.booleans())
     def drain(self, node_id: str, undo: bool) -> None:
@@ -137,18 +147,41 @@ class AnythingGoes(RuleBasedStateMachine):
         self.world.fire_due()
 
     @precondition(lambda self: self.world.at)
-    @rule(data=st.data(), node_id=nodes, tokens=st.integers(0, 3), elsewhere=st.booleans())
-    def tokens_come(self, data: st.DataObject, node_id: str, tokens: int, elsewhere: bool) -> None:
+    @rule(
+        data=st.data(),
+        node_id=nodes,
+        tokens=st.sampled_from([0, 1, 3, 40]),
+        elsewhere=st.booleans(),
+        late=st.sampled_from([0, 0, 1]),
+    )
+    def tokens_come(self, data: st.DataObject, node_id: str, tokens: int, elsewhere: bool, late: int) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.world.at)))
         node_id = node_id if elsewhere else self.world.at[request_id]
-        self.world.tell(ev.TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens))
+        attempt = self.world.attempt[request_id] - late
+        known = self.world.router.explain(request_id)
+        counts = request_id in self.live() and node_id == self.world.at[request_id] and not late
+        self.world.tell(ev.TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens, attempt=attempt))
+        after = self.world.router.explain(request_id)
+        assert known is not None
+        assert after is not None
+        assert after.output_tokens - known.output_tokens in ((0, tokens) if counts else (0,))
 
     @precondition(lambda self: self.world.at)
-    @rule(data=st.data(), node_id=nodes, outcome=st.sampled_from(list(Outcome)), elsewhere=st.booleans())
-    def stream_ends(self, data: st.DataObject, node_id: str, outcome: Outcome, elsewhere: bool) -> None:
+    @rule(
+        data=st.data(),
+        node_id=nodes,
+        outcome=st.sampled_from(list(Outcome)),
+        elsewhere=st.booleans(),
+        late=st.sampled_from([0, 0, 1]),
+    )
+    def stream_ends(self, data: st.DataObject, node_id: str, outcome: Outcome, elsewhere: bool, late: int) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.world.at)))
         node_id = node_id if elsewhere else self.world.at[request_id]
-        self.world.tell(ev.StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome))
+        self.world.tell(
+            ev.StreamEnded(
+                request_id=request_id, node_id=node_id, outcome=outcome, attempt=self.world.attempt[request_id] - late
+            )
+        )
 
     @precondition(lambda self: self.world.arrived)
     @rule(data=st.data(), outcome=st.sampled_from(list(Outcome)))

@@ -101,7 +101,7 @@ ASTROLABE = LazyGroup(
         "nodes": Entry("bench.commands.nodes:nodes", "Show the nodes of a gateway."),
         "explain": Entry("bench.commands.explain:explain", "Why a request went where it went, and what became of it."),
         "drain": Entry("bench.commands.drain:drain", "Take a node out of service, or back into it."),
-        "length": Entry("bench.commands.length:length", "Length models: sample, train, eval, tag, serve."),
+        "length": Entry("bench.commands.length:length", "Length models: sample, train, eval, tag, worth, serve."),
         "bench": Entry("", "Measure and compare: replay, compare, simulate, profile, validate, calibrate, demo."),
     },
     help="""Places LLM requests on the node where a simulation of the engine's own scheduler says they do best.

@@ -63,7 +63,12 @@ def older_releases() -> list[Path]:
 def make_tiny_model(python: str, folder: Path) -> Path:
     """A Llama of 2.5 million random weights with a byte-level tokenizer."""
     done = subprocess.run(
-        [python, "-c", TINY, str(folder)], capture_output=True, text=True, timeout=120, env={**os.environ, **QUIET}
+        [python, "-c", TINY, str(folder)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **QUIET},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

@@ -27,6 +27,7 @@ def test_the_vllm_adapter_conforms(vllm_python: str, tmp_path: Path) -> None:
             [sys.executable, "-m", "pytest", "-q", "tests/conformance/test_engine_adapters.py", "-k", "vllm"],
             cwd=ROOT,
             env={**os.environ, "ASTROLABE_TEST_VLLM": server.url},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=180,

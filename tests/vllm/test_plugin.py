@@ -11,7 +11,12 @@ from tests.vllm.servers import ROOT
 
 def test_the_class_that_the_configuration_names_is_traced_once(vllm_python: str) -> None:
     done = subprocess.run(
-        [vllm_python, "-m", "tests.vllm.plugin_driver"], cwd=ROOT, capture_output=True, text=True, timeout=200
+        [vllm_python, "-m", "tests.vllm.plugin_driver"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == {

@@ -34,7 +34,9 @@ CODE = (
 
 def loaded_by_the_plugin(python: str) -> list[str]:
     """Modules that come with the trace's (all but `scheduler`, which is vLLM's own imports and theirs)."""
-    done = subprocess.run([python, "-c", CODE], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [python, "-c", CODE], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True
+    )
     return list(json.loads(done.stdout))
 
 

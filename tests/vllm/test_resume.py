@@ -1,0 +1,101 @@
+"""Two real vLLM servers with one model: a daemon, then a whole server, is killed amid greedy answers, and every token
+is the one of an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.local_cluster import ClusterSpec, LocalCluster
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
+from tests.vllm import servers
+from tests.vllm.servers import Server, until
+
+TOKENS = 200
+
+
+@pytest.fixture
+def pair(
+    vllm_python: str, tiny_model: Path, real_server: Server, tmp_path: Path
+) -> Iterator[tuple[LocalCluster, Server]]:
+    """A gateway before the shared server and one of our own, which may be killed."""
+    (tmp_path / "second").mkdir()
+    second = servers.real_server(vllm_python, tiny_model, tmp_path / "second")
+    node = {"engine": "vllm", "tokenizer": "bytes", "engine_wait_s": 120}
+    cluster = LocalCluster(
+        ClusterSpec(
+            nodes=2,
+            gateway_port=0,
+            first_node_port=0,
+            predictor=node,
+            per_node=({"engine_url": real_server.url}, {"engine_url": second.url}),
+            gateway={"tokenizer": "bytes", "reconnect_max_s": 0.3, "keepalive_s": 1.0, "policy": "least_requests"},
+        ),
+        tmp_path,
+    )
+    try:
+        second.start().wait_ready()
+        cluster.start(timeout_s=120.0)
+        yield cluster, second
+    finally:
+        cluster.stop()
+        second.stop()
+
+
+class Reader(threading.Thread):
+    def __init__(self, stub: Any, name: str, prompt: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.tokens: list[int] = []
+        self.usage = types_pb.Usage()
+        self.prompt = prompt
+        sampling = types_pb.SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
+        request = pb.GenerateRequest(request_id=name, token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
+        self._call = stub.Generate(request, timeout=120.0)
+
+    def run(self) -> None:
+        for chunk in self._call:
+            self.tokens.extend(chunk.token_ids)
+            if chunk.HasField("usage"):
+                self.usage = chunk.usage
+
+
+def greedy(server: Server, model: str, prompt: list[int]) -> list[int]:
+    body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    answer: list[int] = server.ask({**body, "return_token_ids": True})["choices"][0]["token_ids"]
+    return answer
+
+
+@pytest.mark.parametrize("victim", ["daemon", "server"])
+def test_greedy_answers_go_on_token_for_token(
+    pair: tuple[LocalCluster, Server], real_server: Server, tiny_model: Path, victim: str
+) -> None:
+    cluster, second = pair
+    rng = random.Random(5)
+    prompts = [[rng.randrange(256) for _ in range(rng.randrange(5, 80))] for _ in range(6)]
+    with cluster.stub() as stub:
+        readers = [Reader(stub, f"{victim}-{i}", prompt) for i, prompt in enumerate(prompts)]
+        for reader in readers:
+            reader.start()
+        until(lambda: all(len(r.tokens) >= 20 for r in readers), deadline_s=60.0, what="answers under way")
+        assert all(r.is_alive() for r in readers), "the answers are over already"
+        if victim == "daemon":
+            cluster.nodes[1].signal(signal.SIGKILL)
+        else:
+            second.kill()
+        end_s = time.monotonic() + 100.0
+        for reader in readers:
+            reader.join(max(0.0, end_s - time.monotonic()))
+            assert not reader.is_alive(), "an answer did not end"
+        told = [stub.Explain(pb.ExplainRequest(request_id=f"{victim}-{i}"), timeout=5.0) for i in range(len(prompts))]
+        assert sum(len(t.decisions) > 1 for t in told) >= 2
+        for reader in readers:
+            assert reader.tokens == greedy(real_server, str(tiny_model), reader.prompt)
+            assert (reader.usage.prompt_tokens, reader.usage.output_tokens) == (len(reader.prompt), TOKENS)

@@ -41,7 +41,7 @@ def chain(server: Server, folder: Path, **options: Any) -> Iterator[LocalCluster
         cluster.stop()
 
 
-def request(name: str, prompt: list[int], *, max_tokens: int, ignore_eos: bool = True) -> pb.GenerateRequest:
+def ask(name: str, prompt: list[int], *, max_tokens: int, ignore_eos: bool = True) -> pb.GenerateRequest:
     return pb.GenerateRequest(
         request_id=name,
         token_ids=pb.TokenIds(ids=prompt),
@@ -93,7 +93,7 @@ def works(cluster: LocalCluster, name: str) -> Callable[[], bool]:
     def attempt() -> bool:
         try:
             with cluster.stub() as stub:
-                return len(tokens_of(stub, request(f"{name}-{time.monotonic_ns()}", [1, 2, 3], max_tokens=5))) == 5
+                return len(tokens_of(stub, ask(f"{name}-{time.monotonic_ns()}", [1, 2, 3], max_tokens=5))) == 5
         except grpc.RpcError:
             return False
 

@@ -38,9 +38,20 @@ def real_server(
 @pytest.fixture(scope="session")
 def fast_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
     """A real server on an emulated device: small, hurried, short of blocks."""
+    yield from _hurried(vllm_python, tmp_path_factory.mktemp("fast"))
+
+
+@pytest.fixture(scope="module")
+def sync_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """The same with the synchronous scheduler."""
+    yield from _hurried(vllm_python, tmp_path_factory.mktemp("sync"), "--no-async-scheduling")
+
+
+def _hurried(python: str, folder: Path, *flags: str) -> Iterator[servers.Server]:
     server = servers.emulated_server(
-        vllm_python,
-        tmp_path_factory.mktemp("fast"),
+        python,
+        folder,
+        *flags,
         max_num_seqs=16,
         max_num_batched_tokens=256,
         num_blocks=96,

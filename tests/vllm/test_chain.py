@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from bench.local_cluster import Child
-from tests.vllm.chains import NODE, chain, forecast, is_quiet, request, state, tokens_of, works
+from tests.vllm.chains import NODE, ask, chain, forecast, is_quiet, state, tokens_of, works
 from tests.vllm.servers import Server, until
 
 
@@ -22,7 +23,7 @@ def test_streams_equal_those_of_vllm_itself_token_for_token(real_server: Server,
         for i, prompt in enumerate(prompts):
             body = {"model": model, "prompt": prompt, "max_tokens": 40, "temperature": 0, "return_token_ids": True}
             direct = real_server.ask(body)["choices"][0]["token_ids"]
-            through = tokens_of(stub, request(f"r{i}", prompt, max_tokens=40, ignore_eos=False))
+            through = tokens_of(stub, ask(f"r{i}", prompt, max_tokens=40, ignore_eos=False))
             assert through == direct, f"prompt {i}"
         until(lambda: is_quiet(cluster, real_server), what="an idle engine")
 
@@ -30,14 +31,14 @@ def test_streams_equal_those_of_vllm_itself_token_for_token(real_server: Server,
 def test_a_stream_resumed_with_its_tokens_so_far_goes_on_as_before(real_server: Server, tmp_path: Path) -> None:
     prompt = [9, 8, 7, 6, 5]
     with chain(real_server, tmp_path) as cluster, cluster.stub() as stub:
-        whole = tokens_of(stub, request("whole", prompt, max_tokens=30))
-        rest = tokens_of(stub, request("rest", prompt + whole[:12], max_tokens=18))
+        whole = tokens_of(stub, ask("whole", prompt, max_tokens=30))
+        rest = tokens_of(stub, ask("rest", prompt + whole[:12], max_tokens=18))
     assert whole[12:] == rest
 
 
 def test_a_client_that_leaves_frees_the_engine(real_server: Server, tmp_path: Path) -> None:
     with chain(real_server, tmp_path) as cluster, cluster.stub() as stub:
-        calls = [stub.Generate(request(f"r{i}", [i] * 50, max_tokens=900)) for i in range(4)]
+        calls = [stub.Generate(ask(f"r{i}", [i] * 50, max_tokens=900)) for i in range(4)]
         for call in calls:
             next(iter(call))
         until(lambda: len(state(cluster).running) == 4, what="four requests in the mirror")
@@ -46,11 +47,15 @@ def test_a_client_that_leaves_frees_the_engine(real_server: Server, tmp_path: Pa
         until(lambda: is_quiet(cluster, real_server), deadline_s=5.0, what="all blocks free again")
 
 
-def test_after_500_random_operations_everything_agrees(fast_server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["fast_server", "sync_server"])
+def test_after_500_random_operations_everything_agrees(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path
+) -> None:
+    server: Server = request.getfixturevalue(kind)
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
     print(f"seed {seed}")  # noqa: T201
-    with chain(fast_server, tmp_path, time_scale=10) as cluster, cluster.stub() as stub:
+    with chain(server, tmp_path, time_scale=10) as cluster, cluster.stub() as stub:
         open_calls: list[Any] = []
         threads: list[threading.Thread] = []
 
@@ -64,7 +69,7 @@ def test_after_500_random_operations_everything_agrees(fast_server: Server, tmp_
         for operation in range(500):
             if rng.random() < 0.6 and len(open_calls) < 40:
                 prompt = [rng.randrange(256) for _ in range(rng.randrange(1, 400))]
-                call = stub.Generate(request(f"op{operation}", prompt, max_tokens=rng.randrange(1, 200)))
+                call = stub.Generate(ask(f"op{operation}", prompt, max_tokens=rng.randrange(1, 200)))
                 open_calls.append(call)
                 threads.append(threading.Thread(target=read, args=(call,)))
                 threads[-1].start()
@@ -77,14 +82,15 @@ def test_after_500_random_operations_everything_agrees(fast_server: Server, tmp_
                     thread.join(60.0)
                     assert not thread.is_alive(), f"a stream did not end (seed {seed})"
                 open_calls, threads = [], []
-                until(lambda: is_quiet(cluster, fast_server), what=f"a quiet engine (seed {seed})")
+                until(lambda: is_quiet(cluster, server), what=f"a quiet engine (seed {seed})")
+        assert state(cluster).config.async_scheduling == (kind == "fast_server")
         assert state(cluster).preemptions_total > 0, "blocks were meant to be short"
 
 
 def test_an_engine_that_hangs_while_its_http_server_is_healthy(fast_server: Server, tmp_path: Path) -> None:
     """Its state ages, forecasts shift and widen; it never looks idle, and it is not shut out for ever."""
     with chain(fast_server, tmp_path, time_scale=10) as cluster, cluster.stub() as stub:
-        call = stub.Generate(request("long", [1] * 20, max_tokens=900))
+        call = stub.Generate(ask("long", [1] * 20, max_tokens=900))
         next(iter(call))
         until(lambda: len(state(cluster).running) == 1, what="the request in the mirror")
         before = forecast(cluster, prompt_tokens=20, output_tokens=50)
@@ -98,7 +104,7 @@ def test_an_engine_that_hangs_while_its_http_server_is_healthy(fast_server: Serv
             assert later.state_age_s > 1.0
             assert later.ttft_s.p50 > before.ttft_s.p50 + 0.3, "nothing has been seen of it for a second"
             assert later.ttft_s.p90 - later.ttft_s.p50 > before.ttft_s.p90 - before.ttft_s.p50 + 0.3
-            second = stub.Generate(request("meanwhile", [2] * 20, max_tokens=5), timeout=60.0)
+            second = stub.Generate(ask("meanwhile", [2] * 20, max_tokens=5), timeout=60.0)
         finally:
             core.resume()
         until(lambda: state(cluster).state_age_s < 0.5, what="a fresh state")

@@ -8,7 +8,7 @@ from typing import Any
 
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from tests.vllm.chains import chain, is_quiet, request, state
+from tests.vllm.chains import ask, chain, is_quiet, state
 from tests.vllm.servers import Server, until
 
 
@@ -40,21 +40,21 @@ def test_a_forecast_knows_what_vllm_will_find_in_its_prefix_cache(real_server: S
         assert config.prefix_cache_traced
         block = config.block_size_tokens
 
-        def ask(name: str, prompt: list[int]) -> tuple[int, int]:
+        def seen(name: str, prompt: list[int]) -> tuple[int, int]:
             until(lambda: is_quiet(cluster, real_server), what="an idle engine")
-            return cached(stub, request(name, prompt, max_tokens=20))
+            return cached(stub, ask(name, prompt, max_tokens=20))
 
         known = (len(first) - 1) // block * block
-        assert ask("new", first) == (0, 0)
-        assert ask("same", first) == (known, known)
-        assert ask("longer", first + words(50)) == (known, known)
-        assert ask("half", first[:100] + words(100)) == (100 // block * block,) * 2
-        assert ask("other", words(200)) == (0, 0)
+        assert seen("new", first) == (0, 0)
+        assert seen("same", first) == (known, known)
+        assert seen("longer", first + words(50)) == (known, known)
+        assert seen("half", first[:100] + words(100)) == (100 // block * block,) * 2
+        assert seen("other", words(200)) == (0, 0)
         for i in range(10):
             prompt = first[: rng.randrange(1, 200)] + words(rng.randrange(1, 100))
-            forecast, found = ask(f"random-{i}", prompt)
+            forecast, found = seen(f"random-{i}", prompt)
             assert forecast == found, f"seed {seed}, prompt of {len(prompt)} tokens"
     # A daemon that starts later is told the whole content.
     with chain(real_server, tmp_path / "two") as cluster, cluster.stub() as stub:
-        forecast, found = cached(stub, request("again", first, max_tokens=5))
+        forecast, found = cached(stub, ask("again", first, max_tokens=5))
         assert forecast == found == (len(first) - 1) // block * block

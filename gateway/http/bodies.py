@@ -55,7 +55,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "audio": _NOTHING,
     "prediction": _NOTHING,
-    "reasoning_effort": _NOTHING,
+    "reasoning_effort": (None, "none"),
+    "moderation": _NOTHING,
     "web_search_options": _NOTHING,
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
@@ -70,7 +71,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "structured_outputs": _NOTHING,
 }
 """Fields of OpenAI's and vLLM's API that are not supported, with the values that ask for nothing."""
-WITHOUT_EFFECT = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+WITHOUT_EFFECT = frozenset(
+    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
+)
 
 
 class StreamOptions(msgspec.Struct, frozen=True):

@@ -1,0 +1,183 @@
+"""What late binding buys past the knee: immediate dispatch against two orders of the queue, by knowledge of lengths.
+
+    python -m bench.micro.late_binding --dataset-path workload.jsonl --rate 43 --rate 48 --rate 53 --output study.jsonl
+
+Results go to `--output`, one JSON line per run; what stands there already is not run again. Prints a table in Markdown,
+means over the seeds with 95 % intervals, and draws `--plot`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from bench.datasets import DatasetSpec
+from bench.results import RequestResult
+from bench.simcluster import SimCluster
+from bench.simulate import MAX_OUTPUT_TOKENS, ClusterShape
+from bench.workload.item import LengthKnowledge
+from bench.workload_source import WorkloadSource, WorkloadSpec, load_source
+from gateway.core.holding import HoldConfig
+from gateway.core.router import RouterConfig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WAYS: Mapping[str, HoldConfig] = {
+    "at once": HoldConfig(when="never"),
+    "held, fcfs": HoldConfig(when="always"),
+    "held, shortest": HoldConfig(when="always", order="shortest_forecast"),
+}
+KNOWLEDGE: Mapping[LengthKnowledge, str] = {"known": "true", "predicted": "learned", "none": "none"}
+GOOD_TTFT_S, GOOD_TPOT_S = 3.0, 0.1
+T_95 = {1: 0.0, 2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t for so many seeds; one seed has no interval."""
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. Times in seconds."""
+
+    rate_per_s: float
+    seed: int
+    lengths: LengthKnowledge
+    way: str
+    ttft_mean_s: float
+    ttft_p99_s: float
+    ttft_max_s: float
+    e2e_mean_s: float
+    preemptions: int
+    goodput: float
+    """Share of requests with TTFT <= 3 s and TPOT <= 0.1 s."""
+
+    @property
+    def key(self) -> tuple[float, int, LengthKnowledge, str]:
+        return self.rate_per_s, self.seed, self.lengths, self.way
+
+
+def is_good(row: RequestResult) -> bool:
+    return row.ttft_s is not None and row.ttft_s <= GOOD_TTFT_S and (row.tpot_s is None or row.tpot_s <= GOOD_TPOT_S)
+
+
+def run(source: WorkloadSource, policy: str, rate: float, seed: int, lengths: LengthKnowledge, way: str) -> Found:
+    """One simulation of twelve A30 nodes."""
+    config = RouterConfig(policy=policy, seed=seed, hold=WAYS[way])
+    cluster = SimCluster(ClusterShape().specs(), config, lengths=lengths, max_output_tokens=MAX_OUTPUT_TOKENS)
+    done = cluster.run(source.workload(rate_per_s=rate, seed=seed))
+    summary = done.summary()
+    ttft, e2e = summary.ttft_s, summary.e2e_s
+    assert ttft is not None
+    assert e2e is not None
+    return Found(
+        rate_per_s=rate,
+        seed=seed,
+        lengths=lengths,
+        way=way,
+        ttft_mean_s=ttft.mean,
+        ttft_p99_s=ttft.p99,
+        ttft_max_s=ttft.max,
+        e2e_mean_s=e2e.mean,
+        preemptions=done.preemptions,
+        goodput=sum(map(is_good, done.results)) / len(done.results),
+    )
+
+
+def with_interval(values: Sequence[float], digits: int) -> str:
+    """Mean and half the 95 % interval of the mean."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return mean
+    half = T_95[min(len(values), 5)] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean} ± {half:.{digits}f}"
+
+
+def table(found: Sequence[Found]) -> str:
+    """Markdown, one row per rate, knowledge and way."""
+    lines = ["| rate | lengths | | mean TTFT s | P99 TTFT s | mean E2E s | good % | preemptions |", "|" + "---|" * 8]
+    for rate in sorted({f.rate_per_s for f in found}):
+        for lengths, words in KNOWLEDGE.items():
+            for way in WAYS:
+                rows = [f for f in found if (f.rate_per_s, f.lengths, f.way) == (rate, lengths, way)]
+                if not rows:
+                    continue
+                cells = (
+                    with_interval([f.ttft_mean_s for f in rows], 2),
+                    with_interval([f.ttft_p99_s for f in rows], 1),
+                    with_interval([f.e2e_mean_s for f in rows], 1),
+                    with_interval([100 * f.goodput for f in rows], 0),
+                    f"{statistics.mean(f.preemptions for f in rows):,.0f}",
+                )
+                lines.append(f"| {rate:g} | {words} | {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(found: Sequence[Found], file: Path) -> None:
+    """P99 TTFT and goodput over the rate, one column per knowledge of lengths."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    axes = figure.subplots(2, len(KNOWLEDGE), sharex=True, sharey="row")
+    for column, (lengths, words) in enumerate(KNOWLEDGE.items()):
+        own = [f for f in found if f.lengths == lengths]
+        axes[0][column].set_title(f"lengths: {words}")
+        _curves(axes[0][column], own, {f.key: f.ttft_p99_s for f in own})
+        _curves(axes[1][column], own, {f.key: 100 * f.goodput for f in own})
+        axes[1][column].set_xlabel("requests/s")
+    axes[0][0].set_ylabel("P99 TTFT, s")
+    axes[1][0].set_ylabel("good requests, %")
+    axes[0][0].legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+def _curves(
+    axes: Axes, found: Sequence[Found], values: Mapping[tuple[float, int, LengthKnowledge, str], float]
+) -> None:
+    for way in WAYS:
+        rates = sorted({f.rate_per_s for f in found if f.way == way})
+        means = [
+            statistics.mean(values[f.key] for f in found if f.way == way and f.rate_per_s == rate) for rate in rates
+        ]
+        axes.plot(rates, means, marker="o", label=way)
+    axes.grid(alpha=0.3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="jsonl", choices=["jsonl", "lengths"])
+    parser.add_argument("--dataset-path", required=True)
+    parser.add_argument("--rate", type=float, action="append", required=True, help="requests/s; may be repeated")
+    parser.add_argument("--requests", type=int, default=6000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lengths", default=",".join(KNOWLEDGE), help="known, predicted, none")
+    parser.add_argument("--policy", default="min_total_latency")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    dataset = DatasetSpec(name=options.dataset, path=options.dataset_path)
+    source = load_source(WorkloadSpec(dataset=dataset, arrivals="poisson", requests=options.requests))
+    source.keep_fitting(ClusterShape().longest_tokens)
+    lines = options.output.read_bytes().splitlines() if options.output.exists() else []
+    found = {f.key: f for f in (msgspec.json.decode(line, type=Found) for line in lines)}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with options.output.open("ab") as out:
+        for seed in range(options.seeds):
+            for rate in options.rate:
+                for lengths in options.lengths.split(","):
+                    for way in WAYS:
+                        if (rate, seed, lengths, way) not in found:
+                            one = run(source, options.policy, rate, seed, lengths, way)
+                            found[one.key] = one
+                            out.write(msgspec.json.encode(one) + b"\n")
+                            out.flush()
+    print(table(list(found.values())))
+    if options.plot:
+        draw(list(found.values()), options.plot)
+
+
+if __name__ == "__main__":
+    main()

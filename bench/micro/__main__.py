@@ -5,7 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("bench.micro.whatif", "bench.micro.simcluster", "bench.micro.decision", "bench.micro.front")
+BENCHMARKS = (
+    "bench.micro.whatif",
+    "bench.micro.simcluster",
+    "bench.micro.decision",
+    "bench.micro.front",
+    "bench.micro.lengths",
+)
 
 
 def main() -> int:

@@ -100,9 +100,7 @@ def main() -> None:
         print(f"{name}: model alone {alone:.0f} µs, in batches of 32 {batched:.0f} µs per request")
         for rate in (200.0, 1000.0):
             cpu_us, p50_ms, p99_ms = uvloop.run(desk_us(name, questions, rate, options.seed))
-            print(
-                f"  at {rate:.0f} requests/s with its thread {cpu_us:.0f} µs; wait p50 {p50_ms:.2f}, p99 {p99_ms:.2f} ms"
-            )
+            print(f"  at {rate:.0f} requests/s with its thread {cpu_us:.0f} µs; wait {p50_ms:.2f}, p99 {p99_ms:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -218,9 +218,12 @@ class Pump:
             case Placed():
                 self._placed(action, now_s)
             case Abort():
+                wire_id = attempt_id(action.request_id, action.attempt)
+                # What it still says before it hears of this is not part of the answer: another node may go on with it.
+                self._sent.pop(wire_id, None)
                 port = self.ports.get(action.node_id)
                 if port is not None:
-                    port.abort(attempt_id(action.request_id, action.attempt))
+                    port.abort(wire_id)
             case Finish():
                 stream = self.streams.pop(action.request_id, None)
                 if stream is not None:

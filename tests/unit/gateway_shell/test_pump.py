@@ -8,6 +8,7 @@ from gateway.core.events import (
     AskForecast,
     ClientGone,
     Dispatch,
+    DrainAsked,
     Finish,
     ForecastArrived,
     NodeJoined,
@@ -137,6 +138,19 @@ def test_tokens_of_another_attempt_do_not_reach_the_client(world: World) -> None
     world.pump.part("n", "unknown", [9])
     assert stream.take() == []
     assert not world.heard(TokensSeen)
+
+
+def test_what_a_stopped_attempt_still_says_is_not_part_of_the_answer(world: World) -> None:
+    """Found by a rolling restart: tokens that came between the abort and the next node's were told twice."""
+    running(world)
+    stream = world.pump.streams["r"]
+    world.pump.part("n", "r", [1, 2])
+    world.script.on(DrainAsked, Abort(request_id="r", node_id="n"))
+    world.pump.post(DrainAsked(node_id="n", evict=True))
+    world.pump.part("n", "r", [3, 4])
+    assert stream.take() == [1, 2]
+    assert stream.output_tokens == 2
+    assert len(world.heard(TokensSeen)) == 1
 
 
 def test_a_lost_session_takes_its_port_away_before_the_router_hears(world: World) -> None:

@@ -11,7 +11,7 @@ ORACLE_WORKLOADS ?= 1000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo chat test test-fast test-vllm test-oracle check fix protos bench chaos length clean
+.PHONY: help install install-dev demo experiments chat test test-fast test-vllm test-oracle check fix protos bench chaos length clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,11 @@ protos: $(VENV)/.dev ## make the stubs anew from protos/v1/*.proto
 
 bench: $(VENV)/.dev ## micro-benchmarks with machine, command and seed
 	$(BIN)/python -m bench.micro
+
+experiments: $(VENV)/.demo ## figures and tables of the reference systems, and the README's headline tables (about half an hour)
+	$(BIN)/astrolabe bench experiment all
+	$(BIN)/astrolabe bench experiment headline
+	$(BIN)/astrolabe bench report results/experiments
 
 length: $(VENV)/.demo ## train the shipped length model anew and write its card (some minutes)
 	$(BIN)/astrolabe length sample

@@ -83,7 +83,15 @@ class Dice:
             NodeSpec(node_id=f"n{i}", config=engine, step_time=STEP_TIME) for i in range(self.rng.randint(least, most))
         ]
 
-    def requests(self, count: int, rate_per_s: float) -> list[WorkloadItem]:
+    def requests(
+        self,
+        count: int,
+        rate_per_s: float,
+        *,
+        prompt_tokens: tuple[int, int] = (200, 1500),
+        output_tokens: tuple[int, int] = (120, 600),
+    ) -> list[WorkloadItem]:
+        """Poisson arrivals. Lengths are exponential: mean and most, in tokens."""
         items, at_s = [], 0.0
         for i in range(count):
             at_s += self.rng.expovariate(rate_per_s)
@@ -91,8 +99,8 @@ class Dice:
                 WorkloadItem(
                     request_id=f"r{i}",
                     arrival_s=at_s,
-                    prompt_tokens=min(1500, 1 + int(self.rng.expovariate(1 / 200))),
-                    output_tokens=min(600, 1 + int(self.rng.expovariate(1 / 120))),
+                    prompt_tokens=min(prompt_tokens[1], 1 + int(self.rng.expovariate(1 / prompt_tokens[0]))),
+                    output_tokens=min(output_tokens[1], 1 + int(self.rng.expovariate(1 / output_tokens[0]))),
                 )
             )
         return items

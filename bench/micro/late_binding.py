@@ -2,8 +2,8 @@
 
     python -m bench.micro.late_binding --dataset-path workload.jsonl --rate 43 --rate 48 --rate 53 --output study.jsonl
 
-Results go to `--output`, one JSON line per run; what stands there already is not run again. Prints a table in Markdown,
-means over the seeds with 95 % intervals, and draws `--plot`.
+Results go to `--output`, one JSON line per run; what stands there already is not run again. Prints a table in Markdown
+and draws `--plot`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from gateway.core.router import RouterConfig
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+AT_ONCE = "at once"
 WAYS: Mapping[str, HoldConfig] = {
-    "at once": HoldConfig(when="never"),
+    AT_ONCE: HoldConfig(when="never"),
     "held, fcfs": HoldConfig(when="always"),
     "held, shortest": HoldConfig(when="always", order="shortest_forecast"),
 }
@@ -96,19 +97,27 @@ def with_interval(values: Sequence[float], digits: int) -> str:
 
 
 def table(found: Sequence[Found]) -> str:
-    """Markdown, one row per rate, knowledge and way."""
-    lines = ["| rate | lengths | | mean TTFT s | P99 TTFT s | mean E2E s | good % | preemptions |", "|" + "---|" * 8]
+    """Markdown, one row per rate, knowledge and way: means over the seeds, and P99 TTFT as a share of what the same
+    requests have when dispatched at once. The shares have intervals; the values move with the load of a seed."""
+    by_key = {f.key: f for f in found}
+    lines = [
+        "| rate | lengths | | mean TTFT s | P99 TTFT s | of at once | mean E2E s | good % | preemptions |",
+        "|" + "---|" * 9,
+    ]
     for rate in sorted({f.rate_per_s for f in found}):
         for lengths, words in KNOWLEDGE.items():
             for way in WAYS:
                 rows = [f for f in found if (f.rate_per_s, f.lengths, f.way) == (rate, lengths, way)]
                 if not rows:
                     continue
+                first = [by_key.get((rate, f.seed, lengths, AT_ONCE)) for f in rows]
+                shares = [f.ttft_p99_s / a.ttft_p99_s for f, a in zip(rows, first, strict=True) if a is not None]
                 cells = (
-                    with_interval([f.ttft_mean_s for f in rows], 2),
-                    with_interval([f.ttft_p99_s for f in rows], 1),
-                    with_interval([f.e2e_mean_s for f in rows], 1),
-                    with_interval([100 * f.goodput for f in rows], 0),
+                    f"{statistics.mean(f.ttft_mean_s for f in rows):.2f}",
+                    f"{statistics.mean(f.ttft_p99_s for f in rows):.1f}",
+                    with_interval(shares, 2) if shares and way != AT_ONCE else "",
+                    f"{statistics.mean(f.e2e_mean_s for f in rows):.1f}",
+                    f"{100 * statistics.mean(f.goodput for f in rows):.0f}",
                     f"{statistics.mean(f.preemptions for f in rows):,.0f}",
                 )
                 lines.append(f"| {rate:g} | {words} | {way} | {' | '.join(cells)} |")

@@ -183,9 +183,9 @@ def generate_shape(
 def place_shape(request: pb.PlaceRequest, *, request_id: str) -> RequestShape:
     """Raises Refused."""
     if request.prompt_tokens < 1:
-        raise invalid("prompt_tokens must be >= 1")
+        raise invalid("prompt_tokens must be >= 1; or send the prompt", param="prompt_tokens")
     if request.max_output_tokens < 1:
-        raise invalid("max_output_tokens must be >= 1")
+        raise invalid("max_output_tokens must be >= 1", param="max_output_tokens")
     expected = expected_without_model(said_belief(request.belief), request.max_output_tokens)
     return RequestShape(
         request_id=request_id,
@@ -195,6 +195,8 @@ def place_shape(request: pb.PlaceRequest, *, request_id: str) -> RequestShape:
         belief=expected.belief,
         belief_source=expected.source,
         priority=request.priority,
+        session=request.session,
+        slo=slo_of(request.slo, None),
         policy=policy_of(request.policy),
         place_only=True,
     )

@@ -79,7 +79,7 @@ class DispatchApi(DispatchServicer):
     async def Place(self, request: pb.PlaceRequest, context: Context) -> pb.Decision:
         metadata = _metadata(context)
         try:
-            admitted = self._intake.place(
+            admitted = await self._intake.place(
                 request, caller=self.caller(metadata), request_id=metadata.get("x-request-id", "")
             )
         except Refused as refused:

@@ -115,12 +115,18 @@ class Intake:
         self._pump.submit(stream)
         return admitted
 
-    def place(self, request: pb.PlaceRequest, *, caller: Caller = ANYONE, request_id: str = "") -> Admitted:
+    async def place(self, request: pb.PlaceRequest, *, caller: Caller = ANYONE, request_id: str = "") -> Admitted:
         """As `admit`, for a decision only. Raises Refused."""
         require(caller, "client")
         self._check_open()
         request_id = admission.request_id_of(request.request_id, request_id)
-        stream = ClientStream(admission.place_shape(request, request_id=request_id))
+        kind = request.WhichOneof("prompt")
+        token_ids: Sequence[int] = ()
+        if kind is not None:
+            token_ids = await self._token_ids(request.text if kind == "text" else request.token_ids.ids)
+            request.prompt_tokens = len(token_ids)
+        shape = self._with_hashes(admission.place_shape(request, request_id=request_id), token_ids)
+        stream = ClientStream(shape)
         self._check_new(request_id)
         self._quotas.enter(caller, time.monotonic())
         admitted = Admitted(self, stream, caller, "")
@@ -168,8 +174,7 @@ class Intake:
         shape: RequestShape = admission.generate_shape(
             request, request_id=request_id, sizes=sizes, expected=expected, call_deadline_s=call_deadline_s
         )
-        if block_size_tokens := self._nodes.traced_block_size_tokens(request.model):
-            shape = msgspec.structs.replace(shape, block_hashes=block_hashes(token_ids, block_size_tokens))
+        shape = self._with_hashes(shape, token_ids)
         text = AnswerText(self.tokenizer, tuple(sampling.stop))
         # Stop strings are looked for here, in the text as the client sees it; the engine never hears of them.
         del sampling.stop[:]
@@ -182,6 +187,12 @@ class Intake:
             text=text,
             traceparent=request.traceparent if _TRACEPARENT.fullmatch(request.traceparent) else "",
         )
+
+    def _with_hashes(self, shape: RequestShape, token_ids: Sequence[int]) -> RequestShape:
+        """What the prompt's blocks are called in the nodes' caches, where a node tells of its cache."""
+        if not token_ids or not (block_size_tokens := self._nodes.traced_block_size_tokens(shape.model)):
+            return shape
+        return msgspec.structs.replace(shape, block_hashes=block_hashes(token_ids, block_size_tokens))
 
     async def _token_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
         token_ids: Sequence[int]

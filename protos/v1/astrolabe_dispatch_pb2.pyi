@@ -224,21 +224,37 @@ class PlaceRequest(google.protobuf.message.Message):
     BELIEF_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
+    SLO_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id; made up when empty."""
     model: builtins.str
     """Model; empty when the gateway has one only."""
     prompt_tokens: builtins.int
-    """Prompt length, in tokens."""
+    """Prompt length, in tokens; with a prompt below it is counted instead."""
     max_output_tokens: builtins.int
     """Limit on the answer, in tokens."""
     priority: builtins.int
     """Smaller runs first."""
     policy: builtins.str
     """Policy for this request only; empty: the gateway's."""
+    session: builtins.str
+    """Conversation or user, for policies that keep one on a node."""
+    text: builtins.str
+    """As text; the gateway tokenizes it."""
     @property
     def belief(self) -> protos.v1.astrolabe_types_pb2.LengthBelief:
         """What is believed of the answer's length."""
+
+    @property
+    def slo(self) -> Global___Slo:
+        """Service levels asked for, in seconds, for policies that place by them."""
+
+    @property
+    def token_ids(self) -> Global___TokenIds:
+        """As token ids."""
 
     def __init__(
         self,
@@ -250,9 +266,14 @@ class PlaceRequest(google.protobuf.message.Message):
         belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
         priority: builtins.int = ...,
         policy: builtins.str = ...,
+        session: builtins.str = ...,
+        slo: Global___Slo | None = ...,
+        text: builtins.str = ...,
+        token_ids: Global___TokenIds | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["belief", b"belief"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "max_output_tokens", b"max_output_tokens", "model", b"model", "policy", b"policy", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["belief", b"belief", "prompt", b"prompt", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "max_output_tokens", b"max_output_tokens", "model", b"model", "policy", b"policy", "priority", b"priority", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "session", b"session", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids"] | None: ...
 
 Global___PlaceRequest: typing_extensions.TypeAlias = PlaceRequest
 

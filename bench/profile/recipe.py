@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +48,7 @@ LAYOUTS: dict[str, Importer] = {
     "llmservingsim-attention": llmservingsim.read_attention,
     "llmservingsim-per-sequence": llmservingsim.read_per_sequence,
     "llmservingsim-moe": llmservingsim.read_moe,
+    "llmservingsim-moe-ep2": partial(llmservingsim.read_moe, expert_parallel=2),
     "aiconfigurator-gemm": aiconfigurator.read_gemm,
     "aiconfigurator-attention": aiconfigurator.read_attention,
     "aiconfigurator-all-reduce": aiconfigurator.read_all_reduce,
@@ -56,7 +58,7 @@ LAYOUTS: dict[str, Importer] = {
 
 FEWEST_DECODE_ROWS = 10
 
-Rule = Literal["all-reduce", "elementwise", "decode-attention", "prefill-attention", "head"]
+Rule = Literal["all-reduce", "expert-exchange", "elementwise", "decode-attention", "prefill-attention", "head"]
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,6 +95,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     gpu: str
     model: str
     tensor_parallel: int = 1
+    expert_parallel: int = 1
+    """Replicas that share the experts out among them (data parallel, experts parallel)."""
     quality: Literal["measured", "composed"]
     tables: tuple[Table, ...]
     rules: tuple[Rule, ...] = ()
@@ -178,6 +182,7 @@ def gather(recipe: Recipe, data: Path) -> Gathered:
     tokens = sorted({k.tokens for k in gathered.kernels if k.part == "dense"})
     by_rule: dict[str, list[Kernel]] = {
         "all-reduce": rules.all_reduce(shape, tp, gpu, tokens),
+        "expert-exchange": rules.expert_exchange(shape, recipe.expert_parallel, gpu, tokens),
         "elementwise": rules.elementwise(shape, tp, gpu, tokens),
         "decode-attention": rules.decode_attention(shape, tp, gpu, efficiency=recipe.decode_efficiency),
         "prefill-attention": rules.prefill_attention(shape, tp, gpu),
@@ -278,6 +283,7 @@ def _profile(recipe: Recipe, kv: KvHint, c: Coefficients, errors: Errors, gather
         gpu=recipe.gpu,
         model=recipe.model,
         tensor_parallel=recipe.tensor_parallel,
+        expert_parallel=recipe.expert_parallel,
         quality=recipe.quality,
         note=recipe.note,
         constant_s=Coefficient(number(c.head_s + c.attention_floor_s), f"{head}; {floor}"),

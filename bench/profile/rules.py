@@ -23,6 +23,7 @@ def source(rule: str, decode_efficiency: float = DECODE_EFFICIENCY) -> str:
     launch = f"{ATTENTION_LAUNCH_S * 1e6:g} us a launch"
     texts = {
         "all-reduce": f"rings over the links, {4 * LAUNCH_S * 1e6:g} us a launch",
+        "expert-exchange": f"one all-reduce of all replicas' tokens, {4 * LAUNCH_S * 1e6:g} us a launch",
         "elementwise": f"bytes at {memory}, {LAUNCH_S * 1e6:g} us a launch",
         "head": f"weights at {memory}, or {tensor}",
         "decode-attention": f"KV read at {decode_efficiency:g} of peak bandwidth, {launch}",
@@ -36,6 +37,16 @@ def all_reduce(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int]) -> l
     if tp == 1:
         return []
     return [_dense("all_reduce x2 (rule)", n, 2 * roofline.all_reduce_s(shape, tp, gpu, n)) for n in tokens]
+
+
+def expert_exchange(shape: ModelShape, replicas: int, gpu: Gpu, tokens: Sequence[int]) -> list[Kernel]:
+    """What replicas that share the experts of one layer send each other when each has so many tokens: hidden states are
+    gathered before and summed up after, which is what an all-reduce does. None for one replica."""
+    if replicas == 1:
+        return []
+    return [
+        _dense("expert exchange (rule)", n, roofline.all_reduce_s(shape, replicas, gpu, n * replicas)) for n in tokens
+    ]
 
 
 def elementwise(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int]) -> list[Kernel]:

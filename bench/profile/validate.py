@@ -5,6 +5,7 @@ No I/O: `bench.profile.measured_run` reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -40,19 +41,24 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def validate(
-    requests: Sequence[MeasuredRequest], config: EngineConfig, step_time: StepTimeModel, *, replicas: int = 1
+    requests: Sequence[MeasuredRequest],
+    config: EngineConfig,
+    step_time: StepTimeModel,
+    *,
+    replicas: int = 1,
+    in_step: bool = False,
 ) -> Validation:
     """Replays `requests` (in order of `queued_ts`) on `replicas` nodes; each goes where the fewest are.
 
-    Raises ValueError when a request can never fit the node.
+    `in_step`: the replicas exchange data within each step, as those that share experts do, so each step of all takes as
+    long as that of the slowest. Raises ValueError when a request can never fit the node.
     """
     nodes = [SimNode(f"replica-{i}", config, step_time) for i in range(replicas)]
     start_s = requests[0].queued_ts
     seen: list[NodeEvent] = []
     for request in requests:
         now_s = request.queued_ts - start_s
-        for node in nodes:
-            seen += node.advance(now_s)
+        seen += _advanced(nodes, now_s, in_step)
         least = min(nodes, key=lambda node: len(node.requests))
         least.add(
             SimRequest(
@@ -63,9 +69,9 @@ def validate(
             ),
             now_s,
         )
+    while any(node.has_work for node in nodes):
+        seen += _advanced(nodes, min(node.next_step_s for node in nodes) + 3600.0, in_step)
     for node in nodes:
-        while node.has_work:
-            seen += node.advance(node.next_step_s + 3600.0)
         node.check()
     first = {e.request_id: e.at_s for e in reversed(seen) if e.kind == "first_token"}
     last = {e.request_id: e.at_s for e in seen if e.kind == "finished"}
@@ -85,6 +91,27 @@ def validate(
             for metric in ours
         },
     )
+
+
+def _advanced(nodes: Sequence[SimNode], until_s: float, in_step: bool) -> list[NodeEvent]:
+    """What happens in all steps that begin before `until_s`."""
+    seen: list[NodeEvent] = []
+    if not in_step:
+        for node in nodes:
+            seen += node.advance(until_s)
+        return seen
+    while (began_s := max(min(n.next_step_s for n in nodes), *(n.free_at_s for n in nodes))) < until_s:
+        events: list[NodeEvent] = []
+        for node in nodes:
+            if node.next_step_s <= began_s:
+                node.next_step_s = began_s
+                events += node.advance(math.nextafter(began_s, math.inf))
+        ended_s = max(node.free_at_s for node in nodes)
+        for node in nodes:
+            node.free_at_s = ended_s
+            node.next_step_s = ended_s if node.has_work else math.inf
+        seen += [event._replace(at_s=ended_s) for event in events]
+    return seen
 
 
 def _spreads(requests: Sequence[MeasuredRequest], times: Sequence[Times]) -> dict[str, Spread]:

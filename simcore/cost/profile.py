@@ -56,6 +56,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     model: str
     """As on the model hub, e.g. `meta-llama/Llama-2-7b-hf`."""
     tensor_parallel: int = 1
+    expert_parallel: int = 1
+    """Replicas that share the experts out among them; the profile is that of one of them, all equally loaded."""
     aliases: tuple[str, ...] = ()
     quality: str
     """`measured`: every part from tables of this GPU; `composed`: some part from a sister GPU or a rule; `roofline`:
@@ -75,6 +77,12 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     dense: DenseCurve
     kv: KvHint
     fit: FitReport
+
+    @property
+    def suffix(self) -> str:
+        """What the name carries behind the model: `-tp4`, `-ep2`, nothing for one GPU on its own."""
+        tensor = f"-tp{self.tensor_parallel}" if self.tensor_parallel > 1 else ""
+        return tensor + (f"-ep{self.expert_parallel}" if self.expert_parallel > 1 else "")
 
     def step_time_model(self, *, async_scheduling: bool = False) -> StepTimeModel:
         """The coefficients as the simulator takes them.

@@ -35,11 +35,13 @@ def _aliases() -> dict[str, tuple[str, ...]]:
     """Every accepted spelling in lower case, and the profiles it may mean."""
     spellings: dict[str, list[str]] = {}
     for profile in _catalogue().values():
-        suffix = f"-tp{profile.tensor_parallel}" if profile.tensor_parallel > 1 else ""
+        suffix = profile.suffix
         hub, short = profile.model, profile.model.rpartition("/")[2]
         tail = profile.name.partition("/")[2]
-        own = {profile.name, *profile.aliases, hub, short, tail, hub + suffix, short + suffix}
-        own |= {f"{profile.gpu}/{x}" for x in (hub, short, hub + suffix, short + suffix)}
+        models = {hub + suffix, short + suffix}
+        if profile.expert_parallel == 1:
+            models |= {hub, short}
+        own = {profile.name, *profile.aliases, tail, *models, *(f"{profile.gpu}/{x}" for x in models)}
         for spelling in own:
             spellings.setdefault(spelling.lower(), []).append(profile.name)
     return {spelling: tuple(names) for spelling, names in spellings.items()}

@@ -77,6 +77,8 @@ def test_no_step_beats_the_hardware(profile: Profile) -> None:
 
 def test_the_profile_is_not_absurdly_slow(profile: Profile) -> None:
     """Were it five times faster, some step would beat the hardware."""
+    if profile.expert_parallel > 1:
+        pytest.skip("the roofline knows the GPU alone, this profile is bound by what replicas exchange")
     fifth = profile.step_time_model().scaled(0.2)
     assert impossible_steps(msgspec.structs.replace(profile, **_coefficients(profile, fifth))) != []
 
@@ -116,8 +118,7 @@ def test_the_kv_hint_fits_the_gpu(profile: Profile) -> None:
 
 
 def test_names_say_what_they_are(profile: Profile) -> None:
-    suffix = f"-tp{profile.tensor_parallel}" if profile.tensor_parallel > 1 else ""
-    assert profile.name == f"{profile.gpu}/{find_shape(profile.model).short_name}{suffix}"
+    assert profile.name == f"{profile.gpu}/{find_shape(profile.model).short_name}{profile.suffix}"
 
 
 def test_host_work_hides_behind_the_gpu_when_scheduling_is_asynchronous(profile: Profile) -> None:
@@ -129,7 +130,7 @@ def test_host_work_hides_behind_the_gpu_when_scheduling_is_asynchronous(profile:
 
 
 def test_a_profile_answers_to_the_hub_name_of_its_model(profile: Profile) -> None:
-    suffix = f"-tp{profile.tensor_parallel}" if profile.tensor_parallel > 1 else ""
+    suffix = profile.suffix
     for spelling in (profile.model, profile.model.rpartition("/")[2], profile.model.upper()):
         assert load_profile(f"{profile.gpu}/{spelling}{suffix}") is load_profile(profile.name)
     assert load_shipped(profile.name) == profile.step_time_model()

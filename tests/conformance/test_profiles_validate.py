@@ -19,7 +19,13 @@ from simcore.node import NodeEvent, SimNode, SimRequest
 from simcore.trace import StepBatch
 from simcore.types import EngineConfig
 
-CONFIG = EngineConfig(model="meta-llama/Llama-3.1-8B", max_num_seqs=64, max_num_batched_tokens=1024, num_blocks=2587)
+CONFIG = EngineConfig(
+    model="meta-llama/Llama-3.1-8B",
+    max_num_seqs=64,
+    max_num_batched_tokens=1024,
+    num_blocks=2587,
+    async_scheduling=True,
+)
 STEP_TIME = load_shipped("rtx4090/llama-3.1-8b", async_scheduling=True)
 
 
@@ -168,3 +174,13 @@ def test_real_decode_times_on_an_h100_are_forecast_within_five_per_cent(data_dir
             found[batch] = forecast_s * 1e3 / row.number_or_nan("silicon_tpot_ms") - 1.0
     assert sorted(found) == [8, 16, 32, 64, 128]
     assert max(abs(error) for error in found.values()) <= 0.05, found
+
+
+def test_replicas_that_share_experts_wait_for_each_other() -> None:
+    """Two replicas in step are never faster than two on their own, and as fast when only one has work."""
+    requests = simulated_run()
+    alone = validate(requests, CONFIG, STEP_TIME, replicas=2)
+    together = validate(requests, CONFIG, STEP_TIME, replicas=2, in_step=True)
+    assert together.simulated["e2e_s"].mean > alone.simulated["e2e_s"].mean
+    one = validate(requests[:1], CONFIG, STEP_TIME, replicas=2)
+    assert validate(requests[:1], CONFIG, STEP_TIME, replicas=2, in_step=True).simulated == one.simulated

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_adapters.vllm import frames
-from engine_adapters.vllm.frames import HEADER, Delta, FrameError, Hello, Reader, Row, Snapshot
-from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot
+from engine_adapters.vllm.frames import HEADER, Delta, FrameError, Hello, PrefixCache, Reader, Row, Snapshot
+from simcore.trace import CacheDelta, Scheduled, StepBatch, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig, RequestState
 
 CONFIG = EngineConfig(model="m", engine="vllm", engine_version="0.32.0")
@@ -35,6 +35,7 @@ DELTA = Delta(
     90,
     (15, 12.5, 2, 1, 11),
 )
+CACHE = PrefixCache(1, False, frames.pack_names([5, 2**64 - 1]), frames.pack_names([6]))
 ODD = Delta(8, 1.5, 0.25, (), (77,), (), b"", (), (), 90, (0, 0.0, 0, 0, 0))
 
 
@@ -54,8 +55,9 @@ def read_stream(data: bytes) -> list[object]:
 
 
 def test_records_come_back_as_trace_records() -> None:
-    stream = b"".join(frames.frame(r) for r in (HELLO, SNAPSHOT, DELTA))
-    nothing, snapshot, delta = read_stream(stream)
+    stream = b"".join(frames.frame(r) for r in (HELLO, SNAPSHOT, DELTA, CACHE))
+    nothing, snapshot, delta, cache = read_stream(stream)
+    assert cache == CacheDelta(1, False, (5, 2**64 - 1), (6,))
     assert nothing is None
     assert isinstance(snapshot, TraceSnapshot)
     assert snapshot.config == CONFIG
@@ -94,6 +96,7 @@ def test_after_a_lost_delta_the_next_ones_show_the_gap_and_name_nobody() -> None
     [
         ((SNAPSHOT,), "greeting"),
         ((HELLO, SNAPSHOT, ODD), "does not fit"),
+        ((HELLO, SNAPSHOT, PrefixCache(1, False, b"123", b"")), "no whole names"),
         ((Hello(99, CONFIG, 1),), "schema 99"),
         ((frames.Refused("already has a daemon"),), "already has a daemon"),
     ],
@@ -110,7 +113,7 @@ def test_what_is_no_trace_is_named() -> None:
 
 @given(st.data())
 def test_damaged_streams_parse_or_raise_the_one_error(data: st.DataObject) -> None:
-    stream = bytearray(b"".join(frames.frame(r) for r in (HELLO, SNAPSHOT, DELTA)))
+    stream = bytearray(b"".join(frames.frame(r) for r in (HELLO, SNAPSHOT, DELTA, CACHE)))
     kind = data.draw(st.sampled_from(["cut", "flip", "insert", "noise"]))
     at = data.draw(st.integers(0, len(stream) - 1))
     if kind == "cut":
@@ -126,7 +129,7 @@ def test_damaged_streams_parse_or_raise_the_one_error(data: st.DataObject) -> No
     except FrameError:
         return
     # Nothing wrong was taken for right: what was read is a beginning of what was sent.
-    sent = read_stream(b"".join(frames.frame(r) for r in (HELLO, SNAPSHOT, DELTA)))
+    sent = read_stream(b"".join(frames.frame(r) for r in (HELLO, SNAPSHOT, DELTA, CACHE)))
     assert items == sent[: len(items)]
 
 
@@ -160,3 +163,19 @@ def test_deltas_that_do_not_fit_raise_the_one_error(
         reader.read(delta)
     except FrameError:
         pass
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40), st.integers(), st.booleans())
+def test_lists_of_block_names_come_whole_or_raise_the_one_error(
+    stored: bytes, evicted: bytes, number: int, cleared: bool
+) -> None:
+    reader = Reader()
+    reader.read(HELLO)
+    try:
+        read = reader.read(PrefixCache(number, cleared, stored, evicted))
+    except FrameError:
+        assert len(stored) % 8 or len(evicted) % 8
+        return
+    assert isinstance(read, CacheDelta)
+    assert frames.pack_names(read.stored) == stored
+    assert frames.pack_names(read.evicted) == evicted

@@ -174,8 +174,8 @@ async def measure(target: Target, direct: Target, options: argparse.Namespace) -
 
 
 @contextlib.contextmanager
-def stub_engines(tick_ms: float) -> Iterator[list[tuple[str, str]]]:
-    """(gRPC, HTTP) addresses of the engines."""
+def stub_engines(tick_ms: float) -> Iterator[tuple[list[tuple[str, str]], list[int]]]:
+    """(gRPC, HTTP) addresses of the engines, and their process ids."""
     ports = [(_free_port(), _free_port()) for _ in range(NODES)]
     started = [
         subprocess.Popen(
@@ -187,7 +187,7 @@ def stub_engines(tick_ms: float) -> Iterator[list[tuple[str, str]]]:
         for grpc_port, http_port in ports
     ]
     try:
-        yield [(f"127.0.0.1:{a}", f"127.0.0.1:{b}") for a, b in ports]
+        yield [(f"127.0.0.1:{a}", f"127.0.0.1:{b}") for a, b in ports], [p.pid for p in started]
     finally:
         for process in started:
             process.terminate()
@@ -260,9 +260,12 @@ def show(name: str, figures: Figures) -> None:
 
 async def run(options: argparse.Namespace) -> None:
     print(f"  {'':44s} {'µs CPU / request':>8s} {'/ chunk':>8s} {'added p50':>6s} {'p99 ms':>6s}")
-    with stub_engines(options.tick_ms) as engines:
+    with stub_engines(options.tick_ms) as (engines, pids):
         direct = Target("straight to the engine", engines[0][1], None)
         await until_served(direct)
+        bare = Target("bare grpc.aio, a write per token", engines[-1][0], psutil.Process(pids[-1]), True)
+        await until_served(bare)
+        show(bare.name, await measure(bare, direct, options))
         for policy in options.policy:
             for lengths in options.lengths:
                 with gateway([e[0] for e in engines], policy, options.tokenizer, lengths) as child:

@@ -3,7 +3,8 @@
     python -m bench.micro.stub_engine --port 9101 --http-port 9102 --tick-ms 20
 
 HTTP (`/v1/completions`, for proxies and for clients that go straight to it) and `Predict.Session` (for our gateway)
-share one ticker, so whoever stands in front is measured against the same engine.
+share one ticker, so whoever stands in front is measured against the same engine. `Dispatch.Generate` is there too,
+answered without any engine: what a gRPC front costs at least.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from gateway.http.server import HttpServer
 from gateway.listen import bound_socket
 from protos import codec
 from protos.process import HostPort
+from protos.v1 import astrolabe_dispatch_pb2 as dispatch_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
+from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchServicer, add_DispatchServicer_to_server
 from protos.v1.astrolabe_predict_pb2_grpc import PredictServicer, add_PredictServicer_to_server
 from simcore.types import EngineConfig, Forecast, NodeLoad, Outcome, Quantiles
 
@@ -203,11 +206,30 @@ class _Session:
         )
 
 
+class BareDispatch(DispatchServicer):  # type: ignore[misc, unused-ignore]
+    """The least that a gRPC front in this language can do: one `write` per token, and nothing else."""
+
+    def __init__(self, tick_s: float) -> None:
+        self._tick_s = tick_s
+
+    async def Generate(self, request: dispatch_pb.GenerateRequest, context: Any) -> None:  # type: ignore[override]
+        chunk = dispatch_pb.GenerateChunk(token_ids=(TOKEN,), text="x")
+        for _ in range(request.sampling.max_tokens - 1):
+            await asyncio.sleep(self._tick_s)
+            await context.write(chunk)
+        chunk.outcome = _LENGTH
+        chunk.usage.CopyFrom(types_pb.Usage(prompt_tokens=1, output_tokens=1))
+        await context.write(chunk)
+
+    Place = Cancel = Explain = ListNodes = WatchNodes = Drain = SetPolicy = StubEngine._absent
+
+
 async def serve(port: int, http_port: int, tick_s: float) -> None:
     """Until cancelled."""
     engine = StubEngine(f"stub-{port}", tick_s)
     server = grpc.aio.server()
     add_PredictServicer_to_server(engine, server)
+    add_DispatchServicer_to_server(BareDispatch(tick_s), server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     http = HttpServer(engine.handle, Limits())

@@ -6,6 +6,7 @@ A claim about two systems is a ratio; ours is taken seed by seed, so that the in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -32,8 +33,10 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
 
 def evaluate(claim: Claim, lines: Sequence[RunLine]) -> Evaluated:
     """Both sides of one claim."""
-    own = _values(claim, claim.variant, lines)
-    against = _values(claim, claim.against, lines) if claim.against else {}
+    own = _values(claim, claim.variant, claim.at, lines)
+    has_other = bool(claim.against or claim.against_at)
+    other = (claim.against or claim.variant, claim.against_at or claim.at)
+    against = _values(claim, *other, lines) if has_other else {}
     common = [seed for seed in own if seed in against and against[seed] != 0]
     ratio = estimate([own[seed] / against[seed] for seed in common]) if common else None
     published_ratio = None
@@ -111,8 +114,8 @@ def claim_text(experiment: Experiment, evaluated: Sequence[Evaluated], *, seeds:
     return "\n".join(out) + "\n"
 
 
-def _values(claim: Claim, variant: str, lines: Sequence[RunLine]) -> Mapping[int, float]:
-    own = select(lines, variant=variant, grid=claim.grid, at=claim.at)
+def _values(claim: Claim, variant: str, at: Mapping[str, Any], lines: Sequence[RunLine]) -> Mapping[int, float]:
+    own = select(lines, variant=variant, grid=claim.grid, at=at)
     if claim.limit is None:
         return by_seed(own, claim.measure)
     return {seed: rate for seed, (rate, _) in capacity_by_seed(own, claim.measure, claim.limit).items()}

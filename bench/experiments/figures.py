@@ -23,6 +23,8 @@ COLOURS = (
     "#9acd32", "#2f4f4f",
 )  # fmt: skip
 MARKERS = "osD^vPX<>*hd"
+DARK_FROM = 0.22
+"""Share from which a cell of a heat map is so dark that its text is white."""
 WIDTH_OF_PANEL, HEIGHT_OF_PANEL = 3.9, 2.9
 
 
@@ -170,7 +172,8 @@ def _heatmap(
             for column in range(len(xs)):
                 if np.isfinite(table[row, column]):
                     text = f"{table[row, column]:.3g}\n{shares[row, column]:+.1%}"
-                    axes.annotate(text, (column, row), ha="center", va="center", fontsize=8)
+                    ink = "white" if abs(shares[row, column]) > DARK_FROM else "black"
+                    axes.annotate(text, (column, row), ha="center", va="center", fontsize=8, color=ink)
         axes.grid(visible=False)
         axes.set_xlabel(figure.x.replace("_", " "))
         axes.set_ylabel(figure.y.replace("_", " "))

@@ -78,6 +78,8 @@ class Claim(_Strict, frozen=True, kw_only=True):
     """Set: the value is the rate at which the measure reaches this limit."""
     at: dict[str, Any] = {}
     """Which runs: values of axes."""
+    against_at: dict[str, Any] = {}
+    """Those that `variant` (or `against`) is set against, when they are others."""
     grid: str = ""
     published: float | None = None
     """Of `variant`, in the unit of the measure."""

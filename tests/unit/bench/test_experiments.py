@@ -152,6 +152,13 @@ def test_a_claim_has_both_ratios() -> None:
         assert words in text
 
 
+def test_a_claim_can_set_two_places_of_one_variant_in_ratio() -> None:
+    claim = Claim(what="w", variant="a", measure="ttft_p99_s", at={"rate": 12.0}, against_at={"rate": 10.0})
+    found = evaluate(claim, LINES)
+    assert found.ours_ratio is not None
+    assert found.ours_ratio.mean == pytest.approx((3.0 / 1.0 + 3.1 / 1.1) / 2)
+
+
 def test_a_claim_on_a_limit_that_is_not_reached_is_called_a_bound() -> None:
     found = evaluate(Claim(what="w", variant="a", measure="ttft_p99_s", limit=50.0), LINES)
     assert found.is_bound

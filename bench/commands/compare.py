@@ -175,7 +175,10 @@ def _live(
         gateway_port=0,
         first_node_port=0,
         predictor={**engine, "time_scale": options["time_scale"]},
-        gateway={"sample": options["sample"], "policy_file": policy_files(options["policy"])},
+        gateway={
+            **{name: options[name] for name in ("sample", "ask", "hold", "hold_order")},
+            "policy_file": policy_files(options["policy"]),
+        },
     )
     try:
         with local_cluster(console, spec) as cluster:

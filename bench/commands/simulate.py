@@ -85,14 +85,14 @@ SIMULATION_OPTIONS = (
         type=click.Choice(["never", "forecast", "always"]),
         default="forecast",
         show_default=True,
-        help="Simulated: hold what every node would keep waiting, under policies that forecast or all.",
+        help="Hold what every node would keep waiting, under policies that forecast or all.",
     ),
     click.option(
         "--hold-order",
         type=click.Choice(["fcfs", "shortest_forecast", "deadline"]),
         default="fcfs",
         show_default=True,
-        help="Simulated: order of held requests.",
+        help="Order of held requests.",
     ),
     click.option(
         "--sample",

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 300.0
+START_S = 600.0
 STOP_S = 20.0
 
 

@@ -70,4 +70,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in Path(item.path).parents:
             item.add_marker(pytest.mark.vllm)
-            item.add_marker(pytest.mark.timeout(480))
+            item.add_marker(pytest.mark.timeout(900))

@@ -120,17 +120,17 @@ def test_kill_and_restart_of_the_daemon_then_of_engine_and_daemon(fast_server: S
         node = cluster.nodes[0]
         node.kill()
         node.start()
-        until(works(cluster, "daemon"), deadline_s=60.0, what="requests after the daemon's restart")
+        until(works(cluster, "daemon"), deadline_s=200.0, what="requests after the daemon's restart")
         fast_server.kill()
         fast_server.start()
-        until(works(cluster, "engine"), deadline_s=150.0, what="requests after the engine's restart")
+        until(works(cluster, "engine"), deadline_s=400.0, what="requests after the engine's restart")
         until(lambda: is_quiet(cluster, fast_server), what="a synchronised, quiet node")
         fast_server.kill()
         node.kill()
         # The daemon is back before its engine.
         node.start()
         fast_server.start()
-        until(works(cluster, "both"), deadline_s=150.0, what="requests after both were restarted")
+        until(works(cluster, "both"), deadline_s=400.0, what="requests after both were restarted")
 
 
 def test_a_second_daemon_is_refused_and_a_wrong_model_too(fast_server: Server, tmp_path: Path) -> None:

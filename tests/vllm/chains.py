@@ -17,7 +17,7 @@ from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
 from tests.vllm.servers import Server
 
-NODE = {"engine": "vllm", "tokenizer": "bytes", "engine_wait_s": 120}
+NODE = {"engine": "vllm", "tokenizer": "bytes", "engine_wait_s": 400}
 
 
 @contextmanager

@@ -54,8 +54,14 @@ def plain_reference_us(node: SimNode, candidate: Candidate) -> float:
     return timed_us(run)
 
 
-def measure(in_system: int, seqs: int, blocks: int, *, states: int, seed: int) -> None:
-    config = EngineConfig(model="bench", max_num_seqs=seqs, max_num_batched_tokens=512, num_blocks=blocks)
+def measure(in_system: int, seqs: int, blocks: int, *, states: int, seed: int, asynchronous: bool) -> None:
+    config = EngineConfig(
+        model="bench",
+        max_num_seqs=seqs,
+        max_num_batched_tokens=512,
+        num_blocks=blocks,
+        async_scheduling=asynchronous,
+    )
     lengths, _ = share_gpt_lengths(seed + 1)
     fast = WhatIf("bench", config, A30_LLAMA2_7B)
     plain = WhatIf("bench", config, A30_LLAMA2_7B, jumping=False)
@@ -104,14 +110,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--states", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--asynchronous", action="store_true", help="engines that plan a step ahead (vLLM's default)")
     options = parser.parse_args()
     start = time.perf_counter()
     warm()
-    print(f"python -m bench.micro.whatif --states {options.states} --seed {options.seed}")
+    ahead = " --asynchronous" if options.asynchronous else ""
+    print(f"python -m bench.micro.whatif --states {options.states} --seed {options.seed}{ahead}")
     print(f"{platform.processor() or platform.machine()}, {platform.python_version()}, one core")
     print(f"lengths: {share_gpt_lengths(options.seed)[1]}; warm-up {time.perf_counter() - start:.2f} s")
     for in_system, seqs, blocks in SHAPES:
-        measure(in_system, seqs, blocks, states=options.states, seed=options.seed)
+        measure(in_system, seqs, blocks, states=options.states, seed=options.seed, asynchronous=options.asynchronous)
 
 
 if __name__ == "__main__":

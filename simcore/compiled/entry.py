@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from numba import njit
 
-from simcore.compiled import blocks, course, future, jump, kv, memory, plan, step
+from simcore.compiled import blocks, course, future, jump, jump_ahead, kv, memory, plan, step
 from simcore.compiled.layout import (
     AHEAD,
     BANK,
@@ -68,7 +68,7 @@ from simcore.compiled.layout import (
 )
 from simcore.cost import step_time
 
-_MODULES = (blocks, course, kv, memory, plan, step, jump, future, step_time)
+_MODULES = (blocks, course, kv, memory, plan, step, jump, jump_ahead, future, step_time)
 
 
 def _fingerprint() -> int:

@@ -11,6 +11,7 @@ from numba import njit
 
 from simcore.compiled.course import complete, note_free, note_stretch
 from simcore.compiled.jump import decode_phase
+from simcore.compiled.jump_ahead import decode_phase_ahead
 from simcore.compiled.layout import (
     AHEAD,
     ASSUMED,
@@ -45,6 +46,8 @@ from simcore.compiled.layout import (
     OUT,
     OWNED,
     PLAN_CACHED,
+    PLAN_PREFILL,
+    PLAN_PREFILL_SEQS,
     PLAN_SLOT,
     PLAN_TOKENS,
     PREEMPTED,
@@ -241,10 +244,15 @@ def run(
         progress[checkpoint, NOW] = -1.0
     slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
     while head[N_RUNNING] + head[N_WAITING] > 0:
-        if jumping and head[AHEAD] == 0:
-            steps, now_s, lowest, ended, rows = decode_phase(
-                head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
-            )
+        if jumping:
+            if head[AHEAD]:
+                steps, now_s, lowest, ended, rows = decode_phase_ahead(
+                    head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
+                )
+            else:
+                steps, now_s, lowest, ended, rows = decode_phase(
+                    head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
+                )
             if steps > 0:
                 going_on = False
                 if pending:
@@ -266,6 +274,14 @@ def run(
         note_free(progress[SCRATCH_STATE], began_s, now_s, lowest, lowest)
         if candidate < 0:
             seated = prefill_seqs + decode
+            if head[AHEAD]:
+                # Whoever comes meets the plan made in this step, and those who ended behind it.
+                prefill, prefill_seqs = head[PLAN_PREFILL], head[PLAN_PREFILL_SEQS]
+                seated = decode = head[N_RUNNING]
+                for i in range(n_log):
+                    if log[i, KIND] == FINISHED:
+                        seated += 1
+                        decode += 1
             newcomer = head[N_WAITING] == 0 and seated < head[MAX_SEQS] and prefill + decode < head[BUDGET]
             room = lowest if newcomer else -1
             # Stretches as `jump` makes them: steps that only decode are one until somebody ends.

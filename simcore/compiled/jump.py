@@ -48,7 +48,7 @@ def admissible(head: Ints, req: Ints, lists: Ints, sequences: int) -> bool:
 
 
 @njit(nogil=True)
-def _blocks_for(per_slack: Ints, block: int, sequences: int, done: int, steps: int) -> int:
+def blocks_for(per_slack: Ints, block: int, sequences: int, done: int, steps: int) -> int:
     """New blocks that the next `steps` steps take when `done` steps of the phase are over."""
     rounds = steps // block
     blocks = rounds * sequences
@@ -62,7 +62,7 @@ def _blocks_for(per_slack: Ints, block: int, sequences: int, done: int, steps: i
 
 
 @njit(nogil=True)
-def _steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free: int) -> int:
+def steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free: int) -> int:
     """Most steps that `free` blocks carry."""
     rounds = free // sequences
     free -= rounds * sequences
@@ -121,13 +121,13 @@ def decode_phase(
     ended = False
     while sequences > 0:
         steps = next_end - done
-        blocks = _blocks_for(per_slack, block, sequences, done, steps)
+        blocks = blocks_for(per_slack, block, sequences, done, steps)
         enough = blocks <= head[FREE]
         if not enough:
-            steps = _steps_that_fit(per_slack, block, sequences, done, head[FREE])
+            steps = steps_that_fit(per_slack, block, sequences, done, head[FREE])
             if steps == 0:
                 break
-            blocks = _blocks_for(per_slack, block, sequences, done, steps)
+            blocks = blocks_for(per_slack, block, sequences, done, steps)
         per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
         began_s = now_s
         now_s += steps * per_step + packed[2] * (steps * kv + 0.5 * sequences * steps * (steps - 1.0))

@@ -193,7 +193,8 @@ def step_ahead(
 ) -> tuple[int, int, float, int, int, int, int]:
     """One step of an engine that schedules asynchronously: plans the next one, then takes in this one.
 
-    As `step`; log rows of preemptions by the next step's plan have `TOKENS` 1, those of this one's 0.
+    As `step`, but that the fewest free blocks are those that the next step's plan leaves. Log rows of preemptions by
+    that plan have `TOKENS` 1, those of this step's own 0.
     """
     n_log = 0
     while head[FLYING] == 0:
@@ -204,7 +205,7 @@ def step_ahead(
             return n_log, 0, 0.0, 0, 0, 0, head[FREE]
     n_plan, bank = head[N_PLAN], head[BANK]
     prefill, work, prefill_seqs = head[PLAN_PREFILL], 0.5 * head[PLAN_WORK2], head[PLAN_PREFILL_SEQS]
-    decode, kv, lowest = head[PLAN_DECODE], head[PLAN_KV], head[PLAN_LOWEST]
+    decode, kv = head[PLAN_DECODE], head[PLAN_KV]
     first = n_log
     n_log = plan_ahead(head, req, lists, shared, log, n_log)
     for i in range(first, n_log):
@@ -238,7 +239,7 @@ def step_ahead(
                 disown(head, req, lists, slot)
     if ends > 0:
         _drop_ended(head, req, lists)
-    return n_log, prefill, work, prefill_seqs, decode, kv, lowest
+    return n_log, prefill, work, prefill_seqs, decode, kv, head[PLAN_LOWEST]
 
 
 @njit(nogil=True)

@@ -1,0 +1,206 @@
+"""`jump` for an engine that plans a step ahead (`step.step_ahead`).
+
+At the start of the phase a token of every running request is in flight. Step s plans batch s, then ends batch s - 1, so
+times lag by one batch: `flying` below is the batch that the next step will end. With `left` tokens to come from the
+start on, a request ends in step `left` and frees seat and blocks behind that step's plan. If its limit ends it, that
+plan leaves it out already; if it ends of itself, the plan has it once more, for nothing.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from simcore.compiled.course import note_free, note_stretch
+from simcore.compiled.jump import admissible, blocks_for, steps_that_fit
+from simcore.compiled.kv import give_back, take
+from simcore.compiled.layout import (
+    BANK,
+    BLOCK,
+    BORROWED,
+    BUDGET,
+    CACHING,
+    CAPACITY,
+    COMPUTED,
+    FINAL,
+    FLYING,
+    FREE,
+    KEYED,
+    LEFT,
+    MAX_LEN,
+    MAX_OUT,
+    MAX_SEQS,
+    N_BEFORE,
+    N_PLAN,
+    N_RUNNING,
+    N_WAITING,
+    OUT,
+    PENDING,
+    PER_SLACK,
+    PLAN_CACHED,
+    PLAN_DECODE,
+    PLAN_GREW,
+    PLAN_KV,
+    PLAN_LOWEST,
+    PLAN_PREFILL,
+    PLAN_PREFILL_SEQS,
+    PLAN_SLOT,
+    PLAN_TOKENS,
+    PLAN_WORK2,
+    PROMPT,
+    RUNNING,
+    Floats,
+    Ints,
+)
+from simcore.cost.step_time import dense_seconds, step_seconds
+
+
+@njit(nogil=True)
+def _ends_of_itself(head: Ints, req: Ints, slot: int) -> bool:
+    return req[slot, FINAL] < min(req[slot, MAX_OUT], head[MAX_LEN] - req[slot, PROMPT])
+
+
+@njit(nogil=True)
+def decode_phase_ahead(
+    head: Ints,
+    req: Ints,
+    lists: Ints,
+    packed: Floats,
+    now_s: float,
+    candidate: int,
+    ends: Floats,
+    progress: Floats,
+    course: Floats,
+    rows: int,
+) -> tuple[int, float, int, bool, int]:
+    """As `jump.decode_phase`."""
+    sequences = head[N_RUNNING]
+    lowest = head[FREE]
+    block = head[BLOCK]
+    if sequences == 0 or head[FLYING] == 0 or sequences > head[BUDGET] or admissible(head, req, lists, sequences):
+        return 0, now_s, lowest, False, rows
+    left = lists[LEFT]
+    per_slack = lists[PER_SLACK]
+    for k in range(block):
+        per_slack[k] = 0
+    kv = 0
+    next_end = 1 << 62
+    for i in range(sequences):
+        slot = lists[RUNNING, i]
+        if req[slot, OUT] == 0 or req[slot, PENDING] == 0:
+            return 0, now_s, lowest, False, rows
+        computed = req[slot, COMPUTED]
+        kv += computed + 1
+        left[i] = req[slot, FINAL] - req[slot, OUT]
+        next_end = min(next_end, left[i])
+        per_slack[req[slot, CAPACITY] - computed] += 1
+    flying_s = step_seconds(
+        packed,
+        head[PLAN_PREFILL] + head[PLAN_DECODE],
+        0.5 * head[PLAN_WORK2],
+        head[PLAN_KV],
+        head[PLAN_PREFILL_SEQS] + head[PLAN_DECODE],
+    )
+    flying, flying_kv = head[PLAN_DECODE], head[PLAN_KV]
+    done = 0
+    ended = False
+    while sequences > 0:
+        began_s = now_s
+        free = head[FREE]
+        # Steps whose plans have everybody: up to the one before somebody ends.
+        steps = next_end - 1 - done
+        blocks = blocks_for(per_slack, block, sequences, done, steps)
+        enough = blocks <= head[FREE]
+        if not enough:
+            steps = steps_that_fit(per_slack, block, sequences, done, head[FREE])
+            blocks = blocks_for(per_slack, block, sequences, done, steps)
+        if steps > 0:
+            per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
+            more = steps - 1
+            now_s += flying_s + more * per_step + packed[2] * (more * kv + 0.5 * sequences * more * (more - 1.0))
+            flying, flying_kv = sequences, kv + more * sequences
+            flying_s = per_step + packed[2] * flying_kv
+            kv += steps * sequences
+            done += steps
+            take(head, req, lists, blocks)
+        # The step in which somebody ends, if its plan finds the blocks.
+        ending = enough
+        if ending:
+            planned = sequences
+            planned_kv = kv
+            for i in range(sequences):
+                slot = lists[RUNNING, i]
+                if left[i] == next_end and not _ends_of_itself(head, req, slot):
+                    per_slack[req[slot, CAPACITY] - req[slot, COMPUTED]] -= 1
+                    planned -= 1
+                    planned_kv -= req[slot, COMPUTED] + next_end
+            blocks = per_slack[done % block]
+            if blocks > head[FREE]:
+                ending = False
+            else:
+                now_s += flying_s
+                flying, flying_kv = planned, planned_kv
+                flying_s = packed[0] + dense_seconds(packed, planned) + packed[3] * planned + packed[2] * planned_kv
+                kv += sequences
+                done += 1
+                take(head, req, lists, blocks)
+        if steps > 0 or ending:
+            note_free(progress, began_s, now_s, free, head[FREE])
+            if candidate < 0:
+                newcomer = head[N_WAITING] == 0 and sequences < head[MAX_SEQS] and sequences < head[BUDGET]
+                rows = note_stretch(course, rows, began_s, head[FREE] if newcomer else -1)
+            if not ended:
+                lowest = min(lowest, head[FREE])
+        if not ending:
+            break
+        kept = 0
+        next_end = 1 << 62
+        for i in range(sequences):
+            slot = lists[RUNNING, i]
+            if left[i] > done:
+                left[kept] = left[i]
+                lists[RUNNING, kept] = slot
+                kept += 1
+                next_end = min(next_end, left[i])
+                continue
+            ends[slot] = now_s
+            ended = ended or slot == candidate
+            # All but its last token is known and named; for a step for nothing it holds one token more.
+            known = req[slot, COMPUTED] + done - 1
+            held = known
+            if _ends_of_itself(head, req, slot):
+                per_slack[req[slot, CAPACITY] - req[slot, COMPUTED]] -= 1
+                held += 1
+            kv -= req[slot, COMPUTED] + done + 1
+            keyed = max(known, req[slot, KEYED]) // block if head[CACHING] else 0
+            unkeyed = (held + block - 1) // block - keyed
+            give_back(head, req, lists, -1, unkeyed, max(0, keyed - req[slot, BORROWED]))
+        sequences = kept
+        if admissible(head, req, lists, sequences):
+            break
+    if done > 0:
+        _leave(head, req, lists, sequences, done, flying, flying_kv)
+    return done, now_s, lowest, ended, rows
+
+
+@njit(nogil=True)
+def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, flying: int, flying_kv: int) -> None:
+    """Writes the state after `done` steps: everybody that is left is in the batch in flight."""
+    block, bank = head[BLOCK], head[BANK]
+    head[N_RUNNING] = sequences
+    for i in range(sequences):
+        slot = lists[RUNNING, i]
+        computed = req[slot, COMPUTED] + done
+        req[slot, OUT] += done
+        req[slot, COMPUTED] = computed
+        req[slot, KEYED] = max(req[slot, KEYED], computed - 1)
+        req[slot, CAPACITY] = (computed + block - 1) // block * block
+        lists[PLAN_SLOT + bank, i] = slot
+        lists[PLAN_TOKENS + bank, i] = 2 * 1 + 1
+        lists[PLAN_CACHED + bank, i] = 0
+    head[N_PLAN] = sequences
+    head[N_BEFORE] = 0
+    head[FLYING] = flying > 0
+    head[PLAN_PREFILL] = head[PLAN_WORK2] = head[PLAN_PREFILL_SEQS] = head[PLAN_GREW] = 0
+    head[PLAN_DECODE] = flying
+    head[PLAN_KV] = flying_kv
+    head[PLAN_LOWEST] = head[FREE]

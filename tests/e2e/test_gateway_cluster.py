@@ -210,7 +210,7 @@ def test_one_client_that_leaves_frees_its_node_quickly(make_cluster: MakeCluster
         assert time.monotonic() - left_s < 2.0
 
 
-def test_a_crashed_node_costs_no_waiting_request_and_comes_back(make_cluster: MakeCluster) -> None:
+def test_a_crashed_node_costs_no_request_and_comes_back(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(
         nodes=2,
         predictor={"time_scale": 1.0, "max_num_seqs": 1},
@@ -226,17 +226,14 @@ def test_a_crashed_node_costs_no_waiting_request_and_comes_back(make_cluster: Ma
         until(lambda: all(n.in_flight == 3 for n in listed(stub).values()), what="all placed")
         cluster.nodes[0].kill()
         until(lambda: listed(stub)["node-0"].status == "down", what="the crash seen")
-        with pytest.raises(grpc.RpcError) as caught:
-            list(firsts["node-0"])
-        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert "node-0" in str(caught.value.details())
         for i, call in enumerate(waiting):
             chunks = list(call)
             assert chunks[-1].usage.output_tokens == 5
             assert chunks[0].node_id == "node-1"
             decisions = stub.Explain(pb.ExplainRequest(request_id=f"wait-{i}"), timeout=5).decisions
             assert [d.node_id for d in decisions] in (["node-1"], ["node-0", "node-1"])
-        assert sum(len(c.token_ids) for c in firsts["node-1"]) >= 198
+        for call in firsts.values():
+            assert list(call)[-1].usage.output_tokens == 200
 
         cluster.nodes[0].start()
         until(lambda: listed(stub)["node-0"].status == "up", deadline_s=40, what="the node back")

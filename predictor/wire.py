@@ -78,6 +78,6 @@ def forecast_error(summary: ErrorSummary) -> pb.ForecastError:
         median_relative=summary.median_relative,
         p90_relative=summary.p90_relative,
         coverage_p90=summary.coverage_p90,
-        bias_ratio=summary.bias_ratio,
-        spread_ratio=summary.spread_ratio,
+        bias=summary.bias,
+        spread=summary.spread,
     )

@@ -50,9 +50,9 @@ class ErrorSummary(msgspec.Struct, frozen=True, kw_only=True):
     samples: int = 0
     bias_s: float = 0.0
     """Mean of forecast p50 - actual."""
-    bias_ratio: float = 0.0
+    bias: float = 0.0
     """Median of actual / forecast p50: 1 is right, above 1 reality takes longer."""
-    spread_ratio: float = 0.0
+    spread: float = 0.0
     """Half the distance from the 10th to the 90th percentile of actual / forecast p50."""
     median_relative: float = 0.0
     """Median of |forecast p50 - actual| / actual."""
@@ -221,8 +221,8 @@ def _summary(pairs: Sequence[_Pair]) -> ErrorSummary:
     return ErrorSummary(
         samples=n,
         bias_s=sum(p.p50_s - p.actual_s for p in pairs) / n,
-        bias_ratio=_nearest_rank(ratios, 0.5),
-        spread_ratio=0.5 * (high - low) if math.isfinite(high) else math.inf,
+        bias=_nearest_rank(ratios, 0.5),
+        spread=0.5 * (high - low) if math.isfinite(high) else math.inf,
         median_relative=_nearest_rank(relative, 0.5),
         p90_relative=_nearest_rank(relative, 0.9),
         coverage_p90=sum(p.actual_s <= p.p90_s for p in pairs) / n,

@@ -22,6 +22,7 @@ import msgspec
 from length_model.belief import DEFAULT_PRIOR, given_produced, truncated
 from predictor.core.mirror import Applied, NodeMirror
 from predictor.core.prefix_content import PrefixContent
+from predictor.core.prior import unknown_node
 from predictor.core.reservations import Reservations
 from predictor.core.step_learning import StepLearner
 from simcore.cost.step_time import StepTimeModel
@@ -29,7 +30,7 @@ from simcore.lookahead import WhatIf
 from simcore.node import SimRequest
 from simcore.resume import node_at
 from simcore.scenarios import longest_output
-from simcore.trace import CacheDelta, StepBatch, TraceDelta, TraceSnapshot
+from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, ForecastSource, LengthBelief, NodeLoad, Quantiles
 
 OVERDUE_STEPS = 3.0
@@ -213,7 +214,7 @@ class Estimator:
     def _simulation(self, candidates: list[Candidate], now_s: float) -> Callable[[], Sequence[Forecast | Refused]]:
         mirror = self.mirror
         if mirror is None or not candidates:
-            return lambda: [self._prior(c) for c in candidates]
+            return lambda: [unknown_node(self.node_id, self.config, self.step_time, c) for c in candidates]
         self.expire(now_s)
         age_s = self.age_s(now_s)
         overdue_s = 0.0
@@ -309,39 +310,6 @@ class Estimator:
         except ValueError as never:
             return str(never)
         return ""
-
-    def _prior(self, candidate: Candidate) -> Forecast:
-        """A node of which nothing is known is taken for a full one with as much again in its queue."""
-        config = self.config
-        batch = StepBatch(
-            prefill_tokens=max(0, config.max_num_batched_tokens - config.max_num_seqs),
-            prefill_seqs=1,
-            decode_seqs=config.max_num_seqs,
-            decode_kv_tokens=config.num_blocks * config.block_size_tokens,
-        )
-        step_s = self.step_time.seconds(batch)
-        ttft = Quantiles(*(step_s * DEFAULT_PRIOR.mean_tokens * k for k in (1.0, 1.0, 2.0)))
-        longest = longest_output(config, candidate.prompt_tokens, candidate.max_output_tokens)
-        belief = truncated(candidate.belief, longest)
-        return Forecast(
-            request_id=candidate.request_id,
-            node_id=self.node_id,
-            ttft_s=ttft,
-            tpot_s=Quantiles(step_s, step_s, step_s),
-            e2e_s=Quantiles(
-                ttft.mean + step_s * belief.mean_tokens,
-                ttft.p50 + step_s * belief.quantile_tokens(0.5),
-                ttft.p90 + step_s * belief.quantile_tokens(0.9),
-            ),
-            preemptions=1.0,
-            kv_headroom_blocks=0,
-            harm_s=Quantiles(*(config.max_num_seqs * step_s * k for k in (1.0, 1.0, 2.0))),
-            preemption_probability=1.0,
-            clear_start_s=ttft,
-            trace_seq=0,
-            state_age_s=math.inf,
-            source="prior",
-        )
 
     def _summed(self, mirror: NodeMirror) -> NodeLoad:
         size = self.config.block_size_tokens

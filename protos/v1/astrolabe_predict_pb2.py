@@ -27,7 +27,7 @@ from protos.v1 import astrolabe_engine_pb2 as protos_dot_v1_dot_astrolabe__engin
 from protos.v1 import astrolabe_types_pb2 as protos_dot_v1_dot_astrolabe__types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/v1/astrolabe_predict.proto\x12\x0c\x61strolabe.v1\x1a protos/v1/astrolabe_engine.proto\x1a\x1fprotos/v1/astrolabe_types.proto\"=\n\x0ePredictRequest\x12+\n\ncandidates\x18\x01 \x03(\x0b\x32\x17.astrolabe.v1.Candidate\"9\n\x0cPredictReply\x12)\n\tforecasts\x18\x01 \x03(\x0b\x32\x16.astrolabe.v1.Forecast\"K\n\x0eReserveRequest\x12*\n\tcandidate\x18\x01 \x01(\x0b\x32\x17.astrolabe.v1.Candidate\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\"\x1d\n\x0cReserveReply\x12\r\n\x05ttl_s\x18\x01 \x01(\x01\"$\n\x0eReleaseRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1d\n\x0cReleaseReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x11\n\x0fGetStateRequest\"+\n\x11WatchStateRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\"\x17\n\x15GetCalibrationRequest\"\x9f\x01\n\rForecastError\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x0e\n\x06\x62ias_s\x18\x02 \x01(\x01\x12\x17\n\x0fmedian_relative\x18\x03 \x01(\x01\x12\x14\n\x0cp90_relative\x18\x04 \x01(\x01\x12\x14\n\x0c\x63overage_p90\x18\x05 \x01(\x01\x12\x12\n\nbias_ratio\x18\x06 \x01(\x01\x12\x14\n\x0cspread_ratio\x18\x07 \x01(\x01\"\xcc\x02\n\x0b\x43\x61libration\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12)\n\x04ttft\x18\x03 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12(\n\x03\x65\x32\x65\x18\x04 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12)\n\x04tpot\x18\x05 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12-\n\x08ttft_raw\x18\x06 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12,\n\x07\x65\x32\x65_raw\x18\x07 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12-\n\x08tpot_raw\x18\x08 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12\x0f\n\x07trusted\x18\t \x01(\x08\"\xaa\x01\n\x0cGatewayFrame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.astrolabe.v1.Hello\x12\x19\n\x11\x61\x62ort_request_ids\x18\x02 \x03(\t\x12,\n\ndispatches\x18\x03 \x03(\x0b\x32\x18.astrolabe.v1.Dispatched\x12\x1f\n\x04\x61sks\x18\x04 \x03(\x0b\x32\x11.astrolabe.v1.Ask\x12\x0c\n\x04ping\x18\x05 \x01(\x04\"\x1b\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"X\n\nDispatched\x12\x14\n\x0c\x64ispatch_seq\x18\x01 \x01(\x04\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32#.astrolabe.v1.EngineGenerateRequest\"A\n\x03\x41sk\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12*\n\tcandidate\x18\x02 \x01(\x0b\x32\x17.astrolabe.v1.Candidate\"\xb7\x01\n\tNodeFrame\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.astrolabe.v1.Welcome\x12%\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x14.astrolabe.v1.Answer\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.astrolabe.v1.StreamPart\x12$\n\x04load\x18\x04 \x01(\x0b\x32\x16.astrolabe.v1.LoadNote\x12\x0c\n\x04pong\x18\x05 \x01(\x04\"W\n\x07Welcome\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.astrolabe.v1.EngineConfig\x12\x0f\n\x07profile\x18\x03 \x01(\t\"_\n\x06\x41nswer\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12*\n\x08\x66orecast\x18\x02 \x01(\x0b\x32\x16.astrolabe.v1.ForecastH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\tH\x00\x42\x08\n\x06result\"\xa0\x01\n\nStreamPart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x00\x88\x01\x01\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.astrolabe.v1.Usage\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\tB\n\n\x08_outcome\"F\n\x08LoadNote\x12$\n\x04load\x18\x01 \x01(\x0b\x32\x16.astrolabe.v1.NodeLoad\x12\x14\n\x0c\x64ispatch_seq\x18\x02 \x01(\x04\x32\xfc\x03\n\x07Predict\x12\x43\n\x07Predict\x12\x1c.astrolabe.v1.PredictRequest\x1a\x1a.astrolabe.v1.PredictReply\x12\x43\n\x07Reserve\x12\x1c.astrolabe.v1.ReserveRequest\x1a\x1a.astrolabe.v1.ReserveReply\x12\x43\n\x07Release\x12\x1c.astrolabe.v1.ReleaseRequest\x1a\x1a.astrolabe.v1.ReleaseReply\x12\x42\n\x08GetState\x12\x1d.astrolabe.v1.GetStateRequest\x1a\x17.astrolabe.v1.NodeState\x12H\n\nWatchState\x12\x1f.astrolabe.v1.WatchStateRequest\x1a\x17.astrolabe.v1.NodeState0\x01\x12P\n\x0eGetCalibration\x12#.astrolabe.v1.GetCalibrationRequest\x1a\x19.astrolabe.v1.Calibration\x12\x42\n\x07Session\x12\x1a.astrolabe.v1.GatewayFrame\x1a\x17.astrolabe.v1.NodeFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/v1/astrolabe_predict.proto\x12\x0c\x61strolabe.v1\x1a protos/v1/astrolabe_engine.proto\x1a\x1fprotos/v1/astrolabe_types.proto\"=\n\x0ePredictRequest\x12+\n\ncandidates\x18\x01 \x03(\x0b\x32\x17.astrolabe.v1.Candidate\"9\n\x0cPredictReply\x12)\n\tforecasts\x18\x01 \x03(\x0b\x32\x16.astrolabe.v1.Forecast\"K\n\x0eReserveRequest\x12*\n\tcandidate\x18\x01 \x01(\x0b\x32\x17.astrolabe.v1.Candidate\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\"\x1d\n\x0cReserveReply\x12\r\n\x05ttl_s\x18\x01 \x01(\x01\"$\n\x0eReleaseRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1d\n\x0cReleaseReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x11\n\x0fGetStateRequest\"+\n\x11WatchStateRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\"\x17\n\x15GetCalibrationRequest\"\x93\x01\n\rForecastError\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x0e\n\x06\x62ias_s\x18\x02 \x01(\x01\x12\x17\n\x0fmedian_relative\x18\x03 \x01(\x01\x12\x14\n\x0cp90_relative\x18\x04 \x01(\x01\x12\x14\n\x0c\x63overage_p90\x18\x05 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x06 \x01(\x01\x12\x0e\n\x06spread\x18\x07 \x01(\x01\"\xcc\x02\n\x0b\x43\x61libration\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12)\n\x04ttft\x18\x03 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12(\n\x03\x65\x32\x65\x18\x04 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12)\n\x04tpot\x18\x05 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12-\n\x08ttft_raw\x18\x06 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12,\n\x07\x65\x32\x65_raw\x18\x07 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12-\n\x08tpot_raw\x18\x08 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12\x0f\n\x07trusted\x18\t \x01(\x08\"\xaa\x01\n\x0cGatewayFrame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.astrolabe.v1.Hello\x12\x19\n\x11\x61\x62ort_request_ids\x18\x02 \x03(\t\x12,\n\ndispatches\x18\x03 \x03(\x0b\x32\x18.astrolabe.v1.Dispatched\x12\x1f\n\x04\x61sks\x18\x04 \x03(\x0b\x32\x11.astrolabe.v1.Ask\x12\x0c\n\x04ping\x18\x05 \x01(\x04\"\x1b\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"X\n\nDispatched\x12\x14\n\x0c\x64ispatch_seq\x18\x01 \x01(\x04\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32#.astrolabe.v1.EngineGenerateRequest\"A\n\x03\x41sk\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12*\n\tcandidate\x18\x02 \x01(\x0b\x32\x17.astrolabe.v1.Candidate\"\xb7\x01\n\tNodeFrame\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.astrolabe.v1.Welcome\x12%\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x14.astrolabe.v1.Answer\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.astrolabe.v1.StreamPart\x12$\n\x04load\x18\x04 \x01(\x0b\x32\x16.astrolabe.v1.LoadNote\x12\x0c\n\x04pong\x18\x05 \x01(\x04\"W\n\x07Welcome\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.astrolabe.v1.EngineConfig\x12\x0f\n\x07profile\x18\x03 \x01(\t\"_\n\x06\x41nswer\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12*\n\x08\x66orecast\x18\x02 \x01(\x0b\x32\x16.astrolabe.v1.ForecastH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\tH\x00\x42\x08\n\x06result\"\xa0\x01\n\nStreamPart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x00\x88\x01\x01\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.astrolabe.v1.Usage\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\tB\n\n\x08_outcome\"F\n\x08LoadNote\x12$\n\x04load\x18\x01 \x01(\x0b\x32\x16.astrolabe.v1.NodeLoad\x12\x14\n\x0c\x64ispatch_seq\x18\x02 \x01(\x04\x32\xfc\x03\n\x07Predict\x12\x43\n\x07Predict\x12\x1c.astrolabe.v1.PredictRequest\x1a\x1a.astrolabe.v1.PredictReply\x12\x43\n\x07Reserve\x12\x1c.astrolabe.v1.ReserveRequest\x1a\x1a.astrolabe.v1.ReserveReply\x12\x43\n\x07Release\x12\x1c.astrolabe.v1.ReleaseRequest\x1a\x1a.astrolabe.v1.ReleaseReply\x12\x42\n\x08GetState\x12\x1d.astrolabe.v1.GetStateRequest\x1a\x17.astrolabe.v1.NodeState\x12H\n\nWatchState\x12\x1f.astrolabe.v1.WatchStateRequest\x1a\x17.astrolabe.v1.NodeState0\x01\x12P\n\x0eGetCalibration\x12#.astrolabe.v1.GetCalibrationRequest\x1a\x19.astrolabe.v1.Calibration\x12\x42\n\x07Session\x12\x1a.astrolabe.v1.GatewayFrame\x1a\x17.astrolabe.v1.NodeFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,27 +53,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCALIBRATIONREQUEST']._serialized_start=481
   _globals['_GETCALIBRATIONREQUEST']._serialized_end=504
   _globals['_FORECASTERROR']._serialized_start=507
-  _globals['_FORECASTERROR']._serialized_end=666
-  _globals['_CALIBRATION']._serialized_start=669
-  _globals['_CALIBRATION']._serialized_end=1001
-  _globals['_GATEWAYFRAME']._serialized_start=1004
-  _globals['_GATEWAYFRAME']._serialized_end=1174
-  _globals['_HELLO']._serialized_start=1176
-  _globals['_HELLO']._serialized_end=1203
-  _globals['_DISPATCHED']._serialized_start=1205
-  _globals['_DISPATCHED']._serialized_end=1293
-  _globals['_ASK']._serialized_start=1295
-  _globals['_ASK']._serialized_end=1360
-  _globals['_NODEFRAME']._serialized_start=1363
-  _globals['_NODEFRAME']._serialized_end=1546
-  _globals['_WELCOME']._serialized_start=1548
-  _globals['_WELCOME']._serialized_end=1635
-  _globals['_ANSWER']._serialized_start=1637
-  _globals['_ANSWER']._serialized_end=1732
-  _globals['_STREAMPART']._serialized_start=1735
-  _globals['_STREAMPART']._serialized_end=1895
-  _globals['_LOADNOTE']._serialized_start=1897
-  _globals['_LOADNOTE']._serialized_end=1967
-  _globals['_PREDICT']._serialized_start=1970
-  _globals['_PREDICT']._serialized_end=2478
+  _globals['_FORECASTERROR']._serialized_end=654
+  _globals['_CALIBRATION']._serialized_start=657
+  _globals['_CALIBRATION']._serialized_end=989
+  _globals['_GATEWAYFRAME']._serialized_start=992
+  _globals['_GATEWAYFRAME']._serialized_end=1162
+  _globals['_HELLO']._serialized_start=1164
+  _globals['_HELLO']._serialized_end=1191
+  _globals['_DISPATCHED']._serialized_start=1193
+  _globals['_DISPATCHED']._serialized_end=1281
+  _globals['_ASK']._serialized_start=1283
+  _globals['_ASK']._serialized_end=1348
+  _globals['_NODEFRAME']._serialized_start=1351
+  _globals['_NODEFRAME']._serialized_end=1534
+  _globals['_WELCOME']._serialized_start=1536
+  _globals['_WELCOME']._serialized_end=1623
+  _globals['_ANSWER']._serialized_start=1625
+  _globals['_ANSWER']._serialized_end=1720
+  _globals['_STREAMPART']._serialized_start=1723
+  _globals['_STREAMPART']._serialized_end=1883
+  _globals['_LOADNOTE']._serialized_start=1885
+  _globals['_LOADNOTE']._serialized_end=1955
+  _globals['_PREDICT']._serialized_start=1958
+  _globals['_PREDICT']._serialized_end=2466
 # @@protoc_insertion_point(module_scope)

@@ -179,8 +179,8 @@ class ForecastError(google.protobuf.message.Message):
     MEDIAN_RELATIVE_FIELD_NUMBER: builtins.int
     P90_RELATIVE_FIELD_NUMBER: builtins.int
     COVERAGE_P90_FIELD_NUMBER: builtins.int
-    BIAS_RATIO_FIELD_NUMBER: builtins.int
-    SPREAD_RATIO_FIELD_NUMBER: builtins.int
+    BIAS_FIELD_NUMBER: builtins.int
+    SPREAD_FIELD_NUMBER: builtins.int
     samples: builtins.int
     """Pairs joined (a count)."""
     bias_s: builtins.float
@@ -191,9 +191,9 @@ class ForecastError(google.protobuf.message.Message):
     """90th percentile of the same (a ratio)."""
     coverage_p90: builtins.float
     """Share of actuals under the forecast's p90."""
-    bias_ratio: builtins.float
+    bias: builtins.float
     """Median of actual / forecast p50 (a ratio): 1 is right, above 1 reality takes longer."""
-    spread_ratio: builtins.float
+    spread: builtins.float
     """Half the distance from the 10th to the 90th percentile of actual / forecast p50 (a ratio)."""
     def __init__(
         self,
@@ -203,10 +203,10 @@ class ForecastError(google.protobuf.message.Message):
         median_relative: builtins.float = ...,
         p90_relative: builtins.float = ...,
         coverage_p90: builtins.float = ...,
-        bias_ratio: builtins.float = ...,
-        spread_ratio: builtins.float = ...,
+        bias: builtins.float = ...,
+        spread: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bias_ratio", b"bias_ratio", "bias_s", b"bias_s", "coverage_p90", b"coverage_p90", "median_relative", b"median_relative", "p90_relative", b"p90_relative", "samples", b"samples", "spread_ratio", b"spread_ratio"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bias", b"bias", "bias_s", b"bias_s", "coverage_p90", b"coverage_p90", "median_relative", b"median_relative", "p90_relative", b"p90_relative", "samples", b"samples", "spread", b"spread"]) -> None: ...
 
 Global___ForecastError: typing_extensions.TypeAlias = ForecastError
 
@@ -245,12 +245,16 @@ class Calibration(google.protobuf.message.Message):
 
     @property
     def ttft_raw(self) -> Global___ForecastError:
-        """The same three as simulated, before the correction."""
+        """Time to the first token as simulated, before the correction."""
 
     @property
-    def e2e_raw(self) -> Global___ForecastError: ...
+    def e2e_raw(self) -> Global___ForecastError:
+        """Time to the last token as simulated."""
+
     @property
-    def tpot_raw(self) -> Global___ForecastError: ...
+    def tpot_raw(self) -> Global___ForecastError:
+        """Mean time between tokens as simulated."""
+
     def __init__(
         self,
         *,

@@ -55,7 +55,7 @@ def test_every_wire_field_says_what_it_is() -> None:
 def test_seconds_and_counts_carry_their_unit_in_the_name() -> None:
     """Floating point on the wire is seconds, a ratio or a declared exception."""
     without_unit = {"mean", "p50", "p90", "preemptions", "cost", "median_relative", "p90_relative", "coverage_p90"}
-    without_unit |= {"bias", "spread"}
+    without_unit |= {"bias", "spread", "preemption_probability"}
     for proto in sorted((ROOT / "protos/v1").glob("*.proto")):
         for name in re.findall(r"\bdouble (\w+) =", proto.read_text()):
             assert name.endswith("_s") or name in without_unit, f"{proto.name}: {name}"

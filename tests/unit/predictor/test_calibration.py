@@ -49,7 +49,7 @@ def test_bias_relative_error_and_coverage() -> None:
     assert ttft.coverage_p90 == pytest.approx(3 / 4)
     assert e2e.coverage_p90 == pytest.approx(2 / 4)
     # Nearest ranks of actual / p50: 0.5, 1, 2, 4.
-    assert (ttft.bias_ratio, ttft.spread_ratio) == (1.0, 0.5 * (4.0 - 0.5))
+    assert (ttft.bias, ttft.spread) == (1.0, 0.5 * (4.0 - 0.5))
 
 
 def test_times_count_from_the_dispatch_and_the_last_forecast_before_it_is_the_one() -> None:
@@ -101,7 +101,7 @@ def test_what_is_told_is_corrected_and_what_is_learned_from_is_not() -> None:
     assert told.ttft_s.p50 == pytest.approx(3.0)
     assert told.e2e_s.p50 == pytest.approx(30.0)
     assert calibration.e2e.raw().median_relative == pytest.approx(2 / 3)
-    assert calibration.e2e.raw().bias_ratio == pytest.approx(3.0)
+    assert calibration.e2e.raw().bias == pytest.approx(3.0)
     # The first were told before anything was known.
     assert calibration.e2e.corrected().median_relative == pytest.approx(0.0, abs=0.01)
 

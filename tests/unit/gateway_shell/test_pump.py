@@ -4,6 +4,8 @@ import pytest
 
 from gateway.core.events import (
     Abort,
+    AnyAction,
+    AnyEvent,
     Arrived,
     AskForecast,
     ClientGone,
@@ -108,10 +110,13 @@ def test_cancel_finds_live_requests_only(world: World) -> None:
 
 def test_a_slow_reader_is_ended_with_an_outcome_of_its_own(world: World) -> None:
     running(world)
-    world.script.replies[ClientGone] = lambda gone: [
-        Abort(request_id="r", node_id="n"),
-        Finish(request_id="r", outcome=gone.outcome, detail=gone.detail),
-    ]
+
+    def let_go(gone: AnyEvent) -> list[AnyAction]:
+        assert isinstance(gone, ClientGone)
+        ended = Finish(request_id="r", outcome=gone.outcome, detail=gone.detail)
+        return [Abort(request_id="r", node_id="n"), ended]
+
+    world.script.replies[ClientGone] = let_go
     for _ in range(5):
         world.pump.part("n", "r", list(range(30)))
     (stream,) = world.finished

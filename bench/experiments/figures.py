@@ -85,6 +85,8 @@ def _curves(
             if any(a < b for a, b in zip(low, high, strict=True)):
                 axes.fill_between(xs, np.maximum(low, 1e-9), high, color=colour, alpha=0.15, linewidth=0)
             _published_points(axes, panel, name, grid, colour, published)
+        for other in sorted({p.variant for p in (published.points if published else [])} - set(looks)):
+            _published_points(axes, panel, other, grid, "#222222", published)
         _finish(axes, panel, figure.x_title)
     for axes in panels[len(figure.panels) :]:
         axes.set_visible(False)

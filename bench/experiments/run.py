@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from bench.experiments.agreement import as_markdown as as_agreement
+from bench.experiments.agreement import simulate_again
 from bench.experiments.catalogue import ExperimentError, published
 from bench.experiments.claims import Evaluated, claim_text, evaluate, evaluate_points
 from bench.experiments.figures import draw
@@ -104,6 +106,11 @@ def run_experiment(
             text = f"[yellow]note:[/] some runs are of other commits ({others}); --fresh runs all again"
             console.print(text, highlight=False)
     claims, files = write_outcome(experiment, lines, folder)
+    if live is not None:
+        assert experiment.live is not None, "a live run has a [live] part"
+        agreed = simulate_again(lines, folder, time_scale=experiment.live.time_scale, console=console)
+        files.append(folder / "agreement.md")
+        files[-1].write_text(as_agreement(agreed), encoding="utf-8")
     report = Report(
         name=experiment.name,
         folder=str(folder),

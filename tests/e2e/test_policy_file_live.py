@@ -55,6 +55,9 @@ def test_the_gateway_of_a_live_comparison_runs_the_file(
     runs = [json.loads(line) for line in Path("e/mine-live/runs.jsonl").read_bytes().splitlines()]
     assert [(run["mode"], run["measures"]["completed_share"]) for run in runs] == [("live", 1.0)] * 2
     assert all(run["measures"]["predictor_rss_mib"] > 10 for run in runs)
+    agreement = Path("e/mine-live/agreement.md").read_text()
+    assert "of 8 values agree within the bar" in agreement
+    assert "| b | 4 | E2E mean, s |" in agreement
     assert "memory" in Path("e/mine-live/mine.claim").read_text()
 
 

@@ -67,7 +67,7 @@ def make_tiny_model(python: str, folder: Path) -> Path:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         env={**os.environ, **QUIET},
     )
     assert done.returncode == 0, done.stderr[-3000:]

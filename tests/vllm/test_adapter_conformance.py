@@ -30,7 +30,7 @@ def test_the_vllm_adapter_conforms(vllm_python: str, tmp_path: Path) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=600,
         )
     finally:
         server.stop()

@@ -16,7 +16,7 @@ def test_the_class_that_the_configuration_names_is_traced_once(vllm_python: str)
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == {

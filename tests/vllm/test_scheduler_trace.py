@@ -24,7 +24,7 @@ def drive(python: str, *options: str, release: Path | None = None) -> dict[str, 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, f"{options}: {done.stderr[-3000:]}"
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

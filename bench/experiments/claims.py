@@ -98,6 +98,7 @@ def claim_text(experiment: Experiment, evaluated: Sequence[Evaluated], *, seeds:
         if notes:
             out += [f"{title}:", *(f"  - {note}" for note in notes)]
     out.append("")
+    said = ""
     for claim in evaluated:
         out.append(claim.what)
         if claim.published is not None:
@@ -109,8 +110,9 @@ def claim_text(experiment: Experiment, evaluated: Sequence[Evaluated], *, seeds:
             out.append(f"  ratio of the ratios, ours to theirs: {claim.ours_ratio.mean / claim.published_ratio:.3f}")
         elif claim.published and claim.ours is not None:
             out.append(f"  ours to theirs: {claim.ours.mean / claim.published:.3f}")
-        if claim.source:
-            out.append(f"  source: {claim.source}")
+        if claim.source and claim.source != said:
+            said = claim.source
+            out.append(f"  source: {said}")
     return "\n".join(out) + "\n"
 
 

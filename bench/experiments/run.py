@@ -24,6 +24,8 @@ from bench.run_one import RunLine, Task
 from bench.run_pool import run_all
 from bench.run_spec import RunSpec, with_values
 
+MOST_DATA_SETS = 2
+"""As many as a caption has room for."""
 LiveRunner = Callable[[Experiment, Sequence[int], Console], list[RunLine]]
 
 
@@ -160,6 +162,8 @@ def _header(lines: Sequence[RunLine]) -> str:
     requests = sorted({line.spec.requests for line in lines})
     seeds = len({line.spec.seed for line in lines})
     data = sorted({note_on(line.spec.dataset, line.spec.dataset_path) for line in lines})
+    if len(data) > MOST_DATA_SETS:
+        data = [*data[:MOST_DATA_SETS], f"and {len(data) - MOST_DATA_SETS} more"]
     sizes = "/".join(f"{number:,}" for number in requests)
     return (
         f"{len(lines)} {first.mode} runs, {seeds} seed{'s' if seeds > 1 else ''}, {sizes} requests each; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +21,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 600.0
 STOP_S = 20.0
+PR_SET_PDEATHSIG = 1
+"""https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html"""
 
 
 def free_port() -> int:
@@ -47,6 +50,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
                 env=self._environment,
             )
         return self
@@ -105,6 +109,12 @@ class Server:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self.kill()
+
+
+def _end_with_parent() -> None:
+    """Linux: a server of a run that was killed does not stay behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def emulated_server(python: str, folder: Path, *flags: str, **options: object) -> Server:

@@ -10,6 +10,8 @@ from bench.commands.length_samples import DEFAULT_SAMPLES, one_line_errors, read
 from bench.gateway_client import json_option
 
 _file = click.Path(path_type=Path, dir_okay=False)
+_PLAIN_EVERY = 24
+"""Runs between two lines of progress where there is no terminal."""
 
 
 @click.command(
@@ -68,7 +70,10 @@ def worth(
 
             def tell(cell: Cell) -> None:
                 done.append(cell)
-                status.update(f"{len(done)} of {total} runs, load {cell.load:.0%}, {cell.knowledge}")
+                line = f"{len(done)} of {total} runs, load {cell.load:.0%}, {cell.knowledge}"
+                status.update(line)
+                if not console.is_terminal and len(done) % _PLAIN_EVERY == 0:
+                    console.print(line, highlight=False)
 
             found = study(
                 samples_of(data, manifest, "test"),

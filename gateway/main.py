@@ -45,6 +45,7 @@ from gateway.pump import Pump
 from gateway.quotas import Quotas
 from gateway.ready import SERVICE, write_ready
 from gateway.recorder import FileRecorder
+from gateway.spans import Spans
 from length_model.artifact import ArtifactError
 from length_model.online import OnlineLengths
 from protos.process import ConfigError, is_loopback, log_json_lines, parse_address
@@ -93,10 +94,11 @@ class Gateway:
             recorder=self._recorder,
             max_buffered_tokens=config.max_buffered_tokens,
         )
+        gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
         self.nodes = NodeTable(
             config,
             pump=self.pump,
-            gateway_id=(config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix,
+            gateway_id=gateway_id,
             changed=self._nodes_changed,
         )
         self.discovery = Discovery(interval_s=config.dns_interval_s, found=self.nodes.set_entries)
@@ -104,6 +106,7 @@ class Gateway:
         self.lengths = LengthDesk(
             _lengths(config.lengths), deadline_s=config.lengths_deadline_ms / 1000, decode=tokenizer.decode
         )
+        self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None
         shared = place.path if place else None
         self.intake = Intake(
             pump=self.pump,
@@ -118,6 +121,7 @@ class Gateway:
             claims=SharedClaims(shared / "claims", place.index) if shared and place else OwnClaims(),
             max_prompt_tokens=config.max_prompt_tokens,
             denied=lambda denial: self.metrics.denied(denial.value),
+            begins=self.spans.begin if self.spans else lambda _stream: None,
         )
         self._siblings = [
             grpc.aio.insecure_channel(place.socket_of(i), options=SIBLING_OPTIONS)
@@ -207,6 +211,8 @@ class Gateway:
         await self.lengths.close()
         if self._recorder is not None:
             self._recorder.close()
+        if self.spans is not None:
+            await asyncio.to_thread(self.spans.close)
         log.info("gateway has stopped")
 
     def reload(self, config: GatewayConfig) -> None:
@@ -247,6 +253,8 @@ class Gateway:
     def _finished(self, stream: ClientStream) -> None:
         logs.request_finished(stream)
         self.metrics.finished(stream, len(self.pump.streams))
+        if self.spans is not None:
+            self.spans.end(stream)
         self.lengths.ended(stream)
         self.nodes.request_ended()
         if not self.pump.streams:

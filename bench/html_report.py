@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from bench.experiments.catalogue import ExperimentError, all_experiments
-from bench.experiments.run import write_outcome
+from bench.experiments.run import Size, tasks_of, write_outcome
 from bench.experiments.schema import Experiment, Figure, Panel, Variant
 from bench.experiments.series import by_seed
 from bench.experiments.tables import cells
@@ -98,9 +98,8 @@ def _section(log: Path) -> Section | None:
         return None
     name = lines[0].group.partition("/")[0]
     known = all_experiments().get(name)
-    largest = max(line.spec.requests for line in lines)
-    # A small trial of the same experiment may lie in the same file.
-    lines = [line for line in lines if line.spec.requests == largest] if known is not None else lines
+    if known is not None:
+        lines = _of_the_experiment(known, lines)
     experiment = known if known is not None else _as_experiment(lines, log.parent.name)
     claims, files = write_outcome(experiment, lines, log.parent)
     tables = [
@@ -117,6 +116,13 @@ def _section(log: Path) -> Section | None:
         claims=text,
         pictures=[str(file) for file in files if file.suffix == ".png"],
     )
+
+
+def _of_the_experiment(experiment: Experiment, lines: list[RunLine]) -> list[RunLine]:
+    """Without small trials and older definitions that lie in the same file, unless there is nothing else."""
+    seeds = max(line.spec.seed for line in lines) + 1
+    wanted = {task.spec.key for task in tasks_of(experiment, Size(seeds=seeds))}
+    return [line for line in lines if line.mode == "simulated" and line.key in wanted] or lines
 
 
 def _as_experiment(lines: Sequence[RunLine], name: str) -> Experiment:

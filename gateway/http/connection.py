@@ -140,8 +140,8 @@ class Connection(asyncio.Protocol):
         self._refusal: tuple[int, str] | None = None
         """Why this connection takes no more requests."""
         self._in_request = False
-        self._in_head = False
-        self._head_bytes = 0
+        self._bare_bytes = 0
+        """What has come of the request since the last of its body: head or trailer."""
         self._url = b""
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
@@ -175,11 +175,11 @@ class Connection(asyncio.Protocol):
             return
         if not self._in_request:
             # The time for a request runs from its first byte; what came before was waiting.
-            self._in_head = self._in_request = True
-            self._head_bytes = 0
+            self._in_request = True
+            self._bare_bytes = 0
             if self._exchange is None:
                 self.deadline_s = self._loop.time() + self._limits.request_s
-        self._head_bytes += len(data)
+        self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -189,13 +189,13 @@ class Connection(asyncio.Protocol):
                 self.keep_alive = False
         except httptools.HttpParserError as bad:
             self._refuse(400, f"not a valid HTTP/1.1 request: {bad}")
-        if self._in_head and self._head_bytes > self._limits.max_head_bytes:
-            self._refuse(431, f"the request's head exceeds {self._limits.max_head_bytes} bytes")
+        if self._bare_bytes > self._limits.max_head_bytes:
+            self._refuse(431, f"the request's head or trailer exceeds {self._limits.max_head_bytes} bytes")
 
     # --- httptools ----------------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._in_request = self._in_head = True
+        self._in_request = True
         self._url = b""
         self._headers = {}
         self._body = []
@@ -211,7 +211,6 @@ class Connection(asyncio.Protocol):
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         size_bytes = len(self._url) + sum(len(k) + len(v) + 4 for k, v in self._headers.items())
         if size_bytes > self._limits.max_head_bytes:
             self._refuse(431, f"the request's head exceeds {self._limits.max_head_bytes} bytes")
@@ -224,6 +223,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if self._refusal is not None:
             return
+        self._bare_bytes = 0
         self._body_bytes += len(body)
         if self._body_bytes > self._limits.max_body_bytes:
             self._body.clear()
@@ -234,7 +234,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         # The rest of these bytes belongs to a next request, if there is any.
         self._in_request = False
-        self._head_bytes = 0
+        self._bare_bytes = 0
         if self._refusal is not None:
             return
         path = self._url.partition(b"?")[0].decode("latin-1")
@@ -248,7 +248,8 @@ class Connection(asyncio.Protocol):
         )
         self._body = []
         keep_alive = bool(parser.should_keep_alive())
-        if self._exchange is None:
+        # Those that wait go first, also while the next of them is about to begin.
+        if self._exchange is None and not self._waiting:
             self._begin(request, keep_alive)
             return
         self._waiting.append((request, keep_alive))

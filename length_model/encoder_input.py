@@ -21,7 +21,8 @@ _CHARS_PER_TOKEN_AT_MOST = 12
 class Encoding(Protocol):
     """As `tokenizers` returns it."""
 
-    ids: list[int]
+    @property
+    def ids(self) -> list[int]: ...
 
 
 class FastTokenizer(Protocol):

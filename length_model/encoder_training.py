@@ -218,8 +218,8 @@ def hazard_logits(edges: Ints, samples: Sequence[LengthSample]) -> Floats:
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     """Raises ValueError for a tokenizer that is neither of BERT's nor of RoBERTa's kind."""
     for begin, separator, pad in (("[CLS]", "[SEP]", "[PAD]"), ("<s>", "</s>", "<pad>")):
-        ids = [tokenizer.token_to_id(t) for t in (begin, separator, pad)]
-        if None not in ids:
+        ids = [i for t in (begin, separator, pad) if (i := tokenizer.token_to_id(t)) is not None]
+        if len(ids) == 3:
             return SpecialIds(*ids)
     raise ValueError("the encoder's tokenizer has neither [CLS] [SEP] [PAD] nor <s> </s> <pad>")
 

@@ -83,7 +83,7 @@ def train(
     rng = np.random.default_rng(recipe.seed)
     weights = _initial(table, kaplan_meier(edges, training, np.full(len(edges) - 1, 0.02)), recipe, rng)
     adam = {name: _Adam(w.shape) for name, w in weights.items() if name not in ("mean", "spread")}
-    x_all = (table.numbers - weights["mean"]) / weights["spread"]
+    x_all = ((table.numbers - weights["mean"]) / weights["spread"]).astype(np.float32)
     steps = recipe.epochs * -(-len(training) // recipe.batch)
     step = 0
     for _ in range(recipe.epochs):

@@ -45,28 +45,30 @@ class SharedClaims:
         self._worker = str(worker)
         folder.mkdir(mode=0o700, exist_ok=True)
         for path in folder.iterdir():
-            if path.read_text().partition(" ")[0] == self._worker:
+            if _text_of(path).partition(" ")[0] == self._worker:
                 path.unlink(missing_ok=True)
 
     def claim(self, key: str, request_id: str) -> None:
         try:
             file = os.open(self._path(key), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         except FileExistsError:
-            raise _taken(key, self._holder(key)) from None
+            raise _taken(key, _text_of(self._path(key)).partition(" ")[2]) from None
         os.write(file, f"{self._worker} {request_id}".encode())
         os.close(file)
 
     def release(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
-    def _holder(self, key: str) -> str:
-        try:
-            return self._path(key).read_text().partition(" ")[2]
-        except OSError:
-            return ""
-
     def _path(self, key: str) -> Path:
         return self._folder / hashlib.sha256(key.encode()).hexdigest()
+
+
+def _text_of(path: Path) -> str:
+    """Empty when another worker has given the claim back meanwhile."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _taken(key: str, request_id: str) -> Refused:

@@ -11,7 +11,7 @@ import orjson
 import structlog
 
 from gateway.admission import Refused
-from gateway.callers import KeyRing, require
+from gateway.callers import Caller, KeyRing, Role, require
 from gateway.core.outcomes import DENIALS, Denial
 from gateway.http.bodies import Body, chat_body, completion_body, prompt_of, to_wire
 from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
@@ -89,19 +89,22 @@ class OpenAiApi:
     # --- answers of a model -------------------------------------------------------------------------------------------
 
     async def _completions(self, exchange: Exchange) -> None:
+        caller = self._client(exchange)
         body = completion_body(exchange.request.body)
-        await self._generate(exchange, body, COMPLETION, prompt_of(body))
+        await self._generate(exchange, caller, body, COMPLETION, prompt_of(body))
 
     async def _chat(self, exchange: Exchange) -> None:
+        caller = self._client(exchange)
         body = chat_body(exchange.request.body)
         messages = messages_of(body.messages)
         question, history = question_and_history(messages)
         prompt = await prompt_of_chat(self._intake.tokenizer, messages)
-        await self._generate(exchange, body, CHAT, prompt, question=question, history=history)
+        await self._generate(exchange, caller, body, CHAT, prompt, question=question, history=history)
 
     async def _generate(
         self,
         exchange: Exchange,
+        caller: Caller,
         body: Body,
         style: Style,
         prompt: str | Sequence[int],
@@ -110,7 +113,6 @@ class OpenAiApi:
         history: Sequence[Past] = (),
     ) -> None:
         headers = exchange.request.headers
-        caller = self._keys.identify(headers.get("authorization", ""))
         admitted = await self._intake.admit(
             to_wire(body, headers),
             prompt,
@@ -173,8 +175,14 @@ class OpenAiApi:
         content_type, page = self._metrics()
         exchange.respond(200, {"content-type": content_type}, page)
 
-    def _check(self, exchange: Exchange, *roles: Any) -> None:
-        require(self._keys.identify(exchange.request.headers.get("authorization", "")), *roles)
+    def _client(self, exchange: Exchange) -> Caller:
+        """Before anything is made of the body: who may not ask costs no template and no tokens."""
+        return self._check(exchange, "client")
+
+    def _check(self, exchange: Exchange, *roles: Role) -> Caller:
+        caller = self._keys.identify(exchange.request.headers.get("authorization", ""))
+        require(caller, *roles)
+        return caller
 
 
 def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

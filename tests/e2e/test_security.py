@@ -130,6 +130,11 @@ async def test_each_role_may_do_its_own(node: ScriptedNode, keys: str) -> None:
             reply = await client.reply()
             assert (reply.status, reply.json()["error"]["type"]) == (401, "authentication_error")
             assert reply.headers["www-authenticate"] == "Bearer"
+            # Who calls is asked first: a body that nobody may send is not looked at.
+            for path in ("/v1/completions", "/v1/chat/completions"):
+                for name, expected_code in (("", 401), ("prom", 403), ("alice", 400)):
+                    client.post(path, {"prompt": 5, "messages": 5}, bearer(name) if name else {})
+                    assert (await client.reply()).status == expected_code, (path, name)
 
 
 async def test_clients_cancel_their_own_requests_and_admins_any(node: ScriptedNode, keys: str) -> None:

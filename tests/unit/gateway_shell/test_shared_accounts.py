@@ -64,3 +64,13 @@ def test_workers_see_each_others_claims_and_a_restart_clears_its_own(tmp_path: P
     again.claim("a:x", "r4")
     with pytest.raises(Refused):
         again.claim("a:y", "r5")
+
+
+def test_a_worker_starts_while_others_give_their_claims_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = SharedClaims(tmp_path / "claims", 1)
+    other.claim("a:x", "r1")
+    listed = list((tmp_path / "claims").iterdir())
+    other.release("a:x")
+    # What was there when the folder was listed is gone when it is read.
+    monkeypatch.setattr(Path, "iterdir", lambda _folder: iter(listed))
+    SharedClaims(tmp_path / "claims", 0).claim("a:x", "r2")

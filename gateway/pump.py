@@ -36,6 +36,10 @@ from protos import codec
 from protos.v1 import astrolabe_types_pb2 as pb
 from simcore.types import Candidate, EngineConfig, Outcome
 
+LONGEST_TIMER_S = 10.0
+"""Timers are not cancelled, so a later one is asked about this often: a client's deadline of a day must not be kept for
+a day after its request has ended."""
+
 
 class NodePort(Protocol):
     """The sending side of one live session with a node. Calls return at once; failures come back as events."""
@@ -281,10 +285,11 @@ class Pump:
 
     def _start_timer(self, timer_id: int, at_s: float) -> None:
         def fire() -> None:
-            # A loop's timers are coarser than the clock (uvloop: 1 ms) and may run early.
-            if self._clock() < at_s:
-                self._call_at(at_s, fire)
-            else:
+            now_s = self._clock()
+            if now_s >= at_s:
                 self.post(TimerFired(timer_id=timer_id))
+            elif self.router.wants(timer_id):
+                # A loop's timers are coarser than the clock (uvloop: 1 ms) and may run early.
+                self._call_at(min(at_s, now_s + LONGEST_TIMER_S), fire)
 
-        self._call_at(at_s, fire)
+        self._call_at(min(at_s, self._clock() + LONGEST_TIMER_S), fire)

@@ -91,6 +91,10 @@ class Router:
         """Whether a request with this id has arrived and not ended."""
         return request_id in self._ledger.live
 
+    def wants(self, timer_id: int) -> bool:
+        """Whether something still waits for this timer."""
+        return timer_id in self._ledger.timers or self._late.is_tick(timer_id)
+
     @property
     def policy_name(self) -> str:
         """The policy for requests that come now."""

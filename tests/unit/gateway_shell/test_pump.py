@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from gateway.client_stream import ClientStream
 from gateway.core.events import (
     Abort,
     AnyAction,
@@ -16,14 +18,17 @@ from gateway.core.events import (
     NodeJoined,
     NodeLost,
     Placed,
+    Slo,
     StartTimer,
     StreamEnded,
     TimerFired,
     TokensSeen,
 )
+from gateway.core.router import Router, RouterConfig
+from gateway.pump import LONGEST_TIMER_S
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import Candidate, LengthBelief, Outcome
-from tests.unit.gateway_shell.world import RecordingPort, World, decision
+from tests.unit.gateway_shell.world import RecordingPort, World, decision, shape
 
 CANDIDATE = Candidate(request_id="r", prompt_tokens=3, max_output_tokens=10, belief=LengthBelief((5,)))
 
@@ -199,6 +204,24 @@ def test_a_timer_never_fires_before_its_time(world: World, early_s: float) -> No
     ((fired_s, event),) = fired
     assert event == TimerFired(timer_id=3)
     assert start_s + 0.05 <= fired_s < start_s + 0.051
+
+
+def test_a_deadline_far_off_is_forgotten_soon_after_its_request_has_ended() -> None:
+    world = World(router=Router(RouterConfig(policy="least_requests")))
+    world.node_up()
+    ended, running = (
+        ClientStream(msgspec.structs.replace(shape(i), slo=Slo(deadline_s=86_400.0)), prompt_token_ids=(1, 2, 3))
+        for i in ("ended", "running")
+    )
+    for stream in (ended, running):
+        world.pump.submit(stream)
+    world.pump.client_left("ended")
+    assert world.timers == 2
+    world.run_timers(world.now_s + 2 * LONGEST_TIMER_S)
+    assert world.timers == 1
+    world.run_timers(world.now_s + 86_400.0)
+    assert running.outcome is Outcome.DEADLINE
+    assert not world.timers
 
 
 def test_a_defect_ends_its_own_request_and_nothing_else(world: World) -> None:

@@ -48,6 +48,9 @@ class ScriptedRouter:
         reply = self.replies.get(type(event))
         return list(reply(event)) if reply is not None else []
 
+    def wants(self, timer_id: int) -> bool:
+        return True
+
 
 class RecordingPort:
     """A node session that only remembers what it was told to send."""
@@ -117,6 +120,11 @@ class World:
             early_s = 0.0
             callback()
         self.now_s = max(self.now_s, until_s)
+
+    @property
+    def timers(self) -> int:
+        """How many the loop has to keep."""
+        return len(self._timers)
 
     def _call_at(self, when_s: float, callback: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (when_s, next(self._count), callback))

@@ -8,6 +8,8 @@ from typing import Any
 from simcore.proved import outside_proved
 from simcore.types import EngineConfig
 
+# Kinds of KV cache whose blocks are kept as the rules say: vLLM's FullAttentionManager, and nothing else, keeps them.
+_FULL_ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
 _NEEDED = ("running", "waiting", "requests", "kv_cache_manager", "vllm_config", "_preempt_request")
 
 
@@ -39,7 +41,8 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
     policy = getattr(limits.policy, "value", limits.policy)
     return EngineConfig(
         model=str(name or model.model),
-        max_num_seqs=limits.max_num_seqs,
+        # `max_num_active_seqs`, where it is given, lowers the seats.
+        max_num_seqs=getattr(scheduler, "max_num_active_reqs", limits.max_num_seqs),
         max_num_batched_tokens=getattr(scheduler, "max_num_scheduled_tokens", limits.max_num_batched_tokens),
         block_size_tokens=getattr(scheduler, "block_size", cache.block_size),
         # One block is vLLM's own: the null block.
@@ -57,18 +60,41 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
 
 
 def _outside_rules(scheduler: Any) -> tuple[str, ...]:
-    """Why this engine may schedule otherwise than the proved rules say; empty if it does not."""
-    notes = [why] if (why := outside_proved(vllm_version())) else []
+    """Why this engine may schedule otherwise than the proved rules say; empty if it does not.
+
+    Attributes that a release does not have are rules that it does not have.
+    """
     vllm_config = scheduler.vllm_config
-    if getattr(vllm_config, "speculative_config", None) is not None:
-        notes.append("it decodes speculatively")
-    if getattr(vllm_config, "lora_config", None) is not None:
-        notes.append("it limits LoRA adapters per batch")
-    if getattr(vllm_config, "kv_transfer_config", None) is not None:
-        notes.append("it transfers KV blocks from or to others")
-    if vllm_config.parallel_config.pipeline_parallel_size > 1:
-        notes.append("it runs several steps at a time (pipeline parallel)")
-    groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", (None,))
-    if len(groups) != 1:
-        notes.append("its layers keep KV caches of several kinds")
-    return tuple(notes)
+    limits, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
+    threshold = getattr(limits, "long_prefill_token_threshold", 0) or 0
+    adaptive = getattr(limits, "long_prefill_token_threshold_adaptive", False)
+    whole_prompts = getattr(limits, "scheduler_reserve_full_isl", True)
+    interval = getattr(limits, "prefill_schedule_interval", 1) if parallel.data_parallel_size > 1 else 1
+    encoder_tokens = getattr(scheduler, "max_num_encoder_input_tokens", 0)
+    context_ranks = [getattr(parallel, f"{kind}_context_parallel_size", 1) for kind in ("decode", "prefill")]
+    groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", ())
+    other_caches = [name for group in groups for name in _kinds(group) if name not in _FULL_ATTENTION]
+    rules = {
+        "it decodes speculatively": getattr(vllm_config, "speculative_config", None) is not None,
+        "it limits LoRA adapters per batch": getattr(vllm_config, "lora_config", None) is not None,
+        "it transfers KV blocks from or to others": getattr(vllm_config, "kv_transfer_config", None) is not None,
+        "it runs several steps at a time (pipeline parallel)": parallel.pipeline_parallel_size > 1,
+        "its KV blocks are spread over ranks (context parallel)": max(context_ranks) > 1,
+        "it begins prompts in some steps only (prefill_schedule_interval)": interval > 1,
+        "its layers keep KV caches of several kinds": len(groups) > 1,
+        f"its layers keep other KV than full attention ({', '.join(sorted(set(other_caches)))})": bool(other_caches),
+        "images or sound pass an encoder with a budget of its own": encoder_tokens > 0,
+        "it generates no text (pooling)": getattr(limits, "runner_type", "generate") != "generate",
+        "prompts are not cut into chunks (enable_chunked_prefill off)": not limits.enable_chunked_prefill,
+        "it adapts long_prefill_token_threshold": threshold > 0 and adaptive,
+        "it keeps KV blocks free at admission (watermark)": getattr(limits, "watermark", 0.0) > 0,
+        "it admits prompts by their first chunk (scheduler_reserve_full_isl off)": not whole_prompts,
+    }
+    notes = [why] if (why := outside_proved(vllm_version())) else []
+    return (*notes, *(why for why, so in rules.items() if so))
+
+
+def _kinds(group: Any) -> list[str]:
+    """Class names of a KV cache group's layers."""
+    spec = getattr(group, "kv_cache_spec", None)
+    return [type(s).__name__ for s in getattr(spec, "kv_cache_specs", {"": spec}).values() if s is not None]

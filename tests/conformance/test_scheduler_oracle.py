@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from engine_adapters.vllm.describe import config_of
 from simcore.proved import PROVED_VLLM_VERSION
 from tests.conformance.named_workloads import NAMED
 from tests.conformance.scheduler_workloads import (
@@ -73,3 +75,41 @@ def test_every_step_is_equal_on_400_sharegpt_requests_at_once(data_dir: Path) ->
     ours = Compiled(workload.config, checking=False)
     assert not first_difference(workload, ours, VllmScheduler(workload.config))
     assert (ours.node.seq, ours.node.load(0.0).preemptions_total) == SHAREGPT_400
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value"),
+    [
+        ("scheduler_config", "watermark", 0.05),
+        ("scheduler_config", "enable_chunked_prefill", False),
+        ("scheduler_config", "scheduler_reserve_full_isl", False),
+        ("scheduler_config", "long_prefill_token_threshold_adaptive", True),
+        ("scheduler_config", "prefill_schedule_interval", 4),
+        ("scheduler_config", "runner_type", "pooling"),
+        ("parallel_config", "pipeline_parallel_size", 2),
+        ("parallel_config", "decode_context_parallel_size", 2),
+        ("parallel_config", "prefill_context_parallel_size", 2),
+    ],
+)
+def test_vllm_has_the_settings_that_lead_out_of_the_rules(part: str, setting: str, value: object) -> None:
+    workload = NAMED["one_token_prompts_and_answers"]
+    config = msgspec.structs.replace(workload.config, long_prefill_token_threshold_tokens=32)
+    engine = VllmScheduler(config).scheduler
+    engine.vllm_config.parallel_config.data_parallel_size = 2
+    assert config_of(engine, prefix_cache_traced=False).outside_rules == ()
+    settings_of_part = getattr(engine.vllm_config, part)
+    assert hasattr(settings_of_part, setting)
+    setattr(settings_of_part, setting, value)
+    (note,) = config_of(engine, prefix_cache_traced=False).outside_rules
+    assert note
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_seats_are_those_that_may_be_active(seed: int) -> None:
+    workload = random_workload(seed, async_scheduling=seed % 2 == 1, requests=20)
+    fewer = msgspec.structs.replace(workload.config, max_num_seqs=3)
+    workload = msgspec.structs.replace(workload, config=fewer)
+    theirs = VllmScheduler(fewer, runner_seats=8)
+    assert config_of(theirs.scheduler, prefix_cache_traced=False).max_num_seqs == 3
+    difference = first_difference(workload, Compiled(fewer), theirs)
+    assert not difference, difference

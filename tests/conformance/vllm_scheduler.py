@@ -85,7 +85,8 @@ class _Batch(NamedTuple):
 class VllmScheduler:
     """Same verbs as the simulated scheduler: add, abort, step."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, runner_seats: int = 0) -> None:
+        """`runner_seats`: seats of the model runner, where fewer (`config.max_num_seqs`) may be active; 0: as many."""
         import torch
         from vllm.utils.hashing import sha256
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -99,7 +100,8 @@ class VllmScheduler:
         blocks = config.num_blocks + 1
         size = config.block_size_tokens
         scheduler = vllm_config.scheduler_config
-        scheduler.max_num_seqs = config.max_num_seqs
+        scheduler.max_num_seqs = runner_seats or config.max_num_seqs
+        scheduler.max_num_active_seqs = config.max_num_seqs if runner_seats else None
         scheduler.max_num_batched_tokens = config.max_num_batched_tokens
         scheduler.max_num_scheduled_tokens = config.max_num_batched_tokens
         scheduler.long_prefill_token_threshold = config.long_prefill_token_threshold_tokens
@@ -115,7 +117,7 @@ class VllmScheduler:
         self.config = config
         self._hasher = get_request_block_hasher(size, sha256) if config.enable_prefix_caching else None
         kind = AsyncScheduler if config.async_scheduling else Scheduler
-        self._scheduler = kind(
+        self.scheduler = kind(
             vllm_config=vllm_config,
             kv_cache_config=KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=groups),
             structured_output_manager=StructuredOutputManager(vllm_config),
@@ -129,7 +131,7 @@ class VllmScheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._scheduler.requests) or any(b.plan.num_scheduled_tokens for b in self._batches)
+        return bool(self.scheduler.requests) or any(b.plan.num_scheduled_tokens for b in self._batches)
 
     def add(self, request: OracleRequest, arrival_s: float) -> None:
         from vllm.sampling_params import SamplingParams
@@ -140,7 +142,7 @@ class VllmScheduler:
         if request.output_tokens < request.most_tokens:
             text[-1] = STOP_TOKEN
         self._texts[request.request_id] = text
-        self._scheduler.add_request(
+        self.scheduler.add_request(
             Request(
                 request_id=request.request_id,
                 prompt_token_ids=prompt,
@@ -157,7 +159,7 @@ class VllmScheduler:
     def abort(self, request_id: str) -> None:
         from vllm.v1.request import RequestStatus
 
-        self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
 
     def step(self) -> Observation:
         """As `EngineCore` does: plans until its queue of batches is full, then takes in the oldest. An empty batch
@@ -173,7 +175,7 @@ class VllmScheduler:
                 self._take_in(done)
                 continue
             break
-        scheduler = self._scheduler
+        scheduler = self.scheduler
         before = set(scheduler.requests)
         here = [r for r in done.plan.num_scheduled_tokens if r in before]
         self._take_in(done)
@@ -188,7 +190,7 @@ class VllmScheduler:
         )
 
     def _plan(self, preempted: set[str]) -> _Batch:
-        scheduler = self._scheduler
+        scheduler = self.scheduler
         preemptions = {i: r.num_preemptions for i, r in scheduler.requests.items()}
         plan = scheduler.schedule()
         preempted.update(i for i, n in preemptions.items() if scheduler.requests[i].num_preemptions > n)
@@ -211,7 +213,7 @@ class VllmScheduler:
         from vllm.v1.outputs import ModelRunnerOutput
 
         ids = list(batch.plan.num_scheduled_tokens)
-        self._scheduler.update_from_output(
+        self.scheduler.update_from_output(
             batch.plan,
             ModelRunnerOutput(
                 req_ids=ids,
@@ -222,5 +224,5 @@ class VllmScheduler:
 
     def free_blocks_in_order(self) -> Sequence[int]:
         """Block ids in the order in which they would be reused."""
-        queue = self._scheduler.kv_cache_manager.block_pool.free_block_queue
+        queue = self.scheduler.kv_cache_manager.block_pool.free_block_queue
         return [b.block_id for b in queue.get_all_free_blocks()]

@@ -1,0 +1,125 @@
+"""What an engine is said to do outside the proved rules, from attributes that its release may not have."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine_adapters.vllm import describe
+from simcore.proved import PROVED_VLLM_VERSION
+
+
+class FullAttentionSpec:
+    """Named as vLLM's."""
+
+
+class SlidingWindowSpec:
+    """Named as vLLM's."""
+
+
+def scheduler(*, parallel: dict[str, Any] | None = None, **limits: Any) -> SimpleNamespace:
+    """One of an old release: it has few attributes."""
+    defaults: dict[str, Any] = {
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 512,
+        "policy": "fcfs",
+        "enable_chunked_prefill": True,
+    }
+    group = SimpleNamespace(kv_cache_spec=FullAttentionSpec())
+    return SimpleNamespace(
+        vllm_config=SimpleNamespace(
+            scheduler_config=SimpleNamespace(**{**defaults, **limits}),
+            parallel_config=SimpleNamespace(
+                **{"pipeline_parallel_size": 1, "data_parallel_size": 1, **(parallel or {})}
+            ),
+            model_config=SimpleNamespace(served_model_name="m", model="m", max_model_len=2048),
+            cache_config=SimpleNamespace(block_size=16, num_gpu_blocks=101, enable_prefix_caching=True),
+        ),
+        kv_cache_config=SimpleNamespace(kv_cache_groups=[group]),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describe, "vllm_version", lambda: f"{PROVED_VLLM_VERSION}.0")
+
+
+def notes(of: SimpleNamespace) -> tuple[str, ...]:
+    return describe.config_of(of, prefix_cache_traced=False).outside_rules
+
+
+def test_a_plain_engine_is_inside_the_rules_whatever_its_release_lacks() -> None:
+    assert notes(scheduler()) == ()
+
+
+@pytest.mark.parametrize(
+    ("limits", "word"),
+    [
+        ({"watermark": 0.05}, "watermark"),
+        ({"enable_chunked_prefill": False}, "enable_chunked_prefill"),
+        ({"scheduler_reserve_full_isl": False}, "scheduler_reserve_full_isl"),
+        ({"long_prefill_token_threshold": 64, "long_prefill_token_threshold_adaptive": True}, "long_prefill"),
+        ({"runner_type": "pooling"}, "pooling"),
+        ({"prefill_schedule_interval": 4, "parallel": {"data_parallel_size": 2}}, "prefill_schedule_interval"),
+        ({"parallel": {"pipeline_parallel_size": 2}}, "pipeline"),
+        ({"parallel": {"decode_context_parallel_size": 2}}, "context parallel"),
+        ({"parallel": {"prefill_context_parallel_size": 2}}, "context parallel"),
+    ],
+)
+def test_each_rule_that_is_not_proved_is_named(limits: dict[str, Any], word: str) -> None:
+    (note,) = notes(scheduler(**limits))
+    assert word in note
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"long_prefill_token_threshold": 0, "long_prefill_token_threshold_adaptive": True},
+        {"prefill_schedule_interval": 4},
+        {"watermark": 0.0, "scheduler_reserve_full_isl": True, "runner_type": "generate"},
+    ],
+)
+def test_settings_without_effect_are_not_held_against_it(limits: dict[str, Any]) -> None:
+    assert notes(scheduler(**limits)) == ()
+
+
+@pytest.mark.parametrize("part", ["speculative_config", "lora_config", "kv_transfer_config"])
+def test_parts_that_change_the_schedule_are_named(part: str) -> None:
+    odd = scheduler()
+    setattr(odd.vllm_config, part, object())
+    assert len(notes(odd)) == 1
+
+
+def test_one_group_of_sliding_windows_is_named_also_within_layers_of_one_size() -> None:
+    sliding = scheduler()
+    sliding.kv_cache_config.kv_cache_groups[0].kv_cache_spec = SlidingWindowSpec()
+    (note,) = notes(sliding)
+    assert "SlidingWindowSpec" in note
+    layers = {"a": FullAttentionSpec(), "b": FullAttentionSpec()}
+    sliding.kv_cache_config.kv_cache_groups[0].kv_cache_spec = SimpleNamespace(kv_cache_specs=layers)
+    assert notes(sliding) == ()
+
+
+def test_several_groups_are_named() -> None:
+    hybrid = scheduler()
+    hybrid.kv_cache_config.kv_cache_groups *= 2
+    (note,) = notes(hybrid)
+    assert "several kinds" in note
+
+
+def test_an_encoder_with_a_budget_is_named() -> None:
+    odd = scheduler()
+    odd.max_num_encoder_input_tokens = 0
+    assert notes(odd) == ()
+    odd.max_num_encoder_input_tokens = 512
+    (note,) = notes(odd)
+    assert "encoder" in note
+
+
+def test_the_seats_are_those_that_may_be_active() -> None:
+    fewer = scheduler()
+    fewer.max_num_active_reqs = 3
+    assert describe.config_of(fewer, prefix_cache_traced=False).max_num_seqs == 3
+    assert describe.config_of(scheduler(), prefix_cache_traced=False).max_num_seqs == 8

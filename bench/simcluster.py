@@ -36,6 +36,7 @@ from bench.simcluster_heap import EventHeap, Rank
 from bench.simcluster_node import ClusterNode, Delays, NodeSpec
 from bench.simcluster_noise import Noise
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
+from bench.workload.prefix import item_block_hashes
 from gateway.core import events as ev
 from gateway.core.router import Router, RouterConfig
 from length_model.belief import DEFAULT_PRIOR, truncated
@@ -118,6 +119,8 @@ class SimCluster:
             )
             for spec in nodes
         }
+        self._config = nodes[0].config
+        """Blocks are named in the size of the first node's."""
         self._lengths = lengths
         self._prior = prior
         self._max_output_tokens = max_output_tokens
@@ -387,6 +390,7 @@ class SimCluster:
             belief=truncated(belief, self._max_output_tokens),
             priority=item.priority,
             session=item.session,
+            block_hashes=item_block_hashes(item, self._config),
         )
         shape = self._dress(shape)
         self._courses[item.request_id].shape = shape

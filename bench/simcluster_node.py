@@ -198,6 +198,7 @@ class ClusterNode:
             output_tokens=produced,
             max_output_tokens=min(shape.max_output_tokens, room),
             priority=shape.priority,
+            block_hashes=shape.block_hashes,
         )
         self._calibration.dispatched(shape.request_id, now_s)
         self._engine.add(request, now_s)
@@ -230,7 +231,8 @@ class ClusterNode:
         if self._noise is not None:
             belief = self._noise.believed(candidate.request_id, candidate.belief)
             candidate = msgspec.structs.replace(candidate, belief=belief)
-        forecast = self._what_if.forecast([candidate])[0]
+        cached_tokens = self._engine.cached_tokens(candidate.block_hashes, candidate.prompt_tokens)
+        (forecast,) = self._what_if.forecast([candidate], [cached_tokens])
         if self._correcting:
             forecast = self._calibration.forecast(forecast)
         if self._noise is not None:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from simcore.compiled import layout as at
+from simcore.compiled.blocks import known_prefix
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
 from simcore.limits import check_fits, check_state
@@ -317,6 +318,15 @@ class SimNode:
             arrival_s=known.arrival_s,
             preemptions=row[at.PREEMPTIONS] - (slot in state.preempted),
         )
+
+    def cached_tokens(self, block_hashes: tuple[int, ...], prompt_tokens: int) -> int:
+        """How many tokens of such a prompt the prefix cache holds now. The last token is always computed anew."""
+        block = self.config.block_size_tokens
+        usable = block_hashes[: (prompt_tokens - 1) // block]
+        if self._shared is None or not usable or not self.config.enable_prefix_caching:
+            return 0
+        names = np.array(usable, dtype=np.uint64).view(np.int64)
+        return int(known_prefix(self._shared[0], names)) * block
 
     def _name_blocks(self, slot: int, hashes: tuple[int, ...]) -> None:
         """From the first request on that may share blocks with others, blocks are told one from another."""

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bench.workload.item import WorkloadItem
 from simcore.prefix import ROOT, block_hashes
+from simcore.types import EngineConfig
 
 _PREFIX_STREAM = 7
 _NAMING_VOCAB = 2**31
@@ -54,6 +56,18 @@ def prefix_block_hashes(
         hashes.extend(named)
         parent = named[-1]
     return tuple(hashes[: covered // block_size_tokens])
+
+
+def item_block_hashes(item: WorkloadItem, config: EngineConfig) -> tuple[int, ...]:
+    """Hashes of the blocks that a request may share on such an engine; none where the data set does not tell."""
+    if not item.prefix_ids or not config.enable_prefix_caching:
+        return ()
+    return prefix_block_hashes(
+        item.prefix_ids,
+        prefix_block_tokens=item.prefix_block_tokens,
+        prompt_tokens=item.prompt_tokens,
+        block_size_tokens=config.block_size_tokens,
+    )
 
 
 def _block(prefix_id: int, tokens: int, vocab_size: int) -> list[int]:

@@ -133,6 +133,15 @@ def count_hits(head: Ints, req: Ints, shared: Arrays, slot: int) -> tuple[int, i
 
 
 @njit(nogil=True)
+def known_prefix(pool: Ints, names: Ints) -> int:
+    """How many of the first names belong to blocks that hold their content now."""
+    known = 0
+    while known < len(names) and find(pool, names[known]) >= 0:
+        known += 1
+    return known
+
+
+@njit(nogil=True)
 def adopt(head: Ints, req: Ints, shared: Arrays, slot: int, hits: int) -> None:
     """The slot takes its first `hits` blocks as they were found cached."""
     pool, table, _ = shared

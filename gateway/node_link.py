@@ -114,7 +114,9 @@ class NodeLink:
         return self.node_id or self.entry.address
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._keep_up(), name=f"link {self.entry.address}")
+        """Idempotent."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_up(), name=f"link {self.entry.address}")
 
     async def close(self, why: str) -> None:
         """Ends the session and removes the node from the router. Idempotent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
 from gateway.config import GatewayConfig, NodeEntry
@@ -30,7 +31,9 @@ class NodeTable:
         )
         self._changed = changed
         self._holders: dict[str, str] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[NodeLink, asyncio.Task[None]] = {}
+        self._draining: set[NodeLink] = set()
+        """Those of them that have not been closed yet and may come back."""
         self._ended = asyncio.Event()
 
     # --- Names --------------------------------------------------------------------------------------------------------
@@ -47,15 +50,14 @@ class NodeTable:
 
     def set_entries(self, entries: Sequence[NodeEntry]) -> None:
         """Makes the links be these. New ones start; those no longer named take no more requests, get the drain grace to
-        finish what they run, and go."""
+        finish what they run, and go. One that is named again before it has gone stays."""
         wanted = {e.address: e for e in entries}
         for address in [a for a, link in self.links.items() if wanted.get(a) != link.entry]:
-            task = asyncio.create_task(self._leave(self.links.pop(address)))
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
-        for entry in entries:
-            if entry.address not in self.links:
-                self.links[entry.address] = self._start(entry)
+            self._send_off(self.links.pop(address))
+        for address, entry in wanted.items():
+            if address not in self.links:
+                self.links[address] = self._called_back(entry) or self._made(entry)
+                self._start_if_free(address)
         self.links = {a: self.links[a] for a in wanted}
 
     def request_ended(self) -> None:
@@ -63,15 +65,17 @@ class NodeTable:
         self._ended.set()
 
     async def close(self) -> None:
-        for task in self._leaving:
-            task.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
-        await asyncio.gather(*(link.flush() for link in self.links.values()))
-        await asyncio.gather(*(link.close("the gateway stops") for link in self.links.values()))
+        links = {*self.links.values(), *self._leaving}
         self.links.clear()
+        tasks = list(self._leaving.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(link.flush() for link in links))
+        await asyncio.gather(*(link.close("the gateway stops") for link in links))
 
-    def _start(self, entry: NodeEntry) -> NodeLink:
-        link = NodeLink(
+    def _made(self, entry: NodeEntry) -> NodeLink:
+        return NodeLink(
             entry,
             pump=self._pump,
             names=self,
@@ -82,20 +86,42 @@ class NodeTable:
             credentials=self._credentials,
             server_name=self._config.node_server_name,
         )
-        link.start()
+
+    def _start_if_free(self, address: str) -> None:
+        """Two links to one address would take the node's name from each other, so the second waits for the first."""
+        link = self.links.get(address)
+        if link is not None and all(other.entry.address != address for other in self._leaving):
+            link.start()
+
+    def _send_off(self, link: NodeLink) -> None:
+        self._pump.post(DrainAsked(node_id=link.node_id))
+        self._draining.add(link)
+        self._leaving[link] = task = asyncio.create_task(self._leave(link))
+
+        def gone(_: object) -> None:
+            if self._leaving.get(link) is task:
+                del self._leaving[link]
+                self._start_if_free(link.entry.address)
+
+        task.add_done_callback(gone)
+
+    def _called_back(self, entry: NodeEntry) -> NodeLink | None:
+        """The link that was about to leave, if there is one."""
+        link = next((k for k in self._draining if k.entry == entry), None)
+        if link is not None:
+            self._draining.discard(link)
+            self._ended.set()
+            self._pump.post(DrainAsked(node_id=link.node_id, undo=True))
         return link
 
     async def _leave(self, link: NodeLink) -> None:
-        try:
-            if link.status == "up":
-                self._pump.post(DrainAsked(node_id=link.node_id))
-                async with asyncio.timeout(self._config.drain_grace_s):
-                    while self.in_flight(link.node_id):
-                        self._ended.clear()
-                        await self._ended.wait()
-        except TimeoutError:
-            pass
-        finally:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.drain_grace_s):
+                while link in self._draining and link.status == "up" and self.in_flight(link.node_id):
+                    self._ended.clear()
+                    await self._ended.wait()
+        if link in self._draining:
+            self._draining.discard(link)
             await link.close("taken out of the configuration")
 
     # --- views --------------------------------------------------------------------------------------------------------

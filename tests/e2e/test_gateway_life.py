@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from gateway.config import GatewayConfig
+from gateway.config import GatewayConfig, NodeEntry
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
@@ -51,6 +51,40 @@ async def test_reload_adds_nodes_drains_the_removed_and_sets_the_policy(
         node.say(part("r1", b"done", Outcome.STOP))
         assert (await call.read()).text == "done"
         await until(lambda: [n.node_id for n in gateway.pump.router.nodes()] == ["o"])
+
+
+async def test_a_node_that_is_named_again_while_it_leaves_stays(node: ScriptedNode) -> None:
+    """As when a name service leaves an address out of one answer."""
+    async with running(node.address, drain_grace_s=5.0) as (gateway, stub):
+        await until(lambda: status(gateway, "n") == "up")
+        call = stub.Generate(ask(request_id="r1"))
+        await dispatched(node)
+        entries = gateway.config.entries()
+        gateway.nodes.set_entries([])
+        gateway.nodes.set_entries(entries)
+        node.say(part("r1", b"done", Outcome.STOP))
+        assert (await call.read()).text == "done"
+        await until(lambda: status(gateway, "n") == "up")
+        after = stub.Generate(ask(request_id="r2"))
+        await dispatched(node)
+        node.say(part("r2", b"too", Outcome.STOP))
+        assert (await after.read()).text == "too"
+        assert node.sessions == 1
+        assert [n.status for n in gateway.pump.router.nodes()] == ["up"]
+
+
+async def test_a_node_that_gets_a_name_while_it_runs_requests_serves_on(node: ScriptedNode) -> None:
+    async with running(node.address, drain_grace_s=5.0) as (gateway, stub):
+        await until(lambda: status(gateway, "n") == "up")
+        call = stub.Generate(ask(request_id="r1"))
+        await dispatched(node)
+        gateway.nodes.set_entries([NodeEntry(address=node.address, name="n")])
+        await asyncio.sleep(0.3)
+        assert node.sessions == 1, "the new link waits for the old one, which has the name"
+        node.say(part("r1", b"done", Outcome.STOP))
+        assert (await call.read()).text == "done"
+        await until(lambda: node.sessions == 2 and [n.status for n in gateway.pump.router.nodes()] == ["up"])
+        assert status(gateway, "n") == "up"
 
 
 async def test_shutdown_lets_answers_finish_and_refuses_new_ones(node: ScriptedNode) -> None:

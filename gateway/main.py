@@ -57,6 +57,8 @@ log = structlog.get_logger("gateway")
 
 RELOADABLE = ("nodes", "policy")
 SIBLING_OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+OBSERVE_S = 1.0
+"""How old a worker's part of the metrics may be: the page is made of all parts by whichever worker is asked."""
 CLOSE_GRACE_S = 0.5
 """What calls get to write their last status once their requests have ended."""
 
@@ -142,6 +144,7 @@ class Gateway:
             Limits(max_body_bytes=config.max_body_bytes),
         )
         self._stopping = False
+        self._observing: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -159,6 +162,7 @@ class Gateway:
             await self._private.start()
             if self._place.is_restart:
                 await self.operators.adopt()
+            self._observe_again()
         for address in (self.bound, self.http_bound):
             if address is not None and not is_loopback(address) and self.config.insecure:
                 log.warning("listening beyond this machine with insecure = true", address=str(address))
@@ -188,6 +192,8 @@ class Gateway:
     async def stop(self) -> None:
         """Refuses new requests, lets running ones finish within the grace, ends the rest, leaves the nodes."""
         self._stopping = True
+        if self._observing is not None:
+            self._observing.cancel()
         await self._set_health()
         self.intake.closing.set()
         self._http.stop_accepting()
@@ -261,10 +267,17 @@ class Gateway:
             self._idle.set()
 
     def _metrics_page(self) -> tuple[str, bytes]:
+        self._observe()
+        return self.metrics.page()
+
+    def _observe_again(self) -> None:
+        self._observe()
+        self._observing = asyncio.get_running_loop().call_later(OBSERVE_S, self._observe_again)
+
+    def _observe(self) -> None:
         statuses = Counter(link.status for link in self.nodes.links.values())
         nodes = {status: statuses[status] for status in ("up", "connecting", "down")}
         self.metrics.observe(running=len(self.pump.streams), nodes=nodes, holding=self.pump.router.holding())
-        return self.metrics.page()
 
     def _nodes_changed(self) -> None:
         self.operators.nodes_changed()

@@ -11,14 +11,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.client_stream import ClientStream
+from gateway.config import GatewayConfig
 from gateway.core.events import RequestShape
 from gateway.core.forecast_trust import TrustStatus
 from gateway.core.late_binding import HoldingStatus
 from gateway.core.node_account import NodeStatus
+from gateway.main import Gateway
 from gateway.metrics import MAX_NODES_TOLD, Metrics
+from gateway.place import Place
 from length_model.belief import known
 from simcore.types import Decision, EngineConfig, NodeLoad, Outcome
+from tests.e2e.in_process import FAST, until
 from tests.e2e.predictor_daemon import daemon
+from tests.e2e.scripted_node import ScriptedNode
 
 PAGE = Path(__file__).resolve().parents[2] / "deploy" / "metrics.md"
 
@@ -50,7 +55,7 @@ def value(page: str, name: str, **labels: str) -> float:
     raise AssertionError(f"{name} {labels} is not on the page")
 
 
-def node(node_id: str) -> NodeStatus:
+def status(node_id: str) -> NodeStatus:
     load = NodeLoad(
         node_id=node_id, trace_seq=1, state_age_s=0.5, running=3, waiting=2, free_blocks=7, total_blocks=10,
         waiting_prompt_blocks=1, unprocessed_tokens=9, preemptions_total=4,
@@ -73,7 +78,7 @@ def ended(*, tokens: int = 11, attempt: int = 1, resumes: int = 0) -> ClientStre
 
 
 def test_the_gateways_page_is_what_the_documentation_says() -> None:
-    metrics = Metrics(lambda: [node("a")], lambda: 12.0)
+    metrics = Metrics(lambda: [status("a")], lambda: 12.0)
     metrics.denied("unknown_key")
     metrics.finished(ended(attempt=4, resumes=1), running=2)
     metrics.observe(running=3, nodes={"up": 1}, holding=HoldingStatus(held=5, held_tokens=50, shed_total=7))
@@ -95,7 +100,7 @@ def test_the_gateways_page_is_what_the_documentation_says() -> None:
 
 
 def test_node_series_are_capped_and_go_with_their_node() -> None:
-    nodes = [node(f"n{index}") for index in range(MAX_NODES_TOLD + 20)]
+    nodes = [status(f"n{index}") for index in range(MAX_NODES_TOLD + 20)]
     metrics = Metrics(lambda: nodes, lambda: 12.0)
     assert metrics.page()[1].decode().count("astrolabe_node_alarm{") == MAX_NODES_TOLD
     del nodes[1:]
@@ -112,3 +117,17 @@ def test_the_predictors_page_is_what_the_documentation_says(tmp_path: Path) -> N
         assert told(page) == described("Predictor")
         assert value(page, "astrolabe_predictor_synchronised") == 1
         assert value(page, "astrolabe_predictor_free_blocks") > 0
+
+
+@pytest.mark.e2e
+async def test_a_worker_whose_page_nobody_asks_for_tells_its_part_all_the_same(
+    node: ScriptedNode, tmp_path: Path
+) -> None:
+    place = Place(index=0, count=2, folder=str(tmp_path), listen="127.0.0.1:0", http_listen="127.0.0.1:0")
+    worker = Gateway(GatewayConfig(nodes=(node.address,), **FAST), place)
+    await worker.start()
+    try:
+        # Not by its HTTP front: asking would bring it up to date.
+        await until(lambda: 'astrolabe_nodes{status="up"} 1.0' in worker.metrics.page()[1].decode())
+    finally:
+        await worker.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import urllib.request
@@ -32,12 +33,14 @@ def workers(cluster: LocalCluster) -> list[psutil.Process]:
 def listeners(cluster: LocalCluster) -> set[int]:
     """Processes that accept on the HTTP port."""
     port = int(cluster.gateway.http_address.rpartition(":")[2])
-    return {
-        process.pid
-        for process in workers(cluster)
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-    }
+    found = set()
+    for process in workers(cluster):
+        # One may die between the list and the look.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = process.net_connections("tcp")
+            if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+                found.add(process.pid)
+    return found
 
 
 async def many(cluster: LocalCluster, count: int) -> list[int]:

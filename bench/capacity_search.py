@@ -1,4 +1,4 @@
-"""The largest rate at which an objective holds, found by bisection for each policy and seed, with its interval."""
+"""The largest rate at which an objective holds, or the fewest nodes for a rate: bisection for each policy and seed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bench.statistics_of_seeds import Estimate, estimate
 
 GROWTH = 1.5
 HIGHEST_RATE = 100_000.0
+MOST_NODES = 512
 
 
 class Objective(msgspec.Struct, frozen=True):
@@ -41,6 +42,15 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     objective: str
     rate_per_s: Estimate | None
     """None: not even the lowest rate keeps it, for some seed."""
+
+
+class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+    """What one policy needs under one objective at a rate."""
+
+    variant: str
+    objective: str
+    nodes: tuple[int, ...] | None
+    """The fewest for each seed. None: `MOST_NODES` are too few for some seed."""
 
 
 def parse_objective(text: str) -> Objective:
@@ -87,6 +97,37 @@ def search(
         line = yield task(middle)
         good, bad = (middle, bad) if objective.holds(line) else (good, middle)
     return good * step
+
+
+def search_nodes(base: RunSpec, *, variant: str, values: dict[str, Any], seed: int, objective: Objective) -> Chain[int]:
+    """A chain that returns the fewest nodes that keep the objective at the rate of `base`; 0 when `MOST_NODES` do not.
+
+    It begins at the nodes of `base`, and takes the first change that it finds, as `search` does.
+    """
+    own = with_values(base, {**values, "seed": seed})
+
+    def task(nodes: int) -> Task:
+        return Task(group="capacity", variant=variant, spec=msgspec.structs.replace(own, nodes=nodes))
+
+    few, enough = 0, min(own.nodes, MOST_NODES)
+    while True:
+        line = yield task(enough)
+        if objective.holds(line):
+            break
+        if enough == MOST_NODES:
+            return 0
+        few, enough = enough, min(MOST_NODES, max(enough + 1, round(enough * GROWTH)))
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        line = yield task(middle)
+        few, enough = (few, middle) if objective.holds(line) else (middle, enough)
+    return enough
+
+
+def combine_nodes(variant: str, objective: Objective, found: Sequence[int]) -> Fleet:
+    """Of one policy over its seeds."""
+    nodes = None if any(value == 0 for value in found) else tuple(found)
+    return Fleet(variant=variant, objective=str(objective), nodes=nodes)
 
 
 def combine(variant: str, objective: Objective, found: Sequence[float]) -> Capacity:

@@ -16,10 +16,16 @@ from bench.run_files import commit, machine
 from bench.run_log import RunLog, read_lines
 from bench.run_one import Done, RunLine, Task, run_task
 from bench.run_pool import INTERRUPTED, WORKER_DIED, Interrupted, PoolError, leave_interrupts_to_parent
+from bench.run_spec import RunSpec
 
 R = TypeVar("R")
 Chain = Generator[Task, RunLine, R]
 """Yields the run it wants, is sent its line, returns what it found."""
+
+
+def _point(spec: RunSpec) -> str:
+    rate = "the data set's own arrivals" if spec.rate_per_s is None else f"{spec.rate_per_s:g}/s"
+    return f"{rate} on {spec.nodes} nodes"
 
 
 def run_chains(
@@ -68,7 +74,7 @@ def run_chains(
                     for future in done:
                         name = under_way.pop(future)
                         line = collect(future)
-                        status.update(f"searching: {len(used)} runs, last {name} at {line.spec.rate_per_s:g}/s")
+                        status.update(f"searching: {len(used)} runs, last {name} at {_point(line.spec)}")
                         go_on(name, line)
         except KeyboardInterrupt:
             for future in [future for future in under_way if not future.cancel()]:

@@ -13,6 +13,12 @@ from simcore.cost.shipped import load_profile
 SUFFIX = ".json"
 
 
+def blocks_of(profile: str, block_size_tokens: int) -> int:
+    """KV blocks of an engine of this profile when nobody says otherwise. Raises ValueError as `load_any_profile`."""
+    kv = load_any_profile(profile).kv
+    return max(1, kv.num_blocks * kv.block_size_tokens // block_size_tokens)
+
+
 def load_any_profile(name: str) -> Profile:
     """Raises ValueError: an unknown name, a file that is not there or is no profile."""
     if not name.endswith(SUFFIX):

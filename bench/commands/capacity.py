@@ -1,13 +1,21 @@
-"""`astrolabe bench capacity`: the largest rate at which an objective holds."""
+"""`astrolabe bench capacity`: the largest rate at which an objective holds, or the fewest nodes for a rate."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, policy_variants
 from bench.gateway_client import json_option
+
+if TYPE_CHECKING:
+    from bench.capacity_search import Objective
+    from bench.run_chains import Chain
+    from bench.run_one import RunLine
+    from bench.run_spec import RunSpec
 
 OBJECTIVES = ("ttft_p99_s<=3", "ttft_p99_s<=10", "scheduling_delay_p99_s<=5")
 
@@ -18,8 +26,22 @@ Example: two policies under the limits of the reference systems, three seeds.
   astrolabe bench capacity --policy llumnix_freeness,min_total_latency
 
 \b
-Example: a policy of your own, 99 % of answers within 3 s TTFT and 0.1 s a token, on eight nodes.
-  astrolabe bench capacity --policy ./my_policy.py --slo "goodput_share>=0.99" --set nodes=8
+Example: how many nodes does 20 requests/s want, 99 % of answers within 3 s TTFT and 0.1 s a token?
+  astrolabe bench capacity --nodes-for 20 --policy round_robin,min_total_latency --slo "goodput_share>=0.99"
+
+\b
+Example: the same with an H100, its usual limits and your own rows of prompt and answer tokens.
+  astrolabe bench capacity --nodes-for 60 --slo "ttft_p99_s<=1" --set profile=h100/llama-3.1-8b \\
+      --set max_num_seqs=256 --set max_num_batched_tokens=2048 --set dataset=lengths --set dataset_path=mine.csv
+
+\b
+Example: a policy of your own on eight nodes.
+  astrolabe bench capacity --policy ./my_policy.py --slo "ttft_p99_s<=3" --set nodes=8
+
+\b
+Measures are named <what>_<statistic>_<unit>: ttft, tpot, e2e, scheduling_delay, preemption_loss; mean, p50, p90, p95,
+p99, max; s. And goodput_share (limits: --set slo_ttft_s=3 --set slo_tpot_s=0.1), completed_share, preemptions, ...
+Runs are finite: a long queue needs time to grow, so take --set requests=N for minutes of arrivals, not seconds.
 """
 )
 @click.option(
@@ -31,6 +53,13 @@ Example: a policy of your own, 99 % of answers within 3 s TTFT and 0.1 s a token
     help="A name or a file; may be repeated, or several with commas.",
 )
 @click.option("--slo", multiple=True, default=OBJECTIVES, show_default=True, metavar="M<=X", help="May be repeated.")
+@click.option(
+    "--nodes-for",
+    "fleet_rate",
+    type=float,
+    metavar="R",
+    help="Find the fewest nodes for R requests/s instead of the largest rate of --set nodes=N.",
+)
 @click.option("--low", type=float, default=4.0, show_default=True, metavar="R", help="Rate from which to search.")
 @click.option("--step", type=float, default=0.25, show_default=True, metavar="R", help="Rates are multiples of this.")
 @SET
@@ -41,6 +70,7 @@ Example: a policy of your own, 99 % of answers within 3 s TTFT and 0.1 s a token
 def capacity(
     policy: tuple[str, ...],
     slo: tuple[str, ...],
+    fleet_rate: float | None,
     low: float,
     step: float,
     settings: tuple[str, ...],
@@ -49,55 +79,113 @@ def capacity(
     output: str,
     as_json: bool,
 ) -> None:
-    """Find, by bisection for each policy and seed, the largest rate that keeps an objective; mean and 95 % interval."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    """Find, by bisection for each policy and seed, the largest rate that keeps an objective (mean and 95 % interval).
 
-    from bench.capacity_search import combine, parse_objective, search
+    With --nodes-for: the fewest nodes that keep it at that rate.
+    """
+    from rich.console import Console
+
+    from bench.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
     from bench.commands.run_errors import run_errors
     from bench.commands.workload_options import check_positive
     from bench.run_chains import run_chains
     from bench.run_log import FILE_NAME
     from bench.run_spec import check_spec, with_values
     from bench.statistics_of_seeds import text_of
-    from bench.tables import out_console
 
     check_positive("--low", low, "requests per second")
     check_positive("--step", step, "requests per second")
+    if fleet_rate is not None:
+        check_positive("--nodes-for", fleet_rate, "requests per second")
     with run_errors():
-        base = with_values(base_spec(settings), {"rate_per_s": low})
+        base = with_values(base_spec(settings), {"rate_per_s": low if fleet_rate is None else fleet_rate})
         check_spec(base)
         variants = policy_variants(policy)
         objectives = [parse_objective(text) for text in slo]
+
+        def chain(name: str, objective: Objective, seed: int) -> Chain[Any]:
+            own: dict[str, Any] = {"variant": name, "values": variants[name], "seed": seed, "objective": objective}
+            return search(base, low=low, step=step, **own) if fleet_rate is None else search_nodes(base, **own)
+
         chains = {
-            f"{name}, {objective}, seed {seed}": search(
-                base, variant=name, values=values, seed=seed, objective=objective, low=low, step=step
-            )
-            for name, values in variants.items()
+            _name(name, objective, seed): chain(name, objective, seed)
+            for name in variants
             for objective in objectives
             for seed in range(seeds)
         }
         found, lines = run_chains(chains, Path(output) / FILE_NAME, console=Console(stderr=True), jobs=jobs)
-    rows = [
-        combine(name, objective, [found[f"{name}, {objective}, seed {seed}"] for seed in range(seeds)])
+    per_seed = {
+        (name, objective): [found[_name(name, objective, seed)] for seed in range(seeds)]
         for name in variants
         for objective in objectives
-    ]
+    }
+    if fleet_rate is None:
+        capacities = {key: combine(*key, values) for key, values in per_seed.items()}
+        title = f"requests/s of {base.nodes} nodes, in steps of {step:g}/s"
+        cells = {
+            key: f"below {low:g}" if row.rate_per_s is None else text_of(row.rate_per_s)
+            for key, row in capacities.items()
+        }
+        _print(
+            "capacities",
+            list(capacities.values()),
+            (title, cells),
+            base=base,
+            lines=lines,
+            seeds=seeds,
+            as_json=as_json,
+        )
+        return
+    fleets = {key: combine_nodes(*key, values) for key, values in per_seed.items()}
+    title = f"fewest nodes for {fleet_rate:g} requests/s, {base.requests / fleet_rate:.0f} s of them"
+    cells = {key: f"more than {MOST_NODES}" if row.nodes is None else _span(row.nodes) for key, row in fleets.items()}
+    _print("fleets", list(fleets.values()), (title, cells), base=base, lines=lines, seeds=seeds, as_json=as_json)
+
+
+def _name(policy: str, objective: Objective, seed: int) -> str:
+    return f"{policy}, {objective}, seed {seed}"
+
+
+def _span(counts: Sequence[int]) -> str:
+    """`7`, or `7 to 9` where seeds differ."""
+    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _print(
+    key: str,
+    rows: Sequence[Any],
+    shown: tuple[str, Mapping[tuple[str, Objective], str]],
+    *,
+    base: RunSpec,
+    lines: Sequence[RunLine],
+    seeds: int,
+    as_json: bool,
+) -> None:
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode({"capacities": rows, "runs": len(lines), "seeds": seeds}))
+        click.echo(msgspec.json.encode({key: rows, "runs": len(lines), "seeds": seeds}))
         return
-    table = Table(
-        title=f"requests/s, {seeds} seed{'s' if seeds > 1 else ''}, steps of {step:g}/s, {len(lines)} runs",
-        title_justify="left",
-        box=box.SIMPLE,
-    )
+    from rich import box
+    from rich.table import Table
+
+    from bench.tables import out_console
+
+    title, cells = shown
+    table = Table(box=box.SIMPLE)
     table.add_column("policy", no_wrap=True)
-    for objective in objectives:
-        table.add_column(str(objective), justify="right")
-    for name in variants:
-        own = [row.rate_per_s for row in rows if row.variant == name]
-        table.add_row(name, *(f"below {low:g}" if rate is None else text_of(rate) for rate in own))
-    out_console().print(table)
+    for objective in dict.fromkeys(objective for _, objective in cells):
+        table.add_column(str(objective), justify="right", overflow="fold")
+    for name in dict.fromkeys(name for name, _ in cells):
+        table.add_row(name, *(cell for (own, _), cell in cells.items() if own == name))
+    out = out_console()
+    out.print(
+        f"{title}; {seeds} seed{'s' if seeds > 1 else ''}, {len(lines)} runs of {base.requests:,} requests",
+        highlight=False,
+    )
+    out.print(
+        f"{base.profile}, {base.max_num_seqs} sequences, {base.max_num_batched_tokens:,} tokens a step, "
+        f"{base.num_blocks:,} KV blocks; {base.dataset}, lengths {base.lengths}",
+        highlight=False,
+    )
+    out.print(table)

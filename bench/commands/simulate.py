@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -56,10 +57,8 @@ NODE_OPTIONS = (
     click.option(
         "--num-blocks",
         type=click.IntRange(min=1),
-        default=1052,
-        show_default=True,
         metavar="N",
-        help="KV blocks of a node.",
+        help="KV blocks of a node. [default: what the profile's memory gives]",
     ),
     click.option(
         "--max-model-len-tokens",
@@ -114,10 +113,23 @@ SIMULATION_OPTIONS = (
 
 
 def node_options(command: F) -> F:
-    """Adds what an emulated or simulated node can be told."""
+    """Adds what an emulated or simulated node can be told. KV blocks that nobody names are the profile's."""
+
+    @functools.wraps(command)
+    def with_blocks(**options: Any) -> Any:
+        from bench.step_time_file import blocks_of
+
+        if options["num_blocks"] is None:
+            try:
+                options["num_blocks"] = blocks_of(options["profile"], options["block_size_tokens"])
+            except ValueError as error:
+                raise click.ClickException(str(error)) from None
+        return command(**options)
+
+    decorated = cast(F, with_blocks)
     for option in reversed(NODE_OPTIONS):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
 def simulation_options(command: F) -> F:

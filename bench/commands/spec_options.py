@@ -61,10 +61,26 @@ def read_axis(text: str) -> tuple[str, list[Any]]:
 
 
 def base_spec(settings: Sequence[str]) -> RunSpec:
-    """The run that all have in common. Raises SpecError."""
+    """The run that all have in common. Raises SpecError, and ValueError for a profile that cannot be had."""
     from bench.run_spec import RunSpec, with_values
 
-    return with_values(RunSpec(), dict(_pair(text) for text in settings))
+    return with_values(RunSpec(), with_blocks({}, settings))
+
+
+def with_blocks(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """`settings` and over them `values`; a profile that is named brings its own KV blocks unless they are named too.
+
+    Raises SpecError for unknown keys, and ValueError for a profile that cannot be had.
+    """
+    from bench.run_spec import RunSpec, check_field
+    from bench.step_time_file import blocks_of
+
+    named = {check_field(key): value for key, value in (*map(_pair, settings), *values.items())}
+    if "profile" in named and "num_blocks" not in named:
+        block_size_tokens = named.get("block_size_tokens", RunSpec().block_size_tokens)
+        if isinstance(block_size_tokens, int) and block_size_tokens > 0:
+            named["num_blocks"] = blocks_of(str(named["profile"]), block_size_tokens)
+    return named
 
 
 def policy_variants(names: Sequence[str]) -> Mapping[str, dict[str, Any]]:

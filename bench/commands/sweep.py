@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis
+from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis, with_blocks
 from bench.gateway_client import json_option
 
 if TYPE_CHECKING:
@@ -84,7 +84,11 @@ def sweep(
         rates = {key: values for key, values in named.items() if key == "rate_per_s"}
         others = {key: values for key, values in named.items() if key != "rate_per_s"}
         tasks = make_tasks(
-            base_spec(settings), group="sweep", variants=_variants(others), axes=rates, seeds=list(range(seeds))
+            base_spec(settings),
+            group="sweep",
+            variants=_variants(others, settings),
+            axes=rates,
+            seeds=list(range(seeds)),
         )
         outcome = run_all(
             tasks,
@@ -103,7 +107,7 @@ def sweep(
     _show(outcome.lines, measure, Path(output) / FILE_NAME)
 
 
-def _variants(axes: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
+def _variants(axes: Mapping[str, Sequence[Any]], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     """One per combination of everything but the rate; a policy's name needs no key before it."""
     if not axes:
         return {"run": {}}
@@ -111,8 +115,13 @@ def _variants(axes: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         parts = [str(value) if key == "policy" else f"{key} {value}" for key, value in point.items()]
-        found[", ".join(parts)] = point
+        found[", ".join(parts)] = with_blocks(point, settings) if "profile" in point else point
     return found
+
+
+def _two_lines(name: str) -> str:
+    what, _, rest = name.rpartition("_") if name.count("_") < 2 else name.partition("_")
+    return f"{what}_\n{rest}" if what else rest
 
 
 def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None:
@@ -126,11 +135,12 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
     groups: dict[tuple[str, float | None], list[RunLine]] = {}
     for line in lines:
         groups.setdefault((line.variant, line.spec.rate_per_s), []).append(line)
-    table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column("rate/s", justify="right")
     for name in measures:
-        table.add_column(name, justify="right")
+        # A name of two lines, so that none is cut off where six numbers with their intervals want the room.
+        table.add_column(_two_lines(name), justify="right", overflow="fold")
     for (variant, rate), own in groups.items():
         cells = []
         for name in measures:

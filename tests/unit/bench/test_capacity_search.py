@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.capacity_search import combine, parse_objective, search
+from bench.capacity_search import combine, combine_nodes, parse_objective, search, search_nodes
 from bench.run_spec import RunSpec
 from tests.unit.bench.run_lines import line
 
@@ -53,3 +53,34 @@ def test_seeds_are_combined_into_an_interval() -> None:
 def test_objectives_that_are_none(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_objective(text)
+
+
+def fewest(enough: int, *, first: int = 12) -> tuple[int, list[int]]:
+    """What the search returns when `enough` nodes keep the objective, and the numbers it asked for."""
+    base = RunSpec(nodes=first, rate_per_s=20.0)
+    chain = search_nodes(base, variant="v", values={}, seed=0, objective=parse_objective("ttft_p99_s<=3"))
+    asked: list[int] = []
+    task = next(chain)
+    while True:
+        assert task.spec.rate_per_s == 20.0
+        asked.append(task.spec.nodes)
+        try:
+            task = chain.send(line("v", 20.0, ttft_p99_s=1.0 if task.spec.nodes >= enough else 9.0))
+        except StopIteration as stop:
+            return stop.value, asked
+
+
+@pytest.mark.parametrize("enough", [1, 2, 7, 11, 12, 13, 40, 511, 512])
+@pytest.mark.parametrize("first", [1, 12, 600])
+def test_the_fewest_nodes_that_keep_the_objective(enough: int, first: int) -> None:
+    nodes, asked = fewest(enough, first=first)
+    assert nodes == enough
+    assert len(asked) == len(set(asked)), "no number twice"
+    assert len(asked) <= 30
+
+
+def test_a_rate_that_no_fleet_carries_ends_the_search() -> None:
+    assert fewest(513)[0] == 0
+    objective = parse_objective("ttft_p99_s<=3")
+    assert combine_nodes("v", objective, [7, 0]).nodes is None
+    assert combine_nodes("v", objective, [7, 8]).nodes == (7, 8)

@@ -78,7 +78,7 @@ BENCH = LazyGroup(
         "data": Entry("bench.commands.data:data", "Public data sets: list, fetch, check."),
         "simulate": Entry("bench.commands.simulate:simulate", "The same router over simulated nodes, in seconds."),
         "sweep": Entry("bench.commands.sweep:sweep", "Any grid of simulated runs, resumable, on all cores."),
-        "capacity": Entry("bench.commands.capacity:capacity", "The largest rate at which an objective holds."),
+        "capacity": Entry("bench.commands.capacity:capacity", "The largest rate, or the fewest nodes, for an SLO."),
         "report": Entry("bench.commands.report:report", "One page with plots and tables of finished runs."),
         "experiment": Entry("bench.commands.experiment:experiment", "Figures of published systems, made anew."),
         "profile": Entry("bench.commands.profile:profile", "Fit and show step-time profiles."),
@@ -102,7 +102,7 @@ ASTROLABE = LazyGroup(
         "explain": Entry("bench.commands.explain:explain", "Why a request went where it went, and what became of it."),
         "drain": Entry("bench.commands.drain:drain", "Take a node out of service, or back into it."),
         "length": Entry("bench.commands.length:length", "Length models: sample, train, eval, tag, worth, serve."),
-        "bench": Entry("", "Measure and compare: replay, compare, simulate, profile, validate, calibrate, demo."),
+        "bench": Entry("", "Measure and compare, live and simulated; capacity, own policies and profiles."),
     },
     help="""Places LLM requests on the node where a simulation of the engine's own scheduler says they do best.
 
@@ -110,6 +110,12 @@ ASTROLABE = LazyGroup(
     Example: a cluster on this machine, then a request to it.
       astrolabe up --nodes 4
       astrolabe request "Why is the sky blue?"
+
+    \b
+    Example: how many nodes does an SLO want at 20 requests/s?
+      astrolabe bench capacity --nodes-for 20 --slo "ttft_p99_s<=3" --seeds 1
+
+    Where a gateway asks for TLS and keys, commands take ASTROLABE_CA and ASTROLABE_API_KEY from the environment.
     """,
 )
 

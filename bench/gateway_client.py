@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -57,7 +58,10 @@ def explain(error: Any, gateway: str) -> str:
 
     code, details = error.code(), error.details() or ""
     if code == grpc.StatusCode.UNAVAILABLE and _is_transport(details):
-        return f"no gateway answers at {gateway}; start one with 'astrolabe up', or name it with --gateway"
+        tls = "" if os.environ.get("ASTROLABE_CA") else " (one with TLS wants ASTROLABE_CA=ca.crt)"
+        return f"no gateway answers at {gateway}; start one with 'astrolabe up', or name it with --gateway{tls}"
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return f"{details}; this command sends the one in ASTROLABE_API_KEY ({code.name} from the gateway at {gateway})"
     if code == grpc.StatusCode.UNIMPLEMENTED and not details.startswith("stop"):
         return f"{gateway} is not an astrolabe gateway; name one with --gateway"
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and details.startswith("Deadline"):
@@ -68,5 +72,6 @@ def explain(error: Any, gateway: str) -> str:
 def _is_transport(details: str) -> bool:
     """gRPC's own words for a connection that failed, as opposed to a gateway that says UNAVAILABLE."""
     return any(
-        sign in details for sign in ("failed to connect", "Failed to connect", "Socket closed", "DNS resolution")
+        sign in details
+        for sign in ("failed to connect", "Failed to connect", "Socket closed", "DNS resolution", "errors resolving")
     )

@@ -142,8 +142,14 @@ def check_measure(name: str) -> None:
     known = {*ALIASES, *KNOWN}
     if name not in known and not name.startswith("ttft_p99_s_of_"):
         near = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see bench/README.md for the list"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {_listed()}"
         raise ValueError(f"unknown measure {name!r}; {hint}")
+
+
+def _listed() -> str:
+    timed = {f"{name}_{statistic}_{unit}" for name, unit, _ in _TIMES for statistic in STATISTICS}
+    times = [f"{name}_X_{unit}" for name, unit, _ in _TIMES]
+    return f"{', '.join(times)} (X: {', '.join(STATISTICS)}), {', '.join(sorted(KNOWN - timed))}"
 
 
 KNOWN = frozenset(

@@ -100,7 +100,11 @@ Example: everything from a file, read again (nodes, policy) on SIGHUP.
 @click.option(
     "--state-stale-s", type=float, metavar="S", help="When a node's state is no longer believed. [default: 5]"
 )
-@click.option("--tokenizer", metavar="NAME", help="Text to token ids: auto, qwen2, bytes. [default: auto]")
+@click.option(
+    "--tokenizer",
+    metavar="NAME",
+    help="Tokenizer: auto, qwen2, bytes, a model's folder. [default: auto]",
+)
 @click.option(
     "--lengths",
     metavar="NAME|FILE",

@@ -22,10 +22,11 @@ def key() -> None:
 
 
 @key.command(
+    short_help="Make a key and print it, once.",
     epilog="""\b
 Example: a key for operators (nodes, drain, explain, policies), put into the environment.
   export ASTROLABE_API_KEY=$(astrolabe key create ops --file keys.toml --role admin)
-"""
+""",
 )
 @click.argument("name")
 @FILE

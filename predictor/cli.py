@@ -54,7 +54,11 @@ Example: beside a vLLM server that was started with the trace flag.
     "--engine-profile", metavar="GPU/MODEL", help="What an emulated engine is, not told. [default: the profile]"
 )
 @click.option("--model", metavar="NAME", help="Model name that clients say. [default: the profile's]")
-@click.option("--tokenizer", metavar="NAME", help="Whose token ids: auto, qwen2, bytes. [default: auto]")
+@click.option(
+    "--tokenizer",
+    metavar="NAME",
+    help="Tokenizer: auto, qwen2, bytes, a model's folder. [default: auto]",
+)
 @click.option("--max-num-seqs", type=int, metavar="N", help="Requests in one batch. [default: 256]")
 @click.option("--max-num-batched-tokens", type=int, metavar="N", help="Token budget of one step. [default: 2048]")
 @click.option("--block-size-tokens", type=int, metavar="N", help="Tokens per KV block. [default: the profile's]")

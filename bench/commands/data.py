@@ -7,12 +7,18 @@ import click
 from bench.gateway_client import json_option
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Example: a trace whose prompts share beginnings, and a simulation of it.
+  astrolabe bench data fetch mooncake-synthetic
+  astrolabe bench simulate --dataset mooncake --dataset-path $(astrolabe bench data path mooncake-synthetic) --requests 500
+"""
+)
 def data() -> None:
     """Public traces and length sets: what there is, fetching it, checking it."""
 
 
-@data.command("list")
+@data.command("list", short_help="All data sets, and which of them lie here.")
 @json_option
 def list_sets(as_json: bool) -> None:
     """All data sets of the catalogue, and whether they lie on this machine."""
@@ -55,7 +61,7 @@ def path(name: str) -> None:
     click.echo(found)
 
 
-@data.command()
+@data.command(short_help="Download data sets and compare checksums.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--url", default="", metavar="URL", help="Fetch from here instead; for one NAME only.")
 def fetch(names: tuple[str, ...], url: str) -> None:
@@ -90,7 +96,7 @@ def fetch(names: tuple[str, ...], url: str) -> None:
         click.echo(f"{name}: {checked}: {found}")
 
 
-@data.command()
+@data.command(short_help="Read data sets to their end, compare checksums.")
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 @json_option
 def check(names: tuple[str, ...], as_json: bool) -> None:

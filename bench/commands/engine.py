@@ -22,7 +22,9 @@ def engine() -> None:
     """Start an engine with Astrolabe's trace switched on."""
 
 
-@engine.command(context_settings={"ignore_unknown_options": True})
+@engine.command(
+    short_help="A stock vLLM server with the trace flag.", context_settings={"ignore_unknown_options": True}
+)
 @click.option("--model", default="", help="Model directory or hub name; for the emulated device the name to serve.")
 @click.option("--device", type=click.Choice(["real", "emulated"]), default="real", show_default=True)
 @click.option("--profile", default="a30/llama-2-7b", show_default=True, help="Emulated: step times, as gpu/model.")

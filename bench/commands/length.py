@@ -53,7 +53,7 @@ def length() -> None:
     """Beliefs about the length of answers: samples, training, evaluation, tags, a server."""
 
 
-@length.command()
+@length.command(short_help="Samples of prompts and answer lengths, with their split.")
 @click.option(
     "--dataset",
     type=click.Choice(["sharegpt", "jsonl", "decisions"]),
@@ -136,7 +136,7 @@ def sample(output: Path, as_json: bool, **options: Any) -> None:
     click.echo(f"split by conversation, {manifest.joined_groups:,} joined as near-copies: {manifest_path(output)}")
 
 
-@length.command()
+@length.command(short_help="Train a model and recalibrate it.")
 @click.argument("kind", type=click.Choice(["histogram", "hashed", "encoder"]))
 @_samples
 @click.option(
@@ -195,7 +195,7 @@ def _recipe(settings: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-@length.command("eval")
+@length.command("eval", short_help="Judge models on held-out conversations.")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @_samples
 @click.option("--side", type=click.Choice(["test", "calibration", "train"]), default="test", show_default=True)
@@ -253,7 +253,7 @@ def evaluate(
         report.out_console().print(renderable)
 
 
-@length.command()
+@length.command(short_help="Write predicted lengths into a workload.")
 @click.option("--model", "name", default="hashed", show_default=True, help="Model by name or .alm file.")
 @click.option("--workload", type=_file, help='JSON lines for bench ({"workload": text, ...}).')
 @click.option("--samples", type=_file, help="Sample file instead: only its held-out side is tagged.")
@@ -282,7 +282,7 @@ def tag(
     click.echo(f"{count:,} requests tagged with the {statistic} of {name}: {output}")
 
 
-@length.command()
+@length.command(short_help="Offer beliefs over gRPC.")
 @click.option("--model", "name", default="hashed", show_default=True, help="Model by name or .alm file.")
 @click.option("--listen", default="127.0.0.1:8300", show_default=True, metavar="HOST:PORT")
 @click.option("--ready-file", type=_file, help="Written with the bound address once it serves.")

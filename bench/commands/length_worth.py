@@ -15,10 +15,11 @@ _PLAIN_EVERY = 24
 
 
 @click.command(
+    short_help="What better beliefs are worth to a cluster, simulated.",
     epilog="""\b
 Example: the shipped models and an encoder of one's own, four nodes, three seeds.
   astrolabe length worth histogram hashed results/length/minilm.alm --output results/length/worth.json
-"""
+""",
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--samples", type=_file, default=DEFAULT_SAMPLES, show_default=True,

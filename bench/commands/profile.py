@@ -79,6 +79,7 @@ def profile() -> None:
 
 @profile.command(
     "import",
+    short_help="Read a public table and write its kernels.",
     epilog="""\b
 Example:
   astrolabe bench profile import vidur-mlp mlp.csv.gz --gpu a100 --model llama-2-7b -o mlp.jsonl
@@ -128,10 +129,11 @@ def _kernels_of(
 
 
 @profile.command(
+    short_help="Find rows of a table that claim too much.",
     epilog="""\b
 Example: which rows of a table cannot be true?
   astrolabe bench profile check vidur-attention attention.csv.gz --gpu a100 --model llama-2-70b --tp 4
-"""
+""",
 )
 @click.argument("layout", type=click.Choice(LAYOUT_NAMES.split()), metavar="LAYOUT")
 @click.argument("table", type=click.Path(path_type=Path), metavar="TABLE")
@@ -168,6 +170,7 @@ def check(layout: str, table: Path, gpu: str, model: str, tp: int, most: int, as
 
 
 @profile.command(
+    short_help="Fit a profile from measured tables.",
     epilog="""\b
 Example: make all shipped profiles anew from the public tables.
   astrolabe bench profile fit --shipped all --data ~/data --out-dir simcore/profiles
@@ -175,7 +178,7 @@ Example: make all shipped profiles anew from the public tables.
 \b
 Example: without any table, from the peaks of the GPU alone (stated as such in the profile).
   astrolabe bench profile fit --gpu l4 --model llama-3.1-8b -o l4.json
-"""
+""",
 )
 @click.option("--shipped", default="", metavar="NAME|all", help="Follow the recipe of a shipped profile.")
 @click.option(
@@ -292,11 +295,12 @@ def _print_fit(made: Profile, dropped: list[Violation], target: Path | None) -> 
 
 
 @profile.command(
+    short_help="List the shipped profiles, or show one.",
     epilog="""\b
 Example:
   astrolabe bench profile show h100/llama-2-7b
   astrolabe bench profile show ./my-profile.json --json
-"""
+""",
 )
 @click.argument("name", default="")
 @_as_json

@@ -45,7 +45,9 @@ def report(folder: Path, output: str, as_json: bool) -> None:
         for caption, head, rows in section.tables:
             table = Table(title=caption, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
             for position, cell in enumerate(head):
-                table.add_column(cell, justify="left" if position == 0 else "right", no_wrap=position == 0)
+                table.add_column(
+                    cell, justify="left" if position == 0 else "right", no_wrap=position == 0, overflow="fold"
+                )
             for row in rows:
                 table.add_row(*row)
             out.print(table)

@@ -52,7 +52,11 @@ Example: in a script; one JSON line with the addresses when all is ready.
 @click.option("--block-size-tokens", type=int, metavar="N", help="Tokens per KV block of a node.")
 @click.option("--num-blocks", type=int, metavar="N", help="KV blocks of a node.")
 @click.option("--max-model-len-tokens", type=int, metavar="N", help="Prompt plus answer limit of a node.")
-@click.option("--tokenizer", metavar="NAME", help="Tokenizer of gateway and nodes.")
+@click.option(
+    "--tokenizer",
+    metavar="NAME",
+    help="Of gateway and nodes: auto, qwen2, bytes, a model's folder. [default: auto]",
+)
 @click.option("--record", metavar="FILE", help="The gateway's decision log (JSON lines).")
 @click.option("--log-dir", metavar="DIR", help="Where the processes' logs go. [default: a temporary folder]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the addresses when ready.")

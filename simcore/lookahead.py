@@ -35,7 +35,11 @@ class WhatIf:
         scenarios: int = 8,
         jumping: bool = True,
     ) -> None:
-        """`jumping=False` runs every step one by one: the same answers, slower; for comparisons."""
+        """`jumping=False` runs every step one by one: the same answers, slower; for comparisons.
+
+        Of a simulated node whose prompts share blocks, stepping tells the blocks apart and is exact. Jumping counts
+        them: one that several hold is freed with the first of them, and prompts find what is cached now.
+        """
         if scenarios < 1:
             raise ValueError(f"scenarios must be >= 1, got {scenarios}")
         self.node_id = node_id
@@ -49,6 +53,10 @@ class WhatIf:
         self._candidates = np.zeros((1, at.C_FINALS + scenarios), dtype=np.int64)
         self._out = np.zeros((1, at.N_FORECAST), dtype=np.float64)
         self._allocate(_FIRST_CAPACITY)
+        self._shared: at.Shared = None
+        self._base_shared: at.Shared = None
+        self._sharing: SimNode | None = None
+        self._hashes = np.zeros((1, 1), dtype=np.int64)
         self._seq = 0
         self._age_s = 0.0
         self._start_s = 0.0
@@ -109,6 +117,8 @@ class WhatIf:
         )
         self._base_done = False
         self._node = None
+        self._sharing = None
+        self._shared = self._base_shared = None
         self._seq, self._age_s, self._start_s = snapshot.seq, age_s, float(step_remaining_s)
 
     def rebase_node(self, node: SimNode, beliefs: Mapping[str, LengthBelief], now_s: float) -> None:
@@ -135,26 +145,42 @@ class WhatIf:
             self._finals,
         )
         self._base_done = False
+        self._sharing = node if node.shares_blocks else None
+        self._shared = self._base_shared = None
+        if self.jumping:
+            node.count_shares(self._reqs[0], self._source)
+        elif (base := node.shared_blocks(self._source[:n])) is not None:
+            self._base_shared = base
+            self._shared = np.empty_like(base[0]), np.empty_like(base[1]), base[2]
         self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, float(node.free_at_s - now_s))
 
     def forecast(self, candidates: Sequence[Candidate], cached_tokens: Sequence[int] = ()) -> list[Forecast]:
         """One forecast per candidate, each as if it came alone.
 
         `cached_tokens`: of each candidate's prompt, those that the node has in its prefix cache; none by default. They
-        are taken to be there still when it is admitted, and their blocks to be held by nobody. Raises ValueError for
-        a candidate that the engine can never run.
+        are taken to be there still when it is admitted, and their blocks to be held by nobody. A simulated node knows
+        by itself what a candidate's block hashes find. Raises ValueError for a candidate that the engine can never run.
         """
         n = len(candidates)
         if n > len(self._candidates):
             self._candidates = np.zeros((n, self._candidates.shape[1]), dtype=np.int64)
             self._out = np.zeros((n, at.N_FORECAST), dtype=np.float64)
+        block = self.config.block_size_tokens
         for i, candidate in enumerate(candidates):
-            row = self._candidate_row(candidate, cached_tokens[i] if cached_tokens else 0)
+            cached = (cached_tokens[i] // block if cached_tokens else 0), 0
+            if candidate.block_hashes and self._sharing is not None:
+                cached = self._sharing.cached_blocks(candidate.block_hashes, candidate.prompt_tokens)
+            row = self._candidate_row(candidate, *cached)
             self._candidates[i, : len(row)] = row
+            if self._base_shared is not None:
+                self._name_blocks(i, candidate, self._base_shared[2])
         fine = ENTRIES.forecast(
             self._heads,
             self._reqs,
             self._lists,
+            self._shared,
+            self._base_shared,
+            self._hashes,
             self._log,
             self._packed,
             self._start_s,
@@ -174,8 +200,10 @@ class WhatIf:
         if not fine:
             raise ValueError(f"{self.node_id}: a request on this node needs more KV blocks than the engine has")
         self._base_done = True
-        cached = cached_tokens or [0] * n
-        return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), cached, strict=True)]
+        found = cached_tokens
+        if not found or self._sharing is not None:
+            found = (self._candidates[:n, at.C_CACHED] * block).tolist()
+        return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), found, strict=True)]
 
     def _answer(self, candidate: Candidate, out: list[float], cached_tokens: int) -> Forecast:
         return Forecast(
@@ -195,10 +223,18 @@ class WhatIf:
             cached_tokens=cached_tokens,
         )
 
-    def _candidate_row(self, candidate: Candidate, cached_tokens: int) -> list[int]:
+    def _name_blocks(self, i: int, candidate: Candidate, names: at.Ints) -> None:
+        """What the blocks of candidate number `i` are found by."""
+        if self._hashes.shape != (len(self._candidates), names.shape[1]):
+            self._hashes = np.zeros((len(self._candidates), names.shape[1]), dtype=np.int64)
+        row = np.array(candidate.block_hashes[: names.shape[1]], dtype=np.uint64).view(np.int64)
+        self._hashes[i, : len(row)] = row
+        self._candidates[i, at.C_HASHES] = len(row)
+
+    def _candidate_row(self, candidate: Candidate, cached_blocks: int, cached_held: int) -> list[int]:
         longest = longest_output(self.config, candidate.prompt_tokens, candidate.max_output_tokens)
         shape = [candidate.prompt_tokens, candidate.priority, candidate.max_output_tokens]
-        shape += [cached_tokens // self.config.block_size_tokens, 0]
+        shape += [cached_blocks, cached_held, 0]
         atoms = candidate.belief.atoms_tokens
         if self._base_scenarios == 1 and atoms[0] == atoms[-1]:
             return [*shape, 1, min(longest, atoms[0])]

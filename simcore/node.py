@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 
 from simcore.compiled import layout as at
-from simcore.compiled.blocks import known_prefix
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
 from simcore.limits import check_fits, check_state
@@ -321,12 +320,36 @@ class SimNode:
 
     def cached_tokens(self, block_hashes: tuple[int, ...], prompt_tokens: int) -> int:
         """How many tokens of such a prompt the prefix cache holds now. The last token is always computed anew."""
+        return self.cached_blocks(block_hashes, prompt_tokens)[0] * self.config.block_size_tokens
+
+    def cached_blocks(self, block_hashes: tuple[int, ...], prompt_tokens: int) -> tuple[int, int]:
+        """(Blocks of such a prompt that the prefix cache holds now, how many of them somebody uses)."""
         block = self.config.block_size_tokens
         usable = block_hashes[: (prompt_tokens - 1) // block]
         if self._shared is None or not usable or not self.config.enable_prefix_caching:
-            return 0
+            return 0, 0
         names = np.array(usable, dtype=np.uint64).view(np.int64)
-        return int(known_prefix(self._shared[0], names)) * block
+        known, held = ENTRIES.known_prefix(self._shared[0], names)
+        return int(known), int(held)
+
+    @property
+    def shares_blocks(self) -> bool:
+        """Whether blocks are told one from another: some prompt here began, or might have begun, like another."""
+        return self._shared is not None
+
+    def count_shares(self, to_req: at.Ints, source: at.Ints) -> None:
+        """Tells a what-if of this node, in which blocks are only counted, what is held by several."""
+        if self._shared is not None:
+            ENTRIES.count_shares(self.head, self.req, to_req, source, self._shared)
+
+    def shared_blocks(self, slots: at.Ints) -> at.Shared:
+        """Copies of the arrays that tell blocks apart, with rows for these slots in their order and one more; None
+        where blocks are only counted."""
+        if self._shared is None:
+            return None
+        pool, table, names = self._shared
+        rows = np.append(slots, 0)
+        return pool.copy(), table[rows], names[rows]
 
     def _name_blocks(self, slot: int, hashes: tuple[int, ...]) -> None:
         """From the first request on that may share blocks with others, blocks are told one from another."""

@@ -44,5 +44,10 @@ def warm(*, shared_prefixes: bool = False) -> None:
                 SimRequest(request_id=i, prompt_tokens=20, output_tokens=2, max_output_tokens=2, block_hashes=(7,)), 0.0
             )
         sharing.step(0.0)
+        sharing.cached_tokens((7,), 20)
+        what_if.rebase_node(sharing, dict.fromkeys("abc", belief), 0.0)
+        stepping = WhatIf("warm-up", config, model, scenarios=2, jumping=False)
+        stepping.rebase_node(sharing, dict.fromkeys("abc", belief), 0.0)
+        stepping.forecast([candidate])
         sharing.abort("c")
         sharing.advance(100.0)

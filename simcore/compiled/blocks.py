@@ -11,7 +11,10 @@ from numba import njit
 
 from simcore.compiled.layout import (
     AHEAD,
+    ASSUMED,
+    ASSUMED_HELD,
     BLOCK,
+    BORROWED,
     BUCKETS,
     CACHING,
     CAPACITY,
@@ -24,6 +27,7 @@ from simcore.compiled.layout import (
     KEY,
     KEYED,
     N_RUNNING,
+    N_WAITING,
     NEXT,
     ORDER,
     OUT,
@@ -32,6 +36,7 @@ from simcore.compiled.layout import (
     PROMPT,
     REFS,
     RUNNING,
+    SEEN,
     SEG_COUNT,
     SEG_HEAD,
     SEG_OWNER,
@@ -133,12 +138,16 @@ def count_hits(head: Ints, req: Ints, shared: Arrays, slot: int) -> tuple[int, i
 
 
 @njit(nogil=True)
-def known_prefix(pool: Ints, names: Ints) -> int:
-    """How many of the first names belong to blocks that hold their content now."""
-    known = 0
-    while known < len(names) and find(pool, names[known]) >= 0:
+def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
+    """(How many of the first names belong to blocks that hold their content now, how many of those somebody holds)."""
+    known = held = 0
+    while known < len(names):
+        block = find(pool, names[known])
+        if block < 0:
+            break
         known += 1
-    return known
+        held += pool[REFS, block] > 0
+    return known, held
 
 
 @njit(nogil=True)
@@ -237,3 +246,23 @@ def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
         if owner >= 0:
             req[owner, SEGMENT] = -1
     head[OWNED] = 0
+
+
+@njit(nogil=True)
+def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
+    """Completes a compacted state (`future.compact_state`) in which blocks are only counted: a block that several hold
+    is that of the first of them, and what those who wait would find cached now is taken to be there when they come."""
+    pool, table, _ = shared
+    running = head[N_RUNNING]
+    for i in range(running):
+        borrowed = 0
+        for index in range(req[source[i], CAPACITY] // head[BLOCK]):
+            block = table[source[i], index]
+            borrowed += pool[SEEN, block]
+            pool[SEEN, block] = 1
+        to_req[i, BORROWED] = borrowed
+    pool[SEEN, :] = 0
+    for i in range(running, running + head[N_WAITING]):
+        hits, evictable = count_hits(head, req, shared, source[i])
+        to_req[i, ASSUMED] = hits
+        to_req[i, ASSUMED_HELD] = hits - evictable

@@ -23,6 +23,7 @@ from simcore.compiled.layout import (
     BLOCK,
     BY_PRIORITY,
     C_FINALS,
+    C_HASHES,
     C_PROMPT,
     C_SCENARIOS,
     CLEAR,
@@ -95,6 +96,8 @@ class Entries(NamedTuple):
     enqueue: Callable[..., Any]
     remove: Callable[..., Any]
     tell_apart: Callable[..., Any]
+    known_prefix: Callable[..., Any]
+    count_shares: Callable[..., Any]
     draw: Callable[..., Any]
     take_node: Callable[..., Any]
     forecast: Callable[..., Any]
@@ -125,14 +128,13 @@ def start(
     heads: Ints,
     reqs: Ints,
     lists: Ints,
-    log: Ints,
-    packed: Floats,
+    shared: Shared,
+    base_shared: Shared,
     progress: Floats,
     start_s: float,
     finals: Ints,
     scenario: int,
     checkpoint: int,
-    ends: Floats,
 ) -> None:
     """Sets up the scratch state from the checkpoint of that scenario, if there is one, else from the base."""
     slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
@@ -142,6 +144,9 @@ def start(
             progress[SCRATCH_STATE, i] = progress[checkpoint, i]
         return
     future.copy_state(heads, reqs, lists, BASE, SCRATCH_STATE, slots)
+    if shared is not None and base_shared is not None:
+        shared[0][:, :] = base_shared[0]
+        shared[1][:slots] = base_shared[1][:slots]
     for slot in range(slots):
         reqs[SCRATCH_STATE, slot, FINAL] = finals[scenario, slot]
     progress[SCRATCH_STATE, NOW] = start_s
@@ -243,6 +248,18 @@ def _compile(fingerprint: int) -> Entries:
         blocks.tell_apart(head, req, lists, shared)
 
     @njit(cache=True, nogil=True)
+    def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
+        """`blocks.known_prefix`."""
+        assert fingerprint >= 0
+        return blocks.known_prefix(pool, names)
+
+    @njit(cache=True, nogil=True)
+    def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
+        """`blocks.count_shares`."""
+        assert fingerprint >= 0
+        blocks.count_shares(head, req, to_req, source, shared)
+
+    @njit(cache=True, nogil=True)
     def draw(heads: Ints, reqs: Ints, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> int:
         """`future.draw_finals` for the base state, `rows` by its slots."""
         assert fingerprint >= 0
@@ -278,6 +295,9 @@ def _compile(fingerprint: int) -> Entries:
         heads: Ints,
         reqs: Ints,
         lists: Ints,
+        shared: Shared,
+        base_shared: Shared,
+        hashes: Ints,
         log: Ints,
         packed: Floats,
         start_s: float,
@@ -298,21 +318,23 @@ def _compile(fingerprint: int) -> Entries:
         the checkpoints.
 
         `samples` is scratch (5, scenarios), `ends` (scenarios + 1, slots), `progress` (states, N_PROGRESS), `courses`
-        (scenarios, most rows, N_COURSE_COLS). False if some future could not go on.
+        (scenarios, most rows, N_COURSE_COLS). Where the node tells blocks apart, `shared` is scratch like
+        `base_shared` with the names of both, in which the first unused row takes those of a candidate from `hashes`
+        (candidates, most names). False if some future could not go on.
         """
         assert fingerprint >= 0
         base = heads[BASE]
         n = base[N_RUNNING] + base[N_WAITING]
-        skipping = jumping and base[BY_PRIORITY] == 0 and base[LONG_PREFILL] == 0
+        skipping = jumping and shared is None and base[BY_PRIORITY] == 0 and base[LONG_PREFILL] == 0
         # Not literals: a kernel would be compiled once more for each.
         none, nobody = int(np.int64(0)), int(np.int64(-1))
         fine = True
         if not base_done:
             for s in range(base_scenarios):
-                start(heads, reqs, lists, log, packed, progress, start_s, finals, s, none, ends[s])
+                start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
                 checkpoint = FIRST_CHECKPOINT + s if skipping else 0
                 first_s, course_rows[s] = future.run(
-                    heads, reqs, lists, log, packed, progress, nobody, ends[s], checkpoint, jumping, courses[s]
+                    heads, reqs, lists, shared, log, packed, progress, nobody, ends[s], checkpoint, jumping, courses[s]
                 )
                 fine = fine and first_s >= 0.0
         mine = ends[ends.shape[0] - 1]
@@ -320,6 +342,9 @@ def _compile(fingerprint: int) -> Entries:
             candidate = candidates[c]
             scenarios = candidate[C_SCENARIOS]
             preemptions = preempting = 0.0
+            if shared is not None:
+                for i in range(candidate[C_HASHES]):
+                    shared[2][n, i] = hashes[c, i]
             for i in range(HEADROOM, N_FORECAST):
                 out[c, i] = base[TOTAL_BLOCKS]
             for s in range(scenarios):
@@ -328,7 +353,7 @@ def _compile(fingerprint: int) -> Entries:
                 for slot in range(n):
                     mine[slot] = ends[of, slot]
                 checkpoint = FIRST_CHECKPOINT + of if skipping else 0
-                start(heads, reqs, lists, log, packed, progress, start_s, finals, of, checkpoint, mine)
+                start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, of, checkpoint)
                 future.admit_candidate(
                     heads[SCRATCH_STATE],
                     reqs[SCRATCH_STATE],
@@ -337,7 +362,9 @@ def _compile(fingerprint: int) -> Entries:
                     candidate,
                     final,
                 )
-                first_s, _ = future.run(heads, reqs, lists, log, packed, progress, n, mine, none, jumping, courses[of])
+                first_s, _ = future.run(
+                    heads, reqs, lists, shared, log, packed, progress, n, mine, none, jumping, courses[of]
+                )
                 fine = fine and first_s >= 0.0
                 harm_s = 0.0
                 for slot in range(n):
@@ -363,7 +390,8 @@ def _compile(fingerprint: int) -> Entries:
             out[c, PREEMPTION_SHARE] = preempting / scenarios
         return fine
 
-    return Entries(one_step, plan_ahead, advance, measure, enqueue, remove, tell_apart, draw, take_node, forecast)
+    made = (one_step, plan_ahead, advance, measure, enqueue, remove, tell_apart, known_prefix, count_shares)
+    return Entries(*made, draw, take_node, forecast)
 
 
 ENTRIES = _compile(_fingerprint())

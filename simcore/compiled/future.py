@@ -22,6 +22,7 @@ from simcore.compiled.layout import (
     BUDGET,
     C_CACHED,
     C_CACHED_HELD,
+    C_HASHES,
     C_MAX_OUT,
     C_PRIORITY,
     C_PROMPT,
@@ -31,6 +32,7 @@ from simcore.compiled.layout import (
     FLYING,
     FREE,
     FRONT,
+    HASHES,
     KIND,
     MAX_OUT,
     MAX_SEQS,
@@ -69,6 +71,7 @@ from simcore.compiled.layout import (
     WAITING,
     Floats,
     Ints,
+    Shared,
 )
 from simcore.compiled.plan import enqueue
 from simcore.compiled.step import step
@@ -162,6 +165,7 @@ def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: In
     req[slot, MAX_OUT] = max(final, candidate[C_MAX_OUT])
     req[slot, ASSUMED] = candidate[C_CACHED]
     req[slot, ASSUMED_HELD] = candidate[C_CACHED_HELD]
+    req[slot, HASHES] = candidate[C_HASHES]
     req[slot, FINAL] = final
     req[slot, ORDER] = 1 << 62
     req[slot, SEGMENT] = -1
@@ -211,6 +215,7 @@ def run(
     heads: Ints,
     reqs: Ints,
     lists: Ints,
+    shared: Shared,
     log: Ints,
     packed: Floats,
     progress: Floats,
@@ -229,7 +234,7 @@ def run(
 
     `checkpoint` > 0 is where to keep the state as it was before the first step in which a request behind all others
     could be admitted: until then such a candidate changes nothing (FCFS). If nobody waits nothing is kept, and the
-    time there stays negative.
+    time there stays negative. Where blocks are told apart (`shared`) every step is run and nothing kept.
     """
     head, req, queues = heads[SCRATCH_STATE], reqs[SCRATCH_STATE], lists[SCRATCH_STATE]
     now_s = progress[SCRATCH_STATE, NOW]
@@ -244,29 +249,30 @@ def run(
         progress[checkpoint, NOW] = -1.0
     slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
     while head[N_RUNNING] + head[N_WAITING] > 0:
-        if jumping:
-            if head[AHEAD]:
-                steps, now_s, lowest, ended, rows = decode_phase_ahead(
-                    head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
-                )
-            else:
-                steps, now_s, lowest, ended, rows = decode_phase(
-                    head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
-                )
-            if steps > 0:
-                going_on = False
-                if pending:
-                    headroom = min(headroom, lowest)
-                pending = pending and not ended
-                continue
-        if head[N_RUNNING] == 0 and head[FREE] < head[TOTAL_BLOCKS]:
-            # With nobody running all blocks are free; a trace that says otherwise would stall for ever.
-            head[FRONT] += head[TOTAL_BLOCKS] - head[FREE]
-            head[FREE] = head[TOTAL_BLOCKS]
+        if shared is None:
+            if jumping:
+                if head[AHEAD]:
+                    steps, now_s, lowest, ended, rows = decode_phase_ahead(
+                        head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
+                    )
+                else:
+                    steps, now_s, lowest, ended, rows = decode_phase(
+                        head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
+                    )
+                if steps > 0:
+                    going_on = False
+                    if pending:
+                        headroom = min(headroom, lowest)
+                    pending = pending and not ended
+                    continue
+            if head[N_RUNNING] == 0 and head[FREE] < head[TOTAL_BLOCKS]:
+                # With nobody running all blocks are free; a trace that says otherwise would stall for ever.
+                head[FRONT] += head[TOTAL_BLOCKS] - head[FREE]
+                head[FREE] = head[TOTAL_BLOCKS]
         kept = watching and may_empty_queue(head, req, queues)
         if kept:
             _keep(heads, reqs, lists, checkpoint, slots, progress, now_s, preemptions, headroom)
-        n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, None, log, False)
+        n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, shared, log, False)
         if prefill_seqs + decode == 0 and n_log == 0:
             return -1.0, rows
         began_s = now_s

@@ -184,8 +184,10 @@ C_MAX_OUT = 2
 C_CACHED = 3
 """Blocks of its prompt that are taken to be cached, and how many of them somebody holds."""
 C_CACHED_HELD = 4
-C_SCENARIOS = 5
-C_FINALS = 6
+C_HASHES = 5
+"""How many of its blocks have a name that others may have."""
+C_SCENARIOS = 6
+C_FINALS = 7
 
 
 def list_width(capacity: int, block_size_tokens: int) -> int:

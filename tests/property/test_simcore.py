@@ -7,7 +7,6 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -71,7 +70,7 @@ def test_400_sharegpt_requests_preempt_as_often_as_in_vllm(data_dir: Path) -> No
     workload = sharegpt_at_once(data_dir, 400)
     node = SimNode("n", workload.config, MODEL)
     for r in workload.actions[0].arrivals:
-        node.add(as_sim(r), 0.0)
+        node.add(as_sim(r, workload.config), 0.0)
     node.advance(math.inf)
     node.check()
     assert (node.seq, node.load(0.0).preemptions_total) == SHAREGPT_400
@@ -83,7 +82,7 @@ def played(workload: Workload, steps: int) -> SimNode:
     for step in range(steps):
         actions = workload.actions.get(step, Actions())
         for r in actions.arrivals:
-            node.add(as_sim(r), node.free_at_s)
+            node.add(as_sim(r, workload.config), node.free_at_s)
         for request_id in actions.aborts:
             node.abort(request_id)
         if node.has_work:
@@ -91,13 +90,14 @@ def played(workload: Workload, steps: int) -> SimNode:
     return node
 
 
-def as_sim(r: OracleRequest) -> SimRequest:
+def as_sim(r: OracleRequest, config: EngineConfig) -> SimRequest:
     return SimRequest(
         request_id=r.request_id,
         prompt_tokens=r.prompt_tokens,
         output_tokens=r.output_tokens,
         max_output_tokens=r.most_tokens,
         priority=r.priority,
+        block_hashes=r.block_hashes(config.block_size_tokens),
     )
 
 
@@ -111,7 +111,17 @@ def candidate_for(config: EngineConfig, rng: random.Random) -> Candidate:
         max_output_tokens=output,
         belief=LengthBelief((output,)),
         priority=rng.randint(0, 2),
+        block_hashes=hashes_for(config, rng, prompt),
     )
+
+
+def hashes_for(config: EngineConfig, rng: random.Random, prompt_tokens: int) -> tuple[int, ...]:
+    """Of a prompt that begins like those of a workload's group, or like none."""
+    group, shared = rng.choice(("", "g1", "g2")), rng.choice((3, 17, 500))
+    like = OracleRequest(
+        request_id="r999", prompt_tokens=prompt_tokens, output_tokens=1, shared_prefix=group, shared_tokens=shared
+    )
+    return like.block_hashes(config.block_size_tokens) if group else ()
 
 
 def sim_request(candidate: Candidate) -> SimRequest:
@@ -122,6 +132,7 @@ def sim_request(candidate: Candidate) -> SimRequest:
         output_tokens=candidate.belief.atoms_tokens[0],
         max_output_tokens=candidate.max_output_tokens,
         priority=candidate.priority,
+        block_hashes=candidate.block_hashes,
     )
 
 
@@ -138,22 +149,21 @@ def lived_through(node: SimNode, candidate: Candidate | None, now_s: float) -> d
     return times
 
 
-def synchronous(config: EngineConfig) -> EngineConfig:
-    """The configuration as a simulated node follows it."""
-    return msgspec.structs.replace(config, async_scheduling=False)
-
-
 def exact_beliefs(node: SimNode) -> Mapping[str, LengthBelief]:
     return {i: LengthBelief((a.request.output_tokens,)) for i, a in node.requests.items()}
 
 
-@given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))
-@RUNS
+SHARED_OR_NOT = workloads() | workloads(shared_prefixes=True)
+
+
+@given(SHARED_OR_NOT, st.integers(0, 40), st.randoms(use_true_random=False))
+@settings(RUNS, max_examples=120)
 def test_a_what_if_is_what_then_happens(workload: Workload, steps: int, rng: random.Random) -> None:
+    """Synchronous and asynchronous, prompts distinct and shared. (Jumping only counts shared blocks.)"""
     node = played(workload, steps)
     now_s = max(0.0, node.free_at_s - 0.003)
     candidate = candidate_for(workload.config, rng)
-    what_if = WhatIf("n", workload.config, MODEL)
+    what_if = WhatIf("n", workload.config, MODEL, jumping=not node.shares_blocks and rng.random() < 0.7)
     what_if.rebase_node(node, exact_beliefs(node), now_s)
     answer = what_if.forecast([candidate])[0]
     without = lived_through(node, None, now_s)
@@ -215,7 +225,7 @@ def test_who_comes_when_the_node_is_clear_neither_waits_nor_preempts(
     assert 0 <= path[-1] <= path[0] <= workload.config.num_blocks
 
 
-@given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))
+@given(SHARED_OR_NOT, st.integers(0, 40), st.randoms(use_true_random=False))
 @RUNS
 def test_a_request_behind_others_never_makes_them_earlier(workload: Workload, steps: int, rng: random.Random) -> None:
     """FCFS with KV blocks for everybody: one more request harms or does nothing."""
@@ -225,6 +235,7 @@ def test_a_request_behind_others_never_makes_them_earlier(workload: Workload, st
         max_num_batched_tokens=workload.config.max_num_batched_tokens,
         num_blocks=5000,
         max_model_len_tokens=workload.config.max_model_len_tokens,
+        async_scheduling=workload.config.async_scheduling,
     )
     node = played(Workload(seed=0, config=loose, actions=workload.actions), steps)
     without = lived_through(node, None, node.free_at_s)
@@ -234,7 +245,7 @@ def test_a_request_behind_others_never_makes_them_earlier(workload: Workload, st
             assert with_it[key][0] >= times[0] - 1e-9, f"{key[1]} finished earlier"
 
 
-@given(workloads(), st.integers(0, 40))
+@given(SHARED_OR_NOT, st.integers(0, 40))
 @RUNS
 def test_steps_one_by_one_and_many_at_once_are_the_same_run(workload: Workload, steps: int) -> None:
     node = played(workload, steps)

@@ -267,3 +267,29 @@ def test_room_grows_with_the_node() -> None:
     asking = WhatIf("n", config, SECOND)
     asking.rebase_node(simulated, {f"r{i}": known(5) for i in range(300)}, 0.0)
     assert asking.forecast([candidate(5, 2)])[0].e2e_s == same(2.0)
+
+
+@pytest.mark.parametrize("jumping", [True, False])
+def test_a_block_that_two_hold_is_free_once_and_when_both_have_gone(jumping: bool) -> None:
+    config = EngineConfig(
+        model="m",
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        block_size_tokens=4,
+        num_blocks=12,
+        max_model_len_tokens=64,
+    )
+    simulated = node(config)
+    for name, tokens in (("a", 12), ("b", 3)):
+        shared = msgspec.structs.replace(request(name, 17, tokens), block_hashes=(1, 2, 3, 4))
+        simulated.add(shared, 0.0)
+        simulated.step(simulated.next_step_s)
+    asking = WhatIf("n", config, SECOND, jumping=jumping)
+    asking.rebase_node(simulated, {"a": known(12), "b": known(3)}, 2.0)
+    # 6 are held: 4 by both, one each. b ends in 2 s; 5 blocks are a's until it ends 10 s from now, so a prompt of 9
+    # blocks comes in then, and one that begins alike, and needs 5 more, as soon as the step is over.
+    late, soon = asking.forecast(
+        [candidate(36, 1), msgspec.structs.replace(candidate(36, 1), block_hashes=(1, 2, 3, 4))]
+    )
+    assert (late.cached_tokens, soon.cached_tokens) == (0, 16)
+    assert (late.ttft_s, soon.ttft_s) == (same(11.0), same(1.0))

@@ -25,7 +25,7 @@ def test_warm_compiles_every_entry_point_and_use_compiles_nothing_more() -> None
     # Some are compiled for blocks that are counted and once more for blocks that are told apart.
     compiled = signatures()
     assert set(compiled.values()) == {1, 2}
-    assert {name for name, n in compiled.items() if n == 2} == {"step", "advance", "remove"}
+    assert {name for name, n in compiled.items() if n == 2} == {"step", "advance", "remove", "forecast"}
     config = EngineConfig(model="m", max_num_seqs=200, scheduling_policy="priority", enable_prefix_caching=False)
     simulated = node(config)
     for i in range(100):

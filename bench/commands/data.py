@@ -11,7 +11,8 @@ from bench.gateway_client import json_option
     epilog="""\b
 Example: a trace whose prompts share beginnings, and a simulation of it.
   astrolabe bench data fetch mooncake-synthetic
-  astrolabe bench simulate --dataset mooncake --dataset-path $(astrolabe bench data path mooncake-synthetic) --requests 500
+  astrolabe bench simulate --dataset mooncake \\
+      --dataset-path $(astrolabe bench data path mooncake-synthetic) --requests 500
 """
 )
 def data() -> None:

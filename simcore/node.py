@@ -70,6 +70,10 @@ class SimNode:
     A step is applied when it begins: what arrives or is aborted during a step counts from its end on. With
     `config.async_scheduling` the step after it has been planned by then, so an arrival joins one step later; snapshot,
     load and deltas tell of finished steps only, as a trace does (`simcore.told`).
+
+    vLLM takes in aborts just before the tokens of the step in which they come, not just after. So an answer whose last
+    token comes in that very step is aborted there and finished here, and an aborted request's blocks are freed there
+    before those of requests that end with the step, here behind them: as many, but another one may be reused first.
     """
 
     def __init__(self, node_id: str, config: EngineConfig, step_time: StepTimeModel) -> None:

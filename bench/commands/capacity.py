@@ -41,6 +41,7 @@ Example: a policy of your own on eight nodes.
 \b
 Measures are named <what>_<statistic>_<unit>: ttft, tpot, e2e, scheduling_delay, preemption_loss; mean, p50, p90, p95,
 p99, max; s. And goodput_share (limits: --set slo_ttft_s=3 --set slo_tpot_s=0.1), completed_share, preemptions, ...
+As in published systems all nodes are asked and nothing is held; --set router.ask=4 is what a gateway does by itself.
 Runs are finite: a long queue needs time to grow, so take --set requests=N for minutes of arrivals, not seconds.
 """
 )

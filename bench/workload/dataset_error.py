@@ -13,3 +13,11 @@ class DatasetError(ValueError):
         self.row = row
         self.reason = reason
         self.mend = mend
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are pickled by their message, of which these cannot be made: a worker's error would be lost.
+        return _remade, (self.source, self.reason, self.mend, self.row)
+
+
+def _remade(source: str, reason: str, mend: str, row: int | None) -> DatasetError:
+    return DatasetError(source, reason, mend=mend, row=row)

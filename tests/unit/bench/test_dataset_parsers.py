@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
@@ -220,3 +221,11 @@ def test_broken_json_in_the_middle_names_the_conversation() -> None:
 def test_bytes_that_are_not_utf8_are_refused() -> None:
     with pytest.raises(DatasetError, match="not UTF-8"):
         ShareGptReader("s.json").feed(b'[{"id": "\xff\xff"}]')
+
+
+@pytest.mark.parametrize("row", [None, 7])
+def test_errors_of_worker_processes_arrive_whole(row: int | None) -> None:
+    error = DatasetError("mine.csv", "no rows", mend="Add some.", row=row)
+    arrived = pickle.loads(pickle.dumps(error))
+    assert str(arrived) == str(error)
+    assert (arrived.source, arrived.reason, arrived.mend, arrived.row) == ("mine.csv", "no rows", "Add some.", row)

@@ -90,7 +90,7 @@ def _table(listed: pb.NodeList) -> Group:
     # Two lines a head: the table fits a terminal of 80 columns.
     for name in ("run-\nning", "wait-\ning", "free\nblocks", "in\nflight", "age\ns"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("profile", no_wrap=True)
+    table.add_column("profile", overflow="fold")
     for node in listed.nodes:
         style = STYLES.get(node.status, "")
         load = ("-", "-", "-")

@@ -89,7 +89,7 @@ def read_run(folder: Path) -> MeasuredRun:
 def _read_requests(folder: Path) -> list[MeasuredRequest]:
     path = next((p for name in ("requests.jsonl.gz", "requests.jsonl") if (p := folder / name).exists()), None)
     if path is None:
-        raise MeasuredRunError(f"{folder}: neither requests.jsonl nor requests.jsonl.gz")
+        raise MeasuredRunError(f"{folder}: neither requests.jsonl nor requests.jsonl.gz; name the folder above `vllm/`")
     raw = path.read_bytes()
     try:
         lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).splitlines()

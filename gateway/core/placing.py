@@ -17,7 +17,7 @@ from gateway.core.lifecycle import Trigger
 from gateway.core.live import Asking, LiveRequest
 from gateway.core.node_account import Node
 from gateway.core.placement import Infeasible, NotNow, Placer
-from gateway.core.policies.base import NodeView, Remembers
+from gateway.core.policies.base import NodeView, remembering
 from gateway.core.resume import attempt_id
 from simcore.types import Candidate, Decision, Forecast, Outcome
 
@@ -172,8 +172,8 @@ class Placing:
         live.decisions.append(decision)
         node = self._table.nodes[decision.node_id]
         held = self._placer.held(live, node, decision)
-        if isinstance(live.policy, Remembers):
-            live.policy.placed(live.shape, node.node_id)
+        if (remember := remembering(live.policy)) is not None:
+            remember.placed(live.shape, node.node_id)
         if live.shape.place_only:
             node.promise(held, now_s)
             self._ledger.move(live, Trigger.PLACED)

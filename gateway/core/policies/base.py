@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, cast
 
 import msgspec
 
@@ -35,11 +35,15 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     """Dispatches of this gateway to it in the last 60 s."""
 
 
-@runtime_checkable
 class Remembers(Protocol):
     """A policy that wants to know where each of its requests went."""
 
     def placed(self, request: RequestShape, node_id: str) -> None: ...
+
+
+def remembering(policy: object) -> Remembers | None:
+    """The policy, if it has a `placed`. An `isinstance` of a Protocol costs twenty times as much, for each request."""
+    return cast(Remembers, policy) if hasattr(policy, "placed") else None
 
 
 class Policy(Protocol):

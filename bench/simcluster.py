@@ -203,22 +203,22 @@ class SimCluster:
         # What a node tells at t can reach a node, as the router's answer, this much later and no sooner.
         reaction_s = 2 * one_way_s + self.delays.decision_s
         events, at_s = 0, 0.0
+        soonest_s = math.inf
         while True:
-            heard_s = heap.next_s - one_way_s if heap else math.inf
-            soonest_s = min([node.next_s for node in nodes])
+            next_s = heap.next_s
+            heard_s = next_s - one_way_s
             if soonest_s < heard_s:
                 until_s = max(min([node.tells_s for node in nodes]) + reaction_s, math.nextafter(soonest_s, math.inf))
                 until_s = min(until_s, heard_s)
                 for node in nodes:
                     if node.next_s < until_s:
                         node.run_until(until_s)
+                soonest_s = min([node.next_s for node in nodes])
                 continue
-            if not heap:
+            if next_s == math.inf:
                 # Their last words, which nobody has asked to see.
                 at_s += self.delays.note_interval_s + one_way_s
-                for node in nodes:
-                    if (note := node.note(at_s)) is not None:
-                        self._tell(note, at_s)
+                self._hear_notes(at_s)
                 return events
             at_s, rank, _, what = heap.pop()
             events += 1
@@ -229,12 +229,10 @@ class SimCluster:
                 continue
             if rank >= ABORT:
                 self._reach(rank, what, at_s)
+                soonest_s = min([node.next_s for node in nodes])
                 continue
             # The router may look at its nodes now.
-            for node in nodes:
-                note = node.note(at_s)
-                if note is not None:
-                    self._tell(note, at_s)
+            self._hear_notes(at_s)
             if rank == FORECAST:
                 node, epoch, event = what
                 if epoch == node.epoch:
@@ -248,6 +246,12 @@ class SimCluster:
                     self._tell(event, at_s)
             else:
                 self._change_world(what, at_s)
+                soonest_s = min([node.next_s for node in nodes])
+
+    def _hear_notes(self, at_s: float) -> None:
+        for node in self._nodes.values():
+            if node.note_s <= at_s and (note := node.note(at_s)) is not None:
+                self._tell(note, at_s)
 
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""

@@ -33,6 +33,11 @@ class EngineWatch:
         self._evicted: dict[str, tuple[float, int]] = {}
         self._in_order = engine.config.scheduling_policy == "fcfs"
 
+    @property
+    def is_waiting(self) -> bool:
+        """For somebody's start or return: else `after` need not be called."""
+        return bool(self._fresh or self._evicted)
+
     def came(self, request_id: str) -> None:
         self._fresh.append(request_id)
 

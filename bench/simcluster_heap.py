@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import heapq
+import math
 from typing import Any
 
 
@@ -56,5 +57,5 @@ class EventHeap:
 
     @property
     def next_s(self) -> float:
-        """When the next event is due. IndexError if there is none."""
-        return self._heap[0][0]
+        """When the next event is due; inf if there is none."""
+        return self._heap[0][0] if self._heap else math.inf

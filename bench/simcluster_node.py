@@ -23,7 +23,7 @@ from predictor.core.calibration import Calibration
 from simcore.compiled.layout import FREE
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
-from simcore.node import SimNode, SimRequest
+from simcore.node import NodeEvent, SimNode, SimRequest
 from simcore.trace import StepBatch
 from simcore.types import EngineConfig, LengthBelief, NodeLoad, Outcome
 
@@ -93,6 +93,8 @@ class ClusterNode:
         """When it next has something to do; `run_until` before that does nothing."""
         self.tells_s = math.inf
         """Before this moment nothing leaves it, unless a message reaches it."""
+        self.note_s = math.inf
+        """Before this moment the router has heard of no newer state; `note` before that gives nothing."""
         self.faults = NodeFaults()
         self.steps = 0
         self.forecasts = 0
@@ -136,6 +138,8 @@ class ClusterNode:
     def run_until(self, until_s: float) -> None:
         """Runs every step that begins before `until_s`; tokens and ends go on the heap for the router."""
         engine = self._engine
+        if engine.next_step_s >= until_s:
+            return
         # States that will be old when `until_s` comes need not be kept.
         early_s = until_s - 2 * self._longest_step_s - self._delays.note_interval_s
         if engine.next_step_s < early_s:
@@ -154,11 +158,14 @@ class ClusterNode:
         if self._changed and self._state_s + one_way_s <= now_s:
             self._keep_state()
         states = self._states
-        if not states or states[0].told_s + one_way_s > now_s:
+        last = None
+        while states and states[0].told_s + one_way_s <= now_s:
+            last = states.popleft()
+        self.note_s = self._state_s + one_way_s if self._changed else math.inf
+        if states:
+            self.note_s = min(self.note_s, states[0].told_s + one_way_s)
+        if last is None:
             return None
-        while len(states) > 1 and states[1].told_s + one_way_s <= now_s:
-            states.popleft()
-        last = states.popleft()
         load = msgspec.structs.replace(last.load, state_age_s=now_s - last.told_s)
         return LoadNoted(load=load, dispatch_seq=last.dispatch_seq)
 
@@ -258,14 +265,29 @@ class ClusterNode:
         self._changed = False
         self._state_s = 0.0
         self._version = 0
+        self.note_s = math.inf
         self.next_s = math.inf
         self.tells_s = math.inf
 
     def _advance(self, until_s: float) -> None:
-        engine = self._engine
+        engine, watch = self._engine, self._watch
+        began_s = engine.next_step_s
+        events = engine.advance(until_s)
+        if events:
+            self._tell(events)
+        if watch.is_waiting:
+            watch.after(began_s)
+        if engine.has_work:
+            self._state_s = engine.next_step_s
+        elif events:
+            # An engine that has run dry ended its last step with somebody's last token.
+            self._state_s = events[-1].at_s
+        self._has_changed()
+
+    def _tell(self, events: list[NodeEvent]) -> None:
         push, one_way_s, epoch, node_id = self._heap.push, self._delays.network_one_way_s, self.epoch, self.node_id
-        at_s, began_s, watch = self._state_s, engine.next_step_s, self._watch
-        for kind, request_id, at_s in engine.advance(until_s):
+        watch = self._watch
+        for kind, request_id, at_s in events:
             if kind == "preempted":
                 watch.preempted(request_id, at_s)
                 continue
@@ -285,11 +307,11 @@ class ClusterNode:
             ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt)
             push(heard_s, Rank.NODE_TOLD, (self, epoch, ended))
             self._forget(request_id)
-        watch.after(began_s)
-        # An engine that has run dry ended its last step with somebody's last token.
-        self._state_s = engine.next_step_s if engine.has_work else at_s
+
+    def _has_changed(self) -> None:
         self._changed = True
         self._version += 1
+        self.note_s = min(self.note_s, self._state_s + self._delays.network_one_way_s)
 
     def _keep_state(self) -> None:
         """Keeps the state for the next note; one that holds by then takes its place."""
@@ -299,12 +321,12 @@ class ClusterNode:
         if self._states and self._states[-1].told_s >= state_s:
             self._states.pop()
         self._states.append(_Told(told_s, self.load(told_s), self._dispatch_seq))
+        self.note_s = min(self.note_s, told_s + self._delays.network_one_way_s)
 
     def _touch(self, now_s: float) -> None:
         """A message has changed the state; with a step in progress that is seen at its end."""
-        self._changed = True
-        self._version += 1
         self._state_s = max(now_s, self._engine.next_step_s) if self._engine.has_work else now_s
+        self._has_changed()
         self._plan()
 
     def _plan(self) -> None:

@@ -202,8 +202,7 @@ class SimCluster:
         one_way_s = self.delays.network_one_way_s
         # What a node tells at t can reach a node, as the router's answer, this much later and no sooner.
         reaction_s = 2 * one_way_s + self.delays.decision_s
-        events, at_s = 0, 0.0
-        soonest_s = math.inf
+        events, at_s, soonest_s = 0, 0.0, math.inf
         while True:
             next_s = heap.next_s
             heard_s = next_s - one_way_s

@@ -311,7 +311,9 @@ class ClusterNode:
     def _has_changed(self) -> None:
         self._changed = True
         self._version += 1
-        self.note_s = min(self.note_s, self._state_s + self._delays.network_one_way_s)
+        heard_s = self._state_s + self._delays.network_one_way_s
+        if heard_s < self.note_s:
+            self.note_s = heard_s
 
     def _keep_state(self) -> None:
         """Keeps the state for the next note; one that holds by then takes its place."""

@@ -15,6 +15,7 @@ are guesses and are left out.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
@@ -86,15 +87,18 @@ class Joined:
         self._grace_s = grace_s + SMALLEST_S
         self._raw: deque[_Pair] = deque(maxlen=window_pairs)
         self._corrected: deque[_Pair] = deque(maxlen=window_pairs)
-        self._latest: deque[tuple[float, bool]] = deque(maxlen=TRUST_PAIRS)
+        self._latest: deque[tuple[float, bool]] = deque()
         """Logarithm of the factor between actual and corrected p50; whether the actual is far over the p90."""
+        self._ascending: list[float] = []
+        """The logarithms of `_latest`, kept in order: they are asked for after each answer."""
+        self._far_over = 0
 
     def add(self, raw: Quantiles, corrected: Quantiles, actual_s: float, *, size_s: float) -> None:
         """`size_s` is that of the raw forecast."""
         self._raw.append(_Pair(raw.p50, raw.p90, actual_s))
         self._corrected.append(_Pair(corrected.p50, corrected.p90, actual_s))
         off = math.log((actual_s + self._grace_s) / (corrected.p50 + self._grace_s))
-        self._latest.append((abs(off), actual_s > LOST_FACTOR * corrected.p90))
+        self._note_latest(abs(off), actual_s > LOST_FACTOR * corrected.p90)
         self.correction.add(raw, actual_s, size_s=size_s)
 
     def raw(self) -> ErrorSummary:
@@ -109,13 +113,22 @@ class Joined:
         """Median factor between actual and corrected p50 of the latest pairs, whichever is larger on top."""
         if len(self._latest) < TRUST_LEAST_PAIRS:
             return 1.0
-        return math.exp(_nearest_rank(sorted(off for off, _ in self._latest), 0.5))
+        return math.exp(_nearest_rank(self._ascending, 0.5))
 
     def far_over_p90(self) -> float:
         """Share of the latest actuals over LOST_FACTOR times the corrected p90."""
         if len(self._latest) < TRUST_LEAST_PAIRS:
             return 0.0
-        return sum(over for _, over in self._latest) / len(self._latest)
+        return self._far_over / len(self._latest)
+
+    def _note_latest(self, off: float, over: bool) -> None:
+        if len(self._latest) == TRUST_PAIRS:
+            oldest, was_over = self._latest.popleft()
+            del self._ascending[bisect_left(self._ascending, oldest)]
+            self._far_over -= was_over
+        self._latest.append((off, over))
+        insort(self._ascending, off)
+        self._far_over += over
 
 
 class Calibration:

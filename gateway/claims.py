@@ -37,8 +37,8 @@ class OwnClaims:
 
 
 class SharedClaims:
-    """Those of all workers: a file each, made with O_EXCL, which one process alone can win. Its text is the worker's
-    number, so that what a crashed one left can be cleared, and the request's id."""
+    """Those of all workers: a file each, linked under its name, which one process alone can win. Its text is the
+    worker's number, so that what a crashed one left can be cleared, and the request's id."""
 
     def __init__(self, folder: Path, worker: int) -> None:
         self._folder = folder
@@ -49,12 +49,15 @@ class SharedClaims:
                 path.unlink(missing_ok=True)
 
     def claim(self, key: str, request_id: str) -> None:
+        # Linked when it is whole: a worker that is killed on the way must not leave a claim that says of nobody.
+        draft = self._folder / f"draft-{self._worker}"
+        draft.write_text(f"{self._worker} {request_id}")
         try:
-            file = os.open(self._path(key), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            os.link(draft, self._path(key))
         except FileExistsError:
             raise _taken(key, _text_of(self._path(key)).partition(" ")[2]) from None
-        os.write(file, f"{self._worker} {request_id}".encode())
-        os.close(file)
+        finally:
+            draft.unlink()
 
     def release(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)

@@ -74,3 +74,21 @@ def test_a_worker_starts_while_others_give_their_claims_back(tmp_path: Path, mon
     # What was there when the folder was listed is gone when it is read.
     monkeypatch.setattr(Path, "iterdir", lambda _folder: iter(listed))
     SharedClaims(tmp_path / "claims", 0).claim("a:x", "r2")
+
+
+def test_a_worker_killed_in_the_middle_of_a_claim_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = SharedClaims(tmp_path / "claims", 0)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gateway.claims.os.link", die)
+        with pytest.raises(Killed):
+            first.claim("a:x", "r1")
+    SharedClaims(tmp_path / "claims", 1).claim("a:x", "r2")

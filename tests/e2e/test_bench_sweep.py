@@ -63,7 +63,8 @@ def test_a_sweep_keeps_one_line_per_run_and_goes_on_where_it_was(capsys: pytest.
 
     assert told(again["runs"]) == told(first["runs"])
     out, _ = bench(capsys, *arguments, "--output", "s", "--measure", "p99_ttft_ms")
-    assert "p99_ttft_ms" in out
+    assert "p99_" in out, "a long name stands on two lines"
+    assert "ttft_ms" in out
 
 
 def test_ctrl_c_keeps_what_was_finished(folder: Path) -> None:

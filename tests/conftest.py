@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
+from gateway.core.policies import registry
 from simcore.warmup import warm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,6 +20,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Compiles the kernels where nobody has yet: half a minute that no test's time limit should have to hold."""
     if not hasattr(session.config, "workerinput") and not session.config.option.collectonly:
         warm(shared_prefixes=True)
+    # A shell that starts tests in the background has them ignore Ctrl-C, and all processes that they start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _policies_of_a_test_leave_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers must not be a policy to those after it."""
+    monkeypatch.setattr(registry, "_MAKERS", dict(registry._MAKERS))
+    monkeypatch.setattr(registry, "_origins", dict(registry._origins))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from protos.v1 import astrolabe_types_pb2 as types_pb
 from tests.vllm import servers
 from tests.vllm.servers import Server, until
 
-TOKENS = 200
+TOKENS = 400
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ class Reader(threading.Thread):
     def __init__(self, stub: Any, name: str, prompt: list[int]) -> None:
         super().__init__(daemon=True)
         self.tokens: list[int] = []
+        self.node_id = ""
         self.usage = types_pb.Usage()
         self.prompt = prompt
         sampling = types_pb.SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
@@ -62,6 +63,7 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         for chunk in self._call:
+            self.node_id = chunk.node_id or self.node_id
             self.tokens.extend(chunk.token_ids)
             if chunk.HasField("usage"):
                 self.usage = chunk.usage
@@ -81,11 +83,15 @@ def test_greedy_answers_go_on_token_for_token(
     rng = random.Random(5)
     prompts = [[rng.randrange(256) for _ in range(rng.randrange(5, 80))] for _ in range(6)]
     with cluster.stub() as stub:
+        # The first answers of a server that is new take a second longer than those of one that has run for a while.
+        for server in (real_server, second):
+            greedy(server, str(tiny_model), prompts[0])
         readers = [Reader(stub, f"{victim}-{i}", prompt) for i, prompt in enumerate(prompts)]
         for reader in readers:
             reader.start()
         until(lambda: all(len(r.tokens) >= 20 for r in readers), deadline_s=60.0, what="answers under way")
-        assert all(r.is_alive() for r in readers), "the answers are over already"
+        begun = [r for r in readers if r.is_alive() and r.node_id == cluster.nodes[1].name]
+        assert len(begun) >= 2, "the answers that the victim has are over already"
         if victim == "daemon":
             cluster.nodes[1].signal(signal.SIGKILL)
         else:

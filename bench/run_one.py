@@ -14,10 +14,8 @@ from bench.measures import Slo, measure
 from bench.named_data import WorkloadWish, make_workload
 from bench.packaged import packaged_path
 from bench.results import RequestResult, Summary
-from bench.run_spec import RunSpec, router_config
+from bench.run_spec import RunSpec, delays_of, noise_of, router_config
 from bench.simcluster import SimCluster
-from bench.simcluster_node import Delays
-from bench.simcluster_noise import Noise
 from bench.simulate import MAX_OUTPUT_TOKENS
 from bench.workload.item import WorkloadItem, belief_of
 from gateway.core import events as ev
@@ -105,15 +103,10 @@ def run_task(task: Task, *, commit: str, machine: dict[str, str | int], keep_res
     cluster = SimCluster(
         spec.shape.specs(),
         router_config(spec, policy),
-        Delays(
-            network_one_way_s=spec.network_one_way_s,
-            decision_s=spec.gateway_s,
-            forecast_s=spec.forecast_s,
-            note_interval_s=spec.note_interval_s,
-        ),
+        delays_of(spec),
         lengths=spec.lengths,
         correcting=spec.correcting,
-        noise=Noise(length=spec.length_error, latency=spec.latency_error) if _is_noisy(spec) else None,
+        noise=noise_of(spec),
         max_output_tokens=max(MAX_OUTPUT_TOKENS, *(item.output_tokens for item in items)),
         observe=observer,
     )
@@ -142,10 +135,6 @@ def run_task(task: Task, *, commit: str, machine: dict[str, str | int], keep_res
         cpu_s=cpu_s,
     )
     return Done(line=line, results=found.results if keep_results else [])
-
-
-def _is_noisy(spec: RunSpec) -> bool:
-    return spec.length_error > 0 or spec.latency_error > 0
 
 
 class _Observer:

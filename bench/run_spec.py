@@ -13,6 +13,8 @@ import msgspec
 
 from bench.named_data import check_name
 from bench.packaged import packaged_path
+from bench.simcluster_node import Delays
+from bench.simcluster_noise import Noise
 from bench.simulate import ClusterShape
 from bench.workload.arrivals import ArrivalKind
 from bench.workload.item import LengthKnowledge
@@ -152,14 +154,41 @@ def check_spec(spec: RunSpec) -> None:
     check_name(spec.dataset)
     try:
         router_config(spec, "random")
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise SpecError(f"router: {error}") from None
+    try:
+        delays_of(spec)
+        noise_of(spec)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
 
 
 def router_config(spec: RunSpec, policy: str) -> RouterConfig:
     """The router's configuration for a policy that is registered by this name.
 
     As published systems work, unless `router` says otherwise: all nodes drawn are asked, and nothing is held back.
+    `hold` may be its `when` alone. Raises ValueError.
     """
-    published: dict[str, Any] = {"ask": 0, "hold": HoldConfig(when="never")}
-    return RouterConfig(policy=policy, sample=spec.sample, seed=spec.seed, **(published | spec.router))
+    own: dict[str, Any] = {"ask": 0, "hold": "never"} | spec.router
+    for name in ("policy", "sample", "seed"):
+        if name in spec.router:
+            raise ValueError(f"router.{name} is the key {name} of the run")
+    if isinstance(own["hold"], str):
+        own["hold"] = {"when": HoldConfig(**{"when": own["hold"]}).when}
+    return msgspec.convert(own | {"policy": policy, "sample": spec.sample, "seed": spec.seed}, RouterConfig)
+
+
+def delays_of(spec: RunSpec) -> Delays:
+    """The ways between client, gateway and nodes. Raises ValueError."""
+    return Delays(
+        network_one_way_s=spec.network_one_way_s,
+        decision_s=spec.gateway_s,
+        forecast_s=spec.forecast_s,
+        note_interval_s=spec.note_interval_s,
+    )
+
+
+def noise_of(spec: RunSpec) -> Noise | None:
+    """The errors put on lengths and forecasts; None where there are none. Raises ValueError."""
+    noise = Noise(length=spec.length_error, latency=spec.latency_error)
+    return noise if noise.length or noise.latency else None

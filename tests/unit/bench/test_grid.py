@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.grid import make_tasks
-from bench.run_spec import RunSpec, SpecError, check_spec, with_values
+from bench.run_spec import RunSpec, SpecError, check_spec, router_config, with_values
 from bench.workload.dataset_error import DatasetError
 from gateway.core.policies.registry import PolicyError
 
@@ -47,6 +47,11 @@ def test_every_combination_with_every_seed() -> None:
         ({"profile": ["./no_such.json"]}, {}, SpecError, "cannot be read"),
         ({"rate": [float(i + 1) for i in range(60_000)]}, {}, SpecError, "more than 100,000"),
         ({"router.max_attempts": [0]}, {}, SpecError, "max_attempts must be >= 1"),
+        ({"router.ask": ["all"]}, {}, SpecError, "router: Expected `int`, got `str` - at `$.ask`"),
+        ({"router.hold": ["sometimes"]}, {}, SpecError, "never, forecast, always"),
+        ({"router.policy": ["random"]}, {}, SpecError, "router.policy is the key policy of the run"),
+        ({"network_one_way_s": [-1.0]}, {}, SpecError, "network_one_way_s must be finite and >= 0"),
+        ({"length_error": [-0.1]}, {}, SpecError, "length must be a share >= 0"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_runs(
@@ -72,3 +77,10 @@ def test_the_key_follows_every_value_and_the_content_of_files(tmp_path: Path) ->
 
 def test_a_sound_run_passes() -> None:
     check_spec(RunSpec(rate_per_s=20.0))
+
+
+def test_holding_is_named_by_its_when_or_in_full() -> None:
+    assert router_config(RunSpec(), "random").hold.when == "never"
+    assert router_config(with_values(RunSpec(), {"router.hold": "forecast"}), "random").hold.when == "forecast"
+    full = with_values(RunSpec(), {"router": {"hold": {"when": "always", "order": "deadline"}}})
+    assert router_config(full, "random").hold.order == "deadline"

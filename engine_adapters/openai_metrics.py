@@ -1,7 +1,8 @@
 """Any OpenAI-compatible server with Prometheus metrics: requests over its API, state from its counts and our account.
 
 Less is known than from a trace: forecasts are `approximate`, and other people's requests are guesses. Servers that
-answer with text only are read through the tokenizer: token counts follow its pieces, the text is exact.
+answer with text only are read through the tokenizer: token counts follow its pieces, the text is exact. TGI, which
+takes no token ids, is sent text.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class OpenAiEngine:
             block_size_tokens=page.block_size_tokens or self._limits.block_size_tokens,
             outside_rules=(f"its {page.dialect} metrics tell sums only: it has no trace",),
         )
-        self._client.limit(self._config)
+        self._client.limit(self._config, text_prompts=page.dialect == "tgi")
         log.info("engine found", url=self._url, dialect=page.dialect)
 
     async def close(self) -> None:

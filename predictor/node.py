@@ -35,6 +35,8 @@ SNAPSHOT_TIMEOUT_S = 30.0
 INLINE_S = 0.001
 """What-ifs that take longer than this run on a thread, so that tokens and dispatches do not wait for them."""
 SMOOTHING = 0.2
+COUNTS_SPREAD = 0.4
+"""How far forecasts are thought to stray at first where only counts are known of the engine."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +51,6 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 
 Sink = Callable[[str, Sequence[int], End | None], None]
 """Takes (request id, new token ids, how it ended or None). Called on the event loop; must not raise."""
-
-
 Answers = list[Forecast | Refused]
 
 
@@ -120,8 +120,8 @@ class Node:
         self.closing = False
         self.calibration = Calibration()
         self.resyncs = 0
-        self.forecasts_total = 0
         """Gaps in the trace so far (a count)."""
+        self.forecasts_total = 0
         self._client = client
         self._probe = probe
         self._profile = profile
@@ -146,6 +146,8 @@ class Node:
         await self._client.start()
         step_time = (self._client.step_time() if self._ask_engine else None) or self._profile
         can = self._client.capabilities
+        if not can.per_request_trace:
+            self.calibration = Calibration(prior_spread=COUNTS_SPREAD)
         tell_rules(self._client.config())
         self._estimator = Estimator(
             self.node_id,
@@ -380,13 +382,10 @@ class Node:
             if late:
                 log.warning("reservations expired", request_ids=late)
                 self._changed()
-            self._tell_learned()
-
-    def _tell_learned(self) -> None:
-        learned = self.learned
-        if learned is not None and learned.version != self._learned_version:
-            self._learned_version = learned.version
-            tell_learned(learned, self.profile)
+            learned = self.learned
+            if learned is not None and learned.version != self._learned_version:
+                self._learned_version = learned.version
+                tell_learned(learned, self.profile)
 
     def _changed(self) -> None:
         for changed in self._listeners:

@@ -29,7 +29,14 @@ from simcore.types import EngineConfig
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_LINE_BYTES = 4 << 20
-_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "aborted"}
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "abort": "aborted",
+    # TGI's words.
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+}
 
 
 class _Choice(msgspec.Struct):
@@ -87,6 +94,7 @@ class VllmClient:
         self.max_model_len: int | None = None
         """If the server says; set by `connect`."""
         self._config: EngineConfig | None = None
+        self._text_prompts = False
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._sinks: dict[str, OutputSink] = {}
@@ -116,9 +124,11 @@ class VllmClient:
         self.model = models.data[0].id
         self.max_model_len = models.data[0].max_model_len
 
-    def limit(self, config: EngineConfig) -> None:
-        """The engine's limits, once they are known."""
+    def limit(self, config: EngineConfig, *, text_prompts: bool = False) -> None:
+        """The engine's limits, once they are known. `text_prompts`: it takes no token ids (TGI); needs a tokenizer."""
+        assert self._tokenizer is not None or not text_prompts, "without a tokenizer there is no text"
         self._config = config
+        self._text_prompts = text_prompts
 
     async def close(self) -> None:
         self._closed = True
@@ -177,10 +187,10 @@ class VllmClient:
             # A queue in order of arrival refuses a priority instead of not minding it.
             "priority": request.priority if config.scheduling_policy == "priority" and request.priority else None,
         }
+        options |= self._as_text(request) if self._text_prompts else {"prompt": prompt}
         return msgspec.json.encode(
             {
                 "model": self.model,
-                "prompt": prompt,
                 "max_tokens": min(request.max_tokens, room),
                 "ignore_eos": request.ignore_eos,
                 "request_id": engine_request_id(request.request_id),
@@ -191,6 +201,15 @@ class VllmClient:
                 **{k: v for k, v in options.items() if v is not None},
             }
         )
+
+    def _as_text(self, request: EngineRequest) -> dict[str, object]:
+        """What a server that takes text alone is told otherwise. Raises RequestRefused."""
+        assert self._tokenizer is not None
+        if request.stop_token_ids:
+            raise RequestRefused("this server takes no stop_token_ids: give the texts to stop at")
+        # TGI refuses a top_p that leaves nothing out.
+        top_p = None if request.top_p is not None and request.top_p >= 1.0 else request.top_p
+        return {"prompt": self._tokenizer.decode(request.prompt_token_ids), "top_p": top_p}
 
     async def _run(self, request_id: str, body: bytes, headers: dict[str, str], session: aiohttp.ClientSession) -> None:
         try:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from predictor.core.correction import SMALLEST_S, Correction
+from predictor.core.correction import PRIOR_SPREAD, SMALLEST_S, Correction
 from simcore.types import Forecast, Quantiles
 
 WINDOW_PAIRS = 1000
@@ -82,8 +82,8 @@ class _Pending(msgspec.Struct):
 class Joined:
     """One quantity: its pairs, raw and corrected, and what they teach."""
 
-    def __init__(self, window_pairs: int, *, grace_s: float = 0.0) -> None:
-        self.correction = Correction()
+    def __init__(self, window_pairs: int, *, prior_spread: float = PRIOR_SPREAD, grace_s: float = 0.0) -> None:
+        self.correction = Correction(prior_spread=prior_spread)
         self._grace_s = grace_s + SMALLEST_S
         self._raw: deque[_Pair] = deque(maxlen=window_pairs)
         self._corrected: deque[_Pair] = deque(maxlen=window_pairs)
@@ -134,10 +134,11 @@ class Joined:
 class Calibration:
     """Joins forecasts with outcomes. Not thread-safe; one owner."""
 
-    def __init__(self, *, window_pairs: int = WINDOW_PAIRS) -> None:
-        self.ttft = Joined(window_pairs, grace_s=TTFT_GRACE_S)
-        self.e2e = Joined(window_pairs)
-        self.tpot = Joined(window_pairs)
+    def __init__(self, *, window_pairs: int = WINDOW_PAIRS, prior_spread: float = PRIOR_SPREAD) -> None:
+        """`prior_spread`: how far forecasts are thought to stray while nothing is known of them yet."""
+        self.ttft = Joined(window_pairs, prior_spread=prior_spread, grace_s=TTFT_GRACE_S)
+        self.e2e = Joined(window_pairs, prior_spread=prior_spread)
+        self.tpot = Joined(window_pairs, prior_spread=prior_spread)
         self.trusted = True
         """False while even corrected forecasts are too far off to place by: see LOST_FACTOR."""
         self._tempo = 1.0

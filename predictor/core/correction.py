@@ -41,14 +41,15 @@ FIRST_OCTAVE, LAST_OCTAVE = -10, 12
 Floats = NDArray[np.float64]
 
 _AT = (np.arange(PSEUDO_PAIRS) + 0.5) / PSEUDO_PAIRS
-_PRIOR = PRIOR_SPREAD * np.array([NormalDist().inv_cdf(float(p)) for p in _AT])
+_NORMAL = np.array([NormalDist().inv_cdf(float(p)) for p in _AT])
 _OCTAVES = LAST_OCTAVE - FIRST_OCTAVE + 1
 
 
 class Correction:
     """Of one quantity on one node. Not thread-safe; one owner."""
 
-    def __init__(self, *, window_pairs: int = WINDOW_PAIRS) -> None:
+    def __init__(self, *, window_pairs: int = WINDOW_PAIRS, prior_spread: float = PRIOR_SPREAD) -> None:
+        self._prior = prior_spread * _NORMAL
         self.bias = 1.0
         """Median of actual / p50 over the whole window."""
         self._logs = np.zeros((window_pairs, 2))
@@ -99,7 +100,7 @@ class Correction:
         logs, octaves = self._logs[:n], self._octaves[:n]
         pseudo = []
         for column, ratios in enumerate((self._p50, self._p90)):
-            pooled = np.sort(np.concatenate((_PRIOR, logs[:, column])))
+            pooled = np.sort(np.concatenate((self._prior, logs[:, column])))
             # Linear between order statistics.
             pseudo.append(np.interp(_AT * (len(pooled) - 1), np.arange(len(pooled)), pooled))
             ratios[:] = [_ratio(pooled, column)] * _OCTAVES

@@ -22,6 +22,15 @@ def test_without_pairs_only_the_prior_spread_is_added() -> None:
     assert 2.0 * math.exp(1.28 * PRIOR_SPREAD) <= told.p90 <= 2.0 * math.exp(2 * PRIOR_SPREAD)
 
 
+def test_who_knows_less_begins_wider_and_learns_as_well() -> None:
+    little, much = Correction(prior_spread=0.4), Correction()
+    assert little.corrected(exactly(2.0), size_s=2.0).p90 > 1.3 * much.corrected(exactly(2.0), size_s=2.0).p90
+    assert little.corrected(exactly(2.0), size_s=2.0).p50 == pytest.approx(2.0)
+    for _ in range(WINDOW_PAIRS):
+        little.add(exactly(2.0), 2.2, size_s=2.0)
+    assert little.corrected(exactly(2.0), size_s=2.0).p90 == pytest.approx(2.2, rel=0.02)
+
+
 def test_a_few_pairs_move_it_little_and_many_all_the_way() -> None:
     correction = Correction()
     told = []

@@ -173,8 +173,9 @@ def router_config(spec: RunSpec, policy: str) -> RouterConfig:
     for name in ("policy", "sample", "seed"):
         if name in spec.router:
             raise ValueError(f"router.{name} is the key {name} of the run")
-    if isinstance(own["hold"], str):
-        own["hold"] = {"when": HoldConfig(**{"when": own["hold"]}).when}
+    when: Any = own["hold"]
+    if not isinstance(when, Mapping):
+        own["hold"] = {"when": HoldConfig(when=when).when}
     return msgspec.convert(own | {"policy": policy, "sample": spec.sample, "seed": spec.seed}, RouterConfig)
 
 

@@ -133,6 +133,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds between probes of a silent node connection, and of waiting for the answer."""
     reconnect_max_s: Positive = 3.0
     """Longest pause between attempts to reach a node, in seconds."""
+    lame_duck_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """Longest time in seconds that a gateway told to stop still takes requests, while clients that look at its health
+    go elsewhere; over as soon as none came for a fifth of it."""
     drain_grace_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     """Seconds that running requests get to finish at shutdown, and on a node taken out of the configuration."""
     gateway_id: str = ""

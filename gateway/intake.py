@@ -67,7 +67,9 @@ class Intake:
         """`denied` is told of each call that a front turns away, `begins` of each request before it is submitted."""
         self.tokenizer = tokenizer
         self.closing = asyncio.Event()
-        """Set: the gateway is shutting down."""
+        """Set: the gateway takes no more requests."""
+        self.calls = 0
+        """How many have come in, those refused included."""
         self._pump = pump
         self._nodes = nodes
         self._lengths = lengths
@@ -221,6 +223,7 @@ class Intake:
         return max(1, (self._nodes.max_model_len_tokens(request.model) or 0) - prompt_tokens)
 
     def _check_open(self) -> None:
+        self.calls += 1
         if self.closing.is_set():
             raise Refused(Denial.SHUTTING_DOWN, "the gateway is shutting down; try another one", retry_after_s=1.0)
 

@@ -140,7 +140,13 @@ class Gateway:
         self._server = grpc.aio.server(options=_server_options(config, shared_port=place is not None))
         self._private = grpc.aio.server() if place else None
         self._http = HttpServer(
-            OpenAiApi(intake=self.intake, nodes=self.nodes, keys=self.keys, metrics=self._metrics_page).handle,
+            OpenAiApi(
+                intake=self.intake,
+                nodes=self.nodes,
+                keys=self.keys,
+                metrics=self._metrics_page,
+                is_leaving=lambda: self._stopping,
+            ).handle,
             Limits(max_body_bytes=config.max_body_bytes),
         )
         self._stopping = False
@@ -190,14 +196,19 @@ class Gateway:
         return str(self.http_bound) if self.http_bound is not None else ""
 
     async def stop(self) -> None:
-        """Refuses new requests, lets running ones finish within the grace, ends the rest, leaves the nodes."""
+        """Makes clients leave while it still serves, lets what runs finish within the grace, ends the rest, leaves the
+        nodes."""
         self._stopping = True
         if self._observing is not None:
             self._observing.cancel()
         await self._set_health()
+        self._http.retire()
+        log.info("gateway is stopping", running=len(self.pump.streams), grace_s=self.config.drain_grace_s)
+        await self._lame_duck()
         self.intake.closing.set()
         self._http.stop_accepting()
-        log.info("gateway is stopping", running=len(self.pump.streams), grace_s=self.config.drain_grace_s)
+        # Stops listening and tells every connection to open no more calls (GOAWAY); those under way go on.
+        closed = asyncio.create_task(self._server.stop(self.config.drain_grace_s + CLOSE_GRACE_S))
         try:
             async with asyncio.timeout(self.config.drain_grace_s):
                 while self.pump.streams:
@@ -207,6 +218,7 @@ class Gateway:
             for stream in list(self.pump.streams.values()):
                 self.pump.expel(stream, Outcome.NO_NODE, "the gateway has shut down; send the request to another one")
         await self._server.stop(CLOSE_GRACE_S)
+        await closed
         await self._http.close(CLOSE_GRACE_S)
         if self._private is not None:
             await self._private.stop(None)
@@ -220,6 +232,17 @@ class Gateway:
         if self.spans is not None:
             await asyncio.to_thread(self.spans.close)
         log.info("gateway has stopped")
+
+    async def _lame_duck(self) -> None:
+        """Serves on, said to be leaving. To refuse at once would fail requests: a client that goes round two gateways
+        meets the one that stops again with every other attempt, and a call that crosses a GOAWAY is lost."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self.config.lame_duck_s
+        while (left_s := end_s - loop.time()) > 0:
+            calls = self.intake.calls
+            await asyncio.sleep(min(left_s, self.config.lame_duck_s / 5))
+            if self.intake.calls == calls:
+                return
 
     def reload(self, config: GatewayConfig) -> None:
         """Takes over nodes, policy, keys and certificates; says what would need a restart. Raises ConfigError."""

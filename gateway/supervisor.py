@@ -126,15 +126,16 @@ class Supervisor:
         try:
             await asyncio.wait((stopping, ended), return_when=asyncio.FIRST_COMPLETED)
             try:
-                return await asyncio.wait_for(
-                    asyncio.shield(ended), self._config.drain_grace_s + STOP_MARGIN_S if stopping.done() else None
-                )
+                return await asyncio.wait_for(asyncio.shield(ended), self._stop_s() if stopping.done() else None)
             except TimeoutError:
                 log.error("a worker does not stop and is killed", pid=process.pid)
                 process.kill()
                 return await ended
         finally:
             stopping.cancel()
+
+    def _stop_s(self) -> float:
+        return self._config.lame_duck_s + self._config.drain_grace_s + STOP_MARGIN_S
 
     async def _announce(self) -> None:
         """Tells that the gateway serves once all workers do."""

@@ -33,7 +33,17 @@ Quick = Callable[[Exchange], None]
 class OpenAiApi:
     """One instance serves all connections of a listener: `handle` is their handler."""
 
-    def __init__(self, *, intake: Intake, nodes: NodeTable, keys: KeyRing, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        nodes: NodeTable,
+        keys: KeyRing,
+        metrics: Metrics,
+        is_leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`is_leaving`: whether clients should go elsewhere, though requests are still taken."""
+        self._is_leaving = is_leaving
         self._intake = intake
         self._nodes = nodes
         self._keys = keys
@@ -160,10 +170,10 @@ class OpenAiApi:
         }
 
     def _ready(self, exchange: Exchange) -> None:
-        """200 while new requests are taken and a node is up."""
-        closing = self._intake.closing.is_set()
-        is_ready = self._nodes.any_up and not closing
-        status = "ok" if is_ready else "shutting down" if closing else "no node is up"
+        """200 while new requests should come here and a node is up."""
+        leaving = self._is_leaving()
+        is_ready = self._nodes.any_up and not leaving
+        status = "ok" if is_ready else "shutting down" if leaving else "no node is up"
         _respond(exchange, 200 if is_ready else 503, orjson.dumps({"status": status}))
 
     def _live(self, exchange: Exchange) -> None:

@@ -280,9 +280,9 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def shut_down(self) -> None:
-        """Closes when the response under way, if there is one, is complete."""
+        """Closes when the response under way, or to the request that is coming in, is complete."""
         self.keep_alive = False
-        if self._exchange is None:
+        if self._exchange is None and not self._in_request:
             self._close()
 
     def expire(self, now_s: float) -> None:

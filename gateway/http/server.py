@@ -19,6 +19,7 @@ class HttpServer:
         self._handler = handler
         self._limits = limits
         self._connections: set[Connection] = set()
+        self._retired = False
         self._server: asyncio.Server | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -26,12 +27,18 @@ class HttpServer:
         """Serves on a bound socket."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Connection(self._handler, self._limits, self._connections),
+            self._connection,
             sock=listener,
             ssl=tls,
             backlog=BACKLOG,
         )
         self._sweep = loop.call_later(SWEEP_S, self._sweep_out)
+
+    def retire(self) -> None:
+        """Serves on, but every response from now on is its connection's last one."""
+        self._retired = True
+        for connection in self._connections:
+            connection.keep_alive = False
 
     def stop_accepting(self) -> None:
         """No new connections; those that wait close, those with a response under way after it."""
@@ -51,6 +58,11 @@ class HttpServer:
             self._sweep.cancel()
         for connection in list(self._connections):
             connection.abort()
+
+    def _connection(self) -> Connection:
+        connection = Connection(self._handler, self._limits, self._connections)
+        connection.keep_alive = not self._retired
+        return connection
 
     def _sweep_out(self) -> None:
         loop = asyncio.get_running_loop()

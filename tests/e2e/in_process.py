@@ -26,6 +26,7 @@ FAST: dict[str, Any] = {
     "tokenizer": "bytes",
     "reconnect_max_s": 0.2,
     "keepalive_s": 0.5,
+    "lame_duck_s": 0.0,
     "drain_grace_s": 0.2,
 }
 

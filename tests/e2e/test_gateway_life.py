@@ -8,11 +8,14 @@ import time
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.config import GatewayConfig, NodeEntry
+from gateway.ready import SERVICE
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
+from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from simcore.types import Outcome
 from tests.e2e.in_process import FAST, Relay, ask, dispatched, part, running, status, until
 from tests.e2e.scripted_node import ScriptedNode, load
@@ -87,20 +90,30 @@ async def test_a_node_that_gets_a_name_while_it_runs_requests_serves_on(node: Sc
         assert status(gateway, "n") == "up"
 
 
-async def test_shutdown_lets_answers_finish_and_refuses_new_ones(node: ScriptedNode) -> None:
-    async with running(node.address, drain_grace_s=5.0) as (gateway, stub):
+async def test_a_gateway_that_stops_says_so_and_still_serves_until_nobody_calls(node: ScriptedNode) -> None:
+    async with running(node.address, lame_duck_s=10.0, drain_grace_s=5.0) as (gateway, stub):
         await until(lambda: status(gateway, "n") == "up")
-        call = stub.Generate(ask(request_id="r1"))
-        await dispatched(node)
-        stopping = asyncio.create_task(gateway.stop())
-        await asyncio.sleep(0)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Generate(ask(request_id="r2")).read()
-        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert "shutting down" in (caught.value.details() or "")
-        node.say(part("r1", b"end", Outcome.STOP))
-        assert (await call.read()).text == "end"
-        await stopping
+        async with grpc.aio.insecure_channel(gateway.address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            begun = stub.Generate(ask(request_id="r1"))
+            await dispatched(node)
+            stopping = asyncio.create_task(gateway.stop())
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            late = stub.Generate(ask(request_id="r2"))
+            await dispatched(node)
+            node.say(part("r2", b"too", Outcome.STOP))
+            assert (await late.read()).text == "too"
+            # A fifth of the time without a call is enough; the answer under way has its own grace.
+            await until(gateway.intake.closing.is_set)
+            node.say(part("r1", b"end", Outcome.STOP))
+            assert (await begun.read()).text == "end"
+            async with asyncio.timeout(4):
+                await stopping
+        async with grpc.aio.insecure_channel(gateway.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await DispatchStub(channel).Generate(ask(request_id="r3")).read()
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 async def test_shutdown_ends_what_outlives_the_grace(node: ScriptedNode) -> None:

@@ -157,3 +157,29 @@ async def test_shutdown_closes_waiting_connections_and_lets_answers_finish(node:
         assert (await busy.reply()).body.endswith(b"data: [DONE]\n\n")
         assert await busy.is_closed()
         await stopping
+
+
+async def test_a_gateway_that_stops_answers_on_and_says_that_each_answer_is_the_last(node: ScriptedNode) -> None:
+    async with (
+        running(node.address, lame_duck_s=10.0, drain_grace_s=5.0) as (gateway, _),
+        RawClient(gateway.http_address) as old,
+    ):
+        await until(lambda: status(gateway, "n") == "up")
+        old.get("/health")
+        assert (await old.reply()).status == 200
+        stopping = asyncio.create_task(gateway.stop())
+        await asyncio.sleep(0)
+        old.post("/v1/completions", {**BODY, "request_id": "r1"})
+        await dispatched(node)
+        async with RawClient(gateway.http_address) as new:
+            new.get("/health/ready")
+            unready = await new.reply()
+            assert unready.status == 503
+            assert b"shutting down" in unready.body
+            assert await new.is_closed()
+        node.say(part("r1", b"end", Outcome.STOP))
+        reply = await old.reply()
+        assert reply.status == 200
+        assert reply.headers["connection"] == "close"
+        assert await old.is_closed()
+        await stopping

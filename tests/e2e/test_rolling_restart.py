@@ -27,6 +27,7 @@ CLIENTS = 12
 TOKENS = 150
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": "astrolabe.v1.Dispatch"},
     "methodConfig": [
         {
             "name": [{"service": "astrolabe.v1.Dispatch"}],
@@ -40,7 +41,8 @@ SERVICE_CONFIG = {
         }
     ],
 }
-"""What docs tell clients of several gateways: go round, and try a refused call again."""
+"""What gateway/README.md tells clients of several gateways: go round those that say they serve, and try again what one
+could not take."""
 
 
 class Load:
@@ -87,7 +89,7 @@ def restart(child: Child) -> None:
     child.signal(signal.SIGTERM)
     assert child.wait(20.0) == 0, child.last_words()
     child.start()
-    child.wait_ready(time.monotonic() + 50.0)
+    child.wait_ready(time.monotonic() + 90.0)
 
 
 def restart_node(cluster: LocalCluster, gateways: list[Child], node: Child) -> None:

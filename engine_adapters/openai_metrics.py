@@ -49,6 +49,9 @@ class OpenAiEngine:
         self._wait_s = options.wait_s
         self._wanted_model = options.model
         self._tls = options.tls
+        self._step_time = None
+        if options.step_time is not None and options.time_scale != 1.0:
+            self._step_time = options.step_time.scaled(1.0 / options.time_scale)
         self._client = VllmClient(self._url, tls=options.tls, tokenizer=load_tokenizer(options.tokenizer))
         self._config: EngineConfig | None = None
         self._own: dict[str, OwnRequest] = {}
@@ -95,7 +98,8 @@ class OpenAiEngine:
         return self._config
 
     def step_time(self) -> StepTimeModel | None:
-        return None
+        """Of an emulated device that runs faster than its profile; else nothing is known."""
+        return self._step_time
 
     def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
         return stream(self, request)

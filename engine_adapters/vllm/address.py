@@ -92,7 +92,8 @@ def address_for_engine(argv: Sequence[str], environ: Mapping[str, str]) -> Trace
 def listen(address: TraceAddress) -> socket.socket:
     """A listening socket; a socket file that nobody serves any more is replaced. Raises OSError.
 
-    The folder is made private to the user if it does not exist; the socket file is always.
+    The folder is made private to the user if it does not exist; the socket file is always. A folder in which others may
+    put files of their own under our names (somebody was faster in /tmp) is refused.
     """
     if not address.path:
         server = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_STREAM)
@@ -104,7 +105,13 @@ def listen(address: TraceAddress) -> socket.socket:
             server.close()
             raise
         return server
-    os.makedirs(os.path.dirname(address.path) or ".", mode=0o700, exist_ok=True)
+    folder = os.path.dirname(address.path) or "."
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    about = os.stat(folder)
+    if about.st_uid not in (os.geteuid(), 0) or (about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX):
+        raise PermissionError(
+            f"{folder} belongs to another user or can be written by all: set {ENV_ADDRESS} to a place of your own"
+        )
     _remove_dead(address.path)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

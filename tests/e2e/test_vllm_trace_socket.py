@@ -239,6 +239,16 @@ def test_a_dead_socket_is_replaced_a_live_one_and_a_file_are_not(address: TraceA
         listen(TraceAddress(path=str(plain)))
 
 
+def test_a_folder_that_others_can_fill_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "everybodys"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match=r"everybodys .* set ASTROLABE_TRACE to a place of your own"):
+        listen(TraceAddress(path=str(folder / "t.sock")))
+    folder.chmod(0o1777)
+    listen(TraceAddress(path=str(folder / "t.sock"))).close()
+
+
 @pytest.mark.parametrize("bad", ["", "unix:", "tcp:10.0.0.1:8000", "tcp:127.0.0.1:x", "http://x", "unix:/" + "x" * 120])
 def test_addresses_that_cannot_be(bad: str) -> None:
     with pytest.raises(AddressError):

@@ -18,16 +18,34 @@ Samples = Mapping[str, Sequence[tuple[dict[str, str], float]]]
 _KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
 _HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
 _QUERIES = ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total")
-_PROMPT = ("vllm:prompt_tokens_total", "sglang:prompt_tokens_total", "tgi_request_input_length_sum")
-_OUTPUT = ("vllm:generation_tokens_total", "sglang:generation_tokens_total", "tgi_request_generated_tokens_sum")
-_DONE = ("vllm:request_success_total", "sglang:num_requests_total", "tgi_request_success")
-_TTFT = ("vllm:time_to_first_token_seconds", "sglang:time_to_first_token_seconds")
+_PROMPT = (
+    "vllm:prompt_tokens_total",
+    "sglang:prompt_tokens_total",
+    "tgi_request_input_length_sum",
+    "astrolabe_prompt_tokens_total",
+)
+_OUTPUT = (
+    "vllm:generation_tokens_total",
+    "sglang:generation_tokens_total",
+    "tgi_request_generated_tokens_sum",
+    "astrolabe_output_tokens_total",
+)
+_DONE = (
+    "vllm:request_success_total",
+    "sglang:num_requests_total",
+    "tgi_request_success",
+    "astrolabe_requests_total",
+)
+_TTFT = ("vllm:time_to_first_token_seconds", "sglang:time_to_first_token_seconds", "astrolabe_ttft_seconds")
 _TPOT = (
     "vllm:inter_token_latency_seconds",
     "vllm:time_per_output_token_seconds",
     "sglang:inter_token_latency_seconds",
     "tgi_request_mean_time_per_token_duration",
+    "astrolabe_tpot_seconds",
 )
+_FREE, _TOTAL = ("astrolabe_node_free_blocks",), ("astrolabe_node_total_blocks",)
+"""Of a gateway of ours: all of its nodes' blocks."""
 
 
 class ServerSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +88,7 @@ def read_sample(text: str, at_s: float) -> ServerSample:
     tpot_sum, tpot_count = _histogram(samples, _TPOT)
     return ServerSample(
         at_s=at_s,
-        kv_use=_first(samples, _KV_USE, largest=True),
+        kv_use=_kv_use(samples),
         prefix_hits=_first(samples, _HITS),
         prefix_queries=_first(samples, _QUERIES),
         ttft_sum_s=ttft_sum,
@@ -134,6 +152,12 @@ def _histogram(samples: Samples, names: Sequence[str]) -> tuple[float | None, fl
         if total is not None and count is not None:
             return total, count
     return None, None
+
+
+def _kv_use(samples: Samples) -> float | None:
+    told = _first(samples, _KV_USE, largest=True)
+    free, total = _first(samples, _FREE), _first(samples, _TOTAL)
+    return told if told is not None or free is None or not total else 1.0 - free / total
 
 
 def _first(samples: Samples, names: Sequence[str], *, largest: bool = False) -> float | None:

@@ -167,16 +167,16 @@ def router_config(spec: RunSpec, policy: str) -> RouterConfig:
     """The router's configuration for a policy that is registered by this name.
 
     As published systems work, unless `router` says otherwise: all nodes drawn are asked, and nothing is held back.
-    `hold` may be its `when` alone. Raises ValueError.
+    `hold` may be its `when` alone; `seed`, of ties and draws, is the run's unless it is named. Raises ValueError.
     """
-    own: dict[str, Any] = {"ask": 0, "hold": "never"} | spec.router
-    for name in ("policy", "sample", "seed"):
+    own: dict[str, Any] = {"ask": 0, "hold": "never", "seed": spec.seed} | spec.router
+    for name in ("policy", "sample"):
         if name in spec.router:
             raise ValueError(f"router.{name} is the key {name} of the run")
     when: Any = own["hold"]
     if not isinstance(when, Mapping):
         own["hold"] = {"when": HoldConfig(when=when).when}
-    return msgspec.convert(own | {"policy": policy, "sample": spec.sample, "seed": spec.seed}, RouterConfig)
+    return msgspec.convert(own | {"policy": policy, "sample": spec.sample}, RouterConfig)
 
 
 def delays_of(spec: RunSpec) -> Delays:

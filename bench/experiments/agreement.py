@@ -1,7 +1,13 @@
-"""Live runs beside simulations of the very same requests: what the simulator has to be believed for."""
+"""Live runs beside simulations of the very same requests: what the simulator has to be believed for.
+
+Each live run is simulated several times with nothing changed but how ties fall: as far as these are from each other,
+two live runs would be too. Their median is compared. The delays are those that the live run told of itself: what a
+decision took, and what passed between client and gateway.
+"""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +17,7 @@ from rich.console import Console
 from bench.measures import read_measure
 from bench.run_one import RunLine, Task
 from bench.run_pool import run_all
-from bench.run_spec import RunSpec
+from bench.run_spec import RunSpec, with_values
 
 FILE_NAME = "simulated.jsonl"
 COMPARED = (
@@ -21,6 +27,8 @@ COMPARED = (
     ("E2E P99, s", "e2e_p99_s", 0.10),
 )
 """(title, measure, by how much, as a share, the two may differ)"""
+REPEATS = 10
+"""Simulations of one live run."""
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +40,9 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     measure: str
     live: float
     simulated: float
+    """Median of the simulations."""
+    lowest: float
+    highest: float
     bar: float
 
     @property
@@ -43,52 +54,107 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     def holds(self) -> bool:
         return abs(self.difference) <= self.bar
 
+    @property
+    def is_within_spread(self) -> bool:
+        """The live value is one that the simulations have too."""
+        return self.lowest <= self.live <= self.highest
+
+
+class Delays(msgspec.Struct, frozen=True, kw_only=True):
+    """What a live run told of its own surroundings, in workload seconds."""
+
+    decision_s: float
+    """Mean time from arrival at the gateway to placement."""
+    delivery_s: float
+    """Mean time between client and gateway, lateness included."""
+
 
 def simulate_again(lines: Sequence[RunLine], folder: Path, *, time_scale: float, console: Console) -> list[Agreement]:
     """Simulates what was run live. Raises PoolError, RunLogError.
 
     Engines on a faster clock see slower surroundings: delays of gateway and network are stretched by `time_scale`.
     """
-    tasks = [Task(group=line.group, variant=line.variant, spec=_stretched(line, time_scale)) for line in lines]
+    tasks = [
+        Task(group=line.group, variant=line.variant, spec=with_values(twin(line, time_scale), {"router.seed": repeat}))
+        for line in lines
+        for repeat in range(REPEATS)
+    ]
     outcome = run_all(tasks, folder / FILE_NAME, console=console, fresh=True, title="the same, simulated")
     found: list[Agreement] = []
-    for live, simulated in zip(lines, outcome.lines, strict=True):
+    for index, live in enumerate(lines):
+        repeats = outcome.lines[index * REPEATS : (index + 1) * REPEATS]
+        delivery_s = delays_told(live, time_scale).delivery_s
         for _, measure, bar in COMPARED:
-            a, b = read_measure(live.measures, measure), read_measure(simulated.measures, measure)
-            if a is not None and b is not None:
-                found.append(
-                    Agreement(
-                        variant=live.variant,
-                        rate_per_s=live.spec.rate_per_s,
-                        seed=live.spec.seed,
-                        measure=measure,
-                        live=a,
-                        simulated=b,
-                        bar=bar,
-                    )
+            told = read_measure(live.measures, measure)
+            values = [
+                value + delivery_s for line in repeats if (value := read_measure(line.measures, measure)) is not None
+            ]
+            if told is None or not values:
+                continue
+            found.append(
+                Agreement(
+                    variant=live.variant,
+                    rate_per_s=live.spec.rate_per_s,
+                    seed=live.spec.seed,
+                    measure=measure,
+                    live=told,
+                    simulated=statistics.median(values),
+                    lowest=min(values),
+                    highest=max(values),
+                    bar=bar,
                 )
+            )
     return found
 
 
-def as_markdown(found: Sequence[Agreement]) -> str:
+def delays_told(line: RunLine, time_scale: float) -> Delays:
+    """Read from the live run's own measures; 0 for what it does not tell."""
+    delivery = line.summary.delivery_s
+    return Delays(
+        # Decisions are told in seconds of the clock, all else on the workload's scale.
+        decision_s=line.measures.get("decision_mean_s", 0.0) * time_scale,
+        delivery_s=0.0 if delivery is None else delivery.mean,
+    )
+
+
+def twin(line: RunLine, time_scale: float) -> RunSpec:
+    """The live run as a simulated one, whose decisions take as long as they took live."""
+    spec = line.spec
+    names = ("network_one_way_s", "gateway_s", "forecast_s", "note_interval_s")
+    delays = {name: getattr(spec, name) * time_scale for name in names}
+    decision_s = delays_told(line, time_scale).decision_s
+    turns_s = 2 * delays["gateway_s"] + 2 * delays["network_one_way_s"]
+    if decision_s > turns_s:
+        # More than a rule needs: nodes were asked, and what is left of the way there and back is their answer.
+        delays["forecast_s"] = decision_s - turns_s
+    return msgspec.structs.replace(spec, **delays)
+
+
+def as_markdown(found: Sequence[Agreement], lines: Sequence[RunLine], *, time_scale: float) -> str:
     """A table: live, simulated, difference, and whether it is within the bar (5 % of means, 10 % of P99s)."""
     held = sum(one.holds for one in found)
+    spread = sum(one.is_within_spread and not one.holds for one in found)
     out = [
-        f"{held} of {len(found)} values agree within the bar (5 % of means, 10 % of P99s)",
+        f"{held} of {len(found)} values agree within the bar (5 % of means, 10 % of P99s); {spread} of the others lie "
+        f"between the lowest and the highest of {REPEATS} simulations that differ in ties alone",
         "",
-        "| run | rate/s | measure | live | simulated | difference | |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| run | rate/s | measure | live | simulated: median | lowest to highest | difference | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     titles = {measure: title for title, measure, _ in COMPARED}
     for one in found:
         rate = "–" if one.rate_per_s is None else f"{one.rate_per_s:g}"
+        word = "" if one.holds else "within the spread" if one.is_within_spread else "outside"
         out.append(
             f"| {one.variant} | {rate} | {titles[one.measure]} | {one.live:.3f} | {one.simulated:.3f} | "
-            f"{one.difference:+.1%} | {'' if one.holds else 'outside'} |"
+            f"{one.lowest:.3f} to {one.highest:.3f} | {one.difference:+.1%} | {word} |"
+        )
+    out += ["", "Delays of the live runs, in the simulations too (ms of the clock):", ""]
+    for line in lines:
+        told = delays_told(line, time_scale)
+        rate = "–" if line.spec.rate_per_s is None else f"{line.spec.rate_per_s:g}"
+        out.append(
+            f"- {line.variant}, {rate}/s, seed {line.spec.seed}: a decision {told.decision_s / time_scale * 1e3:.2f}, "
+            f"between client and gateway {told.delivery_s / time_scale * 1e3:.2f}"
         )
     return "\n".join(out) + "\n"
-
-
-def _stretched(line: RunLine, time_scale: float) -> RunSpec:
-    delays = ("network_one_way_s", "gateway_s", "forecast_s")
-    return msgspec.structs.replace(line.spec, **{name: getattr(line.spec, name) * time_scale for name in delays})

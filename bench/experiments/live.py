@@ -21,7 +21,7 @@ from bench.replay import ReplayPlan
 from bench.replay_run import Job, complaints, replay_jobs, run_id
 from bench.run_files import commit, machine
 from bench.run_one import SCHEMA_VERSION, RunLine, Task, requests_of
-from bench.run_spec import RunSpec, check_spec, with_values
+from bench.run_spec import RunSpec, check_spec, router_config, with_values
 from gateway.policy_files import is_policy_file, policy_name
 
 _ENGINE = (
@@ -41,7 +41,9 @@ def run_live(experiment: Experiment, seeds: Sequence[int], console: Console) -> 
     live = experiment.live
     lines: list[RunLine] = []
     tasks = _tasks(experiment, live, seeds)
-    for _, group in itertools.groupby(tasks, key=lambda task: (_options(task.spec), task.spec.sample, task.spec.nodes)):
+    for _, group in itertools.groupby(
+        tasks, key=lambda task: (_options(task.spec), _router(task.spec), task.spec.nodes)
+    ):
         own = list(group)
         try:
             with local_cluster(console, _cluster(own, live)) as cluster:
@@ -70,6 +72,12 @@ def _options(spec: RunSpec) -> dict[str, Any]:
     return {name: getattr(spec, name) for name in _ENGINE}
 
 
+def _router(spec: RunSpec) -> dict[str, Any]:
+    """The gateway's options: asking and holding as the simulation of this run does, not as a gateway by itself."""
+    config = router_config(spec, policy_name(packaged_path(spec.policy)))
+    return {"sample": config.sample, "ask": config.ask, "hold": config.hold.when, "hold_order": config.hold.order}
+
+
 def _cluster(tasks: Sequence[Task], live: Live) -> ClusterSpec:
     spec = tasks[0].spec
     files = {packaged_path(task.spec.policy) for task in tasks if is_policy_file(task.spec.policy)}
@@ -78,7 +86,7 @@ def _cluster(tasks: Sequence[Task], live: Live) -> ClusterSpec:
         gateway_port=0,
         first_node_port=0,
         predictor={**_options(spec), "time_scale": live.time_scale},
-        gateway={"sample": spec.sample, "policy_file": sorted(files)},
+        gateway={**_router(spec), "policy_file": sorted(files)},
     )
 
 

@@ -110,9 +110,10 @@ def run_experiment(
     claims, files = write_outcome(experiment, lines, folder)
     if live is not None:
         assert experiment.live is not None, "a live run has a [live] part"
-        agreed = simulate_again(lines, folder, time_scale=experiment.live.time_scale, console=console)
+        scale = experiment.live.time_scale
+        agreed = simulate_again(lines, folder, time_scale=scale, console=console)
         files.append(folder / "agreement.md")
-        files[-1].write_text(as_agreement(agreed), encoding="utf-8")
+        files[-1].write_text(as_agreement(agreed, lines, time_scale=scale), encoding="utf-8")
     report = Report(
         name=experiment.name,
         folder=str(folder),

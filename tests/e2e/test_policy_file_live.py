@@ -58,6 +58,7 @@ def test_the_gateway_of_a_live_comparison_runs_the_file(
     agreement = Path("e/mine-live/agreement.md").read_text()
     assert "of 8 values agree within the bar" in agreement
     assert "| b | 4 | E2E mean, s |" in agreement
+    assert "- b, 4/s, seed 0: a decision " in agreement
     assert "memory" in Path("e/mine-live/mine.claim").read_text()
 
 

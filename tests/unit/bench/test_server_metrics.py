@@ -33,8 +33,8 @@ def test_old_and_new_names_are_the_same(page: str) -> None:
 
 def test_a_gateway_of_ours_is_understood_like_a_server() -> None:
     page = """
-astrolabe_node_free_blocks{node="a"} 300.0
-astrolabe_node_free_blocks{node="b"} 900.0
+astrolabe_node_free_blocks{node="a"} 250.0
+astrolabe_node_free_blocks{node="b"} 750.0
 astrolabe_node_total_blocks{node="a"} 1000.0
 astrolabe_node_total_blocks{node="b"} 1000.0
 astrolabe_requests_total{outcome="length"} 6.0
@@ -46,7 +46,7 @@ astrolabe_tpot_seconds_count 5.0
 astrolabe_tpot_seconds_sum 1.0
 """
     assert read_sample(page, 7.0) == ServerSample(
-        at_s=7.0, kv_use=pytest.approx(0.4), ttft_sum_s=3.0, ttft_count=6.0, tpot_sum_s=1.0, tpot_count=5.0,
+        at_s=7.0, kv_use=0.5, ttft_sum_s=3.0, ttft_count=6.0, tpot_sum_s=1.0, tpot_count=5.0,
         prompt_tokens=1000.0, output_tokens=500.0, requests=6.0,
     )  # fmt: skip
 

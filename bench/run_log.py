@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
@@ -63,20 +63,23 @@ class RunLog:
         """Creates folder and file, cuts a torn last line. Raises RunLogError."""
         self.path = path
         self._encoder = msgspec.json.Encoder()
-        self._file: IO[bytes]
+        self._file: FileIO
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            # Without a buffer: what a full disk refuses must not be written again when the file is cut or closed.
+            self._file = path.open("ab", buffering=0)
             self._cut_torn_line()
         except OSError as error:
             raise RunLogError(f"{path} cannot be written ({error.strerror}); choose another folder") from None
 
     def add(self, line: RunLine) -> None:
         """On disk when this returns. Raises RunLogError, with the file as it was, when there is no room."""
-        whole_bytes = self._file.tell()
+        whole_bytes = self._file.seek(0, os.SEEK_END)
+        rest = memoryview(self._encoder.encode(line) + b"\n")
         try:
-            self._file.write(self._encoder.encode(line) + b"\n")
-            self._file.flush()
+            while rest:
+                # What is left of a disk takes the line's beginning only.
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(whole_bytes)
@@ -87,11 +90,7 @@ class RunLog:
             ) from None
 
     def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError:
-            # The bytes that did not fit were reported when they were added.
-            pass
+        self._file.close()
 
     def _cut_torn_line(self) -> None:
         text = self.path.read_bytes()

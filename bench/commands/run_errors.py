@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 import click
@@ -30,5 +31,10 @@ def run_errors() -> Iterator[None]:
         raise click.UsageError(str(error)) from None
     except Interrupted as stop:
         raise _Stopped(str(stop)) from None
-    except (ExperimentError, PoolError, RunLogError, DatasetError, OSError, ValueError) as error:
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}the disk is full; make room and give the same command again") from None
+        raise click.ClickException(str(error)) from None
+    except (ExperimentError, PoolError, RunLogError, DatasetError, ValueError) as error:
         raise click.ClickException(str(error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,6 +58,8 @@ def read_axis(text: str) -> tuple[str, list[Any]]:
                 raise click.BadParameter(f"write FROM:TO:STEP with a step above 0, got {values!r}", param_hint="--axis")
             count = int((last - first) / step + 1e-9) + 1
             return key, [round(first + step * index, 9) for index in range(count)]
+    if re.fullmatch(r"[\d.]+:[\d.]+", values):
+        raise click.BadParameter(f"write FROM:TO:STEP or A,B,C, got {values!r}", param_hint="--axis")
     return key, [read_value(part.strip()) for part in values.split(",") if part.strip()]
 
 

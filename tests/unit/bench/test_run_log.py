@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,22 @@ def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path, monkeypatch: p
         monkeypatch.undo()
         log.add(line("z", 3.0))
     assert [found.variant for found in read_lines(path)] == ["x", "z"]
+
+
+def test_a_line_of_which_only_a_part_fits_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunLog(path) as log:
+        log.add(line("x", 1.0))
+        before = path.read_bytes()
+        # As a disk with 100 bytes left: the kernel writes so many and refuses the rest.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, hard))
+        try:
+            with pytest.raises(RunLogError, match="what was finished before is safe"):
+                log.add(line("y", 2.0))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

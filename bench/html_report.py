@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.experiments.agreement import AGREEMENT_FILE
 from bench.experiments.catalogue import ExperimentError, all_experiments
 from bench.experiments.run import Size, tasks_of, write_outcome
 from bench.experiments.schema import Experiment, Figure, Panel, Variant
@@ -17,6 +18,7 @@ from bench.experiments.tables import cells
 from bench.run_log import FILE_NAME, read_lines
 from bench.run_one import RunLine
 from bench.statistics_of_seeds import estimate, text_of
+from bench.workload.rows import plural
 
 SHOWN = (
     ("TTFT mean, s", "ttft_mean_s"),
@@ -53,6 +55,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     tables: list[tuple[str, list[str], list[list[str]]]]
     """(title, head, rows)"""
     claims: str
+    agreement: str = ""
+    """Of live runs: how the same requests come out simulated."""
     pictures: list[str]
     """Paths of PNG files."""
 
@@ -86,8 +90,9 @@ def as_html(sections: Sequence[Section], *, title: str) -> str:
         for picture in section.pictures:
             data = base64.b64encode(Path(picture).read_bytes()).decode()
             out.append(f"<img alt='{html.escape(Path(picture).stem)}' src='data:image/png;base64,{data}'>")
-        if section.claims:
-            out.append(f"<details><summary>claims</summary><pre>{html.escape(section.claims)}</pre></details>")
+        for title, text in (("claims", section.claims), ("simulated beside live", section.agreement)):
+            if text:
+                out.append(f"<details><summary>{title}</summary><pre>{html.escape(text)}</pre></details>")
     out.append("</body></html>")
     return "\n".join(out)
 
@@ -109,11 +114,14 @@ def _section(log: Path) -> Section | None:
     if known is None:
         tables.append(_summary_table(lines))
     text = (log.parent / f"{experiment.name}.claim").read_text(encoding="utf-8") if claims else ""
+    is_live = lines[0].mode == "live"
+    agreement = log.parent / AGREEMENT_FILE
     return Section(
-        title=experiment.title,
+        title=f"{experiment.title} (live)" if is_live else experiment.title,
         note=_note(experiment, lines),
         tables=tables,
         claims=text,
+        agreement=agreement.read_text(encoding="utf-8") if is_live and agreement.is_file() else "",
         pictures=[str(file) for file in files if file.suffix == ".png"],
     )
 
@@ -161,4 +169,5 @@ def _note(experiment: Experiment, lines: Sequence[RunLine]) -> str:
     commits = ", ".join(sorted({line.commit[:12] or "no commit" for line in lines}))
     cpu = lines[0].machine.get("cpu", "")
     source = f"{experiment.source}. " if experiment.source else ""
-    return f"{source}{len(lines)} {lines[0].mode} runs, {seeds} seeds, commit {commits}, on {cpu}."
+    counted = f"{plural(len(lines), f'{lines[0].mode} run')}, {plural(seeds, 'seed')}"
+    return f"{source}{counted}, commit {commits}, on {cpu}."

@@ -20,6 +20,7 @@ from bench.run_pool import run_all
 from bench.run_spec import RunSpec, with_values
 
 FILE_NAME = "simulated.jsonl"
+AGREEMENT_FILE = "agreement.md"
 COMPARED = (
     ("TTFT mean, s", "ttft_mean_s", 0.05),
     ("TTFT P99, s", "ttft_p99_s", 0.10),

@@ -69,7 +69,7 @@ def _tasks(experiment: Experiment, live: Live, seeds: Sequence[int]) -> list[Tas
 
 
 def _options(spec: RunSpec) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in _ENGINE}
+    return {name: getattr(spec, name) for name in _ENGINE} | {"profile": packaged_path(spec.profile)}
 
 
 def _router(spec: RunSpec) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from bench.experiments.agreement import AGREEMENT_FILE, simulate_again
 from bench.experiments.agreement import as_markdown as as_agreement
-from bench.experiments.agreement import simulate_again
 from bench.experiments.catalogue import ExperimentError, published
 from bench.experiments.claims import Evaluated, claim_text, evaluate, evaluate_points
 from bench.experiments.figures import draw
@@ -112,7 +112,7 @@ def run_experiment(
         assert experiment.live is not None, "a live run has a [live] part"
         scale = experiment.live.time_scale
         agreed = simulate_again(lines, folder, time_scale=scale, console=console)
-        files.append(folder / "agreement.md")
+        files.append(folder / AGREEMENT_FILE)
         files[-1].write_text(as_agreement(agreed, lines, time_scale=scale), encoding="utf-8")
     report = Report(
         name=experiment.name,

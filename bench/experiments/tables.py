@@ -13,7 +13,6 @@ from bench.run_one import RunLine
 from bench.statistics_of_seeds import Estimate, estimate, text_of
 
 NOTHING = "–"
-BELOW = "below the lowest rate"
 
 
 def cells(experiment: Experiment, table: Table, lines: Sequence[RunLine]) -> list[list[str]]:
@@ -59,9 +58,14 @@ def _cell(column: Column, variant: str, lines: Sequence[RunLine]) -> str:
     found: Estimate | None
     if column.limit is not None:
         found = capacity(own, column.measure, column.limit)
-        return BELOW if found is None else text_of(found, digits=column.digits)
+        # The limit is passed at the lowest rate that was run already.
+        return f"< {_lowest_rate(own):g}" if found is None else text_of(found, digits=column.digits)
     values = by_seed(own, column.measure)
     if not values:
         return NOTHING
     found = estimate([value * column.scale for value in values.values()])
     return text_of(found, digits=column.digits)
+
+
+def _lowest_rate(lines: Sequence[RunLine]) -> float:
+    return min(line.spec.rate_per_s or 0.0 for line in lines)

@@ -1,4 +1,4 @@
-"""A policy in a file of one's own decides in a running gateway, and in an experiment on real processes."""
+"""A policy, a workload and a profile, each in a file of one's own, in running processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = ["make_cluster"]
 
 pytestmark = pytest.mark.e2e
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "bench" / "examples" / "soonest_token.py"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "bench" / "examples" / "soonest_token.py"
+WORKLOAD = ROOT / "bench" / "examples" / "lunch_peak.py"
 
 EXPERIMENT = f"""
 name = "mine"
@@ -34,17 +36,25 @@ what = "memory"
 variant = "b"
 measure = "predictor_rss_mib"
 [live]
-values = {{ nodes = 1, requests = 12, dataset = "lengths", dataset_path = "lengths.csv" }}
+values = {{ nodes = 1, requests = 12, dataset = "{WORKLOAD}", profile = "./fast.json" }}
 axes = {{ rate_per_s = [4.0] }}
 time_scale = 10.0
 """
 
 
-def test_the_gateway_of_a_live_comparison_runs_the_file(
+def write_fast_profile(path: Path) -> None:
+    """An A30 whose linear layers take half the time."""
+    profile = json.loads((ROOT / "simcore/profiles/a30-llama-2-7b.json").read_text())
+    profile["name"] = "mine/fast"
+    profile["dense"]["seconds"] = [s / 2 for s in profile["dense"]["seconds"]]
+    path.write_text(json.dumps(profile))
+
+
+def test_the_processes_of_a_live_experiment_run_all_three_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("lengths.csv").write_text("num_prefill_tokens,num_decode_tokens\n30,8\n500,4\n9,12\n")
+    write_fast_profile(Path("fast.json"))
     Path("mine.toml").write_text(EXPERIMENT)
     with pytest.raises(SystemExit) as ended:
         main(["bench", "experiment", "mine.toml", "--live", "--output", "e", "--json"])
@@ -55,11 +65,18 @@ def test_the_gateway_of_a_live_comparison_runs_the_file(
     runs = [json.loads(line) for line in Path("e/mine-live/runs.jsonl").read_bytes().splitlines()]
     assert [(run["mode"], run["measures"]["completed_share"]) for run in runs] == [("live", 1.0)] * 2
     assert all(run["measures"]["predictor_rss_mib"] > 10 for run in runs)
+    # The shipped profile's steps take 21 ms and more.
+    assert all(run["measures"]["tpot_p50_s"] < 0.02 for run in runs)
     agreement = Path("e/mine-live/agreement.md").read_text()
     assert "of 8 values agree within the bar" in agreement
     assert "| b | 4 | E2E mean, s |" in agreement
     assert "- b, 4/s, seed 0: a decision " in agreement
     assert "memory" in Path("e/mine-live/mine.claim").read_text()
+    with pytest.raises(SystemExit):
+        main(["bench", "report", "e"])
+    page = Path("e/report.html").read_text()
+    assert "simulated beside live" in page
+    assert "2 live runs, 1 seed, commit" in page
 
 
 def test_a_gateway_that_was_started_with_a_file_decides_by_it(make_cluster: MakeCluster) -> None:

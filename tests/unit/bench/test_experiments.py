@@ -193,7 +193,7 @@ def test_tables_have_a_row_for_each_variant_that_was_run() -> None:
             Column(title="at 10", measure="ttft_p99_s", at={"rate": 10.0}),
         ],
     )
-    assert cells(EXPERIMENT, table, LINES[:6]) == [["a", "12.9 ± 0.6", "below the lowest rate", "1.05 ± 0.64"]]
+    assert cells(EXPERIMENT, table, LINES[:6]) == [["a", "12.9 ± 0.6", "< 10", "1.05 ± 0.64"]]
     assert "| b |" in as_markdown(EXPERIMENT, table, LINES)
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -24,6 +23,7 @@ from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow, WorkloadItem
 from bench.workload.power_law import LLUMNIX
 from bench.workload.quantile_lengths import LLUMNIX_PRINTED
+from bench.workload_file import check_workload_file, fitting_items, is_workload_file, items_of_file
 from engine_adapters.tokenizer import default_tokenizer
 
 Draw = Callable[[np.random.Generator, int], "np.typing.NDArray[np.int64]"]
@@ -117,9 +117,8 @@ def dataset_names() -> list[str]:
 
 def check_name(name: str) -> None:
     """Raises DatasetError for an unknown word, with the one that was perhaps meant."""
-    if name.endswith(".py"):
-        if not Path(name).is_file():
-            raise DatasetError(name, "there is no such workload file", mend="Check the path.")
+    if is_workload_file(name):
+        check_workload_file(name)
     elif name not in dataset_names():
         near = difflib.get_close_matches(name, dataset_names(), n=1)
         hint = f"Did you mean {near[0]!r}?" if near else ""
@@ -141,8 +140,9 @@ def data_folder() -> Path:
 
 def make_workload(wish: WorkloadWish) -> list[WorkloadItem]:
     """The requests of one run. Raises DatasetError, ValueError."""
-    if wish.dataset.endswith(".py"):
-        items = _from_file(wish)
+    if is_workload_file(wish.dataset):
+        made = items_of_file(wish.dataset, rate_per_s=wish.rate_per_s, requests=wish.requests, seed=wish.seed)
+        items = fitting_items(made, wish.longest_tokens, wish.dataset)
     else:
         rows = rows_of(wish)
         if wish.rate_per_s is None:
@@ -219,44 +219,3 @@ def _drawn(named: NamedDraws, wish: WorkloadWish) -> list[DataRow]:
             raise DatasetError(wish.dataset, f"no length fits {wish.longest_tokens} tokens", mend="Allow more tokens.")
         rows += kept
     return rows[: wish.requests]
-
-
-def _from_file(wish: WorkloadWish) -> list[WorkloadItem]:
-    """Calls `workload(rate_per_s=..., requests=..., seed=...)` of the user's file."""
-    make = _function(wish.dataset)
-    try:
-        items = list(make(rate_per_s=wish.rate_per_s, requests=wish.requests, seed=wish.seed))
-    except Exception as error:
-        raise DatasetError(
-            wish.dataset, f"its workload() failed: {type(error).__name__}: {error}", mend="Mend the file."
-        ) from error
-    for index, item in enumerate(items):
-        if not isinstance(item, WorkloadItem):
-            raise DatasetError(
-                wish.dataset,
-                f"item {index} is a {type(item).__name__}",
-                mend="Return bench.workload.item.WorkloadItem objects.",
-            )
-    fit = [i for i in items if i.prompt_tokens + i.output_tokens <= wish.longest_tokens]
-    if not fit:
-        raise DatasetError(wish.dataset, "it made no request that fits the engine", mend="Make shorter ones.")
-    return fit
-
-
-@functools.lru_cache(maxsize=8)
-def _function(path: str) -> Callable[..., Sequence[Any]]:
-    check_name(path)
-    spec = importlib.util.spec_from_file_location(f"astrolabe_workload_{Path(path).stem}", path)
-    assert spec is not None, "a .py file has a loader"
-    assert spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise DatasetError(path, f"cannot be run: {type(error).__name__}: {error}", mend="Mend the file.") from error
-    make = getattr(module, "workload", None)
-    if not callable(make):
-        raise DatasetError(
-            path, "it has no function `workload`", mend="Define workload(*, rate_per_s, requests, seed)."
-        )
-    return make

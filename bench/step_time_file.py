@@ -1,16 +1,10 @@
-"""Step-time profiles by name or from a file of one's own (JSON, as `astrolabe bench profile fit` writes it)."""
+"""Step-time profiles by name, from a file of one's own, or one that comes with the experiments."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import msgspec
-
+import predictor.profile_file
 from bench.packaged import packaged_path
-from simcore.cost.profile import Profile, decode_profile
-from simcore.cost.shipped import load_profile
-
-SUFFIX = ".json"
+from simcore.cost.profile import Profile
 
 
 def blocks_of(profile: str, block_size_tokens: int) -> int:
@@ -21,15 +15,4 @@ def blocks_of(profile: str, block_size_tokens: int) -> int:
 
 def load_any_profile(name: str) -> Profile:
     """Raises ValueError: an unknown name, a file that is not there or is no profile."""
-    if not name.endswith(SUFFIX):
-        return load_profile(name)
-    try:
-        text = Path(packaged_path(name)).read_bytes()
-    except OSError as error:
-        raise ValueError(f"profile file {name!r} cannot be read ({error.strerror}); check the path") from None
-    try:
-        return decode_profile(text)
-    except msgspec.DecodeError as error:
-        raise ValueError(
-            f"profile file {name!r} is no step-time profile ({error}); `astrolabe bench profile fit` writes such files"
-        ) from None
+    return predictor.profile_file.load_any_profile(packaged_path(name))

@@ -13,12 +13,15 @@ from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow, WorkloadItem
 from bench.workload.rate_profile import RateStep, day_curve
 from bench.workload.rows import plural
+from bench.workload_file import fitting_items, function_of, items_of_file
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything but rate and seed. `requests` and `duration_s` bound a run; with both, the shorter one."""
 
     dataset: DatasetSpec
+    file: str = ""
+    """A workload file of one's own, which makes requests and arrivals itself; goes before `dataset`."""
     arrivals: ArrivalKind | Literal["recorded"] = "gamma"
     """`recorded`: the data set's own times, made denser or sparser until their mean rate is the one asked for."""
     burstiness: float = 1.0
@@ -124,7 +127,35 @@ class WorkloadSource:
         return (len(times) - 1) / span_s
 
 
+class FileSource(WorkloadSource):
+    """The requests that a workload file makes."""
+
+    def __init__(self, spec: WorkloadSpec) -> None:
+        super().__init__(spec, [], [f"requests and arrivals of {spec.file}"])
+        self._longest_tokens: int | None = None
+
+    @property
+    def has_arrivals(self) -> bool:
+        return True
+
+    def keep_fitting(self, max_total_tokens: int) -> None:
+        self._longest_tokens = min(max_total_tokens, self._longest_tokens or max_total_tokens)
+
+    def workload(self, *, rate_per_s: float | None, seed: int) -> list[WorkloadItem]:
+        """What the file makes at this rate and seed. Raises DatasetError, ValueError."""
+        spec = self.spec
+        if spec.requests is None:
+            raise ValueError("say how many requests the run shall have")
+        items = items_of_file(spec.file, rate_per_s=rate_per_s, requests=spec.requests, seed=seed)
+        if self._longest_tokens is not None:
+            items = fitting_items(items, self._longest_tokens, spec.file)
+        return [item for item in items if spec.duration_s is None or item.arrival_s < spec.duration_s]
+
+
 def load_source(spec: WorkloadSpec, *, progress: Progress | None = None) -> WorkloadSource:
     """Reads the data set. Raises DatasetError, TokenizerError."""
+    if spec.file:
+        function_of(spec.file)
+        return FileSource(spec)
     parsed = load_dataset(spec.dataset, progress=progress)
     return WorkloadSource(spec, parsed.rows, list(parsed.notes))

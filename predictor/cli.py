@@ -46,7 +46,9 @@ Example: beside a vLLM server that was started with the trace flag.
 @click.option("--engine-cert", metavar="FILE", help="Certificate that is shown to a server that asks for one.")
 @click.option("--engine-key", metavar="FILE", help="Its key.")
 @click.option("--engine-wait-s", type=float, metavar="S", help="How long to wait for it to come up. [default: 600]")
-@click.option("--profile", metavar="GPU/MODEL", help="Step-time profile. [default: a30/llama-2-7b]")
+@click.option(
+    "--profile", metavar="GPU/MODEL", help="Step-time profile, or a JSON file of your own. [default: a30/llama-2-7b]"
+)
 @click.option(
     "--calibrate/--no-calibrate", default=None, help="Learn step times from the engine's trace. [default: calibrate]"
 )

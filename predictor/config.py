@@ -14,9 +14,9 @@ import msgspec
 
 from engine_adapters.registry import check_name
 from engine_adapters.tokenizer import default_tokenizer, tokenizer_info
+from predictor.profile_file import load_any_profile
 from protos.process import check_key, is_loopback, load_config, parse_address
 from protos.tls import check_pair
-from simcore.cost.shipped import load_profile
 from simcore.cost.step_time import StepTimeModel
 from simcore.types import EngineConfig
 
@@ -102,9 +102,9 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         if self.metrics_listen:
             check_key("metrics_listen", lambda: parse_address(self.metrics_listen, any_port=True))
         check_key("engine", lambda: check_name(self.engine))
-        check_key("profile", lambda: load_profile(self.profile))
+        check_key("profile", lambda: load_any_profile(self.profile))
         if self.engine_profile:
-            check_key("engine_profile", lambda: load_profile(self.engine_profile))
+            check_key("engine_profile", lambda: load_any_profile(self.engine_profile))
         if self.tokenizer != "auto":
             check_key("tokenizer", lambda: tokenizer_info(self.tokenizer))
 
@@ -114,15 +114,15 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def step_time(self) -> StepTimeModel:
         """The profile's step-time model, at its own speed."""
-        return load_profile(self.profile).step_time_model()
+        return load_any_profile(self.profile).step_time_model()
 
     def engine_step_time(self) -> StepTimeModel:
         """What an emulated engine pretends to be, at its own speed."""
-        return load_profile(self.engine_profile or self.profile).step_time_model()
+        return load_any_profile(self.engine_profile or self.profile).step_time_model()
 
     def engine_config(self) -> EngineConfig:
         """Limits of an embedded engine."""
-        profile = load_profile(self.engine_profile or self.profile)
+        profile = load_any_profile(self.engine_profile or self.profile)
         kv = profile.kv
         block_size_tokens = self.block_size_tokens or kv.block_size_tokens
         return EngineConfig(

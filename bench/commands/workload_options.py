@@ -18,17 +18,26 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+class _Dataset(click.Choice[str]):
+    """A data set's word, or the path of a workload file."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if value.endswith(".py") else super().convert(value, param, ctx)
+
+
 OPTIONS = (
     click.option(
         "--dataset",
-        type=click.Choice(["sharegpt", "burstgpt", "azure", "mooncake", "servegen", "power-law", "lengths", "jsonl"]),
+        type=_Dataset(["sharegpt", "burstgpt", "azure", "mooncake", "servegen", "power-law", "lengths", "jsonl"]),
         default="sharegpt",
         show_default=True,
         help="sharegpt: JSON conversations (the installed package, or your file). burstgpt: its CSV, version 1 or 2. "
         "azure: LLM inference trace of 2023 or 2024. mooncake: JSON lines with hash_ids. servegen: X_arrivals.csv with "
         "X_lengths_quantiles.csv beside it. power-law: lengths drawn as Llumnix's, see --shape. "
         'lengths: CSV num_prefill_tokens,num_decode_tokens[,arrived_at]. jsonl: {"workload": text} or '
-        '{"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to get them.',
+        '{"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to get them. '
+        "Or a .py file of your own with a function `workload`.",
     ),
     click.option("--dataset-path", default="", metavar="FILE", help="The data set's file; .gz is undone."),
     click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, and say how many."),
@@ -135,14 +144,18 @@ def build_source(
         raise click.UsageError("--rate-steps says the rate already: leave --rate out")
     if options["day_curve"] is not None and not (rate_given and options["duration"] is not None):
         raise click.UsageError("--day-curve needs --rate, its mean, and --duration, its length")
+    file = options["dataset"] if options["dataset"].endswith(".py") else ""
+    if file:
+        _check_own_file(options)
     first_row, max_rows = _row_range(options["rows"])
     requests, duration_s = options["requests"], options["duration"]
     check_positive("--duration", duration_s, "seconds")
     check_positive("--burstiness", options["burstiness"], "(1 is Poisson, less is burstier)")
     check_positive("--rate-scale", options["rate_scale"], "(2 doubles the rate)")
     spec = WorkloadSpec(
+        file=file,
         dataset=DatasetSpec(
-            name=options["dataset"],
+            name="sharegpt" if file else options["dataset"],
             path=options["dataset_path"],
             tokenizer=options["tokenizer"] or default_tokenizer(),
             start_s=options["start"],
@@ -156,7 +169,7 @@ def build_source(
         arrivals=options["arrivals"],
         burstiness=options["burstiness"],
         rate_scale=options["rate_scale"],
-        requests=default_requests if rate_given and requests is None and duration_s is None else requests,
+        requests=default_requests if requests is None and (file or (rate_given and duration_s is None)) else requests,
         duration_s=duration_s,
         rate_steps=steps,
         day_peak_to_valley=options["day_curve"],
@@ -220,6 +233,23 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (DatasetError, TokenizerError, GatewayError, OSError) as error:
         raise click.ClickException(str(error)) from None
+
+
+def _check_own_file(options: Mapping[str, Any]) -> None:
+    """Raises click.UsageError for options that say what a workload file decides."""
+    said = {
+        "--dataset-path": bool(options["dataset_path"]),
+        "--rate-steps": bool(options["rate_steps"]),
+        "--day-curve": options["day_curve"] is not None,
+        "--arrivals": options["arrivals"] != "gamma",
+        "--burstiness": options["burstiness"] != 1.0,
+        "--rate-scale": options["rate_scale"] != 1.0,
+        "--start": options["start"] > 0,
+        "--rows": bool(options["rows"]),
+    }
+    for option, is_said in said.items():
+        if is_said:
+            raise click.UsageError(f"a workload file makes its own requests and arrivals: leave {option} out")
 
 
 def _row_range(text: str) -> tuple[int, int | None]:

@@ -31,6 +31,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").touch()
+    (tmp_path / "none.py").write_text("x = 1\n")
     (tmp_path / "short.csv").write_text(f"{V1}\n1,ChatGPT,5,6,11,API log\n2,ChatGPT,5\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "lengths.csv").write_text("num_prefill_tokens,num_decode_tokens\n7,9\n")
@@ -68,6 +69,13 @@ COMMANDS = [("replay",), ("simulate",), ("compare", "--simulate")]
         ),
         (["--rate", "1", "--dataset", "sharegpt", "--dataset-path", "other.csv"], 1, "it begins with `a`"),
         (["--dataset", "lengths", "--dataset-path", "lengths.csv"], 2, "no arrival times: add --rate"),
+        (["--rate", "1", "--dataset", "./mine.py"], 1, "./mine.py: there is no such workload file"),
+        (["--rate", "1", "--dataset", "none.py"], 1, "it has no function `workload`"),
+        (
+            ["--rate", "1", "--dataset", "none.py", "--rows", "1:2"],
+            2,
+            "makes its own requests and arrivals: leave --rows",
+        ),
     ],
 )
 def test_one_line_says_what_is_wrong(

@@ -109,7 +109,8 @@ def test_files_of_ones_own_serve_as_policy_workload_and_profile(
         assert e2e[policy, "./fast.json"] < e2e[policy, "a30/llama-2-7b"]
     table, _ = bench(
         capsys, "compare", "--simulate", "--policy", f"random,{own / 'soonest_token.py'}", "--rate", 6, "--seeds", 3,
-        "--nodes", 2, "--dataset", "lengths", "--dataset-path", "lengths.csv", "--requests", 50, "--plot", "c.png",
+        "--nodes", 2, "--dataset", own / "lunch_peak.py", "--profile", "./fast.json", "--requests", 50,
+        "--plot", "c.png",
     )  # fmt: skip
     assert "soonest_token" in table
     assert "against random, 3 paired seeds" in table
@@ -215,6 +216,8 @@ def test_an_experiment_of_ones_own_leaves_figures_and_claims(capsys: pytest.Capt
         (("sweep", "--axis", "policy=./mine.py"), 2, "is not there; check the path"),
         (("sweep", "--axis", "dataset=sharegtp"), 1, "Did you mean 'sharegpt'?"),
         (("sweep", "--axis", "rate=20:10:1"), 2, "write FROM:TO:STEP"),
+        (("sweep", "--axis", "rate=20:30"), 2, "write FROM:TO:STEP"),
+        (("sweep", "--axis", "router.hold=sometimes"), 2, "when must be one of never, forecast, always"),
         (("sweep", "--axis", "rate"), 2, "write KEY=VALUE"),
         (("sweep", "--axis", "rate=0"), 2, "must be above 0"),
         (("sweep", "--axis", "sample=99"), 2, "there are only 12 nodes to draw from"),

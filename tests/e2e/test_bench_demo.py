@@ -46,6 +46,7 @@ def test_a_small_demo_runs_from_end_to_end(
     assert ended.value.code == 0, err
     assert "17,671 complete conversations" in out
     assert "min_total_latency: 20 of 20 answered" in out
+    assert out.count(" s simulated") == 3, "each policy's P99 stands beside the range of its simulations"
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
     files = sorted((folder / "demo").glob("*.jsonl"))
     assert [file.name.partition("-")[0] for file in files] == ["llumnix_freeness", "min_total_latency", "round_robin"]

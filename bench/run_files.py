@@ -16,6 +16,8 @@ import msgspec
 from bench.results import SCHEMA_VERSION, RequestResult, Run
 
 _ROOT = Path(__file__).resolve().parents[1]
+CHANGED = "+changes"
+"""Ends the commit of a checkout that has uncommitted changes."""
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +69,7 @@ def commit() -> str:
         return ""
     try:
         head = _git("rev-parse", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return head + (CHANGED if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 

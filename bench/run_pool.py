@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.run_files import commit, machine, write_request_lines
+from bench.run_files import CHANGED, commit, machine, write_request_lines
 from bench.run_log import RunLog, RunLogError, read_lines
 from bench.run_one import Done, RunLine, Task, run_task
 
@@ -51,21 +52,30 @@ def run_all(
     jobs: int = 0,
     fresh: bool = False,
     records: str = "",
+    beside: Sequence[Path] = (),
     title: str = "simulating",
 ) -> Outcome:
     """Runs what the log lacks.
 
-    `records` ("jsonl", "parquet") keeps the requests of each run beside the log. Raises PoolError, RunLogError.
+    `records` ("jsonl", "parquet") keeps the requests of each run beside the log. A run that this very commit has
+    carried out for one of the logs `beside` is taken from there. Raises PoolError, RunLogError.
     """
     if fresh:
         log_path.unlink(missing_ok=True)
     known = {line.key: line for line in read_lines(log_path) if line.mode == "simulated"}
     keys = [task.spec.key for task in tasks]
     wanted = {key: task for key, task in zip(keys, tasks, strict=True) if key not in known}
-    reused = Counter(key in known for key in keys)[True]
     here, where = commit(), machine()
+    borrowed = {} if records or fresh else _borrowed(beside, wanted, here)
+    with RunLog(log_path) as log:
+        for key, line in borrowed.items():
+            task = wanted.pop(key)
+            known[key] = msgspec.structs.replace(line, group=task.group, variant=task.variant)
+            log.add(known[key])
+    reused = Counter(key in known for key in keys)[True]
     if reused:
-        console.print(f"{reused:,} of {len(tasks):,} runs are in {log_path} already", highlight=False)
+        text = f"{reused:,} of {len(tasks):,} runs are in {log_path} already"
+        console.print(f"{text}, {len(borrowed):,} of them from beside it" if borrowed else text, highlight=False)
     with RunLog(log_path) as log, _bar(console) as bar:
         place = bar.add_task(title, total=len(tasks), completed=reused, detail="")
 
@@ -85,6 +95,19 @@ def run_all(
     ]
     others = sorted({line.commit for line in lines} - {here})
     return Outcome(lines=lines, reused=reused, other_commits=others)
+
+
+def _borrowed(logs: Sequence[Path], wanted: Mapping[str, Task], here: str) -> dict[str, RunLine]:
+    """Lines for wanted keys. With changes that are not committed nobody knows which code a line is of."""
+    if not here or here.endswith(CHANGED):
+        return {}
+    found: dict[str, RunLine] = {}
+    for path in logs:
+        # A file that cannot be read is the trouble of the command that it belongs to.
+        with contextlib.suppress(RunLogError):
+            lines = read_lines(path)
+            found |= {line.key: line for line in lines if line.key in wanted and line.commit == here}
+    return found
 
 
 def _drain(

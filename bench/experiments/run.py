@@ -100,6 +100,7 @@ def run_experiment(
             jobs=size.jobs,
             fresh=size.fresh,
             records=size.records,
+            beside=sorted(path for path in folder.parent.glob(f"*/{FILE_NAME}") if path.parent != folder),
             title=experiment.name,
         )
         lines, reused = outcome.lines, outcome.reused

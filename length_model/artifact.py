@@ -88,7 +88,7 @@ def from_bytes(data: bytes, origin: str = "artefact") -> Artifact:
         raise ArtifactError(f"{origin}: damaged, its header is cut off; train or fetch it again")
     try:
         header = msgspec.json.decode(data[body : body + size], type=_Header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as bad:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise ArtifactError(f"{origin}: damaged header ({bad}); train or fetch it again") from None
     if header.format != FORMAT_VERSION:
         raise ArtifactError(

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from length_model.artifact import Artifact
 from length_model.baseline import kaplan_meier
@@ -27,6 +28,12 @@ from length_model.features import DENSE_FEATURES, FEATURES_VERSION, dense
 from length_model.query import LengthSample
 from length_model.recalibration import KNOTS, knots_from_pits, pits
 from length_model.scoring import crps
+
+LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert")
+"""Architectures whose positions begin behind that of the padding; `bert` counts from 0."""
+
+GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh")
+"""Activations that come out as the one which inference knows."""
 
 HASHED_SHARES = tuple(round(0.05 * i, 2) for i in range(13))
 """Shares of the hashed model's say that are tried."""
@@ -58,10 +65,17 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     """Where training stands."""
 
     epoch: int
+    share: float
+    """Of all epochs, 0 to 1."""
     calibration_crps: float
+    """Of the network alone, before it is mixed and recalibrated; tokens."""
     arrays: dict[str, Any]
     meta: dict[str, Any]
     tokenizer_json: str
+
+
+class UnfitEncoderError(ValueError):
+    """An encoder that could be trained, but not be run by inference."""
 
 
 class LengthEncoder(torch.nn.Module):
@@ -96,20 +110,55 @@ def survival_loss(
 
 
 def build(recipe: EncoderRecipe, training: Sequence[LengthSample]) -> tuple[LengthEncoder, Tokenizer, SpecialIds]:
-    """The network before training, its lowest layers frozen, its head at everybody's hazards; and its tokenizer."""
+    """The network before training, its lowest layers frozen, its head at everybody's hazards; and its tokenizer.
+
+    Raises ValueError for an encoder that cannot be loaded, or that inference could not run.
+    """
     torch.manual_seed(recipe.seed)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.encoder, use_fast=True).backend_tokenizer
-    tokenizer.no_padding()  # files of sentence encoders come with both switched on
-    tokenizer.no_truncation()
-    config = AutoConfig.from_pretrained(recipe.encoder)
-    if getattr(config, "hidden_act", "") == "gelu":
-        config.hidden_act = "gelu_pytorch_tanh"  # the form that needs no erf at inference
-    body = AutoModel.from_pretrained(recipe.encoder, config=config, add_pooling_layer=False)
+    config, tokenizer, body = _loaded(recipe.encoder)
     _freeze(body, recipe.frozen_layers)
     bias = hazard_logits(log_edges(), training)
     width = int(config.hidden_size)
     model = LengthEncoder(body, width=width, numbers=len(DENSE_FEATURES), recipe=recipe, bias=bias)
     return model, tokenizer, special_ids(tokenizer)
+
+
+def _loaded(encoder: str) -> tuple[Any, Tokenizer, torch.nn.Module]:
+    # Its bar and its report of heads that are left out on purpose would tear up the caller's own progress.
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    if encoder.startswith((".", "/", "~")) and not Path(encoder).is_dir():
+        raise ValueError(f"encoder {encoder}: no such folder")
+    try:
+        config = AutoConfig.from_pretrained(encoder)
+        _check_architecture(encoder, config)
+        config.hidden_act = "gelu_pytorch_tanh"  # the form that needs no erf at inference
+        tokenizer = AutoTokenizer.from_pretrained(encoder, use_fast=True).backend_tokenizer
+        body = AutoModel.from_pretrained(encoder, config=config, add_pooling_layer=False)
+    except UnfitEncoderError:
+        raise
+    except Exception as bad:
+        # Of many kinds: no network, no such name, broken JSON, broken weights.
+        raise ValueError(
+            f"encoder {encoder} cannot be loaded ({type(bad).__name__}: {str(bad).splitlines()[0]}); name a folder "
+            "with config.json, tokenizer.json and weights, or a model of your hub"
+        ) from None
+    if tokenizer.get_vocab_size() < config.vocab_size // 2:
+        raise UnfitEncoderError(
+            f"encoder {encoder}: its tokenizer knows {tokenizer.get_vocab_size()} of {config.vocab_size} tokens; is "
+            "tokenizer.json missing?"
+        )
+    tokenizer.no_padding()  # files of sentence encoders come with both switched on
+    tokenizer.no_truncation()
+    return config, tokenizer, body
+
+
+def _check_architecture(encoder: str, config: Any) -> None:
+    known = ("bert", *LIKE_ROBERTA)
+    if config.model_type not in known:
+        raise UnfitEncoderError(f"encoder {encoder} is a {config.model_type!r} model, usable are {', '.join(known)}")
+    if config.hidden_act not in GELU:
+        raise UnfitEncoderError(f"encoder {encoder} has activation {config.hidden_act!r}, usable are {', '.join(GELU)}")
 
 
 def train(
@@ -121,7 +170,7 @@ def train(
 ) -> Epoch:
     """Calls `progress(step, steps, loss)` per batch and `on_epoch` per epoch; returns the last epoch.
 
-    Raises ValueError when there is nothing to train on, OSError when the encoder cannot be loaded.
+    Raises ValueError when there is nothing to train on or the encoder cannot be used.
     """
     if not training or not calibration:
         raise ValueError("training needs samples on both the train and the calibration side")
@@ -168,6 +217,7 @@ def train(
         score = _crps(model, held, edges, np.array([s.output_tokens for s in calibration]), recipe)
         last = Epoch(
             epoch=epoch + 1,
+            share=(epoch + 1) / recipe.epochs,
             calibration_crps=score,
             arrays=_arrays(model, mean, spread),
             meta=_meta(config, special, recipe),
@@ -264,7 +314,7 @@ def _meta(config: Any, special: SpecialIds, recipe: EncoderRecipe) -> dict[str, 
         "width": config.hidden_size,
         "layer_norm_eps": config.layer_norm_eps,
         "activation": config.hidden_act,
-        "pad_position": config.pad_token_id if config.model_type == "roberta" else -1,
+        "pad_position": config.pad_token_id if config.model_type in LIKE_ROBERTA else -1,
         "special": msgspec.to_builtins(special),
         "input": msgspec.to_builtins(recipe.input),
         "recipe": {**msgspec.to_builtins(recipe), "encoder": Path(recipe.encoder).name},

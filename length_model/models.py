@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from length_model.artifact import SUFFIX, Artifact, ArtifactError, from_bytes, load
 from length_model.baseline import ConstantModel, HistogramModel
 from length_model.distribution import Floats, Ints, beliefs
@@ -79,16 +81,36 @@ def read_model(data: bytes, origin: str) -> LengthModel:
 
 
 def from_artifact(artifact: Artifact, origin: str) -> LengthModel:
-    """Raises ArtifactError for a kind that this version does not know, or arrays that do not fit together."""
+    """Raises ArtifactError for a kind that this version does not know, arrays that do not fit together, or a model that
+    answers a trial prompt with something else than a distribution."""
     if artifact.kind not in _READERS:
         raise ArtifactError(f"{origin}: holds a {artifact.kind!r} model, this version reads {', '.join(_READERS)}")
     module, name = _READERS[artifact.kind]
     reader: Any = getattr(importlib.import_module(module), name)
     try:
         model: LengthModel = reader.from_artifact(artifact)
+        _try_out(model)
     except ArtifactError as bad:
         raise ArtifactError(f"{origin}: {bad}") from None
+    except Exception as bad:
+        # Its hash is right, so somebody made it so: whatever it provokes, it must not reach a request.
+        raise ArtifactError(
+            f"{origin}: its parts do not fit together ({type(bad).__name__}: {bad}); train or fetch it again"
+        ) from None
     return model
+
+
+def _try_out(model: LengthModel) -> None:
+    edges = model.edges
+    if edges.ndim != 1 or len(edges) < 2 or edges[0] < 1 or (np.diff(edges) <= 0).any():
+        raise ValueError("its buckets do not ascend")
+    queries = [LengthQuery(prompt=""), LengthQuery(prompt="Write a short story about 3 rivers.")]
+    with np.errstate(all="ignore"):
+        pmf = model.pmf(queries)
+    if pmf.shape != (len(queries), len(edges) - 1) or not np.isfinite(pmf).all():
+        raise ValueError("its answer to a trial prompt is not finite or of another shape")
+    if (pmf < -1e-9).any() or (np.abs(pmf.sum(axis=1) - 1) > 1e-6).any():
+        raise ValueError("its answer to a trial prompt is no distribution")
 
 
 def predict(

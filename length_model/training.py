@@ -53,8 +53,9 @@ def train_to_file(
 ) -> TrainedFile:
     """Trains on the train side, recalibrates on the calibration side, writes `path`; the test side is not looked at.
 
-    `recipe` replaces single values of the kind's recipe. Raises TrainingError when there is too little to train on,
-    an option is wrong, a package is missing or training diverges.
+    `recipe` replaces single values of the kind's recipe. An encoder, which takes an hour, is written after every epoch:
+    what an interrupted training leaves can be used. Raises TrainingError when there is too little to train on, an
+    option is wrong, a package is missing or training diverges.
     """
     training = samples_of(samples, manifest, "train")
     calibration = samples_of(samples, manifest, "calibration")
@@ -62,38 +63,41 @@ def train_to_file(
         raise TrainingError(f"only {len(training)} samples on the train side, at least {LEAST_SAMPLES} are needed")
     if kind != "histogram" and not calibration:
         raise TrainingError("no samples on the calibration side; split with a larger calibration share")
+
+    def write(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> TrainedFile:
+        told = {
+            "features_version": FEATURES_VERSION,
+            "trained_on": len(training),
+            "calibrated_on": len(calibration),
+            "samples_sha256": manifest.samples_sha256,
+            "split_seed": manifest.seed,
+        }
+        sha256 = artifact.save(path, kind, {**meta, **told}, arrays)
+        return TrainedFile(
+            kind=kind,
+            path=path,
+            sha256=sha256,
+            size_bytes=path.stat().st_size,
+            trained_on=len(training),
+            calibrated_on=len(calibration),
+        )
+
     try:
         if kind == "histogram":
-            meta, arrays = train_histogram([*training, *calibration]).to_arrays()
-        elif kind == "hashed":
+            return write(*train_histogram([*training, *calibration]).to_arrays())
+        if kind == "hashed":
             trained = train_hashed(
                 training,
                 calibration,
                 msgspec.convert(dict(recipe or {}), HashedRecipe),
                 lambda step, steps: progress("training", step / steps),
             )
-            meta, arrays = trained.meta, trained.arrays
-        else:
-            meta, arrays = _train_encoder(training, calibration, encoder, recipe or {}, progress)
-    except (msgspec.ValidationError, FloatingPointError, OSError) as bad:
+            return write(trained.meta, trained.arrays)
+        return _train_encoder(training, calibration, encoder, recipe or {}, progress, write)
+    except TrainingError:
+        raise
+    except (ValueError, FloatingPointError, OSError) as bad:
         raise TrainingError(f"{kind}: {bad}") from None
-    meta = {
-        **meta,
-        "features_version": FEATURES_VERSION,
-        "trained_on": len(training),
-        "calibrated_on": len(calibration),
-        "samples_sha256": manifest.samples_sha256,
-        "split_seed": manifest.seed,
-    }
-    sha256 = artifact.save(path, kind, meta, arrays)
-    return TrainedFile(
-        kind=kind,
-        path=path,
-        sha256=sha256,
-        size_bytes=path.stat().st_size,
-        trained_on=len(training),
-        calibrated_on=len(calibration),
-    )
 
 
 def _train_encoder(
@@ -102,7 +106,8 @@ def _train_encoder(
     encoder: str,
     recipe: Mapping[str, Any],
     progress: Progress,
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    write: Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]]], TrainedFile],
+) -> TrainedFile:
     if not encoder:
         raise TrainingError("an encoder needs --encoder FOLDER (config.json, tokenizer.json and weights) or a hub name")
     try:
@@ -112,12 +117,18 @@ def _train_encoder(
             f"training an encoder needs the package {missing.name!r}: pip install -e '.[length]' in the checkout"
         ) from None
     wanted = msgspec.convert({**recipe, "encoder": encoder}, encoder_training.EncoderRecipe)
-    last = encoder_training.train(
-        training, calibration, wanted, lambda step, steps, loss: progress(f"loss {loss:.2f}", step / steps)
-    )
     progress("training hashed", 0.0)
     hashed = train_hashed(training, calibration, HashedRecipe())
-    return encoder_training.finished(last, calibration, hashed.arrays)
+    written: list[TrainedFile] = []
+
+    def keep(epoch: encoder_training.Epoch) -> None:
+        progress(f"epoch {epoch.epoch}: CRPS {epoch.calibration_crps:.1f} on the calibration side", epoch.share)
+        written.append(write(*encoder_training.finished(epoch, calibration, hashed.arrays)))
+
+    encoder_training.train(
+        training, calibration, wanted, lambda step, steps, loss: progress(f"loss {loss:.2f}", step / steps), keep
+    )
+    return written[-1]
 
 
 def minilm_folder() -> Path:

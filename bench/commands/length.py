@@ -137,7 +137,7 @@ def sample(output: Path, as_json: bool, **options: Any) -> None:
 
 
 @length.command(short_help="Train a model and recalibrate it.")
-@click.argument("kind", type=click.Choice(["histogram", "hashed", "encoder"]))
+@click.argument("kind", type=click.Choice(["histogram", "hashed", "encoder"]), required=False)
 @_samples
 @click.option(
     "--encoder",
@@ -146,14 +146,23 @@ def sample(output: Path, as_json: bool, **options: Any) -> None:
     help="encoder: folder with config.json, tokenizer.json and weights, or a hub name. [default: installed MiniLM]",
 )
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Another value for one of the recipe's.")
-@click.option("--output", type=_file, required=True, help="Artefact to write (.alm).")
+@click.option("--output", type=_file, help="Artefact to write. [default: results/length/KIND.alm]")
 @_json
-def train(kind: Any, samples: Path, encoder: str, settings: tuple[str, ...], output: Path, as_json: bool) -> None:
-    """Train a model on the train side of a split and recalibrate it on the calibration side."""
+def train(
+    kind: Any, samples: Path, encoder: str, settings: tuple[str, ...], output: Path | None, as_json: bool
+) -> None:
+    """Train a model on the train side of a split and recalibrate it on the calibration side.
+
+    KIND is `encoder` when --encoder names one, else `hashed`. An encoder is written after every epoch.
+    """
     import msgspec
 
     from length_model.training import minilm_folder, train_to_file
 
+    kind = kind or ("encoder" if encoder else "hashed")
+    if encoder and kind != "encoder":
+        raise click.UsageError(f"--encoder is for encoders, not for {kind}")
+    output = output or Path(DEFAULT_SAMPLES).with_name(f"{kind}.alm")
     console = _console()
     with one_line_errors():
         data, manifest = read_split(samples)
@@ -162,6 +171,16 @@ def train(kind: Any, samples: Path, encoder: str, settings: tuple[str, ...], out
         output.parent.mkdir(parents=True, exist_ok=True)
         with _progress(console) as bar:
             task = bar.add_task(f"training {kind}", total=1.0)
+            told = 0
+
+            def tell(what: str, share: float) -> None:
+                nonlocal told
+                bar.update(task, description=what, completed=share)
+                # Where no bar can be drawn: a line for every twentieth.
+                if not console.is_terminal and (int(20 * share) > told or what.startswith("epoch")):
+                    told = int(20 * share)
+                    console.print(f"{share:.0%} {what}", highlight=False)
+
             done = train_to_file(
                 kind,
                 data,
@@ -169,7 +188,7 @@ def train(kind: Any, samples: Path, encoder: str, settings: tuple[str, ...], out
                 output,
                 encoder=encoder,
                 recipe=_recipe(settings),
-                progress=lambda what, share: bar.update(task, description=what, completed=share),
+                progress=tell,
             )
     if as_json:
         click.echo(msgspec.json.encode(done, enc_hook=str))

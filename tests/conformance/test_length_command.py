@@ -88,6 +88,20 @@ def test_train_judge_and_tag(samples: Path, tmp_path: Path) -> None:
         assert atoms[8] <= row.predicted_output_tokens <= atoms[11]
 
 
+def test_what_to_train_and_where_to_need_not_be_said(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = run("train", "--samples", samples, *TINY)
+    assert trained.exit_code == 0, trained.output
+    assert load_model("results/length/hashed.alm").name == "hashed"
+    assert "100% training" in trained.output
+    # Whoever names an encoder wants one; here it is missing, or what trains it is.
+    encoder = run("train", "--encoder", "./no-such-folder", "--samples", samples)
+    assert encoder.exit_code == 1
+    assert "no such folder" in encoder.output or "needs the package" in encoder.output
+
+
 def test_tags_are_added_to_any_workload(tmp_path: Path) -> None:
     workload, tagged = tmp_path / "w.jsonl", tmp_path / "t.jsonl"
     workload.write_text('{"workload": "hello", "session": "s"}\n\n{"prompt_tokens": 5, "output_tokens": 7}\n')
@@ -143,6 +157,7 @@ def test_mistakes_are_one_line(samples: Path, tmp_path: Path) -> None:
         (("eval", "--samples", tmp_path / "absent"), "astrolabe length sample"),
         (("train", "hashed", "--samples", samples, "--output", model, "--set", "depth=3"), "depth"),
         (("train", "hashed", "--samples", samples, "--output", model, "--set", "depth"), "NAME=VALUE"),
+        (("train", "hashed", "--samples", samples, "--encoder", "roberta-base"), "--encoder is for encoders"),
         (("tag", "--output", tmp_path / "x"), "either --workload"),
         (("sample", "--dataset", "jsonl"), "--dataset-path"),
     ):

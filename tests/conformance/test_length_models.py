@@ -13,6 +13,7 @@ from length_model import artifact
 from length_model import distribution as dist
 from length_model.baseline import ConstantModel, train_histogram
 from length_model.encoder import EncoderModel
+from length_model.features import FEATURES_VERSION
 from length_model.hashed_training import HashedRecipe
 from length_model.models import LengthModel, from_artifact, load_model, model_names, predict
 from length_model.query import LengthQuery, make_query
@@ -20,7 +21,7 @@ from length_model.sharegpt import Turn
 from length_model.split import split_samples
 from length_model.training import Kind, TrainingError, train_to_file
 from tests.helpers.length_samples import made_samples
-from tests.helpers.tiny_encoder import LetterTokenizer, tiny_encoder_artifact
+from tests.helpers.tiny_encoder import LetterTokenizer, tiny_encoder_artifact, tiny_hashed_arrays
 
 SAMPLES = made_samples(300, seed=5, censored_share=0.1)
 TINY = {"hash_buckets": 256, "width": 4, "hidden": 8, "batch": 32}
@@ -131,6 +132,43 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path) -> None:
         load_model(str(path))
     with pytest.raises(artifact.ArtifactError, match="no length model 'hashd'; there are constant"):
         load_model("hashd")
+
+
+@pytest.mark.parametrize(
+    ("edges", "pmf", "complaint"),
+    [
+        ([1, 2, 3], [[np.nan, 1.0]], "not finite"),
+        ([1, 2, 3], [[-1.0, 2.0]], "no distribution"),
+        ([1, 2, 3], [[0.3, 0.3]], "no distribution"),
+        ([5, 2, 3], [[0.5, 0.5]], "do not ascend"),
+        ([0, 2, 3], [[0.5, 0.5]], "do not ascend"),
+    ],
+)
+def test_a_file_that_was_made_up_is_tried_out_before_it_is_used(
+    edges: list[int], pmf: list[list[float]], complaint: str
+) -> None:
+    arrays = {"edges": np.array(edges), "pmf": np.array(pmf)}
+    with pytest.raises(artifact.ArtifactError, match=rf"x: .*{complaint}.*fetch it again"):
+        from_artifact(artifact.Artifact(kind="histogram", meta={"keys": [["", ""]]}, arrays=arrays), "x")
+
+
+@pytest.mark.parametrize("shape", ["none", "empty", "deeper"])
+@pytest.mark.parametrize("name", tiny_hashed_arrays())
+def test_arrays_of_any_other_shape_are_one_clear_error(name: str, shape: str) -> None:
+    array = tiny_hashed_arrays()[name]
+    other = {"none": np.array(1, array.dtype), "empty": np.zeros(0, array.dtype), "deeper": array[..., None]}[shape]
+    meta = {"features_version": FEATURES_VERSION}
+    from_artifact(artifact.Artifact(kind="hashed", meta=meta, arrays=tiny_hashed_arrays()), "x")
+    with pytest.raises(artifact.ArtifactError, match=r"^x: "):
+        from_artifact(artifact.Artifact(kind="hashed", meta=meta, arrays={**tiny_hashed_arrays(), name: other}), "x")
+
+
+def test_a_broken_tokenizer_in_an_encoder_is_one_clear_error() -> None:
+    pytest.importorskip("tokenizers")
+    tiny = tiny_encoder_artifact()
+    arrays = {**tiny.arrays, "tokenizer.json": np.frombuffer(b"{}", np.uint8)}
+    with pytest.raises(artifact.ArtifactError, match=r"^x: its parts do not fit together"):
+        from_artifact(artifact.Artifact(kind="encoder", meta=tiny.meta, arrays=arrays), "x")
 
 
 def test_training_on_next_to_nothing_says_so(tmp_path: Path) -> None:

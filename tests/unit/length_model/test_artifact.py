@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import struct
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,12 @@ def test_a_pickle_is_no_artefact() -> None:
         from_bytes(pickle.dumps({"weights": [1, 2]}))
     with pytest.raises(ArtifactError, match="header"):
         from_bytes(MAGIC + pickle.dumps({"weights": list(range(100))}))
+
+
+def test_a_header_nested_without_end_is_an_error_and_not_a_crash() -> None:
+    deep = b'{"format":1,"kind":"hashed","meta":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b'},"arrays":[],"sha256":""}'
+    with pytest.raises(ArtifactError, match="damaged header"):
+        from_bytes(MAGIC + struct.pack("<I", len(deep)) + deep)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

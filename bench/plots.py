@@ -5,6 +5,7 @@ Only this and `plots_calibration` import matplotlib; they compute nothing but po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import matplotlib as mpl
 import msgspec
 from matplotlib import ticker
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.results import Run, Spread, Summary
 from bench.tables import seconds
@@ -40,6 +42,9 @@ _COLOURS = {
 _MARKERS = "osD^vPX<>*h"
 _INK, _FAINT = "#222222", "#d9d9d9"
 
+CAPTION_INCHES, LEGEND_ROW_INCHES = 0.28, 0.32
+"""Strips at the bottom that no axes may use."""
+LEGEND_COLUMNS = 5
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -169,7 +174,7 @@ def _curves(figure: Any, panels: list[Any], runs: Sequence[Run]) -> None:
         panel.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _pos: f"{x:g}"))
         panel.set_xlabel("offered requests per second")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(policies)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(policies)))
 
 
 def _seconds_axis(panel: Any, measure: Measure, values: Sequence[float]) -> None:
@@ -211,8 +216,18 @@ def _mean(measure: Measure, runs: Sequence[Run]) -> float | None:
 
 
 def frame(figure: Figure, title: str, caption: str) -> None:
+    """Title, caption and, above the caption, the figure's legend if it has one."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="#666666")
+    height_inches = float(figure.get_figheight())
+    bottom = CAPTION_INCHES / height_inches
+    figure.text(0.01, 0.2 * bottom, caption, ha="left", va="bottom", fontsize=8, color="#666666")
+    for legend in figure.legends:
+        legend.set_loc("lower center")
+        legend.set_bbox_to_anchor((0.5, bottom), transform=figure.transFigure)
+        bottom += math.ceil(len(legend.get_texts()) / LEGEND_COLUMNS) * LEGEND_ROW_INCHES / height_inches
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine), "every figure here has a constrained layout"
+    engine.set(rect=(0.0, bottom, 1.0, 1.0 - bottom))
 
 
 def save(figure: Figure, path: Path) -> None:

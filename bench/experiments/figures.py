@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 
 from bench.experiments.schema import Experiment, Figure, Panel, PublishedFile
 from bench.experiments.series import by_seed, capacity, curve, select, value_of
-from bench.plots import DPI, STYLE, frame
+from bench.plots import DPI, LEGEND_COLUMNS, STYLE, frame
 from bench.run_one import RunLine
 from bench.statistics_of_seeds import estimate
 
@@ -26,6 +27,8 @@ MARKERS = "osD^vPX<>*hd"
 DARK_FROM = 0.22
 """Share from which a cell of a heat map is so dark that its text is white."""
 WIDTH_OF_PANEL, HEIGHT_OF_PANEL = 3.9, 2.9
+TITLE_LETTERS, LABEL_LETTERS = 32, 18
+"""Letters of a line of a panel's title, and of a bar's name."""
 
 
 def draw(
@@ -93,7 +96,7 @@ def _curves(
     drawn = next((axes for axes in panels if axes.get_legend_handles_labels()[0]), None)
     if drawn is not None:
         handles, labels = drawn.get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+        canvas.legend(handles, labels, ncols=min(LEGEND_COLUMNS, len(labels)))
     return canvas
 
 
@@ -122,8 +125,13 @@ def _finish(axes: Any, panel: Panel, x_title: str) -> None:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if panel.limit is not None:
         axes.axhline(panel.limit * panel.scale, color="#d1495b", linestyle="--", linewidth=1.0)
-    axes.set_title(panel.title)
+    axes.set_title(_wrapped(panel.title))
     axes.set_xlabel(x_title)
+
+
+def _wrapped(title: str) -> str:
+    """On as many lines as the panel's width wants."""
+    return textwrap.fill(title, TITLE_LETTERS)
 
 
 def _capacity_bars(
@@ -139,11 +147,11 @@ def _capacity_bars(
         axes.barh(place, found.mean, color=looks[name][0], height=0.66, xerr=errors)
         axes.annotate(f"{'≥ ' if found.is_bound else ''}{found.mean:.1f}", (found.mean, place), xytext=(3, 0),
                       textcoords="offset points", va="center", fontsize=8)  # fmt: skip
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, LABEL_LETTERS) for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.15)
-    axes.set_title(panel.title)
+    axes.set_title(_wrapped(panel.title))
 
 
 def _heatmap(
@@ -213,5 +221,5 @@ def _courses(
             axes.set_title(f"{panel.title}, {x:g}/s" if row == 0 else panel.title, fontsize=9)
         grid[-1, column].set_xlabel("requests arrived")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))
+    canvas.legend(handles, labels, ncols=min(LEGEND_COLUMNS, max(1, len(labels))))
     return canvas

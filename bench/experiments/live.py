@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bench.experiments.catalogue import ExperimentError
 from bench.experiments.schema import Experiment, Live
-from bench.live_comparison import ClusterError, ClusterSpec, local_cluster
+from bench.live_comparison import ClusterError, ClusterSpec, lateness_warnings, local_cluster
 from bench.local_cluster import LocalCluster
 from bench.measures import Slo, measure
 from bench.packaged import packaged_path
@@ -48,6 +48,8 @@ def run_live(experiment: Experiment, seeds: Sequence[int], console: Console) -> 
         try:
             with local_cluster(console, _cluster(own, live)) as cluster:
                 lines += [_replay(cluster, task, live, console) for task in own]
+                for warning in lateness_warnings(cluster):
+                    console.print(f"[yellow]warning:[/] {warning}", highlight=False)
         except ClusterError as error:
             raise ExperimentError(error.summary) from None
     return lines

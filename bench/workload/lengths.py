@@ -1,7 +1,7 @@
 """CSV files of lengths: `num_prefill_tokens,num_decode_tokens`, as the Vidur and Block traces have them. Pure.
 
 Optional columns: `num_predicted_decode_tokens` (a prediction made elsewhere), `arrived_at` (seconds). Others are not
-looked at.
+looked at. The columns of Splitwise's simulator (`arrival_timestamp,prompt_size,token_size`) mean the same.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bench.workload.rows import (
 
 _PROMPT, _OUTPUT = "num_prefill_tokens", "num_decode_tokens"
 _PREDICTED, _ARRIVED = "num_predicted_decode_tokens", "arrived_at"
+_SPLITWISE = {"prompt_size": _PROMPT, "token_size": _OUTPUT, "arrival_timestamp": _ARRIVED}
 
 
 def parse_lengths(lines: Iterable[str], source: str, *, bad: BadRows = STRICT) -> Parsed:
@@ -36,12 +37,13 @@ def parse_lengths(lines: Iterable[str], source: str, *, bad: BadRows = STRICT) -
         DatasetError: empty file, missing column, short or non-numeric row, no usable row.
     """
     table = table_rows(lines, source)
-    header = header_of(table, source, expected=f"{_PROMPT},{_OUTPUT}")
+    named = header_of(table, source, expected=f"{_PROMPT},{_OUTPUT}")
+    header = [_SPLITWISE.get(name, name) for name in named]
     missing = [name for name in (_PROMPT, _OUTPUT) if name not in header]
     if missing:
         raise DatasetError(
             source,
-            f"no column `{missing[0]}` in its header `{','.join(header)}`",
+            f"no column `{missing[0]}` in its header `{','.join(named)}`",
             mend=f"Expected at least `{_PROMPT},{_OUTPUT}`.",
         )
     at = {name: header.index(name) for name in (_PROMPT, _OUTPUT, _PREDICTED, _ARRIVED) if name in header}

@@ -115,6 +115,12 @@ def test_lengths_take_predictions_and_arrivals_where_there_are_any() -> None:
     assert parsed.rows == [DataRow(prompt_tokens=7, output_tokens=9, predicted_output_tokens=11, arrival_s=0.5)]
 
 
+def test_lengths_of_splitwise_are_under_its_own_names() -> None:
+    header = "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size"
+    parsed = parse_lengths([header, "0,2,0,0.5,1,7,9"], "l.csv")
+    assert parsed.rows == [DataRow(prompt_tokens=7, output_tokens=9, arrival_s=0.5)]
+
+
 @pytest.mark.parametrize(
     ("lines", "says"),
     [

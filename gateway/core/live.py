@@ -17,6 +17,8 @@ class Asking(msgspec.Struct, kw_only=True):
     """One round of forecasts for one placement."""
 
     timer_id: int
+    """When it fires, nothing more is waited for."""
+    asked_s: float
     shortlist: list[Node]
     pending: dict[int, str]
     """Node per ask that has not been answered."""
@@ -25,6 +27,8 @@ class Asking(msgspec.Struct, kw_only=True):
     forecasts: dict[str, Forecast] = {}
     failures: dict[str, str] = {}
     """Why a node gave none."""
+    hurried: bool = False
+    """Whether enough have come that the rest is waited for only a little longer."""
     expected: dict[str, Expected] = {}
     """What was forecast, with what was known better by then but uncorrected: to be compared with what happens."""
 

@@ -93,7 +93,7 @@ class Placer:
         return self._choose(live, views, {}, {}, now_s)
 
     def decide_with_forecasts(
-        self, live: LiveRequest, asking: Asking, *, timeout_s: float, now_s: float, patient: bool = False
+        self, live: LiveRequest, asking: Asking, *, now_s: float, patient: bool = False
     ) -> Decision | NotNow | Infeasible | None:
         """The decision with the forecasts that came; None when no node of the shortlist can take requests any more.
 
@@ -105,7 +105,7 @@ class Placer:
         ready = self._table.best_standing(up, now_s)
         notes = dict(asking.failures)
         for node_id in asking.pending.values():
-            notes[node_id] = f"no forecast within {timeout_s:g} s"
+            notes[node_id] = f"no forecast within {now_s - asking.asked_s:.2g} s"
         forecasts: dict[str, Forecast] = {}
         prefill_s = _prefill_s(asking.forecasts.values())
         untested = {node.node_id for node in ready if node.trust.is_untested(now_s)}

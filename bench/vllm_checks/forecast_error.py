@@ -4,7 +4,8 @@
 
 Starts the servers, a daemon beside each and a gateway; sends ShareGPT requests with known lengths at shares of the
 cluster's capacity; asks the gateway afterwards what was forecast for each request at its dispatch and what came of it.
-Capacity is what the simulated cluster completes per second when all requests wait from the start.
+Capacity is what the simulated cluster completes per second when all requests wait from the start. Policies that place
+without forecasts have none to compare; the JSON file has every request's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from bench.forecast_errors import Pair, errors_of
 from bench.local_cluster import ClusterSpec, LocalCluster
 from bench.replay import ReplayPlan
 from bench.replay_session import connected
-from bench.results import forecast_pairs
 from bench.simcluster import SimCluster
 from bench.simulate import ClusterShape
 from bench.vllm_checks.server import Server, emulated_server
@@ -39,6 +39,17 @@ from protos.v1 import astrolabe_dispatch_pb2 as pb
 from simcore.cost.shipped import load_shipped
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta
+
+POLICIES = ("llumnix_freeness", "min_new_request_latency", "min_total_latency")
+"""The best of those without forecasts, and two that place by them."""
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """One request: forecasts at its dispatch, and what happened."""
+
+    request_id: str
+    ttft: Pair
+    e2e: Pair
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +77,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     step_ratio: float | None = None
     """Time that the engines' steps took, over what the profile says of their batches: above 1 the machine is too busy
     to emulate on."""
+    placements: Sequence[Placement] = ()
+    """Request by request."""
 
 
 def row_of(
@@ -74,12 +87,13 @@ def row_of(
     load: float,
     rate: float,
     times: Sequence[tuple[float, float]],
-    pairs: dict[str, list[Pair]],
+    placements: Sequence[Placement],
 ) -> Row:
     """`times` are (TTFT, E2E) of all requests."""
     ttft, e2e = sorted(t for t, _ in times), [e for _, e in times]
     found: dict[str, Any] = {}
-    for name, of in pairs.items():
+    for name in ("ttft", "e2e"):
+        of: list[Pair] = [getattr(p, name) for p in placements]
         if (errors := errors_of(of)) is not None:
             found[f"{name}_error_p50"], found[f"{name}_error_p90"] = errors.error_p50, errors.error_p90
             if name == "ttft":
@@ -92,22 +106,35 @@ def row_of(
         load=load,
         rate_per_s=rate,
         requests=len(times),
-        forecasts=len(pairs["e2e"]),
+        forecasts=len(placements),
         mean_ttft_s=statistics.fmean(ttft),
         p99_ttft_s=ttft[min(len(ttft) - 1, int(0.99 * len(ttft)))],
         mean_e2e_s=statistics.fmean(e2e),
+        placements=placements,
         **found,
     )
 
 
-def simulated(shape: ClusterShape, items: Sequence[WorkloadItem], policy: str, load: float, rate: float) -> Row:
-    """The same requests on the simulated cluster."""
-    cluster = SimCluster(shape.specs(), RouterConfig(policy=policy, seed=0))
-    results = cluster.run(items).results
-    pairs: dict[str, list[Pair]] = {}
-    pairs["ttft"], pairs["e2e"] = forecast_pairs(results)
+def simulated(
+    shape: ClusterShape, items: Sequence[WorkloadItem], policy: str, load: float, rate: float, *, sync: bool = False
+) -> Row:
+    """The same requests on the simulated cluster, whose engines plan ahead as the live ones do unless `sync`."""
+    specs = [
+        msgspec.structs.replace(s, config=msgspec.structs.replace(s.config, async_scheduling=not sync))
+        for s in shape.specs()
+    ]
+    results = SimCluster(specs, RouterConfig(policy=policy, seed=0)).run(items).results
+    placements = [
+        Placement(
+            request_id=r.request_id,
+            ttft=Pair(r.forecast.ttft_p50_s, r.forecast.ttft_p90_s, r.ttft_s - r.decision_s),
+            e2e=Pair(r.forecast.e2e_p50_s, r.forecast.e2e_p90_s, r.e2e_s - r.decision_s),
+        )
+        for r in results
+        if r.forecast is not None and r.decision_s is not None and r.ttft_s is not None and r.e2e_s is not None
+    ]
     times = [(r.ttft_s, r.e2e_s) for r in results if r.ttft_s is not None and r.e2e_s is not None]
-    return row_of("simulated", policy, load, rate, times, pairs)
+    return row_of("simulated", policy, load, rate, times, placements)
 
 
 def capacity(shape: ClusterShape, items: Sequence[WorkloadItem]) -> float:
@@ -144,7 +171,7 @@ async def live(
         done = await session.run(plan, policy=policy)
         for task in following:
             task.cancel()
-        pairs: dict[str, list[Pair]] = {"ttft": [], "e2e": []}
+        placements: list[Placement] = []
         times: list[tuple[float, float]] = []
         for result in done.results:
             if result.ttft_s is None or result.e2e_s is None:
@@ -159,9 +186,14 @@ async def live(
             )
             if scored is not None:
                 forecast, began = scored.forecast, decision.decision_s
-                pairs["ttft"].append(Pair(forecast.ttft_s.p50, forecast.ttft_s.p90, actual.ttft_s - began))
-                pairs["e2e"].append(Pair(forecast.e2e_s.p50, forecast.e2e_s.p90, actual.e2e_s - began))
-    row = row_of("live vLLM", policy, load, rate, times, pairs)
+                placements.append(
+                    Placement(
+                        request_id=result.request_id,
+                        ttft=Pair(forecast.ttft_s.p50, forecast.ttft_s.p90, actual.ttft_s - began),
+                        e2e=Pair(forecast.e2e_s.p50, forecast.e2e_s.p90, actual.e2e_s - began),
+                    )
+                )
+    row = row_of("live vLLM", policy, load, rate, times, placements)
     return msgspec.structs.replace(row, step_ratio=sum(s.taken_s for s in steps) / sum(s.modelled_s for s in steps))
 
 
@@ -215,7 +247,8 @@ def table(rows: Sequence[Row]) -> str:
 @click.option("--nodes", default=3, show_default=True)
 @click.option("--requests", default=300, show_default=True)
 @click.option("--load", "loads", multiple=True, type=float, default=(0.5, 0.8, 0.95), show_default=True)
-@click.option("--policy", "policies", multiple=True, default=("min_total_latency",), show_default=True)
+@click.option("--policy", "policies", multiple=True, default=POLICIES, show_default=True)
+@click.option("--engine", type=click.Choice(["vllm", "openai_metrics"]), default="vllm", help="What daemons know by.")
 @click.option("--noise", default=0.0, show_default=True, help="Spread of the device's steps.")
 @click.option("--time-scale", default=1.0, show_default=True, help="Below 1: slower devices, for a busy machine.")
 @click.option("--sync", is_flag=True, help="Servers without asynchronous scheduling.")
@@ -227,6 +260,7 @@ def main(
     requests: int,
     loads: Sequence[float],
     policies: Sequence[str],
+    engine: str,
     noise: float,
     time_scale: float,
     sync: bool,
@@ -242,11 +276,12 @@ def main(
     rows: list[Row] = []
     jobs = [(p, load, with_ids_only(source, load * limit, requests)) for p in policies for load in loads]
     for policy, load, items in jobs:
-        rows.append(simulated(shape, items, policy, load, load * limit))
+        rows.append(simulated(shape, items, policy, load, load * limit, sync=sync))
         click.echo(table(rows[-1:]).splitlines()[-1], err=True)
     if not only_simulate:
         extra = ["--no-async-scheduling"] if sync else []
-        rows += _live_rows(python, shape, jobs, limit, noise=noise, extra=extra, time_scale=time_scale)
+        options: dict[str, Any] = {"extra": extra, "noise": noise, "time_scale": time_scale}
+        rows += live_rows(python, shape, jobs, limit, engine=engine, **options)
     click.echo(table(rows))
     if output is not None:
         output.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2))
@@ -258,16 +293,18 @@ def with_ids_only(source: WorkloadSource, rate: float, requests: int) -> list[Wo
     return [msgspec.structs.replace(item, prompt="") for item in items]
 
 
-def _live_rows(
+def live_rows(
     python: str,
     shape: ClusterShape,
-    jobs: Sequence[tuple[str, float, list[WorkloadItem]]],
+    jobs: Sequence[tuple[str, float, Sequence[WorkloadItem]]],
     limit: float,
     *,
-    noise: float,
-    extra: Sequence[str],
-    time_scale: float,
+    engine: str = "vllm",
+    noise: float = 0.0,
+    extra: Sequence[str] = (),
+    time_scale: float = 1.0,
 ) -> list[Row]:
+    """Starts servers, daemons and a gateway, and runs each job: (policy, load, what to send)."""
     folder = Path(tempfile.mkdtemp(prefix="astrolabe-forecasts-"))
     click.echo(f"logs: {folder}", err=True)
     rows: list[Row] = []
@@ -279,21 +316,30 @@ def _live_rows(
         for server in servers:
             server.wait_ready()
         per_node = tuple({"engine_url": server.url} for server in servers)
+        known = {"engine": engine, "tokenizer": "bytes", "profile": shape.profile, "time_scale": time_scale}
+        if engine != "vllm":
+            # Nobody tells the daemon what it needs to know.
+            known |= {
+                "max_num_seqs": shape.max_num_seqs,
+                "max_num_batched_tokens": shape.max_num_batched_tokens,
+                "max_model_len_tokens": shape.max_model_len_tokens,
+            }
         spec = ClusterSpec(
             nodes=shape.nodes,
             gateway_port=0,
             first_node_port=0,
-            predictor={"engine": "vllm", "tokenizer": "bytes", "profile": shape.profile, "time_scale": time_scale},
+            predictor=known,
             per_node=per_node,
             gateway={"tokenizer": "bytes"},
         )
-        with LocalCluster(spec, folder) as cluster:
-            for policy, load, items in jobs:
+        for policy, load, items in jobs:
+            # New daemons each time, as the simulation has them: what one load has taught them is not true of the next.
+            with LocalCluster(spec, folder) as cluster:
                 plan = ReplayPlan(items=items, run_id=f"{policy}-{load:g}", time_scale=time_scale, timeout_s=900.0)
                 job = (policy, load, load * limit)
                 rows.append(asyncio.run(live(cluster.address, servers, step_time, plan, job)))
-                click.echo(table(rows[-1:]).splitlines()[-1], err=True)
-                click.echo(json.dumps({"load_average": os.getloadavg()}), err=True)
+            click.echo(table(rows[-1:]).splitlines()[-1], err=True)
+            click.echo(json.dumps({"load_average": os.getloadavg()}), err=True)
     finally:
         for server in servers:
             server.stop()

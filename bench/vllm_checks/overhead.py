@@ -4,15 +4,15 @@
 
 Two servers with the same emulated device, one of them traced and followed by a reader. In each round each gets the same
 256 requests at once and the other has nothing to do; who begins changes from round to round. Output tokens per second,
-and the ratio of each round; the cost per step is what `tests.vllm.overhead_driver` measures, run at the end.
+and the ratio of each round; the traced server itself says what our hooks took per step while all 256 ran.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -20,12 +20,15 @@ from pathlib import Path
 import aiohttp
 import click
 
-from bench.vllm_checks.server import ROOT, Server, free_port
+from bench.vllm_checks.server import Server, free_port
 from engine_adapters.vllm.address import address_for_url
 from engine_adapters.vllm.launch import SCHEDULER, emulated_launch
 from engine_adapters.vllm.probe import TraceProbe
 from simcore.cost.shipped import load_profile
 from simcore.types import EngineConfig
+
+TIMED = "bench.vllm_checks.timed_scheduler.TimedTraceScheduler"
+TIMES = "hooks.json"
 
 
 def server_of(python: str, profile: str, folder: Path, *, running: int, traced: bool) -> Server:
@@ -42,11 +45,17 @@ def server_of(python: str, profile: str, folder: Path, *, running: int, traced: 
         host="127.0.0.1",
         port=port,
         extra=(),
-        environ=os.environ,
+        environ={
+            **os.environ,
+            "ASTROLABE_TIMED_FILE": str(folder / TIMES),
+            "ASTROLABE_TIMED_LEAST": str(running),
+        },
     )
     command = list(launch.command)
-    if not traced:
-        at = command.index(SCHEDULER)
+    at = command.index(SCHEDULER)
+    if traced:
+        command[at] = TIMED
+    else:
         del command[at - 1 : at + 1]
     return Server(command, launch.environment, port=port, folder=folder)
 
@@ -113,8 +122,10 @@ def main(python: str, profile: str, running: int, tokens: int, count: int) -> No
     low, _, high = statistics.quantiles(ratios, n=4)
     found = f"median {statistics.median(ratios):.4f}, quartiles {low:.4f} to {high:.4f}, {count} rounds"
     click.echo(f"throughput with the trace over without, {running} running on {profile}: {found}")
-    driver = [python, "-m", "tests.vllm.overhead_driver", "--running", str(running), "--steps", "400"]
-    subprocess.run([*driver, "--device-ms", "0"], cwd=ROOT, check=True)
+    hooks = json.loads((folder / TIMES).read_text())
+    for what, name in (("processor time", "cpu_us"), ("by the clock", "clock_us")):
+        spread = ", ".join(f"{at} {value:.1f}" for at, value in hooks[name].items())
+        click.echo(f"our hooks per step, {what}, us over {hooks['steps']:,} steps: {spread}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import msgspec
 from simcore.types import Forecast
 
 
-class Placed(msgspec.Struct, frozen=True, kw_only=True):
+class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What was forecast for a request when it was dispatched, in seconds from then."""
 
     ttft_p50_s: float

@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 """Of the result files. Grows when a field changes its meaning or goes."""
 
 
-class RequestResult(msgspec.Struct, frozen=True, kw_only=True):
+class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What became of one request."""
 
     request_id: str

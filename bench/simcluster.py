@@ -4,9 +4,9 @@ Nothing of the router is modelled: `gateway.core.router.Router` gets the same ev
 What is modelled is the world around it: how long messages take (`Delays`), engines (`simcore.node`), and predictors
 (`simcore.lookahead`).
 
-Nodes run in stretches within which nothing that they tell could come back to any of them; a message that reaches a node
-first brings it to its own time. So the router hears everything in the order of time, and the result does not depend on
-how long the stretches are.
+Nodes run ahead to the next event that is not their own: tokens and complete answers make the router send nothing (it
+looks at its nodes when something comes or a timer fires), which is checked. So it hears everything in the order of
+time, and the result does not depend on how far nodes run at once.
 """
 
 from __future__ import annotations
@@ -104,12 +104,15 @@ class SimCluster:
         self.delays = Delays() if delays is None else delays
         self.router = Router(router)
         self._heap = EventHeap()
+        self._told = EventHeap(self._heap)
+        """Tokens and complete answers on their way to the router."""
         self._account = RequestAccount()
         self._nodes = {
             spec.node_id: ClusterNode(
                 spec,
                 self.delays,
                 self._heap,
+                self._told,
                 account=self._account,
                 scenarios=scenarios,
                 lengths_known=lengths == "known",
@@ -198,22 +201,23 @@ class SimCluster:
             self._heap.push(item.arrival_s, Rank.CLIENT, item)
 
     def _drive(self, arrivals: Iterator[WorkloadItem]) -> int:
-        heap, nodes = self._heap, list(self._nodes.values())
+        heap, told, nodes = self._heap, self._told, list(self._nodes.values())
         one_way_s = self.delays.network_one_way_s
-        # What a node tells at t can reach a node, as the router's answer, this much later and no sooner.
-        reaction_s = 2 * one_way_s + self.delays.decision_s
-        events, at_s, soonest_s = 0, 0.0, math.inf
+        events, at_s = 0, 0.0
         while True:
             next_s = heap.next_s
             heard_s = next_s - one_way_s
-            if soonest_s < heard_s:
-                until_s = max(min([node.tells_s for node in nodes]) + reaction_s, math.nextafter(soonest_s, math.inf))
-                until_s = min(until_s, heard_s)
-                for node in nodes:
-                    if node.next_s < until_s:
-                        node.run_until(until_s)
-                soonest_s = min([node.next_s for node in nodes])
-                continue
+            for node in nodes:
+                if node.next_s < heard_s:
+                    node.run_until(heard_s)
+            before = heap.first
+            while told.first < before:
+                at_s, _, _, (node, epoch, heard) = told.pop()
+                events += len(heard)
+                if epoch == node.epoch:
+                    for event in heard:
+                        self._tell(event, at_s)
+                    assert heap.next_s >= next_s, "the router sent something because of tokens or a complete answer"
             if next_s == math.inf:
                 # Their last words, which nobody has asked to see.
                 at_s += self.delays.note_interval_s + one_way_s
@@ -221,18 +225,13 @@ class SimCluster:
                 return events
             at_s, rank, _, what = heap.pop()
             events += 1
-            if rank == NODE_TOLD:
-                node, epoch, event = what
-                if epoch == node.epoch:
-                    self._tell(event, at_s)
-                continue
             if rank >= ABORT:
                 self._reach(rank, what, at_s)
-                soonest_s = min([node.next_s for node in nodes])
                 continue
-            # The router may look at its nodes now.
-            self._hear_notes(at_s)
-            if rank == FORECAST:
+            if rank != NODE_TOLD:
+                # The router may look at its nodes now.
+                self._hear_notes(at_s)
+            if rank in (NODE_TOLD, FORECAST):
                 node, epoch, event = what
                 if epoch == node.epoch:
                     self._tell(event, at_s)
@@ -245,12 +244,11 @@ class SimCluster:
                     self._tell(event, at_s)
             else:
                 self._change_world(what, at_s)
-                soonest_s = min([node.next_s for node in nodes])
 
     def _hear_notes(self, at_s: float) -> None:
         for node in self._nodes.values():
             if node.note_s <= at_s and (note := node.note(at_s)) is not None:
-                self._tell(note, at_s)
+                self._hand_over(note, at_s)
 
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""
@@ -354,8 +352,10 @@ class SimCluster:
             self._courses[event.request_id].tokens_came(event, at_s)
         elif type(event) is ev.StreamEnded:
             self._courses[event.request_id].attempt_ended(event)
-        ahead_s = self._ahead_s
-        actions = self.router.handle(event, at_s + ahead_s)
+        self._hand_over(event, at_s)
+
+    def _hand_over(self, event: ev.AnyEvent, at_s: float) -> None:
+        actions = self.router.handle(event, at_s + self._ahead_s)
         if self._observe is not None:
             self._observe(at_s, event, actions)
         if not actions:
@@ -368,7 +368,7 @@ class SimCluster:
                     self._send(there_s, Rank.ASK, action)
                 case ev.StartTimer():
                     timer = (self._gateway, ev.TimerFired(timer_id=action.timer_id))
-                    self._heap.push(max(at_s, action.at_s - ahead_s), Rank.TIMER, timer)
+                    self._heap.push(max(at_s, action.at_s - self._ahead_s), Rank.TIMER, timer)
                 case ev.Dispatch():
                     self._courses[action.request_id].dispatched(action, left_s)
                     self._policies[action.decision.policy] += 1

@@ -6,6 +6,7 @@ from collections import Counter, deque
 
 from simcore.compiled import layout as at
 from simcore.node import SimNode
+from simcore.telling import EVERYBODY, NOBODY
 
 
 class RequestAccount:
@@ -20,11 +21,7 @@ class RequestAccount:
 
 
 class EngineWatch:
-    """Keeps the account for one engine: call `after` when it has advanced.
-
-    Times are exact when an advance is one step, as it is while anybody could be looking; in a longer one a start counts
-    as its begin and a return from preemption as its end.
-    """
+    """Keeps the account for one engine: run it with `watched`, and call `after` when it has run."""
 
     def __init__(self, engine: SimNode, account: RequestAccount) -> None:
         self._engine = engine
@@ -37,6 +34,16 @@ class EngineWatch:
     def is_waiting(self) -> bool:
         """For somebody's start or return: else `after` need not be called."""
         return bool(self._fresh or self._evicted)
+
+    @property
+    def watched(self) -> int:
+        """The slot of the one whose start is waited for (`TellingNode.run`)."""
+        if self._evicted:
+            return EVERYBODY
+        if not self._fresh:
+            return NOBODY
+        known = self._engine.requests.get(self._fresh[0])
+        return known.slot if known is not None and self._in_order else EVERYBODY
 
     def came(self, request_id: str) -> None:
         self._fresh.append(request_id)

@@ -12,7 +12,7 @@ from gateway.core import events as ev
 from gateway.core.outcomes import COMPLETE
 
 
-class Course(msgspec.Struct):
+class Course(msgspec.Struct, gc=False):
     """Mutable; times are those of the simulation, in seconds."""
 
     item: WorkloadItem
@@ -66,7 +66,7 @@ class Course(msgspec.Struct):
             else tpot_s(ttft_s=ttft_s, e2e_s=e2e_s, output_tokens=self.output_tokens),
             e2e_s=e2e_s,
             decision_s=self.decision_s,
-            preemptions=account.preemptions[item.request_id],
+            preemptions=account.preemptions.get(item.request_id, 0),
             scheduling_delay_s=None if started_s is None else started_s - item.arrival_s,
             preemption_loss_s=account.lost_s.get(item.request_id, 0.0),
             priority=item.priority,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 import heapq
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -37,16 +39,16 @@ class Rank(enum.IntEnum):
 class EventHeap:
     """Holds (time, rank, sequence, what). `what` is never compared."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: EventHeap | None = None) -> None:
+        """`beside`: a heap with which it shares the sequence, so that their firsts can be compared."""
         self._heap: list[tuple[float, int, int, Any]] = []
-        self._sequence = 0
+        self._sequence: Iterator[int] = itertools.count(1) if beside is None else beside._sequence
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def push(self, at_s: float, rank: Rank, what: Any) -> None:
-        self._sequence += 1
-        heapq.heappush(self._heap, (at_s, rank, self._sequence, what))
+    def push(self, at_s: float, rank: int, what: Any) -> None:
+        heapq.heappush(self._heap, (at_s, rank, next(self._sequence), what))
 
     def pop(self) -> tuple[float, int, int, Any]:
         return heapq.heappop(self._heap)
@@ -54,6 +56,11 @@ class EventHeap:
     def of_rank(self, rank: Rank) -> list[tuple[float, int, int, Any]]:
         """All that are due of one rank, in no order."""
         return [entry for entry in self._heap if entry[1] == rank]
+
+    @property
+    def first(self) -> tuple[float, int, int, Any] | tuple[float]:
+        """The next event; the end of time if there is none."""
+        return self._heap[0] if self._heap else (math.inf,)
 
     @property
     def next_s(self) -> float:

@@ -7,8 +7,6 @@ when the router is about to look: one that a newer one has overtaken by then has
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import NamedTuple
 
 import msgspec
 
@@ -23,9 +21,12 @@ from predictor.core.calibration import Calibration
 from simcore.compiled.layout import FREE
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
-from simcore.node import NodeEvent, SimNode, SimRequest
+from simcore.node import NodeEvent, SimRequest
+from simcore.telling import TellingNode
 from simcore.trace import StepBatch
 from simcore.types import EngineConfig, LengthBelief, NodeLoad, Outcome
+
+NODE_TOLD = int(Rank.NODE_TOLD)
 
 
 class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +60,6 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be finite and >= 0 seconds, got {value}")
 
 
-class _Told(NamedTuple):
-    """A state that a note carries."""
-
-    told_s: float
-    load: NodeLoad
-    dispatch_seq: int
-
-
 class ClusterNode:
     """One node. Times given to its methods must not run backwards."""
 
@@ -75,6 +68,7 @@ class ClusterNode:
         spec: NodeSpec,
         delays: Delays,
         heap: EventHeap,
+        told: EventHeap,
         *,
         account: RequestAccount,
         scenarios: int,
@@ -91,23 +85,25 @@ class ClusterNode:
         """Grows when the node breaks: messages of earlier epochs are lost."""
         self.next_s = math.inf
         """When it next has something to do; `run_until` before that does nothing."""
-        self.tells_s = math.inf
-        """Before this moment nothing leaves it, unless a message reaches it."""
         self.note_s = math.inf
         """Before this moment the router has heard of no newer state; `note` before that gives nothing."""
         self.faults = NodeFaults()
         self.steps = 0
         self.forecasts = 0
         self._delays = delays
+        self._one_way_s = delays.network_one_way_s
         self._heap = heap
+        self._told = told
         self._account = account
         self._correcting = correcting
         self._lengths_known = lengths_known and not (noise and noise.length)
         self._noise = None if noise is None else NoiseSource(noise, seed, spec.node_id)
-        self._least_step_s = spec.step_time.seconds(StepBatch(decode_seqs=1, decode_kv_tokens=1))
-        self._longest_step_s = _longest_step_s(spec)
+        self._kept_s = 2 * _longest_step_s(spec) + delays.note_interval_s
+        """Notes within so much of now are about states no older than that."""
         self._what_if = WhatIf(spec.node_id, spec.config, spec.step_time, scenarios=scenarios)
         self._based_on: tuple[float, int] | None = None
+        self._changed = False
+        """Whether the engine's state is newer than the last that was kept for a note."""
         self._begin()
 
     def restart(self) -> None:
@@ -127,7 +123,7 @@ class ClusterNode:
 
     def load(self, now_s: float) -> NodeLoad:
         """The node's own summary."""
-        load = self._engine.load(now_s, None if self._lengths_known else self._expected)
+        load = self._engine.load(now_s)
         return load if self._calibration.trusted else msgspec.structs.replace(load, trusted=False)
 
     @property
@@ -137,37 +133,44 @@ class ClusterNode:
 
     def run_until(self, until_s: float) -> None:
         """Runs every step that begins before `until_s`; tokens and ends go on the heap for the router."""
-        engine = self._engine
+        engine, watch = self._engine, self._watch
         if engine.next_step_s >= until_s:
             return
-        # States that will be old when `until_s` comes need not be kept.
-        early_s = until_s - 2 * self._longest_step_s - self._delays.note_interval_s
-        if engine.next_step_s < early_s:
-            self._advance(early_s)
+        # States that will be old when `until_s` comes need not be kept, nor one that has been kept already.
+        keep_from_s = until_s - self._kept_s
+        if not self._changed:
+            keep_from_s = max(keep_from_s, math.nextafter(engine.next_step_s, math.inf))
         while engine.next_step_s < until_s:
-            if self._changed:
-                self._keep_state()
-            self._advance(math.nextafter(engine.next_step_s, math.inf))
+            events = engine.run(until_s, keep_from_s=keep_from_s, watched=watch.watched, mark=self._mark())
+            if events:
+                self._tell(events)
+            if watch.is_waiting:
+                watch.after(engine.began_s)
+        self._state_s = engine.next_step_s
+        if self._state_s == math.inf:
+            # An engine that has run dry ended its last step with somebody's last token.
+            self._state_s = events[-1].at_s if events else engine.began_s
+        self._changed = True
+        self._version += 1
         self._plan()
 
     def note(self, now_s: float) -> LoadNoted | None:
         """The last word of the node that has reached the router by `now_s`, unless that was read before."""
-        one_way_s = self._delays.network_one_way_s
+        one_way_s = self._one_way_s
         if self.faults.frozen_s is not None or self.faults.vanished:
             return None
+        engine = self._engine
         if self._changed and self._state_s + one_way_s <= now_s:
-            self._keep_state()
-        states = self._states
-        last = None
-        while states and states[0].told_s + one_way_s <= now_s:
-            last = states.popleft()
-        self.note_s = self._state_s + one_way_s if self._changed else math.inf
-        if states:
-            self.note_s = min(self.note_s, states[0].told_s + one_way_s)
-        if last is None:
+            engine.keep(self._state_s, self._mark())
+            self._changed = False
+        told = engine.read(now_s, one_way_s)
+        self._plan_note()
+        if told is None:
             return None
-        load = msgspec.structs.replace(last.load, state_age_s=now_s - last.told_s)
-        return LoadNoted(load=load, dispatch_seq=last.dispatch_seq)
+        load = told.load
+        if not told.mark % 2:
+            load = msgspec.structs.replace(load, trusted=False)
+        return LoadNoted(load=load, dispatch_seq=told.mark // 2)
 
     def progress(self, now_s: float) -> dict[str, int]:
         """Output tokens of each request here that have left the node by `now_s`."""
@@ -208,13 +211,12 @@ class ClusterNode:
             block_hashes=shape.block_hashes,
         )
         self._calibration.dispatched(shape.request_id, now_s)
-        self._engine.add(request, now_s)
-        self._watch.came(shape.request_id)
         belief = shape.belief if self._noise is None else self._noise.believed(shape.request_id, shape.belief)
         outcome = Outcome.STOP if produced == output_tokens else Outcome.LENGTH
         self._ends[shape.request_id] = (produced, outcome, attempt)
         self._beliefs[shape.request_id] = belief
-        self._expected[shape.request_id] = round(belief.mean_tokens)
+        self._engine.add_expected(request, now_s, round(belief.mean_tokens))
+        self._watch.came(shape.request_id)
         self._dispatch_seq = dispatch_seq
         self._touch(now_s)
 
@@ -254,89 +256,71 @@ class ClusterNode:
         self._heap.push(at_s, Rank.FORECAST, (self, self.epoch, answer))
 
     def _begin(self) -> None:
-        self._engine = SimNode(self.node_id, self.spec.config, self.spec.step_time)
+        self._engine = TellingNode(
+            self.node_id,
+            self.spec.config,
+            self.spec.step_time,
+            interval_s=self._delays.note_interval_s,
+            lengths_known=self._lengths_known,
+        )
         self._watch = EngineWatch(self._engine, self._account)
         self._calibration = Calibration()
         self._beliefs: dict[str, LengthBelief] = {}
-        self._expected: dict[str, int] = {}
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
         self._dispatch_seq = 0
-        self._states: deque[_Told] = deque()
         self._changed = False
         self._state_s = 0.0
         self._version = 0
         self.note_s = math.inf
         self.next_s = math.inf
-        self.tells_s = math.inf
-
-    def _advance(self, until_s: float) -> None:
-        engine, watch = self._engine, self._watch
-        began_s = engine.next_step_s
-        events = engine.advance(until_s)
-        if events:
-            self._tell(events)
-        if watch.is_waiting:
-            watch.after(began_s)
-        if engine.has_work:
-            self._state_s = engine.next_step_s
-        elif events:
-            # An engine that has run dry ended its last step with somebody's last token.
-            self._state_s = events[-1].at_s
-        self._has_changed()
 
     def _tell(self, events: list[NodeEvent]) -> None:
-        push, one_way_s, epoch, node_id = self._heap.push, self._delays.network_one_way_s, self.epoch, self.node_id
-        watch = self._watch
+        push, one_way_s, epoch, node_id = self._told.push, self._one_way_s, self.epoch, self.node_id
+        watch, calibration = self._watch, self._calibration
         for kind, request_id, at_s in events:
             if kind == "preempted":
                 watch.preempted(request_id, at_s)
                 continue
-            heard_s = at_s + one_way_s
             if kind == "first_token":
                 attempt = self._ends[request_id][2]
-                self._calibration.first_token(request_id, at_s)
+                calibration.first_token(request_id, at_s)
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1, attempt=attempt)
-                push(heard_s, Rank.NODE_TOLD, (self, epoch, seen))
+                push(at_s + one_way_s, NODE_TOLD, (self, epoch, (seen,)))
                 continue
             watch.left(request_id, at_s)
             tokens, outcome, attempt = self._ends[request_id]
-            self._calibration.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens)
+            calibration.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens)
+            ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt)
             if tokens > 1:
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1, attempt=attempt)
-                push(heard_s, Rank.NODE_TOLD, (self, epoch, seen))
-            ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt)
-            push(heard_s, Rank.NODE_TOLD, (self, epoch, ended))
+                push(at_s + one_way_s, NODE_TOLD, (self, epoch, (seen, ended)))
+            else:
+                push(at_s + one_way_s, NODE_TOLD, (self, epoch, (ended,)))
             self._forget(request_id)
 
-    def _has_changed(self) -> None:
-        self._changed = True
-        self._version += 1
-        heard_s = self._state_s + self._delays.network_one_way_s
-        if heard_s < self.note_s:
-            self.note_s = heard_s
-
-    def _keep_state(self) -> None:
-        """Keeps the state for the next note; one that holds by then takes its place."""
-        self._changed = False
-        state_s, interval_s = self._state_s, self._delays.note_interval_s
-        told_s = math.ceil(state_s / interval_s) * interval_s if interval_s > 0 else state_s
-        if self._states and self._states[-1].told_s >= state_s:
-            self._states.pop()
-        self._states.append(_Told(told_s, self.load(told_s), self._dispatch_seq))
-        self.note_s = min(self.note_s, told_s + self._delays.network_one_way_s)
+    def _mark(self) -> int:
+        """What a note says beside the load: up to which dispatch it counts, and whether forecasts are to be trusted."""
+        return 2 * self._dispatch_seq + self._calibration.trusted
 
     def _touch(self, now_s: float) -> None:
         """A message has changed the state; with a step in progress that is seen at its end."""
         self._state_s = max(now_s, self._engine.next_step_s) if self._engine.has_work else now_s
-        self._has_changed()
+        self._changed = True
+        self._version += 1
         self._plan()
 
     def _plan(self) -> None:
         self.next_s = self._engine.next_step_s
-        self.tells_s = self.next_s + self._least_step_s
+        self._plan_note()
+
+    def _plan_note(self) -> None:
+        told_s = self._engine.next_told_s
+        if self._changed and self._state_s < told_s:
+            told_s = self._state_s
+        self.note_s = told_s + self._one_way_s
 
     def _forget(self, request_id: str) -> None:
-        del self._ends[request_id], self._beliefs[request_id], self._expected[request_id]
+        del self._ends[request_id], self._beliefs[request_id]
 
 
 def _longest_step_s(spec: NodeSpec) -> float:

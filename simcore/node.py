@@ -26,7 +26,7 @@ _FIRST_CAPACITY = 64
 _ADVANCE_LOG_ROWS = 4096
 
 
-class SimRequest(msgspec.Struct, frozen=True, kw_only=True):
+class SimRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request with its true length: the engine finishes it exactly there."""
 
     request_id: str
@@ -55,13 +55,23 @@ class Arrived(NamedTuple):
     arrival_s: float
 
 
-_AS_IT_IS = Told([], [], {}, [], 0)
-
 _EVENT_KINDS: dict[int, Literal["first_token", "finished", "preempted"]] = {
     at.FIRST_TOKEN: "first_token",
     at.FINISHED: "finished",
     at.PREEMPTED: "preempted",
 }
+
+
+def _came(arrived: Arrived) -> RequestState:
+    """As it came."""
+    request = arrived.request
+    return RequestState(
+        request_id=request.request_id,
+        prompt_tokens=request.prompt_tokens,
+        max_output_tokens=request.max_output_tokens,
+        priority=request.priority,
+        arrival_s=arrived.arrival_s,
+    )
 
 
 class SimNode:
@@ -101,7 +111,7 @@ class SimNode:
         self._times_s = np.zeros(len(self._log), dtype=np.float64)
         self._free_slots = list(range(_FIRST_CAPACITY - 1, -1, -1))
         self._arrivals = 0
-        self._arrived: list[RequestState] = []
+        self._arrived: list[Arrived] = []
         self._aborted: list[str] = []
 
     @property
@@ -140,9 +150,9 @@ class SimNode:
         self._arrivals += 1
         self.membership += 1
         self.ids[slot] = request_id
-        self.requests[request_id] = Arrived(slot, request, now_s)
+        self.requests[request_id] = arrived = Arrived(slot, request, now_s)
         ENTRIES.enqueue(self.head, self.req, self.lists, slot)
-        self._arrived.append(self._state(slot, _AS_IT_IS))
+        self._arrived.append(arrived)
 
     def abort(self, request_id: str) -> bool:
         """Removes a request in any state; its blocks are free before the next step. False if it is not here."""
@@ -154,7 +164,7 @@ class SimNode:
         self._free_slots.append(known.slot)
         if not self.has_work:
             self.next_step_s = math.inf
-        self._arrived = [a for a in self._arrived if a.request_id != request_id]
+        self._arrived = [a for a in self._arrived if a is not known]
         self._aborted.append(request_id)
         return True
 
@@ -190,7 +200,7 @@ class SimNode:
             seq=self.seq,
             start_s=now_s,
             duration_s=duration_s,
-            arrived=tuple(self._arrived),
+            arrived=tuple(map(_came, self._arrived)),
             aborted=tuple(self._aborted),
             preempted=tuple(preempted),
             scheduled=tuple(scheduled),

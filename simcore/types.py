@@ -17,7 +17,7 @@ Priority = int
 """Smaller runs first, as in vLLM. 0 is the default."""
 
 
-class LengthBelief(msgspec.Struct, frozen=True):
+class LengthBelief(msgspec.Struct, frozen=True, gc=False):
     """Distribution of the *total* output tokens of one request, as equally likely values.
 
     `atoms_tokens` is ascending and not empty, each value >= 1. One atom means the length is known.
@@ -49,7 +49,7 @@ class LengthBelief(msgspec.Struct, frozen=True):
         return self.atoms_tokens[min(n - 1, max(0, math.ceil(q * n) - 1))]
 
 
-class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The limits under which one engine schedules. Names follow vLLM's own options."""
 
     model: str
@@ -84,7 +84,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
-class RequestState(msgspec.Struct, frozen=True, kw_only=True):
+class RequestState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request as its engine's scheduler sees it."""
 
     request_id: str
@@ -100,7 +100,7 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int = 0
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request that could be sent to a node: the question of a what-if."""
 
     request_id: str
@@ -112,7 +112,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """Hashes of the prompt's full KV blocks (`simcore.prefix`); empty: it shares its beginning with nobody."""
 
 
-class Quantiles(msgspec.Struct, frozen=True):
+class Quantiles(msgspec.Struct, frozen=True, gc=False):
     """Mean, median and 90th percentile over the scenarios of a what-if. Equal when lengths are known."""
 
     mean: float
@@ -128,7 +128,7 @@ ForecastSource = Literal["simulated", "approximate", "prior"]
 `prior`: no state at all, a pessimistic guess."""
 
 
-class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The answer of a what-if for one candidate on one node. Times count from the moment of the answer."""
 
     request_id: str
@@ -162,7 +162,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     scenarios; falls along the path. Empty: not known (a forecast that is no simulation)."""
 
 
-class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
+class NodeLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Summary of a node that heuristic policies score. Includes reservations: dispatched, not yet in the trace."""
 
     node_id: str
@@ -189,6 +189,9 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(enum.Enum):
     """How a request ended; a closed list. Values are metric labels and log fields."""
 
+    # Looked up in sets and tables per request: Enum's own hash is a call into Python.
+    __hash__ = object.__hash__
+
     STOP = "stop"
     LENGTH = "length"
     CLIENT_LEFT = "client_left"
@@ -203,7 +206,7 @@ class Outcome(enum.Enum):
     INTERNAL = "internal"
 
 
-class Score(msgspec.Struct, frozen=True, kw_only=True):
+class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One node as it stood in a decision."""
 
     node_id: str
@@ -215,7 +218,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """Why it was left out; empty when it was not."""
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Chosen node, losing candidates with their costs, the reason, the age of each state used."""
 
     request_id: str

@@ -15,7 +15,7 @@ LengthKnowledge = Literal["known", "none", "predicted"]
 LENGTH_KNOWLEDGE: tuple[LengthKnowledge, ...] = get_args(LengthKnowledge)
 
 
-class DataRow(msgspec.Struct, frozen=True, kw_only=True):
+class DataRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One row of a data set, before it has a place in time (unless the data set gives it one)."""
 
     prompt_tokens: int
@@ -34,7 +34,7 @@ class DataRow(msgspec.Struct, frozen=True, kw_only=True):
     prefix_block_tokens: int = 0
 
 
-class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True):
+class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request to be sent. `output_tokens` is the true length: the engine ends exactly there."""
 
     request_id: str

@@ -13,7 +13,7 @@ import msgspec
 from simcore.types import Candidate, Decision, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
 
 
-class Slo(msgspec.Struct, frozen=True, kw_only=True):
+class Slo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Service levels in seconds; None means none is asked."""
 
     ttft_s: float | None = None
@@ -31,7 +31,7 @@ Continuation = Literal["exact", "approximate", "impossible"]
 probabilities; `impossible`: guided output and several answers at once, whose state is lost with the node."""
 
 
-class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
+class RequestShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the router knows of a request: never its text."""
 
     request_id: str
@@ -60,7 +60,7 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
     """Something that happened."""
 
 
@@ -186,7 +186,7 @@ AnyEvent = (
 # --- actions ----------------------------------------------------------------------------------------------------------
 
 
-class Action(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Action(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
     """Something the shell must do. It reports back with events."""
 
 

@@ -7,7 +7,7 @@ import msgspec
 from simcore.types import Decision, LengthBelief, Outcome
 
 
-class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+class Explanation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """All placements of one request and its real course."""
 
     request_id: str

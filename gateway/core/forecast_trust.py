@@ -59,7 +59,7 @@ class TrustStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How often the use has changed."""
 
 
-class Expected(msgspec.Struct, frozen=True):
+class Expected(msgspec.Struct, frozen=True, gc=False):
     """What a forecast said when it placed a request, uncorrected. Seconds from the dispatch."""
 
     ttft_s: float

@@ -12,6 +12,9 @@ import enum
 
 
 class State(enum.Enum):
+    # Members are looked up in tables with each token: Enum's own hash is a call into Python.
+    __hash__ = object.__hash__
+
     PLACING = "placing"
     """Forecasts are asked; no node has it."""
     HELD = "held"
@@ -25,6 +28,8 @@ class State(enum.Enum):
 
 
 class Trigger(enum.Enum):
+    __hash__ = object.__hash__
+
     DISPATCHED = "dispatched"
     """A node was chosen and the request goes there."""
     PLACED = "placed"

@@ -16,11 +16,11 @@ FROZEN_AFTER_S = 0.8
 class Pulse:
     """One node's."""
 
-    __slots__ = ("_busy_s", "_moved_s", "_seq", "_tokens_s")
+    __slots__ = ("_busy_s", "_seq", "_tokens_s", "moved_s")
 
     def __init__(self) -> None:
         self._seq = -1
-        self._moved_s = math.inf
+        self.moved_s = math.inf
         self._tokens_s = -math.inf
         self._busy_s = -math.inf
 
@@ -28,7 +28,7 @@ class Pulse:
         """A note tells the sequence number of the trace."""
         if seq != self._seq:
             self._seq = seq
-            self._moved_s = now_s
+            self.moved_s = now_s
 
     def tokens(self, now_s: float) -> None:
         self._tokens_s = now_s
@@ -40,10 +40,13 @@ class Pulse:
     @property
     def frozen_s(self) -> float:
         """Seconds for which tokens have come without a word of them in the trace; 0: the trace is alive."""
-        behind_s = self._tokens_s - max(self._moved_s, self._busy_s)
+        behind_s = self._tokens_s - self.moved_s
+        if behind_s <= FROZEN_AFTER_S:
+            return 0.0
+        behind_s = min(behind_s, self._tokens_s - self._busy_s)
         return behind_s if behind_s > FROZEN_AFTER_S else 0.0
 
     def quiet_s(self, now_s: float) -> float:
         """Seconds since the last sign of life of a node that has requests of ours."""
-        moved_s = self._moved_s if self._moved_s < math.inf else -math.inf
+        moved_s = self.moved_s if self.moved_s < math.inf else -math.inf
         return now_s - max(moved_s, self._tokens_s, self._busy_s)

@@ -72,6 +72,9 @@ class Watch:
 
     def stalled(self, node: Node, now_s: float) -> str:
         """Why its requests should be taken from it; empty when they should not."""
+        if node.pulse.moved_s == now_s and not node.health.stalled:
+            # The note in hand has told of a step.
+            return ""
         quiet_s = node.pulse.quiet_s(now_s) if node.held else 0.0
         if quiet_s > self._stall_s:
             node.health.stalled = f"its engine has given no sign of life for {quiet_s:.1f} s"

@@ -62,13 +62,13 @@ class ErrorSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Share of actuals at or under the forecast's p90."""
 
 
-class _Pair(msgspec.Struct, frozen=True):
+class _Pair(msgspec.Struct, frozen=True, gc=False):
     p50_s: float
     p90_s: float
     actual_s: float
 
 
-class _Answered(msgspec.Struct, frozen=True):
+class _Answered(msgspec.Struct, frozen=True, gc=False):
     raw: Forecast
     corrected: Forecast
 

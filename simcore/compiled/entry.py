@@ -14,12 +14,10 @@ from zlib import crc32
 import numpy as np
 from numba import njit
 
-from simcore.compiled import blocks, course, future, jump, jump_ahead, kv, memory, plan, step
+from simcore.compiled import blocks, course, future, jump, jump_ahead, kv, memory, plan, step, stretch
 from simcore.compiled.layout import (
     AHEAD,
-    BANK,
     BASE,
-    BEFORE,
     BLOCK,
     BY_PRIORITY,
     C_FINALS,
@@ -27,33 +25,23 @@ from simcore.compiled.layout import (
     C_PROMPT,
     C_SCENARIOS,
     CLEAR,
-    COMPUTED,
     E2E,
     FINAL,
     FIRST_CHECKPOINT,
     FLYING,
     FREE,
-    GRANTED,
     HARM,
     HEADROOM,
     HEADROOM_PATH,
     LOG_ROWS_EACH,
     LONG_PREFILL,
-    N_BEFORE,
     N_FORECAST,
-    N_PLAN,
     N_PROGRESS,
     N_RUNNING,
     N_WAITING,
     NOW,
-    OUT,
-    PLAN_SLOT,
-    PLAN_TOKENS,
     PREEMPTION_COUNT,
     PREEMPTION_SHARE,
-    PROMPT,
-    RUNNING,
-    RUNNING_BEFORE,
     SCRATCH_STATE,
     SO_FAR_HEADROOM,
     SO_FAR_PATH,
@@ -61,7 +49,6 @@ from simcore.compiled.layout import (
     TOTAL_BLOCKS,
     TPOT,
     TTFT,
-    WAITING,
     Arrays,
     Floats,
     Ints,
@@ -69,7 +56,7 @@ from simcore.compiled.layout import (
 )
 from simcore.cost import step_time
 
-_MODULES = (blocks, course, kv, memory, plan, step, jump, jump_ahead, future, step_time)
+_MODULES = (blocks, course, kv, memory, plan, step, stretch, jump, jump_ahead, future, step_time)
 
 
 def _fingerprint() -> int:
@@ -93,6 +80,8 @@ class Entries(NamedTuple):
     plan_ahead: Callable[..., Any]
     advance: Callable[..., Any]
     measure: Callable[..., Any]
+    keep: Callable[..., Any]
+    run: Callable[..., Any]
     enqueue: Callable[..., Any]
     remove: Callable[..., Any]
     tell_apart: Callable[..., Any]
@@ -202,32 +191,45 @@ def _compile(fingerprint: int) -> Entries:
 
     @njit(cache=True, nogil=True)
     def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
-        """(blocks that waiting prompts need, tokens not processed yet with `FINAL` as the length).
-
-        Of an engine that plans ahead: as it stood before it planned the step in flight (`simcore.told`).
-        """
+        """`stretch.measure`."""
         assert fingerprint >= 0
-        needed = tokens = 0
-        for i in range(head[N_BEFORE]):
-            req[lists[RUNNING_BEFORE, i], GRANTED] = 1
-        for i in range(head[N_WAITING]):
-            slot = lists[WAITING, i]
-            tokens += req[slot, PROMPT] + req[slot, FINAL] - req[slot, COMPUTED]
-            if req[slot, GRANTED]:
-                tokens -= req[slot, BEFORE]
-            else:
-                needed += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
-        for i in range(head[N_RUNNING]):
-            slot = lists[RUNNING, i]
-            tokens += req[slot, PROMPT] + req[slot, FINAL] - req[slot, COMPUTED]
-            if head[AHEAD] and not req[slot, GRANTED]:
-                needed += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
-        for i in range(head[N_PLAN]):
-            if lists[PLAN_SLOT + head[BANK], i] >= 0:
-                tokens += lists[PLAN_TOKENS + head[BANK], i] // 2
-        for i in range(head[N_BEFORE]):
-            req[lists[RUNNING_BEFORE, i], GRANTED] = 0
-        return needed, tokens
+        return stretch.measure(head, req, lists)
+
+    @njit(cache=True, nogil=True)
+    def keep(
+        head: Ints,
+        req: Ints,
+        lists: Ints,
+        totals: Ints,
+        told_s: Floats,
+        states: Ints,
+        row: int,
+        seq: int,
+        mark: int,
+        state_s: float,
+        interval_s: float,
+    ) -> int:
+        """`stretch.keep`."""
+        assert fingerprint >= 0
+        return stretch.keep(head, req, lists, totals, told_s, states, row, seq, mark, state_s, interval_s)
+
+    @njit(cache=True, nogil=True)
+    def run(
+        head: Ints,
+        req: Ints,
+        lists: Ints,
+        shared: Shared,
+        log: Ints,
+        packed: Floats,
+        totals: Ints,
+        told_s: Floats,
+        states: Ints,
+        at: tuple[int, int, int, int],
+        times_s: tuple[float, float, float, float],
+    ) -> tuple[int, int, int, float, float]:
+        """`stretch.run`; `at` is (row, seq, mark, watched), `times_s` its four times."""
+        assert fingerprint >= 0
+        return stretch.run(head, req, lists, shared, log, packed, totals, told_s, states, *at, *times_s)
 
     @njit(cache=True, nogil=True)
     def enqueue(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
@@ -390,7 +392,7 @@ def _compile(fingerprint: int) -> Entries:
             out[c, PREEMPTION_SHARE] = preempting / scenarios
         return fine
 
-    made = (one_step, plan_ahead, advance, measure, enqueue, remove, tell_apart, known_prefix, count_shares)
+    made = (one_step, plan_ahead, advance, measure, keep, run, enqueue, remove, tell_apart, known_prefix, count_shares)
     return Entries(*made, draw, take_node, forecast)
 
 

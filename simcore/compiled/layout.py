@@ -146,6 +146,19 @@ SCHEDULED = 1
 FIRST_TOKEN = 2
 FINISHED = 3
 
+# a state as its trace tells it (`stretch`): steps run, and what `types.NodeLoad` says of it
+STATE_SEQ = 0
+STATE_RUNNING = 1
+STATE_WAITING = 2
+STATE_FREE = 3
+STATE_BLOCKS = 4
+STATE_TOKENS = 5
+STATE_PREEMPTED = 6
+STATE_MARK = 7
+N_STATE = 8
+WATCH_ALL = -2
+"""Instead of a slot: every step is somebody's concern. -1: none is for its begin alone."""
+
 # a forecast, as floats: mean, median and 90th percentile of each time, and what is counted
 TTFT = 0
 TPOT = 3

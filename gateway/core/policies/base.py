@@ -17,7 +17,7 @@ from gateway.core.events import RequestShape
 from simcore.types import EngineConfig, Forecast, NodeLoad
 
 
-class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One node at the moment of a decision.
 
     `load` is the node's last note with our own dispatches that it does not yet include added to it (they count as

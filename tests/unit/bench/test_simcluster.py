@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 
 from bench.simcluster import Delays, NodeSpec, SimCluster, SimResult
 from bench.simcluster_heap import EventHeap, Rank
+from bench.simcluster_node import ClusterNode
 from bench.workload.item import LengthKnowledge, WorkloadItem
 from gateway.core import events as ev
 from gateway.core.holding import HoldConfig
@@ -83,14 +85,17 @@ def test_a_run_depends_on_its_input_alone() -> None:
 def test_how_far_nodes_run_ahead_at_a_time_changes_nothing(interval_s: float) -> None:
     delays = Delays(note_interval_s=interval_s)
 
+    def in_steps(node: ClusterNode, stretch_s: float, until_s: float) -> None:
+        while node.next_s < until_s:
+            ClusterNode.run_until(node, min(until_s, math.nextafter(node.next_s, math.inf) + stretch_s))
+
     def run(stretch_s: float) -> list[object]:
         cluster = SimCluster(cluster_nodes(3), RouterConfig(policy="llumnix_freeness"), delays)
         for node in cluster._nodes.values():
-            node._least_step_s *= stretch_s
-            node._longest_step_s *= 2.0 - stretch_s
+            node.run_until = partial(in_steps, node, stretch_s)  # type: ignore[method-assign]
         return [*cluster.run(poisson(60, 4.0)).results]
 
-    assert run(0.0) == run(1.0)
+    assert run(0.0) == run(0.05) == run(math.inf)
 
 
 def test_forecasts_are_right_when_lengths_are_known_and_nobody_comes_after() -> None:

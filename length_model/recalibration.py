@@ -3,14 +3,19 @@
 If the model is right, the cumulated probability that it gave to the true length (the probability integral transform,
 PIT) is uniform. Where it is not, its own distribution G turns F into a calibrated one, G(F) (Kuleshov, Fenner and
 Ermon, "Accurate Uncertainties for Deep Learning Using Calibrated Regression", 2018). G is estimated per model and
-class by Kaplan-Meier on the PIT scale, so that an answer that was cut says only "at least this". Drift: a window of the
-last answers, dropped down to its recent part when that part looks different (two-sample Kolmogorov-Smirnov).
+class by Kaplan-Meier on the PIT scale, so that an answer that was cut says only "at least this".
+
+Drift: a window of the last answers, dropped down to its recent part when that part looks different. That test is one of
+survival analysis, too (supremum of the generalized Wilcoxon process: Fleming, Harrington and O'Sullivan, "Supremum
+versions of the log-rank and generalized Wilcoxon statistics", 1987), so that a lower limit, which cuts more answers, is
+not taken for shorter ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -39,6 +44,12 @@ TRUST_SAMPLES = 100.0
 
 SIGNIFICANCE = 1e-3
 """Of the test that declares a drift."""
+
+_BOUND = NormalDist().inv_cdf(1 - SIGNIFICANCE / 4)
+"""What the supremum of a Brownian motion's absolute value on [0, 1] passes that rarely."""
+
+LEAST_ENDINGS = 16
+"""Answers of the recent part that must have ended by themselves, for anything to be said of it."""
 
 MOST_GROUPS = 256
 """Models and classes kept; the least recently used goes."""
@@ -69,22 +80,29 @@ def knots_from_pits(found: Floats, censored: NDArray[np.bool_], prior_weight: fl
     return np.maximum.accumulate(np.clip(knots, 0.0, 1.0))
 
 
-def looks_different(recent: Floats, older: Floats) -> bool:
-    """Two-sample Kolmogorov-Smirnov test at `SIGNIFICANCE` (asymptotic threshold)."""
-    if len(recent) < RECENT // 2 or len(older) < RECENT // 2:
+def looks_different(recent: Floats, recent_cut: NDArray[np.bool_], older: Floats, older_cut: NDArray[np.bool_]) -> bool:
+    """Whether two samples of PITs, some of them cut, come from different distributions, at `SIGNIFICANCE`."""
+    if min(len(recent), len(older)) < RECENT // 2 or (~recent_cut).sum() < LEAST_ENDINGS:
         return False
-    both = np.sort(np.concatenate([recent, older]))
-    a = np.searchsorted(np.sort(recent), both, side="right") / len(recent)
-    b = np.searchsorted(np.sort(older), both, side="right") / len(older)
-    bound = math.sqrt(-math.log(SIGNIFICANCE / 2) / 2) * math.sqrt(1 / len(recent) + 1 / len(older))
-    return bool(np.abs(a - b).max() > bound)
+    ended = np.concatenate([recent[~recent_cut], older[~older_cut]])
+    at, endings = np.unique(ended, return_counts=True)
+    own = np.bincount(np.searchsorted(at, recent[~recent_cut]), minlength=len(at))
+    own_at_risk = len(recent) - np.searchsorted(np.sort(recent), at)
+    at_risk = own_at_risk + len(older) - np.searchsorted(np.sort(older), at)
+    share = own_at_risk / at_risk
+    # Weighed by how many live to see it: early differences are not lost among late ones that make up for them.
+    weight = np.concatenate([[1.0], np.cumprod(1 - endings / at_risk)[:-1]])
+    surprise = np.abs(np.cumsum(weight * (own - endings * share))).max()
+    variance = (weight**2 * endings * share * (1 - share) * (at_risk - endings) / np.maximum(at_risk - 1, 1)).sum()
+    return bool(surprise > _BOUND * math.sqrt(variance))
 
 
 class GroupCalibration:
     """The PITs of one model and class, and the correction that follows from them."""
 
     def __init__(self) -> None:
-        self._pits: deque[tuple[float, bool]] = deque(maxlen=WINDOW)
+        self._pits: deque[float] = deque(maxlen=WINDOW)
+        self._cut: deque[bool] = deque(maxlen=WINDOW)
         self._since_fit = 0
         self.knots: Floats = IDENTITY
         self.drifts = 0
@@ -97,23 +115,21 @@ class GroupCalibration:
         """Raises ValueError unless 0 <= pit <= 1."""
         if not 0.0 <= pit <= 1.0:
             raise ValueError(f"a cumulated probability lies in [0, 1], got {pit}")
-        self._pits.append((pit, censored))
+        self._pits.append(pit)
+        self._cut.append(censored)
         self._since_fit += 1
         if self._since_fit >= REFIT_EVERY:
             self._refit()
 
     def _refit(self) -> None:
         self._since_fit = 0
-        values = np.array([p for p, _ in self._pits])
-        censored = np.array([c for _, c in self._pits])
-        recent = values[-RECENT:][~censored[-RECENT:]]
-        older = values[:-RECENT][~censored[:-RECENT]]
-        if looks_different(recent, older):
+        values = np.fromiter(self._pits, np.float64, len(self._pits))
+        censored = np.fromiter(self._cut, np.bool_, len(self._cut))
+        if looks_different(values[-RECENT:], censored[-RECENT:], values[:-RECENT], censored[:-RECENT]):
             self.drifts += 1
-            kept = list(self._pits)[-RECENT:]
-            self._pits.clear()
-            self._pits.extend(kept)
             values, censored = values[-RECENT:], censored[-RECENT:]
+            self._pits = deque(values.tolist(), WINDOW)
+            self._cut = deque(censored.tolist(), WINDOW)
         self.knots = knots_from_pits(values, censored)
 
 

@@ -94,8 +94,41 @@ def test_steady_answers_are_not_taken_for_a_change() -> None:
     assert drifts <= 2
 
 
+def test_a_lower_limit_is_not_taken_for_shorter_answers() -> None:
+    """The model stays right; from some moment on every answer is cut at its 30 % point, as by a lower `max_tokens`."""
+    rng = np.random.default_rng(12)
+    drifts = 0
+    for _ in range(20):
+        group = GroupCalibration()
+        for i, pit in enumerate(rng.uniform(size=700)):
+            limit = 1.0 if i < 500 else 0.3
+            group.add(min(float(pit), limit), bool(pit > limit))
+        drifts += group.drifts
+    assert drifts <= 2
+
+
+def test_a_change_is_noticed_among_cut_answers_too() -> None:
+    rng = np.random.default_rng(13)
+    group = GroupCalibration()
+    for i, pit in enumerate(rng.uniform(size=800)):
+        now = float(pit) * (1.0 if i < 500 else 0.4)
+        group.add(min(now, 0.3), now > 0.3)
+    assert group.drifts >= 1
+
+
+def test_a_change_of_spread_alone_is_noticed() -> None:
+    """Hazards that cross: an ordinary log-rank test would see next to nothing."""
+    rng = np.random.default_rng(14)
+    group = GroupCalibration()
+    for i, pit in enumerate(rng.uniform(size=800)):
+        group.add(float(pit) if i < 500 else 0.25 + 0.5 * float(pit), False)
+    assert group.drifts >= 1
+
+
 def test_too_little_data_shows_no_difference() -> None:
-    assert not looks_different(np.zeros(5), np.ones(500))
+    none = np.zeros(500, dtype=bool)
+    assert not looks_different(np.zeros(5), none[:5], np.ones(500), none)
+    assert not looks_different(np.zeros(100), ~none[:100], np.ones(500), none), "nobody has ended"
 
 
 def test_groups_are_bounded_and_rare_ones_use_their_models() -> None:

@@ -21,8 +21,10 @@ NODE = {"engine": "vllm", "tokenizer": "bytes", "engine_wait_s": 400}
 
 
 @contextmanager
-def chain(server: Server, folder: Path, **options: Any) -> Iterator[LocalCluster]:
-    """A daemon beside the server and a gateway before it."""
+def chain(
+    server: Server, folder: Path, *, gateway: dict[str, Any] | None = None, **options: Any
+) -> Iterator[LocalCluster]:
+    """A daemon beside the server and a gateway before it. `options` are the daemon's."""
     folder.mkdir(exist_ok=True)
     cluster = LocalCluster(
         ClusterSpec(
@@ -30,7 +32,7 @@ def chain(server: Server, folder: Path, **options: Any) -> Iterator[LocalCluster
             gateway_port=0,
             first_node_port=0,
             predictor={**NODE, "engine_url": server.url, **options},
-            gateway={"tokenizer": "bytes", "reconnect_max_s": 0.3, "keepalive_s": 10.0},
+            gateway={"tokenizer": "bytes", "reconnect_max_s": 0.3, "keepalive_s": 10.0, **(gateway or {})},
         ),
         folder,
     )
@@ -41,10 +43,13 @@ def chain(server: Server, folder: Path, **options: Any) -> Iterator[LocalCluster
         cluster.stop()
 
 
-def ask(name: str, prompt: list[int], *, max_tokens: int, ignore_eos: bool = True) -> pb.GenerateRequest:
+def ask(
+    name: str, prompt: list[int], *, max_tokens: int, ignore_eos: bool = True, priority: int = 0
+) -> pb.GenerateRequest:
     return pb.GenerateRequest(
         request_id=name,
         token_ids=pb.TokenIds(ids=prompt),
+        priority=priority,
         sampling=types_pb.SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos),
     )
 

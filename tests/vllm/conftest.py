@@ -41,10 +41,11 @@ def fast_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> I
     yield from _hurried(vllm_python, tmp_path_factory.mktemp("fast"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sync_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
-    """The same with the synchronous scheduler."""
-    yield from _hurried(vllm_python, tmp_path_factory.mktemp("sync"), "--no-async-scheduling")
+    """The same with the synchronous scheduler and a queue by priority."""
+    flags = ("--no-async-scheduling", "--scheduling-policy", "priority")
+    yield from _hurried(vllm_python, tmp_path_factory.mktemp("sync"), *flags)
 
 
 def _hurried(python: str, folder: Path, *flags: str) -> Iterator[servers.Server]:
@@ -63,6 +64,16 @@ def _hurried(python: str, folder: Path, *flags: str) -> Iterator[servers.Server]
         yield server.start().wait_ready()
     finally:
         server.stop()
+
+
+REPORT = pytest.StashKey[str]()
+"""What a test has measured, for people: shown at the end of the run."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if REPORT in config.stash:
+        terminalreporter.write_sep("-", "measured on this machine as it was, beside all else that it did")
+        terminalreporter.write_line(config.stash[REPORT])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

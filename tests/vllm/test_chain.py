@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from bench.local_cluster import Child
+from protos.v1 import astrolabe_dispatch_pb2 as pb
 from tests.vllm.chains import NODE, ask, chain, forecast, is_quiet, state, tokens_of, works
 from tests.vllm.servers import Server, until
 
@@ -69,7 +70,8 @@ def test_after_500_random_operations_everything_agrees(
         for operation in range(500):
             if rng.random() < 0.6 and len(open_calls) < 40:
                 prompt = [rng.randrange(256) for _ in range(rng.randrange(1, 400))]
-                call = stub.Generate(ask(f"op{operation}", prompt, max_tokens=rng.randrange(1, 200)))
+                most, priority = rng.randrange(1, 200), rng.choice([0, 0, 1, 5])
+                call = stub.Generate(ask(f"op{operation}", prompt, max_tokens=most, priority=priority))
                 open_calls.append(call)
                 threads.append(threading.Thread(target=read, args=(call,)))
                 threads[-1].start()
@@ -87,9 +89,17 @@ def test_after_500_random_operations_everything_agrees(
         assert state(cluster).preemptions_total > 0, "blocks were meant to be short"
 
 
+def placed_by(stub: Any, request_id: str) -> str:
+    """The policy that placed a request; empty while nobody has."""
+    decisions = stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=5.0).decisions
+    return str(decisions[-1].policy) if decisions else ""
+
+
 def test_an_engine_that_hangs_while_its_http_server_is_healthy(fast_server: Server, tmp_path: Path) -> None:
-    """Its state ages, forecasts shift and widen; it never looks idle, and it is not shut out for ever."""
-    with chain(fast_server, tmp_path, time_scale=10) as cluster, cluster.stub() as stub:
+    """Its state ages, forecasts shift and widen, the gateway no longer places by them; it never looks idle, and it is
+    not shut out for ever."""
+    stale = {"state_stale_s": 1.0}
+    with chain(fast_server, tmp_path, gateway=stale, time_scale=10) as cluster, cluster.stub() as stub:
         call = stub.Generate(ask("long", [1] * 20, max_tokens=900))
         next(iter(call))
         until(lambda: len(state(cluster).running) == 1, what="the request in the mirror")
@@ -105,6 +115,8 @@ def test_an_engine_that_hangs_while_its_http_server_is_healthy(fast_server: Serv
             assert later.ttft_s.p50 > before.ttft_s.p50 + 0.3, "nothing has been seen of it for a second"
             assert later.ttft_s.p90 - later.ttft_s.p50 > before.ttft_s.p90 - before.ttft_s.p50 + 0.3
             second = stub.Generate(ask("meanwhile", [2] * 20, max_tokens=5), timeout=60.0)
+            until(lambda: placed_by(stub, "meanwhile") != "", what="a decision")
+            assert placed_by(stub, "meanwhile") == "least_requests", "forecasts from an old state are not believed"
         finally:
             core.resume()
         until(lambda: state(cluster).state_age_s < 0.5, what="a fresh state")
@@ -112,6 +124,8 @@ def test_an_engine_that_hangs_while_its_http_server_is_healthy(fast_server: Serv
         call.cancel()
         until(lambda: is_quiet(cluster, fast_server), what="a quiet engine")
         until(works(cluster, "after"), what="requests after the engine went on")
+        assert len(tokens_of(stub, ask("again", [3] * 20, max_tokens=5))) == 5
+        assert placed_by(stub, "again") == "min_total_latency", "its forecasts count again"
 
 
 def test_kill_and_restart_of_the_daemon_then_of_engine_and_daemon(fast_server: Server, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ Example: with a profile of your own, as JSON.
 """,
 )
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--profile", default="", help="Shipped profile or JSON file; default: FOLDER/MODEL of the run.")
+@click.option(
+    "--profile", default="", help="Profile by name or JSON file; default: FOLDER/MODEL of the run, with its TP."
+)
 @click.option("--num-blocks", type=click.IntRange(min=1), help="KV blocks; default: the run's, else the profile's.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def validate(run: Path, profile: str, num_blocks: int | None, as_json: bool) -> None:
@@ -40,13 +42,12 @@ def validate(run: Path, profile: str, num_blocks: int | None, as_json: bool) -> 
     from bench.profile.measured_run import MeasuredRunError, read_run
     from bench.profile.validate import validate as replay
     from simcore.cost.profile import decode_profile
-    from simcore.cost.shipped import load_profile
+    from simcore.cost.shipped import load_or_estimate
 
     try:
         measured = read_run(run)
-        shared = f"-ep{measured.replicas}" if measured.shares_experts and measured.replicas > 1 else ""
-        name = profile or f"{run.resolve().parent.name}/{measured.config.model}{shared}"
-        chosen = decode_profile(Path(name).read_bytes()) if name.endswith(".json") else load_profile(name)
+        name = profile or f"{run.resolve().parent.name}/{measured.profile_name}"
+        chosen = decode_profile(Path(name).read_bytes()) if name.endswith(".json") else load_or_estimate(name)
         config = measured.config
         if num_blocks or not measured.num_blocks_known:
             config = msgspec.structs.replace(config, num_blocks=num_blocks or chosen.kv.num_blocks)
@@ -66,6 +67,8 @@ def validate(run: Path, profile: str, num_blocks: int | None, as_json: bool) -> 
         f"{run}: {result.requests} requests on {config.engine} {measured.engine_version} x {measured.replicas}, "
         f"{config.num_blocks:,} blocks; profile {chosen.name}"
     )
+    if chosen.quality == "roofline":
+        click.echo(chosen.note)
     _print(result, measured)
 
 

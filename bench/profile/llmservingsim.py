@@ -1,7 +1,8 @@
 """Importer for LLMServingSim's layout: `attention.csv` (mixed batches), `dense.csv`, `per_sequence.csv`, `moe.csv`.
 
 Times are microseconds; attention, dense and MoE operators are those of one layer, measured inside vLLM. A folder holds
-one tensor parallel degree.
+one tensor parallel degree. `attention.csv` has batches of equal contexts only; where `skew.csv` lies beside it, it says
+how much longer uneven ones take, as those of an engine always are.
 """
 
 from __future__ import annotations
@@ -79,14 +80,16 @@ def read_per_sequence(path: Path, shape: ModelShape, tp: int, screen: Screen) ->
 
 
 def read_attention(path: Path, shape: ModelShape, tp: int, screen: Screen) -> list[Kernel]:
-    """Attention of one layer over a prefill chunk and decoding sequences together. Raises `ProfileTableError`."""
+    """Attention of one layer over a prefill chunk and decoding sequences together, of uneven contexts where the table's
+    folder tells of them. Raises `ProfileTableError`."""
+    slower = _unevenness(path.with_name(path.name.replace("attention", "skew", 1)))
     columns = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
     kernels = []
     for row in read_rows(path, (*columns, TIME)):
         chunk, context, decodes, kv = (row.integer(c) for c in columns)
         if chunk == 0 and decodes == 0:
             raise row.fail("neither a prefill chunk nor decoding sequences")
-        seconds = row.number_or_nan(TIME) * US
+        seconds = row.number_or_nan(TIME) * US * (slower[chunk > 0] if decodes > 1 else 1.0)
         prefill, decode = (
             attention_kernel(
                 shape, tp, batch=batch, chunk=c, context=k, seconds=seconds, file=row.file, row=row.number
@@ -109,6 +112,21 @@ def read_attention(path: Path, shape: ModelShape, tp: int, screen: Screen) -> li
             )
         )
     return screen(kernels)
+
+
+def _unevenness(path: Path) -> tuple[float, float]:
+    """How many times as long decoding sequences of uneven contexts take, alone and beside a prefill chunk: the median
+    ratio over the rows. 1 without the table. Raises `ProfileTableError`."""
+    if not path.exists():
+        return 1.0, 1.0
+    ratios: tuple[list[float], list[float]] = ([], [])
+    for row in read_rows(path, ("pc", "t_mean_us", "t_skew_us")):
+        even, uneven = row.number_or_nan("t_mean_us"), row.number_or_nan("t_skew_us")
+        if not (0.0 < even < np.inf and 0.0 < uneven < np.inf):
+            raise row.fail(f"times must be above 0, found {even:g} and {uneven:g} us")
+        ratios[row.integer("pc") > 0].append(uneven / even)
+    alone, beside = (max(1.0, float(np.median(r))) if r else 1.0 for r in ratios)
+    return alone, beside
 
 
 def read_moe(path: Path, shape: ModelShape, tp: int, screen: Screen, *, expert_parallel: int = 1) -> list[Kernel]:

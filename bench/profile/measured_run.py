@@ -40,6 +40,7 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     requests: list[MeasuredRequest]
     """In the order in which they were queued."""
     config: EngineConfig
+    tensor_parallel: int
     replicas: int
     shares_experts: bool
     """Whether the replicas share the experts of a mixture out among them."""
@@ -47,6 +48,13 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks_known: bool
     authors_error: dict[tuple[str, str], float]
     """Relative error of the authors' own simulator by (metric, statistic), where the run brings it."""
+
+    @property
+    def profile_name(self) -> str:
+        """What a profile of one of its engines is called behind the GPU."""
+        tensor = f"-tp{self.tensor_parallel}" if self.tensor_parallel > 1 else ""
+        shared = f"-ep{self.replicas}" if self.shares_experts and self.replicas > 1 else ""
+        return f"{self.config.model}{tensor}{shared}"
 
 
 def read_run(folder: Path) -> MeasuredRun:
@@ -68,6 +76,8 @@ def read_run(folder: Path) -> MeasuredRun:
             # The engines of these runs schedule asynchronously unless they say otherwise (vLLM 0.19's default).
             async_scheduling=scheduler.get("async_scheduling", True),
             enable_prefix_caching=cache.get("enable_prefix_caching", True),
+            long_prefill_token_threshold_tokens=scheduler.get("long_prefill_token_threshold") or 0,
+            scheduling_policy=scheduler.get("policy", "fcfs"),
             engine="vllm",
             engine_version=meta.get("vllm_version", ""),
         )
@@ -78,7 +88,8 @@ def read_run(folder: Path) -> MeasuredRun:
     return MeasuredRun(
         requests=requests,
         config=config,
-        replicas=arguments.get("data_parallel_size", 1),
+        tensor_parallel=arguments.get("tensor_parallel_size") or 1,
+        replicas=arguments.get("data_parallel_size") or 1,
         shares_experts=bool(arguments.get("enable_expert_parallel", False)),
         engine_version=config.engine_version,
         num_blocks_known=bool(cache),

@@ -14,7 +14,7 @@ from bench.profile.fit import Coefficients, Errors, Measured, fit
 from bench.profile.kernels import Kernel, Screen, in_units_of
 from bench.profile.physics import Violation, accept
 from bench.profile.rows import ProfileTableError
-from simcore.cost.hardware import Gpu, find_gpu
+from simcore.cost.hardware import Gpu, Link, find_gpu
 from simcore.cost.model_shape import ModelShape, find_shape
 from simcore.cost.profile import Coefficient, DenseCurve, FitReport, KvHint, Profile
 from simcore.cost.roofline import DECODE_EFFICIENCY, kv_hint, profile_name
@@ -102,6 +102,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     rules: tuple[Rule, ...] = ()
     decode_efficiency: float = DECODE_EFFICIENCY
     """Of the rule `decode-attention`: share of peak bandwidth."""
+    link: Link | None = None
+    """Of the rules `all-reduce` and `expert-exchange`: the host's links, where they are known."""
     host: Host | None = None
     num_blocks: int = 0
     """0: by the memory rule of `kv_hint`."""
@@ -181,8 +183,8 @@ def gather(recipe: Recipe, data: Path) -> Gathered:
         read_table(gathered, table, data, gpu, shape, tp)
     tokens = sorted({k.tokens for k in gathered.kernels if k.part == "dense"})
     by_rule: dict[str, list[Kernel]] = {
-        "all-reduce": rules.all_reduce(shape, tp, gpu, tokens),
-        "expert-exchange": rules.expert_exchange(shape, recipe.expert_parallel, gpu, tokens),
+        "all-reduce": rules.all_reduce(shape, tp, gpu, tokens, recipe.link),
+        "expert-exchange": rules.expert_exchange(shape, recipe.expert_parallel, gpu, tokens, recipe.link),
         "elementwise": rules.elementwise(shape, tp, gpu, tokens),
         "decode-attention": rules.decode_attention(shape, tp, gpu, efficiency=recipe.decode_efficiency),
         "prefill-attention": rules.prefill_attention(shape, tp, gpu),
@@ -190,7 +192,7 @@ def gather(recipe: Recipe, data: Path) -> Gathered:
     }
     for rule in recipe.rules:
         gathered.kernels.extend(by_rule[rule])
-        gathered.sources[by_rule[rule][0].part].append(rules.source(rule, recipe.decode_efficiency))
+        gathered.sources[by_rule[rule][0].part].append(rules.source(rule, recipe.decode_efficiency, recipe.link))
     return gathered
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bench.profile.kernels import Kernel, attention_kernel, gemm_costs
 from simcore.cost import roofline
-from simcore.cost.hardware import Gpu
+from simcore.cost.hardware import Gpu, Link
 from simcore.cost.model_shape import ModelShape
 from simcore.cost.roofline import ATTENTION_LAUNCH_S, DECODE_EFFICIENCY, LAUNCH_S
 
@@ -14,16 +14,19 @@ RULE_FILE = "rule"
 """Instead of a file name."""
 
 
-def source(rule: str, decode_efficiency: float = DECODE_EFFICIENCY) -> str:
+def source(rule: str, decode_efficiency: float = DECODE_EFFICIENCY, link: Link | None = None) -> str:
     """What a profile says of a part that a rule made."""
     memory, tensor = (
         f"{roofline.MEMORY_EFFICIENCY:g} of peak bandwidth",
         f"{roofline.TENSOR_EFFICIENCY:g} of peak FLOPS",
     )
     launch = f"{ATTENTION_LAUNCH_S * 1e6:g} us a launch"
+    links = f"{4 * LAUNCH_S * 1e6:g} us a launch"
+    if link is not None:
+        links = f"{link.bytes_per_s / 1e9:g} GB/s, {link.latency_s * 1e6:g} us a message ({link.source})"
     texts = {
-        "all-reduce": f"rings over the links, {4 * LAUNCH_S * 1e6:g} us a launch",
-        "expert-exchange": f"one all-reduce of all replicas' tokens, {4 * LAUNCH_S * 1e6:g} us a launch",
+        "all-reduce": f"rings over the links, {links}",
+        "expert-exchange": f"one all-reduce of all replicas' tokens, {links}",
         "elementwise": f"bytes at {memory}, {LAUNCH_S * 1e6:g} us a launch",
         "head": f"weights at {memory}, or {tensor}",
         "decode-attention": f"KV read at {decode_efficiency:g} of peak bandwidth, {launch}",
@@ -32,20 +35,23 @@ def source(rule: str, decode_efficiency: float = DECODE_EFFICIENCY) -> str:
     return f"rule {rule}: {texts[rule]}"
 
 
-def all_reduce(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int]) -> list[Kernel]:
+def all_reduce(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int], link: Link | None = None) -> list[Kernel]:
     """The two all-reduces of one layer; none on one GPU."""
     if tp == 1:
         return []
-    return [_dense("all_reduce x2 (rule)", n, 2 * roofline.all_reduce_s(shape, tp, gpu, n)) for n in tokens]
+    return [_dense("all_reduce x2 (rule)", n, 2 * roofline.all_reduce_s(shape, tp, gpu, n, link)) for n in tokens]
 
 
-def expert_exchange(shape: ModelShape, replicas: int, gpu: Gpu, tokens: Sequence[int]) -> list[Kernel]:
+def expert_exchange(
+    shape: ModelShape, replicas: int, gpu: Gpu, tokens: Sequence[int], link: Link | None = None
+) -> list[Kernel]:
     """What replicas that share the experts of one layer send each other when each has so many tokens: hidden states are
     gathered before and summed up after, which is what an all-reduce does. None for one replica."""
     if replicas == 1:
         return []
     return [
-        _dense("expert exchange (rule)", n, roofline.all_reduce_s(shape, replicas, gpu, n * replicas)) for n in tokens
+        _dense("expert exchange (rule)", n, roofline.all_reduce_s(shape, replicas, gpu, n * replicas, link))
+        for n in tokens
     ]
 
 

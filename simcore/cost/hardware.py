@@ -29,6 +29,16 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
+class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the GPUs of one particular host send each other with, where that is known better than from a data sheet."""
+
+    bytes_per_s: float
+    """One direction, per GPU, as it is reached."""
+    latency_s: float
+    """Of one message."""
+    source: str
+
+
 def _gpu(name: str, gb_s: float, tflops: float, gib: float, l2_mb: float, link_gb_s: float, source: str) -> Gpu:
     return Gpu(
         name=name,

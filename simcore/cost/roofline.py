@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simcore.cost.hardware import Gpu, UnknownHardwareError
+from simcore.cost.hardware import Gpu, Link, UnknownHardwareError
 from simcore.cost.model_shape import BYTES, ModelShape
 from simcore.cost.profile import Coefficient, DenseCurve, FitReport, KvHint, Profile
 
@@ -19,8 +19,11 @@ DECODE_EFFICIENCY = 0.85
 """Of decode attention: share of peak bandwidth."""
 PREFILL_EFFICIENCY = 0.5
 """Of prefill attention: share of peak FLOPS."""
-NVLINK_EFFICIENCY, PCIE_EFFICIENCY = 0.5, 0.16
-"""Of an all-reduce over four GPUs, as AIConfigurator measured it on H100 and L40S."""
+NVLINK_EFFICIENCY = 0.5
+"""Of an all-reduce: share of the links' bandwidth, as AIConfigurator measured it on H100."""
+PCIE_EFFICIENCY = {2: 0.6, 4: 0.16, 8: 0.045}
+"""The same without NVLink by number of GPUs, as it measured it on L40S: two reach each other's memory, more stand in
+each other's way."""
 SLOWEST_NVLINK_BYTES_PER_S = 100e9
 LAUNCH_S = 3e-6
 ATTENTION_LAUNCH_S = 20e-6
@@ -48,13 +51,17 @@ def elementwise_s(shape: ModelShape, tp: int, gpu: Gpu, tokens: int) -> dict[str
     return {op: launches * LAUNCH_S + BYTES * tokens * size / bandwidth for op, (launches, size) in moved.items()}
 
 
-def all_reduce_s(shape: ModelShape, tp: int, gpu: Gpu, tokens: int) -> float:
-    """Seconds of one all-reduce over the hidden states, as a ring over the GPU's links; 0 on one GPU."""
+def all_reduce_s(shape: ModelShape, tp: int, gpu: Gpu, tokens: int, link: Link | None = None) -> float:
+    """Seconds of one all-reduce over the hidden states, as a ring over the GPU's links, or over `link` where the host's
+    are known; 0 on one GPU."""
     if tp == 1:
         return 0.0
     moved = 2.0 * (tp - 1) / tp * BYTES * tokens * shape.hidden
-    is_nvlink = gpu.link_bytes_per_s >= SLOWEST_NVLINK_BYTES_PER_S
-    efficiency = NVLINK_EFFICIENCY if is_nvlink else PCIE_EFFICIENCY
+    if link is not None:
+        return 2 * (tp - 1) * link.latency_s + moved / link.bytes_per_s
+    efficiency = NVLINK_EFFICIENCY
+    if gpu.link_bytes_per_s < SLOWEST_NVLINK_BYTES_PER_S:
+        efficiency = PCIE_EFFICIENCY[min((n for n in PCIE_EFFICIENCY if n >= tp), default=max(PCIE_EFFICIENCY))]
     return 4 * LAUNCH_S + moved / (efficiency * gpu.link_bytes_per_s)
 
 

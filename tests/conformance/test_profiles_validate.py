@@ -99,6 +99,24 @@ def test_the_command_prints_measured_beside_simulated(tmp_path: Path) -> None:
     assert msgspec.json.decode(as_json.output)["validation"]["error"]["tpot_s"]["mean"] < -0.2
 
 
+def test_the_profile_is_that_of_the_parallel_degree_and_an_estimate_says_that_it_is_one(tmp_path: Path) -> None:
+    meta = {
+        "model": "Qwen/Qwen3-32B",
+        "engine_kwargs": {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "tensor_parallel_size": 2},
+        "resolved_config": {"scheduler_config": {"policy": "priority", "long_prefill_token_threshold": 256}},
+    }
+    run = write_run(tmp_path / "RTXPRO6000" / "own", simulated_run(), meta)
+    shown = CliRunner().invoke(command, [str(run)])
+    assert shown.exit_code == 0, shown.output
+    assert "profile rtxpro6000/qwen3-32b-tp2" in shown.output
+    config = read_run(run).config
+    assert (config.scheduling_policy, config.long_prefill_token_threshold_tokens) == ("priority", 256)
+    unknown = write_run(tmp_path / "A40" / "own", simulated_run(), meta)
+    shown = CliRunner().invoke(command, [str(unknown)])
+    assert "profile a40/qwen3-32b-tp2" in shown.output
+    assert "No table of this pair. Such estimates are off by" in shown.output
+
+
 REQUEST = {
     "request_id": "a",
     "input_toks": 10,

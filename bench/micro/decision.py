@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import platform
 import tempfile
 from pathlib import Path
@@ -51,7 +52,7 @@ def cpu_s(pid: int) -> float:
 
 
 def main() -> None:
-    """Prints machine, command, offered and achieved rate, decision percentiles, CPU and memory."""
+    """Prints machine, command, offered and achieved rate, decision percentiles, CPU of each part and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=12)
     parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
@@ -88,16 +89,20 @@ def main() -> None:
         gateway = cluster.gateway.pid
         for policy in policies:
             plan = ReplayPlan(items=work, run_id=policy, seed=options.seed)
-            before_s = cpu_s(gateway)
+            processes = {"gateway": [gateway], "nodes": [n.pid for n in cluster.nodes], "client": [os.getpid()]}
+            before_s = {who: sum(map(cpu_s, pids)) for who, pids in processes.items()}
             done = asyncio.run(run(cluster.address, plan, policy))
-            used_s = cpu_s(gateway) - before_s
+            used = ", ".join(
+                f"{who} {(sum(map(cpu_s, pids)) - before_s[who]) / len(work) * 1e6:,.0f}"
+                for who, pids in processes.items()
+            )
             decided_ms = np.array([r.decision_s for r in done.results if r.decision_s is not None]) * 1e3
             p50, p90, p99 = np.quantile(decided_ms, [0.5, 0.9, 0.99])
             s = done.summary
             print(
                 f"  {policy:26s} offered {s.offered_rate_per_s:6.1f}/s achieved {s.achieved_rate_per_s:6.1f}/s  "
                 f"decision p50 {p50:5.2f} p90 {p90:5.2f} p99 {p99:5.2f} ms  "
-                f"gateway CPU {used_s / len(work) * 1e6:5.0f} µs/request"
+                f"CPU µs/request: {used}"
             )
         nodes_mb = [resident_mb(node.pid) for node in cluster.nodes]
         print(f"  resident: gateway {resident_mb(gateway):.0f} MB, predictor at most {max(nodes_mb):.0f} MB")

@@ -15,7 +15,7 @@ from simcore.beliefs import BeliefTable
 from simcore.compiled import layout as at
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
-from simcore.node import SimNode
+from simcore.node import Arrived, SimNode
 from simcore.scenarios import final_lengths, longest_output
 from simcore.trace import TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, Quantiles, RequestState
@@ -66,7 +66,8 @@ class WhatIf:
         self._node: SimNode | None = None
         self._node_rows = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self._membership = 0
-        self._held: list[LengthBelief | None] = []
+        self._arrived: dict[str, Arrived] = {}
+        self._held: dict[str, LengthBelief] = {}
 
     def rebase(
         self,
@@ -125,9 +126,8 @@ class WhatIf:
         """Takes a simulated node as it stands at `now_s`; age 0. Raises ValueError as `rebase` does."""
         n = len(node.requests)
         self._reserve_slots(n)
-        held = [*map(beliefs.get, node.requests)]
-        if node is not self._node or node.membership != self._membership or held != self._held:
-            self._read_beliefs(node, held)
+        if node is not self._node or node.membership != self._membership or beliefs != self._held:
+            self._read_beliefs(node, beliefs)
         table = self._beliefs
         self._base_scenarios = ENTRIES.take_node(
             node.head,
@@ -193,6 +193,7 @@ class WhatIf:
             self._ends,
             self._courses,
             self._course_rows,
+            self._ended,
             self._samples,
             self._out,
             self.jumping,
@@ -247,18 +248,30 @@ class WhatIf:
         )
         return [*shape, self.scenarios, *finals]
 
-    def _read_beliefs(self, node: SimNode, held: list[LengthBelief | None]) -> None:
+    def _read_beliefs(self, node: SimNode, beliefs: Mapping[str, LengthBelief]) -> None:
         """Rows of the belief table by the node's slots; good until somebody comes, goes or is believed otherwise."""
-        self._node = None
         capacity = len(node.req)
         if len(self._node_rows) < capacity:
             self._node_rows = np.zeros(capacity, dtype=np.int64)
-        arrived = node.requests.values()
+            self._node = None
+        table, requests = self._beliefs, node.requests
+        if node is not self._node:
+            self._arrived, self._held = {}, {}
+        self._node = None
+        known, held, generation = self._arrived.get, self._held.get, table.generation
+        fresh = [a for i, a in requests.items() if known(i) is not a or held(i) is not beliefs.get(i)]
+        rows = self._rows_of(fresh, beliefs, len(requests))
+        if table.generation != generation and len(fresh) < len(requests):
+            fresh = [*requests.values()]
+            rows = self._rows_of(fresh, beliefs, len(requests))
+        for arrived, row in zip(fresh, rows, strict=True):
+            self._node_rows[arrived.slot] = row
+        self._node, self._membership = node, node.membership
+        self._arrived, self._held = dict(requests), dict(beliefs)
+
+    def _rows_of(self, arrived: Sequence[Arrived], beliefs: Mapping[str, LengthBelief], most: int) -> list[int]:
         shapes = [(a.request.request_id, a.request.prompt_tokens, a.request.max_output_tokens) for a in arrived]
-        rows = self._beliefs.rows(self._with_beliefs(shapes, held), len(shapes))
-        if rows:
-            self._node_rows[[a.slot for a in arrived]] = rows
-        self._node, self._membership, self._held = node, node.membership, held
+        return self._beliefs.rows(self._with_beliefs(shapes, [beliefs.get(i) for i, _, _ in shapes]), most)
 
     def _with_beliefs(
         self, shapes: list[tuple[str, int, int]], held: list[LengthBelief | None]
@@ -339,6 +352,7 @@ class WhatIf:
         self._ends = np.zeros((self.scenarios + 1, capacity), dtype=np.float64)
         self._courses = np.zeros((self.scenarios, width, at.N_COURSE_COLS), dtype=np.float64)
         self._course_rows = np.zeros(self.scenarios, dtype=np.int64)
+        self._ended = np.zeros((self.scenarios, capacity + at.FIRST_ENDED), dtype=np.int64)
 
 
 def _arriving(candidate: Candidate) -> RequestState:

@@ -13,16 +13,27 @@ _LAST_S = HEADROOM_HORIZONS_S[-1]
 
 @njit(nogil=True)
 def note_free(progress: Floats, began_s: float, ended_s: float, first: int, last: int) -> None:
-    """A stretch in which the free blocks fall evenly from `first` to `last`."""
+    """A stretch in which the free blocks fall evenly from `first` to `last`: noted for the horizons that end in it and
+    the first one after it. `read_path` makes one course of all."""
     if began_s >= _LAST_S:
         return
     for k in range(_HORIZONS):
         horizon_s = HEADROOM_HORIZONS_S[k]
         if began_s < horizon_s:
-            free = float(last)
-            if ended_s > horizon_s:
-                free = first - (first - last) * (horizon_s - began_s) / (ended_s - began_s)
+            if ended_s <= horizon_s:
+                progress[SO_FAR_PATH + k] = min(progress[SO_FAR_PATH + k], float(last))
+                return
+            free = first - (first - last) * (horizon_s - began_s) / (ended_s - began_s)
             progress[SO_FAR_PATH + k] = min(progress[SO_FAR_PATH + k], free)
+
+
+@njit(nogil=True)
+def read_path(progress: Floats, out: Floats) -> None:
+    """Lowers `out` to the fewest free blocks within each of the horizons."""
+    fewest = progress[SO_FAR_PATH]
+    for k in range(_HORIZONS):
+        fewest = min(fewest, progress[SO_FAR_PATH + k])
+        out[k] = min(out[k], fewest)
 
 
 @njit(nogil=True)

@@ -44,7 +44,6 @@ from simcore.compiled.layout import (
     PREEMPTION_SHARE,
     SCRATCH_STATE,
     SO_FAR_HEADROOM,
-    SO_FAR_PATH,
     SO_FAR_PREEMPTIONS,
     TOTAL_BLOCKS,
     TPOT,
@@ -90,26 +89,6 @@ class Entries(NamedTuple):
     draw: Callable[..., Any]
     take_node: Callable[..., Any]
     forecast: Callable[..., Any]
-
-
-@njit(nogil=True)
-def summarise(values: Floats, n: int, out: Floats, at: int) -> None:
-    """Mean, median and 90th percentile (linear between order statistics) of the first `n` values; sorts them."""
-    total = 0.0
-    for i in range(n):
-        x = values[i]
-        total += x
-        j = i
-        while j > 0 and values[j - 1] > x:
-            values[j] = values[j - 1]
-            j -= 1
-        values[j] = x
-    out[at] = total / n
-    for k, q in ((1, 0.5), (2, 0.9)):
-        place = q * (n - 1)
-        low = int(place)
-        high = min(low + 1, n - 1)
-        out[at + k] = values[low] + (place - low) * (values[high] - values[low])
 
 
 @njit(nogil=True)
@@ -312,6 +291,7 @@ def _compile(fingerprint: int) -> Entries:
         ends: Floats,
         courses: Floats,
         course_rows: Ints,
+        ended: Ints,
         samples: Floats,
         out: Floats,
         jumping: bool,
@@ -320,9 +300,9 @@ def _compile(fingerprint: int) -> Entries:
         the checkpoints.
 
         `samples` is scratch (5, scenarios), `ends` (scenarios + 1, slots), `progress` (states, N_PROGRESS), `courses`
-        (scenarios, most rows, N_COURSE_COLS). Where the node tells blocks apart, `shared` is scratch like
-        `base_shared` with the names of both, in which the first unused row takes those of a candidate from `hashes`
-        (candidates, most names). False if some future could not go on.
+        (scenarios, most rows, N_COURSE_COLS), `ended` (scenarios, 1 + slots). Where the node tells blocks apart,
+        `shared` is scratch like `base_shared` with the names of both, in which the first unused row takes those of a
+        candidate from `hashes` (candidates, most names). False if some future could not go on.
         """
         assert fingerprint >= 0
         base = heads[BASE]
@@ -336,7 +316,19 @@ def _compile(fingerprint: int) -> Entries:
                 start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
                 checkpoint = FIRST_CHECKPOINT + s if skipping else 0
                 first_s, course_rows[s] = future.run(
-                    heads, reqs, lists, shared, log, packed, progress, nobody, ends[s], checkpoint, jumping, courses[s]
+                    heads,
+                    reqs,
+                    lists,
+                    shared,
+                    log,
+                    packed,
+                    progress,
+                    nobody,
+                    ends[s],
+                    checkpoint,
+                    jumping,
+                    courses[s],
+                    ended[s],
                 )
                 fine = fine and first_s >= 0.0
         mine = ends[ends.shape[0] - 1]
@@ -365,7 +357,7 @@ def _compile(fingerprint: int) -> Entries:
                     final,
                 )
                 first_s, _ = future.run(
-                    heads, reqs, lists, shared, log, packed, progress, n, mine, none, jumping, courses[of]
+                    heads, reqs, lists, shared, log, packed, progress, n, mine, none, jumping, courses[of], ended[of]
                 )
                 fine = fine and first_s >= 0.0
                 harm_s = 0.0
@@ -381,13 +373,12 @@ def _compile(fingerprint: int) -> Entries:
                 preemptions += mine_so_far[SO_FAR_PREEMPTIONS]
                 preempting += mine_so_far[SO_FAR_PREEMPTIONS] > 0
                 out[c, HEADROOM] = min(out[c, HEADROOM], mine_so_far[SO_FAR_HEADROOM])
-                for k in range(N_PROGRESS - SO_FAR_PATH):
-                    out[c, HEADROOM_PATH + k] = min(out[c, HEADROOM_PATH + k], mine_so_far[SO_FAR_PATH + k])
-            summarise(samples[0], scenarios, out[c], TTFT)
-            summarise(samples[1], scenarios, out[c], TPOT)
-            summarise(samples[2], scenarios, out[c], E2E)
-            summarise(samples[3], scenarios, out[c], HARM)
-            summarise(samples[4], scenarios, out[c], CLEAR)
+                course.read_path(mine_so_far, out[c, HEADROOM_PATH:])
+            future.summarise(samples[0], scenarios, out[c], TTFT)
+            future.summarise(samples[1], scenarios, out[c], TPOT)
+            future.summarise(samples[2], scenarios, out[c], E2E)
+            future.summarise(samples[3], scenarios, out[c], HARM)
+            future.summarise(samples[4], scenarios, out[c], CLEAR)
             out[c, PREEMPTION_COUNT] = preemptions / scenarios
             out[c, PREEMPTION_SHARE] = preempting / scenarios
         return fine

@@ -10,7 +10,7 @@ from __future__ import annotations
 from numba import njit
 
 from simcore.compiled.course import complete, note_free, note_stretch
-from simcore.compiled.jump import decode_phase
+from simcore.compiled.jump import decode_phase, note_end
 from simcore.compiled.jump_ahead import decode_phase_ahead
 from simcore.compiled.layout import (
     AHEAD,
@@ -38,6 +38,7 @@ from simcore.compiled.layout import (
     MAX_SEQS,
     N_BEFORE,
     N_COLS,
+    N_ENDED,
     N_HEAD,
     N_PLAN,
     N_PROGRESS,
@@ -224,13 +225,15 @@ def run(
     checkpoint: int,
     jumping: bool,
     course: Floats,
+    ended: Ints,
 ) -> tuple[float, int]:
     """Runs the scratch state until nothing is left; `ends[slot]` gets every slot's finish time.
 
     `progress[SCRATCH_STATE]` has the start time and what was counted before; afterwards the end, the preemptions and
     the fewest free blocks until the candidate ended (with candidate -1: in all). Returns the time of the candidate's
     first token and the rows of `course`, which is filled with candidate -1 only; -1 if the state cannot go on (a
-    request that never fits), and then times are worth nothing.
+    request that never fits), and then times are worth nothing. `ended` gets the order of all ends with candidate -1;
+    with one it is what a run without it has left there.
 
     `checkpoint` > 0 is where to keep the state as it was before the first step in which a request behind all others
     could be admitted: until then such a candidate changes nothing (FCFS). If nobody waits nothing is kept, and the
@@ -245,6 +248,8 @@ def run(
     rows = 0
     going_on = False
     watching = checkpoint > 0 and head[N_WAITING] > 0
+    if candidate < 0:
+        ended[N_ENDED] = 0
     if checkpoint > 0:
         progress[checkpoint, NOW] = -1.0
     slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
@@ -252,18 +257,18 @@ def run(
         if shared is None:
             if jumping:
                 if head[AHEAD]:
-                    steps, now_s, lowest, ended, rows = decode_phase_ahead(
-                        head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
+                    steps, now_s, lowest, gone, rows = decode_phase_ahead(
+                        head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows, ended
                     )
                 else:
-                    steps, now_s, lowest, ended, rows = decode_phase(
-                        head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows
+                    steps, now_s, lowest, gone, rows = decode_phase(
+                        head, req, queues, packed, now_s, candidate, ends, progress[SCRATCH_STATE], course, rows, ended
                     )
                 if steps > 0:
                     going_on = False
                     if pending:
                         headroom = min(headroom, lowest)
-                    pending = pending and not ended
+                    pending = pending and not gone
                     continue
             if head[N_RUNNING] == 0 and head[FREE] < head[TOTAL_BLOCKS]:
                 # With nobody running all blocks are free; a trace that says otherwise would stall for ever.
@@ -304,6 +309,7 @@ def run(
             slot = log[i, SLOT]
             if kind == FINISHED:
                 ends[slot] = now_s
+                note_end(ended, candidate, slot)
                 pending = pending and slot != candidate
             elif kind == PREEMPTED:
                 if pending:
@@ -320,6 +326,26 @@ def run(
     if candidate < 0:
         rows = complete(course, rows, now_s, head[TOTAL_BLOCKS])
     return first_s, rows
+
+
+@njit(nogil=True)
+def summarise(values: Floats, n: int, out: Floats, at: int) -> None:
+    """Mean, median and 90th percentile (linear between order statistics) of the first `n` values; sorts them."""
+    total = 0.0
+    for i in range(n):
+        x = values[i]
+        total += x
+        j = i
+        while j > 0 and values[j - 1] > x:
+            values[j] = values[j - 1]
+            j -= 1
+        values[j] = x
+    out[at] = total / n
+    for k, q in ((1, 0.5), (2, 0.9)):
+        place = q * (n - 1)
+        low = int(place)
+        high = min(low + 1, n - 1)
+        out[at + k] = values[low] + (place - low) * (values[high] - values[low])
 
 
 @njit(nogil=True)

@@ -5,6 +5,10 @@ n*S + D*n*(n-1)/2 (S = context tokens in the first step), and a request whose la
 tokens takes a new block at steps slack+1, slack+1+B, ... So a phase needs no look at single requests between
 completions: `left[i]` counts the steps to the end of running request i from the start of the phase, `per_slack[k]` how
 many had slack k then. The phase ends when somebody may be admitted, or before a step whose blocks do not suffice.
+
+Most phases are over with the first completion, for which one look through the running list is enough. In one that goes
+on all are put in the order of their ends; that is nearly the order in which they end without the candidate, so sorting
+by insertion touches each about once.
 """
 
 from __future__ import annotations
@@ -17,17 +21,22 @@ from simcore.compiled.layout import (
     BLOCK,
     BORROWED,
     BUDGET,
+    BY_END,
     CACHING,
     CAPACITY,
     COMPUTED,
     FINAL,
+    FIRST_ENDED,
     FREE,
     LEFT,
     MAX_SEQS,
+    N_ENDED,
     N_RUNNING,
     N_WAITING,
     OUT,
+    OWNED,
     PER_SLACK,
+    POSITION,
     PROMPT,
     RUNNING,
     WAITING,
@@ -50,14 +59,13 @@ def admissible(head: Ints, req: Ints, lists: Ints, sequences: int) -> bool:
 @njit(nogil=True)
 def blocks_for(per_slack: Ints, block: int, sequences: int, done: int, steps: int) -> int:
     """New blocks that the next `steps` steps take when `done` steps of the phase are over."""
-    rounds = steps // block
-    blocks = rounds * sequences
-    k = done % block
-    for _ in range(steps - rounds * block):
+    # In n steps of the phase all take a block for each full round, and in the rest those whose room that uses up.
+    before, after = done // block, (done + steps) // block
+    blocks = (after - before) * sequences
+    for k in range(done + steps - after * block):
         blocks += per_slack[k]
-        k += 1
-        if k == block:
-            k = 0
+    for k in range(done - before * block):
+        blocks -= per_slack[k]
     return blocks
 
 
@@ -78,6 +86,82 @@ def steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free:
 
 
 @njit(nogil=True)
+def ending_next(lists: Ints, running: int, end: int) -> int:
+    """Puts the indexes of those with `end` steps left into `BY_END`, in the order of the running list; how many."""
+    n = 0
+    for i in range(running):
+        if lists[LEFT, i] == end:
+            lists[BY_END, n] = i
+            n += 1
+    return n
+
+
+@njit(nogil=True)
+def _insert(lists: Ints, n: int, i: int) -> int:
+    left, by_end = lists[LEFT], lists[BY_END]
+    at = n
+    while at > 0 and (left[by_end[at - 1]] > left[i] or (left[by_end[at - 1]] == left[i] and by_end[at - 1] > i)):
+        by_end[at] = by_end[at - 1]
+        at -= 1
+    by_end[at] = i
+    return n + 1
+
+
+@njit(nogil=True)
+def sort_by_end(lists: Ints, running: int, done: int, candidate: int, ended: Ints) -> int:
+    """Puts the indexes of those with more than `done` steps left into `BY_END`, those that end first in front, of
+    several at once in the order of the running list. Returns how many they are.
+
+    `ended`: the order of ends without the candidate, to begin from; with candidate -1 it is not known yet.
+    """
+    left, position = lists[LEFT], lists[POSITION]
+    n = 0
+    if candidate < 0:
+        for i in range(running):
+            if left[i] > done:
+                n = _insert(lists, n, i)
+        return n
+    for k in range(ended[N_ENDED] + 1):
+        slot = ended[FIRST_ENDED + k] if k < ended[N_ENDED] else candidate
+        i = position[slot]
+        if i < running and lists[RUNNING, i] == slot and left[i] > done:
+            n = _insert(lists, n, i)
+    return n
+
+
+@njit(nogil=True)
+def note_end(ended: Ints, candidate: int, slot: int) -> None:
+    """Keeps the order of ends without a candidate."""
+    if candidate < 0:
+        ended[FIRST_ENDED + ended[N_ENDED]] = slot
+        ended[N_ENDED] += 1
+
+
+@njit(nogil=True)
+def free_all(head: Ints, req: Ints, lists: Ints, slot: int, held: int, named: int) -> None:
+    """Frees the blocks of a request for good: those of `held` tokens, of which the first `named` can be found."""
+    block = head[BLOCK]
+    blocks = (held + block - 1) // block
+    if head[OWNED] == 0 and req[slot, BORROWED] == 0:
+        # No free block is worth telling from another.
+        head[FREE] += blocks
+        return
+    keyed = named // block if head[CACHING] else 0
+    give_back(head, req, lists, -1, blocks - keyed, max(0, keyed - req[slot, BORROWED]))
+
+
+@njit(nogil=True)
+def still_running(lists: Ints, running: int, done: int) -> int:
+    """Takes those that have ended out of the running list; how many are left."""
+    kept = 0
+    for i in range(running):
+        if lists[LEFT, i] > done:
+            lists[RUNNING, kept] = lists[RUNNING, i]
+            kept += 1
+    return kept
+
+
+@njit(nogil=True)
 def decode_phase(
     head: Ints,
     req: Ints,
@@ -89,14 +173,15 @@ def decode_phase(
     progress: Floats,
     course: Floats,
     rows: int,
+    ended: Ints,
 ) -> tuple[int, float, int, bool, int]:
     """Runs the phase that begins now, if one does. Finish times go to `ends`, free blocks to `progress` and, without a
-    candidate, to the course.
+    candidate, to the course. `ended`: see `sort_by_end`.
 
     Returns (steps, time after them, fewest free blocks until the candidate ended, whether it ended, rows of the
     course); 0 steps if the next one is not of this kind, and then nothing has changed.
     """
-    sequences = head[N_RUNNING]
+    running = sequences = head[N_RUNNING]
     lowest = head[FREE]
     block = head[BLOCK]
     if sequences == 0 or sequences > head[BUDGET] or admissible(head, req, lists, sequences):
@@ -115,10 +200,12 @@ def decode_phase(
             return 0, now_s, lowest, False, rows
         kv += computed + 1
         left[i] = req[slot, FINAL] - out
+        lists[POSITION, slot] = i
         next_end = min(next_end, left[i])
         per_slack[req[slot, CAPACITY] - computed] += 1
-    done = 0
-    ended = False
+    done = at = 0
+    in_order = 0
+    gone = False
     while sequences > 0:
         steps = next_end - done
         blocks = blocks_for(per_slack, block, sequences, done, steps)
@@ -139,36 +226,34 @@ def decode_phase(
         if candidate < 0:
             newcomer = head[N_WAITING] == 0 and sequences < head[MAX_SEQS] and sequences < head[BUDGET]
             rows = note_stretch(course, rows, began_s, head[FREE] if newcomer else -1)
-        if not ended:
+        if not gone:
             lowest = min(lowest, head[FREE])
         if not enough:
             break
-        kept = 0
-        next_end = 1 << 62
-        for i in range(sequences):
-            slot = lists[RUNNING, i]
-            if left[i] > done:
-                left[kept] = left[i]
-                lists[RUNNING, kept] = slot
-                kept += 1
-                next_end = min(next_end, left[i])
-                continue
+        at_once = in_order if in_order > 0 else ending_next(lists, running, next_end)
+        while at < at_once and left[lists[BY_END, at]] == next_end:
+            slot = lists[RUNNING, lists[BY_END, at]]
             ends[slot] = now_s
-            ended = ended or slot == candidate
-            per_slack[req[slot, CAPACITY] - req[slot, COMPUTED]] -= 1
-            computed = req[slot, COMPUTED] + done
+            note_end(ended, candidate, slot)
+            gone = gone or slot == candidate
+            computed = req[slot, COMPUTED]
+            per_slack[req[slot, CAPACITY] - computed] -= 1
+            computed += done
             kv -= computed + 1
-            keyed = computed // block if head[CACHING] else 0
-            unkeyed = (computed + block - 1) // block - keyed
-            give_back(head, req, lists, -1, unkeyed, max(0, keyed - req[slot, BORROWED]))
-        sequences = kept
-        if admissible(head, req, lists, sequences):
+            free_all(head, req, lists, slot, computed, computed)
+            sequences -= 1
+            at += 1
+        if sequences == 0 or admissible(head, req, lists, sequences):
             break
-    head[N_RUNNING] = sequences
+        if in_order == 0:
+            in_order = sort_by_end(lists, running, done, candidate, ended)
+            at = 0
+        next_end = left[lists[BY_END, at]]
+    head[N_RUNNING] = still_running(lists, running, done)
     for i in range(sequences):
         slot = lists[RUNNING, i]
         computed = req[slot, COMPUTED] + done
         req[slot, OUT] += done
         req[slot, COMPUTED] = computed
         req[slot, CAPACITY] = (computed + block - 1) // block * block
-    return done, now_s, lowest, ended, rows
+    return done, now_s, lowest, gone, rows

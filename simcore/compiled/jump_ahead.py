@@ -11,14 +11,22 @@ from __future__ import annotations
 from numba import njit
 
 from simcore.compiled.course import note_free, note_stretch
-from simcore.compiled.jump import admissible, blocks_for, steps_that_fit
-from simcore.compiled.kv import give_back, take
+from simcore.compiled.jump import (
+    admissible,
+    blocks_for,
+    ending_next,
+    free_all,
+    note_end,
+    sort_by_end,
+    steps_that_fit,
+    still_running,
+)
+from simcore.compiled.kv import take
 from simcore.compiled.layout import (
     BANK,
     BLOCK,
-    BORROWED,
     BUDGET,
-    CACHING,
+    BY_END,
     CAPACITY,
     COMPUTED,
     FINAL,
@@ -46,6 +54,7 @@ from simcore.compiled.layout import (
     PLAN_SLOT,
     PLAN_TOKENS,
     PLAN_WORK2,
+    POSITION,
     PROMPT,
     RUNNING,
     Floats,
@@ -71,9 +80,10 @@ def decode_phase_ahead(
     progress: Floats,
     course: Floats,
     rows: int,
+    ended: Ints,
 ) -> tuple[int, float, int, bool, int]:
     """As `jump.decode_phase`."""
-    sequences = head[N_RUNNING]
+    running = sequences = head[N_RUNNING]
     lowest = head[FREE]
     block = head[BLOCK]
     if sequences == 0 or head[FLYING] == 0 or sequences > head[BUDGET] or admissible(head, req, lists, sequences):
@@ -91,6 +101,7 @@ def decode_phase_ahead(
         computed = req[slot, COMPUTED]
         kv += computed + 1
         left[i] = req[slot, FINAL] - req[slot, OUT]
+        lists[POSITION, slot] = i
         next_end = min(next_end, left[i])
         per_slack[req[slot, CAPACITY] - computed] += 1
     flying_s = step_seconds(
@@ -101,8 +112,9 @@ def decode_phase_ahead(
         head[PLAN_PREFILL_SEQS] + head[PLAN_DECODE],
     )
     flying, flying_kv = head[PLAN_DECODE], head[PLAN_KV]
-    done = 0
-    ended = False
+    done = at = 0
+    in_order = 0
+    gone = False
     while sequences > 0:
         began_s = now_s
         free = head[FREE]
@@ -127,9 +139,12 @@ def decode_phase_ahead(
         if ending:
             planned = sequences
             planned_kv = kv
-            for i in range(sequences):
-                slot = lists[RUNNING, i]
-                if left[i] == next_end and not _ends_of_itself(head, req, slot):
+            at_once = in_order if in_order > 0 else ending_next(lists, running, next_end)
+            for k in range(at, at_once):
+                if left[lists[BY_END, k]] != next_end:
+                    break
+                slot = lists[RUNNING, lists[BY_END, k]]
+                if not _ends_of_itself(head, req, slot):
                     per_slack[req[slot, CAPACITY] - req[slot, COMPUTED]] -= 1
                     planned -= 1
                     planned_kv -= req[slot, COMPUTED] + next_end
@@ -148,38 +163,35 @@ def decode_phase_ahead(
             if candidate < 0:
                 newcomer = head[N_WAITING] == 0 and sequences < head[MAX_SEQS] and sequences < head[BUDGET]
                 rows = note_stretch(course, rows, began_s, head[FREE] if newcomer else -1)
-            if not ended:
+            if not gone:
                 lowest = min(lowest, head[FREE])
         if not ending:
             break
-        kept = 0
-        next_end = 1 << 62
-        for i in range(sequences):
-            slot = lists[RUNNING, i]
-            if left[i] > done:
-                left[kept] = left[i]
-                lists[RUNNING, kept] = slot
-                kept += 1
-                next_end = min(next_end, left[i])
-                continue
+        while at < at_once and left[lists[BY_END, at]] == next_end:
+            slot = lists[RUNNING, lists[BY_END, at]]
             ends[slot] = now_s
-            ended = ended or slot == candidate
+            note_end(ended, candidate, slot)
+            gone = gone or slot == candidate
             # All but its last token is known and named; for a step for nothing it holds one token more.
             known = req[slot, COMPUTED] + done - 1
             held = known
             if _ends_of_itself(head, req, slot):
                 per_slack[req[slot, CAPACITY] - req[slot, COMPUTED]] -= 1
                 held += 1
-            kv -= req[slot, COMPUTED] + done + 1
-            keyed = max(known, req[slot, KEYED]) // block if head[CACHING] else 0
-            unkeyed = (held + block - 1) // block - keyed
-            give_back(head, req, lists, -1, unkeyed, max(0, keyed - req[slot, BORROWED]))
-        sequences = kept
-        if admissible(head, req, lists, sequences):
+            kv -= known + 2
+            free_all(head, req, lists, slot, held, max(known, req[slot, KEYED]))
+            sequences -= 1
+            at += 1
+        if sequences == 0 or admissible(head, req, lists, sequences):
             break
+        if in_order == 0:
+            in_order = sort_by_end(lists, running, done, candidate, ended)
+            at = 0
+        next_end = left[lists[BY_END, at]]
     if done > 0:
+        still_running(lists, running, done)
         _leave(head, req, lists, sequences, done, flying, flying_kv)
-    return done, now_s, lowest, ended, rows
+    return done, now_s, lowest, gone, rows
 
 
 @njit(nogil=True)

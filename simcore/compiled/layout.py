@@ -118,7 +118,11 @@ PLAN_SLOT = 7
 PLAN_TOKENS = 9
 """Twice the tokens, plus 1 if it yields one."""
 PLAN_CACHED = 11
-N_LISTS = 13
+POSITION = 13
+"""Scratch of `jump`: index in the running list of each slot that runs; anything for the others."""
+BY_END = 14
+"""Scratch of `jump`: indexes in the running list, those that end first in front."""
+N_LISTS = 15
 
 # pool rows: one cell per block, then two ends of the free queue; the last row has a cell per bucket
 KEY = 0
@@ -179,7 +183,7 @@ NOW = 0
 SO_FAR_PREEMPTIONS = 1
 SO_FAR_HEADROOM = 2
 SO_FAR_PATH = 3
-"""Fewest free blocks so far within each of the horizons."""
+"""Fewest free blocks so far from each horizon to the next (`course.read_path`)."""
 N_PROGRESS = SO_FAR_PATH + len(HEADROOM_HORIZONS_S)
 
 # a row of a course: what a candidate would find on the way, without it
@@ -189,6 +193,10 @@ ROOM = 1
 """Fewest free blocks in the stretch, and once the course is complete: in it and all later ones; -1 where a newcomer
 would have to wait."""
 N_COURSE_COLS = 2
+
+# the order in which requests end without a candidate: how many, then their slots
+N_ENDED = 0
+FIRST_ENDED = 1
 
 # a candidate: how many scenarios it has lengths for, then one length per scenario from C_FINALS on
 C_PROMPT = 0

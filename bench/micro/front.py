@@ -1,7 +1,8 @@
 """What stands between a client and its engine, in CPU and latency: our two fronts, and other routers, in one run.
 
     python -m bench.micro.front
-    python -m bench.micro.front --peer vllm-router=.venv-peers/bin/vllm-router
+    python -m bench.micro.front --peer vllm-router=V/bin/vllm-router --peer sglang-router=S/bin/sglang-router \
+        --peer smg=G/bin/smg
 
 All stand before the same stub engines (`bench.micro.stub_engine`), one after the other, on this machine, which the
 client shares with them. CPU is user + system time of the whole process tree of what stands in between, so it hardly
@@ -57,6 +58,8 @@ class Figures(msgspec.Struct):
 
     request_us: float = float("nan")
     chunk_us: float = float("nan")
+    tokens_per_s: float = float("nan")
+    """Delivered to all streams of the chunk test together."""
     added_p50_ms: float = float("nan")
     added_p99_ms: float = float("nan")
 
@@ -127,13 +130,15 @@ async def request_us(target: Target, requests: int, prompt: str, clients: int = 
         return (cpu_s(target) - before_s) / (requests // clients * clients) * 1e6
 
 
-async def chunk_us(target: Target, streams: int, tokens: int, prompt: str, per_request_us: float) -> float:
-    """CPU of one more token of a running answer, each a chunk of its own."""
+async def chunk_us(
+    target: Target, streams: int, tokens: int, prompt: str, per_request_us: float
+) -> tuple[float, float]:
+    """CPU of one more token of a running answer, each a chunk of its own; and tokens/s of all streams together."""
     async with connections(target, streams, prompt) as asks:
-        before_s = cpu_s(target)
+        before_s, began_s = cpu_s(target), time.perf_counter()
         await asyncio.gather(*(ask(tokens) for ask in asks))
-        used_us = (cpu_s(target) - before_s) * 1e6
-    return (used_us - streams * per_request_us) / (streams * (tokens - 1))
+        used_us, took_s = (cpu_s(target) - before_s) * 1e6, time.perf_counter() - began_s
+    return (used_us - streams * per_request_us) / (streams * (tokens - 1)), streams * tokens / took_s
 
 
 async def added_ms(direct: Target, target: Target, requests: int, rate_per_s: float, prompt: str) -> np.ndarray:
@@ -168,9 +173,9 @@ async def measure(target: Target, direct: Target, options: argparse.Namespace) -
         : options.prompt_chars
     ]
     per_request = await request_us(target, options.requests, prompt)
-    per_chunk = await chunk_us(target, options.streams, options.tokens, prompt, per_request)
+    per_chunk, per_s = await chunk_us(target, options.streams, options.tokens, prompt, per_request)
     p50, p99 = await added_ms(direct, target, options.latency_requests, options.rate, prompt)
-    return Figures(per_request, per_chunk, float(p50), float(p99))
+    return Figures(per_request, per_chunk, per_s, float(p50), float(p99))
 
 
 @contextlib.contextmanager
@@ -218,11 +223,14 @@ def gateway(nodes: Sequence[str], policy: str, tokenizer: str, lengths: str) -> 
 
 @contextlib.contextmanager
 def peer(name: str, command: str, engines: Sequence[str]) -> Iterator[Target]:
-    """A router of others: `vllm-router`, and what takes the same options."""
+    """A router of others: `vllm-router` and its relatives, which take the same options after a command `launch`."""
     port, metrics_port = _free_port(), _free_port()
-    arguments = [command, "--host=127.0.0.1", f"--port={port}", "--worker-urls", *(f"http://{e}" for e in engines)]
-    arguments += ["--policy=round_robin", "--prometheus-host=127.0.0.1", f"--prometheus-port={metrics_port}"]
-    process = subprocess.Popen([*arguments, "--log-level=warning"], stdout=subprocess.DEVNULL)
+    is_first = name == "vllm-router"
+    level = "warning" if is_first else "warn"
+    arguments = [command, *([] if is_first else ["launch"]), "--host=127.0.0.1", f"--port={port}", "--worker-urls"]
+    arguments += [*(f"http://{e}" for e in engines), "--policy=round_robin", f"--log-level={level}"]
+    arguments += ["--prometheus-host=127.0.0.1", f"--prometheus-port={metrics_port}"]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     try:
         yield Target(f"{name} round_robin", f"127.0.0.1:{port}", psutil.Process(process.pid))
     finally:
@@ -252,14 +260,14 @@ def _free_port() -> int:
 
 def show(name: str, figures: Figures) -> None:
     print(
-        f"  {name:44s} {figures.request_us:8.0f} {figures.chunk_us:8.1f} "
+        f"  {name:44s} {figures.request_us:8.0f} {figures.chunk_us:8.1f} {figures.tokens_per_s:9,.0f} "
         f"{figures.added_p50_ms:10.2f} {figures.added_p99_ms:10.2f}",
         flush=True,
     )
 
 
 async def run(options: argparse.Namespace) -> None:
-    print(f"  {'':44s} {'µs CPU / request':>8s} {'/ chunk':>8s} {'added p50':>6s} {'p99 ms':>6s}")
+    print(f"  {'':44s} {'µs CPU / request':>8s} {'/ chunk':>8s} {'tokens/s':>9s} {'added p50':>6s} {'p99 ms':>6s}")
     with stub_engines(options.tick_ms) as (engines, pids):
         direct = Target("straight to the engine", engines[0][1], None)
         await until_served(direct)
@@ -288,7 +296,13 @@ def main() -> None:
     parser.add_argument("--policy", nargs="*", default=["least_requests", "min_total_latency"])
     parser.add_argument("--lengths", nargs="*", default=["none", "hashed"], help="length models of the gateway")
     parser.add_argument("--tokenizer", default="bytes")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="may be repeated")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="vllm-router, sglang-router or smg, and where its program is; may be repeated",
+    )
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=150)

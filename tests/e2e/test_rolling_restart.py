@@ -31,6 +31,7 @@ SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": "astrolabe.v1.Dispatch"}],
+            "waitForReady": True,
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.05s",
@@ -41,8 +42,9 @@ SERVICE_CONFIG = {
         }
     ],
 }
-"""What gateway/README.md tells clients of several gateways: go round those that say they serve, and try again what one
-could not take."""
+"""What gateway/README.md tells clients of several gateways: go round those that say they serve, wait while none does,
+and try again what one could not take."""
+RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
 class Load:
@@ -50,7 +52,8 @@ class Load:
 
     def __init__(self, addresses: list[str]) -> None:
         target = "ipv4:" + ",".join(addresses)
-        self._channel = grpc.insecure_channel(target, options=[("grpc.service_config", json.dumps(SERVICE_CONFIG))])
+        options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), *RECONNECT]
+        self._channel = grpc.insecure_channel(target, options=options)
         self._stop = threading.Event()
         self.done = 0
         self.failures: list[str] = []

@@ -169,7 +169,7 @@ def router_config(spec: RunSpec, policy: str) -> RouterConfig:
     As published systems work, unless `router` says otherwise: all nodes drawn are asked, and nothing is held back.
     `hold` may be its `when` alone; `seed`, of ties and draws, is the run's unless it is named. Raises ValueError.
     """
-    own: dict[str, Any] = {"ask": 0, "hold": "never", "seed": spec.seed} | spec.router
+    own: dict[str, Any] = {"ask": 0, "hold": "never", "seed": spec.seed, "explain_keep": 0} | spec.router
     for name in ("policy", "sample"):
         if name in spec.router:
             raise ValueError(f"router.{name} is the key {name} of the run")

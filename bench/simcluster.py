@@ -203,15 +203,15 @@ class SimCluster:
     def _drive(self, arrivals: Iterator[WorkloadItem]) -> int:
         heap, told, nodes = self._heap, self._told, list(self._nodes.values())
         one_way_s = self.delays.network_one_way_s
-        events, at_s = 0, 0.0
+        events, at_s, next_s, looked_s = 0, 0.0, -math.inf, -math.inf
         while True:
-            next_s = heap.next_s
-            heard_s = next_s - one_way_s
-            for node in nodes:
-                if node.next_s < heard_s:
-                    node.run_until(heard_s)
-            before = heap.first
-            while told.first < before:
+            if heap.next_s != next_s:
+                next_s = heap.next_s
+                heard_s = next_s - one_way_s
+                for node in nodes:
+                    if node.next_s < heard_s:
+                        node.run_until(heard_s)
+            while told.first < heap.first:
                 at_s, _, _, (node, epoch, heard) = told.pop()
                 events += len(heard)
                 if epoch == node.epoch:
@@ -227,10 +227,12 @@ class SimCluster:
             events += 1
             if rank >= ABORT:
                 self._reach(rank, what, at_s)
+                looked_s = -math.inf
                 continue
-            if rank != NODE_TOLD:
+            if rank != NODE_TOLD and looked_s != at_s:
                 # The router may look at its nodes now.
                 self._hear_notes(at_s)
+                looked_s = at_s
             if rank in (NODE_TOLD, FORECAST):
                 node, epoch, event = what
                 if epoch == node.epoch:
@@ -244,11 +246,12 @@ class SimCluster:
                     self._tell(event, at_s)
             else:
                 self._change_world(what, at_s)
+                looked_s = -math.inf
 
     def _hear_notes(self, at_s: float) -> None:
         for node in self._nodes.values():
             if node.note_s <= at_s and (note := node.note(at_s)) is not None:
-                self._hand_over(note, at_s)
+                self._tell(note, at_s)
 
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""
@@ -352,9 +355,6 @@ class SimCluster:
             self._courses[event.request_id].tokens_came(event, at_s)
         elif type(event) is ev.StreamEnded:
             self._courses[event.request_id].attempt_ended(event)
-        self._hand_over(event, at_s)
-
-    def _hand_over(self, event: ev.AnyEvent, at_s: float) -> None:
         actions = self.router.handle(event, at_s + self._ahead_s)
         if self._observe is not None:
             self._observe(at_s, event, actions)

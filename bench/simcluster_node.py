@@ -22,7 +22,7 @@ from simcore.compiled.layout import FREE
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import NodeEvent, SimRequest
-from simcore.telling import TellingNode
+from simcore.telling import NOBODY, TellingNode
 from simcore.trace import StepBatch
 from simcore.types import EngineConfig, LengthBelief, NodeLoad, Outcome
 
@@ -141,9 +141,12 @@ class ClusterNode:
         if not self._changed:
             keep_from_s = max(keep_from_s, math.nextafter(engine.next_step_s, math.inf))
         while engine.next_step_s < until_s:
-            events = engine.run(until_s, keep_from_s=keep_from_s, watched=watch.watched, mark=self._mark())
+            watched = watch.watched
+            events = engine.run(until_s, keep_from_s=keep_from_s, watched=watched, mark=self._mark)
             if events:
                 self._tell(events)
+            elif watched == NOBODY:
+                continue
             if watch.is_waiting:
                 watch.after(engine.began_s)
         self._state_s = engine.next_step_s
@@ -161,16 +164,16 @@ class ClusterNode:
             return None
         engine = self._engine
         if self._changed and self._state_s + one_way_s <= now_s:
-            engine.keep(self._state_s, self._mark())
+            engine.keep(self._state_s, self._mark)
             self._changed = False
         told = engine.read(now_s, one_way_s)
         self._plan_note()
         if told is None:
             return None
-        load = told.load
-        if not told.mark % 2:
+        load, mark = told
+        if not mark % 2:
             load = msgspec.structs.replace(load, trusted=False)
-        return LoadNoted(load=load, dispatch_seq=told.mark // 2)
+        return LoadNoted(load=load, dispatch_seq=mark // 2)
 
     def progress(self, now_s: float) -> dict[str, int]:
         """Output tokens of each request here that have left the node by `now_s`."""
@@ -195,7 +198,7 @@ class ClusterNode:
                 detail="the queue is full",
                 attempt=attempt,
             )
-            self._dispatch_seq = dispatch_seq
+            self._dispatched(dispatch_seq)
             self._touch(now_s)
             self._heap.push(now_s + self._delays.network_one_way_s, Rank.NODE_TOLD, (self, self.epoch, full))
             return
@@ -217,7 +220,7 @@ class ClusterNode:
         self._beliefs[shape.request_id] = belief
         self._engine.add_expected(request, now_s, round(belief.mean_tokens))
         self._watch.came(shape.request_id)
-        self._dispatch_seq = dispatch_seq
+        self._dispatched(dispatch_seq)
         self._touch(now_s)
 
     def abort(self, request_id: str, now_s: float) -> None:
@@ -267,7 +270,7 @@ class ClusterNode:
         self._calibration = Calibration()
         self._beliefs: dict[str, LengthBelief] = {}
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
-        self._dispatch_seq = 0
+        self._dispatched(0)
         self._changed = False
         self._state_s = 0.0
         self._version = 0
@@ -289,7 +292,8 @@ class ClusterNode:
                 continue
             watch.left(request_id, at_s)
             tokens, outcome, attempt = self._ends[request_id]
-            calibration.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens)
+            if calibration.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens):
+                self._mark ^= 1
             ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt)
             if tokens > 1:
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1, attempt=attempt)
@@ -298,9 +302,9 @@ class ClusterNode:
                 push(at_s + one_way_s, NODE_TOLD, (self, epoch, (ended,)))
             self._forget(request_id)
 
-    def _mark(self) -> int:
-        """What a note says beside the load: up to which dispatch it counts, and whether forecasts are to be trusted."""
-        return 2 * self._dispatch_seq + self._calibration.trusted
+    def _dispatched(self, dispatch_seq: int) -> None:
+        # What a note says beside the load: up to which dispatch it counts, and whether forecasts are to be trusted.
+        self._mark = 2 * dispatch_seq + self._calibration.trusted
 
     def _touch(self, now_s: float) -> None:
         """A message has changed the state; with a step in progress that is seen at its end."""

@@ -104,6 +104,7 @@ def simulate_point(settings: Settings, point: Point) -> Simulated:
             ask=settings.ask,
             hold=HoldConfig(when=settings.hold, order=settings.hold_order),
             seed=point.seed,
+            explain_keep=0,
         ),
         settings.delays,
         lengths=settings.lengths,

@@ -24,6 +24,8 @@ class BeliefTable:
         self._config = config
         self._rows: dict[str, tuple[LengthBelief, int, int, int]] = {}
         self._next = 0
+        self.generation = 0
+        """Grows when all rows are forgotten."""
 
     def rows(self, requests: Iterable[tuple[str, LengthBelief, int, int]], most: int) -> list[int]:
         """The row of each (request id, belief, prompt tokens, max output tokens); `most` is how many there can be.
@@ -65,6 +67,7 @@ class BeliefTable:
         """Forgets all rows; with room for several times what is wanted this is rare."""
         self._rows.clear()
         self._next = 0
+        self.generation += 1
         if 4 * wanted > len(self.atoms):
             self.atoms = np.zeros((8 * wanted, self.atoms.shape[1]), dtype=np.int64)
             self.strata = np.zeros((8 * wanted, self.scenarios), dtype=np.int64)

@@ -234,7 +234,7 @@ class SimNode:
             )
             self.seq += steps
             if n_log:
-                self._collect(n_log, events)
+                self._collect(n_log, self._times_s[:n_log].tolist(), events)
             self.next_step_s = self.free_at_s if self.has_work else math.inf
         self._arrived.clear()
         self._aborted.clear()
@@ -305,8 +305,7 @@ class SimNode:
         assert all(self.ids[slot] == i for slot, i in known.items()), "a slot has two names"
         assert sorted((*known, *self._free_slots)) == list(range(len(self.ids))), "a slot is lost or used twice"
 
-    def _collect(self, n_log: int, events: list[NodeEvent]) -> None:
-        times_s = self._times_s[:n_log].tolist()
+    def _collect(self, n_log: int, times_s: list[float], events: list[NodeEvent]) -> None:
         rows = self._log[:n_log, : at.SLOT + 1].tolist()
         for (kind, slot), at_s in zip(rows, times_s, strict=True):
             request_id = self.ids[slot]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,15 +20,6 @@ from simcore.types import EngineConfig, NodeLoad
 NOBODY = -1
 EVERYBODY = at.WATCH_ALL
 _FIRST_ROWS = 64
-
-
-class Told(NamedTuple):
-    """A state that has been told."""
-
-    told_s: float
-    load: NodeLoad
-    mark: int
-    """What it was marked with."""
 
 
 class TellingNode(SimNode):
@@ -87,8 +77,7 @@ class TellingNode(SimNode):
         self.seq += steps
         events: list[NodeEvent] = []
         if n_log:
-            self._times_s[:n_log] = self.free_at_s
-            self._collect(n_log, events)
+            self._collect(n_log, [self.free_at_s] * n_log, events)
         self.next_step_s = self.free_at_s if self.requests or self.has_work else math.inf
         return events
 
@@ -115,9 +104,9 @@ class TellingNode(SimNode):
         """When the oldest state that is kept is told; inf if there is none."""
         return self._told_s.item(self._first) if self._first < self._end else math.inf
 
-    def read(self, now_s: float, way_s: float) -> Told | None:
-        """The newest state told `way_s` before `now_s` or earlier, with its age at `now_s`; it and older ones are
-        forgotten. None if there is none."""
+    def read(self, now_s: float, way_s: float) -> tuple[NodeLoad, int] | None:
+        """The newest state told `way_s` before `now_s` or earlier, with its age at `now_s`, and its mark; it and older
+        ones are forgotten. None if there is none."""
         first, end, told_s = self._first, self._end, 0.0
         while first < end and (next_s := self._told_s.item(first)) + way_s <= now_s:
             first += 1
@@ -128,7 +117,7 @@ class TellingNode(SimNode):
         if first == end:
             first = self._end = 0
         self._first = first
-        load = NodeLoad(
+        return NodeLoad(
             node_id=self.node_id,
             trace_seq=seq,
             state_age_s=now_s - told_s,
@@ -139,8 +128,7 @@ class TellingNode(SimNode):
             waiting_prompt_blocks=blocks,
             unprocessed_tokens=tokens,
             preemptions_total=preempted,
-        )
-        return Told(told_s, load, mark)
+        ), mark  # fmt: skip
 
     def _make_room(self) -> None:
         first, end = self._first, self._end

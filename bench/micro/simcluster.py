@@ -39,7 +39,8 @@ def measure(
     """Processor seconds of one run, and the run."""
     step_time = load_shipped(PROFILE)
     specs = [NodeSpec(node_id=f"n{i}", config=ENGINE, step_time=step_time) for i in range(nodes)]
-    cluster = SimCluster(specs, RouterConfig(policy=policy, seed=seed, sample=sample, ask=ask), lengths=lengths)
+    config = RouterConfig(policy=policy, seed=seed, sample=sample, ask=ask, explain_keep=0)
+    cluster = SimCluster(specs, config, lengths=lengths)
     start_s = time.process_time()
     result = cluster.run(items)
     return time.process_time() - start_s, result

@@ -36,6 +36,8 @@ class ExplanationLog:
     """The last `keep` explanations, packed: a decision over twelve forecasts is a thousand objects otherwise."""
 
     def __init__(self, keep: int, keep_bytes: int = KEEP_BYTES) -> None:
+        self.keeps = keep > 0
+        """Whether it keeps any."""
         self._keep = keep
         self._keep_bytes = keep_bytes
         self._bytes = 0
@@ -45,7 +47,7 @@ class ExplanationLog:
 
     def add(self, explanation: Explanation) -> None:
         """Keeps it; the oldest go when there are too many. A reused id replaces its predecessor."""
-        if self._keep <= 0:
+        if not self.keeps:
             return
         self._drop(explanation.request_id)
         packed = self._encoder.encode(explanation)

@@ -110,7 +110,8 @@ class Ledger:
     ) -> None:
         """The one end of a request: books closed, client told."""
         self.move(live, trigger)
-        self.log.add(live.explain(outcome=outcome, detail=detail, e2e_s=now_s - live.arrival_s))
+        if self.log.keeps:
+            self.log.add(live.explain(outcome=outcome, detail=detail, e2e_s=now_s - live.arrival_s))
         request_id = live.shape.request_id
         self._actions.append(
             ev.Finish(request_id=request_id, outcome=outcome, detail=detail, retry_after_s=retry_after_s)

@@ -169,14 +169,17 @@ class Placer:
         """The request's place in the account of the chosen node, with the next dispatch number."""
         shape = live.shape
         forecast = decision.scores[0].forecast
-        prefill_s = _prefill_s(score.forecast for score in decision.scores if score.forecast is not None)
+        delay_s = None
+        if forecast is not None:
+            prefill_s = _prefill_s(score.forecast for score in decision.scores if score.forecast is not None)
+            delay_s = _delay_s(node, forecast, prefill_s)
         expected_tokens = min(shape.belief.mean_tokens, shape.max_output_tokens)
         return Held(
             request_id=shape.request_id,
             dispatch_seq=node.dispatch_seq + 1,
             prompt_blocks=-(-shape.prompt_tokens // node.config.block_size_tokens),
             tokens=shape.prompt_tokens + round(expected_tokens),
-            delay_s=None if forecast is None else _delay_s(node, forecast, prefill_s),
+            delay_s=delay_s,
         )
 
     def _without_forecasts(self, role: str, name: str) -> Policy:

@@ -51,8 +51,13 @@ def rank(
         fewest = min(views[i].in_flight for i in best if said[i] == least)
         best = [i for i in best if said[i] == least or views[i].in_flight < fewest]
     chosen = best[0] if len(best) == 1 else best[rng.randrange(len(best))]
-    keys = sorted((i != chosen, cost, i) for i, cost in enumerate(costs))
-    scores = [_score(views[i], cost, forecasts, notes, guessed=said[i] != cost) for _, cost, i in keys]
+    order = sorted(range(len(costs)), key=costs.__getitem__)
+    order.remove(chosen)
+    order.insert(0, chosen)
+    if priced == len(costs) and not forecasts and not notes:
+        scores = [Score(node_id=(view := views[i]).node_id, cost=costs[i], state_age_s=view.state_age_s) for i in order]
+    else:
+        scores = [_score(views[i], costs[i], forecasts, notes, guessed=said[i] != costs[i]) for i in order]
     return Ranking(scores, len(best), priced)
 
 

@@ -135,9 +135,10 @@ def as_markdown(found: Sequence[Agreement], lines: Sequence[RunLine], *, time_sc
     """A table: live, simulated, difference, and whether it is within the bar (5 % of means, 10 % of P99s)."""
     held = sum(one.holds for one in found)
     spread = sum(one.is_within_spread and not one.holds for one in found)
+    rest = f"; of the others {spread} within what ties alone change" if held < len(found) else ""
     out = [
-        f"{held} of {len(found)} values agree within the bar (5 % of means, 10 % of P99s); {spread} of the others lie "
-        f"between the lowest and the highest of {REPEATS} simulations that differ in ties alone",
+        f"{held} of {len(found)} values agree within the bar (5 % of means, 10 % of P99s){rest}. Simulated: median, "
+        f"lowest and highest of {REPEATS} simulations that differ in ties alone.",
         "",
         "| run | rate/s | measure | live | simulated: median | lowest to highest | difference | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -41,6 +41,6 @@ def test_what_agrees_and_what_one_run_cannot_tell() -> None:
     rows = [one(1.0, 1.09, 1.0, 1.2), one(1.0, 2.0, 0.4, 3.8), one(1.0, 2.0, 1.9, 2.1)]
     assert [(row.holds, row.is_within_spread) for row in rows] == [(True, True), (False, True), (False, False)]
     text = as_markdown(rows, [live(0.003)], time_scale=2.0)
-    assert text.startswith("1 of 3 values agree within the bar (5 % of means, 10 % of P99s); 1 of the others")
+    assert text.startswith("1 of 3 values agree within the bar (5 % of means, 10 % of P99s); of the others 1 within")
     assert "| a | 8 | TTFT P99, s | 1.000 | 2.000 | 0.400 to 3.800 | +100.0% | within the spread |" in text
     assert "- a, 8/s, seed 0: a decision 3.00, between client and gateway 6.00" in text

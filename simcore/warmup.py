@@ -6,12 +6,13 @@ from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
 from simcore.resume import node_at
+from simcore.telling import NOBODY, TellingNode
 from simcore.types import Candidate, EngineConfig, LengthBelief
 
 
-def warm(*, shared_prefixes: bool = False) -> None:
+def warm(*, shared_prefixes: bool = False, clusters: bool = False) -> None:
     """Runs one tiny node, one step and one what-if. With `shared_prefixes`, a node too that tells blocks apart; only
-    simulated engines that are given block hashes need that."""
+    simulated engines that are given block hashes need that. With `clusters`, what only simulated clusters need."""
     config = EngineConfig(model="warm-up", max_num_seqs=2, max_num_batched_tokens=8, num_blocks=8)
     model = StepTimeModel(
         name="warm-up",
@@ -37,6 +38,9 @@ def warm(*, shared_prefixes: bool = False) -> None:
     node.advance(100.0)
     node.load(0.0)
     node_at(node.snapshot(0.0), "warm-up", model, output_tokens=lambda _: 1, free_at_s=0.0)
+    for hashes in ((), (7,)) if shared_prefixes else ((),):
+        if clusters:
+            _tell(config, model, hashes)
     if shared_prefixes:
         sharing = SimNode("warm-up", config, model)
         for i in "abc":
@@ -51,3 +55,11 @@ def warm(*, shared_prefixes: bool = False) -> None:
         stepping.forecast([candidate])
         sharing.abort("c")
         sharing.advance(100.0)
+
+
+def _tell(config: EngineConfig, model: StepTimeModel, hashes: tuple[int, ...]) -> None:
+    telling = TellingNode("warm-up", config, model, interval_s=0.005, lengths_known=True)
+    request = SimRequest(request_id="a", prompt_tokens=20, output_tokens=2, max_output_tokens=2, block_hashes=hashes)
+    telling.add(request, 0.0)
+    telling.run(100.0, keep_from_s=0.0, watched=NOBODY, mark=0)
+    telling.keep(100.0, 0)

@@ -19,7 +19,7 @@ UNIT = ROOT / "tests" / "unit"
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Compiles the kernels where nobody has yet: half a minute that no test's time limit should have to hold."""
     if not hasattr(session.config, "workerinput") and not session.config.option.collectonly:
-        warm(shared_prefixes=True)
+        warm(shared_prefixes=True, clusters=True)
     # A shell that starts tests in the background has them ignore Ctrl-C, and all processes that they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -45,7 +45,7 @@ def test_a_client_that_leaves_frees_the_engine(real_server: Server, tmp_path: Pa
         until(lambda: len(state(cluster).running) == 4, what="four requests in the mirror")
         for call in calls:
             call.cancel()
-        until(lambda: is_quiet(cluster, real_server), deadline_s=5.0, what="all blocks free again")
+        until(lambda: is_quiet(cluster, real_server), what="all blocks free again")
 
 
 @pytest.mark.parametrize("kind", ["fast_server", "sync_server"])

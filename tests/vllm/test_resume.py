@@ -89,9 +89,13 @@ def test_greedy_answers_go_on_token_for_token(
         readers = [Reader(stub, f"{victim}-{i}", prompt) for i, prompt in enumerate(prompts)]
         for reader in readers:
             reader.start()
-        until(lambda: all(len(r.tokens) >= 20 for r in readers), deadline_s=60.0, what="answers under way")
-        begun = [r for r in readers if r.is_alive() and r.node_id == cluster.nodes[1].name]
-        assert len(begun) >= 2, "the answers that the victim has are over already"
+
+        def under_way() -> bool:
+            # Only the victim's count: on a busy machine they are over before the last answer elsewhere has begun.
+            mine = [r for r in readers if r.is_alive() and r.node_id == cluster.nodes[1].name]
+            return sum(len(r.tokens) >= 20 for r in mine) >= 2
+
+        until(under_way, deadline_s=60.0, what="two answers under way on the node that is killed")
         if victim == "daemon":
             cluster.nodes[1].signal(signal.SIGKILL)
         else:

@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = (
     "bench.micro.whatif",
+    "bench.micro.cold_start",
     "bench.micro.simcluster",
     "bench.micro.decision",
     "bench.micro.front",

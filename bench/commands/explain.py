@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from protos.v1 import astrolabe_dispatch_pb2 as pb
+    from protos.v1 import astrolabe_types_pb2 as types_pb
 
 
 @click.command(
@@ -87,6 +88,28 @@ def _print_decision(console: Console, decision: pb.Decision) -> None:
         )
     console.print(table)
     console.print(decision.reason, highlight=False)
+    for score in decision.scores:
+        if score.node_id == decision.node_id and score.HasField("forecast"):
+            _print_forecast(console, score.forecast)
+
+
+def _print_forecast(console: Console, forecast: types_pb.Forecast) -> None:
+    """All that the chosen node foresaw, with the spread over its futures."""
+    from simcore.types import HEADROOM_HORIZONS_S
+
+    times = (
+        f"ttft {forecast.ttft_s.p50:.3f} / {forecast.ttft_s.p90:.3f} s",
+        f"tpot {forecast.tpot_s.p50 * 1e3:.1f} / {forecast.tpot_s.p90 * 1e3:.1f} ms",
+        f"e2e {forecast.e2e_s.p50:.3f} / {forecast.e2e_s.p90:.3f} s",
+        f"harm {forecast.harm_s.p50:.3f} / {forecast.harm_s.p90:.3f} s",
+        f"clear start in {forecast.clear_start_s.p50:.3f} / {forecast.clear_start_s.p90:.3f} s",
+    )
+    console.print(f"what {forecast.node_id} foresaw, p50 / p90: {', '.join(times)}", highlight=False)
+    said = f"somebody preempted in {forecast.preemption_probability:.0%} of its futures"
+    if forecast.kv_headroom_path:
+        path = zip(HEADROOM_HORIZONS_S, forecast.kv_headroom_path, strict=False)
+        said += f"; fewest KV blocks free {', '.join(f'within {h:g} s {blocks}' for h, blocks in path)}"
+    console.print(said, highlight=False)
 
 
 def _print_belief(console: Console, explanation: pb.Explanation) -> None:

@@ -104,8 +104,9 @@ class Placer:
             return None
         ready = self._table.best_standing(up, now_s)
         notes = dict(asking.failures)
+        waited_s = min(now_s - asking.asked_s, self._config.forecast_timeout_s)
         for node_id in asking.pending.values():
-            notes[node_id] = f"no forecast within {now_s - asking.asked_s:.2g} s"
+            notes[node_id] = f"no forecast within {waited_s:.2g} s"
         forecasts: dict[str, Forecast] = {}
         prefill_s = _prefill_s(asking.forecasts.values())
         untested = {node.node_id for node in ready if node.trust.is_untested(now_s)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +81,6 @@ def predictor(config_path: str | None, **options: Any) -> None:
 
     Stops on SIGTERM or Ctrl-C: what runs on the node is aborted.
     """
-    # Must stand before gRPC is loaded. Its newer socket layer hands each message of a session to a thread of its own;
-    # without it a node takes a tenth less CPU (12 nodes, 100 requests/s with four asked: 4.7-5.2 ms per request in all
-    # instead of 5.1-5.9).
-    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     import uvloop
 
     from engine_adapters.base import EngineError

@@ -20,7 +20,7 @@ from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from tests.e2e.cluster import MakeCluster, is_idle, listed, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 NODES = 3
 CLIENTS = 12
@@ -57,7 +57,7 @@ class Load:
         self._stop = threading.Event()
         self.done = 0
         self.failures: list[str] = []
-        self._threads = [threading.Thread(target=self._client, args=(i,)) for i in range(CLIENTS)]
+        self._threads = [threading.Thread(target=self._client, args=(i,), daemon=True) for i in range(CLIENTS)]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -66,8 +66,10 @@ class Load:
 
     def __exit__(self, *_: Any) -> None:
         self._stop.set()
+        deadline_s = time.monotonic() + 70.0
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        self.failures += ["a call outlasts its deadline" for thread in self._threads if thread.is_alive()]
         self._channel.close()
 
     def _client(self, index: int) -> None:

@@ -57,6 +57,50 @@ NAMED = {
         },
         async_scheduling=True,
     ),
+    # Aborted in each of the states in which a request can be: in the queue, in the batch, put back with blocks that
+    # still hold its tokens. What it held is free before the next step is planned.
+    "who_waits_is_aborted": _workload(
+        {
+            0: _arrive(*(_request(i, 60, 20) for i in range(3))),
+            2: Actions(aborts=("r2",)),
+            5: _arrive(_request(3, 9, 4)),
+        }
+    ),
+    "who_runs_is_aborted": _workload(
+        {
+            0: _arrive(*(_request(i, 60, 20) for i in range(3))),
+            6: Actions(aborts=("r0",)),
+            7: _arrive(_request(3, 9, 4)),
+        }
+    ),
+    "who_is_aborted_while_preempted_leaves_its_cached_blocks": _workload(
+        {
+            0: _arrive(*(_request(i, 30, 40) for i in range(3))),
+            22: Actions(aborts=("r2",)),
+            24: _arrive(_request(3, 50, 4)),
+        },
+        num_blocks=7,
+    ),
+    "long_prompts_go_on_in_small_chunks_beside_others": _workload(
+        {0: _arrive(_request(0, 100, 3), _request(1, 90, 3)), 1: _arrive(_request(2, 4, 6))},
+        long_prefill_token_threshold_tokens=24,
+        num_blocks=16,
+    ),
+    "a_long_prompt_alone_has_no_limit": _workload(
+        {0: _arrive(_request(0, 100, 3)), 9: _arrive(_request(1, 100, 3))},
+        long_prefill_token_threshold_tokens=24,
+        max_num_batched_tokens=128,
+        num_blocks=16,
+    ),
+    # In flight are two prefills: the third is admitted only if all of it fits beside them, not just its first chunk.
+    "a_prompt_whose_first_chunk_fits_still_waits": _workload(
+        {0: _arrive(*(_request(i, 60, 12) for i in range(3)))}, max_num_batched_tokens=24, num_blocks=9
+    ),
+    "blocks_of_32_tokens_split_a_prompt_elsewhere": _workload(
+        {i: _arrive(_request(i, 70, 30, shared_prefix="g1", shared_tokens=66)) for i in range(3)},
+        block_size_tokens=32,
+        num_blocks=8,
+    ),
     "blocks_of_tokens_not_known_yet_have_no_name": _workload(
         {0: _arrive(*(_request(i, 15, 40) for i in range(4)))}, num_blocks=9, async_scheduling=True
     ),

@@ -9,6 +9,8 @@ OLDER := 0.24.0 0.14.1
 ORACLE_WORKLOADS ?= 1000
 # Set by CI: no colours, no progress bars.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where compiled Python is not kept, each of a vLLM server's three processes compiles all that it imports: 10 s each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo experiments chat test test-fast test-vllm test-oracle check fix protos bench chaos length clean

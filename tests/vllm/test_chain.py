@@ -103,7 +103,7 @@ def placed_by(stub: Any, request_id: str) -> str:
 def test_an_engine_that_hangs_while_its_http_server_is_healthy(fast_server: Server, tmp_path: Path) -> None:
     """Its state ages, forecasts shift and widen, the gateway no longer places by them; it never looks idle, and it is
     not shut out for ever."""
-    stale = {"state_stale_s": 1.0}
+    stale = {"state_stale_s": 1.0, "forecast_timeout_ms": 2000.0}
     with chain(fast_server, tmp_path, gateway=stale, time_scale=10) as cluster, cluster.stub() as stub:
         call = stub.Generate(ask("long", [1] * 20, max_tokens=900))
         next(iter(call))

@@ -11,6 +11,9 @@ from protos.v1 import astrolabe_types_pb2 as types_pb
 from tests.vllm.chains import ask, chain, is_quiet, state
 from tests.vllm.servers import Server, until
 
+PATIENT = {"forecast_timeout_ms": 2000.0}
+"""On a busy machine a forecast may come too late for the default."""
+
 
 def cached(stub: Any, asked: pb.GenerateRequest) -> tuple[int, int]:
     """(tokens that the forecast at dispatch took to be cached, tokens that vLLM found in its cache)."""
@@ -35,7 +38,7 @@ def test_a_forecast_knows_what_vllm_will_find_in_its_prefix_cache(real_server: S
 
     first = words(200)
     block = 0
-    with chain(real_server, tmp_path / "one") as cluster, cluster.stub() as stub:
+    with chain(real_server, tmp_path / "one", gateway=PATIENT) as cluster, cluster.stub() as stub:
         config = state(cluster).config
         assert config.prefix_cache_traced
         block = config.block_size_tokens
@@ -55,6 +58,6 @@ def test_a_forecast_knows_what_vllm_will_find_in_its_prefix_cache(real_server: S
             forecast, found = seen(f"random-{i}", prompt)
             assert forecast == found, f"seed {seed}, prompt of {len(prompt)} tokens"
     # A daemon that starts later is told the whole content.
-    with chain(real_server, tmp_path / "two") as cluster, cluster.stub() as stub:
+    with chain(real_server, tmp_path / "two", gateway=PATIENT) as cluster, cluster.stub() as stub:
         forecast, found = cached(stub, ask("again", first, max_tokens=5))
         assert forecast == found == (len(first) - 1) // block * block

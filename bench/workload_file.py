@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import WorkloadItem
+from gateway.python_file import run_file
 
 SUFFIX = ".py"
 
@@ -56,12 +56,8 @@ def fitting_items(items: Sequence[WorkloadItem], longest_tokens: int, path: str)
 def function_of(path: str) -> Callable[..., Sequence[Any]]:
     """The file's `workload`; the file is run once. Raises DatasetError."""
     check_workload_file(path)
-    spec = importlib.util.spec_from_file_location(f"astrolabe_workload_{Path(path).stem}", path)
-    assert spec is not None, "a .py file has a loader"
-    assert spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = run_file(path, "workload")
     except Exception as error:
         raise DatasetError(path, f"cannot be run: {type(error).__name__}: {error}", mend="Mend the file.") from error
     make = getattr(module, "workload", None)

@@ -6,13 +6,13 @@ that you trust.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 from gateway.core.policies.registry import PolicyError, canonical_name, register_policy
+from gateway.python_file import run_file
 
 SUFFIX = ".py"
 _MEMBERS = ("name", "cost_unit", "needs_forecasts", "default_sample", "shortlist", "costs")
@@ -58,15 +58,10 @@ def policy_names_of(names: Iterable[str]) -> list[str]:
 
 
 def _run(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"astrolabe_policy_{file.stem}", file)
-    assert spec is not None, "a .py file has a loader"
-    assert spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        return run_file(file, "policy")
     except Exception as error:
         raise PolicyError(f"policy file {str(file)!r} cannot be run: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _classes(module: ModuleType) -> list[type]:

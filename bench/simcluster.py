@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -92,7 +92,7 @@ class SimCluster:
         prior: LengthBelief = DEFAULT_PRIOR,
         max_output_tokens: int = 2048,
         scenarios: int = 8,
-        correcting: bool = True,
+        correcting: bool | Literal["by size"] = True,
         noise: Noise | None = None,
         observe: Observer | None = None,
         dress: Callable[[ev.RequestShape], ev.RequestShape] = lambda shape: shape,

@@ -7,6 +7,7 @@ when the router is about to look: one that a newer one has overtaken by then has
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
@@ -73,12 +74,12 @@ class ClusterNode:
         account: RequestAccount,
         scenarios: int,
         lengths_known: bool,
-        correcting: bool = True,
+        correcting: bool | Literal["by size"] = True,
         noise: Noise | None = None,
         seed: int = 0,
     ) -> None:
         """`account` gets what becomes of each request; with `correcting` forecasts are corrected by what became of
-        earlier ones, as the daemon does it; `seed` is that of the noise."""
+        earlier ones, as the daemon does it ("by size": not by the arrival rate); `seed` is that of the noise."""
         self.spec = spec
         self.node_id = spec.node_id
         self.epoch = 0
@@ -246,7 +247,7 @@ class ClusterNode:
         cached_tokens = self._engine.cached_tokens(candidate.block_hashes, candidate.prompt_tokens)
         (forecast,) = self._what_if.forecast([candidate], [cached_tokens])
         if self._correcting:
-            forecast = self._calibration.forecast(forecast)
+            forecast = self._calibration.forecast(forecast, now_s)
         if self._noise is not None:
             forecast = self._noise.forecast(forecast)
         if self.faults.lie != 1.0:
@@ -267,7 +268,7 @@ class ClusterNode:
             lengths_known=self._lengths_known,
         )
         self._watch = EngineWatch(self._engine, self._account)
-        self._calibration = Calibration()
+        self._calibration = Calibration(arrivals=self._correcting is True)
         self._beliefs: dict[str, LengthBelief] = {}
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
         self._dispatched(0)

@@ -241,7 +241,8 @@ class Node:
         self.forecasts_total += len(answers)
         if answers:
             self._simulation_s += SMOOTHING * (took_s / len(answers) - self._simulation_s)
-        return [self.calibration.forecast(a) if isinstance(a, Forecast) else a for a in answers]
+        now_s = time.monotonic()
+        return [self.calibration.forecast(a, now_s) if isinstance(a, Forecast) else a for a in answers]
 
     def load(self) -> NodeLoad | None:
         load = self.estimator.load(time.monotonic())

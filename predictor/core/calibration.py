@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from predictor.core.arrival_drift import ArrivalRate
 from predictor.core.correction import PRIOR_SPREAD, SMALLEST_S, Correction
 from simcore.types import Forecast, Quantiles
 
@@ -71,6 +72,8 @@ class _Pair(msgspec.Struct, frozen=True, gc=False):
 class _Answered(msgspec.Struct, frozen=True, gc=False):
     raw: Forecast
     corrected: Forecast
+    expected: float
+    """Requests to come while it runs."""
 
 
 class _Pending(msgspec.Struct):
@@ -82,8 +85,15 @@ class _Pending(msgspec.Struct):
 class Joined:
     """One quantity: its pairs, raw and corrected, and what they teach."""
 
-    def __init__(self, window_pairs: int, *, prior_spread: float = PRIOR_SPREAD, grace_s: float = 0.0) -> None:
-        self.correction = Correction(prior_spread=prior_spread)
+    def __init__(
+        self,
+        window_pairs: int,
+        *,
+        prior_spread: float = PRIOR_SPREAD,
+        grace_s: float = 0.0,
+        arrivals: bool = False,
+    ) -> None:
+        self.correction = Correction(prior_spread=prior_spread, arrivals=arrivals)
         self._grace_s = grace_s + SMALLEST_S
         self._raw: deque[_Pair] = deque(maxlen=window_pairs)
         self._corrected: deque[_Pair] = deque(maxlen=window_pairs)
@@ -93,13 +103,15 @@ class Joined:
         """The logarithms of `_latest`, kept in order: they are asked for after each answer."""
         self._far_over = 0
 
-    def add(self, raw: Quantiles, corrected: Quantiles, actual_s: float, *, size_s: float) -> None:
-        """`size_s` is that of the raw forecast."""
+    def add(
+        self, raw: Quantiles, corrected: Quantiles, actual_s: float, *, size_s: float, expected: float = 0.0
+    ) -> None:
+        """`size_s` is that of the raw forecast, `expected` the requests that were to come meanwhile."""
         self._raw.append(_Pair(raw.p50, raw.p90, actual_s))
         self._corrected.append(_Pair(corrected.p50, corrected.p90, actual_s))
         off = math.log((actual_s + self._grace_s) / (corrected.p50 + self._grace_s))
         self._note_latest(abs(off), actual_s > LOST_FACTOR * corrected.p90)
-        self.correction.add(raw, actual_s, size_s=size_s)
+        self.correction.add(raw, actual_s, size_s=size_s, expected=expected)
 
     def raw(self) -> ErrorSummary:
         """Of what the simulation said."""
@@ -134,35 +146,41 @@ class Joined:
 class Calibration:
     """Joins forecasts with outcomes. Not thread-safe; one owner."""
 
-    def __init__(self, *, window_pairs: int = WINDOW_PAIRS, prior_spread: float = PRIOR_SPREAD) -> None:
-        """`prior_spread`: how far forecasts are thought to stray while nothing is known of them yet."""
+    def __init__(
+        self, *, window_pairs: int = WINDOW_PAIRS, prior_spread: float = PRIOR_SPREAD, arrivals: bool = True
+    ) -> None:
+        """`prior_spread`: how far forecasts are thought to stray while nothing is known of them yet; `arrivals`: the
+        present arrival rate is a term of the correction."""
         self.ttft = Joined(window_pairs, prior_spread=prior_spread, grace_s=TTFT_GRACE_S)
-        self.e2e = Joined(window_pairs, prior_spread=prior_spread)
-        self.tpot = Joined(window_pairs, prior_spread=prior_spread)
+        self.e2e = Joined(window_pairs, prior_spread=prior_spread, arrivals=arrivals)
+        self.tpot = Joined(window_pairs, prior_spread=prior_spread, arrivals=arrivals)
         self.trusted = True
         """False while even corrected forecasts are too far off to place by: see LOST_FACTOR."""
         self._tempo = 1.0
+        self._arrivals = ArrivalRate()
         self._open: OrderedDict[str, _Answered] = OrderedDict()
         self._pending: dict[str, _Pending] = {}
 
-    def forecast(self, raw: Forecast) -> Forecast:
-        """Takes the simulation's answer and gives the one to tell. The last one before the dispatch counts."""
+    def forecast(self, raw: Forecast, now_s: float = -math.inf) -> Forecast:
+        """Takes the simulation's answer and gives the one to tell. The last one before the dispatch counts. `now_s`:
+        for the arrival rate; left out, the moment of the latest dispatch."""
         if raw.source == "prior":
             return raw
         size_s = raw.e2e_s.p50
+        expected = self._arrivals.per_s(now_s) * size_s
         tempo = self._tempo
         ttft_s = self.ttft.correction.corrected(raw.ttft_s, size_s=raw.ttft_s.p50, tempo=tempo)
-        e2e_s = self.e2e.correction.corrected(raw.e2e_s, size_s=size_s, tempo=tempo)
+        e2e_s = self.e2e.correction.corrected(raw.e2e_s, size_s=size_s, expected=expected, tempo=tempo)
         corrected = msgspec.structs.replace(
             raw,
             ttft_s=ttft_s,
-            tpot_s=self.tpot.correction.corrected(raw.tpot_s, size_s=size_s, tempo=tempo),
+            tpot_s=self.tpot.correction.corrected(raw.tpot_s, size_s=size_s, expected=expected, tempo=tempo),
             e2e_s=Quantiles(e2e_s.mean, max(e2e_s.p50, ttft_s.p50), max(e2e_s.p90, ttft_s.p90)),
         )
         if tempo != 1.0:
             harm_s, clear_start_s = _scaled(raw.harm_s, tempo), _scaled(raw.clear_start_s, tempo)
             corrected = msgspec.structs.replace(corrected, harm_s=harm_s, clear_start_s=clear_start_s)
-        self._open[raw.request_id] = _Answered(raw, corrected)
+        self._open[raw.request_id] = _Answered(raw, corrected, expected)
         self._open.move_to_end(raw.request_id)
         if len(self._open) > OPEN_FORECASTS:
             self._open.popitem(last=False)
@@ -174,6 +192,7 @@ class Calibration:
 
     def dispatched(self, request_id: str, now_s: float) -> None:
         """The request came. Without a forecast of it there is nothing to join."""
+        self._arrivals.came(now_s)
         answered = self._open.pop(request_id, None)
         self._pending.pop(request_id, None)
         if answered is not None:
@@ -193,12 +212,12 @@ class Calibration:
         pending = self._pending.pop(request_id, None)
         if pending is None or not complete:
             return False
-        raw, corrected = pending.answered.raw, pending.answered.corrected
+        raw, corrected, expected = pending.answered.raw, pending.answered.corrected, pending.answered.expected
         size_s = raw.e2e_s.p50
-        self.e2e.add(raw.e2e_s, corrected.e2e_s, now_s - pending.dispatched_s, size_s=size_s)
+        self.e2e.add(raw.e2e_s, corrected.e2e_s, now_s - pending.dispatched_s, size_s=size_s, expected=expected)
         if output_tokens > 1 and pending.first_s is not None and raw.tpot_s.p50 > 0.0:
             tpot_s = (now_s - pending.first_s) / (output_tokens - 1)
-            self.tpot.add(raw.tpot_s, corrected.tpot_s, tpot_s, size_s=size_s)
+            self.tpot.add(raw.tpot_s, corrected.tpot_s, tpot_s, size_s=size_s, expected=expected)
             self._tempo = _ramped(self.tpot.correction.bias)
         return self._judge()
 

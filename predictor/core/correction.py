@@ -8,6 +8,9 @@ octave by octave with straight lines between:
     p50' = p50 * median of actual / p50
     p90' = p90 * 90th percentile of actual / p90
 
+What is learned is what the present arrival rate leaves unexplained (`predictor.core.arrival_drift`): both are
+multiplied by exp(slope * requests expected to come), and the ratios of the window are taken after that.
+
 The second is split conformal prediction (Vovk et al. 2005; Romano et al. 2019, scores taken as ratios): whatever the
 raw p90 means, nine of ten actuals come out under the corrected one while the future is like the window.
 
@@ -24,6 +27,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from predictor.core.arrival_drift import ArrivalDrift
 from simcore.types import Quantiles
 
 WINDOW_PAIRS = 256
@@ -48,12 +52,17 @@ _OCTAVES = LAST_OCTAVE - FIRST_OCTAVE + 1
 class Correction:
     """Of one quantity on one node. Not thread-safe; one owner."""
 
-    def __init__(self, *, window_pairs: int = WINDOW_PAIRS, prior_spread: float = PRIOR_SPREAD) -> None:
+    def __init__(
+        self, *, window_pairs: int = WINDOW_PAIRS, prior_spread: float = PRIOR_SPREAD, arrivals: bool = False
+    ) -> None:
+        """`arrivals`: with the term for the arrival rate."""
         self._prior = prior_spread * _NORMAL
         self.bias = 1.0
-        """Median of actual / p50 over the whole window."""
+        """Median of actual / p50 over the whole window, after the term for the arrival rate."""
+        self.drift: ArrivalDrift | None = ArrivalDrift() if arrivals else None
         self._logs = np.zeros((window_pairs, 2))
         """log(actual / p50), log(actual / p90)"""
+        self._expected = np.zeros(window_pairs)
         self._octaves = np.zeros(window_pairs, dtype=np.int64)
         self._pairs = 0
         self._stale = 0
@@ -62,13 +71,14 @@ class Correction:
         self._p90 = [1.0] * _OCTAVES
         self._refresh()
 
-    def add(self, raw: Quantiles, actual_s: float, *, size_s: float) -> None:
-        """One raw forecast and what happened, for a request of forecast size `size_s`. A forecast of 0 s, such as the
-        time between the tokens of a one-token answer, says nothing."""
+    def add(self, raw: Quantiles, actual_s: float, *, size_s: float, expected: float = 0.0) -> None:
+        """One raw forecast and what happened, for a request of forecast size `size_s` while which `expected` requests
+        were to come. A forecast of 0 s, such as the time between the tokens of a one-token answer, says nothing."""
         if raw.p50 < SMALLEST_S or actual_s < SMALLEST_S:
             return
         at = self._pairs % len(self._logs)
         self._logs[at] = _log_ratio(actual_s, raw.p50), _log_ratio(actual_s, max(raw.p90, raw.p50))
+        self._expected[at] = expected
         octave = math.floor(math.log2(max(size_s, SMALLEST_S))) - FIRST_OCTAVE
         self._octaves[at] = min(max(octave, 0), _OCTAVES - 1)
         self._pairs += 1
@@ -88,16 +98,26 @@ class Correction:
         p50, p90 = self._p50, self._p90
         return p50[low] + share * (p50[low + 1] - p50[low]), p90[low] + share * (p90[low + 1] - p90[low])
 
-    def corrected(self, raw: Quantiles, *, size_s: float, tempo: float = 1.0) -> Quantiles:
+    def corrected(self, raw: Quantiles, *, size_s: float, expected: float = 0.0, tempo: float = 1.0) -> Quantiles:
         """`tempo` is for the mean alone (`predictor.core.calibration`)."""
         ratio, upper = self.ratios(size_s)
+        if self.drift is not None and self.drift.slope > 0.0:
+            slowed = math.exp(self.drift.term(expected))
+            ratio, upper = ratio * slowed, upper * slowed
         p50 = raw.p50 * ratio
         return Quantiles(raw.mean * tempo, p50, max(p50, raw.p90 * upper))
 
     def _refresh(self) -> None:
-        self._stale = 0
         n = min(self._pairs, len(self._logs))
         logs, octaves = self._logs[:n], self._octaves[:n]
+        if self.drift is not None and n:
+            expected = self._expected[:n]
+            new = np.zeros(n, dtype=np.bool_)
+            new[np.arange(self._pairs - self._stale, self._pairs) % len(self._logs)] = True
+            self.drift.learn(logs[:, 0], expected, octaves, new)
+            if self.drift.slope > 0.0:
+                logs = logs - self.drift.terms(expected)[:, None]
+        self._stale = 0
         pseudo = []
         for column, ratios in enumerate((self._p50, self._p90)):
             pooled = np.sort(np.concatenate((self._prior, logs[:, column])))

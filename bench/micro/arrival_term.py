@@ -1,0 +1,86 @@
+"""What the arrival rate is worth as a term of the correction: forecasts and outcomes of a simulated cluster with and
+without it, on the same requests. `python -m bench.micro.arrival_term sharegpt_val_10k_llama2.csv.gz`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any, Literal
+
+from bench.datasets import DatasetSpec
+from bench.results import Summary
+from bench.simcluster import SimCluster
+from bench.simulate import MAX_OUTPUT_TOKENS, ClusterShape
+from bench.statistics_of_seeds import compare_paired
+from bench.workload.item import LengthKnowledge
+from bench.workload.rate_profile import RateStep, parse_steps
+from bench.workload_source import WorkloadSpec, load_source
+from gateway.core.router import RouterConfig
+
+SEEDS = (3, 4, 5)
+"""Others than those on which time constant and doubt were chosen (0 to 2)."""
+REQUESTS = 5000
+CHANGING = "14x45,31x45,20x90,33x45,16x60,29x90"
+"""Requests per second x seconds, over and over."""
+RATES = ("24", "30", "33", CHANGING)
+POLICIES = ("min_total_latency", "min_new_request_latency")
+SHAPE = ClusterShape()
+
+
+def run(policy: str, rate: str, seed: int, lengths: LengthKnowledge, path: str, *, term: bool) -> Summary:
+    """One simulation. `rate`: requests per second, or steps of them."""
+    steps: tuple[RateStep, ...] = tuple(parse_steps(rate)) * 3 if "x" in rate else ()
+    spec = WorkloadSpec(dataset=DatasetSpec(name="lengths", path=path), requests=REQUESTS, rate_steps=steps)
+    items = load_source(spec).workload(rate_per_s=None if steps else float(rate), seed=seed)
+    correcting: Literal[True, "by size"] = True if term else "by size"
+    cluster = SimCluster(
+        SHAPE.specs(),
+        RouterConfig(policy=policy, ask=4, seed=seed, explain_keep=0),
+        lengths=lengths,
+        max_output_tokens=max(MAX_OUTPUT_TOKENS, *(item.output_tokens for item in items)),
+        correcting=correcting,
+    )
+    return cluster.run(items).summary()
+
+
+def numbers(summary: Summary) -> dict[str, float]:
+    """What is compared: shares of the actual in per cent, outcomes in seconds."""
+    found: dict[str, Any] = {}
+    assert summary.forecasts is not None
+    assert summary.e2e_s is not None
+    assert summary.ttft_s is not None
+    for name, errors in (("E2E", summary.forecasts.e2e), ("TTFT", summary.forecasts.ttft)):
+        assert errors is not None
+        found |= {
+            f"{name} error P50 %": 100 * errors.error_p50,
+            f"{name} error P90 %": 100 * errors.error_p90,
+            f"{name} bias %": 100 * errors.bias,
+            f"{name} under p90 %": 100 * errors.under_p90,
+        }
+    return found | {"mean E2E s": summary.e2e_s.mean, "P99 TTFT s": summary.ttft_s.p99}
+
+
+def main() -> None:
+    """Prints one line per quantity: without, with, and the paired difference with its 95 % interval."""
+    path = sys.argv[1]
+    for lengths in ("known", "none"):
+        for policy in POLICIES:
+            for rate in RATES:
+                pairs = [
+                    [numbers(run(policy, rate, seed, lengths, path, term=term)) for seed in SEEDS]
+                    for term in (False, True)
+                ]
+                print(f"{policy}, lengths {lengths}, {rate} requests/s, seeds {SEEDS}", flush=True)
+                for name in pairs[0][0]:
+                    a, b = ([found[name] for found in series] for series in pairs)
+                    change = compare_paired([0.0] * len(a), [y - x for x, y in zip(a, b, strict=True)])
+                    low, high = change.relative.low or 0.0, change.relative.high or 0.0
+                    half = 0.5 * (high - low) if math.isfinite(high - low) else math.nan
+                    print(
+                        f"  {name:18} {sum(a) / 3:9.3f} {sum(b) / 3:9.3f}  {change.mean_b:+8.3f} ± {half:.3f}",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()

@@ -18,20 +18,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from bench import simcluster_faults as wrong
 from bench.results import RequestResult, Summary, summarise
 from bench.simcluster_account import RequestAccount
 from bench.simcluster_course import Course
-from bench.simcluster_faults import (
-    ClockJumps,
-    Fault,
-    Fills,
-    GatewayRestarts,
-    Lies,
-    NodeFaults,
-    RequestsFail,
-    TraceFreezes,
-    Vanishes,
-)
 from bench.simcluster_heap import EventHeap, Rank
 from bench.simcluster_node import ClusterNode, Delays, NodeSpec
 from bench.simcluster_noise import Noise
@@ -137,12 +127,12 @@ class SimCluster:
         self._policies: Counter[str] = Counter()
 
     def run(
-        self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, ev.AnyEvent | Fault]] = ()
+        self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, ev.AnyEvent | wrong.Fault]] = ()
     ) -> SimResult:
         """Runs until every request has ended.
 
-        `world` holds what happens from outside, with times: `NodeLost` (the engine's requests are gone with it),
-        `NodeJoined` (it comes back empty), `DrainAsked`, `ClientGone`, `PolicySet`, and any `Fault`.
+        `world` holds what happens from outside, with times: `NodeLost` (the engine's requests are gone unless only its
+        daemon died), `NodeJoined` (it comes back empty), `DrainAsked`, `ClientGone`, `PolicySet`, and any `Fault`.
 
         Raises:
             ValueError: two requests have one id, a node of `world` is not of this cluster, or it has run already.
@@ -256,7 +246,7 @@ class SimCluster:
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""
         node, epoch, action = what
-        if epoch != node.epoch or node.faults.vanished:
+        if epoch != node.epoch or node.faults.deaf:
             return
         if rank == DISPATCH:
             course = self._courses[action.request_id]
@@ -269,37 +259,47 @@ class SimCluster:
         else:
             node.abort(action.request_id, at_s)
 
-    def _change_world(self, event: ev.AnyEvent | Fault, at_s: float) -> None:
-        if isinstance(event, Fault):
+    def _change_world(self, event: ev.AnyEvent | wrong.Fault, at_s: float) -> None:
+        if isinstance(event, wrong.Fault):
             self._go_wrong(event, at_s)
             return
         if isinstance(event, (ev.NodeLost, ev.NodeRemoved)):
-            self._break(self._node(event.node_id), at_s)
+            if not self._node(event.node_id).faults.no_daemon:
+                self._break(self._node(event.node_id), at_s)
         elif isinstance(event, ev.NodeJoined):
             node = self._node(event.node_id)
             self._break(node, at_s)
-            node.faults = NodeFaults(lie=node.faults.lie)
+            node.faults = wrong.NodeFaults(lie=node.faults.lie)
             self._join(node, at_s)
             return
         self._tell(event, at_s)
 
-    def _go_wrong(self, fault: Fault, at_s: float) -> None:
+    def _go_wrong(self, fault: wrong.Fault, at_s: float) -> None:
         match fault:
-            case Vanishes():
+            case wrong.Vanishes():
                 node = self._node(fault.node_id)
                 self._break(node, at_s)
                 node.faults.vanished = True
-            case TraceFreezes():
+            case wrong.TraceFreezes():
                 self._node(fault.node_id).faults.frozen_s = None if fault.thaws else at_s
-            case Lies():
+            case wrong.Lies():
                 self._node(fault.node_id).faults.lie = fault.factor
-            case Fills():
+            case wrong.Fills():
                 self._node(fault.node_id).faults.queue_limit = fault.queue_limit
-            case RequestsFail():
+            case wrong.RequestsFail():
                 self._fail(self._node(fault.node_id), fault.count, at_s)
-            case GatewayRestarts():
+            case wrong.PredictorDies():
+                node = self._node(fault.node_id)
+                self._tell_progress(node, node.progress(at_s), at_s)
+                node.lose_daemon(at_s)
+            case wrong.PredictorReturns():
+                self._node(fault.node_id).find_daemon(at_s)
+                self._join(self._node(fault.node_id), at_s)
+            case wrong.OrphansDropped():
+                self._node(fault.node_id).drop_orphans(at_s)
+            case wrong.GatewayRestarts():
                 self._restart_gateway(at_s)
-            case ClockJumps():
+            case wrong.ClockJumps():
                 self._ahead_s += fault.by_s
                 for _, _, _, timer in self._heap.of_rank(Rank.TIMER):
                     self._heap.push(at_s, Rank.TIMER, timer)
@@ -325,7 +325,7 @@ class SimCluster:
                 lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
                 course.finish(lost, at_s, self._account)
         for node in self._nodes.values():
-            if not node.faults.vanished:
+            if not node.faults.deaf:
                 node.restart()
                 self._join(node, at_s)
 

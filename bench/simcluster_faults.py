@@ -52,6 +52,26 @@ class GatewayRestarts(Fault, frozen=True, kw_only=True):
     they had from it."""
 
 
+class PredictorDies(Fault, frozen=True, kw_only=True):
+    """The node's daemon is killed, its engine lives. The daemon is the data path: streams and questions break. When the
+    gateway hears of it is up to the scenario (`NodeLost`), and so is when the engine does (`OrphansDropped`): until
+    then it works for nobody."""
+
+    node_id: str
+
+
+class PredictorReturns(Fault, frozen=True, kw_only=True):
+    """A new daemon beside the same engine: it finds the engine as it is, and knows nothing of what was before."""
+
+    node_id: str
+
+
+class OrphansDropped(Fault, frozen=True, kw_only=True):
+    """The engine sees that nobody reads any more what a dead daemon had asked for, and frees its blocks."""
+
+    node_id: str
+
+
 class ClockJumps(Fault, frozen=True, kw_only=True):
     """The gateway's clock goes ahead, as after a suspended machine."""
 
@@ -62,7 +82,14 @@ class NodeFaults(msgspec.Struct):
     """What is wrong with one node now."""
 
     vanished: bool = False
+    no_daemon: bool = False
+    """Its engine lives alone."""
     frozen_s: float | None = None
     """Since when its trace stands still."""
     lie: float = 1.0
     queue_limit: int | None = None
+
+    @property
+    def deaf(self) -> bool:
+        """Nothing that is sent to it arrives, and it says nothing."""
+        return self.vanished or self.no_daemon

@@ -18,6 +18,7 @@ from bench.simcluster_noise import Noise, NoiseSource
 from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
 from gateway.core.forecast_trust import scaled
 from gateway.core.outcomes import COMPLETE
+from length_model.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
 from simcore.compiled.layout import FREE
 from simcore.cost.step_time import StepTimeModel
@@ -113,6 +114,42 @@ class ClusterNode:
         self.epoch += 1
         self._begin()
 
+    def lose_daemon(self, now_s: float) -> None:
+        """All that the daemon knew and had on the way is gone. The engine goes on with its requests, now orphans."""
+        self.run_until(now_s)
+        self.epoch += 1
+        self.faults.no_daemon = True
+        for request_id in self._ends:
+            self._watch.left(request_id, now_s)
+        # A request may come back while its orphan is still here: requests are sent under a name per attempt.
+        engine, held = self._engine, list(self._engine.requests.values())
+        engine.requests.clear()
+        for known in held:
+            request = known.request
+            if request.request_id not in self._orphans:
+                request = msgspec.structs.replace(request, request_id=f"{request.request_id} of daemon {self.epoch}")
+                self._orphans[request.request_id] = truncated(DEFAULT_PRIOR, request.max_output_tokens)
+            engine.ids[known.slot] = request.request_id
+            engine.requests[request.request_id] = known._replace(request=request)
+        engine.membership += 1
+        engine.read(math.inf, 0.0)
+        self._new_daemon()
+
+    def find_daemon(self, now_s: float) -> None:
+        """A new daemon finds the engine as it is; of each orphan's length it believes what is believed of anybody's."""
+        self.run_until(now_s)
+        self.faults = NodeFaults(lie=self.faults.lie)
+        self._beliefs.update(self._orphans)
+        self._touch(now_s)
+
+    def drop_orphans(self, now_s: float) -> None:
+        """The engine aborts what a daemon that is gone had asked for."""
+        self.run_until(now_s)
+        for orphan in list(self._orphans):
+            self._engine.abort(orphan)
+            self._orphan_left(orphan, now_s)
+        self._touch(now_s)
+
     def finish(self) -> None:
         """Closes the account of steps when a run has ended."""
         self.steps += self._engine.seq
@@ -120,7 +157,7 @@ class ClusterNode:
     @property
     def is_busy(self) -> bool:
         """Whether its engine has requests."""
-        return bool(self._ends)
+        return bool(self._ends or self._orphans)
 
     def load(self, now_s: float) -> NodeLoad:
         """The node's own summary."""
@@ -161,7 +198,7 @@ class ClusterNode:
     def note(self, now_s: float) -> LoadNoted | None:
         """The last word of the node that has reached the router by `now_s`, unless that was read before."""
         one_way_s = self._one_way_s
-        if self.faults.frozen_s is not None or self.faults.vanished:
+        if self.faults.frozen_s is not None or self.faults.deaf:
             return None
         engine = self._engine
         if self._changed and self._state_s + one_way_s <= now_s:
@@ -183,7 +220,8 @@ class ClusterNode:
         # The engine's books are those of the end of the step in progress.
         early = int(self._engine.has_work and self._engine.next_step_s > now_s)
         states = (*snapshot.running, *snapshot.waiting)
-        return {state.request_id: max(0, state.output_tokens - early) for state in states}
+        mine = [state for state in states if state.request_id in self._ends]
+        return {state.request_id: max(0, state.output_tokens - early) for state in mine}
 
     def take(
         self, shape: RequestShape, output_tokens: int, dispatch_seq: int, now_s: float, *, attempt: int = 1
@@ -227,7 +265,7 @@ class ClusterNode:
     def abort(self, request_id: str, now_s: float) -> None:
         """An abort arrives."""
         self.run_until(now_s)
-        if not self.faults.vanished and self._engine.abort(request_id):
+        if not self.faults.deaf and self._engine.abort(request_id):
             self._watch.left(request_id, now_s)
             self._forget(request_id)
             self._touch(now_s)
@@ -267,16 +305,21 @@ class ClusterNode:
             interval_s=self._delays.note_interval_s,
             lengths_known=self._lengths_known,
         )
+        self._orphans: dict[str, LengthBelief] = {}
+        """Requests in the engine that a dead daemon sent, and what the next one believes of them."""
+        self._state_s = 0.0
+        self._version = 0
+        self.next_s = math.inf
+        self._new_daemon()
+
+    def _new_daemon(self) -> None:
         self._watch = EngineWatch(self._engine, self._account)
         self._calibration = Calibration(arrivals=self._correcting is True)
         self._beliefs: dict[str, LengthBelief] = {}
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
         self._dispatched(0)
         self._changed = False
-        self._state_s = 0.0
-        self._version = 0
         self.note_s = math.inf
-        self.next_s = math.inf
 
     def _tell(self, events: list[NodeEvent]) -> None:
         push, one_way_s, epoch, node_id = self._told.push, self._one_way_s, self.epoch, self.node_id
@@ -284,6 +327,10 @@ class ClusterNode:
         for kind, request_id, at_s in events:
             if kind == "preempted":
                 watch.preempted(request_id, at_s)
+                continue
+            if request_id in self._orphans:
+                if kind != "first_token":
+                    self._orphan_left(request_id, at_s)
                 continue
             if kind == "first_token":
                 attempt = self._ends[request_id][2]
@@ -302,6 +349,11 @@ class ClusterNode:
             else:
                 push(at_s + one_way_s, NODE_TOLD, (self, epoch, (ended,)))
             self._forget(request_id)
+
+    def _orphan_left(self, orphan: str, at_s: float) -> None:
+        self._watch.left(orphan, at_s)
+        del self._orphans[orphan]
+        self._beliefs.pop(orphan, None)
 
     def _dispatched(self, dispatch_seq: int) -> None:
         # What a note says beside the load: up to which dispatch it counts, and whether forecasts are to be trusted.

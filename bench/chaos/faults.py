@@ -14,6 +14,9 @@ from bench.simcluster_faults import (
     Fills,
     GatewayRestarts,
     Lies,
+    OrphansDropped,
+    PredictorDies,
+    PredictorReturns,
     RequestsFail,
     TraceFreezes,
     Vanishes,
@@ -47,6 +50,55 @@ def one_node_killed(dice: Dice) -> Scenario:
     victim = dice.rng.choice(nodes)
     world: World = [(dice.moment(items), ev.NodeLost(node_id=victim.node_id, detail="killed"))]
     return Scenario(nodes=nodes, items=items, world=world)
+
+
+def _daemon_dies(dice: Dice, node: NodeSpec, at_s: float, back_s: float) -> World:
+    """Its session breaks at once. The engine sees it at its next step, later, or works on to the end of each answer."""
+    world: World = [
+        (at_s, PredictorDies(node_id=node.node_id)),
+        (at_s + dice.rng.uniform(0.0, 0.01), ev.NodeLost(node_id=node.node_id, detail="its daemon was killed")),
+        (back_s, PredictorReturns(node_id=node.node_id)),
+    ]
+    noticed_s = dice.rng.choice((0.0, dice.rng.uniform(0.0, 5.0), math.inf))
+    if noticed_s < math.inf:
+        world.append((at_s + noticed_s, OrphansDropped(node_id=node.node_id)))
+    return world
+
+
+def predictor_killed(dice: Dice) -> Scenario:
+    """One daemon after another dies while its engine lives, and a new one finds that engine, busy or not."""
+    nodes = dice.fleet(least=2)
+    items = dice.requests(80, 12.0)
+    world: World = []
+    at_s, victims = dice.moment(items) / 2, set()
+    for _ in range(dice.rng.randint(1, 3)):
+        victim = dice.rng.choice(nodes)
+        victims.add(victim.node_id)
+        back_s = at_s + dice.rng.uniform(0.1, 3.0)
+        world += _daemon_dies(dice, victim, at_s, back_s)
+        at_s = back_s + dice.rng.uniform(0.05, 2.0)
+    # Long after all this is over, so many come at once that no node may be left out.
+    items += dice.burst(10 * len(nodes), max(at_s, items[-1].arrival_s) + 200.0)
+    burst_s = items[-1].arrival_s
+
+    def check(run: Run) -> str:
+        served = {node_id for arrival_s, node_id in run.answers if arrival_s == burst_s}
+        return f"never used again: {sorted(victims - served)}" if victims - served else ""
+
+    # Three attempts are allowed: who is hit by every kill may be given up.
+    return Scenario(nodes=nodes, items=items, world=world, check=check, may_end=WHOLE | {Outcome.NODE_LOST})
+
+
+def all_predictors_killed(dice: Dice) -> Scenario:
+    """The daemons of all nodes die at once and new ones come one by one, beside engines that may still be busy."""
+    nodes = dice.fleet(least=1)
+    items = dice.requests(80, 10.0)
+    at_s = items[30].arrival_s
+    back_s = {node.node_id: at_s + dice.rng.uniform(0.1, 3.0) for node in nodes}
+    world: World = [what for node in nodes for what in _daemon_dies(dice, node, at_s, back_s[node.node_id])]
+    first_s = min(back_s.values())
+    must_end = {item.request_id: WHOLE for item in items if item.arrival_s > first_s}
+    return Scenario(nodes=nodes, items=items, world=world, may_end=WHOLE | GONE, must_end=must_end)
 
 
 def _silent(dice: Dice, *, long: bool) -> Scenario:
@@ -297,6 +349,8 @@ FAULTS: dict[str, Callable[[Dice], Scenario]] = {
     for maker in (
         node_killed,
         one_node_killed,
+        predictor_killed,
+        all_predictors_killed,
         node_hangs,
         half_open_connection,
         trace_frozen,

@@ -58,6 +58,8 @@ class Run(msgspec.Struct, kw_only=True):
 
     nodes: Mapping[str, int]
     """Answers completed per node."""
+    answers: Sequence[tuple[float, str]]
+    """When the request of each of them arrived, and at which node it ended."""
     alarms: Mapping[str, str]
     """The last alarm of each node."""
     seen_alarms: Mapping[str, tuple[tuple[float, str], ...]]
@@ -104,6 +106,13 @@ class Dice:
                 )
             )
         return items
+
+    def burst(self, count: int, at_s: float) -> list[WorkloadItem]:
+        """So many short requests at one moment."""
+        return [
+            WorkloadItem(request_id=f"b{i}", arrival_s=at_s, prompt_tokens=200, output_tokens=self.rng.randint(20, 60))
+            for i in range(count)
+        ]
 
     def moment(self, items: Sequence[WorkloadItem]) -> float:
         """Any time while requests come."""

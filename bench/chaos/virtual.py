@@ -39,7 +39,8 @@ class _Watch:
         self._unheard = scenario.unheard
         self._down: set[str] = set()
         self._live: set[str] = set()
-        self._tokens: Counter[str] = Counter()
+        self._sent: Counter[str] = Counter()
+        """Dispatches per node in its present session."""
 
     def __call__(self, at_s: float, event: ev.AnyEvent, actions: Sequence[ev.AnyAction]) -> None:
         match event:
@@ -47,6 +48,9 @@ class _Watch:
                 self._down.add(event.node_id)
             case ev.NodeJoined():
                 self._down.discard(event.node_id)
+                self._sent[event.node_id] = 0
+            case ev.LoadNoted() if event.dispatch_seq > self._sent[event.load.node_id]:
+                self.broken.append(f"{at_s:.3f} s: {event.load.node_id} counts dispatches of another session")
             case ev.Arrived():
                 self._live.add(event.request.request_id)
         for action in actions:
@@ -66,6 +70,7 @@ class _Watch:
                 seen.append((at_s, node.alarm))
 
     def _dispatched(self, at_s: float, action: ev.Dispatch) -> None:
+        self._sent[action.node_id] = action.dispatch_seq
         if action.node_id in self._down:
             self.broken.append(f"{at_s:.3f} s: {action.request_id} went to {action.node_id}, which is down")
         for from_s, to_s in self._unheard.get(action.node_id, ()):
@@ -103,6 +108,7 @@ def run(fault: str, seed: int) -> Verdict:
         results = []
     outcomes: Counter[str] = Counter()
     complete: Counter[str] = Counter()
+    answers: list[tuple[float, str]] = []
     lengths = {item.request_id: item.output_tokens for item in scenario.items}
     for row in results:
         outcomes[row.outcome.value] += 1
@@ -112,6 +118,7 @@ def run(fault: str, seed: int) -> Verdict:
             broken.append(f"{row.request_id} ended with {row.outcome.value} ({row.detail}), not one of {names}")
         if row.outcome in WHOLE:
             complete[row.node_id] += 1
+            answers.append((row.arrival_s, row.node_id))
             if row.output_tokens != lengths[row.request_id]:
                 broken.append(f"{row.request_id} got {row.output_tokens} tokens of {lengths[row.request_id]}")
         elif row.output_tokens > lengths[row.request_id]:
@@ -119,11 +126,15 @@ def run(fault: str, seed: int) -> Verdict:
     left = cluster.busy_nodes()
     if left:
         broken.append(f"engines that still work for nobody: {left}")
+    free = [(spec.config.num_blocks, free) for spec, free in zip(scenario.nodes, cluster.free_blocks(), strict=True)]
+    if any(have != want for want, have in free):
+        broken.append(f"KV blocks that nobody holds and nobody has: {free}")
     if scenario.check is not None and not broken:
         statuses = cluster.router.nodes()
         complaint = scenario.check(
             Run(
                 nodes=complete,
+                answers=answers,
                 alarms={node.node_id: node.alarm for node in statuses},
                 seen_alarms={node_id: tuple(seen) for node_id, seen in watch.alarms.items()},
             )

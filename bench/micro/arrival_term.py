@@ -20,8 +20,9 @@ from gateway.core.router import RouterConfig
 SEEDS = (3, 4, 5)
 """Others than those on which time constant and doubt were chosen (0 to 2)."""
 REQUESTS = 5000
+"""At a steady rate."""
 CHANGING = "14x45,31x45,20x90,33x45,16x60,29x90"
-"""Requests per second x seconds, over and over."""
+"""Requests per second x seconds: about 8,900 requests."""
 RATES = ("24", "30", "33", CHANGING)
 POLICIES = ("min_total_latency", "min_new_request_latency")
 SHAPE = ClusterShape()
@@ -29,8 +30,10 @@ SHAPE = ClusterShape()
 
 def run(policy: str, rate: str, seed: int, lengths: LengthKnowledge, path: str, *, term: bool) -> Summary:
     """One simulation. `rate`: requests per second, or steps of them."""
-    steps: tuple[RateStep, ...] = tuple(parse_steps(rate)) * 3 if "x" in rate else ()
-    spec = WorkloadSpec(dataset=DatasetSpec(name="lengths", path=path), requests=REQUESTS, rate_steps=steps)
+    steps: tuple[RateStep, ...] = tuple(parse_steps(rate)) if "x" in rate else ()
+    spec = WorkloadSpec(
+        dataset=DatasetSpec(name="lengths", path=path), requests=None if steps else REQUESTS, rate_steps=steps
+    )
     items = load_source(spec).workload(rate_per_s=None if steps else float(rate), seed=seed)
     correcting: Literal[True, "by size"] = True if term else "by size"
     cluster = SimCluster(

@@ -84,9 +84,6 @@ Example: everything from a file, read again (nodes, policy) on SIGHUP.
 )
 @click.option("--seed", type=int, help="Seed of the router's random choices. [default: 0]")
 @click.option("--forecast-timeout-ms", type=float, metavar="MS", help="How long to wait for forecasts. [default: 50]")
-@click.option(
-    "--forecast-patience-ms", type=float, metavar="MS", help="And for the rest once half have come. [default: 5]"
-)
 @click.option("--fallback", metavar="NAME", help="Policy when no forecast came. [default: least_requests]")
 @click.option(
     "--max-attempts", type=int, metavar="N", help="Placements of one request, the first included. [default: 3]"

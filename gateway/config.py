@@ -108,8 +108,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Of all random choices of the router."""
     forecast_timeout_ms: Positive = 50.0
     """Milliseconds to wait for forecasts before choosing without the missing ones."""
-    forecast_patience_ms: Positive = 5.0
-    """Milliseconds to wait for the rest once as many forecasts have come as are missing."""
     fallback: str = "least_requests"
     """Policy when no forecast came."""
     max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
@@ -208,7 +206,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             infeasible=self.infeasible,
             seed=self.seed,
             forecast_timeout_s=self.forecast_timeout_ms / 1000,
-            forecast_patience_s=self.forecast_patience_ms / 1000,
             fallback=self.fallback,
             max_attempts=self.max_attempts,
             state_stale_s=self.state_stale_s,

@@ -17,8 +17,6 @@ class Asking(msgspec.Struct, kw_only=True):
     """One round of forecasts for one placement."""
 
     timer_id: int
-    """When it fires, nothing more is waited for."""
-    asked_s: float
     shortlist: list[Node]
     pending: dict[int, str]
     """Node per ask that has not been answered."""
@@ -27,8 +25,9 @@ class Asking(msgspec.Struct, kw_only=True):
     forecasts: dict[str, Forecast] = {}
     failures: dict[str, str] = {}
     """Why a node gave none."""
-    hurried: bool = False
-    """Whether enough have come that the rest is waited for only a little longer."""
+    delays_s: dict[str, float] = {}
+    """By how much the request would delay each other one of a node: by the node's own forecast alone, or what earlier
+    dispatches add to it would be added once more by the next."""
     expected: dict[str, Expected] = {}
     """What was forecast, with what was known better by then but uncorrected: to be compared with what happens."""
 

@@ -104,9 +104,8 @@ class Placer:
             return None
         ready = self._table.best_standing(up, now_s)
         notes = dict(asking.failures)
-        waited_s = min(now_s - asking.asked_s, self._config.forecast_timeout_s)
         for node_id in asking.pending.values():
-            notes[node_id] = f"no forecast within {waited_s:.2g} s"
+            notes[node_id] = f"no forecast within {self._config.forecast_timeout_s:g} s"
         forecasts: dict[str, Forecast] = {}
         prefill_s = _prefill_s(asking.forecasts.values())
         untested = {node.node_id for node in ready if node.trust.is_untested(now_s)}
@@ -114,9 +113,12 @@ class Placer:
             forecast = asking.forecasts.get(node.node_id)
             if forecast is None:
                 continue
+            delay_s = asking.delays_s[node.node_id] = delay_to_each_s(
+                forecast, max_num_seqs=node.config.max_num_seqs, prefill_s=prefill_s
+            )
             missed = node.missed_since(asking.asked_seq[node.node_id])
             if missed:
-                forecast = with_missed(forecast, missed, _delay_s(node, forecast, prefill_s))
+                forecast = with_missed(forecast, missed, delay_s)
                 notes[node.node_id] = f"{len(missed)} dispatched there since it was asked: added to its forecast"
             asking.expected[node.node_id] = Expected(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
             # Who is never chosen for what it says can never be found wrong: the untested get their share to be tested.
@@ -166,14 +168,10 @@ class Placer:
             return True
         return could_take(view, shape) and takes_by_forecast(forecast, preemption=self._config.hold.preemption)
 
-    def held(self, live: LiveRequest, node: Node, decision: Decision) -> Held:
-        """The request's place in the account of the chosen node, with the next dispatch number."""
+    def held(self, live: LiveRequest, node: Node, delay_s: float | None) -> Held:
+        """The request's place in the account of the chosen node, with the next dispatch number. `delay_s`: by how much
+        it delays each other request there, by what the node itself forecast; None if it was not asked."""
         shape = live.shape
-        forecast = decision.scores[0].forecast
-        delay_s = None
-        if forecast is not None:
-            prefill_s = _prefill_s(score.forecast for score in decision.scores if score.forecast is not None)
-            delay_s = _delay_s(node, forecast, prefill_s)
         expected_tokens = min(shape.belief.mean_tokens, shape.max_output_tokens)
         return Held(
             request_id=shape.request_id,
@@ -226,12 +224,11 @@ class Placer:
         return [node.view(now_s, stale_after_s) for node in nodes]
 
 
-def _delay_s(node: Node, forecast: Forecast, prefill_s: float) -> float:
-    note = node.note
-    others = len(node.held) if note is None else note.running + note.waiting
-    return delay_to_each_s(forecast, others=others, max_num_seqs=node.config.max_num_seqs, prefill_s=prefill_s)
-
-
 def _prefill_s(forecasts: Iterable[Forecast]) -> float:
-    """Time that the prompt alone takes: where the first token comes soonest, least else is in it."""
-    return min((forecast.ttft_s.mean for forecast in forecasts), default=0.0)
+    """Time that the prompt alone takes: where its first token comes soonest after the start, least else is in it."""
+    return min((_after_start_s(forecast) for forecast in forecasts), default=0.0)
+
+
+def _after_start_s(forecast: Forecast) -> float:
+    ttft_s, start_s = forecast.ttft_s.mean, forecast.clear_start_s.mean
+    return ttft_s - start_s if start_s < ttft_s else ttft_s

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from gateway.core import events as ev
 from gateway.core.candidates import NodeTable, Refusal
-from gateway.core.forecast_trust import Expected
 from gateway.core.late_binding import LateBinding
 from gateway.core.ledger import Ledger
 from gateway.core.lifecycle import Trigger
@@ -23,28 +22,18 @@ from simcore.types import Candidate, Decision, Forecast, Outcome
 
 
 class Placing:
-    """One per router. `timeout_s` is how long a placement waits for forecasts, `patience_s` how long for the rest once
-    as many have come as are missing."""
+    """One per router. `forecast_timeout_s` is how long a placement waits for forecasts."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        table: NodeTable,
-        placer: Placer,
-        late: LateBinding,
-        *,
-        timeout_s: float,
-        patience_s: float,
+        self, ledger: Ledger, table: NodeTable, placer: Placer, late: LateBinding, *, forecast_timeout_s: float
     ) -> None:
         self._ledger = ledger
         self._late = late
         self._table = table
         self._placer = placer
-        self._timeout_s = timeout_s
-        self._patience_s = patience_s
-        self._loose: dict[str, tuple[int, float]] = {}
-        """A question to each node for whose answer nobody waits, and when it was asked: the last to a silent node, the
-        first that a decision did not wait for to any other."""
+        self._forecast_timeout_s = forecast_timeout_s
+        self._probes: dict[str, tuple[int, float]] = {}
+        """The last question to each silent node, and when it was asked."""
 
     def place(self, live: LiveRequest, now_s: float) -> None:
         """First half of a placement: refuse, ask for forecasts, or decide at once."""
@@ -83,9 +72,8 @@ class Placing:
         live = self._ledger.asks.get(event.ask_id)
         node = self._table.nodes.get(event.node_id)
         if live is None:
-            ask_id, asked_s = self._loose.get(event.node_id, (0, 0.0))
-            if node is not None and ask_id == event.ask_id and now_s - asked_s <= self._timeout_s:
-                del self._loose[event.node_id]
+            ask_id, asked_s = self._probes.get(event.node_id, (0, 0.0))
+            if node is not None and ask_id == event.ask_id and now_s - asked_s <= self._forecast_timeout_s:
                 node.trust.answered()
             return
         if node is not None:
@@ -102,11 +90,8 @@ class Placing:
         """Second half of a placement, with the forecasts that came; from the start if the shortlist has gone."""
         asking = self._ledger.stop_asking(live)
         assert asking is not None, "a decision with forecasts follows asking for them"
-        in_time = now_s < asking.asked_s + self._timeout_s
-        for ask_id, node_id in asking.pending.items():
-            if in_time:
-                self._loose.setdefault(node_id, (ask_id, asking.asked_s))
-            elif (node := self._table.nodes.get(node_id)) is not None:
+        for node_id in asking.pending.values():
+            if (node := self._table.nodes.get(node_id)) is not None:
                 node.trust.unanswered(now_s)
         patient = self._late.is_patient(live, now_s)
         decision = self._placer.decide_with_forecasts(live, asking, now_s=now_s, patient=patient)
@@ -117,7 +102,7 @@ class Placing:
         elif isinstance(decision, NotNow):
             self._late.hold(live, now_s, again_in_s=decision.again_in_s)
         else:
-            self._commit(live, decision, now_s, expected=asking.expected.get(decision.node_id))
+            self._commit(live, decision, now_s, asking)
 
     def _infeasible(self, live: LiveRequest, found: Infeasible, now_s: float) -> None:
         """Refused, or held as the last of all."""
@@ -142,7 +127,6 @@ class Placing:
         pending: dict[int, str] = {}
         failures: dict[str, str] = {}
         for node in shortlist:
-            self._settle(node, now_s)
             if node.trust.is_silent:
                 failures[node.node_id] = "its predictor has not answered lately"
                 if node.trust.probe_due(now_s):
@@ -152,8 +136,7 @@ class Placing:
             pending[ask_id] = node.node_id
             self._ledger.want(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
         live.asking = Asking(
-            timer_id=self._ledger.start_timer(live, now_s + self._timeout_s),
-            asked_s=now_s,
+            timer_id=self._ledger.start_timer(live, now_s + self._forecast_timeout_s),
             shortlist=shortlist,
             pending=pending,
             asked_seq={node.node_id: node.dispatch_seq for node in shortlist},
@@ -165,16 +148,8 @@ class Placing:
     def _probe(self, node: Node, candidate: Candidate, now_s: float) -> None:
         """Asks a silent node, for whose answer nobody waits, whether it answers again."""
         ask_id = self._ledger.new_ask_id()
-        self._loose[node.node_id] = (ask_id, now_s)
+        self._probes[node.node_id] = (ask_id, now_s)
         self._ledger.want(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
-
-    def _settle(self, node: Node, now_s: float) -> None:
-        """A question that a decision did not wait for counts as unanswered once its time is over."""
-        if node.trust.is_silent or (loose := self._loose.get(node.node_id)) is None:
-            return
-        if now_s - loose[1] > self._timeout_s:
-            del self._loose[node.node_id]
-            node.trust.unanswered(now_s)
 
     def _answered(self, live: LiveRequest, ask_id: int, forecast: Forecast | None, error: str, now_s: float) -> None:
         asking = live.asking
@@ -187,19 +162,18 @@ class Placing:
             asking.failures[node_id] = error
         if not asking.pending:
             self.decide(live, now_s)
-        elif not asking.hurried and len(asking.forecasts) >= len(asking.pending):
-            asking.hurried = True
-            at_s = now_s + self._patience_s
-            if at_s < asking.asked_s + self._timeout_s:
-                self._ledger.timers.pop(asking.timer_id, None)
-                asking.timer_id = self._ledger.start_timer(live, at_s)
 
-    def _commit(self, live: LiveRequest, decision: Decision, now_s: float, *, expected: Expected | None = None) -> None:
+    def _commit(self, live: LiveRequest, decision: Decision, now_s: float, asking: Asking | None = None) -> None:
         request_id = live.shape.request_id
         self._late.placed(live, now_s)
         live.decisions.append(decision)
         node = self._table.nodes[decision.node_id]
-        held = self._placer.held(live, node, decision)
+        expected = delay_s = None
+        if asking is not None:
+            expected = asking.expected.get(node.node_id)
+            if decision.scores[0].forecast is not None:
+                delay_s = asking.delays_s.get(node.node_id)
+        held = self._placer.held(live, node, delay_s)
         if (remember := remembering(live.policy)) is not None:
             remember.placed(live.shape, node.node_id)
         if live.shape.place_only:

@@ -80,15 +80,14 @@ def by_our_account(costs: Sequence[float | None], views: Sequence[NodeView]) -> 
     ]
 
 
-def delay_to_each_s(forecast: Forecast, *, others: int, max_num_seqs: int, prefill_s: float) -> float:
+def delay_to_each_s(forecast: Forecast, *, max_num_seqs: int, prefill_s: float) -> float:
     """Seconds by which a request delays each other request of its node.
 
-    The largest of three: what the forecast says of those there already (harm over their number); the time its prompt
-    takes, `prefill_s`, for which those who come with it wait; and its share of the node, one of `max_num_seqs` places
-    for as long as it stays (processor sharing). The last two hold on an idle node too, where there was nobody to harm.
+    The larger of two: the time its prompt takes, `prefill_s`, for which those who come with it wait; and its share of
+    the node, one of `max_num_seqs` places for as long as it stays (processor sharing). Harm over the number of those
+    there already would be a third, but that number is of another moment than the forecast.
     """
-    harm_s = forecast.harm_s.mean / others if others > 0 else 0.0
-    return max(harm_s, prefill_s, forecast.e2e_s.mean / max_num_seqs, 0.0)
+    return max(prefill_s, forecast.e2e_s.mean / max_num_seqs, 0.0)
 
 
 def with_missed(forecast: Forecast, missed: Sequence[Held], own_delay_s: float) -> Forecast:

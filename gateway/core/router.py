@@ -53,12 +53,7 @@ class Router:
         self._watch = Watch(self._table, stall_s=config.stall_s)
         self._budget = RetryBudget(share=config.retry_share, burst=config.retry_burst)
         self._placing = Placing(
-            self._ledger,
-            self._table,
-            self._placer,
-            self._late,
-            timeout_s=config.forecast_timeout_s,
-            patience_s=config.forecast_patience_s,
+            self._ledger, self._table, self._placer, self._late, forecast_timeout_s=config.forecast_timeout_s
         )
         self._handlers: dict[type[ev.Event], Callable[[Any, float], None]] = {
             ev.Arrived: self._on_arrived,

@@ -25,9 +25,6 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     forecast_timeout_s: float = 0.05
     """How long a placement waits for forecasts."""
-    forecast_patience_s: float = 0.005
-    """And how long for the rest once as many have come as are missing: one node that is slow to answer must not make
-    every decision slow."""
     max_attempts: int = 3
     """Placements of one request, the first included."""
     retry_share: float = 0.2
@@ -66,8 +63,6 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"retry_burst must be >= 0, got {self.retry_burst}")
         if not self.forecast_timeout_s > 0:
             raise ValueError(f"forecast_timeout_s must be > 0, got {self.forecast_timeout_s}")
-        if not self.forecast_patience_s > 0:
-            raise ValueError(f"forecast_patience_s must be > 0, got {self.forecast_patience_s}")
         if not self.stall_s > 0:
             raise ValueError(f"stall_s must be > 0, got {self.stall_s}")
         if not self.state_stale_s > 0:

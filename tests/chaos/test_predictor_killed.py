@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.chaos.scenario import STEP_TIME, World
+from bench.chaos.faults import predictor_killed
+from bench.chaos.scenario import STEP_TIME, Dice, World
 from bench.simcluster import NodeSpec, SimCluster
 from bench.simcluster_faults import OrphansDropped, PredictorDies, PredictorReturns
 from bench.workload.item import WorkloadItem
@@ -87,3 +88,19 @@ def test_an_answer_that_comes_back_to_its_first_engine_does_not_meet_itself() ->
     cluster.router.check_quiescent()
     assert cluster.busy_nodes() == []
     assert cluster.free_blocks() == [400, 400]
+
+
+def test_requests_set_free_at_one_moment_do_not_double_each_others_forecasts() -> None:
+    """Seed 127 of `predictor_killed`: 65 of them went to the one node left, the last with a forecast of 10^21 s."""
+    told: list[float] = []
+
+    def observe(_: float, event: ev.AnyEvent, actions: Sequence[ev.AnyAction]) -> None:
+        chosen = [action.decision.scores[0].forecast for action in actions if isinstance(action, ev.Dispatch)]
+        told.extend(forecast.ttft_s.mean for forecast in chosen if forecast is not None)
+
+    scenario = predictor_killed(Dice(127))
+    config = RouterConfig(policy="min_new_request_latency", seed=127, hold=HoldConfig(when="never"))
+    cluster = SimCluster(scenario.nodes, config, max_output_tokens=1000, observe=observe)
+    cluster.run(scenario.items, scenario.world)
+    assert len(told) > 80
+    assert max(told) < 3600.0

@@ -275,7 +275,8 @@ class ClusterNode:
         self.run_until(now_s)
         frozen_s = self.faults.frozen_s
         if self._based_on is None or (frozen_s is None and self._based_on != (now_s, self._version)):
-            self._what_if.rebase_node(self._engine, self._beliefs, now_s)
+            if not self._what_if.carry_on(self._engine, now_s):
+                self._what_if.rebase_node(self._engine, self._beliefs, now_s)
             self._based_on = (now_s, self._version)
         # The router asks only nodes that can hold the prompt: a refusal here is a defect and stops the run.
         candidate = ask.candidate

@@ -82,8 +82,8 @@ class SimNode:
     load and deltas tell of finished steps only, as a trace does (`simcore.told`).
 
     vLLM takes in aborts just before the tokens of the step in which they come, not just after. So an answer whose last
-    token comes in that very step is aborted there and finished here, and an aborted request's blocks are freed there
-    before those of requests that end with the step, here behind them: as many, but another one may be reused first.
+    token comes in that step is aborted there and finished here, and an aborted request's blocks are freed there before
+    those of requests that end with the step, here behind them: as many, but another one may be reused first.
     """
 
     def __init__(self, node_id: str, config: EngineConfig, step_time: StepTimeModel) -> None:
@@ -97,6 +97,8 @@ class SimNode:
         """When the next step can begin: the end of the last one or the arrival that woke the node; inf if idle."""
         self.membership = 0
         """Changes whenever a request comes or goes."""
+        self.interventions = 0
+        """Arrivals and aborts: what the node's own state does not foretell."""
         self.requests: dict[str, Arrived] = {}
         """Those in the engine, by id."""
         self.ids: list[str] = [""] * _FIRST_CAPACITY
@@ -110,7 +112,6 @@ class SimNode:
         self._log = self._new_log(_FIRST_CAPACITY)
         self._times_s = np.zeros(len(self._log), dtype=np.float64)
         self._free_slots = list(range(_FIRST_CAPACITY - 1, -1, -1))
-        self._arrivals = 0
         self._arrived: list[Arrived] = []
         self._aborted: list[str] = []
 
@@ -143,12 +144,12 @@ class SimNode:
             final=request.output_tokens,
             max_out=request.max_output_tokens,
             priority=request.priority,
-            order=self._arrivals,
+            order=self.interventions,
         )
         if request.block_hashes and self.config.enable_prefix_caching:
             self._name_blocks(slot, request.block_hashes)
-        self._arrivals += 1
         self.membership += 1
+        self.interventions += 1
         self.ids[slot] = request_id
         self.requests[request_id] = arrived = Arrived(slot, request, now_s)
         ENTRIES.enqueue(self.head, self.req, self.lists, slot)
@@ -160,6 +161,7 @@ class SimNode:
         if known is None:
             return False
         self.membership += 1
+        self.interventions += 1
         ENTRIES.remove(self.head, self.req, self.lists, self._shared, known.slot)
         self._free_slots.append(known.slot)
         if not self.has_work:

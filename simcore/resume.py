@@ -76,7 +76,7 @@ def node_at(
     # A busy engine that schedules asynchronously has the next step planned already. (Of who has just left it, the
     # snapshot knows no more; that plan still knew them.)
     ENTRIES.plan_ahead(node.head, node.req, node.lists, node._log)
-    node._arrivals = n
+    node.interventions = n
     node.seq = snapshot.seq
     node.free_at_s = float(free_at_s)
     node.next_step_s = node.free_at_s if n else math.inf

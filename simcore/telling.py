@@ -75,6 +75,8 @@ class TellingNode(SimNode):
             (self.next_step_s, float(until_s), float(keep_from_s), self._interval_s),
         )
         self.seq += steps
+        self._arrived.clear()
+        self._aborted.clear()
         events: list[NodeEvent] = []
         if n_log:
             self._collect(n_log, [self.free_at_s] * n_log, events)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -196,6 +197,57 @@ def test_jumping_and_stepping_answer_alike(workload: Workload, steps: int, rng: 
         what_if.rebase(node.snapshot(0.0), beliefs)
         answers.append(what_if.forecast([candidate])[0])
     assert rounded(answers[0]) == pytest.approx(rounded(answers[1]), rel=1e-9, abs=1e-9)
+
+
+@given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))
+@settings(RUNS, max_examples=150)
+def test_a_future_carried_on_is_that_computed_anew(workload: Workload, steps: int, rng: random.Random) -> None:
+    """Whatever happens on the node meanwhile, and whether lengths turn out as believed or not."""
+    node = played(workload, steps)
+    truth = rng.random() < 0.7
+    lengths = {
+        i: b if truth else LengthBelief((b.atoms_tokens[0] + rng.choice((0, 0, 3)),))
+        for i, b in exact_beliefs(node).items()
+    }
+    old = WhatIf("n", workload.config, MODEL)
+    now_s = node.free_at_s
+    candidate = candidate_for(workload.config, rng)
+    old.rebase_node(node, lengths, now_s)
+    old.forecast([candidate])
+    for step in range(12):
+        if node.has_work:
+            node.step(node.next_step_s)
+        if rng.random() < 0.1:
+            come = msgspec.structs.replace(candidate_for(workload.config, rng), request_id=f"new{step}")
+            node.add(sim_request(come), node.free_at_s)
+            lengths[come.request_id] = come.belief
+        if rng.random() < 0.05 and node.requests:
+            node.abort(rng.choice(sorted(node.requests)))
+        now_s = max(now_s, node.free_at_s - rng.choice((0.0, 0.003)))
+        held = {i: lengths[i] for i in node.requests}
+        new = WhatIf("n", workload.config, MODEL)
+        new.rebase_node(node, held, now_s)
+        if not old.carry_on(node, now_s):
+            old.rebase_node(node, held, now_s)
+        (was,), (anew,) = old.forecast([candidate]), new.forecast([candidate])
+        assert rounded(was)[:-1] == pytest.approx(rounded(anew)[:-1], rel=1e-9, abs=1e-9), "all but the headroom"
+        assert was.trace_seq == anew.trace_seq
+
+
+def test_a_future_is_carried_on_while_a_candidate_would_wait() -> None:
+    config = EngineConfig(model="m", max_num_seqs=2, num_blocks=100, enable_prefix_caching=False)
+    node = SimNode("n", config, MODEL)
+    for i in range(4):
+        node.add(SimRequest(request_id=f"r{i}", prompt_tokens=9, output_tokens=20, max_output_tokens=20), 0.0)
+    candidate = Candidate(request_id="c", prompt_tokens=9, max_output_tokens=5, belief=LengthBelief((5,)))
+    what_if = WhatIf("n", config, MODEL)
+    what_if.rebase_node(node, exact_beliefs(node), 0.0)
+    what_if.forecast([candidate])
+    carried = []
+    while node.has_work:
+        node.step(node.next_step_s)
+        carried.append(what_if.carry_on(node, node.free_at_s))
+    assert carried == [True] * 20 + [False] * 20, "the last two start with the 21st step, and with them whoever comes"
 
 
 @given(workloads(), st.integers(0, 40), st.randoms(use_true_random=False))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.length_samples import DEFAULT_SAMPLES, one_line_errors, read_split
+from bench.commands.length_samples import DEFAULT_SAMPLES, can_plot, one_line_errors, read_split
 from bench.commands.length_worth import worth
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _recipe(settings: tuple[str, ...]) -> dict[str, Any]:
 @_samples
 @click.option("--side", type=click.Choice(["test", "calibration", "train"]), default="test", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
-@click.option("--plot", type=_file, help="Write the reliability plot (.png).")
+@click.option("--plot", type=_file, callback=can_plot, help="Write the reliability plot (.png).")
 @click.option("--card", type=_file, help="Write the last model's card (.md).")
 @_json
 def evaluate(

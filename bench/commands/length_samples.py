@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ def one_line_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None
+
+
+def can_plot(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Refuses a plot that could not be drawn before minutes of work, not after them."""
+    if value is not None and find_spec("matplotlib") is None:
+        raise click.BadParameter("plots need matplotlib: pip install 'astrolabe[bench]'", context, parameter)
+    return value
 
 
 def read_split(samples: Path) -> tuple[list[Any], Any]:

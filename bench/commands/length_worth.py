@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bench.commands.length_samples import DEFAULT_SAMPLES, one_line_errors, read_split
+from bench.commands.length_samples import DEFAULT_SAMPLES, can_plot, one_line_errors, read_split
 from bench.gateway_client import json_option
 
 _file = click.Path(path_type=Path, dir_okay=False)
@@ -33,7 +33,7 @@ Example: the shipped models and an encoder of one's own, four nodes, three seeds
               help="P99 of TTFT that the capacity keeps; also what a good answer keeps.")  # fmt: skip
 @click.option("--output", type=_file, help="Write all runs (.json).")
 @click.option("--markdown", type=_file, help="Write the tables (.md).")
-@click.option("--plot", type=_file, help="Write the plot (.png).")
+@click.option("--plot", type=_file, callback=can_plot, help="Write the plot (.png).")
 @json_option
 def worth(
     models: tuple[str, ...],

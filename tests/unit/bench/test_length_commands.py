@@ -1,0 +1,22 @@
+"""What the commands of `astrolabe length` refuse before they begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench.commands import length_samples
+from bench.commands.length import length
+
+
+@pytest.mark.parametrize("command", ["eval", "worth"])
+def test_a_plot_that_cannot_be_drawn_is_refused_before_the_work(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(length_samples, "find_spec", lambda name: None)
+    samples, plot = str(tmp_path / "none.jsonl"), str(tmp_path / "x.png")
+    said = CliRunner().invoke(length, [command, "hashed", "--samples", samples, "--plot", plot])
+    assert said.exit_code == 2
+    assert "plots need matplotlib: pip install" in said.output

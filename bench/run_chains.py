@@ -15,7 +15,7 @@ from rich.console import Console
 from bench.run_files import commit, machine
 from bench.run_log import RunLog, read_lines
 from bench.run_one import Done, RunLine, Task, run_task
-from bench.run_pool import INTERRUPTED, WORKER_DIED, Interrupted, PoolError, leave_interrupts_to_parent
+from bench.run_pool import INTERRUPTED, WORKER_DIED, Interrupted, PoolError, depend_on_parent
 from bench.run_spec import RunSpec
 
 R = TypeVar("R")
@@ -41,7 +41,7 @@ def run_chains(
     context = multiprocessing.get_context("spawn")
     with (
         RunLog(log_path) as log,
-        ProcessPoolExecutor(workers, mp_context=context, initializer=leave_interrupts_to_parent) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=depend_on_parent) as pool,
     ):
 
         def go_on(name: str, line: RunLine | None) -> None:

@@ -6,10 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
@@ -129,7 +131,7 @@ def _drain(
         return
     # Started afresh, not forked: the parent may have threads of its own.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=leave_interrupts_to_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=depend_on_parent) as pool:
         futures = [pool.submit(run_task, t, commit=commit, machine=machine, keep_results=keep) for t in tasks]
         collected: set[Future[Done]] = set()
         try:
@@ -156,9 +158,18 @@ def _keep_running(
             finished(future.result())
 
 
-def leave_interrupts_to_parent() -> None:
-    """For workers: Ctrl-C reaches the whole group, and the parent decides what becomes of it."""
+def depend_on_parent() -> None:
+    """For workers: Ctrl-C reaches the whole group, and the parent decides what becomes of it; if it is killed, they end
+    with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _weight(task: Task) -> float:

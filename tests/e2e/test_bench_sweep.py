@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bench.cli import main
@@ -67,7 +68,8 @@ def test_a_sweep_keeps_one_line_per_run_and_goes_on_where_it_was(capsys: pytest.
     assert "ttft_ms" in out
 
 
-def test_ctrl_c_keeps_what_was_finished(folder: Path) -> None:
+def begun(folder: Path) -> subprocess.Popen[str]:
+    """A long sweep on two workers, of which some runs are finished."""
     command = [
         sys.executable, "-m", "bench.cli", "bench", "sweep", "--axis", "policy=random", "--axis", "rate=1:20:0.5",
         *SMALL, "--set", "requests=150", "--seeds", "20", "--jobs", "2", "--output", "s",
@@ -80,6 +82,11 @@ def test_ctrl_c_keeps_what_was_finished(folder: Path) -> None:
         assert time.monotonic() < deadline_s, "no run was finished"
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.05)
+    return process
+
+
+def test_ctrl_c_keeps_what_was_finished(folder: Path) -> None:
+    process, log = begun(folder), folder / "s" / "runs.jsonl"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=50)
     assert process.returncode == 130
@@ -88,6 +95,16 @@ def test_ctrl_c_keeps_what_was_finished(folder: Path) -> None:
     kept = log.read_bytes()
     assert kept.endswith(b"\n")
     assert all(json.loads(line)["schema_version"] == 1 for line in kept.splitlines())
+
+
+def test_workers_end_with_a_sweep_that_is_killed(folder: Path) -> None:
+    process = begun(folder)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate(timeout=50)
+    _, left = psutil.wait_procs(workers, timeout=20)
+    assert not left
 
 
 def test_files_of_ones_own_serve_as_policy_workload_and_profile(

@@ -91,11 +91,25 @@ def predictor_killed(dice: Dice) -> Scenario:
 
 def all_predictors_killed(dice: Dice) -> Scenario:
     """The daemons of all nodes die at once and new ones come one by one, beside engines that may still be busy."""
+    return _all_at_once(dice, (0.1, 3.0), lambda node, at_s, back_s: _daemon_dies(dice, node, at_s, back_s))
+
+
+def all_nodes_gone(dice: Dice) -> Scenario:
+    """All nodes die at once and come back, one by one: what cannot be served is told so, what comes after is served."""
+    return _all_at_once(
+        dice,
+        (0.5, 2.0),
+        lambda node, at_s, back_s: [(at_s, ev.NodeLost(node_id=node.node_id, detail="power")), (back_s, joined(node))],
+    )
+
+
+def _all_at_once(dice: Dice, away_s: tuple[float, float], dies: Callable[[NodeSpec, float, float], World]) -> Scenario:
+    """`dies` says what befalls a node from its death to its return, for which `away_s` has the least and the most."""
     nodes = dice.fleet(least=1)
     items = dice.requests(80, 10.0)
     at_s = items[30].arrival_s
-    back_s = {node.node_id: at_s + dice.rng.uniform(0.1, 3.0) for node in nodes}
-    world: World = [what for node in nodes for what in _daemon_dies(dice, node, at_s, back_s[node.node_id])]
+    back_s = {node.node_id: at_s + dice.rng.uniform(*away_s) for node in nodes}
+    world: World = [what for node in nodes for what in dies(node, at_s, back_s[node.node_id])]
     first_s = min(back_s.values())
     must_end = {item.request_id: WHOLE for item in items if item.arrival_s > first_s}
     return Scenario(nodes=nodes, items=items, world=world, may_end=WHOLE | GONE, must_end=must_end)
@@ -184,19 +198,6 @@ def full_queue(dice: Dice) -> Scenario:
 
     may_end = WHOLE if len(full) < len(nodes) else WHOLE | {Outcome.OVERLOADED}
     return Scenario(nodes=nodes, items=items, world=world, check=check, may_end=may_end | {Outcome.OVERLOADED})
-
-
-def all_nodes_gone(dice: Dice) -> Scenario:
-    """All nodes die at once and come back, one by one: what cannot be served is told so, what comes after is served."""
-    nodes = dice.fleet(least=1)
-    items = dice.requests(80, 10.0)
-    at_s = items[30].arrival_s
-    back_s = {node.node_id: at_s + dice.rng.uniform(0.5, 2.0) for node in nodes}
-    world: World = [(at_s, ev.NodeLost(node_id=node.node_id, detail="power")) for node in nodes]
-    world += [(back_s[node.node_id], joined(node)) for node in nodes]
-    first_s = min(back_s.values())
-    must_end = {item.request_id: WHOLE for item in items if item.arrival_s > first_s}
-    return Scenario(nodes=nodes, items=items, world=world, may_end=WHOLE | GONE, must_end=must_end)
 
 
 def gateway_killed(dice: Dice) -> Scenario:

@@ -54,6 +54,7 @@ from simcore.compiled.layout import (
     Shared,
 )
 from simcore.cost import step_time
+from simcore.kernel_cache import cached
 
 _MODULES = (blocks, course, kv, memory, plan, step, stretch, jump, jump_ahead, future, step_time)
 
@@ -124,7 +125,7 @@ def start(
 
 
 def _compile(fingerprint: int) -> Entries:
-    @njit(cache=True, nogil=True)
+    @cached
     def one_step(
         head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints
     ) -> tuple[int, int, float, int, int, int, int]:
@@ -132,14 +133,14 @@ def _compile(fingerprint: int) -> Entries:
         assert fingerprint >= 0
         return step.step(head, req, lists, shared, log, True)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def plan_ahead(head: Ints, req: Ints, lists: Ints, log: Ints) -> None:
         """`step.plan_ahead` for a state that was told without the step that its engine has in flight."""
         assert fingerprint >= 0
         if head[AHEAD] and head[FLYING] == 0 and head[N_RUNNING] > 0:
             step.plan_ahead(head, req, lists, None, log, int(np.int64(0)))
 
-    @njit(cache=True, nogil=True)
+    @cached
     def advance(
         head: Ints,
         req: Ints,
@@ -168,13 +169,13 @@ def _compile(fingerprint: int) -> Entries:
             steps += 1
         return n_log, steps, next_s
 
-    @njit(cache=True, nogil=True)
+    @cached
     def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
         """`stretch.measure`."""
         assert fingerprint >= 0
         return stretch.measure(head, req, lists)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def keep(
         head: Ints,
         req: Ints,
@@ -192,7 +193,7 @@ def _compile(fingerprint: int) -> Entries:
         assert fingerprint >= 0
         return stretch.keep(head, req, lists, totals, told_s, states, row, seq, mark, state_s, interval_s)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def run(
         head: Ints,
         req: Ints,
@@ -210,44 +211,44 @@ def _compile(fingerprint: int) -> Entries:
         assert fingerprint >= 0
         return stretch.run(head, req, lists, shared, log, packed, totals, told_s, states, *at, *times_s)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def enqueue(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
         """`plan.enqueue` at the back."""
         assert fingerprint >= 0
         plan.enqueue(head, req, lists, slot, False)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def remove(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> None:
         """`step.remove`."""
         assert fingerprint >= 0
         step.remove(head, req, lists, shared, slot)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
         """`blocks.tell_apart`."""
         assert fingerprint >= 0
         blocks.tell_apart(head, req, lists, shared)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
         """`blocks.known_prefix`."""
         assert fingerprint >= 0
         return blocks.known_prefix(pool, names)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
         """`blocks.count_shares`."""
         assert fingerprint >= 0
         blocks.count_shares(head, req, to_req, source, shared)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def draw(heads: Ints, reqs: Ints, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> int:
         """`future.draw_finals` for the base state, `rows` by its slots."""
         assert fingerprint >= 0
         n = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
         return future.draw_finals(reqs[BASE], n, atoms, strata, rows, scenarios, finals)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def take_node(
         head: Ints,
         req: Ints,
@@ -271,7 +272,7 @@ def _compile(fingerprint: int) -> Entries:
             rows[slot] = node_rows[source[slot]]
         return future.draw_finals(to_reqs[BASE], n, atoms, strata, rows, scenarios, finals)
 
-    @njit(cache=True, nogil=True)
+    @cached
     def forecast(
         heads: Ints,
         reqs: Ints,

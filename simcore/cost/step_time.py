@@ -21,9 +21,9 @@ import itertools
 
 import msgspec
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from simcore.kernel_cache import cached
 from simcore.trace import StepBatch
 
 N_HEADER = 7
@@ -112,7 +112,7 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-@njit(cache=True, nogil=True)
+@cached
 def dense_seconds(packed: NDArray[np.float64], tokens: float) -> float:
     n = int(packed[4])
     if tokens <= packed[N_HEADER]:
@@ -131,7 +131,7 @@ def dense_seconds(packed: NDArray[np.float64], tokens: float) -> float:
     return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
 
 
-@njit(cache=True, nogil=True)
+@cached
 def step_seconds(
     packed: NDArray[np.float64], tokens: float, prefill_work: float, decode_kv: float, seqs: float
 ) -> float:

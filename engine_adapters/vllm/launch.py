@@ -15,7 +15,15 @@ from simcore.types import EngineConfig
 SCHEDULER = "engine_adapters.vllm.scheduler.TraceScheduler"
 EXECUTOR = "engine_adapters.vllm_emulated_device.EmulatedDevice"
 VOCABULARY = 32_000
-SPECIAL = {"<unk>": VOCABULARY - 3, "<s>": VOCABULARY - 2, "</s>": VOCABULARY - 1}
+TINY_LLAMA: Mapping[str, object] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -85,26 +93,35 @@ def emulated_launch(
     return Launch(launch.command, {**launch.environment, **quiet, **settings})
 
 
-def write_model(folder: Path, *, max_model_len_tokens: int) -> None:
-    """Configuration and tokenizer of a Llama without weights. Ids 0 to 255 are bytes; the others stand for nothing."""
+def special_ids(vocabulary: int) -> dict[str, int]:
+    """The last ids of a vocabulary of so many: those that stand for no text."""
+    return {"<unk>": vocabulary - 3, "<s>": vocabulary - 2, "</s>": vocabulary - 1}
+
+
+def write_model(
+    folder: Path,
+    *,
+    max_model_len_tokens: int,
+    vocabulary: int = VOCABULARY,
+    architecture: Mapping[str, object] = TINY_LLAMA,
+) -> None:
+    """Configuration and tokenizer of a model without weights. Ids 0 to 255 are bytes; the others stand for nothing.
+
+    `architecture`: keys of the model's `config.json`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    special = special_ids(vocabulary)
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
+        **architecture,
         "max_position_embeddings": max_model_len_tokens,
-        "vocab_size": VOCABULARY,
-        "bos_token_id": SPECIAL["<s>"],
-        "eos_token_id": SPECIAL["</s>"],
+        "vocab_size": vocabulary,
+        "bos_token_id": special["<s>"],
+        "eos_token_id": special["</s>"],
         "torch_dtype": "bfloat16",
     }
     bytes_as_text = byte_characters()
-    vocabulary = {bytes_as_text[b]: b for b in range(256)}
-    vocabulary |= {f"<t{i}>": i for i in range(256, VOCABULARY - len(SPECIAL))} | SPECIAL
+    ids = {bytes_as_text[b]: b for b in range(256)}
+    ids |= {f"<t{i}>": i for i in range(256, vocabulary - len(special))} | special
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     tokenizer = {
         "version": "1.0",
@@ -118,11 +135,11 @@ def write_model(folder: Path, *, max_model_len_tokens: int) -> None:
                 "normalized": False,
                 "special": True,
             }
-            for text, i in SPECIAL.items()
+            for text, i in special.items()
         ],
         "pre_tokenizer": level,
         "decoder": level,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>"},
+        "model": {"type": "BPE", "vocab": ids, "merges": [], "unk_token": "<unk>"},
     }
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     chat = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"

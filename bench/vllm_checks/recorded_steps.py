@@ -1,0 +1,143 @@
+"""What `bench.vllm_checks.real_device` recorded, against a profile: step by step, as learned, and as whole requests.
+
+    python -m bench.vllm_checks.recorded_steps --profile h200/qwen3-32b DIRECTORY/steps-*.jsonl
+
+Each file is a run of its own for the replay; learning goes through all of them, in the order given. Nothing of the
+profile is fitted to the runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+import numpy as np
+
+from bench.calibration import Trace, learn
+from bench.profile.measured_run import MeasuredRequest
+from bench.profile.validate import METRICS, validate
+from simcore.cost.shipped import load_profile
+from simcore.cost.step_time import StepTimeModel
+from simcore.trace import TraceDelta, TraceSnapshot
+
+SEQS = (1, 8, 32, 64, 128, 200, 1025)
+"""Edges of the rows of decoding steps, in sequences."""
+CUT_OFF_S = 25.0
+"""Requests of the end of a run that was cut short are left out: those that ended are the short ones."""
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """One run of one engine."""
+
+    snapshot: TraceSnapshot
+    deltas: Sequence[TraceDelta]
+
+
+def read_recording(path: Path) -> Recording:
+    """Raises ValueError for a file that does not begin with a snapshot."""
+    first, *rest = path.read_bytes().splitlines()
+    try:
+        snapshot = msgspec.json.decode(first, type=TraceSnapshot)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{path}: line 1 is no snapshot of an engine ({error}); record it again") from None
+    return Recording(snapshot, [msgspec.json.decode(line, type=TraceDelta) for line in rest if b'"duration_s"' in line])
+
+
+def requests_of(recording: Recording) -> list[MeasuredRequest]:
+    """The requests that arrived and ended within the recording, in order of arrival.
+
+    An arrival is known by the step in which the engine first saw it, so times since then are short by up to a step.
+    """
+    arrived: dict[str, tuple[float, int]] = {}
+    first_s: dict[str, float] = {}
+    made: dict[str, int] = {}
+    found: list[MeasuredRequest] = []
+    for delta in recording.deltas:
+        for state in delta.arrived:
+            arrived[state.request_id] = (delta.start_s, state.prompt_tokens)
+        for part in delta.scheduled:
+            made[part.request_id] = made.get(part.request_id, 0) + part.produced
+            if part.produced:
+                first_s.setdefault(part.request_id, delta.end_s)
+        for request_id in delta.finished:
+            if request_id in arrived and request_id in first_s:
+                queued_s, prompt_tokens = arrived[request_id]
+                found.append(
+                    MeasuredRequest(
+                        request_id=request_id,
+                        input_toks=prompt_tokens,
+                        output_toks=made[request_id],
+                        queued_ts=queued_s,
+                        first_token_ts=first_s[request_id],
+                        last_token_ts=delta.end_s,
+                    )
+                )
+    if len(found) < len(arrived):
+        end_s = recording.deltas[-1].end_s - CUT_OFF_S
+        found = [r for r in found if r.queued_ts < end_s]
+    order = {request_id: position for position, request_id in enumerate(arrived)}
+    return sorted(found, key=lambda r: order[r.request_id])
+
+
+def step_rows(deltas: Sequence[TraceDelta], model: StepTimeModel) -> list[str]:
+    """Markdown: medians of recorded and modelled steps by number of decoding sequences, then those that prefill."""
+    kinds = {
+        f"{low} to {high - 1} decode": [
+            d for d in deltas if not d.batch.prefill_seqs and low <= d.batch.decode_seqs < high
+        ]
+        for low, high in itertools.pairwise(SEQS)
+    }
+    kinds["with prefill"] = [d for d in deltas if d.batch.prefill_seqs]
+    rows = ["| steps | number | recorded ms, median | profile / recorded, median (p10 to p90) |", "|---|---|---|---|"]
+    for name, some in kinds.items():
+        if some:
+            ratios = np.array([model.seconds(d.batch) / d.duration_s for d in some])
+            low, mid, high = np.quantile(ratios, (0.1, 0.5, 0.9))
+            took_ms = 1e3 * float(np.median([d.duration_s for d in some]))
+            rows.append(f"| {name} | {len(some):,} | {took_ms:.1f} | {mid:.3f} ({low:.2f} to {high:.2f}) |")
+    return rows
+
+
+@click.command()
+@click.option("--profile", default="h200/qwen3-32b", show_default=True)
+@click.option("--prior", "priors", multiple=True, default=("a30/llama-2-7b",), show_default=True, help="To learn from.")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+def main(profile: str, priors: Sequence[str], files: Sequence[Path]) -> None:
+    """Print tables, Markdown: steps, learning, and whole requests replayed with the profile."""
+    steps: list[TraceDelta] = []
+    for path in files:
+        recording = read_recording(path)
+        config = recording.snapshot.config
+        model = load_profile(profile).step_time_model(async_scheduling=config.async_scheduling)
+        deltas = [d for d in recording.deltas if d.batch.total_tokens and d.duration_s > 0]
+        steps += deltas
+        click.echo(f"\n{path.name}: {config.engine} {config.engine_version}, {len(deltas):,} steps\n")
+        click.echo("\n".join(step_rows(deltas, model)))
+        requests = requests_of(recording)
+        replayed = validate(requests, msgspec.structs.replace(config, engine="vllm"), model)
+        click.echo(f"\n{replayed.requests:,} requests replayed: recorded, simulated s (difference)\n")
+        click.echo("| | mean | P50 | P90 | P99 |\n|---|---|---|---|---|")
+        for metric in METRICS:
+            cells = [
+                f"{getattr(replayed.measured[metric], at):.3f}, {getattr(replayed.simulated[metric], at):.3f} "
+                f"({100 * replayed.error[metric][at]:+.1f} %)"
+                for at in ("mean", "p50", "p90", "p99")
+            ]
+            click.echo(f"| {metric.removesuffix('_s').upper()} | {' | '.join(cells)} |")
+    trace = Trace([d.batch for d in steps], [d.duration_s for d in steps])
+    click.echo("\nmedian error over the next 100 steps, learned from the trace alone\n")
+    click.echo("| taken for | before | after 10 steps | 100 | 500 | 1,000 | 3,000 | at the end |\n" + "|---" * 8 + "|")
+    for name in dict.fromkeys((profile, *priors)):
+        course = learn(trace, load_profile(name).step_time_model(async_scheduling=True), name=name)
+        after = [course.at_steps.get(mark) for mark in (10, 100, 500, 1000, 3000)]
+        cells = [
+            f"{100 * error:.1f} %" if error is not None else "-" for error in (course.before, *after, course.final)
+        ]
+        click.echo(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

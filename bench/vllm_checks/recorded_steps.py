@@ -1,9 +1,9 @@
-"""What `bench.vllm_checks.real_device` recorded, against a profile: step by step, as learned, and as whole requests.
+"""What `bench.vllm_checks.real_device` recorded, against a profile: steps, whole requests, forecasts, learning.
 
     python -m bench.vllm_checks.recorded_steps --profile h200/qwen3-32b DIRECTORY/steps-*.jsonl
 
-Each file is a run of its own for the replay; learning goes through all of them, in the order given. Nothing of the
-profile is fitted to the runs.
+Each file is a run of its own; learning alone goes through all of them, in the order given. Nothing of the profile is
+fitted to the runs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ import msgspec
 import numpy as np
 
 from bench.calibration import Trace, learn
+from bench.forecast_errors import Pair, errors_of
 from bench.profile.measured_run import MeasuredRequest
 from bench.profile.validate import METRICS, validate
+from predictor.core.calibration import Calibration
+from predictor.core.estimator import Estimator
 from simcore.cost.shipped import load_profile
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.types import Candidate, Forecast, LengthBelief
 
+RESERVED_S = 30.0
 SEQS = (1, 8, 32, 64, 128, 200, 1025)
 """Edges of the rows of decoding steps, in sequences."""
 CUT_OFF_S = 25.0
@@ -47,17 +52,14 @@ def read_recording(path: Path) -> Recording:
 
 
 def requests_of(recording: Recording) -> list[MeasuredRequest]:
-    """The requests that arrived and ended within the recording, in order of arrival.
-
-    An arrival is known by the step in which the engine first saw it, so times since then are short by up to a step.
-    """
+    """The requests that arrived and ended within the recording, in order of arrival."""
     arrived: dict[str, tuple[float, int]] = {}
     first_s: dict[str, float] = {}
     made: dict[str, int] = {}
     found: list[MeasuredRequest] = []
     for delta in recording.deltas:
         for state in delta.arrived:
-            arrived[state.request_id] = (delta.start_s, state.prompt_tokens)
+            arrived[state.request_id] = (state.arrival_s, state.prompt_tokens)
         for part in delta.scheduled:
             made[part.request_id] = made.get(part.request_id, 0) + part.produced
             if part.produced:
@@ -80,6 +82,51 @@ def requests_of(recording: Recording) -> list[MeasuredRequest]:
         found = [r for r in found if r.queued_ts < end_s]
     order = {request_id: position for position, request_id in enumerate(arrived)}
     return sorted(found, key=lambda r: order[r.request_id])
+
+
+def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[Pair], list[Pair]]:
+    """What a daemon that knows only `prior` when the run begins would have told of each request as it came, its
+    length known, beside what happened: (TTFT, E2E), in order of arrival, those cut off left out.
+
+    The daemon's own code, on the recorded times: the trace, learned step times, corrections by outcomes.
+    """
+    estimator = Estimator("n", recording.snapshot.config, prior, calibrate=True)
+    calibration = Calibration()
+    estimator.on_snapshot(recording.snapshot, recording.snapshot.at_s)
+    whole = {r.request_id: r for r in requests_of(recording)}
+    coming = sorted((s for d in recording.deltas for s in d.arrived), key=lambda s: s.arrival_s)
+    told: dict[str, Forecast] = {}
+    made: dict[str, int] = {}
+    position = 0
+    for delta in recording.deltas:
+        while position < len(coming) and coming[position].arrival_s < delta.end_s:
+            state, now_s = coming[position], coming[position].arrival_s
+            position += 1
+            candidate = Candidate(
+                request_id=state.request_id,
+                prompt_tokens=state.prompt_tokens,
+                max_output_tokens=state.max_output_tokens,
+                belief=LengthBelief((state.max_output_tokens,)),
+            )
+            (answer,) = estimator.forecast([candidate], now_s)
+            assert isinstance(answer, Forecast), answer
+            told[state.request_id] = calibration.forecast(answer, now_s)
+            estimator.reserve(candidate, now_s=now_s, ttl_s=RESERVED_S, sent=True)
+            calibration.dispatched(state.request_id, now_s)
+        estimator.on_delta(delta, delta.end_s)
+        for part in delta.scheduled:
+            if part.produced:
+                made[part.request_id] = made.get(part.request_id, 0) + part.produced
+                calibration.first_token(part.request_id, delta.end_s)
+        for request_id in delta.finished:
+            calibration.ended(request_id, delta.end_s, complete=True, output_tokens=made.get(request_id, 0))
+    ttft, e2e = [], []
+    for request_id, request in whole.items():
+        forecast = told[request_id]
+        first_s, last_s = request.first_token_ts - request.queued_ts, request.last_token_ts - request.queued_ts
+        ttft.append(Pair(forecast.ttft_s.p50, forecast.ttft_s.p90, first_s))
+        e2e.append(Pair(forecast.e2e_s.p50, forecast.e2e_s.p90, last_s))
+    return ttft, e2e
 
 
 def step_rows(deltas: Sequence[TraceDelta], model: StepTimeModel) -> list[str]:
@@ -127,6 +174,15 @@ def main(profile: str, priors: Sequence[str], files: Sequence[Path]) -> None:
                 for at in ("mean", "p50", "p90", "p99")
             ]
             click.echo(f"| {metric.removesuffix('_s').upper()} | {' | '.join(cells)} |")
+        click.echo("\nforecasts at arrival, by a daemon that begins with the run, length known\n")
+        click.echo("| taken for | | requests | error P50 | P90 | bias | actuals under p90 |\n" + "|---" * 7 + "|")
+        for name in dict.fromkeys((profile, *priors)):
+            prior = load_profile(name).step_time_model(async_scheduling=config.async_scheduling)
+            for what, pairs in zip(("TTFT", "E2E"), forecasts_of(recording, prior), strict=True):
+                if (off := errors_of(pairs)) is not None:
+                    shares = (off.error_p50, off.error_p90, off.bias, off.under_p90)
+                    cells = [f"{100 * share:.1f} %" for share in shares]
+                    click.echo(f"| {name} | {what} | {off.samples:,} | {' | '.join(cells)} |")
     trace = Trace([d.batch for d in steps], [d.duration_s for d in steps])
     click.echo("\nmedian error over the next 100 steps, learned from the trace alone\n")
     click.echo("| taken for | before | after 10 steps | 100 | 500 | 1,000 | 3,000 | at the end |\n" + "|---" * 8 + "|")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.vllm_checks.recorded_steps import Recording, requests_of, step_rows
+from bench.vllm_checks.recorded_steps import Recording, forecasts_of, requests_of, step_rows
 from simcore.cost.shipped import load_shipped
 from simcore.node import SimNode, SimRequest
 from simcore.trace import TraceDelta
@@ -47,3 +47,11 @@ def test_a_profile_agrees_with_the_engine_that_runs_by_it() -> None:
     assert any("1 to 7 decode" in row for row in rows)
     assert any("with prefill" in row for row in rows)
     assert all("1.000 (1.00 to 1.00)" in row for row in rows[2:])
+
+
+def test_forecasts_of_a_node_that_runs_by_the_daemons_own_rules_are_what_happened() -> None:
+    ttft, e2e = forecasts_of(recorded(outputs=(30,) * 10, steps=1000), MODEL)
+    assert len(ttft) == len(e2e) == 10
+    assert max(pair.error for pair in e2e) < 0.05
+    assert max(pair.error for pair in ttft) < 0.3
+    assert min(pair.actual_s for pair in e2e) > 0.5

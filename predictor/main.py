@@ -170,8 +170,8 @@ async def serve(config: PredictorConfig) -> None:
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            # What start-up made stays: 140,000 objects, most of them numba's. A full collection that looks through them
-            # stops forecasts and streams for 70 ms.
+            # What start-up made stays: 140,000 objects. A full collection that looks through them stops forecasts and
+            # streams for 70 ms.
             gc.collect()
             gc.freeze()
             await stopping

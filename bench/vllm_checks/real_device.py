@@ -39,7 +39,6 @@ from simcore.trace import TraceDelta, TraceSnapshot
 
 CONTEXT_TOKENS = 2048
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-SEED = 0
 
 
 def architecture_of(shape: ModelShape) -> Mapping[str, object]:
@@ -103,6 +102,8 @@ async def flooded(address: str, server: Server, plan: ReplayPlan, path: Path) ->
         async with connected(address) as session:
             done = await session.run(plan, policy="least_requests")
     ended_s = [r.arrival_s + r.e2e_s for r in done.results if r.e2e_s is not None]
+    if not ended_s:
+        raise click.ClickException(f"no request was answered; the server's log says why: {server.log_path}")
     click.echo(f"all at once: {len(ended_s)} of {len(plan.items)} answered in {max(ended_s):.1f} s", err=True)
     return len(ended_s) / max(ended_s)
 

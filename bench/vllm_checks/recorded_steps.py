@@ -28,6 +28,7 @@ from simcore.trace import TraceDelta, TraceSnapshot
 from simcore.types import Candidate, Forecast, LengthBelief
 
 RESERVED_S = 30.0
+"""As daemons hold a dispatched request that the trace does not show yet."""
 SEQS = (1, 8, 32, 64, 128, 200, 1025)
 """Edges of the rows of decoding steps, in sequences."""
 CUT_OFF_S = 25.0
@@ -41,13 +42,15 @@ class Recording(msgspec.Struct, frozen=True):
     deltas: Sequence[TraceDelta]
 
 
-def read_recording(path: Path) -> Recording:
-    """Raises ValueError for a file that does not begin with a snapshot."""
-    first, *rest = path.read_bytes().splitlines()
+def recording_of(content: bytes, name: str) -> Recording:
+    """Raises click.ClickException for a file that does not begin with a snapshot or has no step."""
+    first, *rest = content.splitlines() or [b""]
     try:
         snapshot = msgspec.json.decode(first, type=TraceSnapshot)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{path}: line 1 is no snapshot of an engine ({error}); record it again") from None
+    except msgspec.DecodeError as error:
+        raise click.ClickException(f"{name}: line 1 is no snapshot of an engine ({error}); record it again") from None
+    if not rest:
+        raise click.ClickException(f"{name}: no step was recorded; was the server traced while requests ran?")
     return Recording(snapshot, [msgspec.json.decode(line, type=TraceDelta) for line in rest if b'"duration_s"' in line])
 
 
@@ -156,7 +159,7 @@ def main(profile: str, priors: Sequence[str], files: Sequence[Path]) -> None:
     """Print tables, Markdown: steps, learning, and whole requests replayed with the profile."""
     steps: list[TraceDelta] = []
     for path in files:
-        recording = read_recording(path)
+        recording = recording_of(path.read_bytes(), str(path))
         config = recording.snapshot.config
         model = load_profile(profile).step_time_model(async_scheduling=config.async_scheduling)
         deltas = [d for d in recording.deltas if d.batch.total_tokens and d.duration_s > 0]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bench.vllm_checks.recorded_steps import Recording, forecasts_of, requests_of, step_rows
+import click
+import pytest
+
+from bench.vllm_checks.recorded_steps import Recording, forecasts_of, recording_of, requests_of, step_rows
 from simcore.cost.shipped import load_shipped
 from simcore.node import SimNode, SimRequest
 from simcore.trace import TraceDelta
@@ -55,3 +58,9 @@ def test_forecasts_of_a_node_that_runs_by_the_daemons_own_rules_are_what_happene
     assert max(pair.error for pair in e2e) < 0.05
     assert max(pair.error for pair in ttft) < 0.3
     assert min(pair.actual_s for pair in e2e) > 0.5
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"not JSON\n", b'{"seq": 1, "duration_s": 0.1}\n'])
+def test_a_file_that_is_no_recording_is_refused_by_name(content: bytes) -> None:
+    with pytest.raises(click.ClickException, match=r"steps\.jsonl: line 1"):
+        recording_of(content, "steps.jsonl")

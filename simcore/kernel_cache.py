@@ -1,8 +1,8 @@
 """Where compiled code is kept: beside the sources, in a folder for each version of numba.
 
 numba keeps one index for a source file and starts it anew when another version of numba comes by. Two environments over
-one checkout (vLLM pins its numba) would so make each other compile for half a minute at every start. Where the folder cannot
-be written, numba goes on to the places of its own; `NUMBA_CACHE_DIR` is obeyed.
+one checkout (vLLM pins its numba) would so make each other compile for half a minute at every start. Where the folder
+cannot be written, numba goes on to the places of its own; `NUMBA_CACHE_DIR` is obeyed.
 """
 
 from __future__ import annotations

@@ -8,18 +8,18 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from bench.capacity import capacities
-from bench.datasets import DatasetSpec
-from bench.live_comparison import ClusterSpec, LiveRun, compare_live, lateness_warnings, local_cluster
-from bench.plots import plot_demo
-from bench.replay import ReplayPlan
-from bench.replay_run import complaints, context_tokens, look_up, run_id
-from bench.results import Run
-from bench.run_files import header, result_path, write_results
-from bench.simulate import ClusterShape, Point, Settings, Simulated, grid, simulate_points
-from bench.simulate_run import CAPACITY_LIMITS_S, simulate_source
-from bench.tables import capacity_table, comparison_table, milliseconds, rate_text
-from bench.workload_source import WorkloadSource, WorkloadSpec, load_source
+from bench.client.open_loop import ReplayPlan
+from bench.data.datasets import DatasetSpec
+from bench.data.source import WorkloadSource, WorkloadSpec, load_source
+from bench.measure.capacity import capacities
+from bench.measure.results import Run
+from bench.run.files import header, result_path, write_results
+from bench.run.live import complaints, context_tokens, look_up, run_id
+from bench.run.live_comparison import ClusterSpec, LiveRun, compare_live, lateness_warnings, local_cluster
+from bench.run.simulate import ClusterShape, Point, Settings, Simulated, grid, simulate_points
+from bench.run.simulate_run import CAPACITY_LIMITS_S, simulate_source
+from bench.show.plots import plot_demo
+from bench.show.tables import capacity_table, comparison_table, milliseconds, rate_text
 from engine_adapters.tokenizer import default_tokenizer
 
 POLICIES = ("round_robin", "llumnix_freeness", "min_total_latency")

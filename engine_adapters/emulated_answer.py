@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from length_model.belief import DEFAULT_PRIOR
+from length_model.core.belief import DEFAULT_PRIOR
 
 _MASK = (1 << 64) - 1
 _FACTOR = 0x5851F42D4C957F2D

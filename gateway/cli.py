@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gateway.core.policies.registry import policy_names
+from gateway.core.decision.policies.registry import policy_names
 
 
 @click.command(
@@ -135,8 +135,8 @@ def gateway(config_path: str | None, **options: Any) -> None:
     import uvloop
 
     from gateway.config import load
-    from gateway.place import own_place
-    from protos.process import ConfigError
+    from gateway.workers.place import own_place
+    from protos.runtime.process import ConfigError
 
     overrides = {key: value for key, value in options.items() if value not in (None, ())}
     path = Path(config_path) if config_path else None
@@ -144,7 +144,7 @@ def gateway(config_path: str | None, **options: Any) -> None:
         config = load(path, overrides)
         place = own_place()
         if config.workers > 1 and place is None:
-            from gateway.supervisor import supervise
+            from gateway.workers.supervisor import supervise
 
             uvloop.run(supervise(config))
         else:

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.core.holding import HoldConfig, HoldOrder, HoldWhen
-from gateway.core.policies.registry import make_policy
+from gateway.core.decision.policies.registry import make_policy
+from gateway.core.queue.queue import HoldConfig, HoldOrder, HoldWhen
 from gateway.core.router import RouterConfig
 from gateway.policy_files import policy_name, policy_names_of
-from protos.process import check_key, is_loopback, load_config, parse_address
-from protos.tls import check_pair
+from protos.runtime.process import check_key, is_loopback, load_config, parse_address
+from protos.runtime.tls import check_pair
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 

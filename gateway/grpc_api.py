@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from gateway.admission import Refused
-from gateway.callers import ANYONE, Caller, KeyRing, require
-from gateway.client_stream import ClientStream
 from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Codes
-from gateway.intake import Admitted, Intake
+from gateway.intake.admission import Refused
+from gateway.intake.callers import ANYONE, Caller, KeyRing, require
+from gateway.intake.client_stream import ClientStream
+from gateway.intake.intake import Admitted, Intake
 from gateway.operators import OWNER_MARK, SIBLING_MARK, Operators
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb

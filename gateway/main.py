@@ -21,35 +21,35 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine_adapters.tokenizer import Tokenizer, TokenizerError, default_tokenizer, load_tokenizer
-from gateway import logs
-from gateway.callers import KeyRing
-from gateway.claims import OwnClaims, SharedClaims
-from gateway.client_stream import ClientStream
 from gateway.config import GatewayConfig
 from gateway.core.events import AnyEvent, PolicySet
 from gateway.core.router import Router
-from gateway.discovery import Discovery
 from gateway.grpc_api import DispatchApi
 from gateway.http.api import OpenAiApi
 from gateway.http.connection import Limits
 from gateway.http.server import HttpServer
-from gateway.intake import Intake
-from gateway.lengths import LengthDesk, load_lengths
+from gateway.intake.callers import KeyRing
+from gateway.intake.claims import OwnClaims, SharedClaims
+from gateway.intake.client_stream import ClientStream
+from gateway.intake.intake import Intake
+from gateway.intake.lengths import LengthDesk, load_lengths
+from gateway.intake.quotas import Quotas
 from gateway.listen import PortBusy, bound_socket, check_free, port_of
-from gateway.metrics import Metrics
-from gateway.node_table import NodeTable
+from gateway.nodes.discovery import Discovery
+from gateway.nodes.table import NodeTable
+from gateway.observe import logs
+from gateway.observe.metrics import Metrics
+from gateway.observe.recorder import FileRecorder
+from gateway.observe.spans import Spans
 from gateway.operators import Operators
-from gateway.place import Place
 from gateway.policy_files import policy_name
 from gateway.pump import Pump
-from gateway.quotas import Quotas
 from gateway.ready import SERVICE, write_ready
-from gateway.recorder import FileRecorder
-from gateway.spans import Spans
+from gateway.workers.place import Place
 from length_model.artifact import ArtifactError
 from length_model.online import OnlineLengths
-from protos.process import ConfigError, is_loopback, log_json_lines, parse_address
-from protos.tls import ServerTls
+from protos.runtime.process import ConfigError, is_loopback, log_json_lines, parse_address
+from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub, add_DispatchServicer_to_server
 from simcore.types import Outcome
 

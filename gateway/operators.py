@@ -10,11 +10,11 @@ import grpc
 import grpc.aio
 import structlog
 
-from gateway.admission import Refused, invalid, policy_of
 from gateway.core.events import DrainAsked, PolicySet
 from gateway.core.outcomes import Denial
-from gateway.intake import Intake
-from gateway.node_table import NodeTable
+from gateway.intake.admission import Refused, invalid, policy_of
+from gateway.intake.intake import Intake
+from gateway.nodes.table import NodeTable
 from gateway.pump import Pump
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb

@@ -1,7 +1,7 @@
 """A policy of one's own in one Python file: loads it and makes it known under the name it gives itself.
 
-The file holds one class with what `gateway.core.policies.base.Policy` asks for. Loading runs the file: name only files
-that you trust.
+The file holds one class with what `gateway.core.decision.policies.base.Policy` asks for. Loading runs the file: name
+only files that you trust.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from gateway.core.policies.registry import PolicyError, canonical_name, register_policy
+from gateway.core.decision.policies.registry import PolicyError, canonical_name, register_policy
 from gateway.python_file import run_file
 
 SUFFIX = ".py"
@@ -40,7 +40,7 @@ def load_policy_file(path: str | Path) -> str:
         raise PolicyError(
             f"policy file {str(path)!r} holds {len(found)} policies, not one"
             + (f" ({lacking})" if lacking and not found else "")
-            + "; see gateway/core/policies/base.py for what a policy has"
+            + "; see gateway/core/decision/policies/base.py for what a policy has"
         )
     made = found[0]
     _check(made, file)

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gateway.client_stream import ClientStream
 from gateway.core.events import (
     Abort,
     AnyAction,
@@ -30,8 +29,9 @@ from gateway.core.events import (
     TimerFired,
     TokensSeen,
 )
-from gateway.core.resume import attempt_id
+from gateway.core.request.resume import attempt_id
 from gateway.core.router import Router
+from gateway.intake.client_stream import ClientStream
 from protos import codec
 from protos.v1 import astrolabe_types_pb2 as pb
 from simcore.types import Candidate, EngineConfig, Outcome

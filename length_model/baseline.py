@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from length_model.artifact import Artifact, ArtifactError
-from length_model.belief import DEFAULT_PRIOR
-from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
-from length_model.query import LengthQuery, LengthSample
+from length_model.core.belief import DEFAULT_PRIOR
+from length_model.core.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
+from length_model.core.query import LengthQuery, LengthSample
 from simcore.types import LengthBelief
 
 Key = tuple[str, str]

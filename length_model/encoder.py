@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from length_model.artifact import Artifact, ArtifactError
-from length_model.distribution import Floats, Ints, pmf_from_hazards, remapped
-from length_model.encoder_input import FastTokenizer, InputSizes, SpecialIds, token_ids
-from length_model.features import FEATURES_VERSION, dense
+from length_model.core.distribution import Floats, Ints, pmf_from_hazards, remapped
+from length_model.core.encoder_input import FastTokenizer, InputSizes, SpecialIds, token_ids
+from length_model.core.features import FEATURES_VERSION, dense
+from length_model.core.query import LengthQuery
 from length_model.hashed import HashedModel
-from length_model.query import LengthQuery
 
 FloatArray = NDArray[np.float32]
 

@@ -21,13 +21,13 @@ from transformers.utils import logging as transformers_logging
 
 from length_model.artifact import Artifact
 from length_model.baseline import kaplan_meier
-from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
+from length_model.core.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
+from length_model.core.encoder_input import InputSizes, SpecialIds, padded, token_ids
+from length_model.core.features import DENSE_FEATURES, FEATURES_VERSION, dense
+from length_model.core.query import LengthSample
+from length_model.core.recalibration import KNOTS, knots_from_pits, pits
+from length_model.core.scoring import crps
 from length_model.encoder import HASHED, EncoderModel, hashed_part, stored_arrays
-from length_model.encoder_input import InputSizes, SpecialIds, padded, token_ids
-from length_model.features import DENSE_FEATURES, FEATURES_VERSION, dense
-from length_model.query import LengthSample
-from length_model.recalibration import KNOTS, knots_from_pits, pits
-from length_model.scoring import crps
 
 LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert")
 """Architectures whose positions begin behind that of the padding; `bert` counts from 0."""

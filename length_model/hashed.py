@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from length_model.artifact import Artifact, ArtifactError
-from length_model.distribution import Floats, Ints, pmf_from_hazards, remapped
-from length_model.features import DENSE_FEATURES, FEATURES_VERSION, dense, ngrams
-from length_model.query import LengthQuery
+from length_model.core.distribution import Floats, Ints, pmf_from_hazards, remapped
+from length_model.core.features import DENSE_FEATURES, FEATURES_VERSION, dense, ngrams
+from length_model.core.query import LengthQuery
 
 Weights = dict[str, NDArray[Any]]
 

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from length_model.baseline import kaplan_meier
-from length_model.distribution import Floats, Ints, bucket_of, exposure, log_edges
-from length_model.features import DENSE_FEATURES, FEATURES_VERSION, dense, ngrams
+from length_model.core.distribution import Floats, Ints, bucket_of, exposure, log_edges
+from length_model.core.features import DENSE_FEATURES, FEATURES_VERSION, dense, ngrams
+from length_model.core.query import LengthSample
+from length_model.core.recalibration import IDENTITY, knots_from_pits, pits
+from length_model.core.scoring import crps
 from length_model.hashed import HashedModel, Weights, quantised, sigmoid
-from length_model.query import LengthSample
-from length_model.recalibration import IDENTITY, knots_from_pits, pits
-from length_model.scoring import crps
 
 FloatArray = NDArray[np.float32]
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from length_model.artifact import SUFFIX, Artifact, ArtifactError, from_bytes, load
 from length_model.baseline import ConstantModel, HistogramModel
-from length_model.distribution import Floats, Ints, beliefs
-from length_model.query import LengthQuery
+from length_model.core.distribution import Floats, Ints, beliefs
+from length_model.core.query import LengthQuery
 from simcore.types import LengthBelief
 
 DEFAULT_MODEL = "hashed"

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from length_model.baseline import Key
-from length_model.belief import DEFAULT_PRIOR, truncated
-from length_model.distribution import Floats, beliefs, remapped
+from length_model.core.belief import DEFAULT_PRIOR, truncated
+from length_model.core.distribution import Floats, beliefs, remapped
+from length_model.core.query import LengthQuery, make_query
+from length_model.core.recalibration import IDENTITY, Recalibrator, pit_of
 from length_model.models import LengthModel
-from length_model.query import LengthQuery, make_query
-from length_model.recalibration import IDENTITY, Recalibrator, pit_of
 from simcore.types import LengthBelief
 
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from length_model import artifact
 from length_model.baseline import train_histogram
-from length_model.features import FEATURES_VERSION
+from length_model.core.features import FEATURES_VERSION
+from length_model.core.query import LengthSample
+from length_model.core.split import SplitManifest, samples_of
 from length_model.hashed_training import HashedRecipe
 from length_model.hashed_training import train as train_hashed
-from length_model.query import LengthSample
-from length_model.split import SplitManifest, samples_of
 
 Kind = Literal["histogram", "hashed", "encoder"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

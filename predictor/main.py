@@ -24,8 +24,8 @@ from predictor.metrics import MetricsServer, families
 from predictor.node import Node
 from predictor.service import Door, EngineApi, PredictApi
 from predictor.warm_up import warm_up
-from protos.process import ConfigError, HostPort, is_loopback, log_json_lines, parse_address
-from protos.tls import ServerTls
+from protos.runtime.process import ConfigError, HostPort, is_loopback, log_json_lines, parse_address
+from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
 from protos.v1.astrolabe_predict_pb2_grpc import add_PredictServicer_to_server
 

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from engine_adapters.base import EngineClient, EngineError, EngineOutput, EngineProbe, EngineRequest, RequestRefused
-from length_model.belief import DEFAULT_PRIOR, truncated
+from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
 from predictor.core.estimator import Estimator, Refused
 from predictor.core.step_learning import Learned

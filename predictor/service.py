@@ -10,7 +10,7 @@ import grpc
 import structlog
 
 from engine_adapters.base import EngineError, RequestRefused
-from length_model.belief import DEFAULT_PRIOR
+from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import Refused
 from predictor.node import End, Node

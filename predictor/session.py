@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from engine_adapters.base import EngineError, RequestRefused
-from length_model.belief import DEFAULT_PRIOR
+from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import Refused
 from predictor.node import Answers, End, Node

@@ -22,7 +22,7 @@ class LengthBelief(msgspec.Struct, frozen=True, gc=False):
 
     `atoms_tokens` is ascending and not empty, each value >= 1. One atom means the length is known.
     Twenty atoms are the 2.5 %, 7.5 %, ... 97.5 % quantiles. Conditioning on tokens already produced is
-    `length_model.belief.remaining`.
+    `length_model.core.belief.remaining`.
     """
 
     atoms_tokens: tuple[int, ...]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.policies import registry
+from gateway.core.decision.policies import registry
 from simcore.warmup import warm
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
-from bench.chaos.scenario import STEP_TIME, Dice
-from bench.results import Summary
+from bench.chaos.virtual.scenario import STEP_TIME, Dice
+from bench.measure.results import Summary
 from bench.simcluster import NodeSpec, SimCluster
-from bench.simcluster_faults import Lies
-from gateway.core.node_account import NodeStatus
+from bench.simcluster.faults import Lies
+from gateway.core.nodes.node import NodeStatus
 from gateway.core.router import RouterConfig
 from simcore.types import EngineConfig
 

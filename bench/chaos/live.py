@@ -19,7 +19,7 @@ import grpc
 import grpc.aio
 import msgspec
 
-from bench.local_cluster import Child, ClusterSpec, LocalCluster
+from deploy.local_cluster import Child, ClusterSpec, LocalCluster
 from engine_adapters.emulated_answer import Answer
 from engine_adapters.tokenizer import tokenizer_info
 from protos.v1 import astrolabe_dispatch_pb2 as pb

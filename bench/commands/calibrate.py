@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands.workload_options import build_source, check_positive, one_line_errors, workload_options
-from bench.gateway_client import json_option
+from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
-    from bench.calibration import Course
+    from bench.profile.calibration import Course
     from simcore.cost.step_time import StepTimeModel
 
 DEFAULT_PRIORS = ("x3", "x0.333", "h100/llama-2-7b")
@@ -97,8 +97,8 @@ def calibrate(priors: Sequence[str], plot: str, as_json: bool, **options: Any) -
     import msgspec
     from rich.console import Console
 
-    from bench.calibration import Hardware, learn, record
-    from bench.tables import out_console
+    from bench.profile.calibration import Hardware, learn, record
+    from bench.show.tables import out_console
     from simcore.cost.shipped import load_profile
     from simcore.types import EngineConfig
 
@@ -142,7 +142,7 @@ def calibrate(priors: Sequence[str], plot: str, as_json: bool, **options: Any) -
             f"overhead untold, noise {hardware.noise:.0%}, {hardware.pause_share:.1%} pauses 10 to 100 steps long"
         )
         if plot:
-            from bench.plots_calibration import plot_calibration
+            from bench.show.plots_calibration import plot_calibration
 
             plot_calibration(
                 Path(plot),
@@ -179,7 +179,7 @@ def _prior(name: str, hidden: StepTimeModel) -> StepTimeModel:
 def _show(out: Any, courses: Sequence[Course]) -> None:
     from rich.table import Table
 
-    from bench.calibration import BARS
+    from bench.profile.calibration import BARS
 
     errors = Table(title="Step-time error after learning from so many steps", title_justify="left", header_style="bold")
     errors.add_column("prior", no_wrap=True)

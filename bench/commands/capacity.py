@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, policy_variants
-from bench.gateway_client import json_option
+from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
-    from bench.capacity_search import Objective
-    from bench.run_chains import Chain
-    from bench.run_one import RunLine
-    from bench.run_spec import RunSpec
+    from bench.run.capacity_search import Objective
+    from bench.run.chains import Chain
+    from bench.run.simulated import RunLine
+    from bench.run.spec import RunSpec
 
 OBJECTIVES = ("ttft_p99_s<=3", "ttft_p99_s<=10", "scheduling_delay_p99_s<=5")
 
@@ -86,13 +86,13 @@ def capacity(
     """
     from rich.console import Console
 
-    from bench.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
     from bench.commands.run_errors import run_errors
     from bench.commands.workload_options import check_positive
-    from bench.run_chains import run_chains
-    from bench.run_log import FILE_NAME
-    from bench.run_spec import check_spec, with_values
-    from bench.statistics_of_seeds import text_of
+    from bench.measure.statistics import text_of
+    from bench.run.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
+    from bench.run.chains import run_chains
+    from bench.run.log import FILE_NAME
+    from bench.run.spec import check_spec, with_values
 
     check_positive("--low", low, "requests per second")
     check_positive("--step", step, "requests per second")
@@ -170,7 +170,7 @@ def _print(
     from rich import box
     from rich.table import Table
 
-    from bench.tables import out_console
+    from bench.show.tables import out_console
 
     title, cells = shown
     table = Table(box=box.SIMPLE)

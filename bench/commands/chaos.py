@@ -54,13 +54,13 @@ def _catalogue(live: bool) -> dict[str, Any]:
         from bench.chaos.live import LIVE_FAULTS
 
         return dict(LIVE_FAULTS)
-    from bench.chaos.faults import FAULTS
+    from bench.chaos.virtual.faults import FAULTS
 
     return dict(FAULTS)
 
 
 def _virtual(faults: list[str], seeds: range) -> bool:
-    from bench.chaos.virtual import run
+    from bench.chaos.virtual.run import run
 
     broken = False
     for fault in faults:
@@ -74,7 +74,7 @@ def _live(faults: list[str], seeds: range) -> bool:
     from pathlib import Path
 
     from bench.chaos.live import run, start
-    from bench.local_cluster import ClusterError
+    from deploy.local_cluster import ClusterError
 
     broken = False
     with tempfile.TemporaryDirectory(prefix="astrolabe-chaos-") as folder:

@@ -18,15 +18,15 @@ from bench.commands.workload_options import (
     rates,
     workload_options,
 )
-from bench.gateway_client import json_option
+from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.live_comparison import LiveRun
-    from bench.replay import ReplayPlan
-    from bench.results import Run
-    from bench.workload_source import WorkloadSource
+    from bench.client.open_loop import ReplayPlan
+    from bench.data.source import WorkloadSource
+    from bench.measure.results import Run
+    from bench.run.live_comparison import LiveRun
 
 DEFAULT_LIVE_REQUESTS, DEFAULT_SIMULATED_REQUESTS = 200, 2000
 DEFAULT_LIVE_NODES, DEFAULT_SIMULATED_NODES = 4, 12
@@ -125,9 +125,9 @@ def _simulated(
     *,
     as_json: bool,
 ) -> None:
-    from bench import simulate_run
-    from bench.differences import difference_table, differences
-    from bench.tables import out_console
+    from bench.measure.differences import difference_table, differences
+    from bench.run import simulate_run
+    from bench.show.tables import out_console
 
     settings = simulation_settings(options)
     source.keep_fitting(settings.shape.longest_tokens)
@@ -159,8 +159,8 @@ def _live(
     *,
     as_json: bool,
 ) -> None:
-    from bench.live_comparison import ClusterError, ClusterSpec, local_cluster
-    from bench.simulate import ClusterShape
+    from bench.run.live_comparison import ClusterError, ClusterSpec, local_cluster
+    from bench.run.simulate import ClusterShape
 
     def run(address: str, title: str) -> None:
         done = _replays(console, address, source, names, points, options)
@@ -197,8 +197,8 @@ def _replays(
     points: Sequence[float | None],
     options: dict[str, Any],
 ) -> list[LiveRun]:
-    from bench.live_comparison import compare_live
-    from bench.replay_run import context_tokens, look_up
+    from bench.run.live import context_tokens, look_up
+    from bench.run.live_comparison import compare_live
 
     source.keep_fitting(context_tokens(look_up(address), options["model"]))
 
@@ -219,10 +219,10 @@ def _report(
 ) -> None:
     import msgspec
 
-    from bench.differences import difference_table, differences
-    from bench.replay_run import complaints
-    from bench.run_files import header, result_path, write_results
-    from bench.tables import comparison_table, out_console
+    from bench.measure.differences import difference_table, differences
+    from bench.run.files import header, result_path, write_results
+    from bench.run.live import complaints
+    from bench.show.tables import comparison_table, out_console
 
     head = header({**options, "dataset_notes": source.notes}, seed=0)
     runs = [one.run for one in done]
@@ -247,7 +247,7 @@ def _report(
 
 
 def _plot(runs: Sequence[Run], title: str, options: dict[str, Any], *, caption: str) -> None:
-    from bench.plots import plot_comparison
+    from bench.show.plots import plot_comparison
 
     plot_comparison(Path(options["plot"]), runs, title=title, caption=caption)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bench.gateway_client import json_option
+from deploy.gateway_client import json_option
 
 
 @click.group(
@@ -26,8 +26,8 @@ def list_sets(as_json: bool) -> None:
     import msgspec
     from rich.table import Table
 
-    from bench.public_data import catalogue, path_of
-    from bench.tables import out_console
+    from bench.data.public_data import catalogue, path_of
+    from bench.show.tables import out_console
 
     if as_json:
         rows = {
@@ -51,7 +51,7 @@ def list_sets(as_json: bool) -> None:
 @click.argument("name")
 def path(name: str) -> None:
     """Where a fetched data set lies."""
-    from bench.public_data import FetchError, path_of
+    from bench.data.public_data import FetchError, path_of
 
     try:
         found = path_of(name)
@@ -70,8 +70,8 @@ def fetch(names: tuple[str, ...], url: str) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from bench.public_data import FetchError, entry, path_of
-    from bench.public_data import fetch as fetch_one
+    from bench.data.public_data import FetchError, entry, path_of
+    from bench.data.public_data import fetch as fetch_one
 
     if url and len(names) > 1:
         raise click.UsageError("--url goes with one NAME")
@@ -104,8 +104,8 @@ def check(names: tuple[str, ...], as_json: bool) -> None:
     """Read data sets that lie here to their end and compare their checksums. All of them without NAME."""
     import msgspec
 
-    from bench.public_data import FetchError, catalogue
-    from bench.public_data import check as check_one
+    from bench.data.public_data import FetchError, catalogue
+    from bench.data.public_data import check as check_one
 
     try:
         found = [check_one(name) for name in names or catalogue()]

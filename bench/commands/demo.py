@@ -61,8 +61,8 @@ def demo(requests: int, time_scale: float, fleet_requests: int, seed: int, folde
 
     from bench.commands.workload_options import one_line_errors
     from bench.demo import DemoSpec, run_demo
-    from bench.local_cluster import ClusterError
-    from bench.tables import out_console
+    from bench.show.tables import out_console
+    from deploy.local_cluster import ClusterError
 
     out = out_console()
     spec = DemoSpec(

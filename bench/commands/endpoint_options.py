@@ -13,7 +13,7 @@ from bench.commands.workload_options import check_positive, one_line_errors
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.workload_source import WorkloadSource
+    from bench.data.source import WorkloadSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -107,13 +107,13 @@ def replay_endpoints(
     """The run, its files and what is printed."""
     import msgspec
 
-    from bench.endpoints.outputs import server_line, write_outputs
-    from bench.endpoints.run import EndpointPlan, run_endpoints, served_models
-    from bench.endpoints.server_metrics import rates
-    from bench.replay import Progress
-    from bench.replay_run import complaints, run_async, shown
-    from bench.run_files import header
-    from bench.tables import out_console, summary_lines, summary_table
+    from bench.client.endpoints import EndpointPlan, run_endpoints, served_models
+    from bench.client.open_loop import Progress
+    from bench.client.outputs import server_line, write_outputs
+    from bench.client.server_metrics import rates
+    from bench.run.files import header
+    from bench.run.live import complaints, run_async, shown
+    from bench.show.tables import out_console, summary_lines, summary_table
 
     if options["policy"]:
         raise click.UsageError("--policy is a gateway's; among endpoints --dispatch decides")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.gateway_client import json_option
+from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +87,7 @@ def experiment(
 
         click.echo(msgspec.json.encode(reports))
     elif len(reports) > 1:
-        from bench.tables import out_console
+        from bench.show.tables import out_console
 
         total_s = sum(report.wall_s for report in reports)
         out_console().print(f"{len(reports)} experiments in {total_s / 60:.1f} minutes: {output}/", highlight=False)
@@ -95,7 +95,7 @@ def experiment(
 
 def _run(one: Experiment, folder: Path, size: Size, console: Console, *, live: bool) -> Report:
     from bench.experiments.run import run_experiment, show_tables
-    from bench.tables import out_console
+    from bench.show.tables import out_console
 
     runner = None
     if live:
@@ -134,7 +134,7 @@ def _list(found: list[Experiment], *, as_json: bool) -> None:
     from rich import box
     from rich.table import Table
 
-    from bench.tables import out_console
+    from bench.show.tables import out_console
 
     table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0))
     for title in ("name", "system", "what", "state"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from bench.commands.length_samples import DEFAULT_SAMPLES, can_plot, one_line_errors, read_split
-from bench.gateway_client import json_option
+from deploy.gateway_client import json_option
+from length_model.sample_options import DEFAULT_SAMPLES, can_plot, one_line_errors, read_split
 
 _file = click.Path(path_type=Path, dir_okay=False)
 _PLAIN_EVERY = 24
@@ -53,13 +53,13 @@ def worth(
     import msgspec
     from rich.console import Console
 
-    from bench import length_worth_report as report
-    from bench.length_report import out_console, short_name
-    from bench.length_worth import ERRORS, SCHEMES, Cell, study
-    from bench.measures import Slo
-    from bench.simulate import ClusterShape
+    from bench.experiments import length_worth_report as report
+    from bench.experiments.length_worth import ERRORS, SCHEMES, Cell, study
+    from bench.measure.measures import Slo
+    from bench.run.simulate import ClusterShape
+    from length_model.core.split import samples_of
     from length_model.models import load_model
-    from length_model.split import samples_of
+    from length_model.report import out_console, short_name
 
     console = Console(stderr=True)
     with one_line_errors():

@@ -17,11 +17,11 @@ from bench.commands.workload_options import (
     rates,
     workload_options,
 )
-from bench.gateway_client import gateway_option, json_option
+from deploy.gateway_client import gateway_option, json_option
 
 if TYPE_CHECKING:
-    from bench.replay import ReplayPlan
-    from bench.workload_source import WorkloadSource
+    from bench.client.open_loop import ReplayPlan
+    from bench.data.source import WorkloadSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,9 +93,9 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
     """Send a workload to a live gateway, or to plain servers, each request when it is due, and measure here."""
     from rich.console import Console
 
-    from bench.replay_run import Job, complaints, context_tokens, look_up, replay_jobs
-    from bench.run_files import header, write_results
-    from bench.tables import out_console, summary_lines, summary_table
+    from bench.run.files import header, write_results
+    from bench.run.live import Job, complaints, context_tokens, look_up, replay_jobs
+    from bench.show.tables import out_console, summary_lines, summary_table
 
     console = Console(stderr=True)
     options = with_aliases(options)
@@ -141,8 +141,8 @@ def check_live_options(options: dict[str, Any]) -> None:
 
 def live_plan(source: WorkloadSource, rate: float | None, seed: int, options: dict[str, Any]) -> ReplayPlan:
     """The run that the options describe. Raises click.ClickException when there cannot be one."""
-    from bench.replay import ReplayPlan
-    from bench.replay_run import run_id
+    from bench.client.open_loop import ReplayPlan
+    from bench.run.live import run_id
     from bench.workload.item import belief_of
 
     try:

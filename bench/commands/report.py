@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bench.gateway_client import json_option
+from deploy.gateway_client import json_option
 
 
 @click.command(
@@ -25,8 +25,8 @@ def report(folder: Path, output: str, as_json: bool) -> None:
     from rich.table import Table
 
     from bench.commands.run_errors import run_errors
-    from bench.html_report import as_html, sections_of
-    from bench.tables import out_console
+    from bench.show.html_report import as_html, sections_of
+    from bench.show.tables import out_console
 
     with run_errors():
         sections = sections_of(folder)

@@ -19,11 +19,11 @@ class _Stopped(click.ClickException):
 def run_errors() -> Iterator[None]:
     """Raises click.UsageError for what was asked wrongly, click.ClickException for what went wrong."""
     from bench.experiments.catalogue import ExperimentError
-    from bench.run_log import RunLogError
-    from bench.run_pool import Interrupted, PoolError
-    from bench.run_spec import SpecError
+    from bench.run.log import RunLogError
+    from bench.run.pool import Interrupted, PoolError
+    from bench.run.spec import SpecError
     from bench.workload.dataset_error import DatasetError
-    from gateway.core.policies.registry import PolicyError
+    from gateway.core.decision.policies.registry import PolicyError
 
     try:
         yield

@@ -17,10 +17,10 @@ from bench.commands.workload_options import (
     rates,
     workload_options,
 )
-from bench.gateway_client import json_option
+from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
-    from bench.simulate import Settings
+    from bench.run.simulate import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -117,7 +117,7 @@ def node_options(command: F) -> F:
 
     @functools.wraps(command)
     def with_blocks(**options: Any) -> Any:
-        from bench.step_time_file import blocks_of
+        from bench.profile.step_time_file import blocks_of
 
         if options["num_blocks"] is None:
             try:
@@ -190,8 +190,8 @@ def simulate(as_json: bool, **options: Any) -> None:
     """Run the gateway's own router over simulated nodes: a table per policy and rate, in seconds instead of hours."""
     from rich.console import Console
 
-    from bench import simulate_run
-    from bench.tables import out_console
+    from bench.run import simulate_run
+    from bench.show.tables import out_console
 
     console = Console(stderr=True)
     if options["timeline_node"] >= options["nodes"]:
@@ -225,7 +225,7 @@ def simulate(as_json: bool, **options: Any) -> None:
 
 def simulation_settings(options: Mapping[str, Any]) -> Settings:
     """Raises click.ClickException for a profile that is not shipped."""
-    from bench.simulate import ClusterShape, Settings
+    from bench.run.simulate import ClusterShape, Settings
 
     shape = ClusterShape(**{name: options[name] for name in ClusterShape.__struct_fields__})
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from bench.run_spec import RunSpec
+    from bench.run.spec import RunSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,7 +65,7 @@ def read_axis(text: str) -> tuple[str, list[Any]]:
 
 def base_spec(settings: Sequence[str]) -> RunSpec:
     """The run that all have in common. Raises SpecError, and ValueError for a profile that cannot be had."""
-    from bench.run_spec import RunSpec, with_values
+    from bench.run.spec import RunSpec, with_values
 
     return with_values(RunSpec(), with_blocks({}, settings))
 
@@ -75,8 +75,8 @@ def with_blocks(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str,
 
     Raises SpecError for unknown keys, and ValueError for a profile that cannot be had.
     """
-    from bench.run_spec import RunSpec, check_field
-    from bench.step_time_file import blocks_of
+    from bench.profile.step_time_file import blocks_of
+    from bench.run.spec import RunSpec, check_field
 
     named = {check_field(key): value for key, value in (*map(_pair, settings), *values.items())}
     if "profile" in named and "num_blocks" not in named:

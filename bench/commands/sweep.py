@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis, with_blocks
-from bench.gateway_client import json_option
+from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
-    from bench.run_one import RunLine
+    from bench.run.simulated import RunLine
 
 SHOWN = ("ttft_p99_s", "ttft_mean_s", "tpot_mean_s", "e2e_mean_s", "goodput_share", "preemptions")
 
@@ -66,11 +66,11 @@ def sweep(
     from rich.console import Console
 
     from bench.commands.run_errors import run_errors
-    from bench.grid import make_tasks
-    from bench.measures import check_measure
-    from bench.run_log import FILE_NAME
-    from bench.run_pool import run_all
-    from bench.run_spec import check_field
+    from bench.measure.measures import check_measure
+    from bench.run.grid import make_tasks
+    from bench.run.log import FILE_NAME
+    from bench.run.pool import run_all
+    from bench.run.spec import check_field
 
     pairs = [read_axis(text) for text in axes]
     with run_errors():
@@ -129,8 +129,8 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
     from rich.table import Table
 
     from bench.experiments.series import by_seed
-    from bench.statistics_of_seeds import estimate, text_of
-    from bench.tables import out_console
+    from bench.measure.statistics import estimate, text_of
+    from bench.show.tables import out_console
 
     groups: dict[tuple[str, float | None], list[RunLine]] = {}
     for line in lines:

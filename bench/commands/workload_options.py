@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.workload_source import WorkloadSource
+    from bench.data.source import WorkloadSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -131,9 +131,9 @@ def build_source(
 
     Without a rate the data set's own arrivals are used, all of them unless the options say how many.
     """
-    from bench.datasets import DatasetSpec
+    from bench.data.datasets import DatasetSpec
+    from bench.data.source import WorkloadSpec, load_source
     from bench.workload.rate_profile import parse_steps
-    from bench.workload_source import WorkloadSpec, load_source
     from engine_adapters.tokenizer import default_tokenizer
 
     try:
@@ -196,7 +196,7 @@ def policies(names: Sequence[str]) -> list[str]:
 
     Raises click.BadParameter for an unknown one or a file that holds no policy.
     """
-    from gateway.core.policies.registry import PolicyError
+    from gateway.core.decision.policies.registry import PolicyError
     from gateway.policy_files import policy_name
 
     found: list[str] = []
@@ -225,7 +225,7 @@ def check_positive(option: str, value: float | None, unit: str) -> None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """What a user can cause becomes one line instead of a traceback."""
-    from bench.replay_session import GatewayError
+    from bench.client.session import GatewayError
     from bench.workload.dataset_error import DatasetError
     from engine_adapters.tokenizer import TokenizerError
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
+from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
-from gateway.core.policies.base import NodeView
 from simcore.types import Forecast
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from bench.measures import read_measure
-from bench.run_one import RunLine, Task
-from bench.run_pool import run_all
-from bench.run_spec import RunSpec, with_values
+from bench.measure.measures import read_measure
+from bench.run.pool import run_all
+from bench.run.simulated import RunLine, Task
+from bench.run.spec import RunSpec, with_values
 
 FILE_NAME = "simulated.jsonl"
 AGREEMENT_FILE = "agreement.md"

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from bench.experiments.schema import Experiment, PublishedFile
-from bench.measures import check_measure
-from bench.run_spec import SpecError, check_field
+from bench.measure.measures import check_measure
+from bench.run.spec import SpecError, check_field
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -12,8 +12,8 @@ import msgspec
 
 from bench.experiments.schema import Claim, Experiment, PublishedFile
 from bench.experiments.series import by_seed, capacity_by_seed, select, value_of
-from bench.run_one import RunLine
-from bench.statistics_of_seeds import Estimate, estimate, text_of
+from bench.measure.statistics import Estimate, estimate, text_of
+from bench.run.simulated import RunLine
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure as Canvas
 
 from bench.experiments.schema import Experiment, Figure, Panel, PublishedFile
 from bench.experiments.series import by_seed, capacity, curve, select, value_of
-from bench.plots import DPI, LEGEND_COLUMNS, STYLE, frame
-from bench.run_one import RunLine
-from bench.statistics_of_seeds import estimate
+from bench.measure.statistics import estimate
+from bench.run.simulated import RunLine
+from bench.show.plots import DPI, LEGEND_COLUMNS, STYLE, frame
 
 COLOURS = (
     "#0b62c4", "#e69f00", "#d1495b", "#009e73", "#cc79a7", "#56b4e9", "#8c8c8c", "#7a5195", "#a05d2c", "#444444",

@@ -10,18 +10,18 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.client.open_loop import ReplayPlan
 from bench.experiments.catalogue import ExperimentError
 from bench.experiments.schema import Experiment, Live
-from bench.live_comparison import ClusterError, ClusterSpec, lateness_warnings, local_cluster
-from bench.local_cluster import LocalCluster
-from bench.measures import Slo, measure
-from bench.packaged import packaged_path
-from bench.process_cost import CostMeter
-from bench.replay import ReplayPlan
-from bench.replay_run import Job, complaints, replay_jobs, run_id
-from bench.run_files import commit, machine
-from bench.run_one import SCHEMA_VERSION, RunLine, Task, requests_of
-from bench.run_spec import RunSpec, check_spec, router_config, with_values
+from bench.measure.measures import Slo, measure
+from bench.micro.process_cost import CostMeter
+from bench.run.files import commit, machine
+from bench.run.live import Job, complaints, replay_jobs, run_id
+from bench.run.live_comparison import ClusterError, ClusterSpec, lateness_warnings, local_cluster
+from bench.run.packaged import packaged_path
+from bench.run.simulated import SCHEMA_VERSION, RunLine, Task, requests_of
+from bench.run.spec import RunSpec, check_spec, router_config, with_values
+from deploy.local_cluster import LocalCluster
 from gateway.policy_files import is_policy_file, policy_name
 
 _ENGINE = (

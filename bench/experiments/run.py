@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from bench.data.named import note_on
 from bench.experiments.agreement import AGREEMENT_FILE, simulate_again
 from bench.experiments.agreement import as_markdown as as_agreement
 from bench.experiments.catalogue import ExperimentError, published
@@ -16,13 +17,12 @@ from bench.experiments.claims import Evaluated, claim_text, evaluate, evaluate_p
 from bench.experiments.figures import draw
 from bench.experiments.schema import Experiment, Grid
 from bench.experiments.tables import as_markdown, as_rich
-from bench.grid import make_tasks
-from bench.named_data import note_on
-from bench.run_files import commit
-from bench.run_log import FILE_NAME, RunLog
-from bench.run_one import RunLine, Task
-from bench.run_pool import run_all
-from bench.run_spec import RunSpec, with_values
+from bench.run.files import commit
+from bench.run.grid import make_tasks
+from bench.run.log import FILE_NAME, RunLog
+from bench.run.pool import run_all
+from bench.run.simulated import RunLine, Task
+from bench.run.spec import RunSpec, with_values
 
 MOST_DATA_SETS = 2
 """As many as a caption has room for."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from bench.capacity import crossing
-from bench.measures import read_measure
-from bench.run_one import RunLine
-from bench.run_spec import check_field
-from bench.statistics_of_seeds import Estimate, estimate
+from bench.measure.capacity import crossing
+from bench.measure.measures import read_measure
+from bench.measure.statistics import Estimate, estimate
+from bench.run.simulated import RunLine
+from bench.run.spec import check_field
 
 RATE = "rate_per_s"
 

@@ -9,8 +9,8 @@ from rich.table import Table as RichTable
 
 from bench.experiments.schema import Column, Experiment, Table
 from bench.experiments.series import by_seed, capacity, select
-from bench.run_one import RunLine
-from bench.statistics_of_seeds import Estimate, estimate, text_of
+from bench.measure.statistics import Estimate, estimate, text_of
+from bench.run.simulated import RunLine
 
 NOTHING = "–"
 

@@ -7,14 +7,14 @@ import math
 import sys
 from typing import Any, Literal
 
-from bench.datasets import DatasetSpec
-from bench.results import Summary
+from bench.data.datasets import DatasetSpec
+from bench.data.source import WorkloadSpec, load_source
+from bench.measure.results import Summary
+from bench.measure.statistics import compare_paired
+from bench.run.simulate import MAX_OUTPUT_TOKENS, ClusterShape
 from bench.simcluster import SimCluster
-from bench.simulate import MAX_OUTPUT_TOKENS, ClusterShape
-from bench.statistics_of_seeds import compare_paired
 from bench.workload.item import LengthKnowledge
 from bench.workload.rate_profile import RateStep, parse_steps
-from bench.workload_source import WorkloadSpec, load_source
 from gateway.core.router import RouterConfig
 
 SEEDS = (3, 4, 5)

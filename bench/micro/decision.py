@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from bench.local_cluster import ClusterSpec, LocalCluster
-from bench.replay import ReplayPlan
-from bench.replay_session import Finished, connected
+from bench.client.open_loop import ReplayPlan
+from bench.client.session import Finished, connected
 from bench.workload.arrivals import arrivals_s
 from bench.workload.item import WorkloadItem
+from deploy.local_cluster import ClusterSpec, LocalCluster
 
 
 def items(*, rate: float, seconds: float, prompt_tokens: int, output_tokens: int, seed: int) -> list[WorkloadItem]:

@@ -31,8 +31,8 @@ import numpy as np
 import psutil
 import uvloop
 
-from bench.local_cluster import Child
 from bench.micro.stub_engine import MODEL
+from deploy.local_cluster import Child
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bench.datasets import DatasetSpec
-from bench.results import RequestResult
+from bench.data.datasets import DatasetSpec
+from bench.data.source import WorkloadSource, WorkloadSpec, load_source
+from bench.measure.results import RequestResult
+from bench.run.simulate import MAX_OUTPUT_TOKENS, ClusterShape
 from bench.simcluster import SimCluster
-from bench.simulate import MAX_OUTPUT_TOKENS, ClusterShape
 from bench.workload.item import LengthKnowledge
-from bench.workload_source import WorkloadSource, WorkloadSpec, load_source
-from gateway.core.holding import HoldConfig
+from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import uvloop
 
-from gateway.lengths import LengthDesk, Question, load_lengths
+from gateway.intake.lengths import LengthDesk, Question, load_lengths
+from length_model.core.query import LengthQuery, make_query
 from length_model.models import load_model
 from length_model.online import OnlineLengths
-from length_model.query import LengthQuery, make_query
 from length_model.sharegpt import Turn, answered_turns, package_file, read_conversations
 
 LIMIT_TOKENS = 1024

@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 
-from bench.run_files import machine
+from bench.run.files import machine
 from gateway.core import events as ev
 from gateway.core.router import Router, RouterConfig
 from simcore.types import EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome, Quantiles

@@ -10,11 +10,11 @@ import argparse
 import time
 
 from bench.micro.states import share_gpt_lengths
-from bench.run_files import machine
+from bench.run.files import machine
 from bench.simcluster import Delays, NodeSpec, SimCluster, SimResult
 from bench.workload.compose import generated
 from bench.workload.item import DataRow, LengthKnowledge, WorkloadItem
-from gateway.core.policies.registry import make_policy, policy_names
+from gateway.core.decision.policies.registry import make_policy, policy_names
 from gateway.core.router import RouterConfig
 from simcore.cost.shipped import load_shipped
 from simcore.types import EngineConfig

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from length_model.belief import DEFAULT_PRIOR
+from length_model.core.belief import DEFAULT_PRIOR
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest
 from simcore.types import EngineConfig

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from bench.micro.states import A30_LLAMA2_7B, busy_states, share_gpt_lengths
-from length_model.belief import DEFAULT_PRIOR, known, truncated
+from length_model.core.belief import DEFAULT_PRIOR, known, truncated
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode
 from simcore.types import Candidate, EngineConfig, LengthBelief

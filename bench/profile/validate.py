@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from bench.measure.results import Spread, spread, tpot_s
 from bench.profile.measured_run import MeasuredRequest
-from bench.results import Spread, spread, tpot_s
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import NodeEvent, SimNode, SimRequest
 from simcore.types import EngineConfig

@@ -20,8 +20,8 @@ from typing import Any
 
 import click
 
-from bench.local_cluster import ClusterSpec, LocalCluster
 from bench.vllm_checks.server import ROOT, Server, free_port
+from deploy.local_cluster import ClusterSpec, LocalCluster
 from engine_adapters.vllm.launch import server_launch
 
 MODEL = "smollm2"

@@ -22,16 +22,16 @@ from typing import Any
 import click
 import msgspec
 
-from bench.datasets import DatasetSpec
-from bench.forecast_errors import Pair, errors_of
-from bench.local_cluster import ClusterSpec, LocalCluster
-from bench.replay import ReplayPlan
-from bench.replay_session import connected
+from bench.client.open_loop import ReplayPlan
+from bench.client.session import connected
+from bench.data.datasets import DatasetSpec
+from bench.data.source import WorkloadSource, WorkloadSpec, load_source
+from bench.measure.forecast_errors import Pair, errors_of
+from bench.run.simulate import ClusterShape
 from bench.simcluster import SimCluster
-from bench.simulate import ClusterShape
 from bench.vllm_checks.server import Server, emulated_server
 from bench.workload.item import WorkloadItem
-from bench.workload_source import WorkloadSource, WorkloadSpec, load_source
+from deploy.local_cluster import ClusterSpec, LocalCluster
 from engine_adapters.vllm.address import address_for_url
 from engine_adapters.vllm.probe import TraceProbe
 from gateway.core.router import RouterConfig

@@ -22,14 +22,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from bench.datasets import DatasetName, DatasetSpec
-from bench.local_cluster import ClusterSpec, LocalCluster
-from bench.replay import ReplayPlan
-from bench.replay_session import connected
+from bench.client.open_loop import ReplayPlan
+from bench.client.session import connected
+from bench.data.datasets import DatasetName, DatasetSpec
+from bench.data.source import WorkloadSpec, load_source
 from bench.vllm_checks.forecast_error import Row, live, table, with_ids_only
 from bench.vllm_checks.server import Server, free_port
 from bench.workload.item import WorkloadItem
-from bench.workload_source import WorkloadSpec, load_source
+from deploy.local_cluster import ClusterSpec, LocalCluster
 from engine_adapters.vllm.address import address_for_url
 from engine_adapters.vllm.launch import server_launch, write_model
 from engine_adapters.vllm.probe import TraceProbe

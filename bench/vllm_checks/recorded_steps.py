@@ -16,8 +16,8 @@ import click
 import msgspec
 import numpy as np
 
-from bench.calibration import Trace, learn
-from bench.forecast_errors import Pair, errors_of
+from bench.measure.forecast_errors import Pair, errors_of
+from bench.profile.calibration import Trace, learn
 from bench.profile.measured_run import MeasuredRequest
 from bench.profile.validate import METRICS, validate
 from predictor.core.calibration import Calibration

@@ -120,7 +120,7 @@ def _end_with_parent() -> None:
 def emulated_server(python: str, folder: Path, *flags: str, **options: object) -> Server:
     """As a user starts it: `astrolabe engine vllm --device emulated`."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.cli", "engine", "vllm", "--device", "emulated"]
+    command = [sys.executable, "-m", "deploy.cli", "engine", "vllm", "--device", "emulated"]
     command += ["--python", python, "--port", str(port), *flags]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from length_model.belief import known
+from length_model.core.belief import known
 from simcore.types import LengthBelief
 
 LengthKnowledge = Literal["known", "none", "predicted"]

@@ -275,8 +275,8 @@ def https(url: str, tls: TlsFiles | None) -> ssl.SSLContext | bool:
     """What aiohttp wants to know for connections to a URL. Raises EngineError."""
     if tls is None or not url.startswith("https://"):
         return True
-    from protos.process import ConfigError
-    from protos.tls import client_context
+    from protos.runtime.process import ConfigError
+    from protos.runtime.tls import client_context
 
     try:
         return client_context(tls.ca, tls.cert, tls.key)

@@ -13,20 +13,20 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.core import events as ev
-from gateway.core.candidates import NodeTable
-from gateway.core.explanation import Explanation
-from gateway.core.late_binding import HoldingStatus, LateBinding
-from gateway.core.ledger import Ledger
-from gateway.core.lifecycle import State, Trigger
-from gateway.core.live import LiveRequest
-from gateway.core.node_account import Node, NodeStatus
-from gateway.core.placement import Placer
-from gateway.core.placing import Placing
-from gateway.core.policies.registry import PolicyError
-from gateway.core.resume import remainder, why_not_resumed
-from gateway.core.retry_budget import RetryBudget
+from gateway.core.decision.placement import Placer
+from gateway.core.decision.placing import Placing
+from gateway.core.decision.policies.registry import PolicyError
+from gateway.core.nodes.monitor import Watch
+from gateway.core.nodes.node import Node, NodeStatus
+from gateway.core.nodes.pool import NodeTable
+from gateway.core.queue.late_binding import HoldingStatus, LateBinding
+from gateway.core.request.explanation import Explanation
+from gateway.core.request.ledger import Ledger
+from gateway.core.request.lifecycle import State, Trigger
+from gateway.core.request.live import LiveRequest
+from gateway.core.request.resume import remainder, why_not_resumed
+from gateway.core.request.retry_budget import RetryBudget
 from gateway.core.router_config import RouterConfig
-from gateway.core.watch import Watch
 from simcore.types import Outcome
 
 __all__ = ["RETRYABLE", "Router", "RouterConfig"]

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from gateway.core.holding import HoldConfig
+from gateway.core.queue.queue import HoldConfig
 
 
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):

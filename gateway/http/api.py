@@ -10,16 +10,16 @@ from typing import Any
 import orjson
 import structlog
 
-from gateway.admission import Refused
-from gateway.callers import Caller, KeyRing, Role, require
 from gateway.core.outcomes import DENIALS, Denial
 from gateway.http.bodies import Body, chat_body, completion_body, prompt_of, to_wire
 from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
 from gateway.http.chunks import CHAT, COMPLETION, Style, error_json
 from gateway.http.connection import Exchange
 from gateway.http.delivery import JSON, Delivery, Turn, Wish, retry_after
-from gateway.intake import Intake
-from gateway.node_table import NodeTable
+from gateway.intake.admission import Refused
+from gateway.intake.callers import Caller, KeyRing, Role, require
+from gateway.intake.intake import Intake
+from gateway.nodes.table import NodeTable
 from length_model.sharegpt import Turn as Past
 
 log = structlog.get_logger("gateway.http")

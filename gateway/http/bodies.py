@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 import orjson
 
-from gateway.admission import Refused, invalid
 from gateway.core.outcomes import Denial
+from gateway.intake.admission import Refused, invalid
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 

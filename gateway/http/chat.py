@@ -19,8 +19,8 @@ from typing import Any
 
 from engine_adapters.chat_template import Message, TemplateError
 from engine_adapters.tokenizer import Tokenizer
-from gateway.admission import MAX_TEXT_CHARS_INLINE, Refused, invalid
 from gateway.core.outcomes import Denial
+from gateway.intake.admission import MAX_TEXT_CHARS_INLINE, Refused, invalid
 from length_model.sharegpt import Turn
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from gateway.client_stream import ClientStream
 from gateway.core.outcomes import CODES, COMPLETE
 from gateway.http.chunks import Chunks, Style, error_json, whole
 from gateway.http.connection import Exchange
-from gateway.intake import Admitted
+from gateway.intake.client_stream import ClientStream
+from gateway.intake.intake import Admitted
 from simcore.types import Outcome
 
 log = structlog.get_logger("gateway.http")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from length_model.belief import DEFAULT_PRIOR, given_produced, truncated
+from length_model.core.belief import DEFAULT_PRIOR, given_produced, truncated
 from predictor.core.mirror import Applied, NodeMirror
 from predictor.core.prefix_content import PrefixContent
 from predictor.core.prior import unknown_node

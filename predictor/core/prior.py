@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from length_model.belief import DEFAULT_PRIOR, truncated
+from length_model.core.belief import DEFAULT_PRIOR, truncated
 from simcore.cost.step_time import StepTimeModel
 from simcore.scenarios import longest_output
 from simcore.trace import StepBatch

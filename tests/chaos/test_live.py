@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.chaos.live import LIVE_FAULTS, run, start
-from bench.local_cluster import LocalCluster
+from deploy.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.e2e
 

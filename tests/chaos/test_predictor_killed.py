@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.chaos.faults import predictor_killed
-from bench.chaos.scenario import STEP_TIME, Dice, World
+from bench.chaos.virtual.faults import predictor_killed
+from bench.chaos.virtual.scenario import STEP_TIME, Dice, World
 from bench.simcluster import NodeSpec, SimCluster
-from bench.simcluster_faults import OrphansDropped, PredictorDies, PredictorReturns
+from bench.simcluster.faults import OrphansDropped, PredictorDies, PredictorReturns
 from bench.workload.item import WorkloadItem
 from gateway.core import events as ev
-from gateway.core.holding import HoldConfig
+from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
 from simcore.types import EngineConfig, Outcome
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from bench.chaos.faults import FAULTS
-from bench.chaos.virtual import run
+from bench.chaos.virtual.faults import FAULTS
+from bench.chaos.virtual.run import run
 
 SEEDS = int(os.environ.get("ASTROLABE_CHAOS_SEEDS", "8"))
 """Seeds per fault; `make chaos` takes hundreds."""

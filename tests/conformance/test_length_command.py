@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from bench.commands.length import length
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import WorkloadItem, belief_of
 from bench.workload.jsonl import parse_jsonl
+from length_model.cli import length
 from length_model.models import load_model
 from length_model.sample_files import manifest_path, read_manifest, read_samples
 from simcore.types import LengthBelief

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from length_model import artifact
-from length_model.distribution import Floats, pmf_from_hazards
+from length_model.core.distribution import Floats, pmf_from_hazards
+from length_model.core.encoder_input import InputSizes, SpecialIds, padded, token_ids
+from length_model.core.features import dense
+from length_model.core.split import split_samples
 from length_model.encoder import EncoderModel, hashed_part
-from length_model.encoder_input import InputSizes, SpecialIds, padded, token_ids
-from length_model.features import dense
-from length_model.split import split_samples
 from length_model.training import TrainingError, train_to_file
 from tests.helpers.length_samples import made_samples
 from tests.helpers.tiny_encoder import LetterTokenizer, tiny_encoder_artifact, tiny_hashed_arrays

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from gateway.core import events as ev
-from gateway.core.holding import HoldConfig
-from gateway.core.policies.base import NodeView
-from gateway.core.policies.registry import make_policy, policy_names
+from gateway.core.decision.policies.base import NodeView
+from gateway.core.decision.policies.registry import make_policy, policy_names
+from gateway.core.queue.queue import HoldConfig
 from simcore.types import Forecast
 from tests.helpers.routing import CheckedRouter, every, forecast, node_load, node_view, shape
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from bench.local_cluster import ClusterSpec, LocalCluster
+from deploy.local_cluster import ClusterSpec, LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 
 GRPCURL = str(Path(sys.executable).parent / "grpcurl")

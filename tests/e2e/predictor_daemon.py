@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc.aio
 
-from bench.local_cluster import Child
+from deploy.local_cluster import Child
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb

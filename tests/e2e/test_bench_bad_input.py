@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import main
+from deploy.cli import main
 
 V1 = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
 NOBODY = "127.0.0.1:1"

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import public_data
 from bench.commands.data import data
-from bench.datasets import DATASET_NAMES
-from bench.public_data import FetchError, PublicSet, catalogue, check, fetch, path_of
+from bench.data import public_data
+from bench.data.datasets import DATASET_NAMES
+from bench.data.public_data import FetchError, PublicSet, catalogue, check, fetch, path_of
 
 pytestmark = pytest.mark.e2e
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import datasets
-from bench.datasets import DatasetName, DatasetSpec, load_dataset
+from bench.data import datasets
+from bench.data.datasets import DatasetName, DatasetSpec, load_dataset
+from bench.data.source import WorkloadSource, WorkloadSpec
 from bench.workload.dataset_error import DatasetError
 from bench.workload.rate_profile import RateStep
-from bench.workload_source import WorkloadSource, WorkloadSpec
 
 LENGTHS = "num_prefill_tokens,num_decode_tokens\n7,9\n8,10\n"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import main
-from bench.results import summarise
-from bench.run_files import read_results
+from bench.measure.results import summarise
+from bench.run.files import read_results
+from deploy.cli import main
 
 pytestmark = [
     pytest.mark.e2e,

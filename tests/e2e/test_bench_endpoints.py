@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from bench.client.endpoints import EndpointError, EndpointPlan, run_endpoints, served_models
+from bench.client.outputs import FIGURES, RESULTS_FILE, SUMMARY_FILE, THROUGHPUT_FILE, write_outputs
 from bench.commands.endpoint_options import urls_of, with_aliases
-from bench.endpoints.outputs import FIGURES, RESULTS_FILE, SUMMARY_FILE, THROUGHPUT_FILE, write_outputs
-from bench.endpoints.run import EndpointError, EndpointPlan, run_endpoints, served_models
-from bench.run_files import header
+from bench.run.files import header
 from bench.workload.item import WorkloadItem
 from simcore.types import Outcome
 

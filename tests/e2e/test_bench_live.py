@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.cli import main
-from bench.live_comparison import LATE_EVENT, lateness_warnings
-from bench.local_cluster import ClusterSpec, LocalCluster
-from bench.results import Summary
-from bench.run_files import read_results
+from bench.measure.results import Summary
+from bench.run.files import read_results
+from bench.run.live_comparison import LATE_EVENT, lateness_warnings
+from deploy.cli import main
+from deploy.local_cluster import ClusterSpec, LocalCluster
 from engine_adapters import emulated
 from gateway.core.events import Arrived
 from gateway.core.recording import Entry

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bench.cli import main
-from bench.run_files import ResultFileError, read_results
+from bench.run.files import ResultFileError, read_results
+from deploy.cli import main
 
 ROWS = "num_prefill_tokens,num_decode_tokens\n" + "".join(
     f"{20 + 37 * i % 900},{1 + 53 * i % 200}\n" for i in range(60)

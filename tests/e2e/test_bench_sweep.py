@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.cli import main
+from deploy.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = "num_prefill_tokens,num_decode_tokens\n" + "".join(
@@ -71,7 +71,7 @@ def test_a_sweep_keeps_one_line_per_run_and_goes_on_where_it_was(capsys: pytest.
 def begun(folder: Path) -> subprocess.Popen[str]:
     """A long sweep on two workers, of which some runs are finished."""
     command = [
-        sys.executable, "-m", "bench.cli", "bench", "sweep", "--axis", "policy=random", "--axis", "rate=1:20:0.5",
+        sys.executable, "-m", "deploy.cli", "bench", "sweep", "--axis", "policy=random", "--axis", "rate=1:20:0.5",
         *SMALL, "--set", "requests=150", "--seeds", "20", "--jobs", "2", "--output", "s",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -134,7 +134,7 @@ def test_files_of_ones_own_serve_as_policy_workload_and_profile(
 
 
 def test_a_policy_against_itself_is_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
-    same = (ROOT / "gateway/core/policies/random_node.py").read_text().replace('"random"', '"random_again"')
+    same = (ROOT / "gateway/core/decision/policies/random_node.py").read_text().replace('"random"', '"random_again"')
     Path("again.py").write_text(same.replace("RandomNode", "RandomAgain"))
     found = document(
         capsys, "compare", "--simulate", "--policy", "random,again.py", "--rate", 6, "--seeds", 3, "--nodes", 2,

@@ -17,8 +17,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.cli import ASTROLABE, BENCH
-from bench.local_cluster import Child
+from deploy.cli import ASTROLABE, BENCH
+from deploy.local_cluster import Child
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from tests.e2e.cluster import GRPCURL, until
@@ -33,7 +33,7 @@ COMMANDS = [
 
 def astrolabe(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bench.cli", *args],
+        [sys.executable, "-m", "deploy.cli", *args],
         input=stdin,
         capture_output=True,
         text=True,
@@ -97,7 +97,7 @@ def test_help_lists_every_command() -> None:
 
 
 def test_help_imports_no_heavy_module() -> None:
-    probe = "import sys, bench.cli; print([m for m in ('grpc', 'numba', 'numpy', 'rich') if m in sys.modules])"
+    probe = "import sys, deploy.cli; print([m for m in ('grpc', 'numba', 'numpy', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -22,7 +22,7 @@ UP = ["up", "--nodes", "2", "--port", "0", "--json", "--tokenizer", "bytes", "--
 
 
 def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "bench.cli", *args]
+    return [sys.executable, "-m", "deploy.cli", *args]
 
 
 class Running:

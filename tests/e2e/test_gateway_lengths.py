@@ -13,15 +13,15 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from bench.commands.explain import explain
-from bench.commands.length import length
+from deploy.commands.explain import explain
 from gateway.core.recording import replay
-from length_model.belief import DEFAULT_PRIOR, truncated
+from length_model.cli import length
+from length_model.core.belief import DEFAULT_PRIOR, truncated
+from length_model.core.query import make_query
 from length_model.models import load_model
-from length_model.query import make_query
 from length_model.sample_files import read_samples
 from protos import codec
-from protos.process import ConfigError
+from protos.runtime.process import ConfigError
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import LengthBelief, Outcome

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from bench.local_cluster import LocalCluster
+from deploy.local_cluster import LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from tests.e2e.cluster import MakeCluster, is_idle, listed, until

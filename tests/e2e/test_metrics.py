@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.client_stream import ClientStream
 from gateway.config import GatewayConfig
 from gateway.core.events import RequestShape
-from gateway.core.forecast_trust import TrustStatus
-from gateway.core.late_binding import HoldingStatus
-from gateway.core.node_account import NodeStatus
+from gateway.core.nodes.accuracy import TrustStatus
+from gateway.core.nodes.node import NodeStatus
+from gateway.core.queue.late_binding import HoldingStatus
+from gateway.intake.client_stream import ClientStream
 from gateway.main import Gateway
-from gateway.metrics import MAX_NODES_TOLD, Metrics
-from gateway.place import Place
-from length_model.belief import known
+from gateway.observe.metrics import MAX_NODES_TOLD, Metrics
+from gateway.workers.place import Place
+from length_model.core.belief import known
 from simcore.types import Decision, EngineConfig, NodeLoad, Outcome
 from tests.e2e.in_process import FAST, until
 from tests.e2e.predictor_daemon import daemon

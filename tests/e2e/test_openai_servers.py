@@ -13,7 +13,7 @@ from aiohttp import web
 
 from engine_adapters.base import EngineOptions, EngineOutput, EngineRequest, RequestRefused
 from engine_adapters.openai_metrics import OpenAiEngine
-from length_model.belief import known
+from length_model.core.belief import known
 from predictor.core.estimator import Refused
 from predictor.node import Node
 from simcore.cost.shipped import load_shipped

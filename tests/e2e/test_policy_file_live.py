@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import main
+from deploy.cli import main
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from tests.e2e.cluster import MakeCluster, make_cluster
 

@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.local_cluster import Child
+from deploy.local_cluster import Child
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import grpc.aio
 import pytest
 
-from bench.local_cluster import Child
+from deploy.local_cluster import Child
 from predictor.config import PredictorConfig
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1.astrolabe_predict_pb2_grpc import PredictStub

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from bench.cli import main
+from deploy.cli import main
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.e2e
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bench.cli", "predictor", *arguments],
+        [sys.executable, "-m", "deploy.cli", "predictor", *arguments],
         capture_output=True,
         text=True,
         timeout=40,
@@ -150,7 +150,7 @@ async def test_sigterm_ends_everything_in_order(tmp_path: Path) -> None:
 
 def test_interrupt_while_it_warms_up_is_no_crash(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.cli", "predictor", "--listen", "127.0.0.1:0"],
+        [sys.executable, "-m", "deploy.cli", "predictor", "--listen", "127.0.0.1:0"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.results import RequestResult
-from bench.run_files import write_request_lines
+from bench.measure.results import RequestResult
+from bench.run.files import write_request_lines
 from simcore.types import Outcome
 
 ROWS = [

@@ -13,8 +13,8 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from bench.commands.drain import drain
-from bench.local_cluster import Child, LocalCluster
+from deploy.commands.drain import drain
+from deploy.local_cluster import Child, LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub

@@ -18,12 +18,12 @@ import grpc.aio
 import pytest
 import trustme
 
-from bench.cli import ASTROLABE
-from bench.local_cluster import LocalCluster
-from gateway.callers import KeyEntry, KeyFile, digest, write_keys
+from deploy.cli import ASTROLABE
+from deploy.local_cluster import LocalCluster
 from gateway.config import GatewayConfig
+from gateway.intake.callers import KeyEntry, KeyFile, digest, write_keys
 from gateway.main import Gateway
-from protos.process import ConfigError
+from protos.runtime.process import ConfigError
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from simcore.types import Outcome
@@ -305,7 +305,7 @@ def test_what_is_not_safe_or_not_there_stops_the_process_with_one_line(
 ) -> None:
     free = ["--listen", "127.0.0.1:0", *(["--http-listen", "127.0.0.1:0"] if process == "gateway" else [])]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.cli", process, *free, *options], capture_output=True, text=True, timeout=50
+        [sys.executable, "-m", "deploy.cli", process, *free, *options], capture_output=True, text=True, timeout=50
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
@@ -318,7 +318,7 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
 
     def key(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "bench.cli", "key", *arguments, "--file", path],
+            [sys.executable, "-m", "deploy.cli", "key", *arguments, "--file", path],
             capture_output=True,
             text=True,
             timeout=50,

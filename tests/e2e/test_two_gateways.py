@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.gateway_channel import blocking_channel
-from bench.local_cluster import Child, LocalCluster
+from deploy.gateway_channel import blocking_channel
+from deploy.local_cluster import Child, LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub

@@ -13,7 +13,7 @@ import grpc
 import psutil
 import pytest
 
-from bench.local_cluster import LocalCluster
+from deploy.local_cluster import LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub

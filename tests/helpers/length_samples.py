@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from length_model.query import LengthSample, make_query
+from length_model.core.query import LengthSample, make_query
 from length_model.sharegpt import Turn
 
 ASKED = {"yes or no": 4, "one sentence": 25, "a paragraph": 110, "an essay": 600}

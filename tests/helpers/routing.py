@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from gateway.core import events as ev
-from gateway.core.policies.base import NodeView
+from gateway.core.decision.policies.base import NodeView
 from gateway.core.router import Router, RouterConfig
 from simcore.types import EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome, Quantiles
 

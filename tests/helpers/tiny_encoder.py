@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from length_model.artifact import Artifact
-from length_model.distribution import log_edges
+from length_model.core.distribution import log_edges
+from length_model.core.features import DENSE_FEATURES, FEATURES_VERSION
 from length_model.encoder import HASHED
-from length_model.features import DENSE_FEATURES, FEATURES_VERSION
 from length_model.hashed import quantised
 
 VOCABULARY, WIDTH, HEADS, LAYERS, INNER, HIDDEN = 64, 8, 2, 2, 16, 6

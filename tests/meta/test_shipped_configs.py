@@ -24,7 +24,7 @@ def test_node_config() -> None:
 
 @pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda p: p.name)
 def test_units_start_commands_that_exist(unit: Path) -> None:
-    from bench.cli import ASTROLABE
+    from deploy.cli import ASTROLABE
 
     line = next(line for line in unit.read_text().splitlines() if line.startswith("ExecStart="))
     command = line.split("/astrolabe ")[1].split()

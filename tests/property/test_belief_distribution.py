@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from length_model import distribution as dist
-from length_model.belief import OVERDUE_TOKENS, truncated
-from length_model.scoring import bootstrap, crps, pinball
+from length_model.core import distribution as dist
+from length_model.core.belief import OVERDUE_TOKENS, truncated
+from length_model.core.scoring import bootstrap, crps, pinball
 
 EDGES = dist.log_edges()
 SHORT = dist.log_edges(3, 64)

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.admission import Refused
-from gateway.callers import KeyEntry, KeyFile, KeyRing, digest, read_keys, write_keys
 from gateway.config import load
 from gateway.http.bodies import NEUTRAL, Body, ChatBody, CompletionBody, chat_body, completion_body, prompt_of, to_wire
 from gateway.http.chat import messages_of, question_and_history
 from gateway.http.connection import Connection, Exchange, Limits
-from protos.process import ConfigError
+from gateway.intake.admission import Refused
+from gateway.intake.callers import KeyEntry, KeyFile, KeyRing, digest, read_keys, write_keys
+from protos.runtime.process import ConfigError
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),

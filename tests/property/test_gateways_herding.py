@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.results import Summary
+from bench.measure.results import Summary
 from bench.simcluster import Delays, SimCluster
-from bench.simcluster_gateways import with_gateways
 from bench.workload.item import WorkloadItem
 from gateway.core import events as ev
-from gateway.core.holding import HoldConfig
+from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
 from tests.helpers.simulated import burst, cluster_nodes, poisson
+from tests.helpers.simulated_gateways import with_gateways
 from tests.property.test_router_herding import INSTANT, LOAD_AWARE, SLOW_NOTES, one_by_one
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core import events as ev
-from gateway.core.holding import CLASSES, HoldConfig, HoldingQueue, HoldOrder, class_of, due_s, tokens_of
-from gateway.core.live import LiveRequest
-from gateway.core.policies.registry import make_policy
+from gateway.core.decision.policies.registry import make_policy
+from gateway.core.queue.queue import CLASSES, HoldConfig, HoldingQueue, HoldOrder, class_of, due_s, tokens_of
+from gateway.core.request.live import LiveRequest
 from simcore.types import LengthBelief
 from tests.helpers.routing import shape
 

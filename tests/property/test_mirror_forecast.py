@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from length_model.belief import known
+from length_model.core.belief import known
 from predictor.core.estimator import Estimator
 from simcore.node import SimNode, SimRequest
 from simcore.trace import TraceDelta

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from length_model.belief import known
+from length_model.core.belief import known
 from predictor.core.estimator import Estimator
 from simcore.node import SimNode, SimRequest
 from simcore.types import Candidate, EngineConfig, Forecast

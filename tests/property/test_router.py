@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.core import events as ev
-from gateway.core.holding import HoldConfig, HoldOrder, HoldWhen
-from gateway.core.policies.registry import policy_names
+from gateway.core.decision.policies.registry import policy_names
+from gateway.core.queue.queue import HoldConfig, HoldOrder, HoldWhen
 from gateway.core.recording import entry_line, header_line, replay
 from simcore.types import Outcome, Quantiles
 from tests.helpers.routing import CheckedRouter, forecast

@@ -8,7 +8,7 @@ import statistics
 import msgspec
 import pytest
 
-from bench.results import Summary
+from bench.measure.results import Summary
 from bench.simcluster import Delays, SimCluster
 from bench.workload.item import WorkloadItem
 from gateway.core.router import RouterConfig

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_adapters.tokenizer import load_tokenizer
-from gateway.answer_text import AnswerText
-from gateway.core.stops import StopFinder
+from gateway.intake.answer_text import AnswerText
+from gateway.intake.stops import StopFinder
 
 texts = st.text(alphabet="abX€", max_size=40)
 stops = st.lists(st.text(alphabet="abX€", min_size=1, max_size=4), min_size=1, max_size=3)

@@ -13,7 +13,7 @@ import pytest
 
 from bench.simcluster import Delays, SimCluster
 from gateway.core import events as ev
-from gateway.core.policies.registry import policy_names
+from gateway.core.decision.policies.registry import policy_names
 from gateway.core.recording import RecordingError, entry_line, header_line, read_header, replay
 from gateway.core.router import RouterConfig
 from tests.helpers.simulated import cluster_nodes, poisson

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from bench.local_cluster import ClusterSpec, LocalCluster
+from deploy.local_cluster import ClusterSpec, LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as types_pb

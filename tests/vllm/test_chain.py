@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.local_cluster import Child
+from deploy.local_cluster import Child
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from tests.vllm.chains import NODE, ask, chain, forecast, is_quiet, state, tokens_of, works
 from tests.vllm.servers import Server, until

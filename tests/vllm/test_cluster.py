@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.datasets import DatasetSpec
-from bench.simulate import ClusterShape
+from bench.data.datasets import DatasetSpec
+from bench.data.source import WorkloadSpec, load_source
+from bench.run.simulate import ClusterShape
 from bench.vllm_checks.forecast_error import POLICIES, capacity, live_rows, simulated, table, with_ids_only
 from bench.workload.item import WorkloadItem
-from bench.workload_source import WorkloadSpec, load_source
 from tests.vllm.conftest import REPORT
 
 REQUESTS = 300

@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
-from gateway.core.policies.base import NodeView
 from simcore.types import Forecast
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bench.results import summarise
-from bench.run_one import SCHEMA_VERSION, RunLine
-from bench.run_spec import RunSpec
+from bench.measure.results import summarise
+from bench.run.simulated import SCHEMA_VERSION, RunLine
+from bench.run.spec import RunSpec
 
 
 def line(variant: str, rate: float, seed: int = 0, group: str = "g", **measures: float) -> RunLine:

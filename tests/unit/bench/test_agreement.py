@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from bench.experiments.agreement import Agreement, as_markdown, delays_told, twin
-from bench.results import spread
-from bench.run_one import RunLine
+from bench.measure.results import spread
+from bench.run.simulated import RunLine
 from tests.unit.bench.run_lines import line
 
 

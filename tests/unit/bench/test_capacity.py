@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.capacity import capacities, crossing
-from bench.results import RequestResult, Run, summarise
+from bench.measure.capacity import capacities, crossing
+from bench.measure.results import RequestResult, Run, summarise
 from simcore.types import Outcome
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.capacity_search import combine, combine_nodes, parse_objective, search, search_nodes
-from bench.run_spec import RunSpec
+from bench.run.capacity_search import combine, combine_nodes, parse_objective, search, search_nodes
+from bench.run.spec import RunSpec
 from tests.unit.bench.run_lines import line
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.endpoints.balance import CHUNK_TOKENS, REMEMBERED_PROMPTS, make_balance
+from bench.client.balance import CHUNK_TOKENS, REMEMBERED_PROMPTS, make_balance
 
 A = list(range(100))
 B = list(range(1000, 1100))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench.forecast_errors import Pair, Placed, errors_of
-from bench.results import RequestResult, summarise
+from bench.measure.forecast_errors import Pair, Placed, errors_of
+from bench.measure.results import RequestResult, summarise
+from bench.run.simulate import ClusterShape
 from bench.simcluster import SimCluster
-from bench.simulate import ClusterShape
 from bench.workload.item import WorkloadItem
 from gateway.core.router import RouterConfig
 from simcore.types import Outcome

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench.grid import make_tasks
-from bench.run_spec import RunSpec, SpecError, check_spec, router_config, with_values
+from bench.run.grid import make_tasks
+from bench.run.spec import RunSpec, SpecError, check_spec, router_config, with_values
 from bench.workload.dataset_error import DatasetError
-from gateway.core.policies.registry import PolicyError
+from gateway.core.decision.policies.registry import PolicyError
 
 
 def tasks(axes: dict[str, list[Any]], **base: Any) -> list[tuple[Any, ...]]:

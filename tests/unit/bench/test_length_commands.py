@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench.commands import length_samples
-from bench.commands.length import length
+from length_model import sample_options as length_samples
+from length_model.cli import length
 
 
 @pytest.mark.parametrize("command", ["eval", "worth"])

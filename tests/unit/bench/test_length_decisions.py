@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.length_decisions import samples_from_decisions
+from deploy.length_decisions import samples_from_decisions
 from gateway.core import events as ev
 from gateway.core.recording import RecordingError, entry_line, header_line
 from gateway.core.router import RouterConfig
 from length_model.baseline import train_histogram
-from length_model.belief import DEFAULT_PRIOR
+from length_model.core.belief import DEFAULT_PRIOR
 from simcore.types import Outcome
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import length_worth as lw
-from bench import length_worth_report as report
-from bench.measures import Slo
-from bench.simulate import ClusterShape
+from bench.experiments import length_worth as lw
+from bench.experiments import length_worth_report as report
+from bench.measure.measures import Slo
+from bench.run.simulate import ClusterShape
 from length_model.baseline import ConstantModel
 from tests.helpers.length_samples import made_samples
 

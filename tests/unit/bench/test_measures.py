@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.measures import ALIASES, KNOWN, Slo, as_vllm, check_measure, measure, read_measure
-from bench.results import RequestResult, summarise
+from bench.measure.measures import ALIASES, KNOWN, Slo, as_vllm, check_measure, measure, read_measure
+from bench.measure.results import RequestResult, summarise
 from simcore.types import Outcome
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.policies import registry
-from gateway.core.policies.registry import PolicyError, make_policy
+from gateway.core.decision.policies import registry
+from gateway.core.decision.policies.registry import PolicyError, make_policy
 from gateway.policy_files import load_policy_file, policy_name
 
 POLICY = """

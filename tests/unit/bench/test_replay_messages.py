@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.replay import _OUTCOME_OF_CODE, ReplayPlan, common_limit_tokens, request_message
-from bench.replay_run import complaints
-from bench.replay_session import _difference
-from bench.results import RequestResult, Summary, summarise
+from bench.client.open_loop import _OUTCOME_OF_CODE, ReplayPlan, common_limit_tokens, request_message
+from bench.client.session import _difference
+from bench.measure.results import RequestResult, Summary, summarise
+from bench.run.live import complaints
 from bench.workload.item import WorkloadItem
 from gateway.core.outcomes import CODES
 from protos.v1 import astrolabe_dispatch_pb2 as pb

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.results import RequestResult, Summary, rate_per_s, spread, summarise, tpot_s
+from bench.measure.results import RequestResult, Summary, rate_per_s, spread, summarise, tpot_s
 from simcore.types import Outcome
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.run_log import RunLog, RunLogError, read_lines
+from bench.run.log import RunLog, RunLogError, read_lines
 from tests.unit.bench.run_lines import line
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import run_pool
-from bench.run_log import read_lines
-from bench.run_one import Task
-from bench.run_pool import run_all
-from bench.run_spec import RunSpec
+from bench.run import pool as run_pool
+from bench.run.log import read_lines
+from bench.run.pool import run_all
+from bench.run.simulated import Task
+from bench.run.spec import RunSpec
 
 CONSOLE = Console(quiet=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.endpoints.server_metrics import ServerSample, rates, read_sample
+from bench.client.server_metrics import ServerSample, rates, read_sample
 
 NEW = """
 vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25

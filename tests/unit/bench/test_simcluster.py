@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from bench.simcluster import Delays, NodeSpec, SimCluster, SimResult
-from bench.simcluster_heap import EventHeap, Rank
-from bench.simcluster_node import ClusterNode
+from bench.simcluster.heap import EventHeap, Rank
+from bench.simcluster.node import ClusterNode
 from bench.workload.item import LengthKnowledge, WorkloadItem
 from gateway.core import events as ev
-from gateway.core.holding import HoldConfig
-from gateway.core.policies.registry import make_policy, policy_names
+from gateway.core.decision.policies.registry import make_policy, policy_names
+from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
 from simcore.trace import StepBatch
 from simcore.types import Outcome

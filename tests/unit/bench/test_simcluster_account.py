@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bench.results import RequestResult
+from bench.measure.results import RequestResult
 from bench.simcluster import SimCluster
-from bench.simcluster_noise import Noise, NoiseSource
+from bench.simcluster.noise import Noise, NoiseSource
 from bench.workload.item import WorkloadItem
 from gateway.core.router import RouterConfig
 from simcore.types import LengthBelief

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from bench.simcluster import SimCluster
-from bench.simcluster_node import NodeSpec
+from bench.simcluster.node import NodeSpec
 from bench.workload.item import WorkloadItem
 from gateway.core.router import RouterConfig
 from simcore.cost.shipped import load_shipped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.commands.spec_options import base_spec, with_blocks
-from bench.run_spec import RunSpec
+from bench.run.spec import RunSpec
 from simcore.cost.shipped import load_profile
 
 

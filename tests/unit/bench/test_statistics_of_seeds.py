@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.statistics_of_seeds import compare_paired, estimate, text_of
+from bench.measure.statistics import compare_paired, estimate, text_of
 
 
 def test_the_interval_of_three_values_is_that_of_student() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.results import RequestResult
+from bench.measure.results import RequestResult
+from bench.show.timeline import placed_on, steps_of, timeline
 from bench.simcluster import SimCluster
-from bench.simcluster_node import Delays, NodeSpec
-from bench.timeline import placed_on, steps_of, timeline
+from bench.simcluster.node import Delays, NodeSpec
 from bench.workload.item import WorkloadItem
 from gateway.core.router import RouterConfig
 from simcore.cost.shipped import load_shipped

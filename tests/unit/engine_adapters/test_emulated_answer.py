@@ -8,7 +8,7 @@ import pytest
 
 from engine_adapters.emulated_answer import Answer, mix, natural_length, rolling
 from engine_adapters.tokenizer import TOKENIZERS
-from length_model.belief import DEFAULT_PRIOR
+from length_model.core.belief import DEFAULT_PRIOR
 
 ALPHABETS = [info.text_ids for info in TOKENIZERS.values()]
 

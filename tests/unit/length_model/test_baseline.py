@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from length_model.baseline import ConstantModel, kaplan_meier, train_histogram
-from length_model.belief import DEFAULT_PRIOR
-from length_model.distribution import cdf, log_edges, mean_tokens, pmf_from_hazards, quantiles_tokens
-from length_model.query import LengthQuery, LengthSample
+from length_model.core.belief import DEFAULT_PRIOR
+from length_model.core.distribution import cdf, log_edges, mean_tokens, pmf_from_hazards, quantiles_tokens
+from length_model.core.query import LengthQuery, LengthSample
 from tests.helpers.length_samples import made_samples
 
 EDGES = log_edges()

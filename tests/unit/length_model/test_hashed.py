@@ -6,9 +6,9 @@ import pytest
 from length_model import hashed_training as ht
 from length_model.artifact import ArtifactError, from_bytes, to_bytes
 from length_model.baseline import train_histogram
-from length_model.distribution import Floats, quantiles_tokens
-from length_model.evaluation import judge
-from length_model.features import FEATURES_VERSION
+from length_model.core.distribution import Floats, quantiles_tokens
+from length_model.core.evaluation import judge
+from length_model.core.features import FEATURES_VERSION
 from length_model.hashed import HashedModel
 from tests.helpers.length_samples import ASKED, made_samples
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from length_model.baseline import ConstantModel
-from length_model.belief import DEFAULT_PRIOR, truncated
-from length_model.distribution import Floats
+from length_model.core.belief import DEFAULT_PRIOR, truncated
+from length_model.core.distribution import Floats
+from length_model.core.query import LengthQuery, make_query
 from length_model.online import OnlineLengths
-from length_model.query import LengthQuery, make_query
 
 
 class BrokenOn(ConstantModel):

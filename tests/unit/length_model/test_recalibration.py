@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from length_model.distribution import Ints, log_edges, pmf_from_hazards, quantiles_tokens, remapped
-from length_model.recalibration import (
+from length_model.core.distribution import Ints, log_edges, pmf_from_hazards, quantiles_tokens, remapped
+from length_model.core.recalibration import (
     KNOTS,
     RECENT,
     GroupCalibration,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from length_model.query import samples_from_conversations
+from length_model.core.query import samples_from_conversations
 from length_model.sharegpt import Conversation, ConversationReader, ShareGptError, answered_turns
 
 GOOD: list[dict[str, Any]] = [

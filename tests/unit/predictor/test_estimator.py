@@ -7,7 +7,7 @@ import math
 import msgspec
 import pytest
 
-from length_model.belief import DEFAULT_PRIOR, known
+from length_model.core.belief import DEFAULT_PRIOR, known
 from predictor.core.estimator import OVERDUE_LEAST_S, Estimator, Refused
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from length_model.belief import known
+from length_model.core.belief import known
 from predictor.core.estimator import Estimator
 from predictor.wire import step_times
 from simcore.cost.shipped import load_profile

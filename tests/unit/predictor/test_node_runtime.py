@@ -10,7 +10,7 @@ from msgspec import structs
 
 from engine_adapters.base import EngineError, EngineOptions, EngineProbe, EngineRequest, RequestRefused
 from engine_adapters.emulated import EmulatedEngine
-from length_model.belief import known
+from length_model.core.belief import known
 from predictor.core.estimator import Refused
 from predictor.node import End, Node
 from simcore.cost.step_time import StepTimeModel

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from bench.calibration import Hardware, Trace, learn, record, relative_errors
+from bench.profile.calibration import Hardware, Trace, learn, record, relative_errors
 from bench.workload.item import WorkloadItem
 from predictor.core.step_learning import RECENT_STEPS, StepLearner
 from simcore.cost.shipped import load_profile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from length_model import belief as length_belief
+from length_model.core import belief as length_belief
 from simcore.beliefs import BeliefTable
 from simcore.compiled.entry import ENTRIES
 from simcore.compiled.layout import N_COLS, N_HEAD, N_RUNNING, OUT

@@ -1,0 +1,161 @@
+"""A workload as the command line describes it: rows of a data set placed in time, made anew for each rate and seed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from bench.data.datasets import DatasetSpec, Progress, load_dataset
+from bench.data.own_file import fitting_items, function_of, items_of_file
+from bench.workload.arrivals import ArrivalKind, check_rate
+from bench.workload.compose import fitting, generated, recorded, shaped
+from bench.workload.dataset_error import DatasetError
+from bench.workload.item import DataRow, WorkloadItem
+from bench.workload.rate_profile import RateStep, day_curve
+from bench.workload.rows import plural
+
+
+class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything but rate and seed. `requests` and `duration_s` bound a run; with both, the shorter one."""
+
+    dataset: DatasetSpec
+    file: str = ""
+    """A workload file of one's own, which makes requests and arrivals itself; goes before `dataset`."""
+    arrivals: ArrivalKind | Literal["recorded"] = "gamma"
+    """`recorded`: the data set's own times, made denser or sparser until their mean rate is the one asked for."""
+    burstiness: float = 1.0
+    """Shape of the gamma gaps: 1 is Poisson, less is burstier."""
+    rate_scale: float = 1.0
+    """Density of recorded arrivals: 2 doubles the rate."""
+    requests: int | None = None
+    duration_s: float | None = None
+    """Seconds of the run."""
+    rate_steps: tuple[RateStep, ...] = ()
+    """A rate that changes; goes before any other."""
+    day_peak_to_valley: float | None = None
+    """The run is one day, squeezed into `duration_s`, whose rate swings by this factor around the one asked for."""
+    shuffle: bool = True
+    """Rows in a seeded random order; else in file order."""
+
+
+class WorkloadSource:
+    """Rows in memory, workloads on demand. `notes` say what was kept and what was not."""
+
+    def __init__(self, spec: WorkloadSpec, rows: list[DataRow], notes: list[str]) -> None:
+        self.spec = spec
+        self.notes = notes
+        self._rows = rows
+        self._source = spec.dataset.path or spec.dataset.name
+
+    @property
+    def has_arrivals(self) -> bool:
+        """Whether the data set says when its requests came."""
+        return self._rows[0].arrival_s is not None
+
+    def keep_fitting(self, max_total_tokens: int) -> None:
+        """Leaves out rows that no engine with this context length could run; the notes say how many.
+
+        Raises DatasetError when none is left.
+        """
+        rows = fitting(self._rows, max_total_tokens)
+        dropped = len(self._rows) - len(rows)
+        if not rows:
+            raise DatasetError(
+                self._source,
+                f"every row is longer than {max_total_tokens:,} tokens, prompt and answer together",
+                mend="Use an engine with a longer context or another data set.",
+            )
+        if dropped:
+            self.notes.append(f"{plural(dropped, 'row')} longer than {max_total_tokens:,} tokens left out")
+        self._rows = rows
+
+    def workload(self, *, rate_per_s: float | None, seed: int) -> list[WorkloadItem]:
+        """The run's requests: at `rate_per_s`, or at the data set's own times when it is None. Raises ValueError."""
+        spec = self.spec
+        if rate_per_s is not None:
+            check_rate(rate_per_s)
+        if steps := self._steps(rate_per_s):
+            items = shaped(
+                self._rows,
+                steps,
+                seed=seed,
+                kind=self._kind(),
+                burstiness=spec.burstiness,
+                shuffle=spec.shuffle,
+            )[: spec.requests]
+        elif rate_per_s is None or spec.arrivals == "recorded":
+            if not self.has_arrivals:
+                raise ValueError(f"{self._source} has no arrival times: give a rate in requests per second")
+            scale = spec.rate_scale if rate_per_s is None else rate_per_s / self._recorded_rate_per_s()
+            items = recorded(self._rows, rate_scale=scale, count=spec.requests)
+        elif spec.requests is None and spec.duration_s is None:
+            raise ValueError("say how many requests or how many seconds the run shall have")
+        else:
+            items = generated(
+                self._rows,
+                seed=seed,
+                kind=self._kind(),
+                rate_per_s=rate_per_s,
+                burstiness=spec.burstiness,
+                count=spec.requests,
+                duration_s=spec.duration_s if spec.requests is None else None,
+                shuffle=spec.shuffle,
+            )
+        if spec.duration_s is not None:
+            items = [item for item in items if item.arrival_s < spec.duration_s]
+        if not items:
+            raise ValueError("no request falls into the run: make it longer or raise the rate")
+        return items
+
+    def _kind(self) -> ArrivalKind:
+        return "gamma" if self.spec.arrivals == "recorded" else self.spec.arrivals
+
+    def _steps(self, rate_per_s: float | None) -> list[RateStep]:
+        spec = self.spec
+        if spec.day_peak_to_valley is None:
+            return list(spec.rate_steps)
+        if rate_per_s is None or spec.duration_s is None:
+            raise ValueError("a day curve needs a mean rate and a duration")
+        return day_curve(mean_rate_per_s=rate_per_s, peak_to_valley=spec.day_peak_to_valley, day_s=spec.duration_s)
+
+    def _recorded_rate_per_s(self) -> float:
+        times = [row.arrival_s for row in self._rows if row.arrival_s is not None]
+        span_s = max(times) - min(times)
+        if span_s <= 0:
+            raise ValueError(f"all requests of {self._source} come at one moment: they have no rate to scale")
+        return (len(times) - 1) / span_s
+
+
+class FileSource(WorkloadSource):
+    """The requests that a workload file makes."""
+
+    def __init__(self, spec: WorkloadSpec) -> None:
+        super().__init__(spec, [], [f"requests and arrivals of {spec.file}"])
+        self._longest_tokens: int | None = None
+
+    @property
+    def has_arrivals(self) -> bool:
+        return True
+
+    def keep_fitting(self, max_total_tokens: int) -> None:
+        self._longest_tokens = min(max_total_tokens, self._longest_tokens or max_total_tokens)
+
+    def workload(self, *, rate_per_s: float | None, seed: int) -> list[WorkloadItem]:
+        """What the file makes at this rate and seed. Raises DatasetError, ValueError."""
+        spec = self.spec
+        if spec.requests is None:
+            raise ValueError("say how many requests the run shall have")
+        items = items_of_file(spec.file, rate_per_s=rate_per_s, requests=spec.requests, seed=seed)
+        if self._longest_tokens is not None:
+            items = fitting_items(items, self._longest_tokens, spec.file)
+        return [item for item in items if spec.duration_s is None or item.arrival_s < spec.duration_s]
+
+
+def load_source(spec: WorkloadSpec, *, progress: Progress | None = None) -> WorkloadSource:
+    """Reads the data set. Raises DatasetError, TokenizerError."""
+    if spec.file:
+        function_of(spec.file)
+        return FileSource(spec)
+    parsed = load_dataset(spec.dataset, progress=progress)
+    return WorkloadSource(spec, parsed.rows, list(parsed.notes))

@@ -1,0 +1,190 @@
+"""What is measured of a run: one number per name, and the names by which users of vLLM and Vidur know them.
+
+Our own names are `<what>_<statistic>_<unit>`, in seconds: `ttft_p99_s`. Percentiles interpolate linearly.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.measure.results import RequestResult, Summary
+from gateway.core.outcomes import COMPLETE
+
+STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
+SHORT_PROMPT_TOKENS, LONG_PROMPT_TOKENS = 128, 1024
+"""Classes when all priorities are equal: prompts up to the first, between, from the second on."""
+
+_TIMES: tuple[tuple[str, str, Callable[[RequestResult], float | None]], ...] = (
+    ("ttft", "s", lambda r: r.ttft_s),
+    ("tpot", "s", lambda r: r.tpot_s),
+    ("e2e", "s", lambda r: r.e2e_s),
+    ("normalised", "s_per_token", lambda r: None if r.e2e_s is None else r.e2e_s / max(1, r.output_tokens)),
+    ("scheduling_delay", "s", lambda r: r.scheduling_delay_s),
+    ("preemption_loss", "s", lambda r: r.preemption_loss_s),
+    ("decision", "s", lambda r: r.decision_s),
+)
+
+
+class Slo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a good answer keeps: goodput counts those that keep both."""
+
+    ttft_s: float = 3.0
+    tpot_s: float = 0.1
+
+
+def measure(results: Sequence[RequestResult], summary: Summary, slo: Slo) -> dict[str, float]:
+    """Every measure that these results can give, by our own names."""
+    found: dict[str, float] = {}
+    for name, unit, value in _TIMES:
+        array = np.array([v for r in results if (v := value(r)) is not None], dtype=np.float64)
+        if array.size:
+            found |= {f"{name}_{statistic}_{unit}": x for statistic, x in _statistics(array).items()}
+    complete = [r for r in results if r.outcome in COMPLETE]
+    good = [
+        r
+        for r in complete
+        if r.ttft_s is not None and r.ttft_s <= slo.ttft_s and (r.tpot_s is None or r.tpot_s <= slo.tpot_s)
+    ]
+    found["throughput_requests_per_s"] = summary.throughput_requests_per_s
+    found["output_tokens_per_s"] = summary.output_tokens_per_s
+    found["total_tokens_per_s"] = summary.total_tokens_per_s
+    found["completed_share"] = len(complete) / max(1, len(results))
+    found["goodput_share"] = len(good) / max(1, len(results))
+    found["goodput_requests_per_s"] = len(good) / summary.duration_s if summary.duration_s > 0 else 0.0
+    if summary.preemptions is not None:
+        found["preemptions"] = float(summary.preemptions)
+        found["preempted_share"] = sum(1 for r in results if r.preemptions) / max(1, len(results))
+    if "decision_mean_s" in found and "e2e_mean_s" in found:
+        found["decision_share"] = found["decision_mean_s"] / found["e2e_mean_s"]
+    return found | fairness(complete)
+
+
+def fairness(complete: Sequence[RequestResult]) -> dict[str, float]:
+    """P99 TTFT of each class; Jain's index of the classes' mean normalised latency (1: all alike).
+
+    Classes are the priorities when there are several, else prompts by length.
+    """
+    classes: dict[str, list[RequestResult]] = {}
+    by_priority = len({r.priority for r in complete}) > 1
+    for r in complete:
+        classes.setdefault(f"priority_{r.priority}" if by_priority else _length_class(r), []).append(r)
+    found: dict[str, float] = {}
+    means: list[float] = []
+    for name, members in sorted(classes.items()):
+        ttfts = [r.ttft_s for r in members if r.ttft_s is not None]
+        if ttfts:
+            found[f"ttft_p99_s_of_{name}"] = float(np.percentile(ttfts, 99))
+        means.append(float(np.mean([(r.e2e_s or 0.0) / max(1, r.output_tokens) for r in members])))
+    if len(means) > 1:
+        found["fairness_jain"] = sum(means) ** 2 / (len(means) * sum(m * m for m in means))
+    return found
+
+
+def _length_class(r: RequestResult) -> str:
+    tokens = r.prompt_tokens
+    return "short" if tokens <= SHORT_PROMPT_TOKENS else "long" if tokens >= LONG_PROMPT_TOKENS else "medium"
+
+
+def _statistics(array: NDArray[np.float64]) -> dict[str, float]:
+    p50, p90, p95, p99 = np.percentile(array, [50, 90, 95, 99]).tolist()
+    values = (float(array.mean()), p50, p90, p95, p99, float(array.max()))
+    return dict(zip(STATISTICS, values, strict=True))
+
+
+# --- names of others --------------------------------------------------------------------------------------------------
+
+
+def _aliases() -> dict[str, tuple[str, float]]:
+    """Alias -> (our name, factor)."""
+    found: dict[str, tuple[str, float]] = {
+        "request_throughput": ("throughput_requests_per_s", 1.0),
+        "output_throughput": ("output_tokens_per_s", 1.0),
+        "total_token_throughput": ("total_tokens_per_s", 1.0),
+        "request_goodput": ("goodput_requests_per_s", 1.0),
+        "request_num_restarts": ("preemptions", 1.0),
+    }
+    vllm = {"ttft": "ttft", "tpot": "tpot", "e2el": "e2e"}
+    vidur = {
+        "prefill_e2e_time": ("ttft", "s"),
+        "request_e2e_time": ("e2e", "s"),
+        "request_e2e_time_normalized": ("normalised", "s_per_token"),
+        "request_scheduling_delay": ("scheduling_delay", "s"),
+        "request_preemption_time": ("preemption_loss", "s"),
+        "decode_time_execution_plus_preemption_normalized": ("tpot", "s"),
+    }
+    for statistic in STATISTICS:
+        own = "median" if statistic == "p50" else statistic
+        for alias, name in vllm.items():
+            found[f"{own}_{alias}_ms"] = (f"{name}_{statistic}_s", 1e3)
+        for alias, (name, unit) in vidur.items():
+            found[f"{alias}_{statistic}"] = (f"{name}_{statistic}_{unit}", 1.0)
+    return found
+
+
+ALIASES = _aliases()
+"""Names of vLLM's `bench serve` (milliseconds) and of Vidur's metrics (seconds)."""
+
+
+def read_measure(measures: Mapping[str, float], name: str) -> float | None:
+    """A measure by our name or another's; None when the run has no such value."""
+    ours, factor = ALIASES.get(name, (name, 1.0))
+    value = measures.get(ours)
+    return None if value is None else value * factor
+
+
+def check_measure(name: str) -> None:
+    """Raises ValueError for a name that no run can have."""
+    known = {*ALIASES, *KNOWN}
+    if name not in known and not name.startswith("ttft_p99_s_of_"):
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {_listed()}"
+        raise ValueError(f"unknown measure {name!r}; {hint}")
+
+
+def _listed() -> str:
+    timed = {f"{name}_{statistic}_{unit}" for name, unit, _ in _TIMES for statistic in STATISTICS}
+    times = [f"{name}_X_{unit}" for name, unit, _ in _TIMES]
+    return f"{', '.join(times)} (X: {', '.join(STATISTICS)}), {', '.join(sorted(KNOWN - timed))}"
+
+
+KNOWN = frozenset(
+    {f"{name}_{statistic}_{unit}" for name, unit, _ in _TIMES for statistic in STATISTICS}
+    | {
+        "throughput_requests_per_s",
+        "output_tokens_per_s",
+        "total_tokens_per_s",
+        "completed_share",
+        "goodput_share",
+        "goodput_requests_per_s",
+        "preemptions",
+        "preempted_share",
+        "decision_share",
+        "fairness_jain",
+        "forecasts",
+        "cpu_s",
+        "wall_s",
+        "free_blocks_mean",
+        "free_blocks_variance",
+        "forecast_e2e_error_mean",
+        "forecast_e2e_error_median",
+        "forecast_e2e_bias",
+        "forecast_e2e_p90_coverage",
+        "forecast_ttft_error_median_s",
+        "predictor_cpu_share",
+        "predictor_rss_mib",
+        "predictor_rss_max_mib",
+        "gateway_cpu_share",
+        "gateway_rss_mib",
+    }
+)
+
+
+def as_vllm(measures: Mapping[str, float]) -> dict[str, float]:
+    """The measures under the names of vLLM's `bench serve --save-result`."""
+    wanted = [name for name in ALIASES if name.endswith(("_ms", "throughput")) or "goodput" in name]
+    return {name: value for name in wanted if (value := read_measure(measures, name)) is not None}

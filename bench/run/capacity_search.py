@@ -1,0 +1,136 @@
+"""The largest rate at which an objective holds, or the fewest nodes for a rate: bisection for each policy and seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from bench.measure.measures import check_measure, read_measure
+from bench.measure.statistics import Estimate, estimate
+from bench.run.chains import Chain
+from bench.run.simulated import RunLine, Task
+from bench.run.spec import RunSpec, with_values
+
+GROWTH = 1.5
+HIGHEST_RATE = 100_000.0
+MOST_NODES = 512
+
+
+class Objective(msgspec.Struct, frozen=True):
+    """`measure` at most, or at least, `limit`."""
+
+    measure: str
+    at_most: bool
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.measure} {'<=' if self.at_most else '>='} {self.limit:g}"
+
+    def holds(self, line: RunLine) -> bool:
+        """Whether a run keeps it; a run without the measure does not."""
+        value = read_measure(line.measures, self.measure)
+        return value is not None and (value <= self.limit if self.at_most else value >= self.limit)
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one policy under one objective, over seeds."""
+
+    variant: str
+    objective: str
+    rate_per_s: Estimate | None
+    """None: not even the lowest rate keeps it, for some seed."""
+
+
+class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+    """What one policy needs under one objective at a rate."""
+
+    variant: str
+    objective: str
+    nodes: tuple[int, ...] | None
+    """The fewest for each seed. None: `MOST_NODES` are too few for some seed."""
+
+
+def parse_objective(text: str) -> Objective:
+    """`ttft_p99_s<=3`, `goodput_share>=0.99`. Raises ValueError."""
+    match = re.fullmatch(r"\s*([A-Za-z_0-9]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*", text)
+    try:
+        limit = float(match[3]) if match else 0.0
+    except ValueError:
+        match = None
+    if match is None:
+        raise ValueError(f"cannot read the objective {text!r}; write for example 'ttft_p99_s<=3'")
+    check_measure(match[1])
+    return Objective(match[1], match[2] == "<=", limit)
+
+
+def search(
+    base: RunSpec, *, variant: str, values: dict[str, Any], seed: int, objective: Objective, low: float, step: float
+) -> Chain[float]:
+    """A chain that returns the largest rate of the grid `k * step` that keeps the objective; 0.0 when `low` does not.
+
+    P99s rise with the rate but for the noise of one run; the bisection takes the first change that it finds.
+    """
+    own = with_values(base, {**values, "seed": seed})
+
+    def task(k: int) -> Task:
+        spec = msgspec.structs.replace(own, rate_per_s=round(k * step, 9))
+        return Task(group="capacity", variant=variant, spec=spec)
+
+    good = max(1, round(low / step))
+    line = yield task(good)
+    if not objective.holds(line):
+        return 0.0
+    bad = good
+    while True:
+        bad = max(bad + 1, round(bad * GROWTH))
+        if bad * step > HIGHEST_RATE:
+            return good * step
+        line = yield task(bad)
+        if not objective.holds(line):
+            break
+        good = bad
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        line = yield task(middle)
+        good, bad = (middle, bad) if objective.holds(line) else (good, middle)
+    return good * step
+
+
+def search_nodes(base: RunSpec, *, variant: str, values: dict[str, Any], seed: int, objective: Objective) -> Chain[int]:
+    """A chain that returns the fewest nodes that keep the objective at the rate of `base`; 0 when `MOST_NODES` do not.
+
+    It begins at the nodes of `base`, and takes the first change that it finds, as `search` does.
+    """
+    own = with_values(base, {**values, "seed": seed})
+
+    def task(nodes: int) -> Task:
+        return Task(group="capacity", variant=variant, spec=msgspec.structs.replace(own, nodes=nodes))
+
+    few, enough = 0, min(own.nodes, MOST_NODES)
+    while True:
+        line = yield task(enough)
+        if objective.holds(line):
+            break
+        if enough == MOST_NODES:
+            return 0
+        few, enough = enough, min(MOST_NODES, max(enough + 1, round(enough * GROWTH)))
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        line = yield task(middle)
+        few, enough = (few, middle) if objective.holds(line) else (middle, enough)
+    return enough
+
+
+def combine_nodes(variant: str, objective: Objective, found: Sequence[int]) -> Fleet:
+    """Of one policy over its seeds."""
+    nodes = None if any(value == 0 for value in found) else tuple(found)
+    return Fleet(variant=variant, objective=str(objective), nodes=nodes)
+
+
+def combine(variant: str, objective: Objective, found: Sequence[float]) -> Capacity:
+    """Of one policy over its seeds."""
+    rate = None if any(value == 0.0 for value in found) else estimate(list(found))
+    return Capacity(variant=variant, objective=str(objective), rate_per_s=rate)

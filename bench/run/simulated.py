@@ -1,0 +1,200 @@
+"""Carries out one `RunSpec` in a simulated cluster and says what came of it. What worker processes of a sweep call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from bench.data.named import WorkloadWish, make_workload
+from bench.measure.measures import Slo, measure
+from bench.measure.results import RequestResult, Summary
+from bench.run.packaged import packaged_path
+from bench.run.simulate import MAX_OUTPUT_TOKENS
+from bench.run.spec import RunSpec, delays_of, noise_of, router_config
+from bench.simcluster import SimCluster
+from bench.workload.item import WorkloadItem, belief_of
+from gateway.core import events as ev
+from gateway.policy_files import policy_name
+from simcore.types import Forecast
+
+SCHEMA_VERSION = 1
+"""Of result lines. Grows when a field changes its meaning or goes."""
+COURSE_POINTS = 200
+"""Moments of a run at which the state of the nodes is kept."""
+
+
+class Course(msgspec.Struct, frozen=True, kw_only=True):
+    """The engines over the run, at every n-th arrival."""
+
+    request: list[int] = []
+    """How many requests had arrived."""
+    free_blocks_mean: list[float] = []
+    """Over the nodes."""
+    free_blocks_variance: list[float] = []
+    preemptions: list[int] = []
+    """Of all nodes so far."""
+
+
+class RunLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One run in one line: what it was, what it gave, where and by which code."""
+
+    schema_version: int
+    key: str
+    group: str
+    """Experiment or sweep, and which of its grids."""
+    variant: str
+    """Name of the line in tables and figures."""
+    mode: Literal["simulated", "live"]
+    spec: RunSpec
+    measures: dict[str, float]
+    summary: Summary
+    course: Course = Course()
+    commit: str
+    machine: dict[str, str | int]
+    started_at: str
+    wall_s: float
+    cpu_s: float
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that is wanted, and under which name."""
+
+    group: str
+    variant: str
+    spec: RunSpec
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A line and, if they were asked for, the requests behind it."""
+
+    line: RunLine
+    results: list[RequestResult] = []
+
+
+def wish_of(spec: RunSpec) -> WorkloadWish:
+    return WorkloadWish(
+        dataset=spec.dataset,
+        path=spec.dataset_path,
+        seed=spec.seed,
+        rate_per_s=spec.rate_per_s,
+        rate_scale=spec.rate_scale,
+        requests=spec.requests,
+        arrivals=spec.arrivals,
+        burstiness=spec.burstiness,
+        in_order=spec.in_order,
+        longest_tokens=spec.shape.longest_tokens,
+    )
+
+
+def run_task(task: Task, *, commit: str, machine: dict[str, str | int], keep_results: bool = False) -> Done:
+    """Simulates it. Raises DatasetError, PolicyError, ValueError."""
+    spec = task.spec
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    policy = policy_name(packaged_path(spec.policy))
+    items = make_workload(wish_of(spec))
+    belief_of(items[0], spec.lengths)
+    observer = _Observer(len(items))
+    cluster = SimCluster(
+        spec.shape.specs(),
+        router_config(spec, policy),
+        delays_of(spec),
+        lengths=spec.lengths,
+        correcting=spec.correcting,
+        noise=noise_of(spec),
+        max_output_tokens=max(MAX_OUTPUT_TOKENS, *(item.output_tokens for item in items)),
+        observe=observer,
+    )
+    observer.cluster = cluster
+    found = cluster.run(items)
+    summary = found.summary()
+    cpu_s = time.process_time() - cpu_s
+    measures = measure(found.results, summary, Slo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
+    measures |= observer.forecast_errors(found.results) | observer.free_blocks()
+    measures["forecasts"] = float(found.forecasts)
+    measures["cpu_s"] = cpu_s
+    line = RunLine(
+        schema_version=SCHEMA_VERSION,
+        key=spec.key,
+        group=task.group,
+        variant=task.variant,
+        mode="simulated",
+        spec=spec,
+        measures=measures,
+        summary=summary,
+        course=observer.course,
+        commit=commit,
+        machine=machine,
+        started_at=started_at,
+        wall_s=time.perf_counter() - wall_s,
+        cpu_s=cpu_s,
+    )
+    return Done(line=line, results=found.results if keep_results else [])
+
+
+class _Observer:
+    """Looks over the router's shoulder: forecasts of the chosen nodes, and the nodes' state now and then."""
+
+    cluster: SimCluster
+
+    def __init__(self, requests: int) -> None:
+        self.course = Course()
+        self._every = max(1, requests // COURSE_POINTS)
+        self._arrived = 0
+        self._forecasts: dict[str, Forecast] = {}
+
+    def __call__(self, at_s: float, event: ev.AnyEvent, actions: Sequence[Any]) -> None:
+        if type(event) is ev.Arrived:
+            self._arrived += 1
+            if self._arrived % self._every == 0:
+                self._look()
+        for action in actions:
+            if type(action) is ev.Dispatch:
+                forecast = action.decision.scores[0].forecast
+                if forecast is not None:
+                    self._forecasts[action.request_id] = forecast
+
+    def _look(self) -> None:
+        free = np.array(self.cluster.free_blocks(), dtype=np.float64)
+        self.course.request.append(self._arrived)
+        self.course.free_blocks_mean.append(float(free.mean()))
+        self.course.free_blocks_variance.append(float(free.var()))
+        self.course.preemptions.append(self.cluster.preemptions)
+
+    def free_blocks(self) -> dict[str, float]:
+        course = self.course
+        if not course.request:
+            return {}
+        return {
+            "free_blocks_mean": float(np.mean(course.free_blocks_mean)),
+            "free_blocks_variance": float(np.mean(course.free_blocks_variance)),
+        }
+
+    def forecast_errors(self, results: Sequence[RequestResult]) -> dict[str, float]:
+        """Of the chosen nodes' forecasts: |measured - forecast| / measured, its signed mean, share under the P90."""
+        joined = [
+            (f.e2e_s.mean, f.e2e_s.p90, f.ttft_s.mean, r.e2e_s, r.ttft_s)
+            for r in results
+            if (f := self._forecasts.get(r.request_id)) is not None and r.e2e_s is not None and r.ttft_s is not None
+        ]
+        if not joined:
+            return {}
+        said_e2e, said_p90, said_ttft, e2e, ttft = np.array(joined, dtype=np.float64).T
+        relative = (said_e2e - e2e) / e2e
+        return {
+            "forecast_e2e_error_mean": float(np.abs(relative).mean()),
+            "forecast_e2e_error_median": float(np.median(np.abs(relative))),
+            "forecast_e2e_bias": float(relative.mean()),
+            "forecast_e2e_p90_coverage": float((e2e <= said_p90 * (1 + 1e-9)).mean()),
+            "forecast_ttft_error_median_s": float(np.median(np.abs(said_ttft - ttft))),
+        }
+
+
+def requests_of(spec: RunSpec) -> list[WorkloadItem]:
+    """The requests of a run. Raises DatasetError, ValueError."""
+    return make_workload(wish_of(spec))

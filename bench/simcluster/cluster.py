@@ -1,0 +1,400 @@
+"""The simulated cluster: the live gateway's own router over simulated nodes, on an event heap. Pure.
+
+Nothing of the router is modelled: `gateway.core.router.Router` gets the same events that the asyncio gateway gives it.
+What is modelled is the world around it: how long messages take (`Delays`), engines (`simcore.node`), and predictors
+(`simcore.lookahead`).
+
+Nodes run ahead to the next event that is not their own: tokens and complete answers make the router send nothing (it
+looks at its nodes when something comes or a timer fires), which is checked. So it hears everything in the order of
+time, and the result does not depend on how far nodes run at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from bench.measure.results import RequestResult, Summary, summarise
+from bench.simcluster import faults as wrong
+from bench.simcluster.account import RequestAccount
+from bench.simcluster.course import Course
+from bench.simcluster.heap import EventHeap, Rank
+from bench.simcluster.node import ClusterNode, Delays, NodeSpec
+from bench.simcluster.noise import Noise
+from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
+from bench.workload.prefix import item_block_hashes
+from gateway.core import events as ev
+from gateway.core.router import Router, RouterConfig
+from length_model.core.belief import DEFAULT_PRIOR, truncated
+from simcore.types import LengthBelief, Outcome
+
+# As plain numbers: looking up a member costs more than most events.
+NODE_TOLD, FORECAST, CLIENT, TIMER, ABORT, DISPATCH, ASK = (
+    int(rank) for rank in (Rank.NODE_TOLD, Rank.FORECAST, Rank.CLIENT, Rank.TIMER, Rank.ABORT, Rank.DISPATCH, Rank.ASK)
+)
+
+__all__ = ["Delays", "NodeSpec", "SimCluster", "SimResult"]
+
+Observer = Callable[[float, ev.AnyEvent, Sequence[ev.AnyAction]], None]
+"""Told of every event that the router handles, when it did, and of what it answered."""
+
+
+class SimResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished run."""
+
+    results: list[RequestResult]
+    """One per request, in the order of arrival."""
+    preemptions: int
+    """Of all engines."""
+    steps: int
+    """Engine steps run."""
+    events: int
+    """Events taken off the heap."""
+    forecasts: int
+    """What-ifs answered."""
+    policies: dict[str, int]
+    """Placements per policy that made them: more than one name when the fallback had to step in."""
+
+    def summary(self) -> Summary:
+        return summarise(self.results, preemptions=self.preemptions)
+
+
+class SimCluster:
+    """One cluster for one run.
+
+    `lengths` is what the router and the predictors are told of each answer's length, apart from its true length; with
+    `none` they hold `prior`. `max_output_tokens` is the limit that requests carry. `scenarios` are those of a what-if,
+    `correcting` lets predictors correct them by experience, `noise` is put on what predictors believe and say.
+    `observe` sees all that the router hears and wants, for recording.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[NodeSpec],
+        router: RouterConfig,
+        delays: Delays | None = None,
+        *,
+        lengths: LengthKnowledge = "known",
+        prior: LengthBelief = DEFAULT_PRIOR,
+        max_output_tokens: int = 2048,
+        scenarios: int = 8,
+        correcting: bool | Literal["by size"] = True,
+        noise: Noise | None = None,
+        observe: Observer | None = None,
+        dress: Callable[[ev.RequestShape], ev.RequestShape] = lambda shape: shape,
+    ) -> None:
+        if not nodes:
+            raise ValueError("a cluster needs at least one node")
+        if len({spec.node_id for spec in nodes}) < len(nodes):
+            raise ValueError(f"node ids must differ, got {[spec.node_id for spec in nodes]}")
+        self.delays = Delays() if delays is None else delays
+        self.router = Router(router)
+        self._heap = EventHeap()
+        self._told = EventHeap(self._heap)
+        """Tokens and complete answers on their way to the router."""
+        self._account = RequestAccount()
+        self._nodes = {
+            spec.node_id: ClusterNode(
+                spec,
+                self.delays,
+                self._heap,
+                self._told,
+                account=self._account,
+                scenarios=scenarios,
+                lengths_known=lengths == "known",
+                correcting=correcting,
+                noise=noise,
+                seed=router.seed,
+            )
+            for spec in nodes
+        }
+        self._config = nodes[0].config
+        """Blocks are named in the size of the first node's."""
+        self._lengths = lengths
+        self._prior = prior
+        self._max_output_tokens = max_output_tokens
+        self._observe = observe
+        self._dress = dress
+        self._gateway = 0
+        """Grows with each restart: timers of earlier gateways are lost."""
+        self._ahead_s = 0.0
+        """By how much the gateway's clock has jumped."""
+        self._courses: dict[str, Course] = {}
+        self._policies: Counter[str] = Counter()
+
+    def run(
+        self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, ev.AnyEvent | wrong.Fault]] = ()
+    ) -> SimResult:
+        """Runs until every request has ended.
+
+        `world` holds what happens from outside, with times: `NodeLost` (the engine's requests are gone unless only its
+        daemon died), `NodeJoined` (it comes back empty), `DrainAsked`, `ClientGone`, `PolicySet`, and any `Fault`.
+
+        Raises:
+            ValueError: two requests have one id, a node of `world` is not of this cluster, or it has run already.
+        """
+        if self._courses:
+            raise ValueError("this cluster has run already; make another")
+        items = sorted(workload, key=lambda item: item.arrival_s)
+        self._courses = {item.request_id: Course(item) for item in items}
+        if len(self._courses) < len(items):
+            raise ValueError("two requests of the workload have the same id")
+        self._open(items[0].arrival_s if items else 0.0)
+        for at_s, event in world:
+            self._heap.push(at_s, Rank.WORLD, event)
+        arrivals = iter(items)
+        self._schedule_next(arrivals)
+        events = self._drive(arrivals)
+        nodes = self._nodes.values()
+        for node in nodes:
+            node.finish()
+        results = [course.result for course in self._courses.values() if course.result is not None]
+        assert len(results) == len(items), "a request has not ended although nothing is left to happen"
+        return SimResult(
+            results=results,
+            preemptions=self.preemptions,
+            steps=sum(node.steps for node in nodes),
+            events=events,
+            forecasts=sum(node.forecasts for node in nodes),
+            policies=dict(self._policies),
+        )
+
+    def busy_nodes(self) -> list[str]:
+        """Nodes whose engines have requests."""
+        return [node.node_id for node in self._nodes.values() if node.is_busy and not node.faults.vanished]
+
+    def free_blocks(self) -> list[int]:
+        """KV blocks that each engine has free after its last step."""
+        return [node.free_blocks for node in self._nodes.values()]
+
+    @property
+    def preemptions(self) -> int:
+        """Of all engines so far."""
+        return self._account.preemptions.total()
+
+    def _open(self, at_s: float) -> None:
+        for node in self._nodes.values():
+            self._join(node, at_s)
+
+    def _join(self, node: ClusterNode, at_s: float) -> None:
+        spec = node.spec
+        self._tell(ev.NodeJoined(node_id=spec.node_id, config=spec.config, profile=spec.step_time.name), at_s)
+        self._tell(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
+
+    def _schedule_next(self, arrivals: Iterator[WorkloadItem]) -> None:
+        item = next(arrivals, None)
+        if item is not None:
+            self._heap.push(item.arrival_s, Rank.CLIENT, item)
+
+    def _drive(self, arrivals: Iterator[WorkloadItem]) -> int:
+        heap, told, nodes = self._heap, self._told, list(self._nodes.values())
+        one_way_s = self.delays.network_one_way_s
+        events, at_s, next_s, looked_s = 0, 0.0, -math.inf, -math.inf
+        while True:
+            if heap.next_s != next_s:
+                next_s = heap.next_s
+                heard_s = next_s - one_way_s
+                for node in nodes:
+                    if node.next_s < heard_s:
+                        node.run_until(heard_s)
+            while told.first < heap.first:
+                at_s, _, _, (node, epoch, heard) = told.pop()
+                events += len(heard)
+                if epoch == node.epoch:
+                    for event in heard:
+                        self._tell(event, at_s)
+                    assert heap.next_s >= next_s, "the router sent something because of tokens or a complete answer"
+            if next_s == math.inf:
+                # Their last words, which nobody has asked to see.
+                at_s += self.delays.note_interval_s + one_way_s
+                self._hear_notes(at_s)
+                return events
+            at_s, rank, _, what = heap.pop()
+            events += 1
+            if rank >= ABORT:
+                self._reach(rank, what, at_s)
+                looked_s = -math.inf
+                continue
+            if rank != NODE_TOLD and looked_s != at_s:
+                # The router may look at its nodes now.
+                self._hear_notes(at_s)
+                looked_s = at_s
+            if rank in (NODE_TOLD, FORECAST):
+                node, epoch, event = what
+                if epoch == node.epoch:
+                    self._tell(event, at_s)
+            elif rank == CLIENT:
+                self._schedule_next(arrivals)
+                self._tell(ev.Arrived(request=self._shape(what)), at_s)
+            elif rank == TIMER:
+                gateway, event = what
+                if gateway == self._gateway:
+                    self._tell(event, at_s)
+            else:
+                self._change_world(what, at_s)
+                looked_s = -math.inf
+
+    def _hear_notes(self, at_s: float) -> None:
+        for node in self._nodes.values():
+            if node.note_s <= at_s and (note := node.note(at_s)) is not None:
+                self._tell(note, at_s)
+
+    def _reach(self, rank: int, what: Any, at_s: float) -> None:
+        """A message reaches its node, unless that has broken since it was sent."""
+        node, epoch, action = what
+        if epoch != node.epoch or node.faults.deaf:
+            return
+        if rank == DISPATCH:
+            course = self._courses[action.request_id]
+            item, shape = course.item, action.resumed or course.shape
+            assert shape is not None, "only a request that has come is dispatched"
+            rest_tokens = item.output_tokens - (shape.prompt_tokens - item.prompt_tokens)
+            node.take(shape, rest_tokens, action.dispatch_seq, at_s, attempt=action.attempt)
+        elif rank == ASK:
+            node.answer(action, at_s)
+        else:
+            node.abort(action.request_id, at_s)
+
+    def _change_world(self, event: ev.AnyEvent | wrong.Fault, at_s: float) -> None:
+        if isinstance(event, wrong.Fault):
+            self._go_wrong(event, at_s)
+            return
+        if isinstance(event, (ev.NodeLost, ev.NodeRemoved)):
+            if not self._node(event.node_id).faults.no_daemon:
+                self._break(self._node(event.node_id), at_s)
+        elif isinstance(event, ev.NodeJoined):
+            node = self._node(event.node_id)
+            self._break(node, at_s)
+            node.faults = wrong.NodeFaults(lie=node.faults.lie)
+            self._join(node, at_s)
+            return
+        self._tell(event, at_s)
+
+    def _go_wrong(self, fault: wrong.Fault, at_s: float) -> None:
+        match fault:
+            case wrong.Vanishes():
+                node = self._node(fault.node_id)
+                self._break(node, at_s)
+                node.faults.vanished = True
+            case wrong.TraceFreezes():
+                self._node(fault.node_id).faults.frozen_s = None if fault.thaws else at_s
+            case wrong.Lies():
+                self._node(fault.node_id).faults.lie = fault.factor
+            case wrong.Fills():
+                self._node(fault.node_id).faults.queue_limit = fault.queue_limit
+            case wrong.RequestsFail():
+                self._fail(self._node(fault.node_id), fault.count, at_s)
+            case wrong.PredictorDies():
+                node = self._node(fault.node_id)
+                self._tell_progress(node, node.progress(at_s), at_s)
+                node.lose_daemon(at_s)
+            case wrong.PredictorReturns():
+                self._node(fault.node_id).find_daemon(at_s)
+                self._join(self._node(fault.node_id), at_s)
+            case wrong.OrphansDropped():
+                self._node(fault.node_id).drop_orphans(at_s)
+            case wrong.GatewayRestarts():
+                self._restart_gateway(at_s)
+            case wrong.ClockJumps():
+                self._ahead_s += fault.by_s
+                for _, _, _, timer in self._heap.of_rank(Rank.TIMER):
+                    self._heap.push(at_s, Rank.TIMER, timer)
+
+    def _fail(self, node: ClusterNode, count: int, at_s: float) -> None:
+        progress = node.progress(at_s)
+        for request_id in list(progress)[:count]:
+            self._tell_progress(node, {request_id: progress[request_id]}, at_s)
+            node.abort(request_id, at_s)
+            ended = ev.StreamEnded(
+                request_id=request_id,
+                node_id=node.node_id,
+                outcome=Outcome.ENGINE_FAILED,
+                attempt=self._courses[request_id].attempt,
+            )
+            self._tell(ended, at_s)
+
+    def _restart_gateway(self, at_s: float) -> None:
+        self.router = Router(self.router.config)
+        self._gateway += 1
+        for request_id, course in self._courses.items():
+            if course.shape is not None and course.result is None:
+                lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
+                course.finish(lost, at_s, self._account)
+        for node in self._nodes.values():
+            if not node.faults.deaf:
+                node.restart()
+                self._join(node, at_s)
+
+    def _break(self, node: ClusterNode, at_s: float) -> None:
+        """Engine and session are gone; what had left the node before has reached the router."""
+        self._tell_progress(node, node.progress(at_s), at_s)
+        node.restart()
+
+    def _tell_progress(self, node: ClusterNode, progress: Mapping[str, int], at_s: float) -> None:
+        """Between first token and end nodes tell nothing, to save events: what they would have told by now."""
+        for request_id, tokens in progress.items():
+            course = self._courses[request_id]
+            news = course.resumed_tokens + tokens - course.output_tokens
+            if course.result is None and course.node_id == node.node_id and news > 0:
+                seen = ev.TokensSeen(request_id=request_id, node_id=node.node_id, tokens=news, attempt=course.attempt)
+                self._tell(seen, at_s)
+
+    def _node(self, node_id: str) -> ClusterNode:
+        node = self._nodes.get(node_id)
+        if node is None:
+            raise ValueError(f"the world names node {node_id!r}; this cluster has {', '.join(self._nodes)}")
+        return node
+
+    def _tell(self, event: ev.AnyEvent, at_s: float) -> None:
+        """The router hears an event; its wishes are carried out."""
+        if type(event) is ev.TokensSeen:
+            self._courses[event.request_id].tokens_came(event, at_s)
+        elif type(event) is ev.StreamEnded:
+            self._courses[event.request_id].attempt_ended(event)
+        actions = self.router.handle(event, at_s + self._ahead_s)
+        if self._observe is not None:
+            self._observe(at_s, event, actions)
+        if not actions:
+            return
+        left_s = at_s + self.delays.decision_s
+        there_s = left_s + self.delays.network_one_way_s
+        for action in actions:
+            match action:
+                case ev.AskForecast():
+                    self._send(there_s, Rank.ASK, action)
+                case ev.StartTimer():
+                    timer = (self._gateway, ev.TimerFired(timer_id=action.timer_id))
+                    self._heap.push(max(at_s, action.at_s - self._ahead_s), Rank.TIMER, timer)
+                case ev.Dispatch():
+                    self._courses[action.request_id].dispatched(action, left_s)
+                    self._policies[action.decision.policy] += 1
+                    self._send(there_s, Rank.DISPATCH, action)
+                case ev.Abort():
+                    self._send(there_s, Rank.ABORT, action)
+                case ev.Finish():
+                    self._courses[action.request_id].finish(action, at_s, self._account)
+                case ev.Placed():
+                    raise AssertionError("no request of a simulated cluster is placed by somebody else")
+
+    def _send(self, at_s: float, rank: Rank, action: ev.AskForecast | ev.Dispatch | ev.Abort) -> None:
+        node = self._nodes[action.node_id]
+        self._heap.push(at_s, rank, (node, node.epoch, action))
+
+    def _shape(self, item: WorkloadItem) -> ev.RequestShape:
+        belief = belief_of(item, self._lengths) or self._prior
+        shape = ev.RequestShape(
+            request_id=item.request_id,
+            prompt_tokens=item.prompt_tokens,
+            max_output_tokens=self._max_output_tokens,
+            belief=truncated(belief, self._max_output_tokens),
+            priority=item.priority,
+            session=item.session,
+            block_hashes=item_block_hashes(item, self._config),
+        )
+        shape = self._dress(shape)
+        self._courses[item.request_id].shape = shape
+        return shape

@@ -1,0 +1,141 @@
+"""`astrolabe explain`: why a request went where it went, and what became of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from deploy.gateway_client import dispatch_stub, gateway_option, json_option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from protos.v1 import astrolabe_dispatch_pb2 as pb
+    from protos.v1 import astrolabe_types_pb2 as types_pb
+
+
+@click.command(
+    epilog="""\b
+Example: the id stands in the summary of 'astrolabe request' and in the gateway's log.
+  astrolabe explain r-6f1a2b3c4d5e6f70
+"""
+)
+@click.argument("request_id")
+@gateway_option
+@json_option
+def explain(request_id: str, gateway: str, as_json: bool) -> None:
+    """Why REQUEST_ID went where it went: every node's cost and forecast, then what really happened."""
+    from protos.v1 import astrolabe_dispatch_pb2 as pb
+
+    with dispatch_stub(gateway) as stub:
+        explanation = stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=5.0)
+    if as_json:
+        import orjson
+        from google.protobuf.json_format import MessageToDict
+
+        click.echo(orjson.dumps(MessageToDict(explanation, preserving_proto_field_name=True)))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for decision in explanation.decisions:
+        _print_decision(console, decision)
+    _print_belief(console, explanation)
+    _print_actual(console, explanation.actual)
+
+
+def _print_decision(console: Console, decision: pb.Decision) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"attempt {decision.attempt}: {decision.node_id or 'no node'}, by {decision.policy} "
+        f"in {decision.decision_s * 1000:.2f} ms",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("")
+    table.add_column("node", no_wrap=True)
+    # Two lines a head: the table fits a terminal of 80 columns.
+    names = (
+        f"cost\n{decision.cost_unit}", "TTFT\ns", "E2E\ns", "harm\ns", "pre-\nempted", "blocks\nleft", "state\nage s",
+    )  # fmt: skip
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for score in decision.scores:
+        chosen = score.node_id == decision.node_id
+        forecast = ("-",) * 5
+        if score.HasField("forecast"):
+            f = score.forecast
+            forecast = (
+                f"{f.ttft_s.mean:.3f}",
+                f"{f.e2e_s.mean:.3f}",
+                f"{f.harm_s.mean:.3f}",
+                f"{f.preemptions:.2f}",
+                str(f.kv_headroom_blocks),
+            )
+        table.add_row(
+            "→" if chosen else "",
+            score.node_id,
+            f"{score.cost:.4g}" if score.HasField("cost") else "-",
+            *forecast,
+            f"{score.state_age_s:.3f}",
+            score.note,
+            style="bold" if chosen else "",
+        )
+    console.print(table)
+    console.print(decision.reason, highlight=False)
+    for score in decision.scores:
+        if score.node_id == decision.node_id and score.HasField("forecast"):
+            _print_forecast(console, score.forecast)
+
+
+def _print_forecast(console: Console, forecast: types_pb.Forecast) -> None:
+    """All that the chosen node foresaw, with the spread over its futures."""
+    from simcore.types import HEADROOM_HORIZONS_S
+
+    times = (
+        f"ttft {forecast.ttft_s.p50:.3f} / {forecast.ttft_s.p90:.3f} s",
+        f"tpot {forecast.tpot_s.p50 * 1e3:.1f} / {forecast.tpot_s.p90 * 1e3:.1f} ms",
+        f"e2e {forecast.e2e_s.p50:.3f} / {forecast.e2e_s.p90:.3f} s",
+        f"harm {forecast.harm_s.p50:.3f} / {forecast.harm_s.p90:.3f} s",
+        f"clear start in {forecast.clear_start_s.p50:.3f} / {forecast.clear_start_s.p90:.3f} s",
+    )
+    console.print(f"what {forecast.node_id} foresaw, p50 / p90: {', '.join(times)}", highlight=False)
+    said = f"somebody preempted in {forecast.preemption_probability:.0%} of its futures"
+    if forecast.kv_headroom_path:
+        path = zip(HEADROOM_HORIZONS_S, forecast.kv_headroom_path, strict=False)
+        said += f"; fewest KV blocks free {', '.join(f'within {h:g} s {blocks}' for h, blocks in path)}"
+    console.print(said, highlight=False)
+
+
+def _print_belief(console: Console, explanation: pb.Explanation) -> None:
+    from protos import codec
+
+    belief = codec.belief_from_wire(explanation.belief)
+    if belief is None:
+        return
+    said = f"{belief.quantile_tokens(0.5)} tokens"
+    if len(belief.atoms_tokens) > 1:
+        said = f"p50 {said}, p90 {belief.quantile_tokens(0.9)}, mean {belief.mean_tokens:.0f}"
+    source = f" ({explanation.belief_source})" if explanation.belief_source else ""
+    console.print(f"what was believed of the answer's length: {said}{source}", highlight=False)
+
+
+def _print_actual(console: Console, actual: pb.Actual) -> None:
+    from protos.v1 import astrolabe_types_pb2 as types_pb
+
+    if actual.outcome == types_pb.OUTCOME_UNSPECIFIED:
+        outcome = "still runs"
+    else:
+        outcome = types_pb.Outcome.Name(actual.outcome).removeprefix("OUTCOME_").lower()
+    ttft = f"{actual.ttft_s:.3f} s" if actual.HasField("ttft_s") else "-"
+    e2e = f"{actual.e2e_s:.3f} s" if actual.HasField("e2e_s") else "-"
+    console.print(
+        f"what happened: {outcome}; ttft {ttft}, e2e {e2e}, {actual.usage.prompt_tokens} prompt tokens, "
+        f"{actual.usage.output_tokens} output tokens",
+        highlight=False,
+    )

@@ -1,0 +1,132 @@
+"""`astrolabe up`: a whole local cluster in one command."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from deploy.local_cluster import Child, LocalCluster
+
+WATCH_S = 0.2
+
+
+@click.command(
+    epilog="""\b
+Example: four emulated A30 nodes and a gateway on port 8200; Ctrl-C stops all.
+  astrolabe up --nodes 4
+
+\b
+Example: in a script; one JSON line with the addresses when all is ready.
+  astrolabe up --nodes 2 --port 0 --json
+"""
+)
+@click.option("--nodes", type=click.IntRange(min=1), default=4, show_default=True, help="Emulated nodes.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8200,
+    show_default=True,
+    help="Gateway's port; 0: free ones everywhere.",
+)
+@click.option(
+    "--node-port",
+    type=click.IntRange(0, 65535),
+    default=8100,
+    show_default=True,
+    help="Port of the first node; the others follow.",
+)
+@click.option("--policy", metavar="NAME", help="Placement policy. [default: the gateway's]")
+@click.option("--profile", metavar="GPU/MODEL", help="Step-time profile of the nodes. [default: the predictor's]")
+@click.option("--time-scale", type=float, metavar="X", help="Emulated seconds per second of the clock. [default: 1]")
+@click.option("--model", metavar="NAME", help="Model name that clients say. [default: the profile's]")
+@click.option("--max-num-seqs", type=int, metavar="N", help="Requests in one batch of a node.")
+@click.option("--max-num-batched-tokens", type=int, metavar="N", help="Token budget of one step of a node.")
+@click.option("--block-size-tokens", type=int, metavar="N", help="Tokens per KV block of a node.")
+@click.option("--num-blocks", type=int, metavar="N", help="KV blocks of a node.")
+@click.option("--max-model-len-tokens", type=int, metavar="N", help="Prompt plus answer limit of a node.")
+@click.option(
+    "--tokenizer",
+    metavar="NAME",
+    help="Of gateway and nodes: auto, qwen2, bytes, a model's folder. [default: auto]",
+)
+@click.option("--record", metavar="FILE", help="The gateway's decision log (JSON lines).")
+@click.option("--log-dir", metavar="DIR", help="Where the processes' logs go. [default: a temporary folder]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the addresses when ready.")
+def up(nodes: int, port: int, node_port: int, log_dir: str | None, as_json: bool, **options: Any) -> None:
+    """Start emulated nodes and a gateway as processes of their own; Ctrl-C or SIGTERM stops them all."""
+    from deploy.local_cluster import ClusterError, ClusterSpec, LocalCluster
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    gateway_options = {key: options.pop(key) for key in ("policy", "record")}
+    spec = ClusterSpec(
+        nodes=nodes,
+        gateway_port=port,
+        first_node_port=node_port if port else 0,
+        predictor=options,
+        gateway={**gateway_options, "tokenizer": options["tokenizer"]},
+    )
+    folder = Path(log_dir or tempfile.mkdtemp(prefix="astrolabe-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = LocalCluster(spec, folder)
+    try:
+        _start(cluster, stop, quiet=as_json)
+        _announce(cluster, folder, as_json=as_json)
+        while not stop.wait(WATCH_S):
+            cluster.check()
+    except ClusterError as error:
+        if not stop.is_set():
+            if error.log:
+                click.echo(error.log, err=True)
+            raise click.ClickException(error.summary) from None
+    finally:
+        if not as_json:
+            click.echo("stopping", err=True)
+        cluster.stop()
+    # Kept after a failure: the log is what explains it.
+    if not log_dir:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(cluster: LocalCluster, stop: threading.Event, *, quiet: bool) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True, quiet=quiet)
+    started_s = time.monotonic()
+
+    def ready(child: Child) -> None:
+        console.print(f"[green]ready[/] {child.name} at {child.address} after {time.monotonic() - started_s:.1f} s")
+
+    with console.status(f"starting {len(cluster.nodes)} nodes and the gateway (the first time, kernels are compiled)"):
+        cluster.start(on_ready=ready, cancelled=stop.is_set)
+
+
+def _announce(cluster: LocalCluster, folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        import orjson
+
+        document = {
+            "gateway": cluster.address,
+            "nodes": {n.name: n.address for n in cluster.nodes},
+            "pids": {c.name: c.pid for c in cluster.children()},
+            "logs": str(folder),
+        }
+        click.echo(orjson.dumps(document))
+        return
+    where = "" if cluster.address == "127.0.0.1:8200" else f" --gateway {cluster.address}"
+    click.echo(
+        f"cluster is up; logs in {folder}\n"
+        f'  astrolabe request "Why is the sky blue?"{where}\n'
+        f"  astrolabe nodes --watch{where}\n"
+        f"  grpcurl -plaintext {cluster.address} list\n"
+        "Ctrl-C stops all"
+    )

@@ -1,0 +1,56 @@
+"""gRPC channels to a gateway, as the environment says: plain, with TLS, with an API key.
+
+ASTROLABE_CA: PEM file of the authority of its certificate; ASTROLABE_CERT, ASTROLABE_CERT_KEY: our own certificate, if
+it asks for one; ASTROLABE_API_KEY: our key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from protos.runtime.tls import channel_credentials
+
+
+def blocking_channel(gateway: str) -> grpc.Channel:
+    """Raises ConfigError for files that cannot be read."""
+    credentials = _credentials()
+    if credentials is not None:
+        return grpc.secure_channel(gateway, credentials)
+    channel = grpc.insecure_channel(gateway)
+    key = os.environ.get("ASTROLABE_API_KEY", "")
+    return grpc.intercept_channel(channel, _WithKey(key)) if key else channel
+
+
+def async_channel(gateway: str, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+    """The same for asyncio; without TLS no key is sent. Raises ConfigError."""
+    credentials = _credentials()
+    if credentials is not None:
+        return grpc.aio.secure_channel(gateway, credentials, options=options)
+    return grpc.aio.insecure_channel(gateway, options=options)
+
+
+def _credentials() -> grpc.ChannelCredentials | None:
+    ca = os.environ.get("ASTROLABE_CA", "")
+    if not ca:
+        return None
+    tls = channel_credentials(ca, os.environ.get("ASTROLABE_CERT", ""), os.environ.get("ASTROLABE_CERT_KEY", ""))
+    key = os.environ.get("ASTROLABE_API_KEY", "")
+    return grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(key)) if key else tls
+
+
+class _WithKey(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
+    """Adds the key to each call: without TLS gRPC's own call credentials refuse to."""
+
+    def __init__(self, key: str) -> None:
+        self._header = ("authorization", f"Bearer {key}")
+
+    def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        return continuation(details._replace(metadata=[*(details.metadata or ()), self._header]), request)
+
+    def intercept_unary_stream(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        return self.intercept_unary_unary(continuation, details, request)

@@ -1,0 +1,29 @@
+"""Fewest dispatches of ours in the last 60 seconds (Block's `request_per_seconds`)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from gateway.core.decision.policies.base import NodeView
+from gateway.core.events import RequestShape
+from simcore.types import Forecast
+
+
+class MinQpm:
+    """Queries per minute. The original compares stamps of two different clocks, so that every count is 0 and the policy
+    is random; here the router counts on the one clock that it is given."""
+
+    name: ClassVar[str] = "min_qpm"
+    cost_unit: ClassVar[str] = "requests"
+    needs_forecasts: ClassVar[bool] = False
+    default_sample: ClassVar[int] = 0
+
+    def shortlist(self, request: RequestShape, nodes: Sequence[NodeView], rng: random.Random) -> Sequence[NodeView]:
+        return nodes
+
+    def costs(
+        self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
+    ) -> Sequence[float | None]:
+        return [float(node.dispatches_60s) for node in nodes]

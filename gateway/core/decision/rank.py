@@ -1,0 +1,153 @@
+"""From views and forecasts to a ranking with reasons: the second half of a decision. Pure.
+
+A forecast answers for the state of its node when the question got there. What we dispatched to that node in the
+meantime it cannot know, and in a burst all questions are asked before the first answer is in. Such requests are added
+to the forecast here: each delays the candidate, and the candidate delays each, by `delay_to_each_s`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.core.decision.policies.base import NodeView, Policy
+from gateway.core.events import RequestShape
+from gateway.core.nodes.node import Held
+from simcore.types import Forecast, Quantiles, Score
+
+
+class Ranking(NamedTuple):
+    """Scores best first. `tied` nodes share the least cost; the first score is the one drawn."""
+
+    scores: list[Score]
+    tied: int
+    priced: int
+    """Nodes that have a cost. 0: the policy could not choose."""
+
+
+def rank(
+    policy: Policy,
+    request: RequestShape,
+    views: Sequence[NodeView],
+    *,
+    forecasts: Mapping[str, Forecast],
+    notes: Mapping[str, str],
+    rng: random.Random,
+) -> Ranking:
+    """Prices the nodes, draws among the cheapest, and puts all in order. `notes` are remarks per node for people."""
+    said = policy.costs(request, views, forecasts)
+    # NaN compares unequal to itself; it must not win or lose by accident.
+    priced = sum(cost is not None and cost == cost for cost in said)
+    if not priced:
+        return Ranking([_score(view, None, forecasts, notes) for view in views], 0, 0)
+    costs = [cost or 0.0 for cost in said] if priced == len(said) else by_our_account(said, views)
+    least = min(costs)
+    best = [i for i, cost in enumerate(costs) if cost == least]
+    if priced < len(costs):
+        # At equal cost and with as many requests of ours, what is known goes before what is guessed.
+        fewest = min(views[i].in_flight for i in best if said[i] == least)
+        best = [i for i in best if said[i] == least or views[i].in_flight < fewest]
+    chosen = best[0] if len(best) == 1 else best[rng.randrange(len(best))]
+    order = sorted(range(len(costs)), key=costs.__getitem__)
+    order.remove(chosen)
+    order.insert(0, chosen)
+    if priced == len(costs) and not forecasts and not notes:
+        scores = [Score(node_id=(view := views[i]).node_id, cost=costs[i], state_age_s=view.state_age_s) for i in order]
+    else:
+        scores = [_score(views[i], costs[i], forecasts, notes, guessed=said[i] != costs[i]) for i in order]
+    return Ranking(scores, len(best), priced)
+
+
+def by_our_account(costs: Sequence[float | None], views: Sequence[NodeView]) -> list[float]:
+    """Costs of all nodes, where some could be priced: each of the rest costs what a priced one costs that has as many
+    requests of ours, or the next more; the dearest if none has.
+
+    So a node of which nothing is known is neither idle nor out of service: it gets what its like get, and nothing once
+    its requests do not come to an end.
+    """
+    priced = sorted(
+        (view.in_flight, -cost) for view, cost in zip(views, costs, strict=True) if cost is not None and cost == cost
+    )
+    dearest = -min(negative for _, negative in priced)
+    return [
+        cost
+        if cost is not None and cost == cost
+        else next((-negative for in_flight, negative in priced if in_flight >= view.in_flight), dearest)
+        for view, cost in zip(views, costs, strict=True)
+    ]
+
+
+def delay_to_each_s(forecast: Forecast, *, max_num_seqs: int, prefill_s: float) -> float:
+    """Seconds by which a request delays each other request of its node.
+
+    The larger of two: the time its prompt takes, `prefill_s`, for which those who come with it wait; and its share of
+    the node, one of `max_num_seqs` places for as long as it stays (processor sharing). Harm over the number of those
+    there already would be a third, but that number is of another moment than the forecast.
+    """
+    return max(prefill_s, forecast.e2e_s.mean / max_num_seqs, 0.0)
+
+
+def with_missed(forecast: Forecast, missed: Sequence[Held], own_delay_s: float) -> Forecast:
+    """The forecast with our dispatches that it could not know of. Requests that nobody forecast count like this one."""
+    waits_s = sum(own_delay_s if held.delay_s is None else held.delay_s for held in missed)
+    blocks = sum(held.prompt_blocks for held in missed)
+    return msgspec.structs.replace(
+        forecast,
+        ttft_s=_later(forecast.ttft_s, waits_s),
+        e2e_s=_later(forecast.e2e_s, waits_s),
+        kv_headroom_blocks=forecast.kv_headroom_blocks - blocks,
+        kv_headroom_path=tuple([free - blocks for free in forecast.kv_headroom_path]),
+        clear_start_s=_later(forecast.clear_start_s, waits_s),
+        harm_s=_later(forecast.harm_s, own_delay_s * len(missed)),
+    )
+
+
+def sentence(policy: Policy, ranking: Ranking, preface: str = "") -> str:
+    """Why the first node of a ranking was chosen, for people."""
+    best = ranking.scores[0]
+    of = f"{ranking.priced} of {len(ranking.scores)} nodes compared"
+    if best.forecast is not None:
+        f = best.forecast
+        what = (
+            f"{best.node_id} is forecast to finish it in {f.e2e_s.mean:.3g} s and to delay others by "
+            f"{f.harm_s.mean:.3g} s in all"
+        )
+    else:
+        what = f"{best.node_id} has the least {policy.name} cost of {best.cost:.4g} {policy.cost_unit}"
+    if ranking.tied > 1:
+        return f"{preface}{what}; drawn at random among {ranking.tied} equal nodes ({of})"
+    if ranking.priced > 1:
+        second = ranking.scores[1]
+        return f"{preface}{what}; next is {second.node_id} with {second.cost:.4g} {policy.cost_unit} ({of})"
+    return f"{preface}{what} ({of})"
+
+
+def _score(
+    view: NodeView,
+    cost: float | None,
+    forecasts: Mapping[str, Forecast],
+    notes: Mapping[str, str],
+    *,
+    guessed: bool = False,
+) -> Score:
+    node_id = view.node_id
+    forecast = forecasts.get(node_id)
+    note = notes.get(node_id, "")
+    if (cost is None or guessed) and not note:
+        note = "its load is not known" if view.load is None else "the policy could not price it"
+    if guessed:
+        note += f"; counts like a node with as many of our requests ({view.in_flight})"
+    return Score(
+        node_id=node_id,
+        cost=cost,
+        forecast=forecast,
+        state_age_s=view.state_age_s if forecast is None else forecast.state_age_s,
+        note=note,
+    )
+
+
+def _later(q: Quantiles, by_s: float) -> Quantiles:
+    return Quantiles(q.mean + by_s, q.p50 + by_s, q.p90 + by_s)

@@ -1,0 +1,249 @@
+"""One node as the router knows it: what it last said of itself, and our own exact account of what we have there. Pure.
+
+A note tells up to which of our dispatches it counts. Those after it are added to it as waiting, so that the decisions
+between two notes see each other: without that they all fall on the node that looked best (herding, Block's defect).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+import msgspec
+
+from gateway.core.decision.policies.base import NodeView
+from gateway.core.nodes.accuracy import ForecastTrust, TrustStatus
+from gateway.core.nodes.health import Health
+from gateway.core.nodes.liveness import Pulse
+from simcore.types import EngineConfig, NodeLoad
+
+QPM_WINDOW_S = 60.0
+PROMISE_S = 0.1
+"""How long a placement that somebody else carries out is added to the node's own words: time enough for the node to
+take the reservation and say so, short enough not to count it twice for long."""
+
+NodeState = Literal["up", "draining", "down"]
+
+
+class Held(msgspec.Struct, kw_only=True):
+    """A place in a node's account: one request of ours that is there, or on its way."""
+
+    request_id: str
+    dispatch_seq: int
+    prompt_blocks: int
+    tokens: int
+    """Prompt and expected output."""
+    delay_s: float | None
+    """By how much it is forecast to delay each other request there; None when nobody forecast it."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One node for operators."""
+
+    node_id: str
+    status: NodeState
+    config: EngineConfig
+    profile: str
+    detail: str
+    """Why it is down; empty when it is not."""
+    load: NodeLoad | None
+    """The node's last words, as they came."""
+    noted_s: float
+    """When they came, on the router's clock."""
+    in_flight: int
+    alarm: str = ""
+    """What an operator should look at; empty when all is well."""
+    forecasts: TrustStatus = TrustStatus()
+
+    def state_age_s(self, now_s: float) -> float | None:
+        """Age of the node's state at `now_s`; None when nothing is known."""
+        return None if self.load is None else self.load.state_age_s + (now_s - self.noted_s)
+
+
+class Node:
+    """One node as the router knows it."""
+
+    def __init__(self, node_id: str, config: EngineConfig, profile: str) -> None:
+        self.node_id = node_id
+        self.config = config
+        self.profile = profile
+        self.draining = False
+        self.up = True
+        self.detail = ""
+        self.health = Health()
+        self.trust = ForecastTrust()
+        self.pulse = Pulse()
+        self.held: dict[str, Held] = {}
+        """Per request id, in the order of dispatch."""
+        self.dispatch_seq = 0
+        self.delivered = False
+        """Whether a token has come from it in this session."""
+        self.session = 1
+        """Grows with each `NodeJoined`."""
+        self.note: NodeLoad | None = None
+        self.noted_s = 0.0
+        self._unnoted: dict[int, Held] = {}
+        """Dispatches after the note, by number, in that order."""
+        self._unnoted_blocks = 0
+        self._unnoted_tokens = 0
+        self._promised: deque[tuple[float, Held]] = deque()
+        self._recent: deque[float] = deque()
+        self._merged: NodeLoad | None = None
+        self._changed = False
+
+    @property
+    def longest_tokens(self) -> int:
+        """The most prompt and output tokens that one request can have here."""
+        return min(self.config.max_model_len_tokens, self.config.num_blocks * self.config.block_size_tokens)
+
+    def rejoin(self, config: EngineConfig, profile: str) -> None:
+        """A new session: dispatches are numbered from 1 again, and nothing is known until the node speaks."""
+        self.config = config
+        self.profile = profile
+        self.up = True
+        self.detail = ""
+        self.dispatch_seq = 0
+        self.session += 1
+        self.delivered = False
+        for held in self.held.values():
+            held.dispatch_seq = 0
+        self.trust.start_anew()
+        self._forget()
+
+    def lose(self, detail: str) -> None:
+        self.up = False
+        self.detail = detail
+        self._forget()
+
+    def hear(self, load: NodeLoad, dispatch_seq: int, now_s: float) -> None:
+        """Takes a note that counts our dispatches up to `dispatch_seq`."""
+        self.note = load
+        self.noted_s = now_s
+        self.pulse.trace(load.trace_seq, now_s)
+        unnoted = self._unnoted
+        while unnoted and (first := next(iter(unnoted))) <= dispatch_seq:
+            self._subtract(unnoted.pop(first))
+        self._changed = True
+
+    def take(self, held: Held, now_s: float) -> None:
+        """Counts a dispatch; its number is the node's last from now on."""
+        self.dispatch_seq = held.dispatch_seq
+        if not self.held:
+            self.pulse.busy(now_s)
+        self.held[held.request_id] = held
+        self._unnoted[held.dispatch_seq] = held
+        self._unnoted_blocks += held.prompt_blocks
+        self._unnoted_tokens += held.tokens
+        self._recent.append(now_s)
+        self._changed = True
+
+    def promise(self, held: Held, now_s: float) -> None:
+        """Counts a placement that somebody else will carry out."""
+        self._promised.append((now_s, held))
+        self._recent.append(now_s)
+        self._changed = True
+
+    def release(self, request_id: str) -> None:
+        """Gives a place back. KeyError if there is none: an account is released exactly once."""
+        held = self.held.pop(request_id)
+        if self._unnoted.pop(held.dispatch_seq, None) is not None:
+            self._subtract(held)
+            self._changed = True
+
+    def missed_since(self, dispatch_seq: int) -> list[Held]:
+        """Our requests that went there after `dispatch_seq` and still are."""
+        missed = []
+        for held in reversed(self.held.values()):
+            if held.dispatch_seq <= dispatch_seq:
+                break
+            missed.append(held)
+        return missed
+
+    def view(self, now_s: float, stale_after_s: float) -> NodeView:
+        """The node as a policy sees it now.
+
+        A busy node that has been silent for longer than `stale_after_s` is unknown (`load` None), and so is one whose
+        trace is frozen; an idle one has nothing to say.
+        """
+        note = self.note
+        age_s = 0.0
+        load = None
+        if note is not None:
+            age_s = note.state_age_s + (now_s - self.noted_s)
+            promised = self._promised
+            while promised and promised[0][0] <= now_s - PROMISE_S:
+                promised.popleft()
+                self._changed = True
+            if self._changed:
+                self._merged = self._merge(note)
+                self._changed = False
+            load = self._merged
+            if load is not None and age_s > stale_after_s and (load.running or load.waiting):
+                load = None
+            if self.pulse.frozen_s:
+                load = None
+        recent = self._recent
+        while recent and recent[0] <= now_s - QPM_WINDOW_S:
+            recent.popleft()
+        return NodeView(
+            node_id=self.node_id,
+            config=self.config,
+            load=load,
+            state_age_s=age_s,
+            in_flight=len(self.held),
+            dispatches_60s=len(recent),
+        )
+
+    def status(self) -> NodeStatus:
+        return NodeStatus(
+            node_id=self.node_id,
+            status="draining" if self.up and self.draining else "up" if self.up else "down",
+            config=self.config,
+            profile=self.profile,
+            detail=self.detail,
+            load=self.note,
+            noted_s=self.noted_s,
+            in_flight=len(self.held),
+            alarm=self._alarm() if self.up else "",
+            forecasts=self.trust.status(),
+        )
+
+    def _alarm(self) -> str:
+        frozen_s = self.pulse.frozen_s
+        frozen = f"its trace is frozen: {frozen_s:.1f} s of tokens are not in it" if frozen_s else ""
+        return "; ".join(filter(None, (self.health.alarm, frozen, self.trust.alarm())))
+
+    def _merge(self, note: NodeLoad) -> NodeLoad:
+        promised = [held for _, held in self._promised]
+        ours = len(self._unnoted) + len(promised)
+        if not ours:
+            return note
+        blocks = self._unnoted_blocks + sum(held.prompt_blocks for held in promised)
+        tokens = self._unnoted_tokens + sum(held.tokens for held in promised)
+        return NodeLoad(
+            node_id=note.node_id,
+            trace_seq=note.trace_seq,
+            state_age_s=note.state_age_s,
+            running=note.running,
+            waiting=note.waiting + ours,
+            free_blocks=note.free_blocks,
+            total_blocks=note.total_blocks,
+            waiting_prompt_blocks=note.waiting_prompt_blocks + blocks,
+            unprocessed_tokens=note.unprocessed_tokens + tokens,
+            preemptions_total=note.preemptions_total,
+            reserved=note.reserved + ours,
+        )
+
+    def _subtract(self, held: Held) -> None:
+        self._unnoted_blocks -= held.prompt_blocks
+        self._unnoted_tokens -= held.tokens
+
+    def _forget(self) -> None:
+        self.note = None
+        self._merged = None
+        self._unnoted.clear()
+        self._unnoted_blocks = 0
+        self._unnoted_tokens = 0
+        self._promised.clear()
+        self.pulse = Pulse()
+        self._changed = False

@@ -1,0 +1,50 @@
+"""The text of one answer as its tokens come: decoded, and ended by a stop string if one was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine_adapters.tokenizer import StreamDecoder, Tokenizer
+from gateway.intake.stops import StopFinder
+
+
+class AnswerText:
+    """Mutable; one per answer."""
+
+    __slots__ = ("_decoder", "_finder", "_waiting")
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._finder = StopFinder(stop) if stop else None
+        self._waiting = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come: nothing after it belongs to the answer."""
+        return self._finder is not None and self._finder.found
+
+    def push(self, token_ids: Sequence[int]) -> int:
+        """Takes the next tokens; how many of them belong to the answer, the one that completes a stop string
+        included."""
+        finder = self._finder
+        if finder is None:
+            self._waiting += self._decoder.push(token_ids)
+            return len(token_ids)
+        for position, token_id in enumerate(token_ids):
+            if finder.found:
+                return position
+            self._waiting += finder.push(self._decoder.push((token_id,)))
+        return len(token_ids)
+
+    def finish(self) -> None:
+        """No more tokens come."""
+        rest = self._decoder.finish()
+        if self._finder is None:
+            self._waiting += rest
+        else:
+            self._waiting += self._finder.push(rest) + self._finder.finish()
+
+    def take(self) -> str:
+        """The text since the last call."""
+        taken, self._waiting = self._waiting, ""
+        return taken

@@ -1,0 +1,195 @@
+"""One client's request while it is ours: what it asked, what has come for it, how it ended.
+
+The pump writes, one front's call reads. Tokens that the reader has not taken yet merge into one list, so a slow reader
+costs memory by the token, never by the message, and the pump ends it at a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gateway.core.events import RequestShape
+from gateway.core.request.resume import attempt_id
+from gateway.intake.answer_text import AnswerText
+from length_model.online import LengthForecast
+from protos import codec
+from protos.v1 import astrolabe_engine_pb2 as engine_pb
+from protos.v1 import astrolabe_types_pb2 as pb
+from simcore.types import Decision, Outcome
+
+
+class ClientStream:
+    """Mutable; lives from `Arrived` to `Finish`. Times are on the pump's clock, in seconds."""
+
+    __slots__ = (
+        "_waiter",
+        "arrived_s",
+        "asked",
+        "attempt",
+        "decided_s",
+        "decision",
+        "detail",
+        "finished_s",
+        "first_token_s",
+        "forecast",
+        "node_id",
+        "on_change",
+        "outcome",
+        "output_tokens",
+        "pending",
+        "produced",
+        "prompt_token_ids",
+        "resumes",
+        "retry_after_s",
+        "sampling",
+        "shape",
+        "span",
+        "text",
+        "traceparent",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        shape: RequestShape,
+        *,
+        prompt_token_ids: Sequence[int] = (),
+        sampling: pb.SamplingParams | None = None,
+        forecast: LengthForecast | None = None,
+        text: AnswerText | None = None,
+        traceparent: str = "",
+    ) -> None:
+        self.shape = shape
+        self.prompt_token_ids = prompt_token_ids
+        self.sampling = sampling if sampling is not None else pb.SamplingParams()
+        self.forecast = forecast
+        """The length model's answer, for learning from the end; None when it was not asked."""
+        self.text = text
+        """The answer as text; None when nobody wants it."""
+        self.traceparent = traceparent
+        """W3C trace context for the engine; empty: none."""
+        self.span: Any = None
+        """Of OpenTelemetry, when that is switched on (`gateway.observe.spans`)."""
+        self.asked = shape
+        """What the present node was asked for: the request, or what was left of it when another node failed."""
+        self.attempt = 1
+        self.resumes = 0
+        """How many of the later attempts went on with a begun answer."""
+        self.produced: list[int] = []
+        """All token ids of the answer so far, from whatever node."""
+        self.arrived_s = 0.0
+        self.decision: Decision | None = None
+        """The last one."""
+        self.decided_s: float | None = None
+        """When it was carried out; the decision's own `decision_s` ends where the router began to choose."""
+        self.node_id = ""
+        """Where it was sent last; empty before the first dispatch."""
+        self.pending: list[int] = []
+        """Token ids that the reader has not taken."""
+        self.output_tokens = 0
+        self.first_token_s: float | None = None
+        self.finished_s: float | None = None
+        self.usage: pb.Usage | None = None
+        self.outcome: Outcome | None = None
+        """Set once: how it ended."""
+        self.detail = ""
+        self.retry_after_s: float | None = None
+        """When the same request may be taken, if it was turned away for lack of room."""
+        self.on_change: Callable[[], None] | None = None
+        """Called instead of waking `changed`, by a reader that has no task of its own."""
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, token_ids: Sequence[int], now_s: float) -> int:
+        """New tokens from the node; how many of them belong to the answer (those after a stop string do not)."""
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        if self.text is not None and (kept := self.text.push(token_ids)) < len(token_ids):
+            token_ids = token_ids[:kept]
+        self.output_tokens += len(token_ids)
+        self.produced.extend(token_ids)
+        self.pending.extend(token_ids)
+        self._wake()
+        return len(token_ids)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the answer."""
+        return self.text is not None and self.text.stopped
+
+    @property
+    def decision_s(self) -> float | None:
+        """Seconds from arrival to the (last) placement, all work included; None before it."""
+        return None if self.decided_s is None else self.decided_s - self.arrived_s
+
+    def placed(self, decision: Decision, now_s: float) -> None:
+        self.decision = decision
+        self.decided_s = now_s
+        self.node_id = decision.node_id
+
+    def end(self, outcome: Outcome, detail: str, now_s: float) -> None:
+        """The one end. Raises AssertionError when it has ended before."""
+        assert self.outcome is None, f"{self.shape.request_id} ended twice: {self.outcome}, then {outcome}"
+        self.outcome, self.detail = outcome, detail
+        self.finished_s = now_s
+        if self.text is not None:
+            self.text.finish()
+        self._wake()
+
+    def take(self) -> list[int]:
+        """Hands the waiting token ids over."""
+        taken, self.pending = self.pending, []
+        return taken
+
+    async def changed(self) -> None:
+        """Returns when there are tokens to take or the end has come; at once if so already. One reader only."""
+        if self.pending or self.outcome is not None:
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # --- what goes to a node ------------------------------------------------------------------------------------------
+
+    @property
+    def wire_id(self) -> str:
+        """The request's name at its node, different in each attempt."""
+        return attempt_id(self.shape.request_id, self.attempt)
+
+    def sent(self, attempt: int, resumed: RequestShape | None) -> None:
+        """Notes what a node is asked for now; `resumed` is what is left of a begun answer."""
+        self.attempt = attempt
+        self.asked = self.shape if resumed is None else resumed
+        self.resumes += resumed is not None
+
+    def engine_request(self) -> engine_pb.EngineGenerateRequest:
+        """What the present node is asked for. A node that goes on gets the answer so far at the end of its prompt."""
+        resumed_tokens = self.asked.prompt_tokens - self.shape.prompt_tokens
+        request = engine_pb.EngineGenerateRequest(
+            request_id=self.wire_id,
+            prompt_token_ids=self.prompt_token_ids,
+            sampling=self.sampling,
+            priority=self.shape.priority,
+            belief=codec.belief_to_wire(self.asked.belief),
+            traceparent=self.traceparent,
+        )
+        if resumed_tokens:
+            request.prompt_token_ids.extend(self.produced[:resumed_tokens])
+            request.sampling.max_tokens = self.asked.max_output_tokens
+        return request
+
+    def final_usage(self) -> pb.Usage:
+        """Prompt and answer, each counted once however many nodes had a part in it."""
+        cached_tokens = 0 if self.usage is None else min(self.usage.cached_tokens, self.shape.prompt_tokens)
+        return pb.Usage(
+            prompt_tokens=self.shape.prompt_tokens, output_tokens=self.output_tokens, cached_tokens=cached_tokens
+        )
+
+    def _wake(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

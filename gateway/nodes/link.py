@@ -1,0 +1,382 @@
+"""One node as the gateway holds it: a `Predict.Session`, kept up for as long as the node is configured.
+
+Frames that come up in one turn of the event loop leave together. What the node says becomes calls of the pump; a lost
+session becomes `node_down`, then the link tries again with growing, jittered pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import grpc
+import grpc.aio
+import structlog
+
+from gateway.config import NodeEntry
+from gateway.core.events import ForecastArrived, LoadNoted, NodeSuspected
+from gateway.intake.client_stream import ClientStream
+from gateway.nodes.outbox import Outbox
+from gateway.pump import Pump
+from protos import codec
+from protos.v1 import astrolabe_predict_pb2 as pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
+from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
+from simcore.types import Candidate, EngineConfig
+
+log = structlog.get_logger("gateway.nodes.link")
+
+WELCOME_TIMEOUT_S = 5.0
+WRITE_STALL_S = 5.0
+"""A frame that cannot be handed to the connection for so long means that the node has stopped reading."""
+PING_S = 0.25
+"""A node that has said nothing for so long is pinged."""
+SUSPECT_S = 1.0
+"""And after this it gets nothing new until it speaks."""
+CUT_OFF_KEEPALIVES = 2.5
+"""And after so many `keepalive_s` its session is ended, even if its connection answers."""
+FIRST_PAUSE_S = 0.1
+RESERVE_TIMEOUT_S = 2.0
+
+Session = grpc.aio.StreamStreamCall[pb.GatewayFrame, pb.NodeFrame]
+LinkStatus = Literal["connecting", "up", "down"]
+
+
+class SessionLost(Exception):
+    """The session is over; the message says why, for people."""
+
+
+class Names(Protocol):
+    """Who owns which node name: two links must not share one."""
+
+    def claim(self, node_id: str, address: str) -> str:
+        """Takes the name; the address that holds it already, or "" on success."""
+
+    def release(self, node_id: str, address: str) -> None: ...
+
+
+class NodeLink:
+    """Runs from `start` to `close`. Its sending methods are the pump's `NodePort`; they are called on the loop only."""
+
+    def __init__(
+        self,
+        entry: NodeEntry,
+        *,
+        pump: Pump,
+        names: Names,
+        gateway_id: str,
+        keepalive_s: float,
+        reconnect_max_s: float,
+        changed: Callable[[], None],
+        credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
+    ) -> None:
+        """`credentials` None: the session is not encrypted. `server_name`: the name that the node's certificate must
+        carry; empty: the host of its address."""
+        self.entry = entry
+        self.status: LinkStatus = "connecting"
+        self.node_id = entry.name
+        """The node's name; before its first word the configured one, else empty."""
+        self.config: EngineConfig | None = None
+        self.profile = ""
+        self.detail = ""
+        """Why it is down, for people."""
+        self._pump = pump
+        self._names = names
+        self._gateway_id = gateway_id
+        self._reconnect_max_s = reconnect_max_s
+        self._changed = changed
+        self._options = _channel_options(keepalive_s)
+        if server_name:
+            self._options.append(("grpc.ssl_target_name_override", server_name))
+        self._credentials = credentials
+        self._cut_off_s = max(CUT_OFF_KEEPALIVES * keepalive_s, 1.25 * SUSPECT_S)
+        self._heard_s = 0.0
+        self._suspected = False
+        self._jitter = random.Random()
+        self._outbox = Outbox()
+        self._wake = asyncio.Event()
+        self._written = asyncio.Event()
+        self._writing_since_s: float | None = None
+        self._call: Session | None = None
+        self._stub: Any = None
+        self._task: asyncio.Task[None] | None = None
+        self._broken = ""
+        """Why we ended the session ourselves."""
+        self._reserving: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        """What people call it: the node's name, or its address until it has one."""
+        return self.node_id or self.entry.address
+
+    def start(self) -> None:
+        """Idempotent."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_up(), name=f"link {self.entry.address}")
+
+    async def close(self, why: str) -> None:
+        """Ends the session and removes the node from the router. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self.status == "up":
+            self._lost(why)
+        if self.config is not None:
+            self._pump.node_removed(self.node_id)
+
+    async def flush(self) -> None:
+        """Waits until all that was asked of the link is handed to the connection, or the session is gone."""
+        while (self._outbox or self._writing_since_s is not None) and self.status == "up":
+            self._written.clear()
+            await self._written.wait()
+
+    # --- NodePort -----------------------------------------------------------------------------------------------------
+
+    def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None:
+        self._outbox.dispatch(pb.Dispatched(dispatch_seq=dispatch_seq, request=stream.engine_request()))
+        self._wake.set()
+        self._check_stall()
+
+    def ask(self, ask_id: int, candidate: types_pb.Candidate) -> None:
+        self._outbox.ask(ask_id, candidate)
+        self._wake.set()
+        self._check_stall()
+
+    def abort(self, wire_id: str) -> None:
+        self._outbox.abort(wire_id)
+        self._wake.set()
+
+    def reserve(self, candidate: Candidate) -> None:
+        task = asyncio.create_task(self._reserve(candidate))
+        self._reserving.add(task)
+        task.add_done_callback(self._reserving.discard)
+
+    # --- the session --------------------------------------------------------------------------------------------------
+
+    async def _keep_up(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            if await self._session():
+                pause_s = FIRST_PAUSE_S
+            await asyncio.sleep(pause_s * self._jitter.uniform(0.8, 1.2))
+            pause_s = min(self._reconnect_max_s, pause_s * 2)
+
+    async def _session(self) -> bool:
+        """One session from connect to loss; whether it was up in between."""
+        self._outbox = Outbox()
+        self._wake = asyncio.Event()
+        self._writing_since_s = None
+        async with self._channel() as channel:
+            self._stub = PredictStub(channel)
+            self._call = call = self._stub.Session()
+            try:
+                await self._converse(call)
+            except SessionLost as lost:
+                detail = str(lost)
+            except grpc.aio.AioRpcError as error:
+                detail = _explain(error)
+            except asyncio.InvalidStateError:
+                # grpc.aio says so when a call ends between two operations on it.
+                detail = await _why_ended(call)
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                detail = self._broken
+            except ValueError as bad:
+                detail = f"it speaks another version: {bad}"
+            finally:
+                self._call = None
+                call.cancel()
+            was_up = self.status == "up"
+            self._lost(detail)
+        return was_up
+
+    def _channel(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.entry.address, options=self._options)
+        return grpc.aio.secure_channel(self.entry.address, self._credentials, options=self._options)
+
+    def _lost(self, detail: str) -> None:
+        if self.status == "up" or detail != self.detail:
+            level = logging.WARNING if self._task is not None else logging.INFO
+            log.log(level, "node is down", node=self.name, address=self.entry.address, detail=detail)
+        was_up, self.status, self.detail = self.status == "up", "down", detail
+        self._written.set()
+        if was_up:
+            self._names.release(self.node_id, self.entry.address)
+            self._pump.node_down(self.node_id, detail)
+        self._changed()
+
+    async def _converse(self, call: Session) -> None:
+        """Welcome, then frames both ways until the session breaks, which is always an exception."""
+        hello = Outbox()
+        hello.hello(self._gateway_id)
+        frames = aiter(call)
+        try:
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                await call.write(hello.pop())
+                frame = await anext(frames, None)
+        except TimeoutError:
+            raise SessionLost(f"no welcome within {WELCOME_TIMEOUT_S:g} s") from None
+        if frame is None:
+            raise SessionLost(await _why_ended(call))
+        if not frame.HasField("welcome"):
+            raise SessionLost("its first frame is no welcome")
+        self._welcomed(frame.welcome)
+        writer = asyncio.create_task(self._write(call), name=f"write {self.entry.address}")
+        pinger = asyncio.create_task(self._ping(), name=f"ping {self.entry.address}")
+        try:
+            self._on_frame(frame)
+            async for frame in frames:
+                self._on_frame(frame)
+        finally:
+            writer.cancel()
+            pinger.cancel()
+        raise SessionLost(await _why_ended(call))
+
+    def _welcomed(self, welcome: pb.Welcome) -> None:
+        if not welcome.node_id:
+            raise SessionLost("it has no name; set node_id in its configuration")
+        if self.entry.name and welcome.node_id != self.entry.name:
+            raise SessionLost(
+                f"it calls itself {welcome.node_id!r}, the gateway's configuration {self.entry.name!r}; make them equal"
+            )
+        try:
+            config = codec.config_from_wire(welcome.config)
+        except ValueError as bad:
+            raise SessionLost(f"its engine limits make no sense: {bad}") from None
+        holder = self._names.claim(welcome.node_id, self.entry.address)
+        if holder:
+            raise SessionLost(f"its name {welcome.node_id!r} is that of the node at {holder}; give one another node_id")
+        if self.config is not None and self.node_id != welcome.node_id:
+            self._pump.node_removed(self.node_id)
+        self.node_id, self.config, self.profile = welcome.node_id, config, welcome.profile
+        self.status, self.detail = "up", ""
+        log.info("node is up", node=self.node_id, address=self.entry.address, model=config.model, profile=self.profile)
+        self._pump.node_up(self.node_id, self, config, welcome.profile)
+        self._changed()
+
+    async def _ping(self) -> None:
+        """Watches over the silence of the node: its connection may live while it does not."""
+        loop = asyncio.get_running_loop()
+        self._heard_s, self._suspected = loop.time(), False
+        number = 0
+        while True:
+            due_s = loop.time() + PING_S
+            await asyncio.sleep(PING_S)
+            now_s = loop.time()
+            if now_s - due_s > PING_S:
+                # We ourselves were late, and what the node has said meanwhile may be unread.
+                self._heard_s = now_s
+            silent_s = now_s - self._heard_s
+            if silent_s > self._cut_off_s:
+                self._break(f"it has said nothing for {silent_s:.1f} s, though its connection lives")
+                return
+            if silent_s > SUSPECT_S and not self._suspected:
+                self._suspected = True
+                self._pump.post(NodeSuspected(node_id=self.node_id, detail=f"no word from it for {silent_s:.1f} s"))
+            if silent_s >= PING_S:
+                number += 1
+                self._outbox.ping(number)
+                self._wake.set()
+                self._check_stall()
+
+    def _on_frame(self, frame: pb.NodeFrame) -> None:
+        pump, node_id = self._pump, self.node_id
+        self._heard_s = asyncio.get_running_loop().time()
+        if self._suspected:
+            self._suspected = False
+            pump.post(NodeSuspected(node_id=node_id, detail=""))
+        for answer in frame.answers:
+            forecast, error = None, answer.error
+            if answer.HasField("forecast"):
+                try:
+                    forecast = codec.forecast_from_wire(answer.forecast)
+                except ValueError as bad:
+                    error = str(bad)
+            pump.post(ForecastArrived(ask_id=answer.ask_id, node_id=node_id, forecast=forecast, error=error))
+        for part in frame.parts:
+            ended = part.HasField("outcome")
+            pump.part(
+                node_id,
+                part.request_id,
+                part.token_ids,
+                outcome=codec.outcome_from_wire(part.outcome) if ended else None,
+                usage=part.usage if ended else None,
+                detail=part.detail,
+            )
+        if frame.HasField("load"):
+            pump.post(LoadNoted(load=codec.load_from_wire(frame.load.load), dispatch_seq=frame.load.dispatch_seq))
+
+    async def _write(self, call: Session) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._outbox:
+                    self._writing_since_s = loop.time()
+                    await call.write(self._outbox.pop())
+                    self._writing_since_s = None
+                    self._written.set()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The reader sees the same end and tells why.
+            pass
+        except Exception as defect:
+            # Without a writer nothing would ever be sent again: better a new session.
+            self._break(f"sending failed: {defect}")
+
+    def _check_stall(self) -> None:
+        since_s = self._writing_since_s
+        if since_s is not None and asyncio.get_running_loop().time() - since_s > WRITE_STALL_S:
+            self._break(f"it has read nothing for {WRITE_STALL_S:g} s")
+
+    def _break(self, why: str) -> None:
+        """Ends the session from our side."""
+        if self._call is not None:
+            self._broken = why
+            self._call.cancel()
+
+    async def _reserve(self, candidate: Candidate) -> None:
+        request = pb.ReserveRequest(candidate=codec.candidate_to_wire(candidate))
+        try:
+            await self._stub.Reserve(request, timeout=RESERVE_TIMEOUT_S)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            log.warning("reservation failed", node=self.name, request_id=candidate.request_id, detail=str(error))
+
+
+def _channel_options(keepalive_s: float) -> list[tuple[str, Any]]:
+    keepalive_ms = int(keepalive_s * 1000)
+    return [
+        ("grpc.keepalive_time_ms", keepalive_ms),
+        ("grpc.keepalive_timeout_ms", keepalive_ms),
+        # What really ends a silent connection; its default is a minute.
+        ("grpc.http2.ping_timeout_ms", keepalive_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        # A new channel per attempt must really try, not wait for the backoff of an earlier one.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),
+    ]
+
+
+async def _why_ended(call: Session) -> str:
+    code = await call.code()
+    details = await call.details() or ""
+    return f"the node ended the session ({code.name}{': ' + details if details else ''})"
+
+
+def _explain(error: grpc.aio.AioRpcError) -> str:
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        # gRPC says at length what it has tried; the last clause is the reason.
+        return f"cannot be reached: {(error.details() or '').rsplit(': ', 1)[-1]}"
+    if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+        return "something else listens there: it has no Predict.Session"
+    return f"{error.code().name}: {error.details()}"

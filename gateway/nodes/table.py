@@ -1,0 +1,204 @@
+"""The configured nodes and their links; who holds which name; what people see of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+
+from gateway.config import GatewayConfig, NodeEntry
+from gateway.core.events import DrainAsked
+from gateway.core.nodes.node import NodeStatus
+from gateway.nodes.link import NodeLink
+from gateway.pump import Pump
+from protos import codec
+from protos.runtime.tls import channel_credentials
+from protos.v1 import astrolabe_dispatch_pb2 as pb
+from simcore.proved import PROVED_VLLM_VERSION
+
+
+class NodeTable:
+    """Starts, replaces and ends links. `changed` is called when a node comes up or goes down."""
+
+    def __init__(self, config: GatewayConfig, *, pump: Pump, gateway_id: str, changed: Callable[[], None]) -> None:
+        self.links: dict[str, NodeLink] = {}
+        """By address, in the order of the configuration."""
+        self._config = config
+        self._pump = pump
+        self._gateway_id = gateway_id
+        self._credentials = (
+            channel_credentials(config.node_ca, config.node_cert, config.node_key) if config.node_ca else None
+        )
+        self._changed = changed
+        self._holders: dict[str, str] = {}
+        self._leaving: dict[NodeLink, asyncio.Task[None]] = {}
+        self._draining: set[NodeLink] = set()
+        """Those of them that have not been closed yet and may come back."""
+        self._ended = asyncio.Event()
+
+    # --- Names --------------------------------------------------------------------------------------------------------
+
+    def claim(self, node_id: str, address: str) -> str:
+        holder = self._holders.setdefault(node_id, address)
+        return "" if holder == address else holder
+
+    def release(self, node_id: str, address: str) -> None:
+        if self._holders.get(node_id) == address:
+            del self._holders[node_id]
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def set_entries(self, entries: Sequence[NodeEntry]) -> None:
+        """Makes the links be these. New ones start; those no longer named take no more requests, get the drain grace to
+        finish what they run, and go. One that is named again before it has gone stays."""
+        wanted = {e.address: e for e in entries}
+        for address in [a for a, link in self.links.items() if wanted.get(a) != link.entry]:
+            self._send_off(self.links.pop(address))
+        for address, entry in wanted.items():
+            if address not in self.links:
+                self.links[address] = self._called_back(entry) or self._made(entry)
+                self._start_if_free(address)
+        self.links = {a: self.links[a] for a in wanted}
+
+    def request_ended(self) -> None:
+        """To be called when any request has ended: a leaving node may be free now."""
+        self._ended.set()
+
+    async def close(self) -> None:
+        links = {*self.links.values(), *self._leaving}
+        self.links.clear()
+        tasks = list(self._leaving.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(link.flush() for link in links))
+        await asyncio.gather(*(link.close("the gateway stops") for link in links))
+
+    def _made(self, entry: NodeEntry) -> NodeLink:
+        return NodeLink(
+            entry,
+            pump=self._pump,
+            names=self,
+            gateway_id=self._gateway_id,
+            keepalive_s=self._config.keepalive_s,
+            reconnect_max_s=self._config.reconnect_max_s,
+            changed=self._changed,
+            credentials=self._credentials,
+            server_name=self._config.node_server_name,
+        )
+
+    def _start_if_free(self, address: str) -> None:
+        """Two links to one address would take the node's name from each other, so the second waits for the first."""
+        link = self.links.get(address)
+        if link is not None and all(other.entry.address != address for other in self._leaving):
+            link.start()
+
+    def _send_off(self, link: NodeLink) -> None:
+        self._pump.post(DrainAsked(node_id=link.node_id))
+        self._draining.add(link)
+        self._leaving[link] = task = asyncio.create_task(self._leave(link))
+
+        def gone(_: object) -> None:
+            if self._leaving.get(link) is task:
+                del self._leaving[link]
+                self._start_if_free(link.entry.address)
+
+        task.add_done_callback(gone)
+
+    def _called_back(self, entry: NodeEntry) -> NodeLink | None:
+        """The link that was about to leave, if there is one."""
+        link = next((k for k in self._draining if k.entry == entry), None)
+        if link is not None:
+            self._draining.discard(link)
+            self._ended.set()
+            self._pump.post(DrainAsked(node_id=link.node_id, undo=True))
+        return link
+
+    async def _leave(self, link: NodeLink) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.drain_grace_s):
+                while link in self._draining and link.status == "up" and self.in_flight(link.node_id):
+                    self._ended.clear()
+                    await self._ended.wait()
+        if link in self._draining:
+            self._draining.discard(link)
+            await link.close("taken out of the configuration")
+
+    # --- views --------------------------------------------------------------------------------------------------------
+
+    @property
+    def any_up(self) -> bool:
+        return any(link.status == "up" for link in self.links.values())
+
+    def find(self, name: str) -> NodeLink | None:
+        """By name or address."""
+        return next((k for k in self.links.values() if name in (k.node_id, k.entry.address)), None)
+
+    def in_flight(self, node_id: str) -> int:
+        return next((n.in_flight for n in self._pump.router.nodes() if n.node_id == node_id), 0)
+
+    def models(self) -> dict[str, int]:
+        """Models that live nodes serve, with the longest context offered, in tokens."""
+        names = {k.config.model for k in self.links.values() if k.status == "up" and k.config is not None}
+        return {name: self.max_model_len_tokens(name) or 0 for name in sorted(names)}
+
+    def traced_block_size_tokens(self, model: str) -> int:
+        """Tokens per KV block at the live nodes that know what their prefix cache holds (at most of them, should they
+        differ), for the model (any, if it is empty); 0 if no node knows."""
+        sizes = [
+            k.config.block_size_tokens
+            for k in self.links.values()
+            if k.status == "up" and k.config is not None and k.config.prefix_cache_traced
+            if model in ("", k.config.model)
+        ]
+        return max(set(sizes), key=sizes.count, default=0)
+
+    def max_model_len_tokens(self, model: str) -> int | None:
+        """The longest context that a live node offers for the model (any, if it is empty); None without such a node."""
+        return max(
+            (
+                k.config.max_model_len_tokens
+                for k in self.links.values()
+                if k.status == "up" and k.config is not None and model in ("", k.config.model)
+            ),
+            default=None,
+        )
+
+    def wire(self) -> pb.NodeList:
+        """All nodes as `ListNodes` tells them."""
+        now_s = self._pump.now_s()
+        known = {n.node_id: n for n in self._pump.router.nodes()}
+        infos = []
+        for link in self.links.values():
+            status = known.get(link.node_id)
+            draining = status is not None and status.status == "draining" and link.status == "up"
+            infos.append(
+                pb.NodeInfo(
+                    node_id=link.name,
+                    address=link.entry.address,
+                    status="draining" if draining else link.status,
+                    load=codec.load_to_wire(status.load) if status is not None and status.load is not None else None,
+                    state_age_s=(status.state_age_s(now_s) or 0.0) if status is not None else 0.0,
+                    in_flight=status.in_flight if status is not None else 0,
+                    config=codec.config_to_wire(link.config) if link.config is not None else None,
+                    profile=link.profile,
+                    detail=link.detail,
+                    alarm=status.alarm if status is not None else "",
+                    forecasts=_trust_to_wire(status) if status is not None else None,
+                )
+            )
+        holding = self._pump.router.holding()
+        return pb.NodeList(
+            nodes=infos,
+            policy=self._pump.router.policy_name,
+            proved_vllm_version=PROVED_VLLM_VERSION,
+            held=holding.held,
+            predicted_wait_s=holding.predicted_wait_s,
+        )
+
+
+def _trust_to_wire(status: NodeStatus) -> pb.ForecastTrust:
+    trust = status.forecasts
+    return pb.ForecastTrust(
+        use=trust.use, bias=trust.bias, spread=trust.spread, coverage_p90=trust.coverage_p90, samples=trust.samples
+    )

@@ -1,0 +1,206 @@
+"""Metrics of the gateway process for Prometheus. With several workers each writes to files that all pages are made of.
+
+`prometheus_client` decides at import whether it runs in several processes (PROMETHEUS_MULTIPROC_DIR), so this module is
+imported by the process that serves and by nobody before it. `deploy/metrics.md` describes every series.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    multiprocess,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from gateway.core.nodes.node import NodeStatus
+from gateway.core.queue.late_binding import HoldingStatus
+from gateway.intake.client_stream import ClientStream
+from gateway.intake.lengths import kind_of
+
+# Moments of creation double the page and no alert asks for them.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+MAX_NODES_TOLD = 500
+"""Nodes with series of their own; a fleet with more has those of the first 500, and `astrolabe_nodes` counts all."""
+
+_LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+_TOKEN_BUCKETS_S = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4, 1)
+_DECISION_BUCKETS_S = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
+
+
+class Metrics:
+    """The counters of one process and the page of all of them. Labels are from closed lists or the configuration."""
+
+    def __init__(self, nodes: Callable[[], Iterable[NodeStatus]] = tuple, clock: Callable[[], float] = float) -> None:
+        """`nodes`: all nodes now, with ages on `clock`. A node that has left has no series on the next page."""
+        # A registry of its own, so that a process may hold more than one gateway.
+        self._registry = registry = CollectorRegistry()
+        self._nodes_now = NodeSeries(nodes, clock)
+        registry.register(self._nodes_now)
+        self._requests = Counter(
+            "astrolabe_requests", "Requests that have ended, by outcome.", ("outcome",), registry=registry
+        )
+        self._refused = Counter(
+            "astrolabe_denials", "Calls turned away before they became requests.", ("reason",), registry=registry
+        )
+        self._prompt = Counter("astrolabe_prompt_tokens", "Prompt tokens of ended requests.", registry=registry)
+        self._output = Counter("astrolabe_output_tokens", "Output tokens of ended requests.", registry=registry)
+        self._retries = Counter(
+            "astrolabe_retries", "Placements after the first, before any token had come.", registry=registry
+        )
+        self._resumes = Counter(
+            "astrolabe_resumes", "Answers that went on at another node in their middle.", registry=registry
+        )
+        self._beliefs = Counter(
+            "astrolabe_length_beliefs", "Ended requests by who said how long.", ("source",), registry=registry
+        )
+        self._ttft = Histogram(
+            "astrolabe_ttft_seconds", "Arrival to first token.", registry=registry, buckets=_LATENCY_BUCKETS_S
+        )
+        self._tpot = Histogram(
+            "astrolabe_tpot_seconds",
+            "Mean time per output token after the first, of complete answers.",
+            registry=registry,
+            buckets=_TOKEN_BUCKETS_S,
+        )
+        self._e2e = Histogram(
+            "astrolabe_e2e_seconds", "Arrival to the end.", registry=registry, buckets=_LATENCY_BUCKETS_S
+        )
+        self._decision = Histogram(
+            "astrolabe_decision_seconds", "Arrival to placement.", registry=registry, buckets=_DECISION_BUCKETS_S
+        )
+        self._running = Gauge(
+            "astrolabe_requests_running", "Requests under way.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._held = Gauge(
+            "astrolabe_requests_held",
+            "Requests in the queue that no node can take yet.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._held_tokens = Gauge(
+            "astrolabe_held_tokens",
+            "Their tokens, prompts and expected answers.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._shed = Counter(
+            "astrolabe_requests_shed", "Requests turned away because that queue was full.", registry=registry
+        )
+        self._shed_seen = 0
+        self._nodes = Gauge(
+            "astrolabe_nodes", "Nodes by status.", ("status",), registry=registry, multiprocess_mode="livemax"
+        )
+
+    def finished(self, stream: ClientStream, running: int) -> None:
+        """A request has ended; `running` others are under way."""
+        outcome = stream.outcome
+        assert outcome is not None, "it has ended"
+        self._requests.labels(outcome.value).inc()
+        self._prompt.inc(stream.shape.prompt_tokens)
+        self._output.inc(stream.output_tokens)
+        self._beliefs.labels(kind_of(stream.shape.belief_source)).inc()
+        if stream.resumes:
+            self._resumes.inc(stream.resumes)
+        if stream.attempt - 1 > stream.resumes:
+            self._retries.inc(stream.attempt - 1 - stream.resumes)
+        first_s, end_s = stream.first_token_s, stream.finished_s
+        if first_s is not None:
+            self._ttft.observe(first_s - stream.arrived_s)
+        if end_s is not None:
+            self._e2e.observe(end_s - stream.arrived_s)
+            if first_s is not None and stream.output_tokens > 1:
+                self._tpot.observe((end_s - first_s) / (stream.output_tokens - 1))
+        if stream.decision_s is not None:
+            self._decision.observe(stream.decision_s)
+        self._running.set(running)
+
+    def denied(self, reason: str) -> None:
+        """A call was turned away."""
+        self._refused.labels(reason).inc()
+
+    def observe(self, *, running: int, nodes: dict[str, int], holding: HoldingStatus) -> None:
+        """What is so now; called before a page is made. `nodes`: counts by status."""
+        self._running.set(running)
+        self._held.set(holding.held)
+        self._held_tokens.set(holding.held_tokens)
+        self._shed.inc(holding.shed_total - self._shed_seen)
+        self._shed_seen = holding.shed_total
+        for status, count in nodes.items():
+            self._nodes.labels(status).set(count)
+
+    def page(self) -> tuple[str, bytes]:
+        """Content type and text."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return CONTENT_TYPE_LATEST, generate_latest(self._registry)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        # Every worker hears the same of the nodes, so the one that is asked tells it.
+        registry.register(self._nodes_now)
+        return CONTENT_TYPE_LATEST, generate_latest(registry)
+
+
+class NodeSeries:
+    """What nodes last said and how right their forecasts were, made when a page is."""
+
+    def __init__(self, nodes: Callable[[], Iterable[NodeStatus]], clock: Callable[[], float]) -> None:
+        self._nodes = nodes
+        self._clock = clock
+
+    def collect(self) -> Iterable[Metric]:
+        gauges = {
+            name: GaugeMetricFamily(f"astrolabe_node_{name}", text, labels=("node",))
+            for name, text in (
+                ("running", "Requests in the engine's batch, as the node last said."),
+                ("waiting", "Requests queued there, reservations included."),
+                ("free_blocks", "Free KV blocks."),
+                ("total_blocks", "All KV blocks."),
+                ("preemptions", "Preemptions since its engine started."),
+                ("state_age_seconds", "Age of the engine state that the node last told."),
+                ("forecast_bias", "Actual over forecast time, geometric mean; 1 is right."),
+                ("forecast_spread", "Typical factor between that and one answer; 1 is exact."),
+                ("forecast_coverage_p90", "Share of answers no later than the forecast's p90."),
+                ("forecasts_used", "1: used as they are, 0.5: corrected, 0: the fallback places."),
+                ("alarm", "1 when an operator should look at it; `astrolabe nodes` says why."),
+            )
+        }
+        now_s = self._clock()
+        for index, node in enumerate(self._nodes()):
+            if index == MAX_NODES_TOLD:
+                break
+            for name, value in _values(node, now_s).items():
+                gauges[name].add_metric((node.node_id,), value)
+        return gauges.values()
+
+
+_USE = {"used": 1.0, "corrected": 0.5, "demoted": 0.0, "silent": 0.0}
+
+
+def _values(node: NodeStatus, now_s: float) -> dict[str, float]:
+    values: dict[str, float] = {"alarm": float(bool(node.alarm)), "forecasts_used": _USE[node.forecasts.use]}
+    load = node.load
+    if load is not None:
+        values.update(
+            running=load.running,
+            waiting=load.waiting,
+            free_blocks=load.free_blocks,
+            total_blocks=load.total_blocks,
+            preemptions=load.preemptions_total,
+            state_age_seconds=node.state_age_s(now_s) or 0.0,
+        )
+    if node.forecasts.samples:
+        values.update(
+            forecast_bias=node.forecasts.bias,
+            forecast_spread=node.forecasts.spread,
+            forecast_coverage_p90=node.forecasts.coverage_p90,
+        )
+    return values

@@ -1,0 +1,75 @@
+"""The decision log: all that the router heard and wanted, in a file that `gateway.core.recording.replay` reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from gateway.core.events import AnyAction, AnyEvent
+from gateway.core.recording import entry_line, header_line
+from gateway.core.router import RouterConfig
+from protos.runtime.process import ConfigError
+
+log = structlog.get_logger("gateway.observe.recorder")
+
+FLUSH_S = 1.0
+"""How old the end of the file may be when the process is killed."""
+BUFFER_BYTES = 1 << 18
+
+
+class FileRecorder:
+    """Writes one recording. A file of that name from an earlier run is kept, renamed to end in `.old`.
+
+    A recording begins with a fresh router, so it can never be appended to.
+    """
+
+    def __init__(self, path: Path, config: RouterConfig) -> None:
+        """Raises ConfigError when the file cannot be written."""
+        self._path = path
+        try:
+            if path.is_file():
+                path.replace(path.with_name(f"{path.name}.old"))
+            self._file = path.open("wb", buffering=BUFFER_BYTES)
+            self._file.write(header_line(config))
+            self._file.flush()
+        except OSError as bad:
+            raise ConfigError(f"key 'record': cannot write {path}: {bad.strerror}; name a file in a folder") from None
+        self._flush_timer: asyncio.TimerHandle | None = None
+
+    def record(self, now_s: float, event: AnyEvent, actions: Sequence[AnyAction]) -> None:
+        """Adds a line. When the file cannot be written any more, recording ends and the gateway goes on."""
+        if self._file.closed:
+            return
+        try:
+            self._file.write(entry_line(now_s, event, actions))
+        except OSError as bad:
+            self._give_up(bad)
+            return
+        if self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
+
+    def close(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        try:
+            self._file.close()
+        except OSError as bad:
+            log.error("decision log is incomplete", path=str(self._path), detail=str(bad))
+
+    def _flush(self) -> None:
+        self._flush_timer = None
+        try:
+            self._file.flush()
+        except OSError as bad:
+            self._give_up(bad)
+
+    def _give_up(self, bad: OSError) -> None:
+        log.error("decision log ends here", path=str(self._path), detail=str(bad))
+        try:
+            self._file.close()
+        except OSError:
+            # Closing flushes what could not be written; that has been said.
+            pass

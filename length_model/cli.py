@@ -1,0 +1,320 @@
+"""`astrolabe length`: make samples, train, judge, tag workloads, serve; `worth` stands in `length_worth`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.commands.length_worth import worth
+from length_model.sample_options import DEFAULT_SAMPLES, can_plot, one_line_errors, read_split
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+_samples = click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_SAMPLES,
+    show_default=True,
+    help="Sample file; its split lies beside it.",
+)
+_file = click.Path(path_type=Path, dir_okay=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn(),
+        console=console, transient=True,
+    )  # fmt: skip
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Example: from the packaged conversations to a judged model.
+  astrolabe length sample
+  astrolabe length train hashed --output results/length/hashed.alm
+  astrolabe length eval results/length/hashed.alm
+""",
+)
+def length() -> None:
+    """Beliefs about the length of answers: samples, training, evaluation, tags, a server."""
+
+
+@length.command(short_help="Samples of prompts and answer lengths, with their split.")
+@click.option(
+    "--dataset",
+    type=click.Choice(["sharegpt", "jsonl", "decisions"]),
+    default="sharegpt",
+    show_default=True,
+    help="decisions: a gateway's decision log (no prompts in it: teaches a histogram per model).",
+)
+@click.option("--dataset-path", type=_file, help="The data set's file. [default for sharegpt: the installed package]")
+@click.option(
+    "--turns",
+    type=click.Choice(["first", "all"]),
+    default="all",
+    show_default=True,
+    help="sharegpt: the first question of each conversation, or all with what came before them.",
+)
+@click.option("--per-conversation", type=click.IntRange(min=1), default=16, show_default=True, metavar="N",
+              help="sharegpt: questions sampled of one conversation at most.")  # fmt: skip
+@click.option("--max-output-tokens", type=click.IntRange(min=1), default=2048, show_default=True, metavar="N",
+              help="sharegpt: longer answers are left out.")  # fmt: skip
+@click.option("--model", default="sharegpt", show_default=True, help="sharegpt: name of the model that answered.")
+@click.option("--tokenizer", default="qwen2", show_default=True, help="Counts tokens of texts.")
+@click.option("--test", "test_share", type=float, default=0.2, show_default=True, help="Share kept for judging.")
+@click.option("--calibration", type=float, default=0.1, show_default=True, help="Share kept for recalibration.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split and of what is sampled.")
+@click.option("--output", type=_file, default=DEFAULT_SAMPLES, show_default=True, help="Sample file to write.")
+@_json
+def sample(output: Path, as_json: bool, **options: Any) -> None:
+    """Make (model, prompt, answer tokens) samples and a split by conversation, near-copies on one side."""
+    import msgspec
+
+    from deploy.length_decisions import samples_from_decisions
+    from engine_adapters.tokenizer import load_tokenizer
+    from length_model.core.query import samples_from_conversations
+    from length_model.core.split import split_samples
+    from length_model.sample_files import manifest_path, read_samples, write_manifest, write_samples
+    from length_model.sharegpt import package_file, read_conversations
+
+    with one_line_errors(), _console().status("sampling"):
+        tokenizer = load_tokenizer(options["tokenizer"])
+
+        def count(text: str) -> int:
+            return len(tokenizer.encode(text))
+
+        skipped = 0
+        if options["dataset"] == "sharegpt":
+            samples = list(
+                samples_from_conversations(
+                    read_conversations(options["dataset_path"] or package_file()),
+                    count,
+                    scope=options["turns"],
+                    model=options["model"],
+                    max_output_tokens=options["max_output_tokens"],
+                    per_conversation=options["per_conversation"],
+                    seed=options["seed"],
+                )
+            )
+        elif options["dataset_path"] is None:
+            raise click.UsageError(f"--dataset {options['dataset']} needs --dataset-path FILE")
+        elif options["dataset"] == "decisions":
+            with options["dataset_path"].open("rb") as lines:
+                samples = list(samples_from_decisions(lines))
+        else:
+            found = read_samples(options["dataset_path"], count)
+            samples, skipped = found.samples, found.skipped
+        if not samples:
+            raise click.ClickException("no usable rows: no question in it has an answer")
+        manifest = split_samples(
+            samples, seed=options["seed"], calibration=options["calibration"], test=options["test_share"]
+        )
+        output.parent.mkdir(parents=True, exist_ok=True)
+        manifest = msgspec.structs.replace(manifest, samples_sha256=write_samples(output, samples))
+        write_manifest(manifest_path(output), manifest)
+    if as_json:
+        told = msgspec.to_builtins(manifest)
+        del told["side_of_group"]
+        click.echo(msgspec.json.encode({**told, "skipped": skipped, "output": str(output)}))
+        return
+    counts = ", ".join(f"{manifest.counts[s]:,} {s}" for s in manifest.counts)
+    click.echo(f"{len(samples):,} samples ({counts}), {skipped:,} rows skipped: {output}")
+    click.echo(f"split by conversation, {manifest.joined_groups:,} joined as near-copies: {manifest_path(output)}")
+
+
+@length.command(short_help="Train a model and recalibrate it.")
+@click.argument("kind", type=click.Choice(["histogram", "hashed", "encoder"]), required=False)
+@_samples
+@click.option(
+    "--encoder",
+    default="",
+    metavar="FOLDER|NAME",
+    help="encoder: folder with config.json, tokenizer.json and weights, or a hub name. [default: installed MiniLM]",
+)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Another value for one of the recipe's.")
+@click.option("--output", type=_file, help="Artefact to write. [default: results/length/KIND.alm]")
+@_json
+def train(
+    kind: Any, samples: Path, encoder: str, settings: tuple[str, ...], output: Path | None, as_json: bool
+) -> None:
+    """Train a model on the train side of a split and recalibrate it on the calibration side.
+
+    KIND is `encoder` when --encoder names one, else `hashed`. An encoder is written after every epoch.
+    """
+    import msgspec
+
+    from length_model.training import minilm_folder, train_to_file
+
+    kind = kind or ("encoder" if encoder else "hashed")
+    if encoder and kind != "encoder":
+        raise click.UsageError(f"--encoder is for encoders, not for {kind}")
+    output = output or Path(DEFAULT_SAMPLES).with_name(f"{kind}.alm")
+    console = _console()
+    with one_line_errors():
+        data, manifest = read_split(samples)
+        if kind == "encoder" and not encoder:
+            encoder = str(minilm_folder())
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _progress(console) as bar:
+            task = bar.add_task(f"training {kind}", total=1.0)
+            told = 0
+
+            def tell(what: str, share: float) -> None:
+                nonlocal told
+                bar.update(task, description=what, completed=share)
+                # Where no bar can be drawn: a line for every twentieth.
+                if not console.is_terminal and (int(20 * share) > told or what.startswith("epoch")):
+                    told = int(20 * share)
+                    console.print(f"{share:.0%} {what}", highlight=False)
+
+            done = train_to_file(
+                kind,
+                data,
+                manifest,
+                output,
+                encoder=encoder,
+                recipe=_recipe(settings),
+                progress=tell,
+            )
+    if as_json:
+        click.echo(msgspec.json.encode(done, enc_hook=str))
+        return
+    click.echo(
+        f"{kind}: {done.trained_on:,} samples, recalibrated on {done.calibrated_on:,}; "
+        f"{done.size_bytes:,} bytes, sha256 {done.sha256[:16]}: {output}"
+    )
+
+
+def _recipe(settings: tuple[str, ...]) -> dict[str, Any]:
+    import msgspec
+
+    found = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--set")
+        try:
+            found[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            found[name] = value
+    return found
+
+
+@length.command("eval", short_help="Judge models on held-out conversations.")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@_samples
+@click.option("--side", type=click.Choice(["test", "calibration", "train"]), default="test", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--plot", type=_file, callback=can_plot, help="Write the reliability plot (.png).")
+@click.option("--card", type=_file, help="Write the last model's card (.md).")
+@_json
+def evaluate(
+    models: tuple[str, ...], samples: Path, side: Any, seed: int, plot: Path | None, card: Path | None, as_json: bool
+) -> None:
+    """Judge models (names or .alm files; the shipped one by default) on held-out conversations.
+
+    The baseline is a histogram of the train and calibration sides, per model and class.
+    """
+    import msgspec
+
+    from length_model import report
+    from length_model.baseline import train_histogram
+    from length_model.core import evaluation as ev
+    from length_model.core.split import samples_of
+    from length_model.models import DEFAULT_MODEL, load_model
+
+    console = _console()
+    with one_line_errors():
+        data, manifest = read_split(samples)
+        known = [s for s in data if manifest.side_of_group.get(s.group) != "test"]
+        chosen = samples_of(data, manifest, side)
+        judged_on = ev.finished(chosen)
+        with console.status("judging") as status:
+            everyone = [ev.judge(train_histogram(known), judged_on)]
+            for name in models or (DEFAULT_MODEL,):
+                status.update(f"judging {name}")
+                model = load_model(name)
+                everyone.append(ev.judge(model, judged_on, name=report.short_name(name), sha256=model.sha256))
+            cut = len(chosen) - len(judged_on)
+            found = [
+                ev.evaluate(j, judged_on, others=everyone[:i], left_out_censored=cut, seed=seed)
+                for i, j in enumerate(everyone)
+            ]
+        if plot is not None:
+            report.write_plot(plot, found)
+        if card is not None:
+            report.write_card(
+                card,
+                found,
+                manifest,
+                side,
+                models=", ".join(sorted({s.query.model or "unnamed" for s in known})),
+                longest_tokens=max(s.output_tokens for s in known),
+            )
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    for renderable in report.tables(found, side):
+        report.out_console().print(renderable)
+
+
+@length.command(short_help="Write predicted lengths into a workload.")
+@click.option("--model", "name", default="hashed", show_default=True, help="Model by name or .alm file.")
+@click.option("--workload", type=_file, help='JSON lines for bench ({"workload": text, ...}).')
+@click.option("--samples", type=_file, help="Sample file instead: only its held-out side is tagged.")
+@click.option("--side", type=click.Choice(["test", "calibration", "train"]), default="test", show_default=True)
+@click.option("--statistic", type=click.Choice(["median", "mean", "p90"]), default="median", show_default=True)
+@click.option("--belief", is_flag=True, help="Write the whole belief too (`predicted_atoms_tokens`); bench prefers it.")
+@click.option("--output", type=_file, required=True, help="JSON lines to write.")
+def tag(
+    name: str, workload: Path | None, samples: Path | None, side: Any, statistic: Any, belief: bool, output: Path
+) -> None:
+    """Write predicted answer lengths into a workload for `bench` (`predicted_output_tokens`)."""
+    from length_model.core.split import samples_of
+    from length_model.models import load_model
+    from length_model.tagging import tag_samples, tag_workload
+
+    if (workload is None) == (samples is None):
+        raise click.UsageError("name either --workload FILE or --samples FILE")
+    with one_line_errors():
+        model = load_model(name)
+        if samples is not None:
+            data, manifest = read_split(samples)
+            count = tag_samples(model, samples_of(data, manifest, side), output, statistic, belief=belief)
+        else:
+            assert workload is not None
+            count = tag_workload(model, workload, output, statistic, belief=belief)
+    click.echo(f"{count:,} requests tagged with the {statistic} of {name}: {output}")
+
+
+@length.command(short_help="Offer beliefs over gRPC.")
+@click.option("--model", "name", default="hashed", show_default=True, help="Model by name or .alm file.")
+@click.option("--listen", default="127.0.0.1:8300", show_default=True, metavar="HOST:PORT")
+@click.option("--ready-file", type=_file, help="Written with the bound address once it serves.")
+def serve(name: str, listen: str, ready_file: Path | None) -> None:
+    """Offer beliefs over gRPC (service astrolabe.v1.Length), with reflection and health."""
+    import asyncio
+
+    from length_model.models import load_model
+    from length_model.server import serve as run
+
+    with one_line_errors():
+        model = load_model(name)
+        asyncio.run(run(model, listen=listen, ready_file=ready_file))
+
+
+length.add_command(worth)

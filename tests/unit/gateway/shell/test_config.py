@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.config import GatewayConfig, NodeEntry, load
+from gateway.core.router import Router
+from protos.runtime.process import ConfigError, parse_address
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "gateway.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_complete_and_safe() -> None:
+    config = load(None)
+    assert config.listen == "127.0.0.1:8200"
+    assert config.policy == "min_total_latency"
+    Router(config.router())
+
+
+def test_a_file_sets_keys_and_options_win_over_it(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        policy = "round_robin"
+        seed = 7
+        forecast_timeout_ms = 20
+        nodes = ["10.0.0.1:8100", { address = "10.0.0.2:8100", name = "b" }]
+        """,
+    )
+    config = load(path, {"seed": 9})
+    assert (config.policy, config.seed) == ("round_robin", 9)
+    assert config.entries() == (NodeEntry(address="10.0.0.1:8100"), NodeEntry(address="10.0.0.2:8100", name="b"))
+    assert config.router().forecast_timeout_s == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('polcy = "random"', ["unknown key 'polcy'", "did you mean 'policy'"]),
+        ("zzz = 1", ["unknown key 'zzz'", "known keys: listen, "]),
+        ('seed = "x"', ["key 'seed'", "expected 'int', got 'str'"]),
+        ("sample = -1", ["key 'sample'", ">= 0"]),
+        ("forecast_timeout_ms = 0", ["key 'forecast_timeout_ms'", "> 0"]),
+        ("policy = ", ["not valid TOML", "https://toml.io"]),
+        ('policy = "min_total_latncy"', ["key 'policy'", "did you mean 'min_total_latency'"]),
+        ('fallback = "min_total_latency"', ["key 'fallback'", "needs forecasts itself", "least_requests"]),
+        ('nodes = ["localhost"]', ["key 'nodes[0]'", "not host:port", "127.0.0.1:8100"]),
+        ('nodes = ["a:1", "a:99999"]', ["key 'nodes[1]'", "between 1 and 65535"]),
+        ('nodes = ["a:1", "a:1"]', ["key 'nodes[1]'", "listed twice"]),
+        ('nodes = [{ adress = "a:1" }]', ["key 'nodes[0]'", "unknown field 'adress'"]),
+        ("nodes = [3]", ["key 'nodes[0]'", "expected 'str | object', got 'int'"]),
+        ('listen = "127.0.0.1:70000"', ["key 'listen'", "65535"]),
+        ('log_level = "loud"', ["key 'log_level'", "'loud'"]),
+        ("max_attempts = 0", ["key 'max_attempts'", ">= 1"]),
+    ],
+)
+def test_a_bad_file_gives_one_line_with_file_key_and_cure(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such file"):
+        load(tmp_path / "nowhere.toml")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(path)
+
+
+def test_a_bad_option_is_blamed_on_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="command line: key 'policy': unknown policy 'nope'"):
+        load(write(tmp_path, "seed = 1"), {"policy": "nope"})
+
+
+@pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:x", "host:0", "a b:1", "http://h:1"])
+def test_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"host:port|port must be"):
+        parse_address(text)
+
+
+def test_addresses() -> None:
+    assert parse_address("127.0.0.1:0", any_port=True) == ("127.0.0.1", 0)
+    assert parse_address("[::1]:8100") == ("::1", 8100)
+    assert parse_address("node-1.example:8100") == ("node-1.example", 8100)
+
+
+def test_every_key_is_an_option_and_the_other_way_round() -> None:
+    from gateway.cli import gateway
+
+    options = {p.name for p in gateway.params}
+    assert options - {"config_path"} == set(GatewayConfig.__struct_fields__)
+
+
+def test_the_help_states_the_defaults_of_the_configuration() -> None:
+    from gateway.cli import gateway
+
+    config = GatewayConfig()
+    helps = {p.name: p.to_info_dict()["help"] for p in gateway.params}
+    for key in GatewayConfig.__struct_fields__:
+        default = getattr(config, key)
+        if default not in ("", ()):
+            shown = f"{default:g}" if isinstance(default, float) else str(default)
+            assert f"[default: {shown}]" in helps[key], key

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.nodes.outbox import MAX_PROMPT_TOKENS_PER_FRAME, Outbox
+from protos.v1 import astrolabe_engine_pb2 as engine_pb
+from protos.v1 import astrolabe_predict_pb2 as pb
+from protos.v1 import astrolabe_types_pb2 as types_pb
+
+
+def dispatched(seq: int, request_id: str, prompt_tokens: int = 3) -> pb.Dispatched:
+    request = engine_pb.EngineGenerateRequest(request_id=request_id, prompt_token_ids=[1] * prompt_tokens)
+    return pb.Dispatched(dispatch_seq=seq, request=request)
+
+
+def frames(outbox: Outbox) -> list[pb.GatewayFrame]:
+    out = []
+    while outbox:
+        out.append(outbox.pop())
+    return out
+
+
+def test_what_comes_up_together_leaves_in_one_frame() -> None:
+    outbox = Outbox()
+    outbox.abort("old")
+    outbox.dispatch(dispatched(1, "a"))
+    outbox.ask(7, types_pb.Candidate(request_id="b"))
+    outbox.dispatch(dispatched(2, "c"))
+    (frame,) = frames(outbox)
+    assert list(frame.abort_request_ids) == ["old"]
+    assert [d.dispatch_seq for d in frame.dispatches] == [1, 2]
+    assert [a.ask_id for a in frame.asks] == [7]
+
+
+def test_an_abort_never_overtakes_its_dispatch() -> None:
+    outbox = Outbox()
+    outbox.dispatch(dispatched(1, "a"))
+    outbox.abort("a")
+    outbox.dispatch(dispatched(2, "a"))
+    first, second = frames(outbox)
+    assert [d.dispatch_seq for d in first.dispatches] == [1]
+    assert not first.abort_request_ids
+    # Aborts of a frame are applied before its dispatches, so the second try survives.
+    assert list(second.abort_request_ids) == ["a"]
+    assert [d.dispatch_seq for d in second.dispatches] == [2]
+
+
+def test_an_abort_after_the_dispatch_has_left_needs_no_new_frame() -> None:
+    outbox = Outbox()
+    outbox.dispatch(dispatched(1, "a"))
+    outbox.pop()
+    outbox.abort("a")
+    outbox.ask(1, types_pb.Candidate(request_id="b"))
+    (frame,) = frames(outbox)
+    assert list(frame.abort_request_ids) == ["a"]
+
+
+def test_frames_stay_below_the_message_limit() -> None:
+    outbox = Outbox()
+    for seq in range(1, 6):
+        outbox.dispatch(dispatched(seq, f"r{seq}", MAX_PROMPT_TOKENS_PER_FRAME // 2))
+    sent = frames(outbox)
+    assert [d.dispatch_seq for f in sent for d in f.dispatches] == [1, 2, 3, 4, 5]
+    assert all(sum(len(d.request.prompt_token_ids) for d in f.dispatches) <= MAX_PROMPT_TOKENS_PER_FRAME for f in sent)
+
+
+def test_one_prompt_beyond_the_limit_still_goes() -> None:
+    outbox = Outbox()
+    outbox.dispatch(dispatched(1, "a", MAX_PROMPT_TOKENS_PER_FRAME + 1))
+    assert len(frames(outbox)) == 1
+
+
+def test_an_empty_outbox_has_no_frame() -> None:
+    outbox = Outbox()
+    assert not outbox
+    with pytest.raises(IndexError):
+        outbox.pop()

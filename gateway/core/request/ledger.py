@@ -1,30 +1,30 @@
-"""The books of a router: live requests, open asks, wanted timers, and the actions of the event in hand. Pure.
+"""The books of a router: live requests, open questions, wanted timers, and the actions of the event in hand. Pure.
 
-Nothing here decides. The one rule it keeps: a state changes in `move` only, so accounts, asks and timers are given back
-there on every path.
+Nothing here decides. The one rule it keeps: a state changes in `move` only, so accounts, questions and timers are given
+back there on every path.
 """
 
 from __future__ import annotations
 
 from gateway.core import events as ev
-from gateway.core.queue.queue import HoldConfig, HoldingQueue
+from gateway.core.queue.queue import GatewayQueue
+from gateway.core.request.attempt import Attempt, ForecastRound
 from gateway.core.request.explanation import Explanation, ExplanationLog
 from gateway.core.request.lifecycle import HOLDS_ACCOUNT, IN_LINE, State, Trigger, follow
-from gateway.core.request.live import Asking, LiveRequest
+from gateway.core.request.live import LiveRequest
 from simcore.types import Outcome
 
 
 class Ledger:
     """One per router. `explain_keep` ended requests stay explainable."""
 
-    def __init__(self, explain_keep: int, hold: HoldConfig) -> None:
+    def __init__(self, explain_keep: int, queue: GatewayQueue) -> None:
         self.live: dict[str, LiveRequest] = {}
         self.asks: dict[int, LiveRequest] = {}
         self.timers: dict[int, LiveRequest] = {}
-        self.queue = HoldingQueue(hold)
-        self.freed = False
-        """Set when a request leaves its node; reset by whoever has looked what has become free."""
         self.log = ExplanationLog(explain_keep)
+        self._queue = queue
+        self._capacity_changed = False
         self._last_ask_id = 0
         self._last_timer_id = 0
         self._actions: list[ev.AnyAction] = []
@@ -62,14 +62,37 @@ class Ledger:
         self._last_ask_id += 1
         return self._last_ask_id
 
+    # --- capacity -----------------------------------------------------------------------------------------------------
+
+    def capacity_changed(self) -> None:
+        """A node came, or may get requests again."""
+        self._capacity_changed = True
+
+    def take_capacity_changed(self) -> bool:
+        """Whether room has come about somewhere since this was last asked: also when a request left its node."""
+        changed, self._capacity_changed = self._capacity_changed, False
+        return changed
+
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def running(self, request_id: str, node_id: str, attempt: int) -> LiveRequest | None:
-        """The live request if this node has it now, in this attempt."""
+    def at_node(self, request_id: str, node_id: str, number: int) -> tuple[LiveRequest, Attempt] | None:
+        """The live request and its attempt of that number, if this node has it now."""
         live = self.live.get(request_id)
-        if live is None or live.node is None or live.node.node_id != node_id or live.attempt != attempt:
-            return None
-        return live
+        attempt = None if live is None else live.attempt_at(node_id, number)
+        return None if live is None or attempt is None else (live, attempt)
+
+    def begun(self, live: LiveRequest, attempt: Attempt) -> None:
+        """An attempt is dispatched: its node's account holds it (`Node.take`)."""
+        live.attempts.append(attempt)
+        live.at_nodes.append(attempt)
+
+    def over(self, live: LiveRequest, attempt: Attempt) -> None:
+        """An attempt has ended, or is given up: its place in the account of its node is given back."""
+        live.at_nodes.remove(attempt)
+        attempt.node.release(live.request_id)
+        self._capacity_changed = True
+        if live.streaming is attempt:
+            live.streaming = None
 
     def move(self, live: LiveRequest, trigger: Trigger) -> None:
         """The only place where a state changes, and so the only one where accounts, asks and timers are given back."""
@@ -77,26 +100,26 @@ class Ledger:
         new = follow(old, trigger)
         live.state = new
         if old in HOLDS_ACCOUNT and new not in HOLDS_ACCOUNT:
-            assert live.node is not None, f"a request that is {old.value} has a node"
-            live.node.release(live.shape.request_id)
-            live.node = None
-            self.freed = True
-        if new not in IN_LINE and live in self.queue:
-            self.queue.leave(live)
+            assert live.streaming is not None, f"a request that is {old.value} has a node"
+            self.over(live, live.streaming)
+        if new not in IN_LINE and live in self._queue:
+            self._queue.leave(live)
         if new is State.ENDED:
-            self.stop_asking(live)
+            for attempt in list(live.at_nodes):
+                self.over(live, attempt)
+            self.close_round(live)
             self.timers.pop(live.deadline_timer_id, None)
-            del self.live[live.shape.request_id]
+            del self.live[live.request_id]
 
-    def stop_asking(self, live: LiveRequest) -> Asking | None:
+    def close_round(self, live: LiveRequest) -> ForecastRound | None:
         """Closes the round of forecasts, if one is open, and hands it over."""
-        asking = live.asking
-        if asking is not None:
-            live.asking = None
-            self.timers.pop(asking.timer_id, None)
-            for ask_id in asking.pending:
+        asked = live.round
+        if asked is not None:
+            live.round = None
+            self.timers.pop(asked.timer_id, None)
+            for ask_id in asked.pending:
                 self.asks.pop(ask_id, None)
-        return asking
+        return asked
 
     def end(
         self,
@@ -112,9 +135,8 @@ class Ledger:
         self.move(live, trigger)
         if self.log.keeps:
             self.log.add(live.explain(outcome=outcome, detail=detail, e2e_s=now_s - live.arrival_s))
-        request_id = live.shape.request_id
         self._actions.append(
-            ev.Finish(request_id=request_id, outcome=outcome, detail=detail, retry_after_s=retry_after_s)
+            ev.Finish(request_id=live.request_id, outcome=outcome, detail=detail, retry_after_s=retry_after_s)
         )
 
     def explain(self, request_id: str) -> Explanation | None:
@@ -124,7 +146,7 @@ class Ledger:
     def check_quiescent(self) -> None:
         """Raises AssertionError unless nothing is under way."""
         assert not self.live, f"requests still live: {list(self.live)[:5]}"
-        assert not len(self.queue), f"{len(self.queue)} requests still held"
-        assert self.queue.tokens == 0, f"{self.queue.tokens} tokens still held"
+        assert not len(self._queue), f"{len(self._queue)} requests still queued"
+        assert self._queue.tokens == 0, f"{self._queue.tokens} tokens still queued"
         assert not self.asks, f"asks still open: {list(self.asks)[:5]}"
         assert not self.timers, f"timers still wanted: {list(self.timers)[:5]}"

@@ -18,11 +18,11 @@ from gateway.core.decision.pipeline import DecisionPipeline
 from gateway.core.decision.policies.registry import PolicyError
 from gateway.core.decision.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.nodes.monitor import NodeMonitor
-from gateway.core.nodes.node import InFlight, Node, NodeStatus
+from gateway.core.nodes.node import Node, NodeStatus
 from gateway.core.nodes.pool import NodePool
 from gateway.core.queue.late_binding import LateBinding, QueueStatus
 from gateway.core.queue.queue import GatewayQueue
-from gateway.core.request.attempt import Attempt, ForecastRound
+from gateway.core.request.attempt import Attempt
 from gateway.core.request.explanation import Explanation
 from gateway.core.request.ledger import Ledger
 from gateway.core.request.lifecycle import State, Trigger
@@ -49,7 +49,7 @@ class Router:
         self.config = config
         rng = random.Random(config.seed)
         queue = GatewayQueue(config.hold)
-        self._pool = NodePool()
+        self._pool = NodePool(stale_after_s=config.state_stale_s)
         self._ledger = Ledger(config.explain_keep, queue)
         self._late = LateBinding(config.hold, queue, rng, refuse_infeasible=config.infeasible == "refuse")
         self._pipeline = DecisionPipeline(self._pool, self._late, config, rng)
@@ -173,7 +173,7 @@ class Router:
                 self._refuse(live, verdict, now_s)
 
     def _ask(self, live: LiveRequest, nodes: Sequence[Node], now_s: float) -> None:
-        shape, ledger = live.shape, self._ledger
+        shape = live.shape
         candidate = Candidate(
             request_id=attempt_id(shape.request_id, live.next_attempt),
             prompt_tokens=shape.prompt_tokens,
@@ -182,73 +182,29 @@ class Router:
             priority=shape.priority,
             block_hashes=shape.block_hashes,
         )
-        pending: dict[int, str] = {}
+        asks: dict[int, str] = {}
         failures: dict[str, str] = {}
         for node in nodes:
-            if node.accuracy.is_silent:
-                failures[node.node_id] = "its predictor has not answered lately"
-                if node.accuracy.probe_due(now_s):
-                    self._probe(node, candidate, now_s)
+            if not node.accuracy.is_silent:
+                asks[self._ledger.ask(node, candidate)] = node.node_id
                 continue
-            ask_id = ledger.open_ask(live)
-            pending[ask_id] = node.node_id
-            ledger.want(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
-        live.round = ForecastRound(
-            timer_id=ledger.start_timer(live, now_s + self.config.forecast_timeout_s),
-            nodes=list(nodes),
-            pending=pending,
-            asked_seq={node.node_id: node.dispatch_seq for node in nodes},
-            failures=failures,
-        )
-        if not pending:
+            failures[node.node_id] = "its predictor has not answered lately"
+            if node.accuracy.probe_due(now_s):
+                # Nobody waits for the answer: it tells whether the node answers again.
+                self._probes[node.node_id] = (self._ledger.ask(node, candidate), now_s)
+        asked = self._ledger.open_round(live, nodes, asks, now_s + self.config.forecast_timeout_s)
+        asked.failures = failures
+        if not asks:
             self._conclude(live, now_s)
 
-    def _probe(self, node: Node, candidate: Candidate, now_s: float) -> None:
-        """Asks a silent node, for whose answer nobody waits, whether it answers again."""
-        ask_id = self._ledger.new_ask_id()
-        self._probes[node.node_id] = (ask_id, now_s)
-        self._ledger.want(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
-
     def _commit(self, live: LiveRequest, chosen: Chosen, now_s: float) -> None:
-        node, decision, shape, ledger = chosen.node, chosen.decision, live.shape, self._ledger
         self._late.placed(live, now_s)
-        live.decisions.append(decision)
-        sent = InFlight(
-            request_id=live.request_id,
-            dispatch_seq=node.dispatch_seq + 1,
-            prompt_blocks=node.config.blocks_for(shape.prompt_tokens),
-            tokens=shape.prompt_tokens + round(shape.expected_tokens),
-            delay_s=chosen.delay_s,
-        )
         if self._pool.prefixes is not None:
-            self._pool.prefixes.sent(node.node_id, shape.block_hashes, node.config)
-        if shape.place_only:
-            node.promise(sent, now_s)
-            ledger.move(live, Trigger.PLACED)
-            ledger.log.add(live.explain())
-            ledger.want(ev.Placed(request_id=live.request_id, decision=decision))
-            return
-        node.take(sent, now_s)
-        attempt = live.streaming = Attempt(
-            number=live.next_attempt,
-            node=node,
-            asked=shape,
-            decision=decision,
-            dispatched_s=now_s,
-            expected=chosen.expected,
-        )
-        ledger.begun(live, attempt)
-        ledger.move(live, Trigger.DISPATCHED)
-        ledger.want(
-            ev.Dispatch(
-                request_id=live.request_id,
-                node_id=node.node_id,
-                dispatch_seq=sent.dispatch_seq,
-                decision=decision,
-                attempt=attempt.number,
-                resumed=shape if live.resumed_tokens else None,
-            )
-        )
+            self._pool.prefixes.sent(chosen.node.node_id, live.shape.block_hashes, chosen.node.config)
+        if live.shape.place_only:
+            self._ledger.promise(live, chosen, now_s)
+        else:
+            self._ledger.dispatch(live, chosen, now_s)
 
     def _hold(self, live: LiveRequest, wait: Wait, now_s: float) -> None:
         """It joins the queue, unless the bounds shed it; others may have to make room."""

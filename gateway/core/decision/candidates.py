@@ -7,7 +7,7 @@ So the cost of a decision with forecasts stays that of `ask` questions however m
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gateway.core.decision.policies.base import Policy
 from gateway.core.decision.verdict import Refusal
@@ -15,6 +15,7 @@ from gateway.core.events import RequestShape
 from gateway.core.nodes.node import Node
 from gateway.core.nodes.pool import ModelNodes, NodePool
 from gateway.core.nodes.view import NodeView
+from gateway.core.request.live import LiveRequest
 from gateway.core.router_config import RouterConfig
 from simcore.types import Outcome
 
@@ -22,35 +23,29 @@ SAMPLE_OF = {"power_of_two": 2}
 """Nodes drawn for a policy where the configuration says nothing; all others look at all nodes."""
 
 
-def refusal(pool: NodePool, shape: RequestShape) -> Refusal | None:
-    """Why nobody will ever, or can now, take this request; None when somebody can."""
-    nodes = pool.serving(shape.model)
-    if nodes is None:
+def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] | Refusal:
+    """Ready nodes that can hold the request and have not failed it, or why nobody will ever, or can now, take it.
+
+    Nodes where the whole answer fits come before nodes that would cut it short, and among each of the two those in
+    good health before the others.
+    """
+    shape, tried = live.shape, live.tried
+    serving = pool.serving(shape.model)
+    if serving is None:
         return _unknown_model(pool, shape.model)
     if shape.prompt_tokens < 1:
         return Refusal(Outcome.INVALID, f"prompt_tokens is {shape.prompt_tokens}; send at least one token")
     if shape.max_output_tokens < 1:
         return Refusal(Outcome.INVALID, f"max_tokens is {shape.max_output_tokens}; ask for at least one output token")
-    if shape.prompt_tokens + 1 > nodes.longest_tokens:
+    if shape.prompt_tokens + 1 > serving.longest_tokens:
         return Refusal(
             Outcome.INVALID,
             f"a prompt of {shape.prompt_tokens} tokens and one of output exceed the limit of "
-            f"{nodes.longest_tokens} tokens per request; shorten the prompt",
+            f"{serving.longest_tokens} tokens per request; shorten the prompt",
         )
-    return None if nodes.ready else Refusal(Outcome.NO_NODE, _why_none(nodes))
-
-
-def eligible(pool: NodePool, shape: RequestShape, tried: Mapping[str, int], now_s: float) -> Sequence[Node]:
-    """Ready nodes that can hold the request, without those in `tried` (node and session in which it failed the
-    request). May be empty.
-
-    Nodes where the whole answer fits come before nodes that would cut it short, and among each of the two those in
-    good health before the others.
-    """
-    serving = pool.serving(shape.model)
-    if serving is None:
-        return ()
     nodes = serving.ready
+    if not nodes:
+        return Refusal(Outcome.NO_NODE, _why_none(serving))
     whole_tokens = shape.prompt_tokens + shape.max_output_tokens
     if whole_tokens > serving.shortest_ready_tokens:
         nodes = [node for node in nodes if node.longest_tokens >= whole_tokens] or [
@@ -58,6 +53,9 @@ def eligible(pool: NodePool, shape: RequestShape, tried: Mapping[str, int], now_
         ]
     if tried:
         nodes = [node for node in nodes if tried.get(node.node_id) != node.session]
+    if not nodes:
+        why = f"no ready node is left that takes {shape.prompt_tokens} prompt tokens and has not failed the request"
+        return Refusal(Outcome.NO_NODE, why)
     return pool.best_standing(nodes, now_s)
 
 

@@ -14,11 +14,9 @@ from gateway.core.decision.admission import can_start_by_forecast, can_start_by_
 from gateway.core.decision.forecasts import Believed, believe
 from gateway.core.decision.policies.base import Policy
 from gateway.core.decision.policies.registry import PolicyError, canonical_name, make_policy
-from gateway.core.decision.rank import rank, sentence
+from gateway.core.decision.rank import is_priced, rank, sentence, why_unpriced
 from gateway.core.decision.service_levels import is_infeasible
 from gateway.core.decision.verdict import Ask, Chosen, Refusal, Verdict, Wait
-from gateway.core.events import RequestShape
-from gateway.core.nodes.node import Node
 from gateway.core.nodes.pool import NodePool
 from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
@@ -56,18 +54,15 @@ class DecisionPipeline:
     def begin(self, live: LiveRequest, now_s: float) -> Verdict:
         """The decision of a policy that needs no forecasts, or whom to ask for them."""
         shape, policy, config = live.shape, live.policy, self._config
-        refusal = candidates.refusal(self._pool, shape)
-        if self._late.must_line_up(live):
-            if refusal is not None and refusal.outcome is Outcome.INVALID:
-                return refusal
-            return self._late.too_late(live) or Wait()
-        if refusal is not None:
-            return refusal
-        nodes = candidates.eligible(self._pool, shape, live.tried, now_s)
-        if not nodes:
-            why = f"no ready node is left that takes {shape.prompt_tokens} prompt tokens and has not failed the request"
-            return Refusal(Outcome.NO_NODE, why)
-        views = self._views(candidates.sample(nodes, policy, config, self._rng), shape, now_s)
+        nodes = candidates.eligible(self._pool, live, now_s)
+        if isinstance(nodes, Refusal) and nodes.outcome is Outcome.INVALID:
+            return nodes
+        in_line = self._late.line_up(live)
+        if in_line is not None:
+            return in_line
+        if isinstance(nodes, Refusal):
+            return nodes
+        views = self._pool.views(candidates.sample(nodes, policy, config, self._rng), shape, now_s)
         if self._late.may_wait(live, now_s):
             can_start = worth_asking if policy.needs_forecasts else can_start_by_load
             views = [view for view in views if can_start(view, shape)]
@@ -84,16 +79,17 @@ class DecisionPipeline:
         if not up:
             return self.begin(live, now_s)
         ready = self._pool.best_standing(up, now_s)
+        views = self._pool.views(ready, live.shape, now_s)
         believed = believe(asked, ready, now_s, self._config)
         forecasts = believed.forecasts
+        starts_s = [forecast.clear_start_s.mean for forecast in forecasts.values()]
         may_wait = self._late.may_wait(live, now_s)
-        if (may_wait or self._config.infeasible == "refuse") and self._is_infeasible(live, forecasts, now_s):
-            again_s = min(forecast.clear_start_s.mean for forecast in forecasts.values())
+        if self._is_infeasible(live, forecasts, now_s):
             if self._config.infeasible == "refuse":
                 detail = f"all {len(forecasts)} nodes asked are forecast to miss a service level of the request"
-                return Refusal(Outcome.OVERLOADED, detail, again_s)
-            return Wait(again_s, behind_all=True)
-        views = self._views(ready, live.shape, now_s)
+                return Refusal(Outcome.OVERLOADED, detail, min(starts_s))
+            if may_wait:
+                return Wait(min(starts_s), behind_all=True)
         if may_wait:
             preemption = self._config.hold.preemption
             views = [
@@ -102,14 +98,12 @@ class DecisionPipeline:
                 if can_start_by_forecast(view, live.shape, forecasts.get(view.node_id), preemption=preemption)
             ]
             if not views:
-                return Wait(min([forecast.clear_start_s.mean for forecast in forecasts.values()], default=0.0))
+                return Wait(min(starts_s, default=0.0))
         return self._choose(live, views, believed, now_s)
 
     def has_room(self, live: LiveRequest, now_s: float) -> bool:
         """Whether any node could take it, now or in its queue."""
-        return candidates.refusal(self._pool, live.shape) is None and bool(
-            candidates.eligible(self._pool, live.shape, live.tried, now_s)
-        )
+        return not isinstance(candidates.eligible(self._pool, live, now_s), Refusal)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -123,17 +117,19 @@ class DecisionPipeline:
     def _choose(self, live: LiveRequest, views: Sequence[NodeView], believed: Believed, now_s: float) -> Chosen:
         """The cheapest by the policy; if it can price nobody, by the fallback."""
         shape, policy, forecasts, notes = live.shape, live.policy, believed.forecasts, believed.notes
-        ranking = rank(policy, shape, views, forecasts=forecasts, notes=notes, rng=self._rng)
+        costs = policy.costs(shape, views, forecasts)
         preface = ""
-        if not ranking.priced:
+        if not any(map(is_priced, costs)):
             missing = "forecast came" if policy.needs_forecasts else "load is known"
-            first = ranking.scores[0]
             preface = f"{policy.name} could not price {len(views)} nodes as no {missing} "
-            preface += f"({first.node_id}: {first.note}); {self._fallback.name} stepped in: "
+            preface += f"({views[0].node_id}: {why_unpriced(views[0], notes)}); {self._fallback.name} stepped in: "
             # Among all who could take it: that nobody of a sample has answered says nothing of the rest.
+            nodes = candidates.eligible(self._pool, live, now_s)
+            if not isinstance(nodes, Refusal):
+                views = self._pool.views(nodes, shape, now_s)
             policy, forecasts = self._fallback, {}
-            views = self._views(candidates.eligible(self._pool, shape, live.tried, now_s), shape, now_s)
-            ranking = rank(policy, shape, views, forecasts=forecasts, notes=notes, rng=self._rng)
+            costs = policy.costs(shape, views, forecasts)
+        ranking = rank(costs, views, forecasts=forecasts, notes=notes, rng=self._rng)
         best = ranking.scores[0]
         decision = Decision(
             request_id=live.request_id,
@@ -147,19 +143,6 @@ class DecisionPipeline:
         )
         delay_s = None if best.forecast is None else believed.delays_s.get(best.node_id)
         return Chosen(self._pool.nodes[best.node_id], decision, believed.expected.get(best.node_id), delay_s)
-
-    def _views(self, nodes: Sequence[Node], shape: RequestShape, now_s: float) -> Sequence[NodeView]:
-        stale_after_s, prefixes, names = self._config.state_stale_s, self._pool.prefixes, shape.block_hashes
-        if prefixes is None or not names:
-            return [node.view(now_s, stale_after_s) for node in nodes]
-        return [
-            node.view(
-                now_s,
-                stale_after_s,
-                cached_tokens=prefixes.cached_blocks(node.node_id, names) * node.config.block_size_tokens,
-            )
-            for node in nodes
-        ]
 
     def _without_forecasts(self, role: str, name: str) -> Policy:
         policy = self.policy(name)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.core.decision.policies.base import Policy
-from gateway.core.events import RequestShape
 from gateway.core.nodes.view import NodeView
 from simcore.types import Forecast, Score
 
@@ -18,22 +17,32 @@ class Ranking(NamedTuple):
     scores: list[Score]
     tied: int
     priced: int
-    """Nodes that have a cost. 0: the policy could not choose."""
+    """Nodes that have a cost."""
+
+
+def is_priced(cost: float | None) -> bool:
+    """NaN compares unequal to itself; it must not win or lose by accident."""
+    return cost is not None and cost == cost
+
+
+def why_unpriced(view: NodeView, notes: Mapping[str, str]) -> str:
+    """For people."""
+    return notes.get(view.node_id) or (
+        "its load is not known" if view.load is None else "the policy could not price it"
+    )
 
 
 def rank(
-    policy: Policy,
-    request: RequestShape,
+    said: Sequence[float | None],
     views: Sequence[NodeView],
     *,
     forecasts: Mapping[str, Forecast],
     notes: Mapping[str, str],
     rng: random.Random,
 ) -> Ranking:
-    """Prices the nodes, draws among the cheapest, and puts all in order. `notes` are remarks per node for people."""
-    said = policy.costs(request, views, forecasts)
-    # NaN compares unequal to itself; it must not win or lose by accident.
-    priced = sum(cost is not None and cost == cost for cost in said)
+    """Puts the nodes in order of the costs that a policy `said`, and draws among the cheapest. `notes` are remarks per
+    node for people."""
+    priced = sum([is_priced(cost) for cost in said])
     if not priced:
         return Ranking([_score(view, None, forecasts, notes) for view in views], 0, 0)
     costs = [cost or 0.0 for cost in said] if priced == len(said) else by_our_account(said, views)
@@ -103,9 +112,7 @@ def _score(
 ) -> Score:
     node_id = view.node_id
     forecast = forecasts.get(node_id)
-    note = notes.get(node_id, "")
-    if (cost is None or guessed) and not note:
-        note = "its load is not known" if view.load is None else "the policy could not price it"
+    note = why_unpriced(view, notes) if cost is None or guessed else notes.get(node_id, "")
     if guessed:
         note += f"; counts like a node with as many of our requests ({view.in_flight})"
     return Score(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gateway.core.events import RequestShape
 from gateway.core.nodes.health import Standing
 from gateway.core.nodes.node import Node
 from gateway.core.nodes.prefix_index import PrefixIndex
+from gateway.core.nodes.view import NodeView
 from simcore.types import EngineConfig
 
 
@@ -27,13 +29,15 @@ class ModelNodes(NamedTuple):
 class NodePool:
     """All nodes by name, in the order in which they joined."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stale_after_s: float) -> None:
+        """A busy node silent for longer than `stale_after_s` is unknown."""
         self.nodes: dict[str, Node] = {}
         self._models: dict[str, ModelNodes] = {}
         self._ailing: set[str] = set()
         """Nodes whose standing must be asked for."""
         self.prefixes: PrefixIndex | None = None
         """Kept from the moment that a policy needs it."""
+        self._stale_after_s = stale_after_s
 
     def join(self, node_id: str, config: EngineConfig, profile: str) -> None:
         node = self.nodes.get(node_id)
@@ -64,6 +68,20 @@ class NodePool:
         ]
         best = min(standings, default=Standing.HEALTHY)
         return [node for node, standing in zip(nodes, standings, strict=True) if standing is best]
+
+    def views(self, nodes: Sequence[Node], shape: RequestShape, now_s: float) -> list[NodeView]:
+        """What a policy sees of `nodes` when it prices this request."""
+        stale_after_s, prefixes, names = self._stale_after_s, self.prefixes, shape.block_hashes
+        if prefixes is None or not names:
+            return [node.view(now_s, stale_after_s) for node in nodes]
+        return [
+            node.view(
+                now_s,
+                stale_after_s,
+                cached_tokens=prefixes.cached_blocks(node.node_id, names) * node.config.block_size_tokens,
+            )
+            for node in nodes
+        ]
 
     def lose(self, node_id: str, detail: str) -> None:
         self.nodes[node_id].lose(detail)

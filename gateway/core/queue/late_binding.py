@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gateway.core.decision.verdict import Refusal
+from gateway.core.decision.verdict import Refusal, Wait
 from gateway.core.queue.queue import GatewayQueue, HoldConfig
 from gateway.core.request.lifecycle import State
 from gateway.core.request.live import LiveRequest
@@ -60,9 +60,19 @@ class LateBinding:
 
     # --- what a decision asks -----------------------------------------------------------------------------------------
 
-    def must_line_up(self, live: LiveRequest) -> bool:
-        """Whether others wait for its model already: a newcomer asks nobody, it joins the queue."""
-        return self._may_queue(live) and self._queue.holds_model(live.shape.model) and live not in self._queue
+    def line_up(self, live: LiveRequest) -> Wait | Refusal | None:
+        """What becomes of a newcomer if others wait for its model already: it asks nobody, it joins the queue, unless
+        its first token is bound to come later than asked by the length of the queue alone. None if nobody waits."""
+        queue = self._queue
+        if not self._may_queue(live) or not queue.holds_model(live.shape.model) or live in queue:
+            return None
+        ttft_s = live.shape.slo.ttft_s
+        wait_s = self._predicted_wait_s(len(queue))
+        if not self._refuse_infeasible or ttft_s is None or wait_s <= ttft_s:
+            return Wait()
+        detail = f"{len(queue)} requests are held for a free node: the first token, asked within {ttft_s:g} s, "
+        detail += f"would come after {wait_s:.3g} s"
+        return Refusal(Outcome.OVERLOADED, detail, wait_s - ttft_s)
 
     def may_wait(self, live: LiveRequest, now_s: float) -> bool:
         """Whether the request may (still) be queued; if not, it is placed whatever it has to wait for.
@@ -70,16 +80,6 @@ class LateBinding:
         One whose client has seen tokens already is never queued: it would stand still in the middle of its answer.
         """
         return self._may_queue(live) and now_s - live.arrival_s < self.config.max_s
-
-    def too_late(self, live: LiveRequest) -> Refusal | None:
-        """The refusal of a request whose first token is bound to come later than asked, by the length of the queue."""
-        ttft_s = live.shape.slo.ttft_s
-        wait_s = self._predicted_wait_s(len(self._queue))
-        if not self._refuse_infeasible or ttft_s is None or wait_s <= ttft_s:
-            return None
-        detail = f"{len(self._queue)} requests are held for a free node: the first token, asked within {ttft_s:g} s, "
-        detail += f"would come after {wait_s:.3g} s"
-        return Refusal(Outcome.OVERLOADED, detail, wait_s - ttft_s)
 
     # --- what the router does -----------------------------------------------------------------------------------------
 

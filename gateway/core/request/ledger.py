@@ -6,13 +6,17 @@ back there on every path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gateway.core import events as ev
+from gateway.core.decision.verdict import Chosen
+from gateway.core.nodes.node import InFlight, Node
 from gateway.core.queue.queue import GatewayQueue
 from gateway.core.request.attempt import Attempt, ForecastRound
 from gateway.core.request.explanation import Explanation, ExplanationLog
 from gateway.core.request.lifecycle import HOLDS_ACCOUNT, IN_LINE, State, Trigger, follow
 from gateway.core.request.live import LiveRequest
-from simcore.types import Outcome
+from simcore.types import Candidate, Outcome
 
 
 class Ledger:
@@ -51,16 +55,11 @@ class Ledger:
         self._actions.append(ev.StartTimer(timer_id=timer_id, at_s=at_s))
         return timer_id
 
-    def open_ask(self, live: LiveRequest) -> int:
-        """The number of a new question of this request."""
-        ask_id = self.new_ask_id()
-        self.asks[ask_id] = live
+    def ask(self, node: Node, candidate: Candidate) -> int:
+        """Asks a node for a forecast; the number of the question, which belongs to no request yet."""
+        self._last_ask_id = ask_id = self._last_ask_id + 1
+        self._actions.append(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
         return ask_id
-
-    def new_ask_id(self) -> int:
-        """The number of a question that belongs to no request."""
-        self._last_ask_id += 1
-        return self._last_ask_id
 
     # --- capacity -----------------------------------------------------------------------------------------------------
 
@@ -81,8 +80,55 @@ class Ledger:
         attempt = None if live is None else live.attempt_at(node_id, number)
         return None if live is None or attempt is None else (live, attempt)
 
+    def open_round(self, live: LiveRequest, nodes: Sequence[Node], asks: dict[int, str], at_s: float) -> ForecastRound:
+        """The request waits for the answers to `asks` (node per question), until `at_s` at the latest."""
+        self.asks.update(dict.fromkeys(asks, live))
+        live.round = ForecastRound(
+            timer_id=self.start_timer(live, at_s),
+            nodes=list(nodes),
+            pending=asks,
+            asked_seq={node.node_id: node.dispatch_seq for node in nodes},
+        )
+        return live.round
+
+    def dispatch(self, live: LiveRequest, chosen: Chosen, now_s: float) -> None:
+        """An attempt begins: its node's account holds it, and its tokens will go to the client."""
+        node = chosen.node
+        sent = self._in_flight(live, chosen)
+        node.take(sent, now_s)
+        attempt = Attempt(
+            number=live.next_attempt,
+            node=node,
+            asked=live.shape,
+            decision=chosen.decision,
+            dispatched_s=now_s,
+            expected=chosen.expected,
+        )
+        self.begun(live, attempt)
+        live.streaming = attempt
+        live.decisions.append(chosen.decision)
+        self.move(live, Trigger.DISPATCHED)
+        self._actions.append(
+            ev.Dispatch(
+                request_id=live.request_id,
+                node_id=node.node_id,
+                dispatch_seq=sent.dispatch_seq,
+                decision=chosen.decision,
+                attempt=attempt.number,
+                resumed=live.shape if live.resumed_tokens else None,
+            )
+        )
+
+    def promise(self, live: LiveRequest, chosen: Chosen, now_s: float) -> None:
+        """Somebody else will carry the placement out: all that was wanted is the decision."""
+        chosen.node.promise(self._in_flight(live, chosen), now_s)
+        live.decisions.append(chosen.decision)
+        self.move(live, Trigger.PLACED)
+        self.log.add(live.explain())
+        self._actions.append(ev.Placed(request_id=live.request_id, decision=chosen.decision))
+
     def begun(self, live: LiveRequest, attempt: Attempt) -> None:
-        """An attempt is dispatched: its node's account holds it (`Node.take`)."""
+        """A node has an attempt: its account holds it already (`Node.take`)."""
         live.attempts.append(attempt)
         live.at_nodes.append(attempt)
 
@@ -142,6 +188,17 @@ class Ledger:
     def explain(self, request_id: str) -> Explanation | None:
         live = self.live.get(request_id)
         return self.log.get(request_id) if live is None else live.explain()
+
+    def _in_flight(self, live: LiveRequest, chosen: Chosen) -> InFlight:
+        """The request's place in the account of the chosen node, with the next dispatch number."""
+        node, shape = chosen.node, live.shape
+        return InFlight(
+            request_id=live.request_id,
+            dispatch_seq=node.dispatch_seq + 1,
+            prompt_blocks=node.config.blocks_for(shape.prompt_tokens),
+            tokens=shape.prompt_tokens + round(shape.expected_tokens),
+            delay_s=chosen.delay_s,
+        )
 
     def check_quiescent(self) -> None:
         """Raises AssertionError unless nothing is under way."""

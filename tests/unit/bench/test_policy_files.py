@@ -59,7 +59,7 @@ def test_a_policy_may_draw_from_the_routers_generator(tmp_path: Path) -> None:
         (POLICY.format(name="a") + "\n    def __init__(self, x): pass\n", "takes no arguments, or rng alone"),
         (
             POLICY.format(name="a") + "\n    default_sample = 2\n",
-            "Mine.default_sample is not read any more; say --sample K",
+            "Mine.default_sample is not read; say --sample K",
         ),
         (
             POLICY.format(name="a") + "\n    def shortlist(self, r, n, g): pass\n",

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from simcore.baseline import SAME_MOMENT_S, Baseline
 from simcore.beliefs import BeliefTable
-from simcore.carrying import SAME_MOMENT_S, Carrying
 from simcore.compiled import layout as at
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
@@ -63,7 +63,7 @@ class WhatIf:
         self._start_s = 0.0
         self._base_scenarios = 1
         self._base_done = False
-        self._carrying: Carrying | None = None
+        self._baseline: Baseline | None = None
         self._heads[0] = self._empty_head
         self._node: SimNode | None = None
         self._node_rows = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
@@ -119,7 +119,7 @@ class WhatIf:
             self._heads, self._reqs, table.atoms, table.strata, self._rows, self.scenarios, self._finals
         )
         self._base_done = False
-        self._carrying = None
+        self._baseline = None
         self._node = None
         self._sharing = None
         self._shared = self._base_shared = None
@@ -149,7 +149,7 @@ class WhatIf:
         )
         self._base_done = False
         known = self._base_scenarios == 1 and self.jumping and not node.shares_blocks
-        self._carrying = Carrying(node, self._source[:n], now_s) if known and self._heads[0, at.N_WAITING] else None
+        self._baseline = Baseline(node, self._source[:n], now_s) if known and self._heads[0, at.N_WAITING] else None
         self._sharing = node if node.shares_blocks else None
         self._shared = self._base_shared = None
         if self.jumping:
@@ -159,13 +159,13 @@ class WhatIf:
             self._shared = np.empty_like(base[0]), np.empty_like(base[1]), base[2]
         self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, float(node.free_at_s - now_s))
 
-    def carry_on(self, node: SimNode, now_s: float) -> bool:
+    def reuse_baseline(self, node: SimNode, now_s: float) -> bool:
         """As `rebase_node` for the node taken last, where that needs no new future: True if all that has happened on it
         was forecast, and a candidate would still wait for others now. The headroom of forecasts counts from then."""
-        then, ends, progress = self._carrying, self._ends[0], self._progress[at.FIRST_CHECKPOINT]
+        then, ends, progress = self._baseline, self._ends[0], self._progress[at.FIRST_CHECKPOINT]
         if then is None or not self._base_done or then.node is not node:
             return False
-        if progress[at.NOW] < 0.0 or not then.as_forecast(ends, self._ended[0], progress[at.NOW]):
+        if progress[at.NOW] < 0.0 or not then.still_holds(ends, self._ended[0], progress[at.NOW]):
             return False
         later_s, preempted = then.move_on(now_s)
         ends -= later_s

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from numba import njit
 
-from simcore.compiled import blocks, course, future, jump, jump_ahead, kv, memory, plan, step, stretch
+from simcore.compiled import blocks, course, future, jump, jump_ahead, kv, load, memory, plan, run_to_event, step
 from simcore.compiled.layout import (
     AHEAD,
     BASE,
@@ -56,7 +56,7 @@ from simcore.compiled.layout import (
 from simcore.cost import step_time
 from simcore.kernel_cache import cached
 
-_MODULES = (blocks, course, kv, memory, plan, step, stretch, jump, jump_ahead, future, step_time)
+_MODULES = (blocks, course, kv, memory, plan, step, load, run_to_event, jump, jump_ahead, future, step_time)
 
 
 def _fingerprint() -> int:
@@ -171,9 +171,9 @@ def _compile(fingerprint: int) -> Entries:
 
     @cached
     def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
-        """`stretch.measure`."""
+        """`load.measure`."""
         assert fingerprint >= 0
-        return stretch.measure(head, req, lists)
+        return load.measure(head, req, lists)
 
     @cached
     def keep(
@@ -189,9 +189,9 @@ def _compile(fingerprint: int) -> Entries:
         state_s: float,
         interval_s: float,
     ) -> int:
-        """`stretch.keep`."""
+        """`run_to_event.keep`."""
         assert fingerprint >= 0
-        return stretch.keep(head, req, lists, totals, told_s, states, row, seq, mark, state_s, interval_s)
+        return run_to_event.keep(head, req, lists, totals, told_s, states, row, seq, mark, state_s, interval_s)
 
     @cached
     def run(
@@ -207,9 +207,9 @@ def _compile(fingerprint: int) -> Entries:
         at: tuple[int, int, int, int],
         times_s: tuple[float, float, float, float],
     ) -> tuple[int, int, int, float, float]:
-        """`stretch.run`; `at` is (row, seq, mark, watched), `times_s` its four times."""
+        """`run_to_event.run`; `at` is (row, seq, mark, watched), `times_s` its four times."""
         assert fingerprint >= 0
-        return stretch.run(head, req, lists, shared, log, packed, totals, told_s, states, *at, *times_s)
+        return run_to_event.run(head, req, lists, shared, log, packed, totals, told_s, states, *at, *times_s)
 
     @cached
     def enqueue(head: Ints, req: Ints, lists: Ints, slot: int) -> None:

@@ -227,7 +227,7 @@ def test_a_future_carried_on_is_that_computed_anew(workload: Workload, steps: in
         held = {i: lengths[i] for i in node.requests}
         new = WhatIf("n", workload.config, MODEL)
         new.rebase_node(node, held, now_s)
-        if not old.carry_on(node, now_s):
+        if not old.reuse_baseline(node, now_s):
             old.rebase_node(node, held, now_s)
         (was,), (anew,) = old.forecast([candidate]), new.forecast([candidate])
         assert rounded(was)[:-1] == pytest.approx(rounded(anew)[:-1], rel=1e-9, abs=1e-9), "all but the headroom"
@@ -246,7 +246,7 @@ def test_a_future_is_carried_on_while_a_candidate_would_wait() -> None:
     carried = []
     while node.has_work:
         node.step(node.next_step_s)
-        carried.append(what_if.carry_on(node, node.free_at_s))
+        carried.append(what_if.reuse_baseline(node, node.free_at_s))
     assert carried == [True] * 20 + [False] * 20, "the last two start with the 21st step, and with them whoever comes"
 
 

@@ -28,8 +28,6 @@ def warm(*, shared_prefixes: bool = False, clusters: bool = False) -> None:
     what_if = WhatIf("warm-up", config, model, scenarios=2)
     belief = LengthBelief((2, 4))
     candidate = Candidate(request_id="b", prompt_tokens=3, max_output_tokens=4, belief=belief)
-    what_if.rebase(node.snapshot(0.0), {"a": belief})
-    what_if.forecast([candidate])
     what_if.rebase_node(node, {"a": belief}, 0.0)
     what_if.forecast([candidate])
     node.add(SimRequest(request_id="c", prompt_tokens=3, output_tokens=1, max_output_tokens=1), 1.0)

@@ -87,7 +87,6 @@ class Entries(NamedTuple):
     tell_apart: Callable[..., Any]
     known_prefix: Callable[..., Any]
     count_shares: Callable[..., Any]
-    draw: Callable[..., Any]
     take_node: Callable[..., Any]
     forecast: Callable[..., Any]
 
@@ -242,13 +241,6 @@ def _compile(fingerprint: int) -> Entries:
         blocks.count_shares(head, req, to_req, source, shared)
 
     @cached
-    def draw(heads: Ints, reqs: Ints, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> int:
-        """`future.draw_finals` for the base state, `rows` by its slots."""
-        assert fingerprint >= 0
-        n = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
-        return future.draw_finals(reqs[BASE], n, atoms, strata, rows, scenarios, finals)
-
-    @cached
     def take_node(
         head: Ints,
         req: Ints,
@@ -264,7 +256,8 @@ def _compile(fingerprint: int) -> Entries:
         scenarios: int,
         finals: Ints,
     ) -> int:
-        """`future.compact_state` of a node into the base state, then `draw` with `node_rows` by the node's slots."""
+        """`future.compact_state` of a node into the base state, then `future.draw_finals` with `node_rows`
+        by the node's slots."""
         assert fingerprint >= 0
         future.compact_state(head, req, lists, to_heads[BASE], to_reqs[BASE], to_lists[BASE], source)
         n = head[N_RUNNING] + head[N_WAITING]
@@ -385,7 +378,7 @@ def _compile(fingerprint: int) -> Entries:
         return fine
 
     made = (one_step, plan_ahead, advance, measure, keep, run, enqueue, remove, tell_apart, known_prefix, count_shares)
-    return Entries(*made, draw, take_node, forecast)
+    return Entries(*made, take_node, forecast)
 
 
 ENTRIES = _compile(_fingerprint())

@@ -150,6 +150,11 @@ def lived_through(node: SimNode, candidate: Candidate | None, now_s: float) -> d
     return times
 
 
+def shown(snapshot: TraceSnapshot) -> SimNode:
+    """The engine that a trace shows, at a step boundary. How long its answers are is for beliefs to say."""
+    return SimNode.from_snapshot(snapshot, "n", MODEL, output_tokens=lambda s: s.max_output_tokens, free_at_s=0.0)
+
+
 def exact_beliefs(node: SimNode) -> Mapping[str, LengthBelief]:
     return {i: LengthBelief((a.request.output_tokens,)) for i, a in node.requests.items()}
 
@@ -194,7 +199,7 @@ def test_jumping_and_stepping_answer_alike(workload: Workload, steps: int, rng: 
     answers = []
     for jumping in (True, False):
         what_if = WhatIf("n", workload.config, MODEL, scenarios=4, jumping=jumping)
-        what_if.rebase(node.snapshot(0.0), beliefs)
+        what_if.rebase_node(shown(node.snapshot(0.0)), beliefs, 0.0)
         answers.append(what_if.forecast([candidate])[0])
     assert rounded(answers[0]) == pytest.approx(rounded(answers[1]), rel=1e-9, abs=1e-9)
 
@@ -348,7 +353,7 @@ def test_an_odd_state_is_refused_or_answered_but_never_hangs(
     beliefs = {s.request_id: LengthBelief((2, 60)) for s in (*snapshot.running, *snapshot.waiting)}
     candidate = candidate_for(snapshot.config, rng)
     try:
-        what_if.rebase(snapshot, beliefs)
+        what_if.rebase_node(shown(snapshot), beliefs, 0.0)
         answer = what_if.forecast([candidate])[0]
     except ValueError:
         return

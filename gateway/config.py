@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.core.decision.policies.registry import make_policy
+from gateway.core.decision.policies.registry import needs_forecasts
 from gateway.core.queue.queue import HoldConfig, HoldOrder, HoldWhen
 from gateway.core.router import RouterConfig
 from gateway.policy_files import policy_name, policy_names_of
@@ -183,7 +183,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 )
 
     def _check_fallback(self) -> None:
-        if make_policy(self.fallback).needs_forecasts:
+        if needs_forecasts(self.fallback):
             raise ValueError(f"{self.fallback!r} needs forecasts itself; choose for example 'least_requests'")
 
     def entries(self) -> tuple[NodeEntry, ...]:

@@ -7,15 +7,21 @@ only files that you trust.
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from gateway.core.decision.policies.registry import PolicyError, canonical_name, register_policy
+from gateway.core.decision.policies.registry import PolicyError, canonical_name, register_policy, takes_generator
 from gateway.python_file import run_file
 
 SUFFIX = ".py"
-_MEMBERS = ("name", "cost_unit", "needs_forecasts", "default_sample", "shortlist", "costs")
+_MEMBERS = ("name", "cost_unit", "needs_forecasts", "costs")
+_GONE = {
+    "shortlist": "is not called; price all nodes in costs",
+    "default_sample": "is not read; say --sample K",
+}
+"""What policies had in the past, and what to do instead."""
 
 
 def is_policy_file(name: str) -> bool:
@@ -61,7 +67,10 @@ def _run(file: Path) -> ModuleType:
     try:
         return run_file(file, "policy")
     except Exception as error:
-        raise PolicyError(f"policy file {str(file)!r} cannot be run: {type(error).__name__}: {error}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("gateway.core.policies"):
+            hint = "; import from gateway.core.decision.policies.base"
+        raise PolicyError(f"policy file {str(file)!r} cannot be run: {type(error).__name__}: {error}{hint}") from error
 
 
 def _classes(module: ModuleType) -> list[type]:
@@ -70,12 +79,17 @@ def _classes(module: ModuleType) -> list[type]:
 
 
 def _check(made: type, file: Path) -> None:
-    kinds = {"name": str, "cost_unit": str, "needs_forecasts": bool, "default_sample": int}
+    for member, instead in _GONE.items():
+        if hasattr(made, member):
+            raise PolicyError(f"policy file {str(file)!r}: {made.__name__}.{member} {instead}")
+    kinds = {"name": str, "cost_unit": str, "needs_forecasts": bool}
     for member, kind in kinds.items():
         value = getattr(made, member)
         if not isinstance(value, kind):
             raise PolicyError(f"policy file {str(file)!r}: {member} is {value!r}; it must be a {kind.__name__}")
     try:
-        made()
+        made(rng=random.Random(0)) if takes_generator(made) else made()
     except TypeError as error:
-        raise PolicyError(f"policy file {str(file)!r}: {made.__name__}() takes no arguments ({error})") from None
+        raise PolicyError(
+            f"policy file {str(file)!r}: {made.__name__}() takes no arguments, or rng alone ({error})"
+        ) from None

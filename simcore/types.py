@@ -83,6 +83,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
+    def blocks_for(self, tokens: int) -> int:
+        """KV blocks that so many tokens take."""
+        return -(-tokens // self.block_size_tokens)
+
+    @property
+    def longest_tokens(self) -> int:
+        """The most prompt and output tokens that one request can have."""
+        return min(self.max_model_len_tokens, self.num_blocks * self.block_size_tokens)
+
 
 class RequestState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request as its engine's scheduler sees it."""
@@ -118,6 +127,14 @@ class Quantiles(msgspec.Struct, frozen=True, gc=False):
     mean: float
     p50: float
     p90: float
+
+    def scaled(self, factor: float) -> Quantiles:
+        """Each `factor` times as large."""
+        return Quantiles(self.mean * factor, self.p50 * factor, self.p90 * factor)
+
+    def later(self, by_s: float) -> Quantiles:
+        """Each larger by `by_s`."""
+        return Quantiles(self.mean + by_s, self.p50 + by_s, self.p90 + by_s)
 
 
 HEADROOM_HORIZONS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
@@ -160,6 +177,17 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     kv_headroom_path: tuple[int, ...] = ()
     """Fewest free KV blocks within the first `HEADROOM_HORIZONS_S` seconds with the candidate there, over all
     scenarios; falls along the path. Empty: not known (a forecast that is no simulation)."""
+
+    def slowed(self, factor: float) -> Forecast:
+        """The same on a node whose clock runs wrong by `factor`: all its times take that much longer."""
+        return msgspec.structs.replace(
+            self,
+            ttft_s=self.ttft_s.scaled(factor),
+            tpot_s=self.tpot_s.scaled(factor),
+            e2e_s=self.e2e_s.scaled(factor),
+            harm_s=self.harm_s.scaled(factor),
+            clear_start_s=self.clear_start_s.scaled(factor),
+        )
 
 
 class NodeLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):

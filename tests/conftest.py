@@ -28,7 +28,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.fixture(autouse=True)
 def _policies_of_a_test_leave_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers must not be a policy to those after it."""
-    monkeypatch.setattr(registry, "_MAKERS", dict(registry._MAKERS))
+    monkeypatch.setattr(registry, "_POLICIES", dict(registry._POLICIES))
     monkeypatch.setattr(registry, "_origins", dict(registry._origins))
 
 

@@ -6,7 +6,6 @@ astrolabe gateway --policy bench/examples/soonest_token.py --node 127.0.0.1:8100
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 
 from gateway.core.decision.policies.base import NodeView
@@ -15,19 +14,13 @@ from simcore.types import Forecast
 
 
 class SoonestToken:
-    """One class with these six members; an instance serves one router and may keep state of its own."""
+    """One class with these four members; an instance serves one router and may keep state of its own."""
 
     name = "soonest_token"
     """Under this name it appears in tables, in `explain` and in SetPolicy."""
     cost_unit = "s"
     needs_forecasts = True
     """Whether nodes are asked for forecasts before `costs` is called."""
-    default_sample = 0
-    """Nodes drawn at random to choose among; 0: all."""
-
-    def shortlist(self, request: RequestShape, nodes: Sequence[NodeView], rng: random.Random) -> Sequence[NodeView]:
-        """The nodes worth pricing."""
-        return nodes
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

@@ -14,7 +14,7 @@ from bench.run.files import machine
 from bench.simcluster import Delays, NodeSpec, SimCluster, SimResult
 from bench.workload.compose import generated
 from bench.workload.item import DataRow, LengthKnowledge, WorkloadItem
-from gateway.core.decision.policies.registry import make_policy, policy_names
+from gateway.core.decision.policies.registry import needs_forecasts, policy_names
 from gateway.core.router import RouterConfig
 from simcore.cost.shipped import load_shipped
 from simcore.types import EngineConfig
@@ -52,7 +52,7 @@ def line(policy: str, cost_s: float, result: SimResult) -> str:
     assert ttft is not None
     assert e2e is not None
     assert tpot is not None
-    bar_s = FORECAST_BAR_S if make_policy(policy).needs_forecasts else HEURISTIC_BAR_S
+    bar_s = FORECAST_BAR_S if needs_forecasts(policy) else HEURISTIC_BAR_S
     return (
         f"{policy:30s}{cost_s:8.2f}{bar_s:6.0f} {result.steps:9,d}{result.forecasts:9,d}"
         f"{ttft.mean:9.3f}{ttft.p99:8.2f}{tpot.mean * 1e3:7.1f}{e2e.mean:8.2f}{e2e.p99:8.2f}{result.preemptions:9,d}"

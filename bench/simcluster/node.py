@@ -16,7 +16,6 @@ from bench.simcluster.faults import NodeFaults
 from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.noise import Noise, NoiseSource
 from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
-from gateway.core.nodes.accuracy import scaled
 from gateway.core.outcomes import COMPLETE
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
@@ -285,7 +284,7 @@ class ClusterNode:
         if self._noise is not None:
             forecast = self._noise.forecast(forecast)
         if self.faults.lie != 1.0:
-            forecast = scaled(forecast, self.faults.lie)
+            forecast = forecast.slowed(self.faults.lie)
         if frozen_s is not None:
             forecast = msgspec.structs.replace(forecast, state_age_s=now_s - frozen_s)
         answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)

@@ -56,6 +56,11 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     block_hashes: tuple[int, ...] = ()
     """Hashes of the prompt's full KV blocks (`simcore.prefix`), for nodes that know their prefix cache."""
 
+    @property
+    def expected_tokens(self) -> float:
+        """Output tokens expected: the mean of the belief, at most what may come."""
+        return min(self.belief.mean_tokens, self.max_output_tokens)
+
 
 # --- events -----------------------------------------------------------------------------------------------------------
 

@@ -1,41 +1,45 @@
 """The router: events in, actions out. Pure; `now_s` is the caller's clock, and events come in its order.
 
-Owns every decision about a request: who gets it, whether it is tried again, when it is given up. The live gateway and
-the simulated cluster drive the same class. Nothing here waits: what must be waited for is asked for with an action and
-comes back as an event. `lifecycle` says what may follow what, `ledger` keeps the books, `placement` chooses, `placing`
-carries the choice out; this file says what each event means.
+Owns the life of every request: who gets it, whether it is tried again, when it is given up. The live gateway and the
+simulated cluster drive the same class. Nothing here waits: what must be waited for is asked for with an action and
+comes back as an event. `decision.pipeline` decides, this file carries its verdicts out, and it alone ends a request;
+`request.lifecycle` says what may follow what, `request.ledger` keeps the books.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.core import events as ev
-from gateway.core.decision.placement import Placer
-from gateway.core.decision.placing import Placing
+from gateway.core.decision.pipeline import DecisionPipeline
 from gateway.core.decision.policies.registry import PolicyError
-from gateway.core.nodes.monitor import Watch
+from gateway.core.decision.verdict import Ask, Chosen, Refusal, Verdict, Wait
+from gateway.core.nodes.monitor import NodeMonitor
 from gateway.core.nodes.node import Node, NodeStatus
-from gateway.core.nodes.pool import NodeTable
-from gateway.core.queue.late_binding import HoldingStatus, LateBinding
+from gateway.core.nodes.pool import NodePool
+from gateway.core.queue.late_binding import LateBinding, QueueStatus
+from gateway.core.queue.queue import GatewayQueue
+from gateway.core.request.attempt import Attempt
 from gateway.core.request.explanation import Explanation
 from gateway.core.request.ledger import Ledger
 from gateway.core.request.lifecycle import State, Trigger
 from gateway.core.request.live import LiveRequest
-from gateway.core.request.resume import remainder, why_not_resumed
+from gateway.core.request.resume import attempt_id, remainder, why_not_resumed
 from gateway.core.request.retry_budget import RetryBudget
 from gateway.core.router_config import RouterConfig
-from simcore.types import Outcome
+from simcore.types import Candidate, Forecast, Outcome
 
 __all__ = ["RETRYABLE", "Router", "RouterConfig"]
 
 RETRYABLE = frozenset({Outcome.ENGINE_FAILED, Outcome.NODE_LOST, Outcome.NO_NODE, Outcome.OVERLOADED, Outcome.INTERNAL})
 """Ends that another node may avoid."""
 
-UNASKED = frozenset({Outcome.CANCELLED, Outcome.CLIENT_LEFT})
-"""Ends that a node tells only of requests that nobody stopped: of one that was, the router has let go before."""
+NEVER_ON_THEIR_OWN = frozenset({Outcome.CANCELLED, Outcome.CLIENT_LEFT})
+"""Ends by which a node answers an abort of ours. Of a request that the router has aborted it hears no more, so from a
+node that still has the request they mean that the engine gave it up by itself."""
 
 
 class Router:
@@ -43,18 +47,17 @@ class Router:
 
     def __init__(self, config: RouterConfig) -> None:
         self.config = config
-        self._table = NodeTable()
-        self._placer = Placer(self._table, config)
-        self._policy = self._placer.policy(config.policy)
-        self._ledger = Ledger(config.explain_keep, config.hold)
-        self._late = LateBinding(
-            config.hold, self._ledger, self._placer.rng, refuse_infeasible=config.infeasible == "refuse"
-        )
-        self._watch = Watch(self._table, stall_s=config.stall_s)
+        rng = random.Random(config.seed)
+        queue = GatewayQueue(config.hold)
+        self._pool = NodePool(stale_after_s=config.state_stale_s)
+        self._ledger = Ledger(config.explain_keep, queue)
+        self._late = LateBinding(config.hold, queue, rng, refuse_infeasible=config.infeasible == "refuse")
+        self._pipeline = DecisionPipeline(self._pool, self._late, config, rng)
+        self._policy = self._pipeline.policy(config.policy)
+        self._monitor = NodeMonitor(self._pool, stall_s=config.stall_s)
         self._budget = RetryBudget(share=config.retry_share, burst=config.retry_burst)
-        self._placing = Placing(
-            self._ledger, self._table, self._placer, self._late, forecast_timeout_s=config.forecast_timeout_s
-        )
+        self._probes: dict[str, tuple[int, float]] = {}
+        """The last question to each silent node, and when it was asked."""
         self._handlers: dict[type[ev.Event], Callable[[Any, float], None]] = {
             ev.Arrived: self._on_arrived,
             ev.NodeJoined: self._on_node_joined,
@@ -62,7 +65,7 @@ class Router:
             ev.NodeRemoved: self._on_node_removed,
             ev.NodeSuspected: self._on_node_suspected,
             ev.LoadNoted: self._on_load_noted,
-            ev.ForecastArrived: self._placing.forecast_arrived,
+            ev.ForecastArrived: self._on_forecast_arrived,
             ev.TimerFired: self._on_timer_fired,
             ev.TokensSeen: self._on_tokens_seen,
             ev.StreamEnded: self._on_stream_ended,
@@ -93,7 +96,7 @@ class Router:
 
     def wants(self, timer_id: int) -> bool:
         """Whether something still waits for this timer."""
-        return timer_id in self._ledger.timers or self._late.is_tick(timer_id)
+        return timer_id in self._ledger.timers or self._late.is_timer(timer_id)
 
     @property
     def policy_name(self) -> str:
@@ -106,98 +109,226 @@ class Router:
 
     def nodes(self) -> list[NodeStatus]:
         """All nodes, in the order in which they joined."""
-        return [node.status() for node in self._table.nodes.values()]
+        return [node.status() for node in self._pool.nodes.values()]
 
-    def holding(self) -> HoldingStatus:
+    def holding(self) -> QueueStatus:
         """The queue of requests that no node can take yet."""
         return self._late.status()
 
     def models(self) -> list[str]:
         """All models that nodes serve, sorted."""
-        return self._table.models()
+        return self._pool.models()
 
     def check_quiescent(self) -> None:
         """Raises AssertionError unless nothing is under way and every counter is back at zero."""
         self._ledger.check_quiescent()
-        for node in self._table.nodes.values():
-            assert not node.held, f"{node.node_id} still holds {list(node.held)[:5]}"
+        for node in self._pool.nodes.values():
+            assert not node.in_flight, f"{node.node_id} still holds {list(node.in_flight)[:5]}"
 
-    # --- requests -----------------------------------------------------------------------------------------------------
+    # --- a request comes and is placed --------------------------------------------------------------------------------
 
     def _on_arrived(self, event: ev.Arrived, now_s: float) -> None:
-        shape = event.request
-        ledger = self._ledger
-        if shape.request_id in ledger.live:
-            raise ValueError(f"request {shape.request_id!r} is live already; give the new one an id of its own")
-        live = LiveRequest(shape=shape, prompt_tokens=shape.prompt_tokens, arrival_s=now_s, policy=self._policy)
-        ledger.live[shape.request_id] = live
+        request, ledger = event.request, self._ledger
+        if request.request_id in ledger.live:
+            raise ValueError(f"request {request.request_id!r} is live already; give the new one an id of its own")
+        live = LiveRequest.arrived(request, self._policy, now_s)
+        ledger.live[request.request_id] = live
         self._budget.earn()
-        if shape.policy:
+        if request.policy:
             try:
-                live.policy = self._placer.policy(shape.policy)
+                live.policy = self._pipeline.policy(request.policy)
             except PolicyError as problem:
                 ledger.end(live, Trigger.REFUSED, Outcome.INVALID, str(problem), now_s)
                 return
-        deadline_s = shape.slo.deadline_s
+        deadline_s = request.slo.deadline_s
         if deadline_s is not None:
             if not (deadline_s > 0 and math.isfinite(deadline_s)):
                 detail = f"deadline_s is {deadline_s}; give the answer a number of seconds above 0"
                 ledger.end(live, Trigger.REFUSED, Outcome.INVALID, detail, now_s)
                 return
             live.deadline_timer_id = ledger.start_timer(live, now_s + deadline_s)
-        self._placing.place(live, now_s)
+        self._place(live, now_s)
 
-    def _on_tokens_seen(self, event: ev.TokensSeen, now_s: float) -> None:
-        live = self._ledger.running(event.request_id, event.node_id, event.attempt)
-        if live is None or event.tokens < 1:
+    def _place(self, live: LiveRequest, now_s: float) -> None:
+        self._apply(self._pipeline.begin(live, now_s), live, now_s)
+
+    def _conclude(self, live: LiveRequest, now_s: float) -> None:
+        """All forecasts of the round are here, or its time is up."""
+        asked = self._ledger.close_round(live)
+        assert asked is not None, "a decision with forecasts follows asking for them"
+        for node_id in asked.pending.values():
+            if (node := self._pool.nodes.get(node_id)) is not None:
+                node.accuracy.unanswered(now_s)
+        self._apply(self._pipeline.conclude(live, asked, now_s), live, now_s)
+
+    def _apply(self, verdict: Verdict, live: LiveRequest, now_s: float) -> None:
+        match verdict:
+            case Ask():
+                self._ask(live, verdict.nodes, now_s)
+            case Chosen():
+                self._commit(live, verdict, now_s)
+            case Wait():
+                self._hold(live, verdict, now_s)
+            case Refusal():
+                self._refuse(live, verdict, now_s)
+
+    def _ask(self, live: LiveRequest, nodes: Sequence[Node], now_s: float) -> None:
+        shape = live.shape
+        candidate = Candidate(
+            request_id=attempt_id(shape.request_id, live.next_attempt),
+            prompt_tokens=shape.prompt_tokens,
+            max_output_tokens=shape.max_output_tokens,
+            belief=shape.belief,
+            priority=shape.priority,
+            block_hashes=shape.block_hashes,
+        )
+        asks: dict[int, str] = {}
+        failures: dict[str, str] = {}
+        for node in nodes:
+            if not node.accuracy.is_silent:
+                asks[self._ledger.ask(node, candidate)] = node.node_id
+                continue
+            failures[node.node_id] = "its predictor has not answered lately"
+            if node.accuracy.probe_due(now_s):
+                # Nobody waits for the answer: it tells whether the node answers again.
+                self._probes[node.node_id] = (self._ledger.ask(node, candidate), now_s)
+        asked = self._ledger.open_round(live, nodes, asks, now_s + self.config.forecast_timeout_s)
+        asked.failures = failures
+        if not asks:
+            self._conclude(live, now_s)
+
+    def _commit(self, live: LiveRequest, chosen: Chosen, now_s: float) -> None:
+        self._late.placed(live, now_s)
+        if self._pool.prefixes is not None:
+            self._pool.prefixes.sent(chosen.node.node_id, live.shape.block_hashes, chosen.node.config)
+        if live.shape.place_only:
+            self._ledger.promise(live, chosen, now_s)
+        else:
+            self._ledger.dispatch(live, chosen, now_s)
+
+    def _hold(self, live: LiveRequest, wait: Wait, now_s: float) -> None:
+        """It joins the queue, unless the bounds shed it; others may have to make room."""
+        if wait.behind_all:
+            self._late.demote(live)
+        for shed, refusal in self._late.hold(live, now_s, again_in_s=wait.again_in_s):
+            self._refuse(shed, refusal, now_s)
+            if shed is live:
+                return
+        self._ledger.move(live, Trigger.HELD)
+        self._plan_next_look(now_s)
+
+    def _refuse(self, live: LiveRequest, refusal: Refusal, now_s: float) -> None:
+        """A request that a node has failed ends with that failure, which is what its client can act on, unless there is
+        a time after which it may be taken."""
+        outcome, detail, retry_after_s = refusal
+        if live.failure is not None and retry_after_s is None:
+            outcome, why = live.failure
+            detail = f"{why}; and {detail}" if why else detail
+        self._ledger.end(live, Trigger.REFUSED, outcome, detail, now_s, retry_after_s=retry_after_s)
+
+    # --- answers and timers -------------------------------------------------------------------------------------------
+
+    def _on_forecast_arrived(self, event: ev.ForecastArrived, now_s: float) -> None:
+        live = self._ledger.asks.get(event.ask_id)
+        node = self._pool.nodes.get(event.node_id)
+        if live is None:
+            ask_id, asked_s = self._probes.get(event.node_id, (0, 0.0))
+            in_time = now_s - asked_s <= self.config.forecast_timeout_s
+            if node is not None and ask_id == event.ask_id and in_time:
+                node.accuracy.answered()
             return
-        if live.state is State.SENT:
-            if live.ttft_s is None:
-                live.ttft_s = now_s - live.arrival_s
-            self._watch.first_token(live, now_s)
-            # Only the first tokens change the state; those after them come a thousand times as often.
-            self._ledger.move(live, Trigger.TOKENS)
-        live.output_tokens += event.tokens
-        self._watch.tokens(live, event.tokens, now_s)
+        if node is not None:
+            node.accuracy.answered()
+        self._answered(live, event.ask_id, event.forecast, event.error or "it gave no forecast", now_s)
 
-    def _on_stream_ended(self, event: ev.StreamEnded, now_s: float) -> None:
-        live = self._ledger.running(event.request_id, event.node_id, event.attempt)
+    def _answered(self, live: LiveRequest, ask_id: int, forecast: Forecast | None, error: str, now_s: float) -> None:
+        asked = live.round
+        assert asked is not None, "an open question belongs to a request that is asking"
+        del self._ledger.asks[ask_id]
+        node_id = asked.pending.pop(ask_id)
+        if forecast is not None:
+            asked.forecasts[node_id] = forecast
+        else:
+            asked.failures[node_id] = error
+        if not asked.pending:
+            self._conclude(live, now_s)
+
+    def _on_timer_fired(self, event: ev.TimerFired, now_s: float) -> None:
+        if self._late.is_timer(event.timer_id):
+            self._look_at_queue(now_s)
+            return
+        live = self._ledger.timers.pop(event.timer_id, None)
         if live is None:
             return
+        if live.round is not None and live.round.timer_id == event.timer_id:
+            self._conclude(live, now_s)
+            return
+        deadline_s = live.shape.slo.deadline_s
+        detail = f"not complete {deadline_s:g} s after it arrived"
+        self._abort_and_end(live, Trigger.DEADLINE, Outcome.DEADLINE, detail, now_s)
+
+    def _look_at_queue(self, now_s: float) -> None:
+        self._late.timer_fired()
+        for live in self._late.due(now_s, capacity_changed=self._ledger.take_capacity_changed()):
+            self._ledger.move(live, Trigger.CALLED)
+            self._place(live, now_s)
+        self._plan_next_look(now_s)
+
+    def _plan_next_look(self, now_s: float) -> None:
+        at_s = self._late.next_look_s(now_s)
+        if at_s is not None:
+            self._late.timer_started(self._ledger.new_timer(at_s))
+
+    # --- tokens and ends ----------------------------------------------------------------------------------------------
+
+    def _on_tokens_seen(self, event: ev.TokensSeen, now_s: float) -> None:
+        found = self._ledger.at_node(event.request_id, event.node_id, event.attempt)
+        if found is None or event.tokens < 1:
+            return
+        live, attempt = found
+        if not attempt.output_tokens:
+            self._monitor.first_token(attempt, now_s)
+        if live.streaming is attempt:
+            if live.state is State.SENT:
+                if live.ttft_s is None:
+                    live.ttft_s = now_s - live.arrival_s
+                # Only the first tokens change the state; those after them come a thousand times as often.
+                self._ledger.move(live, Trigger.TOKENS)
+            live.output_tokens += event.tokens
+        attempt.output_tokens += event.tokens
+        self._monitor.tokens(attempt, event.tokens, now_s)
+
+    def _on_stream_ended(self, event: ev.StreamEnded, now_s: float) -> None:
+        found = self._ledger.at_node(event.request_id, event.node_id, event.attempt)
+        if found is None:
+            return
+        live, attempt = found
         outcome = event.outcome
-        if outcome in UNASKED:
-            self._failed(live, Outcome.ENGINE_FAILED, event.detail or "the engine gave the request up unasked", now_s)
+        if outcome in NEVER_ON_THEIR_OWN:
+            detail = event.detail or "the engine gave the request up unasked"
+            self._failed(live, attempt, Outcome.ENGINE_FAILED, detail, now_s)
         elif outcome in RETRYABLE or (live.resumed_tokens and outcome is Outcome.INVALID):
-            self._failed(live, outcome, event.detail, now_s)
+            self._failed(live, attempt, outcome, event.detail, now_s)
         else:
-            self._watch.ended(live, event.outcome, now_s)
-            self._ledger.end(live, Trigger.NODE_ENDED, event.outcome, event.detail, now_s)
+            self._monitor.ended(attempt, outcome, now_s)
+            if live.streaming is attempt:
+                self._ledger.end(live, Trigger.NODE_ENDED, outcome, event.detail, now_s)
+            else:
+                self._ledger.over(live, attempt)
 
     def _on_client_gone(self, event: ev.ClientGone, now_s: float) -> None:
         live = self._ledger.live.get(event.request_id)
         if live is not None:
             self._abort_and_end(live, Trigger.CLIENT_ENDED, event.outcome, event.detail, now_s)
 
-    def _on_timer_fired(self, event: ev.TimerFired, now_s: float) -> None:
-        if self._late.is_tick(event.timer_id):
-            self._late.tick(now_s, self._placing.place)
+    def _failed(self, live: LiveRequest, attempt: Attempt, outcome: Outcome, detail: str, now_s: float) -> None:
+        """A node failed an attempt: another one begins, or goes on with the answer, unless that is not to be."""
+        self._monitor.failed(attempt.node, outcome, detail, now_s)
+        if live.streaming is not attempt:
+            # The client does not depend on it.
+            self._ledger.over(live, attempt)
             return
-        live = self._ledger.timers.pop(event.timer_id, None)
-        if live is None:
-            return
-        if live.asking is not None and live.asking.timer_id == event.timer_id:
-            self._placing.decide(live, now_s)
-            return
-        deadline_s = live.shape.slo.deadline_s
-        detail = f"not complete {deadline_s:g} s after it arrived"
-        self._abort_and_end(live, Trigger.DEADLINE, Outcome.DEADLINE, detail, now_s)
-
-    def _failed(self, live: LiveRequest, outcome: Outcome, detail: str, now_s: float) -> None:
-        """The node that has it failed it: another one begins, or goes on with the answer, unless that is not to be."""
-        assert live.node is not None, "only a request that a node has can be failed by it"
-        self._watch.failed(live.node, outcome, detail, now_s)
-        begun_tokens = live.output_tokens - live.resumed_tokens
-        if begun_tokens and begun_tokens >= live.shape.max_output_tokens:
+        if attempt.output_tokens >= attempt.asked.max_output_tokens:
             # All that was asked for has come; only the word that it ended is missing.
             self._ledger.end(live, Trigger.NODE_ENDED, Outcome.LENGTH, "", now_s)
             return
@@ -210,20 +341,19 @@ class Router:
             detail = f"{detail} ({refusal})" if detail else refusal
             self._ledger.end(live, Trigger.NODE_ENDED, outcome, detail, now_s)
             return
-        live.tried[live.node.node_id] = live.node.session
+        live.tried[attempt.node.node_id] = attempt.node.session
         live.failure = (outcome, f"{detail} (after {live.output_tokens} tokens)" if live.output_tokens else detail)
-        self._go_on_elsewhere(live, begun_tokens, now_s)
+        self._go_on_elsewhere(live, attempt, now_s)
 
-    def _go_on_elsewhere(self, live: LiveRequest, begun_tokens: int, now_s: float) -> None:
-        if begun_tokens:
-            live.shape = remainder(live.shape, begun_tokens)
+    def _go_on_elsewhere(self, live: LiveRequest, attempt: Attempt, now_s: float) -> None:
+        if attempt.output_tokens:
+            live.shape = remainder(live.shape, attempt.output_tokens)
         self._ledger.move(live, Trigger.RETRIED if live.state is State.SENT else Trigger.RESUMED)
-        live.attempt += 1
-        self._placing.place(live, now_s)
+        self._place(live, now_s)
 
     def _why_given_up(self, live: LiveRequest) -> str:
         """Why no other node gets it, for people; empty when one does, and then it is paid for."""
-        attempts = live.attempt - live.moves
+        attempts = len(live.attempts) - live.moves
         if attempts >= self.config.max_attempts:
             return f"{attempts} of {self.config.max_attempts} attempts made"
         if live.output_tokens and (why := why_not_resumed(live.shape)):
@@ -233,79 +363,86 @@ class Router:
         return ""
 
     def _abort_and_end(self, live: LiveRequest, trigger: Trigger, outcome: Outcome, detail: str, now_s: float) -> None:
-        if live.node is not None:
-            self._ledger.want(
-                ev.Abort(request_id=live.shape.request_id, node_id=live.node.node_id, attempt=live.attempt)
-            )
+        for attempt in live.at_nodes:
+            self._abort(live, attempt)
         self._ledger.end(live, trigger, outcome, detail, now_s)
+
+    def _abort(self, live: LiveRequest, attempt: Attempt) -> None:
+        """Its node is told to stop."""
+        node_id = attempt.node.node_id
+        self._ledger.want(ev.Abort(request_id=live.request_id, node_id=node_id, attempt=attempt.number))
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
     def _on_node_joined(self, event: ev.NodeJoined, now_s: float) -> None:
-        self._table.join(event.node_id, event.config, event.profile)
-        self._ledger.freed = True
+        self._pool.join(event.node_id, event.config, event.profile)
+        self._ledger.capacity_changed()
 
     def _on_node_lost(self, event: ev.NodeLost, now_s: float) -> None:
-        node = self._table.nodes.get(event.node_id)
+        node = self._pool.nodes.get(event.node_id)
         if node is not None:
-            self._table.lose(event.node_id, event.detail)
+            self._pool.lose(event.node_id, event.detail)
             self._abandon(node, f"node {event.node_id} was lost", event.detail, now_s)
 
     def _on_node_removed(self, event: ev.NodeRemoved, now_s: float) -> None:
-        node = self._table.nodes.get(event.node_id)
+        node = self._pool.nodes.get(event.node_id)
         if node is not None:
             node.lose("removed")
-            self._table.remove(event.node_id)
+            self._pool.remove(event.node_id)
             self._abandon(node, f"node {event.node_id} was removed", "", now_s)
 
     def _on_load_noted(self, event: ev.LoadNoted, now_s: float) -> None:
-        node = self._table.nodes.get(event.load.node_id)
+        node = self._pool.nodes.get(event.load.node_id)
         if node is not None and node.up:
             node.hear(event.load, event.dispatch_seq, now_s)
-            stalled = self._watch.stalled(node, now_s)
+            stalled = self._monitor.stalled(node, now_s)
             if stalled:
                 self._abandon(node, stalled, "", now_s, stop=True)
 
     def _on_node_suspected(self, event: ev.NodeSuspected, now_s: float) -> None:
-        node = self._table.nodes.get(event.node_id)
+        node = self._pool.nodes.get(event.node_id)
         if node is not None and node.up:
-            self._watch.suspected(node, event.detail)
+            self._monitor.suspected(node, event.detail)
 
     def _on_drain_asked(self, event: ev.DrainAsked, now_s: float) -> None:
-        if event.node_id in self._table.nodes:
-            self._table.drain(event.node_id, not event.undo)
-            self._ledger.freed = True
+        if event.node_id in self._pool.nodes:
+            self._pool.drain(event.node_id, not event.undo)
+            self._ledger.capacity_changed()
             if event.evict and not event.undo:
-                self._evict(self._table.nodes[event.node_id], now_s)
+                self._evict(self._pool.nodes[event.node_id], now_s)
 
     def _on_policy_set(self, event: ev.PolicySet, now_s: float) -> None:
-        self._policy = self._placer.policy(event.policy)
+        self._policy = self._pipeline.policy(event.policy)
 
     def _evict(self, node: Node, now_s: float) -> None:
         """Moves what may go on elsewhere and finds room there; the rest stays to its end.
 
         A move is nobody's failure: it counts neither against the node nor as an attempt.
         """
-        for request_id in list(node.held):
-            live = self._ledger.live[request_id]
-            begun_tokens = live.output_tokens - live.resumed_tokens
-            is_over = begun_tokens >= live.shape.max_output_tokens
+        for live, attempt in self._attempts_at(node):
             if (
-                is_over
+                live.streaming is not attempt
+                or attempt.output_tokens >= attempt.asked.max_output_tokens
                 or (live.output_tokens and why_not_resumed(live.shape))
-                or not self._placing.has_room(live, now_s)
+                or not self._pipeline.has_room(live, now_s)
             ):
                 continue
-            self._ledger.want(ev.Abort(request_id=request_id, node_id=node.node_id, attempt=live.attempt))
+            self._abort(live, attempt)
             live.moves += 1
-            self._go_on_elsewhere(live, begun_tokens, now_s)
+            self._go_on_elsewhere(live, attempt, now_s)
 
     def _abandon(self, node: Node, what: str, detail: str, now_s: float, *, stop: bool = False) -> None:
         """A node has gone: its requests fail, and nobody waits for its forecasts. `stop`: it can still be told so."""
         detail = f"{what}: {detail}" if detail else what
-        for request_id in list(node.held):
+        for live, attempt in self._attempts_at(node):
             if stop:
-                attempt = self._ledger.live[request_id].attempt
-                self._ledger.want(ev.Abort(request_id=request_id, node_id=node.node_id, attempt=attempt))
-            self._failed(self._ledger.live[request_id], Outcome.NODE_LOST, detail, now_s)
-        self._placing.node_gone(node, detail, now_s)
+                self._abort(live, attempt)
+            self._failed(live, attempt, Outcome.NODE_LOST, detail, now_s)
+        for ask_id, live in list(self._ledger.asks.items()):
+            if live.round is not None and live.round.pending.get(ask_id) == node.node_id:
+                self._answered(live, ask_id, None, detail, now_s)
+
+    def _attempts_at(self, node: Node) -> list[tuple[LiveRequest, Attempt]]:
+        """What the node has of ours, in the order of dispatch."""
+        held = [self._ledger.live[request_id] for request_id in node.in_flight]
+        return [(live, attempt) for live in held for attempt in live.at_nodes if attempt.node is node]

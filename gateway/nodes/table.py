@@ -198,7 +198,7 @@ class NodeTable:
 
 
 def _trust_to_wire(status: NodeStatus) -> pb.ForecastTrust:
-    trust = status.forecasts
+    seen = status.forecasts
     return pb.ForecastTrust(
-        use=trust.use, bias=trust.bias, spread=trust.spread, coverage_p90=trust.coverage_p90, samples=trust.samples
+        use=seen.use, bias=seen.bias, spread=seen.spread, coverage_p90=seen.coverage_p90, samples=seen.samples
     )

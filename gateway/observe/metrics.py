@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from gateway.core.nodes.node import NodeStatus
-from gateway.core.queue.late_binding import HoldingStatus
+from gateway.core.queue.late_binding import QueueStatus
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.lengths import kind_of
 
@@ -128,7 +128,7 @@ class Metrics:
         """A call was turned away."""
         self._refused.labels(reason).inc()
 
-    def observe(self, *, running: int, nodes: dict[str, int], holding: HoldingStatus) -> None:
+    def observe(self, *, running: int, nodes: dict[str, int], holding: QueueStatus) -> None:
         """What is so now; called before a page is made. `nodes`: counts by status."""
         self._running.set(running)
         self._held.set(holding.held)

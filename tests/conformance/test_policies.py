@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core import events as ev
 from gateway.core.decision.policies.base import NodeView
-from gateway.core.decision.policies.registry import make_policy, policy_names
+from gateway.core.decision.policies.registry import make_policy, needs_forecasts, policy_names
 from gateway.core.queue.queue import HoldConfig
 from simcore.types import Forecast
 from tests.helpers.routing import CheckedRouter, every, forecast, node_load, node_view, shape
@@ -97,12 +97,10 @@ def test_the_order_of_the_nodes_does_not_matter(policy: str) -> None:
     for seed in range(20):
         rng = random.Random(seed)
         order = rng.sample(NODES, len(NODES))
-        plugin = make_policy(policy)
+        plugin = make_policy(policy, random.Random(0))
         # Turns are drawn for newcomers: the same turns whatever the order is what is asked of those, see below.
-        listed = plugin.shortlist(shape(session="s"), uneven_views(order), random.Random(0))
-        costs = plugin.costs(shape(session="s"), listed, said)
-        assert len(costs) == len(listed) == len(NODES)
-        priced.append({view.node_id: cost for view, cost in zip(listed, costs, strict=True)})
+        costs = plugin.costs(shape(session="s"), uneven_views(order), said)
+        priced.append(dict(zip(order, costs, strict=True)))
     if policy == "round_robin":
         firsts = Counter(min(p, key=lambda node_id: p[node_id] or 0.0) for p in priced)
         assert len(firsts) > 1, "the first turn is drawn, not given to the first in the list"
@@ -115,34 +113,30 @@ def test_a_policy_changes_nothing_it_is_shown(policy: str) -> None:
     before = msgspec.json.encode(views)
     said = {node_id: forecast(node_id) for node_id in NODES}
     request = shape(session="s")
-    plugin = make_policy(policy)
-    listed = plugin.shortlist(request, tuple(views), random.Random(0))
-    plugin.costs(request, listed, said)
+    plugin = make_policy(policy, random.Random(0))
+    plugin.costs(request, tuple(views), said)
     assert msgspec.json.encode(views) == before
     assert set(said) == set(NODES)
 
 
-def test_a_shortlist_holds_some_of_those_offered(policy: str) -> None:
-    plugin = make_policy(policy)
+def test_every_node_has_a_cost_or_none(policy: str) -> None:
+    plugin = make_policy(policy, random.Random(0))
     for count in range(1, len(NODES) + 1):
-        views = uneven_views(NODES)[:count]
-        listed = plugin.shortlist(shape(), views, random.Random(count))
-        assert listed
-        assert {view.node_id for view in listed} <= {view.node_id for view in views}
+        assert len(plugin.costs(shape(session="s"), uneven_views(NODES)[:count], {})) == count
 
 
 def test_what_is_asked_for_is_declared(policy: str) -> None:
-    plugin = make_policy(policy)
+    plugin = make_policy(policy, random.Random(0))
     assert plugin.name == policy
     assert plugin.cost_unit
-    assert plugin.default_sample >= 0
+    assert needs_forecasts(policy) is plugin.needs_forecasts
     world = CheckedRouter(policy)
     world.join(*NODES)
     assert bool(every(world.arrive("r"), ev.AskForecast)) is plugin.needs_forecasts
 
 
 def test_costs_of_forecast_policies_are_seconds(policy: str) -> None:
-    plugin = make_policy(policy)
+    plugin = make_policy(policy, random.Random(0))
     assert (plugin.cost_unit == "s") is plugin.needs_forecasts
 
 

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.config import GatewayConfig
 from gateway.core.events import RequestShape
-from gateway.core.nodes.accuracy import TrustStatus
+from gateway.core.nodes.accuracy import AccuracyStatus
 from gateway.core.nodes.node import NodeStatus
-from gateway.core.queue.late_binding import HoldingStatus
+from gateway.core.queue.late_binding import QueueStatus
 from gateway.intake.client_stream import ClientStream
 from gateway.main import Gateway
 from gateway.observe.metrics import MAX_NODES_TOLD, Metrics
@@ -62,7 +62,7 @@ def status(node_id: str) -> NodeStatus:
     )  # fmt: skip
     return NodeStatus(
         node_id=node_id, status="up", config=EngineConfig(model="m"), profile="p", detail="", load=load, noted_s=10.0,
-        in_flight=1, alarm="look", forecasts=TrustStatus(use="corrected", bias=2.0, samples=9),
+        in_flight=1, alarm="look", forecasts=AccuracyStatus(use="corrected", bias=2.0, samples=9),
     )  # fmt: skip
 
 
@@ -81,8 +81,8 @@ def test_the_gateways_page_is_what_the_documentation_says() -> None:
     metrics = Metrics(lambda: [status("a")], lambda: 12.0)
     metrics.denied("unknown_key")
     metrics.finished(ended(attempt=4, resumes=1), running=2)
-    metrics.observe(running=3, nodes={"up": 1}, holding=HoldingStatus(held=5, held_tokens=50, shed_total=7))
-    metrics.observe(running=3, nodes={"up": 1}, holding=HoldingStatus(held=5, held_tokens=50, shed_total=8))
+    metrics.observe(running=3, nodes={"up": 1}, holding=QueueStatus(held=5, held_tokens=50, shed_total=7))
+    metrics.observe(running=3, nodes={"up": 1}, holding=QueueStatus(held=5, held_tokens=50, shed_total=8))
     kind, body = metrics.page()
     page = body.decode()
     assert kind.startswith("text/plain")

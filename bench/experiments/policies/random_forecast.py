@@ -1,8 +1,8 @@
-"""Random placement that asks the drawn node for a forecast all the same: what prediction accuracy is measured with."""
+"""Random placement that asks the drawn node for a forecast all the same, with `sample = 1`: what prediction accuracy is
+measured with."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -17,10 +17,6 @@ class RandomForecast:
     name: ClassVar[str] = "random_forecast"
     cost_unit: ClassVar[str] = "s"
     needs_forecasts: ClassVar[bool] = True
-    default_sample: ClassVar[int] = 1
-
-    def shortlist(self, request: RequestShape, nodes: Sequence[NodeView], rng: random.Random) -> Sequence[NodeView]:
-        return nodes
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

@@ -1,20 +1,20 @@
-"""Whether a node can take a request now: start it at once and at nobody's expense. Pure."""
+"""The admission check: whether a node can start a request now, at once and at nobody's expense. Pure."""
 
 from __future__ import annotations
 
-from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
+from gateway.core.nodes.view import NodeView
 from simcore.types import Forecast
 
 IN_ENGINE_QUEUE = 1
-"""Requests that may wait in an engine that still gets new ones: it never runs dry between two looks, and hardly anyone
-is bound early."""
+"""Requests that may wait in an engine that still gets new ones. One keeps the engine busy until the gateway looks at it
+again; more would be bound to a node before it is known which node is free first."""
 
 
-def could_take(view: NodeView, shape: RequestShape) -> bool:
-    """By its load, a seat is free, the engine's own queue is short, and the prompt fits behind it: worth asking.
+def worth_asking(view: NodeView, shape: RequestShape) -> bool:
+    """By its load, a seat is free, the engine's own queue is short, and the prompt fits behind it.
 
-    An idle node can always take it. One of which nothing is known can as long as we alone do not fill it.
+    An idle node can always start it. One of which nothing is known can as long as we alone do not fill it.
     """
     load, config = view.load, view.config
     if load is None:
@@ -25,25 +25,27 @@ def could_take(view: NodeView, shape: RequestShape) -> bool:
         return False
     if load.waiting - load.reserved > IN_ENGINE_QUEUE:
         return False
-    return load.waiting_prompt_blocks + _blocks(view, shape.prompt_tokens) <= load.free_blocks
+    return load.waiting_prompt_blocks + config.blocks_for(shape.prompt_tokens) <= load.free_blocks
 
 
-def takes_by_load(view: NodeView, shape: RequestShape) -> bool:
-    """The same for policies without forecasts: the expected answer must fit as well."""
+def can_start_by_load(view: NodeView, shape: RequestShape) -> bool:
+    """`worth_asking`, and the expected answer fits as well: all that can be said without a forecast."""
     load = view.load
     if load is None or load.running + load.waiting == 0:
-        return could_take(view, shape)
-    if not could_take(view, shape):
+        return worth_asking(view, shape)
+    if not worth_asking(view, shape):
         return False
-    tokens = shape.prompt_tokens + round(min(shape.belief.mean_tokens, shape.max_output_tokens))
-    return load.waiting_prompt_blocks + _blocks(view, tokens) <= load.free_blocks
+    tokens = shape.prompt_tokens + round(shape.expected_tokens)
+    return load.waiting_prompt_blocks + view.config.blocks_for(tokens) <= load.free_blocks
 
 
-def takes_by_forecast(forecast: Forecast, *, preemption: float) -> bool:
+def can_start_by_forecast(view: NodeView, shape: RequestShape, forecast: Forecast | None, *, preemption: float) -> bool:
     """Nobody has to wait there for a clear start, or the start preempts somebody with a probability of at most
-    `preemption`."""
+    `preemption`. Without a forecast from the node's state its load decides."""
+    if forecast is None or forecast.source == "prior":
+        return can_start_by_load(view, shape)
+    if view.load is not None and view.load.running + view.load.waiting == 0:
+        return True
+    if not worth_asking(view, shape):
+        return False
     return forecast.clear_start_s.p90 <= 0.0 or forecast.preemption_probability <= preemption
-
-
-def _blocks(view: NodeView, tokens: int) -> int:
-    return -(-tokens // view.config.block_size_tokens)

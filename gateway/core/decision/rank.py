@@ -1,9 +1,4 @@
-"""From views and forecasts to a ranking with reasons: the second half of a decision. Pure.
-
-A forecast answers for the state of its node when the question got there. What we dispatched to that node in the
-meantime it cannot know, and in a burst all questions are asked before the first answer is in. Such requests are added
-to the forecast here: each delays the candidate, and the candidate delays each, by `delay_to_each_s`.
-"""
+"""From views and forecasts to a ranking with its reason: cost, order, ties, sentence. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
-
-from gateway.core.decision.policies.base import NodeView, Policy
-from gateway.core.events import RequestShape
-from gateway.core.nodes.node import Held
-from simcore.types import Forecast, Quantiles, Score
+from gateway.core.decision.policies.base import Policy
+from gateway.core.nodes.view import NodeView
+from simcore.types import Forecast, Score
 
 
 class Ranking(NamedTuple):
@@ -25,22 +17,32 @@ class Ranking(NamedTuple):
     scores: list[Score]
     tied: int
     priced: int
-    """Nodes that have a cost. 0: the policy could not choose."""
+    """Nodes that have a cost."""
+
+
+def is_priced(cost: float | None) -> bool:
+    """NaN compares unequal to itself; it must not win or lose by accident."""
+    return cost is not None and cost == cost
+
+
+def why_unpriced(view: NodeView, notes: Mapping[str, str]) -> str:
+    """For people."""
+    return notes.get(view.node_id) or (
+        "its load is not known" if view.load is None else "the policy could not price it"
+    )
 
 
 def rank(
-    policy: Policy,
-    request: RequestShape,
+    said: Sequence[float | None],
     views: Sequence[NodeView],
     *,
     forecasts: Mapping[str, Forecast],
     notes: Mapping[str, str],
     rng: random.Random,
 ) -> Ranking:
-    """Prices the nodes, draws among the cheapest, and puts all in order. `notes` are remarks per node for people."""
-    said = policy.costs(request, views, forecasts)
-    # NaN compares unequal to itself; it must not win or lose by accident.
-    priced = sum(cost is not None and cost == cost for cost in said)
+    """Puts the nodes in order of the costs that a policy `said`, and draws among the cheapest. `notes` are remarks per
+    node for people."""
+    priced = sum([is_priced(cost) for cost in said])
     if not priced:
         return Ranking([_score(view, None, forecasts, notes) for view in views], 0, 0)
     costs = [cost or 0.0 for cost in said] if priced == len(said) else by_our_account(said, views)
@@ -80,31 +82,6 @@ def by_our_account(costs: Sequence[float | None], views: Sequence[NodeView]) -> 
     ]
 
 
-def delay_to_each_s(forecast: Forecast, *, max_num_seqs: int, prefill_s: float) -> float:
-    """Seconds by which a request delays each other request of its node.
-
-    The larger of two: the time its prompt takes, `prefill_s`, for which those who come with it wait; and its share of
-    the node, one of `max_num_seqs` places for as long as it stays (processor sharing). Harm over the number of those
-    there already would be a third, but that number is of another moment than the forecast.
-    """
-    return max(prefill_s, forecast.e2e_s.mean / max_num_seqs, 0.0)
-
-
-def with_missed(forecast: Forecast, missed: Sequence[Held], own_delay_s: float) -> Forecast:
-    """The forecast with our dispatches that it could not know of. Requests that nobody forecast count like this one."""
-    waits_s = sum(own_delay_s if held.delay_s is None else held.delay_s for held in missed)
-    blocks = sum(held.prompt_blocks for held in missed)
-    return msgspec.structs.replace(
-        forecast,
-        ttft_s=_later(forecast.ttft_s, waits_s),
-        e2e_s=_later(forecast.e2e_s, waits_s),
-        kv_headroom_blocks=forecast.kv_headroom_blocks - blocks,
-        kv_headroom_path=tuple([free - blocks for free in forecast.kv_headroom_path]),
-        clear_start_s=_later(forecast.clear_start_s, waits_s),
-        harm_s=_later(forecast.harm_s, own_delay_s * len(missed)),
-    )
-
-
 def sentence(policy: Policy, ranking: Ranking, preface: str = "") -> str:
     """Why the first node of a ranking was chosen, for people."""
     best = ranking.scores[0]
@@ -135,9 +112,7 @@ def _score(
 ) -> Score:
     node_id = view.node_id
     forecast = forecasts.get(node_id)
-    note = notes.get(node_id, "")
-    if (cost is None or guessed) and not note:
-        note = "its load is not known" if view.load is None else "the policy could not price it"
+    note = why_unpriced(view, notes) if cost is None or guessed else notes.get(node_id, "")
     if guessed:
         note += f"; counts like a node with as many of our requests ({view.in_flight})"
     return Score(
@@ -147,7 +122,3 @@ def _score(
         state_age_s=view.state_age_s if forecast is None else forecast.state_age_s,
         note=note,
     )
-
-
-def _later(q: Quantiles, by_s: float) -> Quantiles:
-    return Quantiles(q.mean + by_s, q.p50 + by_s, q.p90 + by_s)

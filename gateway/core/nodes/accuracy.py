@@ -1,4 +1,4 @@
-"""What a node's forecasts are worth, by what came true of them as this gateway saw it. Pure.
+"""How accurate a node's forecasts are, by what came true of them as this gateway saw it. Pure.
 
 The node corrects itself (`predictor.core`); this is the check of someone who pays for its errors. For each answer that
 a forecast placed, the time it took is compared with what the forecast says of an answer of that length, so that not
@@ -15,8 +15,6 @@ from collections.abc import Collection
 from typing import Literal
 
 import msgspec
-
-from simcore.types import Forecast, Quantiles
 
 Use = Literal["used", "corrected", "demoted", "silent"]
 
@@ -37,14 +35,14 @@ FLOOR_S = 0.05
 FORGET_S = 60.0
 """Errors that nothing has confirmed for so long count for little: the node must be tried again."""
 REMEMBERED = 2
-"""For so many answers, namely."""
+"""Answers for which errors count that nothing has confirmed for FORGET_S."""
 SILENT_AFTER = 3
 """Questions in a row without an answer in time, after which a node is no longer waited for."""
 PROBE_S = 0.5
 """Then one question in this time tries whether it answers again."""
 
 
-class TrustStatus(msgspec.Struct, frozen=True, kw_only=True):
+class AccuracyStatus(msgspec.Struct, frozen=True, kw_only=True):
     """For operators and metrics."""
 
     use: Use = "used"
@@ -88,7 +86,7 @@ class _Errors:
         self.mean += weight * (error - self.mean)
 
 
-class ForecastTrust:
+class ForecastAccuracy:
     """One node's."""
 
     def __init__(self) -> None:
@@ -182,9 +180,9 @@ class ForecastTrust:
         self.changes_total += use != self.use
         self.use = use
 
-    def status(self) -> TrustStatus:
+    def status(self) -> AccuracyStatus:
         errors = self.errors or self._whole
-        return TrustStatus(
+        return AccuracyStatus(
             use="silent" if self.is_silent else self.use,
             bias=math.exp(errors.mean),
             spread=math.exp(errors.deviation),
@@ -204,31 +202,15 @@ class ForecastTrust:
         return f"forecasts {self.use}: {said}"
 
 
-def judge_all(fleet: Collection[ForecastTrust]) -> None:
+def judge_all(fleet: Collection[ForecastAccuracy]) -> None:
     """Judges each node against the median of all that can be judged."""
-    known = [errors for trust in fleet if (errors := trust.errors) is not None]
+    known = [errors for accuracy in fleet if (errors := accuracy.errors) is not None]
     if not known:
         return
     mean = statistics.median(errors.mean for errors in known) if len(known) > 1 else 0.0
     deviation = statistics.median(errors.deviation for errors in known) if len(known) > 1 else 0.0
-    for trust in fleet:
-        trust.judge(mean, deviation)
-
-
-def scaled(forecast: Forecast, factor: float) -> Forecast:
-    """The forecast of a node whose clock runs wrong by `factor`: all its times take that much longer."""
-    return msgspec.structs.replace(
-        forecast,
-        ttft_s=_times(forecast.ttft_s, factor),
-        tpot_s=_times(forecast.tpot_s, factor),
-        e2e_s=_times(forecast.e2e_s, factor),
-        harm_s=_times(forecast.harm_s, factor),
-        clear_start_s=_times(forecast.clear_start_s, factor),
-    )
-
-
-def _times(q: Quantiles, factor: float) -> Quantiles:
-    return Quantiles(q.mean * factor, q.p50 * factor, q.p90 * factor)
+    for accuracy in fleet:
+        accuracy.judge(mean, deviation)
 
 
 def _factor(errors: _Errors) -> str:

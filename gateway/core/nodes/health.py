@@ -16,7 +16,7 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 """The pause of an ejection doubles each time until the node has recovered."""
 PUSHBACK_S = 0.2
-"""How long a node that says that it is full is spared: about the time in which a seat becomes free."""
+"""How long a node that says that it is full gets nothing new: about the time in which a seat becomes free."""
 RECOVERED_AT = 64
 """Requests at once with which a slow start is over."""
 
@@ -24,10 +24,10 @@ RECOVERED_AT = 64
 class Standing(enum.IntEnum):
     """Lower is better."""
 
-    WELL = 0
-    SPARED = 1
+    HEALTHY = 0
+    BACKING_OFF = 1
     """It has all that its slow start allows, or has just said that it is full."""
-    SHUNNED = 2
+    EJECTED = 2
     """Ejected, suspected of being gone, or stalled."""
 
 
@@ -48,17 +48,17 @@ class Health:
         self._last_failure = ""
 
     @property
-    def is_plain(self) -> bool:
-        """Nothing is the matter, now or later: `standing` is WELL whatever the time."""
+    def is_healthy(self) -> bool:
+        """Nothing is the matter, now or later: `standing` is HEALTHY whatever the time."""
         return not (self.suspicion or self.stalled or self.window or self._ejected_until_s or self._full_until_s)
 
     def standing(self, in_flight: int, now_s: float) -> Standing:
         if self.suspicion or self.stalled or now_s < self._ejected_until_s:
-            return Standing.SHUNNED
+            return Standing.EJECTED
         if now_s < self._full_until_s or (self.window and in_flight >= self.window):
-            return Standing.SPARED
+            return Standing.BACKING_OFF
         self._full_until_s = 0.0
-        return Standing.WELL
+        return Standing.HEALTHY
 
     def start_slowly(self) -> None:
         """A new session of a node that was lost, or the first beside others that have proved themselves."""

@@ -13,7 +13,7 @@ FROZEN_AFTER_S = 0.8
 """Tokens this long after the trace last moved were not in it; trace and tokens of a step come within milliseconds."""
 
 
-class Pulse:
+class Liveness:
     """One node's."""
 
     __slots__ = ("_busy_s", "_seq", "_tokens_s", "moved_s")

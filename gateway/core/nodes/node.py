@@ -11,10 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from gateway.core.decision.policies.base import NodeView
-from gateway.core.nodes.accuracy import ForecastTrust, TrustStatus
+from gateway.core.nodes.accuracy import AccuracyStatus, ForecastAccuracy
 from gateway.core.nodes.health import Health
-from gateway.core.nodes.liveness import Pulse
+from gateway.core.nodes.liveness import Liveness
+from gateway.core.nodes.view import NodeView
 from simcore.types import EngineConfig, NodeLoad
 
 QPM_WINDOW_S = 60.0
@@ -25,7 +25,7 @@ take the reservation and say so, short enough not to count it twice for long."""
 NodeState = Literal["up", "draining", "down"]
 
 
-class Held(msgspec.Struct, kw_only=True):
+class InFlight(msgspec.Struct, kw_only=True):
     """A place in a node's account: one request of ours that is there, or on its way."""
 
     request_id: str
@@ -53,7 +53,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     alarm: str = ""
     """What an operator should look at; empty when all is well."""
-    forecasts: TrustStatus = TrustStatus()
+    forecasts: AccuracyStatus = AccuracyStatus()
 
     def state_age_s(self, now_s: float) -> float | None:
         """Age of the node's state at `now_s`; None when nothing is known."""
@@ -71,9 +71,9 @@ class Node:
         self.up = True
         self.detail = ""
         self.health = Health()
-        self.trust = ForecastTrust()
-        self.pulse = Pulse()
-        self.held: dict[str, Held] = {}
+        self.accuracy = ForecastAccuracy()
+        self.liveness = Liveness()
+        self.in_flight: dict[str, InFlight] = {}
         """Per request id, in the order of dispatch."""
         self.dispatch_seq = 0
         self.delivered = False
@@ -82,11 +82,11 @@ class Node:
         """Grows with each `NodeJoined`."""
         self.note: NodeLoad | None = None
         self.noted_s = 0.0
-        self._unnoted: dict[int, Held] = {}
+        self._unnoted: dict[int, InFlight] = {}
         """Dispatches after the note, by number, in that order."""
         self._unnoted_blocks = 0
         self._unnoted_tokens = 0
-        self._promised: deque[tuple[float, Held]] = deque()
+        self._promised: deque[tuple[float, InFlight]] = deque()
         self._recent: deque[float] = deque()
         self._merged: NodeLoad | None = None
         self._changed = False
@@ -94,7 +94,7 @@ class Node:
     @property
     def longest_tokens(self) -> int:
         """The most prompt and output tokens that one request can have here."""
-        return min(self.config.max_model_len_tokens, self.config.num_blocks * self.config.block_size_tokens)
+        return self.config.longest_tokens
 
     def rejoin(self, config: EngineConfig, profile: str) -> None:
         """A new session: dispatches are numbered from 1 again, and nothing is known until the node speaks."""
@@ -105,9 +105,9 @@ class Node:
         self.dispatch_seq = 0
         self.session += 1
         self.delivered = False
-        for held in self.held.values():
-            held.dispatch_seq = 0
-        self.trust.start_anew()
+        for sent in self.in_flight.values():
+            sent.dispatch_seq = 0
+        self.accuracy.start_anew()
         self._forget()
 
     def lose(self, detail: str) -> None:
@@ -119,47 +119,47 @@ class Node:
         """Takes a note that counts our dispatches up to `dispatch_seq`."""
         self.note = load
         self.noted_s = now_s
-        self.pulse.trace(load.trace_seq, now_s)
+        self.liveness.trace(load.trace_seq, now_s)
         unnoted = self._unnoted
         while unnoted and (first := next(iter(unnoted))) <= dispatch_seq:
             self._subtract(unnoted.pop(first))
         self._changed = True
 
-    def take(self, held: Held, now_s: float) -> None:
+    def take(self, sent: InFlight, now_s: float) -> None:
         """Counts a dispatch; its number is the node's last from now on."""
-        self.dispatch_seq = held.dispatch_seq
-        if not self.held:
-            self.pulse.busy(now_s)
-        self.held[held.request_id] = held
-        self._unnoted[held.dispatch_seq] = held
-        self._unnoted_blocks += held.prompt_blocks
-        self._unnoted_tokens += held.tokens
+        self.dispatch_seq = sent.dispatch_seq
+        if not self.in_flight:
+            self.liveness.busy(now_s)
+        self.in_flight[sent.request_id] = sent
+        self._unnoted[sent.dispatch_seq] = sent
+        self._unnoted_blocks += sent.prompt_blocks
+        self._unnoted_tokens += sent.tokens
         self._recent.append(now_s)
         self._changed = True
 
-    def promise(self, held: Held, now_s: float) -> None:
+    def promise(self, sent: InFlight, now_s: float) -> None:
         """Counts a placement that somebody else will carry out."""
-        self._promised.append((now_s, held))
+        self._promised.append((now_s, sent))
         self._recent.append(now_s)
         self._changed = True
 
     def release(self, request_id: str) -> None:
         """Gives a place back. KeyError if there is none: an account is released exactly once."""
-        held = self.held.pop(request_id)
-        if self._unnoted.pop(held.dispatch_seq, None) is not None:
-            self._subtract(held)
+        sent = self.in_flight.pop(request_id)
+        if self._unnoted.pop(sent.dispatch_seq, None) is not None:
+            self._subtract(sent)
             self._changed = True
 
-    def missed_since(self, dispatch_seq: int) -> list[Held]:
+    def sent_since(self, dispatch_seq: int) -> list[InFlight]:
         """Our requests that went there after `dispatch_seq` and still are."""
-        missed = []
-        for held in reversed(self.held.values()):
-            if held.dispatch_seq <= dispatch_seq:
+        later = []
+        for sent in reversed(self.in_flight.values()):
+            if sent.dispatch_seq <= dispatch_seq:
                 break
-            missed.append(held)
-        return missed
+            later.append(sent)
+        return later
 
-    def view(self, now_s: float, stale_after_s: float) -> NodeView:
+    def view(self, now_s: float, stale_after_s: float, *, cached_tokens: int = 0) -> NodeView:
         """The node as a policy sees it now.
 
         A busy node that has been silent for longer than `stale_after_s` is unknown (`load` None), and so is one whose
@@ -180,7 +180,7 @@ class Node:
             load = self._merged
             if load is not None and age_s > stale_after_s and (load.running or load.waiting):
                 load = None
-            if self.pulse.frozen_s:
+            if self.liveness.frozen_s:
                 load = None
         recent = self._recent
         while recent and recent[0] <= now_s - QPM_WINDOW_S:
@@ -190,8 +190,9 @@ class Node:
             config=self.config,
             load=load,
             state_age_s=age_s,
-            in_flight=len(self.held),
+            in_flight=len(self.in_flight),
             dispatches_60s=len(recent),
+            cached_tokens=cached_tokens,
         )
 
     def status(self) -> NodeStatus:
@@ -203,23 +204,23 @@ class Node:
             detail=self.detail,
             load=self.note,
             noted_s=self.noted_s,
-            in_flight=len(self.held),
+            in_flight=len(self.in_flight),
             alarm=self._alarm() if self.up else "",
-            forecasts=self.trust.status(),
+            forecasts=self.accuracy.status(),
         )
 
     def _alarm(self) -> str:
-        frozen_s = self.pulse.frozen_s
+        frozen_s = self.liveness.frozen_s
         frozen = f"its trace is frozen: {frozen_s:.1f} s of tokens are not in it" if frozen_s else ""
-        return "; ".join(filter(None, (self.health.alarm, frozen, self.trust.alarm())))
+        return "; ".join(filter(None, (self.health.alarm, frozen, self.accuracy.alarm())))
 
     def _merge(self, note: NodeLoad) -> NodeLoad:
-        promised = [held for _, held in self._promised]
+        promised = [sent for _, sent in self._promised]
         ours = len(self._unnoted) + len(promised)
         if not ours:
             return note
-        blocks = self._unnoted_blocks + sum(held.prompt_blocks for held in promised)
-        tokens = self._unnoted_tokens + sum(held.tokens for held in promised)
+        blocks = self._unnoted_blocks + sum(sent.prompt_blocks for sent in promised)
+        tokens = self._unnoted_tokens + sum(sent.tokens for sent in promised)
         return NodeLoad(
             node_id=note.node_id,
             trace_seq=note.trace_seq,
@@ -234,9 +235,9 @@ class Node:
             reserved=note.reserved + ours,
         )
 
-    def _subtract(self, held: Held) -> None:
-        self._unnoted_blocks -= held.prompt_blocks
-        self._unnoted_tokens -= held.tokens
+    def _subtract(self, sent: InFlight) -> None:
+        self._unnoted_blocks -= sent.prompt_blocks
+        self._unnoted_tokens -= sent.tokens
 
     def _forget(self) -> None:
         self.note = None
@@ -245,5 +246,5 @@ class Node:
         self._unnoted_blocks = 0
         self._unnoted_tokens = 0
         self._promised.clear()
-        self.pulse = Pulse()
+        self.liveness = Liveness()
         self._changed = False

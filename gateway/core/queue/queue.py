@@ -1,4 +1,4 @@
-"""The one queue of requests that no node can take yet: its order, its bounds, and who is turned away. Pure.
+"""The gateway's queue of requests that no node can start yet: its order, its bounds, and who is shed. Pure.
 
 Every request gets a due time when it joins, and the queue is in order of due times:
 
@@ -70,8 +70,8 @@ class HoldConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
 
-class HoldingQueue:
-    """Requests in order of their due times. Holds those that are being asked for as well, until they have left."""
+class GatewayQueue:
+    """Requests in order of their due times. One that is being asked for keeps its place until it has left."""
 
     def __init__(self, config: HoldConfig) -> None:
         self._config = config
@@ -87,7 +87,7 @@ class HoldingQueue:
         return len(self._entries)
 
     def __contains__(self, live: LiveRequest) -> bool:
-        return live.shape.request_id in self._keys
+        return live.request_id in self._keys
 
     def holds_model(self, model: str) -> bool:
         """Whether a request for this model is held."""
@@ -112,14 +112,10 @@ class HoldingQueue:
         """When the longest waiting of all came; None when there is none."""
         return min((live.arrival_s for _, _, live in self._entries), default=None)
 
-    def ahead_of(self, live: LiveRequest) -> int:
-        """How many stand before it."""
-        return bisect.bisect_left(self._entries, self._keys[live.shape.request_id])
-
     def join(self, live: LiveRequest) -> None:
         self._joined += 1
         key = (due_s(live, self._config), self._joined)
-        self._keys[live.shape.request_id] = key
+        self._keys[live.request_id] = key
         bisect.insort(self._entries, (*key, live))
         self._classes[class_of(live)] += 1
         self._models[live.shape.model] += 1
@@ -127,7 +123,7 @@ class HoldingQueue:
 
     def leave(self, live: LiveRequest) -> None:
         """KeyError if it is not there."""
-        key = self._keys.pop(live.shape.request_id)
+        key = self._keys.pop(live.request_id)
         del self._entries[bisect.bisect_left(self._entries, key)]
         _take_one(self._classes, class_of(live))
         _take_one(self._models, live.shape.model)
@@ -173,7 +169,7 @@ def class_of(live: LiveRequest) -> int:
 
 def tokens_of(shape: RequestShape) -> int:
     """Prompt and expected output tokens."""
-    return shape.prompt_tokens + round(min(shape.belief.mean_tokens, shape.max_output_tokens))
+    return shape.prompt_tokens + round(shape.expected_tokens)
 
 
 def due_s(live: LiveRequest, config: HoldConfig) -> float:

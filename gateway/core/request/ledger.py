@@ -1,30 +1,34 @@
-"""The books of a router: live requests, open asks, wanted timers, and the actions of the event in hand. Pure.
+"""The books of a router: live requests, open questions, wanted timers, and the actions of the event in hand. Pure.
 
-Nothing here decides. The one rule it keeps: a state changes in `move` only, so accounts, asks and timers are given back
-there on every path.
+Nothing here decides. The one rule it keeps: a state changes in `move` only, so accounts, questions and timers are given
+back there on every path.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gateway.core import events as ev
-from gateway.core.queue.queue import HoldConfig, HoldingQueue
+from gateway.core.decision.verdict import Chosen
+from gateway.core.nodes.node import InFlight, Node
+from gateway.core.queue.queue import GatewayQueue
+from gateway.core.request.attempt import Attempt, ForecastRound
 from gateway.core.request.explanation import Explanation, ExplanationLog
 from gateway.core.request.lifecycle import HOLDS_ACCOUNT, IN_LINE, State, Trigger, follow
-from gateway.core.request.live import Asking, LiveRequest
-from simcore.types import Outcome
+from gateway.core.request.live import LiveRequest
+from simcore.types import Candidate, Outcome
 
 
 class Ledger:
     """One per router. `explain_keep` ended requests stay explainable."""
 
-    def __init__(self, explain_keep: int, hold: HoldConfig) -> None:
+    def __init__(self, explain_keep: int, queue: GatewayQueue) -> None:
         self.live: dict[str, LiveRequest] = {}
         self.asks: dict[int, LiveRequest] = {}
         self.timers: dict[int, LiveRequest] = {}
-        self.queue = HoldingQueue(hold)
-        self.freed = False
-        """Set when a request leaves its node; reset by whoever has looked what has become free."""
         self.log = ExplanationLog(explain_keep)
+        self._queue = queue
+        self._capacity_changed = False
         self._last_ask_id = 0
         self._last_timer_id = 0
         self._actions: list[ev.AnyAction] = []
@@ -51,25 +55,90 @@ class Ledger:
         self._actions.append(ev.StartTimer(timer_id=timer_id, at_s=at_s))
         return timer_id
 
-    def open_ask(self, live: LiveRequest) -> int:
-        """The number of a new question of this request."""
-        ask_id = self.new_ask_id()
-        self.asks[ask_id] = live
+    def ask(self, node: Node, candidate: Candidate) -> int:
+        """Asks a node for a forecast; the number of the question, which belongs to no request yet."""
+        self._last_ask_id = ask_id = self._last_ask_id + 1
+        self._actions.append(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
         return ask_id
 
-    def new_ask_id(self) -> int:
-        """The number of a question that belongs to no request."""
-        self._last_ask_id += 1
-        return self._last_ask_id
+    # --- capacity -----------------------------------------------------------------------------------------------------
+
+    def capacity_changed(self) -> None:
+        """A node came, or may get requests again."""
+        self._capacity_changed = True
+
+    def take_capacity_changed(self) -> bool:
+        """Whether room has come about somewhere since this was last asked: also when a request left its node."""
+        changed, self._capacity_changed = self._capacity_changed, False
+        return changed
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def running(self, request_id: str, node_id: str, attempt: int) -> LiveRequest | None:
-        """The live request if this node has it now, in this attempt."""
+    def at_node(self, request_id: str, node_id: str, number: int) -> tuple[LiveRequest, Attempt] | None:
+        """The live request and its attempt of that number, if this node has it now."""
         live = self.live.get(request_id)
-        if live is None or live.node is None or live.node.node_id != node_id or live.attempt != attempt:
-            return None
-        return live
+        attempt = None if live is None else live.attempt_at(node_id, number)
+        return None if live is None or attempt is None else (live, attempt)
+
+    def open_round(self, live: LiveRequest, nodes: Sequence[Node], asks: dict[int, str], at_s: float) -> ForecastRound:
+        """The request waits for the answers to `asks` (node per question), until `at_s` at the latest."""
+        self.asks.update(dict.fromkeys(asks, live))
+        live.round = ForecastRound(
+            timer_id=self.start_timer(live, at_s),
+            nodes=list(nodes),
+            pending=asks,
+            asked_seq={node.node_id: node.dispatch_seq for node in nodes},
+        )
+        return live.round
+
+    def dispatch(self, live: LiveRequest, chosen: Chosen, now_s: float) -> None:
+        """An attempt begins: its node's account holds it, and its tokens will go to the client."""
+        node = chosen.node
+        sent = self._in_flight(live, chosen)
+        node.take(sent, now_s)
+        attempt = Attempt(
+            number=live.next_attempt,
+            node=node,
+            asked=live.shape,
+            decision=chosen.decision,
+            dispatched_s=now_s,
+            expected=chosen.expected,
+        )
+        self.begun(live, attempt)
+        live.streaming = attempt
+        live.decisions.append(chosen.decision)
+        self.move(live, Trigger.DISPATCHED)
+        self._actions.append(
+            ev.Dispatch(
+                request_id=live.request_id,
+                node_id=node.node_id,
+                dispatch_seq=sent.dispatch_seq,
+                decision=chosen.decision,
+                attempt=attempt.number,
+                resumed=live.shape if live.resumed_tokens else None,
+            )
+        )
+
+    def promise(self, live: LiveRequest, chosen: Chosen, now_s: float) -> None:
+        """Somebody else will carry the placement out: all that was wanted is the decision."""
+        chosen.node.promise(self._in_flight(live, chosen), now_s)
+        live.decisions.append(chosen.decision)
+        self.move(live, Trigger.PLACED)
+        self.log.add(live.explain())
+        self._actions.append(ev.Placed(request_id=live.request_id, decision=chosen.decision))
+
+    def begun(self, live: LiveRequest, attempt: Attempt) -> None:
+        """A node has an attempt: its account holds it already (`Node.take`)."""
+        live.attempts.append(attempt)
+        live.at_nodes.append(attempt)
+
+    def over(self, live: LiveRequest, attempt: Attempt) -> None:
+        """An attempt has ended, or is given up: its place in the account of its node is given back."""
+        live.at_nodes.remove(attempt)
+        attempt.node.release(live.request_id)
+        self._capacity_changed = True
+        if live.streaming is attempt:
+            live.streaming = None
 
     def move(self, live: LiveRequest, trigger: Trigger) -> None:
         """The only place where a state changes, and so the only one where accounts, asks and timers are given back."""
@@ -77,26 +146,26 @@ class Ledger:
         new = follow(old, trigger)
         live.state = new
         if old in HOLDS_ACCOUNT and new not in HOLDS_ACCOUNT:
-            assert live.node is not None, f"a request that is {old.value} has a node"
-            live.node.release(live.shape.request_id)
-            live.node = None
-            self.freed = True
-        if new not in IN_LINE and live in self.queue:
-            self.queue.leave(live)
+            assert live.streaming is not None, f"a request that is {old.value} has a node"
+            self.over(live, live.streaming)
+        if new not in IN_LINE and live in self._queue:
+            self._queue.leave(live)
         if new is State.ENDED:
-            self.stop_asking(live)
+            for attempt in list(live.at_nodes):
+                self.over(live, attempt)
+            self.close_round(live)
             self.timers.pop(live.deadline_timer_id, None)
-            del self.live[live.shape.request_id]
+            del self.live[live.request_id]
 
-    def stop_asking(self, live: LiveRequest) -> Asking | None:
+    def close_round(self, live: LiveRequest) -> ForecastRound | None:
         """Closes the round of forecasts, if one is open, and hands it over."""
-        asking = live.asking
-        if asking is not None:
-            live.asking = None
-            self.timers.pop(asking.timer_id, None)
-            for ask_id in asking.pending:
+        asked = live.round
+        if asked is not None:
+            live.round = None
+            self.timers.pop(asked.timer_id, None)
+            for ask_id in asked.pending:
                 self.asks.pop(ask_id, None)
-        return asking
+        return asked
 
     def end(
         self,
@@ -112,19 +181,29 @@ class Ledger:
         self.move(live, trigger)
         if self.log.keeps:
             self.log.add(live.explain(outcome=outcome, detail=detail, e2e_s=now_s - live.arrival_s))
-        request_id = live.shape.request_id
         self._actions.append(
-            ev.Finish(request_id=request_id, outcome=outcome, detail=detail, retry_after_s=retry_after_s)
+            ev.Finish(request_id=live.request_id, outcome=outcome, detail=detail, retry_after_s=retry_after_s)
         )
 
     def explain(self, request_id: str) -> Explanation | None:
         live = self.live.get(request_id)
         return self.log.get(request_id) if live is None else live.explain()
 
+    def _in_flight(self, live: LiveRequest, chosen: Chosen) -> InFlight:
+        """The request's place in the account of the chosen node, with the next dispatch number."""
+        node, shape = chosen.node, live.shape
+        return InFlight(
+            request_id=live.request_id,
+            dispatch_seq=node.dispatch_seq + 1,
+            prompt_blocks=node.config.blocks_for(shape.prompt_tokens),
+            tokens=shape.prompt_tokens + round(shape.expected_tokens),
+            delay_s=chosen.delay_s,
+        )
+
     def check_quiescent(self) -> None:
         """Raises AssertionError unless nothing is under way."""
         assert not self.live, f"requests still live: {list(self.live)[:5]}"
-        assert not len(self.queue), f"{len(self.queue)} requests still held"
-        assert self.queue.tokens == 0, f"{self.queue.tokens} tokens still held"
+        assert not len(self._queue), f"{len(self._queue)} requests still queued"
+        assert self._queue.tokens == 0, f"{self._queue.tokens} tokens still queued"
         assert not self.asks, f"asks still open: {list(self.asks)[:5]}"
         assert not self.timers, f"timers still wanted: {list(self.timers)[:5]}"

@@ -1,4 +1,7 @@
-"""A request while the router has it. Pure data; `router` moves it along the table of `lifecycle`."""
+"""A request while the router has it: what the client asked, its attempts, how it ended. Pure data.
+
+`router` moves it along the table of `lifecycle`.
+"""
 
 from __future__ import annotations
 
@@ -6,80 +9,80 @@ import msgspec
 
 from gateway.core.decision.policies.base import Policy
 from gateway.core.events import RequestShape
-from gateway.core.nodes.accuracy import Expected
-from gateway.core.nodes.node import Node
+from gateway.core.request.attempt import Attempt, ForecastRound
 from gateway.core.request.explanation import Explanation
 from gateway.core.request.lifecycle import State
-from simcore.types import Decision, Forecast, Outcome
+from simcore.types import Decision, Outcome
 
 
-class Asking(msgspec.Struct, kw_only=True):
-    """One round of forecasts for one placement."""
-
-    timer_id: int
-    shortlist: list[Node]
-    pending: dict[int, str]
-    """Node per ask that has not been answered."""
-    asked_seq: dict[str, int]
-    """Per node, our last dispatch to it when it was asked: its answer counts those up to there."""
-    forecasts: dict[str, Forecast] = {}
-    failures: dict[str, str] = {}
-    """Why a node gave none."""
-    delays_s: dict[str, float] = {}
-    """By how much the request would delay each other one of a node: by the node's own forecast alone, or what earlier
-    dispatches add to it would be added once more by the next."""
-    expected: dict[str, Expected] = {}
-    """What was forecast, with what was known better by then but uncorrected: to be compared with what happens."""
-
-
-class LiveRequest(msgspec.Struct, kw_only=True):
+class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
     """One request between `Arrived` and its end."""
 
-    shape: RequestShape
-    """What the present or next node is asked for: after a resume the prompt holds the tokens so far."""
-    prompt_tokens: int
-    """Of the request as it arrived."""
+    request: RequestShape
+    """As it arrived."""
     arrival_s: float
     policy: Policy
+    shape: RequestShape
+    """What the next node will be asked for: after a resume the prompt holds the tokens so far."""
     state: State = State.PLACING
-    node: Node | None = None
-    """Who has it, in the states that hold an account."""
-    attempt: int = 1
+    attempts: list[Attempt] = []
+    """All that were dispatched, in order."""
+    at_nodes: list[Attempt] = []
+    """Those that a node has now: each holds a place in its account."""
+    streaming: Attempt | None = None
+    """The one of them whose tokens go to the client."""
     moves: int = 0
-    """How many attempts were begun because an operator emptied a node, not because anything failed."""
+    """Attempts begun because an operator emptied a node, not because anything failed."""
     tried: dict[str, int] = {}
     """Nodes that failed it, each with the session (`Node.session`) in which it did."""
     failure: tuple[Outcome, str] | None = None
     """How the last of them failed it."""
     decisions: list[Decision] = []
-    asking: Asking | None = None
-    expected: Expected | None = None
-    """What its node forecast when it was chosen; None when it did not."""
-    paced: bool = False
-    """Whether the pace of its present node has been compared with that."""
-    dispatched_s: float = 0.0
-    """When its present node got it."""
+    """One per placement."""
+    round: ForecastRound | None = None
+    """The forecasts that are being waited for."""
     deadline_timer_id: int = 0
     infeasible: bool = False
-    """Held although every node is forecast to miss what it asks for."""
+    """Queued although every node is forecast to miss what it asks for."""
     again_s: float = 0.0
-    """When a held request is tried again at the latest."""
+    """When a queued request is tried again at the latest."""
     output_tokens: int = 0
-    """Of all attempts together."""
+    """That went to the client, of all attempts together."""
     ttft_s: float | None = None
+
+    @classmethod
+    def arrived(cls, request: RequestShape, policy: Policy, now_s: float) -> LiveRequest:
+        """A request of which nothing has been decided."""
+        return cls(request=request, shape=request, arrival_s=now_s, policy=policy)
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def next_attempt(self) -> int:
+        """The number of the attempt that the next dispatch begins."""
+        return len(self.attempts) + 1
 
     @property
     def resumed_tokens(self) -> int:
-        """Output tokens that the present or next node gets as part of its prompt."""
-        return self.shape.prompt_tokens - self.prompt_tokens
+        """Output tokens that the next node gets as part of its prompt."""
+        return self.shape.prompt_tokens - self.request.prompt_tokens
+
+    def attempt_at(self, node_id: str, number: int) -> Attempt | None:
+        """The attempt of that number, if that node has it now."""
+        for attempt in self.at_nodes:
+            if attempt.number == number and attempt.node.node_id == node_id:
+                return attempt
+        return None
 
     def explain(self, *, outcome: Outcome | None = None, detail: str = "", e2e_s: float | None = None) -> Explanation:
         return Explanation(
-            request_id=self.shape.request_id,
+            request_id=self.request_id,
             decisions=tuple(self.decisions),
-            prompt_tokens=self.prompt_tokens,
+            prompt_tokens=self.request.prompt_tokens,
             belief=self.shape.belief,
-            belief_source=self.shape.belief_source,
+            belief_source=self.request.belief_source,
             output_tokens=self.output_tokens,
             outcome=outcome,
             detail=detail,

@@ -14,7 +14,7 @@ from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.node import ClusterNode
 from bench.workload.item import LengthKnowledge, WorkloadItem
 from gateway.core import events as ev
-from gateway.core.decision.policies.registry import make_policy, policy_names
+from gateway.core.decision.policies.registry import needs_forecasts, policy_names
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
 from simcore.trace import StepBatch
@@ -69,7 +69,7 @@ def test_every_policy_brings_every_request_to_its_end(policy: str) -> None:
     assert summary.completed == 120
     assert [row.request_id for row in result.results] == [f"r{i}" for i in range(120)]
     assert set(result.policies) == {policy}
-    assert result.forecasts == (360 if make_policy(policy).needs_forecasts else 0)
+    assert result.forecasts == (360 if needs_forecasts(policy) else 0)
     assert all(row.ttft_s is not None and row.e2e_s is not None and row.ttft_s <= row.e2e_s for row in result.results)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -21,10 +20,6 @@ class Infaas:
     name: ClassVar[str] = "infaas"
     cost_unit: ClassVar[str] = "-blocks/request"
     needs_forecasts: ClassVar[bool] = False
-    default_sample: ClassVar[int] = 0
-
-    def shortlist(self, request: RequestShape, nodes: Sequence[NodeView], rng: random.Random) -> Sequence[NodeView]:
-        return nodes
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

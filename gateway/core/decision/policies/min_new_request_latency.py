@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -17,10 +16,6 @@ class MinNewRequestLatency:
     name: ClassVar[str] = "min_new_request_latency"
     cost_unit: ClassVar[str] = "s"
     needs_forecasts: ClassVar[bool] = True
-    default_sample: ClassVar[int] = 0
-
-    def shortlist(self, request: RequestShape, nodes: Sequence[NodeView], rng: random.Random) -> Sequence[NodeView]:
-        return nodes
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import random
 from collections.abc import Callable
 
 from gateway.core.decision.policies.base import Policy
@@ -20,9 +22,9 @@ from gateway.core.decision.policies.round_robin import RoundRobin
 from gateway.core.decision.policies.session import Session
 from gateway.core.decision.policies.slo_goodput import SloGoodput
 
-_MAKERS: dict[str, Callable[[], Policy]] = {
-    maker.name: maker
-    for maker in (
+_POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
         RoundRobin,
         RandomNode,
         LeastRequests,
@@ -61,35 +63,47 @@ _origins: dict[str, str] = {}
 """Where policies come from that are not part of the product."""
 
 
-def register_policy(maker: Callable[[], Policy], *, origin: str) -> str:
+def register_policy(policy: type[Policy], *, origin: str) -> str:
     """Makes a policy from elsewhere known by its `name`, which is returned; the same origin may do so again.
 
     Raises:
         PolicyError: the name belongs to another policy.
     """
-    name = str(maker.name)  # type: ignore[attr-defined]
-    if name in ALIASES or (name in _MAKERS and _origins.get(name) != origin):
+    name = policy.name
+    if name in ALIASES or (name in _POLICIES and _origins.get(name) != origin):
         raise PolicyError(f"{origin}: the policy name {name!r} is taken; give yours another one")
-    _MAKERS[name] = maker
+    _POLICIES[name] = policy
     _origins[name] = origin
     return name
 
 
 def policy_names() -> list[str]:
     """Canonical names, the simple ones first."""
-    return list(_MAKERS)
+    return list(_POLICIES)
 
 
 def canonical_name(name: str) -> str:
     """The name behind an alias, or the name itself. Raises PolicyError for an unknown one."""
     name = ALIASES.get(name, name)
-    if name not in _MAKERS:
-        close = difflib.get_close_matches(name, [*_MAKERS, *ALIASES], n=1)
+    if name not in _POLICIES:
+        close = difflib.get_close_matches(name, [*_POLICIES, *ALIASES], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise PolicyError(f"unknown policy {name!r}: {hint}known are {', '.join(_MAKERS)}")
+        raise PolicyError(f"unknown policy {name!r}: {hint}known are {', '.join(_POLICIES)}")
     return name
 
 
-def make_policy(name: str) -> Policy:
-    """A fresh policy by name or alias. Raises PolicyError for an unknown one."""
-    return _MAKERS[canonical_name(name)]()
+def needs_forecasts(name: str) -> bool:
+    """Whether a policy, by name or alias, prices forecasts. Raises PolicyError for an unknown one."""
+    return _POLICIES[canonical_name(name)].needs_forecasts
+
+
+def make_policy(name: str, rng: random.Random) -> Policy:
+    """A fresh policy by name or alias; one whose constructor takes `rng` draws from that generator. Raises PolicyError
+    for an unknown one."""
+    policy: Callable[..., Policy] = _POLICIES[canonical_name(name)]
+    return policy(rng=rng) if takes_generator(policy) else policy()
+
+
+def takes_generator(policy: Callable[..., Policy]) -> bool:
+    """Whether a policy wants the router's generator."""
+    return "rng" in inspect.signature(policy).parameters

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gateway.core.decision.policies.base import NodeView
 from gateway.core.decision.policies.min_total_latency import total_latency_s
-from gateway.core.decision.slo import asks_any, shortfall_s
+from gateway.core.decision.service_levels import asks_any, shortfall_s
 from gateway.core.events import RequestShape
 from simcore.types import Forecast
 
@@ -24,10 +23,6 @@ class SloGoodput:
     name: ClassVar[str] = "slo_goodput"
     cost_unit: ClassVar[str] = "s"
     needs_forecasts: ClassVar[bool] = True
-    default_sample: ClassVar[int] = 0
-
-    def shortlist(self, request: RequestShape, nodes: Sequence[NodeView], rng: random.Random) -> Sequence[NodeView]:
-        return nodes
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from gateway.core import events as ev
-from gateway.core.nodes.node import PROMISE_S, Held, Node
+from gateway.core.nodes.node import PROMISE_S, InFlight, Node
 from simcore.types import NodeLoad, Outcome
 from tests.helpers.routing import CheckedRouter, engine_config, node_load, only
 
 
-def held(seq: int, request_id: str = "", blocks: int = 2, tokens: int = 132) -> Held:
-    return Held(request_id=request_id or f"r{seq}", dispatch_seq=seq, prompt_blocks=blocks, tokens=tokens, delay_s=None)
+def held(seq: int, request_id: str = "", blocks: int = 2, tokens: int = 132) -> InFlight:
+    return InFlight(
+        request_id=request_id or f"r{seq}", dispatch_seq=seq, prompt_blocks=blocks, tokens=tokens, delay_s=None
+    )
 
 
 def node_with(load: NodeLoad | None = None, dispatch_seq: int = 0) -> Node:
@@ -74,7 +76,7 @@ def test_a_new_session_numbers_from_one_and_knows_nothing_of_the_old_notes() -> 
     assert seen(node).waiting == 4
     node.release("r1")
     assert seen(node).waiting == 4, "the note speaks of the old ones, not the account"
-    assert [h.request_id for h in node.missed_since(0)] == ["new"]
+    assert [h.request_id for h in node.sent_since(0)] == ["new"]
 
 
 def test_a_promise_counts_until_the_node_has_had_time_to_count_it() -> None:

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from gateway.core import events as ev
 from gateway.core.decision.policies.registry import make_policy
-from gateway.core.queue.queue import CLASSES, HoldConfig, HoldingQueue, HoldOrder, class_of, due_s, tokens_of
+from gateway.core.queue.queue import CLASSES, GatewayQueue, HoldConfig, HoldOrder, class_of, due_s, tokens_of
 from gateway.core.request.live import LiveRequest
 from simcore.types import LengthBelief
 from tests.helpers.routing import shape
 
-POLICY = make_policy("least_requests")
+POLICY = make_policy("least_requests", random.Random(0))
 orders = st.sampled_from(["fcfs", "shortest_forecast", "deadline"])
 
 
 def held(request_id: str, arrival_s: float, **changes: object) -> LiveRequest:
     request = shape(request_id, **changes)
-    return LiveRequest(shape=request, prompt_tokens=request.prompt_tokens, arrival_s=arrival_s, policy=POLICY)
+    return LiveRequest.arrived(request, POLICY, arrival_s)
 
 
 @st.composite
@@ -45,14 +45,15 @@ def test_who_comes_later_than_the_bound_never_goes_first(
     order: HoldOrder, aging_s: float, lives: list[LiveRequest]
 ) -> None:
     """The bound on starvation: `aging_s * (difference of class + 1)`."""
-    queue = HoldingQueue(HoldConfig(order=order, aging_s=aging_s))
+    queue = GatewayQueue(HoldConfig(order=order, aging_s=aging_s, heads=len(lives)))
     for live in lives:
         queue.join(live)
+    place = {live.request_id: i for i, live in enumerate(queue.heads())}
     for late in lives:
         for early in lives:
             patience_s = aging_s * (class_of(early) - class_of(late) + 1)
             if late.arrival_s > early.arrival_s + patience_s + 1e-6:
-                assert queue.ahead_of(early) < queue.ahead_of(late)
+                assert place[early.request_id] < place[late.request_id]
     assert all(abs(class_of(live)) <= CLASSES for live in lives)
 
 
@@ -67,7 +68,7 @@ def test_of_two_that_come_together_the_higher_class_goes_first(order: HoldOrder,
 
 @given(lives=requests(), data=st.data())
 def test_counts_return_to_zero_in_whatever_order_requests_leave(lives: list[LiveRequest], data: st.DataObject) -> None:
-    queue = HoldingQueue(HoldConfig(order="shortest_forecast", heads=3))
+    queue = GatewayQueue(HoldConfig(order="shortest_forecast", heads=3))
     for live in lives:
         queue.join(live)
     left = list(lives)
@@ -90,7 +91,7 @@ def test_counts_return_to_zero_in_whatever_order_requests_leave(lives: list[Live
 def test_room_is_made_by_the_lowest_class_and_only_for_a_higher_one(
     order: HoldOrder, lives: list[LiveRequest], newcomer: int
 ) -> None:
-    queue = HoldingQueue(HoldConfig(order=order, max_requests=len(lives)))
+    queue = GatewayQueue(HoldConfig(order=order, max_requests=len(lives), heads=len(lives)))
     for live in lives:
         queue.join(live)
     request = held("new", 200.0, priority=newcomer)
@@ -102,18 +103,18 @@ def test_room_is_made_by_the_lowest_class_and_only_for_a_higher_one(
     else:
         assert victim is not None
         assert class_of(victim) == lowest
-        rivals = [live for live in lives if class_of(live) == lowest]
-        assert queue.ahead_of(victim) == max(queue.ahead_of(live) for live in rivals), "the last of them"
+        rivals = [live for live in queue.heads() if class_of(live) == lowest]
+        assert victim is rivals[-1], "the last of them"
 
 
-def shed_share(queue: HoldingQueue, priority: int) -> float:
+def shed_share(queue: GatewayQueue, priority: int) -> float:
     rng = random.Random(7)
     return sum(queue.turns_away(held("new", 0.0, priority=priority), rng) for _ in range(2000)) / 2000
 
 
 def test_shedding_is_gradual_and_begins_with_the_lowest_class() -> None:
     shares: dict[int, list[float]] = {0: [], 1: []}
-    queue = HoldingQueue(HoldConfig(max_requests=100, shed_from=0.5))
+    queue = GatewayQueue(HoldConfig(max_requests=100, shed_from=0.5))
     for i in range(99):
         queue.join(held(f"r{i}", float(i), priority=i % 2))
         for priority, seen in shares.items():

@@ -11,46 +11,45 @@ from gateway.core.nodes.accuracy import (
     SAMPLES,
     SILENT_AFTER,
     Expected,
-    ForecastTrust,
+    ForecastAccuracy,
     judge_all,
-    scaled,
 )
 from tests.helpers.routing import forecast
 
 
-def told(factor: float, count: int = 40, scatter: float = 1.0, seed: int = 0) -> ForecastTrust:
+def told(factor: float, count: int = 40, scatter: float = 1.0, seed: int = 0) -> ForecastAccuracy:
     """A node whose answers take `factor` times what it forecasts, each up to `scatter` times more or less."""
     rng = random.Random(seed)
-    trust = ForecastTrust()
+    accuracy = ForecastAccuracy()
     for i in range(count):
         expected = Expected(ttft_s=1.0, tpot_s=0.05, e2e_p90_s=8.0)
         tokens = rng.randrange(50, 200)
         actual_s = expected.total_s(tokens) * factor * scatter ** rng.choice((-1, 1))
-        trust.first_token(expected, factor, now_s=float(i))
-        trust.ended(expected, actual_s, tokens)
-    return trust
+        accuracy.first_token(expected, factor, now_s=float(i))
+        accuracy.ended(expected, actual_s, tokens)
+    return accuracy
 
 
 def test_a_true_node_is_used_beside_liars_whose_steady_factor_is_taken_out() -> None:
     fleet = [told(1.0), told(1.05), told(3.0), told(1 / 3), told(0.95)]
     judge_all(fleet)
-    assert [trust.use for trust in fleet] == ["used", "used", "corrected", "corrected", "used"]
+    assert [accuracy.use for accuracy in fleet] == ["used", "used", "corrected", "corrected", "used"]
     assert fleet[2].factor == pytest.approx(3.0, rel=0.1)
     assert fleet[3].factor == pytest.approx(1 / 3, rel=0.1)
-    assert scaled(forecast("n", 4.0), fleet[2].factor).e2e_s.mean == pytest.approx(12.0, rel=0.1)
+    assert forecast("n", 4.0).slowed(fleet[2].factor).e2e_s.mean == pytest.approx(12.0, rel=0.1)
 
 
 def test_what_slows_all_nodes_down_alike_is_no_bias_of_any() -> None:
     fleet = [told(2.0), told(2.1), told(1.9)]
     judge_all(fleet)
-    assert [trust.use for trust in fleet] == ["used"] * 3
-    assert [round(trust.status().bias, 1) for trust in fleet] == pytest.approx([2.0, 2.1, 1.9], abs=0.1)
+    assert [accuracy.use for accuracy in fleet] == ["used"] * 3
+    assert [round(accuracy.status().bias, 1) for accuracy in fleet] == pytest.approx([2.0, 2.1, 1.9], abs=0.1)
 
 
 def test_who_is_off_at_random_or_beyond_belief_is_not_used() -> None:
     fleet = [told(1.0), told(1.0, scatter=5.0), told(40.0), told(1.0)]
     judge_all(fleet)
-    assert [trust.use for trust in fleet] == ["used", "demoted", "demoted", "used"]
+    assert [accuracy.use for accuracy in fleet] == ["used", "demoted", "demoted", "used"]
     assert "demoted" in fleet[1].alarm()
 
 
@@ -63,26 +62,26 @@ def test_nobody_is_judged_by_a_few_answers() -> None:
 
 
 def test_what_nothing_has_confirmed_for_long_must_be_tested_anew() -> None:
-    trust = told(3.0)
+    accuracy = told(3.0)
     last_s = 39.0
-    assert not trust.is_untested(last_s + FORGET_S)
-    assert trust.is_untested(last_s + FORGET_S + 1.0)
+    assert not accuracy.is_untested(last_s + FORGET_S)
+    assert accuracy.is_untested(last_s + FORGET_S + 1.0)
 
 
 def test_coverage_is_the_share_of_answers_within_the_p90() -> None:
-    trust = ForecastTrust()
+    accuracy = ForecastAccuracy()
     for i in range(20):
-        trust.ended(Expected(1.0, 0.05, 5.0), 4.0 if i % 2 else 6.0, 60)
-    assert trust.status().coverage_p90 == pytest.approx(0.5, abs=0.1)
+        accuracy.ended(Expected(1.0, 0.05, 5.0), 4.0 if i % 2 else 6.0, 60)
+    assert accuracy.status().coverage_p90 == pytest.approx(0.5, abs=0.1)
 
 
 def test_silence_is_noticed_and_one_answer_ends_it() -> None:
-    trust = ForecastTrust()
+    accuracy = ForecastAccuracy()
     for _ in range(SILENT_AFTER):
-        trust.unanswered(1.0)
-    assert trust.status().use == "silent"
-    assert not trust.probe_due(1.1)
-    assert trust.probe_due(1.6)
-    assert not trust.probe_due(1.7)
-    trust.answered()
-    assert trust.status().use == "used"
+        accuracy.unanswered(1.0)
+    assert accuracy.status().use == "silent"
+    assert not accuracy.probe_due(1.1)
+    assert accuracy.probe_due(1.6)
+    assert not accuracy.probe_due(1.7)
+    accuracy.answered()
+    assert accuracy.status().use == "used"

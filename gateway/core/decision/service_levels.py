@@ -23,8 +23,7 @@ def shortfall_s(request: RequestShape, forecast: Forecast) -> float:
     if slo.deadline_s is not None:
         missed_s += max(0.0, forecast.e2e_s.p90 - slo.deadline_s)
     if slo.tpot_s is not None:
-        tokens = min(request.belief.mean_tokens, request.max_output_tokens)
-        missed_s += max(0.0, forecast.tpot_s.p90 - slo.tpot_s) * max(0.0, tokens - 1)
+        missed_s += max(0.0, forecast.tpot_s.p90 - slo.tpot_s) * max(0.0, request.expected_tokens - 1)
     return missed_s
 
 

@@ -9,12 +9,13 @@ import msgspec
 import pytest
 
 from gateway.core import events as ev
+from gateway.core.decision.candidates import top_k
 from gateway.core.decision.policies.llumnix_freeness import LlumnixFreeness
 from gateway.core.decision.policies.prefix_affinity import PrefixAffinity
 from gateway.core.decision.policies.registry import canonical_name
 from gateway.core.decision.policies.slo_goodput import SloGoodput
-from gateway.core.decision.prefilter import worth_asking
-from gateway.core.decision.slo import is_infeasible, shortfall_s
+from gateway.core.decision.service_levels import is_infeasible, shortfall_s
+from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
 from simcore.types import Forecast, LengthBelief, Outcome, Quantiles
@@ -137,37 +138,44 @@ def prompt(*names: int, request_id: str = "r") -> ev.RequestShape:
     return shape(request_id, prompt_tokens=16 * len(names) + 1, block_hashes=names)
 
 
-def cheapest(policy: PrefixAffinity, request: ev.RequestShape, **tokens: int) -> str:
-    views = [node_view(n, node_load(n, running=1, unprocessed_tokens=tokens.get(n, 0))) for n in IDS]
-    priced = policy.costs(request, views, {})
+def cheapest(index: PrefixIndex, request: ev.RequestShape, **tokens: int) -> str:
+    views = [
+        node_view(
+            n,
+            node_load(n, running=1, unprocessed_tokens=tokens.get(n, 0)),
+            cached_tokens=16 * index.cached_blocks(n, request.block_hashes),
+        )
+        for n in IDS
+    ]
+    priced = PrefixAffinity().costs(request, views, {})
     return min(zip(priced, IDS, strict=True), key=lambda pair: pair[0] or 0.0)[1]
 
 
 def test_the_longest_known_beginning_wins_until_its_node_has_more_to_do_than_that_saves() -> None:
-    policy = PrefixAffinity()
-    policy.costs(prompt(1, 2, 3), VIEWS, {})
-    policy.placed(prompt(1, 2, 3), "b")
-    policy.placed(prompt(1, 9), "c")
+    index = PrefixIndex()
+    index.sent("b", (1, 2, 3), engine_config())
+    index.sent("c", (1, 9), engine_config())
     request = prompt(1, 2, 3, 4)
-    assert [policy.cached_blocks(n, request) for n in IDS] == [0, 3, 1]
-    assert cheapest(policy, request) == "b"
-    assert cheapest(policy, request, b=31) == "b"
-    assert cheapest(policy, request, b=33) == "c"
-    assert cheapest(policy, request, b=49, c=49) == "a", "48 tokens saved, 49 to wait for"
+    assert [index.cached_blocks(n, request.block_hashes) for n in IDS] == [0, 3, 1]
+    assert cheapest(index, request) == "b"
+    assert cheapest(index, request, b=31) == "b"
+    assert cheapest(index, request, b=33) == "c"
+    assert cheapest(index, request, b=49, c=49) == "a", "48 tokens saved, 49 to wait for"
 
 
 def test_without_a_match_it_is_least_unprocessed_tokens() -> None:
-    assert cheapest(PrefixAffinity(), prompt(5, 6), a=30, b=20, c=10) == "c"
+    assert cheapest(PrefixIndex(), prompt(5, 6), a=30, b=20, c=10) == "c"
 
 
 def test_what_does_not_fit_the_node_is_forgotten_from_the_end_of_the_oldest() -> None:
-    policy = PrefixAffinity()
-    small = [msgspec.structs.replace(node_view("a"), config=engine_config(num_blocks=4))]
-    policy.costs(prompt(1, 2, 3), small, {})
-    policy.placed(prompt(1, 2, 3), "a")
-    policy.placed(prompt(7, 8), "a")
-    assert policy.cached_blocks("a", prompt(7, 8)) == 2
-    assert policy.cached_blocks("a", prompt(1, 2, 3)) == 2
+    index = PrefixIndex()
+    small = engine_config(num_blocks=4)
+    index.sent("a", (1, 2, 3), small)
+    index.sent("a", (7, 8), small)
+    assert index.cached_blocks("a", (7, 8)) == 2
+    assert index.cached_blocks("a", (1, 2, 3)) == 2
+    index.forget("a")
+    assert index.cached_blocks("a", (7, 8)) == 0
 
 
 def test_the_router_remembers_where_prompts_went() -> None:
@@ -189,9 +197,9 @@ def test_the_router_remembers_where_prompts_went() -> None:
 def test_the_freest_are_asked_and_the_unknown_last() -> None:
     views = [node_view(f"n{i}", node_load(f"n{i}", running=10, free_blocks=100 * i)) for i in range(8)]
     unknown = msgspec.structs.replace(node_view("x"), load=None)
-    chosen = worth_asking(LlumnixFreeness(), shape(), [unknown, *views], 3, random.Random(0))
+    chosen = top_k(LlumnixFreeness(), shape(), [unknown, *views], 3, random.Random(0))
     assert [view.node_id for view in chosen] == ["n7", "n6", "n5"]
-    assert worth_asking(LlumnixFreeness(), shape(), [unknown, views[0]], 2, random.Random(0)) == [unknown, views[0]]
+    assert top_k(LlumnixFreeness(), shape(), [unknown, views[0]], 2, random.Random(0)) == [unknown, views[0]]
 
 
 def test_equals_are_asked_in_turn_by_chance() -> None:

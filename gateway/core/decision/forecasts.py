@@ -1,0 +1,115 @@
+"""What an answer is still worth when a decision is made: too old, not believed, corrected, overtaken. Pure.
+
+A forecast answers for the state of its node when the question got there. What we dispatched to that node in the
+meantime it cannot know, and in a burst all questions are asked before the first answer is in. Such requests are added
+to the forecast here: each delays the candidate, and the candidate delays each, by `delay_to_each_s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.core.nodes.accuracy import Expected
+from gateway.core.nodes.node import InFlight, Node
+from gateway.core.request.attempt import ForecastRound
+from gateway.core.router_config import RouterConfig
+from simcore.types import Forecast
+
+
+class Believed(NamedTuple):
+    """The answers of a round, by node."""
+
+    forecasts: dict[str, Forecast]
+    """Those that count, as they are to be read now."""
+    notes: dict[str, str]
+    """Why a node has none, or how its own was changed, for people."""
+    expected: dict[str, Expected]
+    """What was forecast, with what was known better by now but uncorrected: to be compared with what happens."""
+    delays_s: dict[str, float]
+    """By how much the request would delay each other one of a node: by the node's own forecast alone, or what earlier
+    dispatches add to it would be added once more by the next."""
+
+
+def believe(asked: ForecastRound, ready: Sequence[Node], now_s: float, config: RouterConfig) -> Believed:
+    """Reads the answers of `ready` nodes. `asked` is closed: what is still pending has not come in time."""
+    notes = dict(asked.failures)
+    for node_id in asked.pending.values():
+        notes[node_id] = f"no forecast within {config.forecast_timeout_s:g} s"
+    found = Believed({}, notes, {}, {})
+    prefill_s = _prefill_s(asked.forecasts.values())
+    untested = {node.node_id for node in ready if node.accuracy.is_untested(now_s)}
+    for node in ready:
+        node_id = node.node_id
+        forecast = asked.forecasts.get(node_id)
+        if forecast is None:
+            continue
+        delay_s = found.delays_s[node_id] = delay_to_each_s(
+            forecast, max_num_seqs=node.config.max_num_seqs, prefill_s=prefill_s
+        )
+        overtaken_by = node.sent_since(asked.asked_seq[node_id])
+        if overtaken_by:
+            forecast = with_later_dispatches(forecast, overtaken_by, delay_s)
+            notes[node_id] = f"{len(overtaken_by)} dispatched there since it was asked: added to its forecast"
+        found.expected[node_id] = Expected(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
+        # Who is never chosen for what it says can never be found wrong: the untested get their share to be tested.
+        why_not = _why_not_believed(node, forecast, config.state_stale_s)
+        if not why_not and node_id in untested and len(untested) < len(ready):
+            why_not = "its forecasts are still to be tested"
+        if why_not:
+            notes[node_id] = why_not
+            continue
+        if node.accuracy.use == "corrected":
+            forecast = forecast.slowed(node.accuracy.factor)
+            notes[node_id] = f"its forecast was corrected by a factor of {node.accuracy.factor:.2g}"
+        found.forecasts[node_id] = forecast
+    return found
+
+
+def delay_to_each_s(forecast: Forecast, *, max_num_seqs: int, prefill_s: float) -> float:
+    """Seconds by which a request delays each other request of its node.
+
+    The larger of two: the time its prompt takes, `prefill_s`, for which those who come with it wait; and its share of
+    the node, one of `max_num_seqs` places for as long as it stays (processor sharing). Harm over the number of those
+    there already would be a third, but that number is of another moment than the forecast.
+    """
+    return max(prefill_s, forecast.e2e_s.mean / max_num_seqs, 0.0)
+
+
+def with_later_dispatches(forecast: Forecast, sent: Sequence[InFlight], own_delay_s: float) -> Forecast:
+    """The forecast with our dispatches that it could not know of. Requests that nobody forecast count like this one."""
+    waits_s = sum(own_delay_s if other.delay_s is None else other.delay_s for other in sent)
+    blocks = sum(other.prompt_blocks for other in sent)
+    return msgspec.structs.replace(
+        forecast,
+        ttft_s=forecast.ttft_s.later(waits_s),
+        e2e_s=forecast.e2e_s.later(waits_s),
+        kv_headroom_blocks=forecast.kv_headroom_blocks - blocks,
+        kv_headroom_path=tuple([free - blocks for free in forecast.kv_headroom_path]),
+        clear_start_s=forecast.clear_start_s.later(waits_s),
+        harm_s=forecast.harm_s.later(own_delay_s * len(sent)),
+    )
+
+
+def _why_not_believed(node: Node, forecast: Forecast, stale_after_s: float) -> str:
+    if node.accuracy.use == "demoted":
+        return "its forecasts have been too far off"
+    if node.note is not None and not node.note.trusted:
+        return "it says itself that its forecasts are too far off"
+    if node.liveness.frozen_s:
+        return "its trace is frozen"
+    if forecast.state_age_s > stale_after_s:
+        return f"its state was {forecast.state_age_s:.3g} s old"
+    return ""
+
+
+def _prefill_s(forecasts: Iterable[Forecast]) -> float:
+    """Time that the prompt alone takes: where its first token comes soonest after the start, least else is in it."""
+    return min((_after_start_s(forecast) for forecast in forecasts), default=0.0)
+
+
+def _after_start_s(forecast: Forecast) -> float:
+    ttft_s, start_s = forecast.ttft_s.mean, forecast.clear_start_s.mean
+    return ttft_s - start_s if start_s < ttft_s else ttft_s

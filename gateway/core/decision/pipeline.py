@@ -1,0 +1,151 @@
+"""One decision, from the wish to the verdict: filter, sample, ask, believe, admit, rank. Pure.
+
+`begin` takes a request as far as it gets without forecasts, `conclude` from the forecasts to the end. Both only say
+what is to be done; the router does it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from gateway.core.decision import candidates
+from gateway.core.decision.admission import can_start_by_forecast, can_start_by_load, worth_asking
+from gateway.core.decision.forecasts import Believed, believe
+from gateway.core.decision.policies.base import Policy
+from gateway.core.decision.policies.registry import PolicyError, canonical_name, make_policy
+from gateway.core.decision.rank import is_priced, rank, sentence, why_unpriced
+from gateway.core.decision.service_levels import is_infeasible
+from gateway.core.decision.verdict import Ask, Chosen, Refusal, Verdict, Wait
+from gateway.core.nodes.pool import NodePool
+from gateway.core.nodes.prefix_index import PrefixIndex
+from gateway.core.nodes.view import NodeView
+from gateway.core.queue.late_binding import LateBinding
+from gateway.core.request.attempt import ForecastRound
+from gateway.core.request.live import LiveRequest
+from gateway.core.router_config import RouterConfig
+from simcore.types import Decision, Forecast, Outcome
+
+NO_FORECASTS = Believed({}, {}, {}, {})
+
+
+class DecisionPipeline:
+    """One per router. Raises PolicyError when fallback or prefilter is unknown or unfit."""
+
+    def __init__(self, pool: NodePool, late: LateBinding, config: RouterConfig, rng: random.Random) -> None:
+        self._pool = pool
+        self._late = late
+        self._config = config
+        self._rng = rng
+        self._policies: dict[str, Policy] = {}
+        self._fallback = self._without_forecasts("fallback", config.fallback)
+        self._prefilter = self._without_forecasts("prefilter", config.prefilter)
+
+    def policy(self, name: str) -> Policy:
+        """This router's instance of a policy, by name or alias. Raises PolicyError for an unknown one."""
+        name = canonical_name(name)
+        policy = self._policies.get(name)
+        if policy is None:
+            policy = self._policies[name] = make_policy(name, self._rng)
+            if getattr(policy, "needs_prefixes", False) and self._pool.prefixes is None:
+                self._pool.prefixes = PrefixIndex()
+        return policy
+
+    def begin(self, live: LiveRequest, now_s: float) -> Verdict:
+        """The decision of a policy that needs no forecasts, or whom to ask for them."""
+        shape, policy, config = live.shape, live.policy, self._config
+        nodes = candidates.eligible(self._pool, live, now_s)
+        if isinstance(nodes, Refusal) and nodes.outcome is Outcome.INVALID:
+            return nodes
+        in_line = self._late.line_up(live)
+        if in_line is not None:
+            return in_line
+        if isinstance(nodes, Refusal):
+            return nodes
+        views = self._pool.views(candidates.sample(nodes, policy, config, self._rng), shape, now_s)
+        if self._late.may_wait(live, now_s):
+            can_start = worth_asking if policy.needs_forecasts else can_start_by_load
+            views = [view for view in views if can_start(view, shape)]
+            if not views:
+                return Wait()
+        if policy.needs_forecasts:
+            asked = candidates.top_k(self._prefilter, shape, views, config.ask, self._rng)
+            return Ask([self._pool.nodes[view.node_id] for view in asked])
+        return self._choose(live, views, NO_FORECASTS, now_s)
+
+    def conclude(self, live: LiveRequest, asked: ForecastRound, now_s: float) -> Verdict:
+        """The decision with the forecasts that came; from the start if all that were asked have gone."""
+        up = [node for node in asked.nodes if node.up and not node.draining]
+        if not up:
+            return self.begin(live, now_s)
+        ready = self._pool.best_standing(up, now_s)
+        views = self._pool.views(ready, live.shape, now_s)
+        believed = believe(asked, ready, now_s, self._config)
+        forecasts = believed.forecasts
+        starts_s = [forecast.clear_start_s.mean for forecast in forecasts.values()]
+        may_wait = self._late.may_wait(live, now_s)
+        if self._is_infeasible(live, forecasts, now_s):
+            if self._config.infeasible == "refuse":
+                detail = f"all {len(forecasts)} nodes asked are forecast to miss a service level of the request"
+                return Refusal(Outcome.OVERLOADED, detail, min(starts_s))
+            if may_wait:
+                return Wait(min(starts_s), behind_all=True)
+        if may_wait:
+            preemption = self._config.hold.preemption
+            views = [
+                view
+                for view in views
+                if can_start_by_forecast(view, live.shape, forecasts.get(view.node_id), preemption=preemption)
+            ]
+            if not views:
+                return Wait(min(starts_s, default=0.0))
+        return self._choose(live, views, believed, now_s)
+
+    def has_room(self, live: LiveRequest, now_s: float) -> bool:
+        """Whether any node could take it, now or in its queue."""
+        return not isinstance(candidates.eligible(self._pool, live, now_s), Refusal)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _is_infeasible(self, live: LiveRequest, forecasts: Mapping[str, Forecast], now_s: float) -> bool:
+        """Whether it is forecast to miss a service level wherever it goes, and that is news."""
+        if not forecasts or live.infeasible or live.resumed_tokens or self._config.infeasible == "serve":
+            return False
+        waited_s = now_s - live.arrival_s
+        return all(is_infeasible(live.shape.slo, forecast, waited_s=waited_s) for forecast in forecasts.values())
+
+    def _choose(self, live: LiveRequest, views: Sequence[NodeView], believed: Believed, now_s: float) -> Chosen:
+        """The cheapest by the policy; if it can price nobody, by the fallback."""
+        shape, policy, forecasts, notes = live.shape, live.policy, believed.forecasts, believed.notes
+        costs = policy.costs(shape, views, forecasts)
+        preface = ""
+        if not any(map(is_priced, costs)):
+            missing = "forecast came" if policy.needs_forecasts else "load is known"
+            preface = f"{policy.name} could not price {len(views)} nodes as no {missing} "
+            preface += f"({views[0].node_id}: {why_unpriced(views[0], notes)}); {self._fallback.name} stepped in: "
+            # Among all who could take it: that nobody of a sample has answered says nothing of the rest.
+            nodes = candidates.eligible(self._pool, live, now_s)
+            if not isinstance(nodes, Refusal):
+                views = self._pool.views(nodes, shape, now_s)
+            policy, forecasts = self._fallback, {}
+            costs = policy.costs(shape, views, forecasts)
+        ranking = rank(costs, views, forecasts=forecasts, notes=notes, rng=self._rng)
+        best = ranking.scores[0]
+        decision = Decision(
+            request_id=live.request_id,
+            node_id=best.node_id,
+            policy=policy.name,
+            cost_unit=policy.cost_unit,
+            scores=tuple(ranking.scores),
+            reason=sentence(policy, ranking, preface),
+            decision_s=now_s - live.arrival_s,
+            attempt=live.next_attempt,
+        )
+        delay_s = None if best.forecast is None else believed.delays_s.get(best.node_id)
+        return Chosen(self._pool.nodes[best.node_id], decision, believed.expected.get(best.node_id), delay_s)
+
+    def _without_forecasts(self, role: str, name: str) -> Policy:
+        policy = self.policy(name)
+        if policy.needs_forecasts:
+            raise PolicyError(f"{role} {policy.name!r} needs forecasts itself; choose one that does not")
+        return policy

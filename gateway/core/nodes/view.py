@@ -1,0 +1,28 @@
+"""One node as a policy sees it at the moment of a decision. Pure data."""
+
+from __future__ import annotations
+
+import msgspec
+
+from simcore.types import EngineConfig, NodeLoad
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One node at the moment of a decision.
+
+    `load` is the node's last note with our own dispatches that it does not yet include added to it (they count as
+    waiting). `load is None` means nothing is known: such a node is unknown, never idle.
+    """
+
+    node_id: str
+    config: EngineConfig
+    load: NodeLoad | None
+    state_age_s: float
+    """Age of the node's state now: its age when noted plus the time since."""
+    in_flight: int
+    """Requests that this gateway has there, exact."""
+    dispatches_60s: int
+    """Dispatches of this gateway to it in the last 60 s."""
+    cached_tokens: int = 0
+    """Tokens at the beginning of the request's prompt that were sent there before (`PrefixIndex`); 0 unless the policy
+    says that it needs to know."""

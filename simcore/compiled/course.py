@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled.layout import ROOM, SINCE, SO_FAR_PATH, Floats
+from simcore.compiled import layout as at
+from simcore.compiled.layout import Floats
 from simcore.types import HEADROOM_HORIZONS_S
 
 _HORIZONS = len(HEADROOM_HORIZONS_S)
@@ -21,18 +22,18 @@ def note_free(progress: Floats, began_s: float, ended_s: float, first: int, last
         horizon_s = HEADROOM_HORIZONS_S[k]
         if began_s < horizon_s:
             if ended_s <= horizon_s:
-                progress[SO_FAR_PATH + k] = min(progress[SO_FAR_PATH + k], float(last))
+                progress[at.SO_FAR_PATH + k] = min(progress[at.SO_FAR_PATH + k], float(last))
                 return
             free = first - (first - last) * (horizon_s - began_s) / (ended_s - began_s)
-            progress[SO_FAR_PATH + k] = min(progress[SO_FAR_PATH + k], free)
+            progress[at.SO_FAR_PATH + k] = min(progress[at.SO_FAR_PATH + k], free)
 
 
 @njit(nogil=True)
 def read_path(progress: Floats, out: Floats) -> None:
     """Lowers `out` to the fewest free blocks within each of the horizons."""
-    fewest = progress[SO_FAR_PATH]
+    fewest = progress[at.SO_FAR_PATH]
     for k in range(_HORIZONS):
-        fewest = min(fewest, progress[SO_FAR_PATH + k])
+        fewest = min(fewest, progress[at.SO_FAR_PATH + k])
         out[k] = min(out[k], fewest)
 
 
@@ -40,11 +41,11 @@ def read_path(progress: Floats, out: Floats) -> None:
 def note_stretch(course: Floats, rows: int, began_s: float, room: int) -> int:
     """Appends a stretch; one without room joins one without, and in a full course the last takes all. Returns the
     rows: always one less than there are, for the end."""
-    if rows > 0 and (rows + 1 == course.shape[0] or (room < 0 and course[rows - 1, ROOM] < 0)):
-        course[rows - 1, ROOM] = min(course[rows - 1, ROOM], room)
+    if rows > 0 and (rows + 1 == course.shape[0] or (room < 0 and course[rows - 1, at.ROOM] < 0)):
+        course[rows - 1, at.ROOM] = min(course[rows - 1, at.ROOM], room)
         return rows
-    course[rows, SINCE] = began_s
-    course[rows, ROOM] = room
+    course[rows, at.SINCE] = began_s
+    course[rows, at.ROOM] = room
     return rows + 1
 
 
@@ -52,10 +53,10 @@ def note_stretch(course: Floats, rows: int, began_s: float, room: int) -> int:
 def complete(course: Floats, rows: int, ended_s: float, blocks: int) -> int:
     """Appends the end, when all `blocks` are free, and turns the room of each stretch into that of it and all later
     ones. Returns the rows."""
-    course[rows, SINCE] = ended_s
-    course[rows, ROOM] = blocks
+    course[rows, at.SINCE] = ended_s
+    course[rows, at.ROOM] = blocks
     for i in range(rows - 1, -1, -1):
-        course[i, ROOM] = min(course[i, ROOM], course[i + 1, ROOM])
+        course[i, at.ROOM] = min(course[i, at.ROOM], course[i + 1, at.ROOM])
     return rows + 1
 
 
@@ -65,8 +66,8 @@ def clear_from(course: Floats, rows: int, blocks: int) -> float:
     low, high = 0, rows - 1
     while low < high:
         middle = (low + high) // 2
-        if course[middle, ROOM] >= blocks:
+        if course[middle, at.ROOM] >= blocks:
             high = middle
         else:
             low = middle + 1
-    return course[low, SINCE] if low > 0 else 0.0
+    return course[low, at.SINCE] if low > 0 else 0.0

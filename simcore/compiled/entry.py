@@ -2,75 +2,23 @@
 
 numba decides from the file of a cached function alone whether its cache is stale; it does not see a change in a
 function it calls or in a constant of another module. Each entry point therefore closes over a fingerprint of all code
-and constants under it, which is part of numba's cache key.
+and numbers under it (`fingerprint`), which is part of numba's cache key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import numpy as np
 from numba import njit
 
-from simcore.compiled import blocks, course, future, jump, jump_ahead, kv, load, memory, plan, run_to_event, step
-from simcore.compiled.layout import (
-    AHEAD,
-    BASE,
-    BLOCK,
-    BY_PRIORITY,
-    C_FINALS,
-    C_HASHES,
-    C_PROMPT,
-    C_SCENARIOS,
-    CLEAR,
-    E2E,
-    FINAL,
-    FIRST_CHECKPOINT,
-    FLYING,
-    FREE,
-    HARM,
-    HEADROOM,
-    HEADROOM_PATH,
-    LOG_ROWS_EACH,
-    LONG_PREFILL,
-    N_FORECAST,
-    N_PROGRESS,
-    N_RUNNING,
-    N_WAITING,
-    NOW,
-    PREEMPTION_COUNT,
-    PREEMPTION_SHARE,
-    SCRATCH_STATE,
-    SO_FAR_HEADROOM,
-    SO_FAR_PREEMPTIONS,
-    TOTAL_BLOCKS,
-    TPOT,
-    TTFT,
-    Arrays,
-    Floats,
-    Ints,
-    Shared,
-)
+from simcore.compiled import blocks, course, future, load, plan, run_to_event, step
+from simcore.compiled import layout as at
+from simcore.compiled.fingerprint import fingerprint_of
+from simcore.compiled.layout import Arrays, Floats, Ints, Shared
 from simcore.cost import step_time
 from simcore.kernel_cache import cached
-
-_MODULES = (blocks, course, kv, memory, plan, step, load, run_to_event, jump, jump_ahead, future, step_time)
-
-
-def _fingerprint() -> int:
-    """Changes when any kernel, or any number a kernel takes from its module, changes."""
-    value = 0
-    for module in _MODULES:
-        for name, function in sorted(vars(module).items()):
-            source = getattr(function, "py_func", None)
-            if source is None:
-                continue
-            code = source.__code__
-            numbers = [(n, v) for n in code.co_names if isinstance(v := source.__globals__.get(n), int | float | tuple)]
-            value = crc32(repr((name, code.co_code, code.co_consts, code.co_names, numbers)).encode(), value)
-    return value
 
 
 class Entries(NamedTuple):
@@ -105,22 +53,22 @@ def start(
     checkpoint: int,
 ) -> None:
     """Sets up the scratch state from the checkpoint of that scenario, if there is one, else from the base."""
-    slots = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
-    if checkpoint > 0 and progress[checkpoint, NOW] >= 0.0:
-        future.copy_state(heads, reqs, lists, checkpoint, SCRATCH_STATE, slots)
-        for i in range(N_PROGRESS):
-            progress[SCRATCH_STATE, i] = progress[checkpoint, i]
+    slots = heads[at.BASE, at.N_RUNNING] + heads[at.BASE, at.N_WAITING]
+    if checkpoint > 0 and progress[checkpoint, at.NOW] >= 0.0:
+        future.copy_state(heads, reqs, lists, checkpoint, at.SCRATCH_STATE, slots)
+        for i in range(at.N_PROGRESS):
+            progress[at.SCRATCH_STATE, i] = progress[checkpoint, i]
         return
-    future.copy_state(heads, reqs, lists, BASE, SCRATCH_STATE, slots)
+    future.copy_state(heads, reqs, lists, at.BASE, at.SCRATCH_STATE, slots)
     if shared is not None and base_shared is not None:
         shared[0][:, :] = base_shared[0]
         shared[1][:slots] = base_shared[1][:slots]
     for slot in range(slots):
-        reqs[SCRATCH_STATE, slot, FINAL] = finals[scenario, slot]
-    progress[SCRATCH_STATE, NOW] = start_s
-    progress[SCRATCH_STATE, SO_FAR_PREEMPTIONS] = 0
-    for i in range(SO_FAR_HEADROOM, N_PROGRESS):
-        progress[SCRATCH_STATE, i] = heads[BASE, FREE]
+        reqs[at.SCRATCH_STATE, slot, at.FINAL] = finals[scenario, slot]
+    progress[at.SCRATCH_STATE, at.NOW] = start_s
+    progress[at.SCRATCH_STATE, at.SO_FAR_PREEMPTIONS] = 0
+    for i in range(at.SO_FAR_HEADROOM, at.N_PROGRESS):
+        progress[at.SCRATCH_STATE, i] = heads[at.BASE, at.FREE]
 
 
 def _compile(fingerprint: int) -> Entries:
@@ -136,7 +84,7 @@ def _compile(fingerprint: int) -> Entries:
     def plan_ahead(head: Ints, req: Ints, lists: Ints, log: Ints) -> None:
         """`step.plan_ahead` for a state that was told without the step that its engine has in flight."""
         assert fingerprint >= 0
-        if head[AHEAD] and head[FLYING] == 0 and head[N_RUNNING] > 0:
+        if head[at.AHEAD] and head[at.FLYING] == 0 and head[at.N_RUNNING] > 0:
             step.plan_ahead(head, req, lists, None, log, int(np.int64(0)))
 
     @cached
@@ -157,8 +105,8 @@ def _compile(fingerprint: int) -> Entries:
         """
         assert fingerprint >= 0
         n_log = steps = 0
-        while next_s < until_s and (head[N_RUNNING] + head[N_WAITING] > 0 or head[FLYING]):
-            if n_log + LOG_ROWS_EACH * (head[N_RUNNING] + head[N_WAITING]) > log.shape[0]:
+        while next_s < until_s and (head[at.N_RUNNING] + head[at.N_WAITING] > 0 or head[at.FLYING]):
+            if n_log + at.LOG_ROWS_EACH * (head[at.N_RUNNING] + head[at.N_WAITING]) > log.shape[0]:
                 break
             n, prefill, work, prefill_seqs, decode, read, _ = step.step(head, req, lists, shared, log[n_log:], False)
             next_s += step_time.step_seconds(packed, prefill + decode, work, read, prefill_seqs + decode)
@@ -203,12 +151,12 @@ def _compile(fingerprint: int) -> Entries:
         totals: Ints,
         told_s: Floats,
         states: Ints,
-        at: tuple[int, int, int, int],
+        counters: tuple[int, int, int, int],
         times_s: tuple[float, float, float, float],
     ) -> tuple[int, int, int, float, float]:
-        """`run_to_event.run`; `at` is (row, seq, mark, watched), `times_s` its four times."""
+        """`run_to_event.run`; `counters` are (row, seq, mark, watched), `times_s` its four times."""
         assert fingerprint >= 0
-        return run_to_event.run(head, req, lists, shared, log, packed, totals, told_s, states, *at, *times_s)
+        return run_to_event.run(head, req, lists, shared, log, packed, totals, told_s, states, *counters, *times_s)
 
     @cached
     def enqueue(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
@@ -259,11 +207,11 @@ def _compile(fingerprint: int) -> Entries:
         """`future.compact_state` of a node into the base state, then `future.draw_finals` with `node_rows`
         by the node's slots."""
         assert fingerprint >= 0
-        future.compact_state(head, req, lists, to_heads[BASE], to_reqs[BASE], to_lists[BASE], source)
-        n = head[N_RUNNING] + head[N_WAITING]
+        future.compact_state(head, req, lists, to_heads[at.BASE], to_reqs[at.BASE], to_lists[at.BASE], source)
+        n = head[at.N_RUNNING] + head[at.N_WAITING]
         for slot in range(n):
             rows[slot] = node_rows[source[slot]]
-        return future.draw_finals(to_reqs[BASE], n, atoms, strata, rows, scenarios, finals)
+        return future.draw_finals(to_reqs[at.BASE], n, atoms, strata, rows, scenarios, finals)
 
     @cached
     def forecast(
@@ -299,16 +247,16 @@ def _compile(fingerprint: int) -> Entries:
         candidate from `hashes` (candidates, most names). False if some future could not go on.
         """
         assert fingerprint >= 0
-        base = heads[BASE]
-        n = base[N_RUNNING] + base[N_WAITING]
-        skipping = jumping and shared is None and base[BY_PRIORITY] == 0 and base[LONG_PREFILL] == 0
+        base = heads[at.BASE]
+        n = base[at.N_RUNNING] + base[at.N_WAITING]
+        skipping = jumping and shared is None and base[at.BY_PRIORITY] == 0 and base[at.LONG_PREFILL] == 0
         # Not literals: a kernel would be compiled once more for each.
         none, nobody = int(np.int64(0)), int(np.int64(-1))
         fine = True
         if not base_done:
             for s in range(base_scenarios):
                 start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
-                checkpoint = FIRST_CHECKPOINT + s if skipping else 0
+                checkpoint = at.FIRST_CHECKPOINT + s if skipping else 0
                 first_s, course_rows[s] = future.run(
                     heads,
                     reqs,
@@ -328,24 +276,24 @@ def _compile(fingerprint: int) -> Entries:
         mine = ends[ends.shape[0] - 1]
         for c in range(n_candidates):
             candidate = candidates[c]
-            scenarios = candidate[C_SCENARIOS]
+            scenarios = candidate[at.C_SCENARIOS]
             preemptions = preempting = 0.0
             if shared is not None:
-                for i in range(candidate[C_HASHES]):
+                for i in range(candidate[at.C_HASHES]):
                     shared[2][n, i] = hashes[c, i]
-            for i in range(HEADROOM, N_FORECAST):
-                out[c, i] = base[TOTAL_BLOCKS]
+            for i in range(at.HEADROOM, at.N_FORECAST):
+                out[c, i] = base[at.TOTAL_BLOCKS]
             for s in range(scenarios):
-                final = candidate[C_FINALS + s]
+                final = candidate[at.C_FINALS + s]
                 of = min(s, base_scenarios - 1)
                 for slot in range(n):
                     mine[slot] = ends[of, slot]
-                checkpoint = FIRST_CHECKPOINT + of if skipping else 0
+                checkpoint = at.FIRST_CHECKPOINT + of if skipping else 0
                 start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, of, checkpoint)
                 future.admit_candidate(
-                    heads[SCRATCH_STATE],
-                    reqs[SCRATCH_STATE],
-                    lists[SCRATCH_STATE],
+                    heads[at.SCRATCH_STATE],
+                    reqs[at.SCRATCH_STATE],
+                    lists[at.SCRATCH_STATE],
                     n,
                     candidate,
                     final,
@@ -361,24 +309,24 @@ def _compile(fingerprint: int) -> Entries:
                 samples[1, s] = (mine[n] - first_s) / (final - 1) if final > 1 else 0.0
                 samples[2, s] = mine[n]
                 samples[3, s] = harm_s
-                blocks = (candidate[C_PROMPT] + final - 1 + base[BLOCK] - 1) // base[BLOCK]
+                blocks = (candidate[at.C_PROMPT] + final - 1 + base[at.BLOCK] - 1) // base[at.BLOCK]
                 samples[4, s] = course.clear_from(courses[of], course_rows[of], blocks)
-                mine_so_far = progress[SCRATCH_STATE]
-                preemptions += mine_so_far[SO_FAR_PREEMPTIONS]
-                preempting += mine_so_far[SO_FAR_PREEMPTIONS] > 0
-                out[c, HEADROOM] = min(out[c, HEADROOM], mine_so_far[SO_FAR_HEADROOM])
-                course.read_path(mine_so_far, out[c, HEADROOM_PATH:])
-            future.summarise(samples[0], scenarios, out[c], TTFT)
-            future.summarise(samples[1], scenarios, out[c], TPOT)
-            future.summarise(samples[2], scenarios, out[c], E2E)
-            future.summarise(samples[3], scenarios, out[c], HARM)
-            future.summarise(samples[4], scenarios, out[c], CLEAR)
-            out[c, PREEMPTION_COUNT] = preemptions / scenarios
-            out[c, PREEMPTION_SHARE] = preempting / scenarios
+                mine_so_far = progress[at.SCRATCH_STATE]
+                preemptions += mine_so_far[at.SO_FAR_PREEMPTIONS]
+                preempting += mine_so_far[at.SO_FAR_PREEMPTIONS] > 0
+                out[c, at.HEADROOM] = min(out[c, at.HEADROOM], mine_so_far[at.SO_FAR_HEADROOM])
+                course.read_path(mine_so_far, out[c, at.HEADROOM_PATH :])
+            future.summarise(samples[0], scenarios, out[c], at.TTFT)
+            future.summarise(samples[1], scenarios, out[c], at.TPOT)
+            future.summarise(samples[2], scenarios, out[c], at.E2E)
+            future.summarise(samples[3], scenarios, out[c], at.HARM)
+            future.summarise(samples[4], scenarios, out[c], at.CLEAR)
+            out[c, at.PREEMPTION_COUNT] = preemptions / scenarios
+            out[c, at.PREEMPTION_SHARE] = preempting / scenarios
         return fine
 
     made = (one_step, plan_ahead, advance, measure, keep, run, enqueue, remove, tell_apart, known_prefix, count_shares)
     return Entries(*made, take_node, forecast)
 
 
-ENTRIES = _compile(_fingerprint())
+ENTRIES = _compile(fingerprint_of(_compile))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from simcore.compiled import layout as at
 from simcore.compiled.course import note_free, note_stretch
 from simcore.compiled.jump import (
     admissible,
@@ -22,50 +23,13 @@ from simcore.compiled.jump import (
     still_running,
 )
 from simcore.compiled.kv import take
-from simcore.compiled.layout import (
-    BANK,
-    BLOCK,
-    BUDGET,
-    BY_END,
-    CAPACITY,
-    COMPUTED,
-    FINAL,
-    FLYING,
-    FREE,
-    KEYED,
-    LEFT,
-    MAX_LEN,
-    MAX_OUT,
-    MAX_SEQS,
-    N_BEFORE,
-    N_PLAN,
-    N_RUNNING,
-    N_WAITING,
-    OUT,
-    PENDING,
-    PER_SLACK,
-    PLAN_CACHED,
-    PLAN_DECODE,
-    PLAN_GREW,
-    PLAN_KV,
-    PLAN_LOWEST,
-    PLAN_PREFILL,
-    PLAN_PREFILL_SEQS,
-    PLAN_SLOT,
-    PLAN_TOKENS,
-    PLAN_WORK2,
-    POSITION,
-    PROMPT,
-    RUNNING,
-    Floats,
-    Ints,
-)
+from simcore.compiled.layout import Floats, Ints
 from simcore.cost.step_time import dense_seconds, step_seconds
 
 
 @njit(nogil=True)
 def _ends_of_itself(head: Ints, req: Ints, slot: int) -> bool:
-    return req[slot, FINAL] < min(req[slot, MAX_OUT], head[MAX_LEN] - req[slot, PROMPT])
+    return req[slot, at.FINAL] < min(req[slot, at.MAX_OUT], head[at.MAX_LEN] - req[slot, at.PROMPT])
 
 
 @njit(nogil=True)
@@ -83,47 +47,47 @@ def decode_phase_ahead(
     ended: Ints,
 ) -> tuple[int, float, int, bool, int]:
     """As `jump.decode_phase`."""
-    running = sequences = head[N_RUNNING]
-    lowest = head[FREE]
-    block = head[BLOCK]
-    if sequences == 0 or head[FLYING] == 0 or sequences > head[BUDGET] or admissible(head, req, lists, sequences):
+    running = sequences = head[at.N_RUNNING]
+    lowest = head[at.FREE]
+    block = head[at.BLOCK]
+    if sequences == 0 or head[at.FLYING] == 0 or sequences > head[at.BUDGET] or admissible(head, req, lists, sequences):
         return 0, now_s, lowest, False, rows
-    left = lists[LEFT]
-    per_slack = lists[PER_SLACK]
+    left = lists[at.LEFT]
+    per_slack = lists[at.PER_SLACK]
     for k in range(block):
         per_slack[k] = 0
     kv = 0
     next_end = 1 << 62
     for i in range(sequences):
-        slot = lists[RUNNING, i]
-        if req[slot, OUT] == 0 or req[slot, PENDING] == 0:
+        slot = lists[at.RUNNING, i]
+        if req[slot, at.OUT] == 0 or req[slot, at.PENDING] == 0:
             return 0, now_s, lowest, False, rows
-        computed = req[slot, COMPUTED]
+        computed = req[slot, at.COMPUTED]
         kv += computed + 1
-        left[i] = req[slot, FINAL] - req[slot, OUT]
-        lists[POSITION, slot] = i
+        left[i] = req[slot, at.FINAL] - req[slot, at.OUT]
+        lists[at.POSITION, slot] = i
         next_end = min(next_end, left[i])
-        per_slack[req[slot, CAPACITY] - computed] += 1
+        per_slack[req[slot, at.CAPACITY] - computed] += 1
     flying_s = step_seconds(
         packed,
-        head[PLAN_PREFILL] + head[PLAN_DECODE],
-        0.5 * head[PLAN_WORK2],
-        head[PLAN_KV],
-        head[PLAN_PREFILL_SEQS] + head[PLAN_DECODE],
+        head[at.PLAN_PREFILL] + head[at.PLAN_DECODE],
+        0.5 * head[at.PLAN_WORK2],
+        head[at.PLAN_KV],
+        head[at.PLAN_PREFILL_SEQS] + head[at.PLAN_DECODE],
     )
-    flying, flying_kv = head[PLAN_DECODE], head[PLAN_KV]
-    done = at = 0
+    flying, flying_kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
+    done = nth = 0
     in_order = 0
     gone = False
     while sequences > 0:
         began_s = now_s
-        free = head[FREE]
+        free = head[at.FREE]
         # Steps whose plans have everybody: up to the one before somebody ends.
         steps = next_end - 1 - done
         blocks = blocks_for(per_slack, block, sequences, done, steps)
-        enough = blocks <= head[FREE]
+        enough = blocks <= head[at.FREE]
         if not enough:
-            steps = steps_that_fit(per_slack, block, sequences, done, head[FREE])
+            steps = steps_that_fit(per_slack, block, sequences, done, head[at.FREE])
             blocks = blocks_for(per_slack, block, sequences, done, steps)
         if steps > 0:
             per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
@@ -140,16 +104,16 @@ def decode_phase_ahead(
             planned = sequences
             planned_kv = kv
             at_once = in_order if in_order > 0 else ending_next(lists, running, next_end)
-            for k in range(at, at_once):
-                if left[lists[BY_END, k]] != next_end:
+            for k in range(nth, at_once):
+                if left[lists[at.BY_END, k]] != next_end:
                     break
-                slot = lists[RUNNING, lists[BY_END, k]]
+                slot = lists[at.RUNNING, lists[at.BY_END, k]]
                 if not _ends_of_itself(head, req, slot):
-                    per_slack[req[slot, CAPACITY] - req[slot, COMPUTED]] -= 1
+                    per_slack[req[slot, at.CAPACITY] - req[slot, at.COMPUTED]] -= 1
                     planned -= 1
-                    planned_kv -= req[slot, COMPUTED] + next_end
+                    planned_kv -= req[slot, at.COMPUTED] + next_end
             blocks = per_slack[done % block]
-            if blocks > head[FREE]:
+            if blocks > head[at.FREE]:
                 ending = False
             else:
                 now_s += flying_s
@@ -159,35 +123,35 @@ def decode_phase_ahead(
                 done += 1
                 take(head, req, lists, blocks)
         if steps > 0 or ending:
-            note_free(progress, began_s, now_s, free, head[FREE])
+            note_free(progress, began_s, now_s, free, head[at.FREE])
             if candidate < 0:
-                newcomer = head[N_WAITING] == 0 and sequences < head[MAX_SEQS] and sequences < head[BUDGET]
-                rows = note_stretch(course, rows, began_s, head[FREE] if newcomer else -1)
+                newcomer = head[at.N_WAITING] == 0 and sequences < head[at.MAX_SEQS] and sequences < head[at.BUDGET]
+                rows = note_stretch(course, rows, began_s, head[at.FREE] if newcomer else -1)
             if not gone:
-                lowest = min(lowest, head[FREE])
+                lowest = min(lowest, head[at.FREE])
         if not ending:
             break
-        while at < at_once and left[lists[BY_END, at]] == next_end:
-            slot = lists[RUNNING, lists[BY_END, at]]
+        while nth < at_once and left[lists[at.BY_END, nth]] == next_end:
+            slot = lists[at.RUNNING, lists[at.BY_END, nth]]
             ends[slot] = now_s
             note_end(ended, candidate, slot)
             gone = gone or slot == candidate
             # All but its last token is known and named; for a step for nothing it holds one token more.
-            known = req[slot, COMPUTED] + done - 1
+            known = req[slot, at.COMPUTED] + done - 1
             held = known
             if _ends_of_itself(head, req, slot):
-                per_slack[req[slot, CAPACITY] - req[slot, COMPUTED]] -= 1
+                per_slack[req[slot, at.CAPACITY] - req[slot, at.COMPUTED]] -= 1
                 held += 1
             kv -= known + 2
-            free_all(head, req, lists, slot, held, max(known, req[slot, KEYED]))
+            free_all(head, req, lists, slot, held, max(known, req[slot, at.KEYED]))
             sequences -= 1
-            at += 1
+            nth += 1
         if sequences == 0 or admissible(head, req, lists, sequences):
             break
         if in_order == 0:
             in_order = sort_by_end(lists, running, done, candidate, ended)
-            at = 0
-        next_end = left[lists[BY_END, at]]
+            nth = 0
+        next_end = left[lists[at.BY_END, nth]]
     if done > 0:
         still_running(lists, running, done)
         _leave(head, req, lists, sequences, done, flying, flying_kv)
@@ -197,22 +161,22 @@ def decode_phase_ahead(
 @njit(nogil=True)
 def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, flying: int, flying_kv: int) -> None:
     """Writes the state after `done` steps: everybody that is left is in the batch in flight."""
-    block, bank = head[BLOCK], head[BANK]
-    head[N_RUNNING] = sequences
+    block, bank = head[at.BLOCK], head[at.BANK]
+    head[at.N_RUNNING] = sequences
     for i in range(sequences):
-        slot = lists[RUNNING, i]
-        computed = req[slot, COMPUTED] + done
-        req[slot, OUT] += done
-        req[slot, COMPUTED] = computed
-        req[slot, KEYED] = max(req[slot, KEYED], computed - 1)
-        req[slot, CAPACITY] = (computed + block - 1) // block * block
-        lists[PLAN_SLOT + bank, i] = slot
-        lists[PLAN_TOKENS + bank, i] = 2 * 1 + 1
-        lists[PLAN_CACHED + bank, i] = 0
-    head[N_PLAN] = sequences
-    head[N_BEFORE] = 0
-    head[FLYING] = flying > 0
-    head[PLAN_PREFILL] = head[PLAN_WORK2] = head[PLAN_PREFILL_SEQS] = head[PLAN_GREW] = 0
-    head[PLAN_DECODE] = flying
-    head[PLAN_KV] = flying_kv
-    head[PLAN_LOWEST] = head[FREE]
+        slot = lists[at.RUNNING, i]
+        computed = req[slot, at.COMPUTED] + done
+        req[slot, at.OUT] += done
+        req[slot, at.COMPUTED] = computed
+        req[slot, at.KEYED] = max(req[slot, at.KEYED], computed - 1)
+        req[slot, at.CAPACITY] = (computed + block - 1) // block * block
+        lists[at.PLAN_SLOT + bank, i] = slot
+        lists[at.PLAN_TOKENS + bank, i] = 2 * 1 + 1
+        lists[at.PLAN_CACHED + bank, i] = 0
+    head[at.N_PLAN] = sequences
+    head[at.N_BEFORE] = 0
+    head[at.FLYING] = flying > 0
+    head[at.PLAN_PREFILL] = head[at.PLAN_WORK2] = head[at.PLAN_PREFILL_SEQS] = head[at.PLAN_GREW] = 0
+    head[at.PLAN_DECODE] = flying
+    head[at.PLAN_KV] = flying_kv
+    head[at.PLAN_LOWEST] = head[at.FREE]

@@ -11,41 +11,32 @@ from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled.layout import (
-    FREE,
-    FRONT,
-    OWNED,
-    SEG_COUNT,
-    SEG_HEAD,
-    SEG_OWNER,
-    SEG_TAIL,
-    SEGMENT,
-    Ints,
-)
+from simcore.compiled import layout as at
+from simcore.compiled.layout import Ints
 
 
 @njit(nogil=True)
 def take(head: Ints, req: Ints, lists: Ints, blocks: int) -> None:
     """Removes `blocks` (<= FREE) from the front; requests whose old blocks go lose that hit."""
-    head[FREE] -= blocks
-    if head[OWNED] == 0:
+    head[at.FREE] -= blocks
+    if head[at.OWNED] == 0:
         return
-    from_front = min(blocks, head[FRONT])
-    head[FRONT] -= from_front
+    from_front = min(blocks, head[at.FRONT])
+    head[at.FRONT] -= from_front
     left = blocks - from_front
-    at = head[SEG_HEAD]
+    segment = head[at.SEG_HEAD]
     while left > 0:
-        used = min(left, lists[SEG_COUNT, at])
+        used = min(left, lists[at.SEG_COUNT, segment])
         left -= used
-        lists[SEG_COUNT, at] -= used
-        if lists[SEG_COUNT, at] == 0:
-            owner = lists[SEG_OWNER, at]
+        lists[at.SEG_COUNT, segment] -= used
+        if lists[at.SEG_COUNT, segment] == 0:
+            owner = lists[at.SEG_OWNER, segment]
             if owner >= 0:
-                lists[SEG_OWNER, at] = -1
-                req[owner, SEGMENT] = -1
-                head[OWNED] -= 1
-            at += 1
-    head[SEG_HEAD] = at
+                lists[at.SEG_OWNER, segment] = -1
+                req[owner, at.SEGMENT] = -1
+                head[at.OWNED] -= 1
+            segment += 1
+    head[at.SEG_HEAD] = segment
 
 
 @njit(nogil=True)
@@ -56,40 +47,40 @@ def give_back(head: Ints, req: Ints, lists: Ints, owner: int, unkeyed: int, keye
     """
     if keyed == 0:
         owner = -1
-    if owner >= 0 and head[OWNED] == 0:
-        head[FRONT] = head[FREE]
-        head[SEG_HEAD] = 0
-        head[SEG_TAIL] = 0
-    head[FREE] += unkeyed + keyed
-    if owner < 0 and head[OWNED] == 0:
+    if owner >= 0 and head[at.OWNED] == 0:
+        head[at.FRONT] = head[at.FREE]
+        head[at.SEG_HEAD] = 0
+        head[at.SEG_TAIL] = 0
+    head[at.FREE] += unkeyed + keyed
+    if owner < 0 and head[at.OWNED] == 0:
         return
-    head[FRONT] += unkeyed
+    head[at.FRONT] += unkeyed
     if keyed == 0:
         return
-    last = head[SEG_TAIL] - 1
-    if owner < 0 and last >= head[SEG_HEAD] and lists[SEG_OWNER, last] < 0:
-        lists[SEG_COUNT, last] += keyed
+    last = head[at.SEG_TAIL] - 1
+    if owner < 0 and last >= head[at.SEG_HEAD] and lists[at.SEG_OWNER, last] < 0:
+        lists[at.SEG_COUNT, last] += keyed
         return
-    if head[SEG_TAIL] == lists.shape[1]:
+    if head[at.SEG_TAIL] == lists.shape[1]:
         _compact(head, req, lists)
-    at = head[SEG_TAIL]
-    lists[SEG_OWNER, at] = owner
-    lists[SEG_COUNT, at] = keyed
-    head[SEG_TAIL] = at + 1
+    segment = head[at.SEG_TAIL]
+    lists[at.SEG_OWNER, segment] = owner
+    lists[at.SEG_COUNT, segment] = keyed
+    head[at.SEG_TAIL] = segment + 1
     if owner >= 0:
-        req[owner, SEGMENT] = at
-        head[OWNED] += 1
+        req[owner, at.SEGMENT] = segment
+        head[at.OWNED] += 1
 
 
 @njit(nogil=True)
 def reclaim(head: Ints, req: Ints, lists: Ints, owner: int, most: int) -> int:
     """Takes a request's own old blocks, at most `most`, out of the free queue; returns how many there were."""
-    at = req[owner, SEGMENT]
-    if at < 0:
+    segment = req[owner, at.SEGMENT]
+    if segment < 0:
         return 0
-    blocks = min(most, lists[SEG_COUNT, at])
-    lists[SEG_COUNT, at] -= blocks
-    head[FREE] -= blocks
+    blocks = min(most, lists[at.SEG_COUNT, segment])
+    lists[at.SEG_COUNT, segment] -= blocks
+    head[at.FREE] -= blocks
     disown(head, req, lists, owner)
     return blocks
 
@@ -97,28 +88,28 @@ def reclaim(head: Ints, req: Ints, lists: Ints, owner: int, most: int) -> int:
 @njit(nogil=True)
 def disown(head: Ints, req: Ints, lists: Ints, owner: int) -> None:
     """The request will not come back for its old blocks."""
-    at = req[owner, SEGMENT]
-    if at >= 0:
-        lists[SEG_OWNER, at] = -1
-        req[owner, SEGMENT] = -1
-        head[OWNED] -= 1
+    segment = req[owner, at.SEGMENT]
+    if segment >= 0:
+        lists[at.SEG_OWNER, segment] = -1
+        req[owner, at.SEGMENT] = -1
+        head[at.OWNED] -= 1
 
 
 @njit(nogil=True)
 def _compact(head: Ints, req: Ints, lists: Ints) -> None:
     to = 0
-    for at in range(head[SEG_HEAD], head[SEG_TAIL]):
-        count = lists[SEG_COUNT, at]
-        owner = lists[SEG_OWNER, at]
+    for segment in range(head[at.SEG_HEAD], head[at.SEG_TAIL]):
+        count = lists[at.SEG_COUNT, segment]
+        owner = lists[at.SEG_OWNER, segment]
         if count == 0:
             continue
-        if owner < 0 and to > 0 and lists[SEG_OWNER, to - 1] < 0:
-            lists[SEG_COUNT, to - 1] += count
+        if owner < 0 and to > 0 and lists[at.SEG_OWNER, to - 1] < 0:
+            lists[at.SEG_COUNT, to - 1] += count
             continue
-        lists[SEG_OWNER, to] = owner
-        lists[SEG_COUNT, to] = count
+        lists[at.SEG_OWNER, to] = owner
+        lists[at.SEG_COUNT, to] = count
         if owner >= 0:
-            req[owner, SEGMENT] = to
+            req[owner, at.SEGMENT] = to
         to += 1
-    head[SEG_HEAD] = 0
-    head[SEG_TAIL] = to
+    head[at.SEG_HEAD] = 0
+    head[at.SEG_TAIL] = to

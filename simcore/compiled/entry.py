@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
-from simcore.compiled import blocks, course, future, load, plan, run_to_event, step
+from simcore.compiled import block_pool, load, plan, run_to_event, step
 from simcore.compiled import layout as at
 from simcore.compiled.fingerprint import fingerprint_of
+from simcore.compiled.future import copying, drawing, forecasts
 from simcore.compiled.layout import Arrays, Floats, Ints, Shared
 from simcore.cost import step_time
 from simcore.kernel_cache import cached
@@ -25,7 +25,7 @@ class Entries(NamedTuple):
     """The compiled entry points; see the functions in `_compile`."""
 
     step: Callable[..., Any]
-    plan_ahead: Callable[..., Any]
+    plan_in_flight: Callable[..., Any]
     advance: Callable[..., Any]
     measure: Callable[..., Any]
     keep: Callable[..., Any]
@@ -39,38 +39,6 @@ class Entries(NamedTuple):
     forecast: Callable[..., Any]
 
 
-@njit(nogil=True)
-def start(
-    heads: Ints,
-    reqs: Ints,
-    lists: Ints,
-    shared: Shared,
-    base_shared: Shared,
-    progress: Floats,
-    start_s: float,
-    finals: Ints,
-    scenario: int,
-    checkpoint: int,
-) -> None:
-    """Sets up the scratch state from the checkpoint of that scenario, if there is one, else from the base."""
-    slots = heads[at.BASE, at.N_RUNNING] + heads[at.BASE, at.N_WAITING]
-    if checkpoint > 0 and progress[checkpoint, at.NOW] >= 0.0:
-        future.copy_state(heads, reqs, lists, checkpoint, at.SCRATCH_STATE, slots)
-        for i in range(at.N_PROGRESS):
-            progress[at.SCRATCH_STATE, i] = progress[checkpoint, i]
-        return
-    future.copy_state(heads, reqs, lists, at.BASE, at.SCRATCH_STATE, slots)
-    if shared is not None and base_shared is not None:
-        shared[0][:, :] = base_shared[0]
-        shared[1][:slots] = base_shared[1][:slots]
-    for slot in range(slots):
-        reqs[at.SCRATCH_STATE, slot, at.FINAL] = finals[scenario, slot]
-    progress[at.SCRATCH_STATE, at.NOW] = start_s
-    progress[at.SCRATCH_STATE, at.SO_FAR_PREEMPTIONS] = 0
-    for i in range(at.SO_FAR_HEADROOM, at.N_PROGRESS):
-        progress[at.SCRATCH_STATE, i] = heads[at.BASE, at.FREE]
-
-
 def _compile(fingerprint: int) -> Entries:
     @cached
     def one_step(
@@ -81,11 +49,11 @@ def _compile(fingerprint: int) -> Entries:
         return step.step(head, req, lists, shared, log, True)
 
     @cached
-    def plan_ahead(head: Ints, req: Ints, lists: Ints, log: Ints) -> None:
-        """`step.plan_ahead` for a state that was told without the step that its engine has in flight."""
+    def plan_in_flight(head: Ints, req: Ints, lists: Ints, log: Ints) -> None:
+        """`step.plan_in_flight` for a state that was told without the step that its engine has in flight."""
         assert fingerprint >= 0
-        if head[at.AHEAD] and head[at.FLYING] == 0 and head[at.N_RUNNING] > 0:
-            step.plan_ahead(head, req, lists, None, log, int(np.int64(0)))
+        if head[at.ASYNC] and head[at.IN_FLIGHT] == 0 and head[at.N_RUNNING] > 0:
+            step.plan_in_flight(head, req, lists, None, log, int(np.int64(0)))
 
     @cached
     def advance(
@@ -105,7 +73,7 @@ def _compile(fingerprint: int) -> Entries:
         """
         assert fingerprint >= 0
         n_log = steps = 0
-        while next_s < until_s and (head[at.N_RUNNING] + head[at.N_WAITING] > 0 or head[at.FLYING]):
+        while next_s < until_s and (head[at.N_RUNNING] + head[at.N_WAITING] > 0 or head[at.IN_FLIGHT]):
             if n_log + at.LOG_ROWS_EACH * (head[at.N_RUNNING] + head[at.N_WAITING]) > log.shape[0]:
                 break
             n, prefill, work, prefill_seqs, decode, read, _ = step.step(head, req, lists, shared, log[n_log:], False)
@@ -172,21 +140,21 @@ def _compile(fingerprint: int) -> Entries:
 
     @cached
     def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
-        """`blocks.tell_apart`."""
+        """`block_pool.tell_apart`."""
         assert fingerprint >= 0
-        blocks.tell_apart(head, req, lists, shared)
+        block_pool.tell_apart(head, req, lists, shared)
 
     @cached
     def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
-        """`blocks.known_prefix`."""
+        """`block_pool.known_prefix`."""
         assert fingerprint >= 0
-        return blocks.known_prefix(pool, names)
+        return block_pool.known_prefix(pool, names)
 
     @cached
     def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
-        """`blocks.count_shares`."""
+        """`block_pool.count_shares`."""
         assert fingerprint >= 0
-        blocks.count_shares(head, req, to_req, source, shared)
+        block_pool.count_shares(head, req, to_req, source, shared)
 
     @cached
     def take_node(
@@ -204,14 +172,14 @@ def _compile(fingerprint: int) -> Entries:
         scenarios: int,
         finals: Ints,
     ) -> int:
-        """`future.compact_state` of a node into the base state, then `future.draw_finals` with `node_rows`
+        """`copying.compact_state` of a node into the base state, then `drawing.draw_finals` with `node_rows`
         by the node's slots."""
         assert fingerprint >= 0
-        future.compact_state(head, req, lists, to_heads[at.BASE], to_reqs[at.BASE], to_lists[at.BASE], source)
+        copying.compact_state(head, req, lists, to_heads[at.BASE], to_reqs[at.BASE], to_lists[at.BASE], source)
         n = head[at.N_RUNNING] + head[at.N_WAITING]
         for slot in range(n):
             rows[slot] = node_rows[source[slot]]
-        return future.draw_finals(to_reqs[at.BASE], n, atoms, strata, rows, scenarios, finals)
+        return drawing.draw_finals(to_reqs[at.BASE], n, atoms, strata, rows, scenarios, finals)
 
     @cached
     def forecast(
@@ -231,101 +199,53 @@ def _compile(fingerprint: int) -> Entries:
         n_candidates: int,
         progress: Floats,
         ends: Floats,
-        courses: Floats,
-        course_rows: Ints,
+        headrooms: Floats,
+        headroom_rows: Ints,
         ended: Ints,
         samples: Floats,
         out: Floats,
         jumping: bool,
     ) -> bool:
-        """One row of `out` (layout TTFT...) per candidate. `base_done`: the baseline is in `ends`, the courses and
-        the checkpoints.
-
-        `samples` is scratch (5, scenarios), `ends` (scenarios + 1, slots), `progress` (states, N_PROGRESS), `courses`
-        (scenarios, most rows, N_COURSE_COLS), `ended` (scenarios, 1 + slots). Where the node tells blocks apart,
-        `shared` is scratch like `base_shared` with the names of both, in which the first unused row takes those of a
-        candidate from `hashes` (candidates, most names). False if some future could not go on.
-        """
+        """`forecasts.forecast`."""
         assert fingerprint >= 0
-        base = heads[at.BASE]
-        n = base[at.N_RUNNING] + base[at.N_WAITING]
-        skipping = jumping and shared is None and base[at.BY_PRIORITY] == 0 and base[at.LONG_PREFILL] == 0
-        # Not literals: a kernel would be compiled once more for each.
-        none, nobody = int(np.int64(0)), int(np.int64(-1))
-        fine = True
-        if not base_done:
-            for s in range(base_scenarios):
-                start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
-                checkpoint = at.FIRST_CHECKPOINT + s if skipping else 0
-                first_s, course_rows[s] = future.run(
-                    heads,
-                    reqs,
-                    lists,
-                    shared,
-                    log,
-                    packed,
-                    progress,
-                    nobody,
-                    ends[s],
-                    checkpoint,
-                    jumping,
-                    courses[s],
-                    ended[s],
-                )
-                fine = fine and first_s >= 0.0
-        mine = ends[ends.shape[0] - 1]
-        for c in range(n_candidates):
-            candidate = candidates[c]
-            scenarios = candidate[at.C_SCENARIOS]
-            preemptions = preempting = 0.0
-            if shared is not None:
-                for i in range(candidate[at.C_HASHES]):
-                    shared[2][n, i] = hashes[c, i]
-            for i in range(at.HEADROOM, at.N_FORECAST):
-                out[c, i] = base[at.TOTAL_BLOCKS]
-            for s in range(scenarios):
-                final = candidate[at.C_FINALS + s]
-                of = min(s, base_scenarios - 1)
-                for slot in range(n):
-                    mine[slot] = ends[of, slot]
-                checkpoint = at.FIRST_CHECKPOINT + of if skipping else 0
-                start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, of, checkpoint)
-                future.admit_candidate(
-                    heads[at.SCRATCH_STATE],
-                    reqs[at.SCRATCH_STATE],
-                    lists[at.SCRATCH_STATE],
-                    n,
-                    candidate,
-                    final,
-                )
-                first_s, _ = future.run(
-                    heads, reqs, lists, shared, log, packed, progress, n, mine, none, jumping, courses[of], ended[of]
-                )
-                fine = fine and first_s >= 0.0
-                harm_s = 0.0
-                for slot in range(n):
-                    harm_s += mine[slot] - ends[of, slot]
-                samples[0, s] = first_s
-                samples[1, s] = (mine[n] - first_s) / (final - 1) if final > 1 else 0.0
-                samples[2, s] = mine[n]
-                samples[3, s] = harm_s
-                blocks = (candidate[at.C_PROMPT] + final - 1 + base[at.BLOCK] - 1) // base[at.BLOCK]
-                samples[4, s] = course.clear_from(courses[of], course_rows[of], blocks)
-                mine_so_far = progress[at.SCRATCH_STATE]
-                preemptions += mine_so_far[at.SO_FAR_PREEMPTIONS]
-                preempting += mine_so_far[at.SO_FAR_PREEMPTIONS] > 0
-                out[c, at.HEADROOM] = min(out[c, at.HEADROOM], mine_so_far[at.SO_FAR_HEADROOM])
-                course.read_path(mine_so_far, out[c, at.HEADROOM_PATH :])
-            future.summarise(samples[0], scenarios, out[c], at.TTFT)
-            future.summarise(samples[1], scenarios, out[c], at.TPOT)
-            future.summarise(samples[2], scenarios, out[c], at.E2E)
-            future.summarise(samples[3], scenarios, out[c], at.HARM)
-            future.summarise(samples[4], scenarios, out[c], at.CLEAR)
-            out[c, at.PREEMPTION_COUNT] = preemptions / scenarios
-            out[c, at.PREEMPTION_SHARE] = preempting / scenarios
-        return fine
+        return forecasts.forecast(
+            heads,
+            reqs,
+            lists,
+            shared,
+            base_shared,
+            hashes,
+            log,
+            packed,
+            start_s,
+            finals,
+            base_scenarios,
+            base_done,
+            candidates,
+            n_candidates,
+            progress,
+            ends,
+            headrooms,
+            headroom_rows,
+            ended,
+            samples,
+            out,
+            jumping,
+        )
 
-    made = (one_step, plan_ahead, advance, measure, keep, run, enqueue, remove, tell_apart, known_prefix, count_shares)
+    made = (
+        one_step,
+        plan_in_flight,
+        advance,
+        measure,
+        keep,
+        run,
+        enqueue,
+        remove,
+        tell_apart,
+        known_prefix,
+        count_shares,
+    )
     return Entries(*made, take_node, forecast)
 
 

@@ -27,7 +27,7 @@ def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
     for i in range(head[at.N_RUNNING]):
         slot = lists[at.RUNNING, i]
         tokens += req[slot, at.PROMPT] + req[slot, at.FINAL] - req[slot, at.COMPUTED]
-        if head[at.AHEAD] and not req[slot, at.GRANTED]:
+        if head[at.ASYNC] and not req[slot, at.GRANTED]:
             needed += (req[slot, at.PROMPT] + req[slot, at.OUT] + head[at.BLOCK] - 1) // head[at.BLOCK]
     for i in range(head[at.N_PLAN]):
         if lists[at.PLAN_SLOT + head[at.BANK], i] >= 0:

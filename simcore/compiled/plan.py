@@ -5,8 +5,8 @@ from __future__ import annotations
 from numba import njit
 
 from simcore.compiled import layout as at
+from simcore.compiled.kv_cache_manager import grow, name, names_lag, release, reuse
 from simcore.compiled.layout import Ints, Shared
-from simcore.compiled.memory import grow, name, names_lag, release, reuse
 
 
 @njit(nogil=True)
@@ -97,7 +97,7 @@ def _continue_running(
 ) -> tuple[int, int]:
     """Tokens for those already running. Returns the budget left and the log rows, which tell of preemptions."""
     budget = head[at.BUDGET]
-    ahead = head[at.AHEAD] != 0
+    asynchronous = head[at.ASYNC] != 0
     naming = names_lag(head, shared)
     longest = head[at.MAX_LEN] - 1
     i = 0
@@ -105,7 +105,7 @@ def _continue_running(
         slot = lists[at.RUNNING, i]
         computed = req[slot, at.COMPUTED]
         n = req[slot, at.PROMPT] + req[slot, at.OUT] - computed
-        if ahead:
+        if asynchronous:
             pending = req[slot, at.PENDING]
             n += pending
             # Whoever may produce no more when the token in flight has come is not planned for again.

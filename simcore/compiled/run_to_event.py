@@ -47,7 +47,7 @@ def keep(
     if row > 0 and told_s[row - 1] >= state_s:
         row -= 1
     told_s[row] = math.ceil(state_s / interval_s) * interval_s if interval_s > 0.0 else state_s
-    running = head[at.N_BEFORE] if head[at.AHEAD] else head[at.N_RUNNING]
+    running = head[at.N_BEFORE] if head[at.ASYNC] else head[at.N_RUNNING]
     blocks, tokens = measure(head, req, lists)
     state = states[row]
     state[at.STATE_SEQ] = seq
@@ -89,7 +89,9 @@ def run(
     """
     steps = n_log = 0
     began_s = next_s
-    while next_s < until_s and row < len(told_s) and (head[at.N_RUNNING] + head[at.N_WAITING] > 0 or head[at.FLYING]):
+    while (
+        next_s < until_s and row < len(told_s) and (head[at.N_RUNNING] + head[at.N_WAITING] > 0 or head[at.IN_FLIGHT])
+    ):
         if next_s >= keep_from_s:
             row = keep(head, req, lists, totals, told_s, states, row, seq + steps, mark, next_s, interval_s)
         began_s = next_s

@@ -8,9 +8,9 @@ from __future__ import annotations
 from numba import njit
 
 from simcore.compiled import layout as at
-from simcore.compiled.kv import disown
+from simcore.compiled.block_counts import disown
+from simcore.compiled.kv_cache_manager import name, release
 from simcore.compiled.layout import Ints, Shared
-from simcore.compiled.memory import name, release
 from simcore.compiled.plan import note, plan
 
 
@@ -30,7 +30,7 @@ def remove(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> Non
     """Takes a slot out of whatever it stands in and frees what it holds."""
     head[at.N_RUNNING] = _without(lists, at.RUNNING, head[at.N_RUNNING], slot)
     waiting, head[at.N_WAITING] = head[at.N_WAITING], _without(lists, at.WAITING, head[at.N_WAITING], slot)
-    if head[at.AHEAD]:
+    if head[at.ASYNC]:
         before, head[at.N_BEFORE] = head[at.N_BEFORE], _without(lists, at.RUNNING_BEFORE, head[at.N_BEFORE], slot)
         if before > head[at.N_BEFORE] and waiting > head[at.N_WAITING]:
             # Preempted by the step in flight: no trace will tell of it.
@@ -61,14 +61,14 @@ def _end(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: i
 def step(
     head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, verbose: bool
 ) -> tuple[int, int, float, int, int, int, int]:
-    """Plans one step and applies it; where the engine plans ahead, `step_ahead`.
+    """Plans one step and applies it; where the engine plans ahead, `step_async`.
 
     Returns (log rows, prefill tokens, prefill work, prefill sequences, decode sequences, decode KV tokens, fewest free
     blocks). The log has preemptions first, then, in batch order, `SCHEDULED` (if `verbose`), `FIRST_TOKEN` and
     `FINISHED`; it needs `layout.log_rows` rows.
     """
-    if head[at.AHEAD]:
-        return step_ahead(head, req, lists, shared, log, verbose)
+    if head[at.ASYNC]:
+        return step_async(head, req, lists, shared, log, verbose)
     n_log = plan(head, req, lists, shared, log, 0)
     lowest = head[at.FREE]
     prefill = prefill_seqs = decode = kv = kept = 0
@@ -106,7 +106,7 @@ def step(
 
 
 @njit(nogil=True)
-def plan_ahead(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
+def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
     """Plans a step and sends it off: its tokens count as computed from now on. Returns the log rows."""
     for i in range(head[at.N_RUNNING]):
         lists[at.RUNNING_BEFORE, i] = lists[at.RUNNING, i]
@@ -137,7 +137,7 @@ def plan_ahead(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_
         lists[at.PLAN_TOKENS + bank, n_plan] = 2 * n + produces
         lists[at.PLAN_CACHED + bank, n_plan] = req[slot, at.CACHED]
         n_plan += 1
-    head[at.FLYING] = n_plan > 0
+    head[at.IN_FLIGHT] = n_plan > 0
     head[at.N_PLAN] = n_plan
     head[at.PLAN_PREFILL] = prefill
     head[at.PLAN_WORK2] = work2
@@ -150,7 +150,7 @@ def plan_ahead(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_
 
 
 @njit(nogil=True)
-def step_ahead(
+def step_async(
     head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, verbose: bool
 ) -> tuple[int, int, float, int, int, int, int]:
     """One step of an engine that schedules asynchronously: plans the next one, then takes in this one.
@@ -159,17 +159,17 @@ def step_ahead(
     that plan have `TOKENS` 1, those of this step's own 0.
     """
     n_log = 0
-    while head[at.FLYING] == 0:
+    while head[at.IN_FLIGHT] == 0:
         first = n_log
-        n_log = plan_ahead(head, req, lists, shared, log, n_log)
+        n_log = plan_in_flight(head, req, lists, shared, log, n_log)
         # A plan may only preempt; then the next one follows at once.
-        if head[at.FLYING] == 0 and (n_log == first or n_log + head[at.N_RUNNING] >= log.shape[0]):
+        if head[at.IN_FLIGHT] == 0 and (n_log == first or n_log + head[at.N_RUNNING] >= log.shape[0]):
             return n_log, 0, 0.0, 0, 0, 0, head[at.FREE]
     n_plan, bank = head[at.N_PLAN], head[at.BANK]
     prefill, work, prefill_seqs = head[at.PLAN_PREFILL], 0.5 * head[at.PLAN_WORK2], head[at.PLAN_PREFILL_SEQS]
     decode, kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
     first = n_log
-    n_log = plan_ahead(head, req, lists, shared, log, n_log)
+    n_log = plan_in_flight(head, req, lists, shared, log, n_log)
     for i in range(first, n_log):
         log[i, at.TOKENS] = 1
     ends = 0

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from simcore import compiled
-from simcore.compiled import blocks, course, entry, future, layout
+from simcore.compiled import block_pool, entry, headroom, layout
 from simcore.compiled.entry import ENTRIES
 from simcore.compiled.fingerprint import fingerprint_of
+from simcore.compiled.future import drawing, forecasts
 from simcore.cost import step_time
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode
@@ -94,9 +95,9 @@ def test_no_number_of_the_layout_changes_behind_it_either(monkeypatch: pytest.Mo
 def test_nor_do_numbers_of_other_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     before = fingerprint_of(entry._compile)
     for module, name, value in (
-        (course, "HEADROOM_HORIZONS_S", (1.0, 3.0)),
-        (future, "OVERDUE_TOKENS", 11),
-        (blocks, "_ODD_1", 3),
+        (headroom, "HEADROOM_HORIZONS_S", (1.0, 3.0)),
+        (drawing, "OVERDUE_TOKENS", 11),
+        (block_pool, "_ODD_1", 3),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
@@ -108,6 +109,6 @@ def test_summaries_are_those_of_numpy() -> None:
     for n in (1, 2, 3, 8, 17):
         values = rng.exponential(size=n)
         out = np.zeros(6)
-        future.summarise(values.copy(), n, out, 2)
+        forecasts.summarise(values.copy(), n, out, 2)
         expected = [np.mean(values), np.quantile(values, 0.5), np.quantile(values, 0.9)]
         np.testing.assert_allclose(out[2:5], expected, rtol=1e-12)

@@ -1,7 +1,8 @@
-"""`jump` for an engine that plans a step ahead (`step.step_ahead`).
+"""Many steps of an asynchronous engine at once: `decode_sync` where a step is planned before the last has come back
+(`step.step_async`).
 
 At the start of the phase a token of every running request is in flight. Step s plans batch s, then ends batch s - 1, so
-times lag by one batch: `flying` below is the batch that the next step will end. With `left` tokens to come from the
+times lag by one batch: `in_flight` below is the batch that the next step will end. With `left` tokens to come from the
 start on, a request ends in step `left` and frees seat and blocks behind that step's plan. If its limit ends it, that
 plan leaves it out already; if it ends of itself, the plan has it once more, for nothing.
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 from numba import njit
 
 from simcore.compiled import layout as at
-from simcore.compiled.course import note_free, note_stretch
-from simcore.compiled.jump import (
+from simcore.compiled.block_counts import take
+from simcore.compiled.decode_sync import (
     admissible,
     blocks_for,
     ending_next,
@@ -22,7 +23,7 @@ from simcore.compiled.jump import (
     steps_that_fit,
     still_running,
 )
-from simcore.compiled.kv import take
+from simcore.compiled.headroom import note_free, note_room
 from simcore.compiled.layout import Floats, Ints
 from simcore.cost.step_time import dense_seconds, step_seconds
 
@@ -33,7 +34,7 @@ def _ends_of_itself(head: Ints, req: Ints, slot: int) -> bool:
 
 
 @njit(nogil=True)
-def decode_phase_ahead(
+def decode_async(
     head: Ints,
     req: Ints,
     lists: Ints,
@@ -42,15 +43,20 @@ def decode_phase_ahead(
     candidate: int,
     ends: Floats,
     progress: Floats,
-    course: Floats,
+    headroom: Floats,
     rows: int,
     ended: Ints,
 ) -> tuple[int, float, int, bool, int]:
-    """As `jump.decode_phase`."""
+    """As `decode_sync`."""
     running = sequences = head[at.N_RUNNING]
     lowest = head[at.FREE]
     block = head[at.BLOCK]
-    if sequences == 0 or head[at.FLYING] == 0 or sequences > head[at.BUDGET] or admissible(head, req, lists, sequences):
+    if (
+        sequences == 0
+        or head[at.IN_FLIGHT] == 0
+        or sequences > head[at.BUDGET]
+        or admissible(head, req, lists, sequences)
+    ):
         return 0, now_s, lowest, False, rows
     left = lists[at.LEFT]
     per_slack = lists[at.PER_SLACK]
@@ -68,14 +74,14 @@ def decode_phase_ahead(
         lists[at.POSITION, slot] = i
         next_end = min(next_end, left[i])
         per_slack[req[slot, at.CAPACITY] - computed] += 1
-    flying_s = step_seconds(
+    in_flight_s = step_seconds(
         packed,
         head[at.PLAN_PREFILL] + head[at.PLAN_DECODE],
         0.5 * head[at.PLAN_WORK2],
         head[at.PLAN_KV],
         head[at.PLAN_PREFILL_SEQS] + head[at.PLAN_DECODE],
     )
-    flying, flying_kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
+    in_flight, in_flight_kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
     done = nth = 0
     in_order = 0
     gone = False
@@ -92,9 +98,9 @@ def decode_phase_ahead(
         if steps > 0:
             per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
             more = steps - 1
-            now_s += flying_s + more * per_step + packed[2] * (more * kv + 0.5 * sequences * more * (more - 1.0))
-            flying, flying_kv = sequences, kv + more * sequences
-            flying_s = per_step + packed[2] * flying_kv
+            now_s += in_flight_s + more * per_step + packed[2] * (more * kv + 0.5 * sequences * more * (more - 1.0))
+            in_flight, in_flight_kv = sequences, kv + more * sequences
+            in_flight_s = per_step + packed[2] * in_flight_kv
             kv += steps * sequences
             done += steps
             take(head, req, lists, blocks)
@@ -116,9 +122,9 @@ def decode_phase_ahead(
             if blocks > head[at.FREE]:
                 ending = False
             else:
-                now_s += flying_s
-                flying, flying_kv = planned, planned_kv
-                flying_s = packed[0] + dense_seconds(packed, planned) + packed[3] * planned + packed[2] * planned_kv
+                now_s += in_flight_s
+                in_flight, in_flight_kv = planned, planned_kv
+                in_flight_s = packed[0] + dense_seconds(packed, planned) + packed[3] * planned + packed[2] * planned_kv
                 kv += sequences
                 done += 1
                 take(head, req, lists, blocks)
@@ -126,7 +132,7 @@ def decode_phase_ahead(
             note_free(progress, began_s, now_s, free, head[at.FREE])
             if candidate < 0:
                 newcomer = head[at.N_WAITING] == 0 and sequences < head[at.MAX_SEQS] and sequences < head[at.BUDGET]
-                rows = note_stretch(course, rows, began_s, head[at.FREE] if newcomer else -1)
+                rows = note_room(headroom, rows, began_s, head[at.FREE] if newcomer else -1)
             if not gone:
                 lowest = min(lowest, head[at.FREE])
         if not ending:
@@ -154,12 +160,12 @@ def decode_phase_ahead(
         next_end = left[lists[at.BY_END, nth]]
     if done > 0:
         still_running(lists, running, done)
-        _leave(head, req, lists, sequences, done, flying, flying_kv)
+        _leave(head, req, lists, sequences, done, in_flight, in_flight_kv)
     return done, now_s, lowest, gone, rows
 
 
 @njit(nogil=True)
-def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, flying: int, flying_kv: int) -> None:
+def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, in_flight: int, in_flight_kv: int) -> None:
     """Writes the state after `done` steps: everybody that is left is in the batch in flight."""
     block, bank = head[at.BLOCK], head[at.BANK]
     head[at.N_RUNNING] = sequences
@@ -175,8 +181,8 @@ def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, flying
         lists[at.PLAN_CACHED + bank, i] = 0
     head[at.N_PLAN] = sequences
     head[at.N_BEFORE] = 0
-    head[at.FLYING] = flying > 0
+    head[at.IN_FLIGHT] = in_flight > 0
     head[at.PLAN_PREFILL] = head[at.PLAN_WORK2] = head[at.PLAN_PREFILL_SEQS] = head[at.PLAN_GREW] = 0
-    head[at.PLAN_DECODE] = flying
-    head[at.PLAN_KV] = flying_kv
+    head[at.PLAN_DECODE] = in_flight
+    head[at.PLAN_KV] = in_flight_kv
     head[at.PLAN_LOWEST] = head[at.FREE]

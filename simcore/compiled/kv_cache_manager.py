@@ -1,11 +1,14 @@
-"""What a step does with KV blocks, whichever way they are kept: as counts (`kv`), or, where prompts are shared, one by
-one (`blocks`)."""
+"""The KV cache manager: gives requests their KV blocks and takes them back.
+
+Blocks are counted (`block_counts`) or, where prompts share prefixes, told one from another (`block_pool`). vLLM's
+`KVCacheManager` does the same for a real engine.
+"""
 
 from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled import blocks, kv
+from simcore.compiled import block_counts, block_pool
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Ints, Shared
 
@@ -21,14 +24,14 @@ def fits_now(head: Ints, req: Ints, slot: int) -> bool:
 @njit(nogil=True)
 def names_lag(head: Ints, shared: Shared) -> bool:
     """Whether column `KEYED` is kept: elsewhere all that is computed is named."""
-    return head[at.AHEAD] != 0 or shared is not None
+    return head[at.ASYNC] != 0 or shared is not None
 
 
 @njit(nogil=True)
 def name(head: Ints, req: Ints, shared: Shared, slot: int, tokens: int) -> None:
     """The first `tokens` of a running slot are known: their full blocks can be found by content."""
     if shared is not None:
-        blocks.name_blocks(head, req, shared, slot, tokens)
+        block_pool.name_blocks(head, req, shared, slot, tokens)
     req[slot, at.KEYED] = tokens
 
 
@@ -42,9 +45,9 @@ def grow(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: 
         if n > head[at.FREE]:
             return False
         if shared is not None:
-            blocks.take_blocks(head, req, shared, slot, n)
+            block_pool.take_blocks(head, req, shared, slot, n)
         else:
-            kv.take(head, req, lists, n)
+            block_counts.take(head, req, lists, n)
         req[slot, at.CAPACITY] += n * block
     return True
 
@@ -58,22 +61,22 @@ def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> int:
     block = head[at.BLOCK]
     tokens = req[slot, at.PROMPT] + req[slot, at.OUT]
     if shared is not None:
-        hits, evictable = blocks.count_hits(head, req, shared, slot)
+        hits, evictable = block_pool.count_hits(head, req, shared, slot)
         whole = min(tokens, head[at.MAX_LEN])
         if (whole + block - 1) // block - hits + evictable > head[at.FREE]:
             return -1
-        blocks.adopt(head, req, shared, slot, hits)
+        block_pool.adopt(head, req, shared, slot, hits)
     else:
         if not fits_now(head, req, slot):
             return -1
         # The last token is always computed anew: its logits give the next token.
         most = (tokens - 1) // block
-        hits = kv.reclaim(head, req, lists, slot, most)
+        hits = block_counts.reclaim(head, req, lists, slot, most)
         assumed = min(most, req[slot, at.ASSUMED])
         if assumed > hits:
-            kv.disown(head, req, lists, slot)
+            block_counts.disown(head, req, lists, slot)
             held = min(assumed - hits, req[slot, at.ASSUMED_HELD])
-            kv.take(head, req, lists, assumed - hits - held)
+            block_counts.take(head, req, lists, assumed - hits - held)
             req[slot, at.BORROWED] = held
             hits = assumed
         req[slot, at.ASSUMED] = req[slot, at.ASSUMED_HELD] = 0
@@ -85,13 +88,13 @@ def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> int:
 def release(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, comes_back: bool) -> None:
     """Frees what a slot holds."""
     if shared is not None:
-        blocks.release_blocks(head, req, shared, slot)
+        block_pool.release_blocks(head, req, shared, slot)
     else:
         held = req[slot, at.CAPACITY] // head[at.BLOCK]
         named = req[slot, at.KEYED] if names_lag(head, shared) else req[slot, at.COMPUTED] + req[slot, at.GRANTED]
         keyed = named // head[at.BLOCK] if head[at.CACHING] else 0
         borrowed = req[slot, at.BORROWED]
         if held > 0:
-            kv.give_back(head, req, lists, slot if comes_back else -1, held - keyed, max(0, keyed - borrowed))
+            block_counts.give_back(head, req, lists, slot if comes_back else -1, held - keyed, max(0, keyed - borrowed))
         req[slot, at.BORROWED] = 0
     req[slot, at.CAPACITY] = req[slot, at.KEYED] = 0

@@ -1,4 +1,4 @@
-"""Many steps at once while every running request decodes and nobody can be admitted: only counts change.
+"""Many steps of a synchronous engine at once while every running request decodes and nobody can be admitted: only counts change.
 
 In such a phase each of D requests gets one token a step. Over n steps the KV tokens read are the arithmetic series
 n*S + D*n*(n-1)/2 (S = context tokens in the first step), and a request whose last block has room for `slack` more
@@ -16,10 +16,10 @@ from __future__ import annotations
 from numba import njit
 
 from simcore.compiled import layout as at
-from simcore.compiled.course import note_free, note_stretch
-from simcore.compiled.kv import give_back, take
+from simcore.compiled.block_counts import give_back, take
+from simcore.compiled.headroom import note_free, note_room
+from simcore.compiled.kv_cache_manager import fits_now
 from simcore.compiled.layout import Floats, Ints
-from simcore.compiled.memory import fits_now
 from simcore.cost.step_time import dense_seconds
 
 
@@ -141,7 +141,7 @@ def still_running(lists: Ints, running: int, done: int) -> int:
 
 
 @njit(nogil=True)
-def decode_phase(
+def decode_sync(
     head: Ints,
     req: Ints,
     lists: Ints,
@@ -150,15 +150,15 @@ def decode_phase(
     candidate: int,
     ends: Floats,
     progress: Floats,
-    course: Floats,
+    headroom: Floats,
     rows: int,
     ended: Ints,
 ) -> tuple[int, float, int, bool, int]:
     """Runs the phase that begins now, if one does. Finish times go to `ends`, free blocks to `progress` and, without a
-    candidate, to the course. `ended`: see `sort_by_end`.
+    candidate, to `headroom`. `ended`: see `sort_by_end`.
 
     Returns (steps, time after them, fewest free blocks until the candidate ended, whether it ended, rows of the
-    course); 0 steps if the next one is not of this kind, and then nothing has changed.
+    `headroom`); 0 steps if the next one is not of this kind, and then nothing has changed.
     """
     running = sequences = head[at.N_RUNNING]
     lowest = head[at.FREE]
@@ -204,7 +204,7 @@ def decode_phase(
         note_free(progress, began_s, now_s, free, head[at.FREE])
         if candidate < 0:
             newcomer = head[at.N_WAITING] == 0 and sequences < head[at.MAX_SEQS] and sequences < head[at.BUDGET]
-            rows = note_stretch(course, rows, began_s, head[at.FREE] if newcomer else -1)
+            rows = note_room(headroom, rows, began_s, head[at.FREE] if newcomer else -1)
         if not gone:
             lowest = min(lowest, head[at.FREE])
         if not enough:

@@ -1,4 +1,4 @@
-"""The course of a what-if: how many KV blocks are free when, and from when on a newcomer would be no burden."""
+"""KV headroom over time in a what-if: how many blocks are free when, and from when on a newcomer would be no burden."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _LAST_S = HEADROOM_HORIZONS_S[-1]
 
 @njit(nogil=True)
 def note_free(progress: Floats, began_s: float, ended_s: float, first: int, last: int) -> None:
-    """A stretch in which the free blocks fall evenly from `first` to `last`: noted for the horizons that end in it and
-    the first one after it. `read_path` makes one course of all."""
+    """Notes a time in which the free blocks fall evenly from `first` to `last`, for the horizons that end in it and
+    the first one after it. `read_path` makes one path of all."""
     if began_s >= _LAST_S:
         return
     for k in range(_HORIZONS):
@@ -38,36 +38,39 @@ def read_path(progress: Floats, out: Floats) -> None:
 
 
 @njit(nogil=True)
-def note_stretch(course: Floats, rows: int, began_s: float, room: int) -> int:
-    """Appends a stretch; one without room joins one without, and in a full course the last takes all. Returns the
-    rows: always one less than there are, for the end."""
-    if rows > 0 and (rows + 1 == course.shape[0] or (room < 0 and course[rows - 1, at.ROOM] < 0)):
-        course[rows - 1, at.ROOM] = min(course[rows - 1, at.ROOM], room)
+def note_room(headroom: Floats, rows: int, began_s: float, room: int) -> int:
+    """Appends the room from `began_s` on to the headroom; -1: none for a newcomer.
+
+    A row without room joins one without, and when the array is full the last row takes all. Returns the rows used:
+    always one less than there are, for the end.
+    """
+    if rows > 0 and (rows + 1 == headroom.shape[0] or (room < 0 and headroom[rows - 1, at.ROOM] < 0)):
+        headroom[rows - 1, at.ROOM] = min(headroom[rows - 1, at.ROOM], room)
         return rows
-    course[rows, at.SINCE] = began_s
-    course[rows, at.ROOM] = room
+    headroom[rows, at.SINCE] = began_s
+    headroom[rows, at.ROOM] = room
     return rows + 1
 
 
 @njit(nogil=True)
-def complete(course: Floats, rows: int, ended_s: float, blocks: int) -> int:
-    """Appends the end, when all `blocks` are free, and turns the room of each stretch into that of it and all later
+def complete(headroom: Floats, rows: int, ended_s: float, blocks: int) -> int:
+    """Appends the end, when all `blocks` are free, and turns the room of each row into that of it and all later
     ones. Returns the rows."""
-    course[rows, at.SINCE] = ended_s
-    course[rows, at.ROOM] = blocks
+    headroom[rows, at.SINCE] = ended_s
+    headroom[rows, at.ROOM] = blocks
     for i in range(rows - 1, -1, -1):
-        course[i, at.ROOM] = min(course[i, at.ROOM], course[i + 1, at.ROOM])
+        headroom[i, at.ROOM] = min(headroom[i, at.ROOM], headroom[i + 1, at.ROOM])
     return rows + 1
 
 
 @njit(nogil=True)
-def clear_from(course: Floats, rows: int, blocks: int) -> float:
+def clear_from(headroom: Floats, rows: int, blocks: int) -> float:
     """The first moment from which on `blocks` are free for a newcomer; 0 if that is the first of all."""
     low, high = 0, rows - 1
     while low < high:
         middle = (low + high) // 2
-        if course[middle, at.ROOM] >= blocks:
+        if headroom[middle, at.ROOM] >= blocks:
             high = middle
         else:
             low = middle + 1
-    return course[low, at.SINCE] if low > 0 else 0.0
+    return headroom[low, at.SINCE] if low > 0 else 0.0

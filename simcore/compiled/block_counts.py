@@ -1,4 +1,4 @@
-"""The free queue of KV blocks, as counts.
+"""The free queue of KV blocks kept as counts, for prompts that share nothing.
 
 Which free block is reused next matters only where a free block still holds tokens of a waiting (preempted) request:
 reusing it costs that request a cache hit. So the queue is kept as segments, front (reused next) to back: `FRONT` blocks

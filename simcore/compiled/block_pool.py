@@ -1,4 +1,4 @@
-"""KV blocks one by one: who holds which, what it holds, which is reused first. For prompts that begin alike.
+"""The block pool: KV blocks one by one, who holds which, what it holds, which is reused first. For shared prefixes.
 
 The rules are those of `simcore.reference_kv`. The free queue is a doubly linked list through `PREVIOUS` and `NEXT`; its
 ends are the two cells behind the last block. Blocks with a key hang in the bucket of that key in the order in which
@@ -175,7 +175,10 @@ def release_blocks(head: Ints, req: Ints, shared: Arrays, slot: int) -> None:
 
 @njit(nogil=True)
 def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
-    """Turns a state in which blocks are counted (`kv`) into one in which they are told apart. `shared` is empty."""
+    """Turns a state in which blocks are counted (`block_counts`) into one in which they are told apart.
+
+    `shared` is empty before.
+    """
     pool, table, _ = shared
     block, total = head[at.BLOCK], head[at.TOTAL_BLOCKS]
     front = total
@@ -186,7 +189,7 @@ def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
     used = 0
     for i in range(head[at.N_RUNNING]):
         slot = lists[at.RUNNING, i]
-        if head[at.AHEAD] == 0:
+        if head[at.ASYNC] == 0:
             req[slot, at.KEYED] = req[slot, at.COMPUTED]
         for index in range(req[slot, at.CAPACITY] // block):
             pool[at.REFS, used] = 1
@@ -215,7 +218,7 @@ def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
 
 @njit(nogil=True)
 def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
-    """Completes a compacted state (`future.compact_state`) in which blocks are only counted: a block that several hold
+    """Completes a compacted state (`copying.compact_state`) in which blocks are only counted: a block that several hold
     is that of the first of them, and what those who wait would find cached now is taken to be there when they come."""
     pool, table, _ = shared
     running = head[at.N_RUNNING]

@@ -1,10 +1,11 @@
-"""Many steps of a synchronous engine at once while every running request decodes and nobody can be admitted: only counts change.
+"""Many decoding steps of a synchronous engine at once, while nobody can be admitted: only counts change.
 
-In such a phase each of D requests gets one token a step. Over n steps the KV tokens read are the arithmetic series
-n*S + D*n*(n-1)/2 (S = context tokens in the first step), and a request whose last block has room for `slack` more
-tokens takes a new block at steps slack+1, slack+1+B, ... So a phase needs no look at single requests between
-completions: `left[i]` counts the steps to the end of running request i from the start of the phase, `per_slack[k]` how
-many had slack k then. The phase ends when somebody may be admitted, or before a step whose blocks do not suffice.
+In such a phase every running request decodes: each of D requests gets one token a step. Over n steps the KV tokens read
+are the arithmetic series n*S + D*n*(n-1)/2 (S = context tokens in the first step), and a request whose last block has
+room for `slack` more tokens takes a new block at steps slack+1, slack+1+B, ... So a phase needs no look at single
+requests between completions: `left[i]` counts the steps to the end of running request i from the start of the phase,
+`per_slack[k]` how many had slack k then. The phase ends when somebody may be admitted, or before a step whose blocks do
+not suffice.
 
 Most phases are over with the first completion, for which one look through the running list is enough. In one that goes
 on all are put in the order of their ends; that is nearly the order in which they end without the candidate, so sorting

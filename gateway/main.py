@@ -31,12 +31,12 @@ from gateway.http.server import HttpServer
 from gateway.intake.callers import KeyRing
 from gateway.intake.claims import OwnClaims, SharedClaims
 from gateway.intake.client_stream import ClientStream
-from gateway.intake.intake import Intake
 from gateway.intake.lengths import LengthDesk, load_lengths
 from gateway.intake.quotas import Quotas
+from gateway.intake.submission import Intake
 from gateway.listen import PortBusy, bound_socket, check_free, port_of
 from gateway.nodes.discovery import Discovery
-from gateway.nodes.table import NodeTable
+from gateway.nodes.registry import NodeRegistry
 from gateway.observe import logs
 from gateway.observe.metrics import Metrics
 from gateway.observe.recorder import FileRecorder
@@ -45,7 +45,7 @@ from gateway.operators import Operators
 from gateway.policy_files import policy_name
 from gateway.pump import Pump
 from gateway.ready import SERVICE, write_ready
-from gateway.workers.place import Place
+from gateway.workers.slot import WorkerSlot
 from length_model.artifact import ArtifactError
 from length_model.online import OnlineLengths
 from protos.runtime.process import ConfigError, is_loopback, log_json_lines, parse_address
@@ -69,7 +69,7 @@ class Gateway:
     Raises ConfigError when a file of the configuration cannot be used.
     """
 
-    def __init__(self, config: GatewayConfig, place: Place | None = None) -> None:
+    def __init__(self, config: GatewayConfig, place: WorkerSlot | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.config = config
         self.bound = parse_address(place.listen if place else config.listen, any_port=True)
@@ -97,7 +97,7 @@ class Gateway:
             max_buffered_tokens=config.max_buffered_tokens,
         )
         gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
-        self.nodes = NodeTable(
+        self.nodes = NodeRegistry(
             config,
             pump=self.pump,
             gateway_id=gateway_id,
@@ -316,7 +316,7 @@ class Gateway:
 
 
 async def serve(
-    config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None, place: Place | None = None
+    config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None, place: WorkerSlot | None = None
 ) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns. Raises ConfigError at start."""
     log_json_lines(config.log_level)

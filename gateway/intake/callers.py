@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import Refused
+from gateway.intake.denied import Denied
 from gateway.intake.quota import Limits
 from protos.runtime.process import ConfigError, load_config
 
@@ -98,7 +98,7 @@ class KeyRing:
         return self._callers is not None
 
     def identify(self, authorization: str) -> Caller:
-        """The caller of an `authorization` header or metadata value. Raises Refused.
+        """The caller of an `authorization` header or metadata value. Raises Denied.
 
         Looking a digest up takes no time that tells anything about a key: who can choose digests knows keys.
         """
@@ -106,17 +106,17 @@ class KeyRing:
             return ANYONE
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not key:
-            raise Refused(Denial.NO_KEY, "no API key: send the header 'authorization: Bearer <key>'")
+            raise Denied(Denial.NO_KEY, "no API key: send the header 'authorization: Bearer <key>'")
         caller = self._callers.get(digest(key.strip()))
         if caller is None:
-            raise Refused(Denial.NO_KEY, "the API key is not known; ask the operator for a valid one")
+            raise Denied(Denial.NO_KEY, "the API key is not known; ask the operator for a valid one")
         return caller
 
 
 def require(caller: Caller, *roles: Role) -> None:
-    """Raises Refused unless the caller has one of the roles. An admin may do everything."""
+    """Raises Denied unless the caller has one of the roles. An admin may do everything."""
     if caller.role != "admin" and caller.role not in roles:
-        raise Refused(
+        raise Denied(
             Denial.FORBIDDEN, f"key {caller.name!r} is for role {caller.role!r}; this needs {roles or 'admin'}"
         )
 

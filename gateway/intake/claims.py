@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import Refused
+from gateway.intake.denied import Denied
 
 
 class Claims(Protocol):
     """Who runs the request of a key."""
 
     def claim(self, key: str, request_id: str) -> None:
-        """Takes the key for a request. Raises Refused when a running request has it."""
+        """Takes the key for a request. Raises Denied when a running request has it."""
 
     def release(self, key: str) -> None:
         """Gives it back."""
@@ -74,9 +74,9 @@ def _text_of(path: Path) -> str:
         return ""
 
 
-def _taken(key: str, request_id: str) -> Refused:
+def _taken(key: str, request_id: str) -> Denied:
     name = key.partition(":")[2]
-    return Refused(
+    return Denied(
         Denial.DUPLICATE,
         f"idempotency_key {name!r} is that of the running request {request_id!r}; wait for its end",
         param="idempotency_key",

@@ -12,8 +12,8 @@ import mmap
 from pathlib import Path
 
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import Refused
 from gateway.intake.callers import Caller
+from gateway.intake.denied import Denied
 from gateway.intake.quota import Book, Limits, enter, leave
 
 SLOTS = 4096
@@ -43,12 +43,12 @@ class Quotas:
             self._counts[row * self._row_words + 2 + worker] = 0
 
     def enter(self, caller: Caller, now_s: float) -> None:
-        """Counts a request of the caller in. Raises Refused when a limit is reached."""
+        """Counts a request of the caller in. Raises Denied when a limit is reached."""
         if not _limited(caller.limits):
             return
         verdict = enter(self._book(caller.name), caller.limits, self._worker, now_s)
         if verdict is not None:
-            raise Refused(
+            raise Denied(
                 Denial.RATE_LIMITED,
                 f"key {caller.name!r} has reached its limit: {verdict.reason}; try again later",
                 retry_after_s=verdict.retry_after_s,
@@ -76,7 +76,7 @@ class Quotas:
             if found in (0, wanted):
                 self._hashes[row * self._row_words] = wanted
                 return row
-        raise Refused(Denial.RATE_LIMITED, f"more than {SLOTS} keys have limits; remove some")
+        raise Denied(Denial.RATE_LIMITED, f"more than {SLOTS} keys have limits; remove some")
 
 
 def _limited(limits: Limits) -> bool:

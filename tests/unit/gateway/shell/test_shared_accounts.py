@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import Refused
 from gateway.intake.callers import Caller
 from gateway.intake.claims import OwnClaims, SharedClaims
+from gateway.intake.denied import Denied
 from gateway.intake.quota import Limits
 from gateway.intake.quotas import Quotas
 
@@ -21,7 +21,7 @@ def test_workers_share_a_callers_account(tmp_path: Path) -> None:
     first.enter(CALLER, 0.0)
     second.enter(CALLER, 0.0)
     for quotas in (first, second):
-        with pytest.raises(Refused, match="the limit is 2") as caught:
+        with pytest.raises(Denied, match="the limit is 2") as caught:
             quotas.enter(CALLER, 0.0)
         assert caught.value.denial is Denial.RATE_LIMITED
         assert caught.value.retry_after_s
@@ -47,7 +47,7 @@ def test_callers_without_limits_have_no_account() -> None:
 def test_a_key_is_claimed_once(tmp_path: Path, shared: bool) -> None:
     claims = SharedClaims(tmp_path / "claims", 0) if shared else OwnClaims()
     claims.claim("a:key", "r1")
-    with pytest.raises(Refused, match="'key' is that of the running request 'r1'"):
+    with pytest.raises(Denied, match="'key' is that of the running request 'r1'"):
         claims.claim("a:key", "r2")
     claims.claim("b:key", "r3")
     claims.release("a:key")
@@ -58,11 +58,11 @@ def test_workers_see_each_others_claims_and_a_restart_clears_its_own(tmp_path: P
     first, second = (SharedClaims(tmp_path / "claims", i) for i in range(2))
     first.claim("a:x", "r1")
     second.claim("a:y", "r2")
-    with pytest.raises(Refused):
+    with pytest.raises(Denied):
         second.claim("a:x", "r3")
     again = SharedClaims(tmp_path / "claims", 0)
     again.claim("a:x", "r4")
-    with pytest.raises(Refused):
+    with pytest.raises(Denied):
         again.claim("a:y", "r5")
 
 

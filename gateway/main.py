@@ -26,10 +26,10 @@ from gateway.core.events import AnyEvent, PolicySet
 from gateway.core.router import Router
 from gateway.grpc_api import DispatchApi
 from gateway.http.api import OpenAiApi
-from gateway.http.connection import Limits
+from gateway.http.connection import ConnectionLimits
 from gateway.http.server import HttpServer
 from gateway.intake.callers import KeyRing
-from gateway.intake.claims import OwnClaims, SharedClaims
+from gateway.intake.claims import OwnClaims
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.lengths import LengthDesk, load_lengths
 from gateway.intake.quotas import Quotas
@@ -45,6 +45,8 @@ from gateway.operators import Operators
 from gateway.policy_files import policy_name
 from gateway.pump import Pump
 from gateway.ready import SERVICE, write_ready
+from gateway.workers.shared_claims import SharedClaims
+from gateway.workers.shared_quotas import shared_quotas
 from gateway.workers.slot import WorkerSlot
 from length_model.artifact import ArtifactError
 from length_model.online import OnlineLengths
@@ -109,18 +111,13 @@ class Gateway:
             _lengths(config.lengths), deadline_s=config.lengths_deadline_ms / 1000, decode=tokenizer.decode
         )
         self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None
-        shared = place.path if place else None
         self.intake = Intake(
             pump=self.pump,
             nodes=self.nodes,
             tokenizer=tokenizer,
             lengths=self.lengths,
-            quotas=Quotas(
-                path=shared / "quotas" if shared else None,
-                worker=place.index if place else 0,
-                workers=place.count if place else 1,
-            ),
-            claims=SharedClaims(shared / "claims", place.index) if shared and place else OwnClaims(),
+            quotas=shared_quotas(place.path / "quotas", worker=place.index, workers=place.count) if place else Quotas(),
+            claims=SharedClaims(place.path / "claims", place.index) if place else OwnClaims(),
             max_prompt_tokens=config.max_prompt_tokens,
             denied=lambda denial: self.metrics.denied(denial.value),
             begins=self.spans.begin if self.spans else lambda _stream: None,
@@ -147,7 +144,7 @@ class Gateway:
                 metrics=self._metrics_page,
                 is_leaving=lambda: self._stopping,
             ).handle,
-            Limits(max_body_bytes=config.max_body_bytes),
+            ConnectionLimits(max_body_bytes=config.max_body_bytes),
         )
         self._stopping = False
         self._observing: asyncio.TimerHandle | None = None

@@ -15,8 +15,8 @@ from typing import Literal
 import msgspec
 
 from gateway.core.outcomes import Denial
+from gateway.intake.caller_account import CallerLimits
 from gateway.intake.denied import Denied
-from gateway.intake.quota import Limits
 from protos.runtime.process import ConfigError, load_config
 
 Role = Literal["client", "metrics", "admin"]
@@ -31,7 +31,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     """The key's name; empty where no keys are asked for."""
     role: Role = "client"
-    limits: Limits = Limits()
+    limits: CallerLimits = CallerLimits()
 
 
 ANYONE = Caller(role="admin")
@@ -59,8 +59,8 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"sha256 of key {self.name!r} is not 64 lower-case hex digits")
         self.limits()
 
-    def limits(self) -> Limits:
-        return Limits(requests_per_s=self.requests_per_s, burst=self.burst, max_concurrent=self.max_concurrent)
+    def limits(self) -> CallerLimits:
+        return CallerLimits(requests_per_s=self.requests_per_s, burst=self.burst, max_concurrent=self.max_concurrent)
 
 
 class KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,7 +23,7 @@ from gateway.http.bodies import (
     prompt_of,
 )
 from gateway.http.chat import messages_of, question_and_history
-from gateway.http.connection import Connection, Exchange, Limits
+from gateway.http.connection import Connection, ConnectionLimits, Exchange
 from gateway.intake.callers import KeyEntry, KeyFile, KeyRing, digest, read_keys, write_keys
 from gateway.intake.denied import Denied
 from protos.runtime.process import ConfigError
@@ -175,7 +175,7 @@ def test_bytes_on_a_connection(data: list[bytes]) -> None:
 
         transport = FakeTransport()
         registry: set[Connection] = set()
-        connection = Connection(answer, Limits(max_body_bytes=100, max_head_bytes=500), registry)
+        connection = Connection(answer, ConnectionLimits(max_body_bytes=100, max_head_bytes=500), registry)
         connection.connection_made(transport)
         for piece in data:
             if not transport.closed:

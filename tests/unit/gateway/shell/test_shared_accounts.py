@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 
 from gateway.core.outcomes import Denial
+from gateway.intake.caller_account import CallerLimits
 from gateway.intake.callers import Caller
-from gateway.intake.claims import OwnClaims, SharedClaims
+from gateway.intake.claims import OwnClaims
 from gateway.intake.denied import Denied
-from gateway.intake.quota import Limits
 from gateway.intake.quotas import Quotas
+from gateway.workers.shared_claims import SharedClaims
+from gateway.workers.shared_quotas import shared_quotas
 
-CALLER = Caller(name="alice", limits=Limits(max_concurrent=2))
+CALLER = Caller(name="alice", limits=CallerLimits(max_concurrent=2))
 
 
 def test_workers_share_a_callers_account(tmp_path: Path) -> None:
-    first, second = (Quotas(path=tmp_path / "quotas", worker=i, workers=2) for i in range(2))
+    first, second = (shared_quotas(tmp_path / "quotas", worker=i, workers=2) for i in range(2))
     first.enter(CALLER, 0.0)
     second.enter(CALLER, 0.0)
     for quotas in (first, second):
@@ -25,16 +27,16 @@ def test_workers_share_a_callers_account(tmp_path: Path) -> None:
             quotas.enter(CALLER, 0.0)
         assert caught.value.denial is Denial.RATE_LIMITED
         assert caught.value.retry_after_s
-    second.enter(Caller(name="bob", limits=Limits(max_concurrent=1)), 0.0)
+    second.enter(Caller(name="bob", limits=CallerLimits(max_concurrent=1)), 0.0)
     second.leave(CALLER)
     first.enter(CALLER, 0.0)
 
 
 def test_what_a_crashed_worker_held_is_given_back(tmp_path: Path) -> None:
-    Quotas(path=tmp_path / "quotas", worker=0, workers=2).enter(CALLER, 0.0)
-    other = Quotas(path=tmp_path / "quotas", worker=1, workers=2)
+    shared_quotas(tmp_path / "quotas", worker=0, workers=2).enter(CALLER, 0.0)
+    other = shared_quotas(tmp_path / "quotas", worker=1, workers=2)
     other.enter(CALLER, 0.0)
-    Quotas(path=tmp_path / "quotas", worker=0, workers=2).enter(CALLER, 0.0)
+    shared_quotas(tmp_path / "quotas", worker=0, workers=2).enter(CALLER, 0.0)
 
 
 def test_callers_without_limits_have_no_account() -> None:
@@ -88,7 +90,7 @@ def test_a_worker_killed_in_the_middle_of_a_claim_blocks_nobody(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("gateway.intake.claims.os.link", die)
+        patched.setattr("gateway.workers.shared_claims.os.link", die)
         with pytest.raises(Killed):
             first.claim("a:x", "r1")
     SharedClaims(tmp_path / "claims", 1).claim("a:x", "r2")

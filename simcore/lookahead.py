@@ -7,25 +7,24 @@ once per base state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from simcore.baseline import SAME_MOMENT_S, Baseline
 from simcore.beliefs import BeliefTable
-from simcore.carrying import SAME_MOMENT_S, Carrying
 from simcore.compiled import layout as at
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import Arrived, SimNode
 from simcore.scenarios import final_lengths, longest_output
-from simcore.trace import TraceSnapshot
-from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, Quantiles, RequestState
+from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, Quantiles
 
 _FIRST_CAPACITY = 128
 
 
 class WhatIf:
-    """Forecasts from one base state. Reusable: `rebase`, then `forecast` as often as wanted. Not thread-safe."""
+    """Forecasts from one base state. Reusable: `rebase_node`, then `forecast` as often as wanted. Not thread-safe."""
 
     def __init__(
         self,
@@ -49,7 +48,6 @@ class WhatIf:
         self.jumping = jumping
         self._packed = step_time.pack()
         self._beliefs = BeliefTable(config, scenarios)
-        self._empty_head = at.new_head(config)
         self._samples = np.zeros((5, scenarios), dtype=np.float64)
         self._candidates = np.zeros((1, at.C_FINALS + scenarios), dtype=np.int64)
         self._out = np.zeros((1, at.N_FORECAST), dtype=np.float64)
@@ -59,74 +57,24 @@ class WhatIf:
         self._sharing: SimNode | None = None
         self._hashes = np.zeros((1, 1), dtype=np.int64)
         self._seq = 0
-        self._age_s = 0.0
         self._start_s = 0.0
         self._base_scenarios = 1
         self._base_done = False
-        self._carrying: Carrying | None = None
-        self._heads[0] = self._empty_head
+        self._baseline: Baseline | None = None
+        self._heads[0] = at.new_head(config)
         self._node: SimNode | None = None
         self._node_rows = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self._membership = 0
         self._arrived: dict[str, Arrived] = {}
         self._held: dict[str, LengthBelief] = {}
 
-    def rebase(
-        self,
-        snapshot: TraceSnapshot,
-        beliefs: Mapping[str, LengthBelief],
-        reserved: Sequence[Candidate] = (),
-        *,
-        age_s: float = 0.0,
-        step_remaining_s: float = 0.0,
-    ) -> None:
-        """Takes a new base state and forgets the memoised baseline.
-
-        `beliefs` holds the total output length of every running and waiting request. `reserved` requests stand behind
-        the waiting ones. `step_remaining_s`: seconds until the step in progress ends. An engine that schedules
-        asynchronously has planned the step after that already: a candidate joins one step later. Raises ValueError
-        for a request without belief and for one that the engine cannot hold.
-        """
-        states = [*snapshot.running, *snapshot.waiting]
-        states.extend(_arriving(c) for c in reserved)
-        n = len(states)
-        self._reserve_slots(n)
-        req = self._reqs[0]
-        if n:
-            self._fill_requests(states, len(snapshot.running))
-        head = self._heads[0]
-        head[:] = self._empty_head
-        running = len(snapshot.running)
-        waiting = len(snapshot.waiting)
-        head[at.N_RUNNING] = running
-        head[at.N_WAITING] = waiting
-        head[at.FREE] = max(0, min(snapshot.free_blocks, self.config.num_blocks))
-        head[at.PREEMPTED_TOTAL] = snapshot.preemptions_total
-        self._lists[0, at.RUNNING, :running] = np.arange(running)
-        self._lists[0, at.WAITING, :waiting] = np.arange(running + waiting - 1, running - 1, -1)
-        if self.config.enable_prefix_caching:
-            self._assume_cached_blocks(snapshot, head, req)
-        if self.config.async_scheduling:
-            ENTRIES.plan_ahead(head, req, self._lists[0], self._log)
-        for slot in range(running + waiting, n):
-            ENTRIES.enqueue(head, req, self._lists[0], slot)
-        held: list[LengthBelief | None] = [beliefs.get(s.request_id) for s in states]
-        held[n - len(reserved) :] = [c.belief for c in reserved]
-        table = self._beliefs
-        shapes = [(s.request_id, s.prompt_tokens, s.max_output_tokens) for s in states]
-        self._rows[:n] = table.rows(self._with_beliefs(shapes, held), n)
-        self._base_scenarios = ENTRIES.draw(
-            self._heads, self._reqs, table.atoms, table.strata, self._rows, self.scenarios, self._finals
-        )
-        self._base_done = False
-        self._carrying = None
-        self._node = None
-        self._sharing = None
-        self._shared = self._base_shared = None
-        self._seq, self._age_s, self._start_s = snapshot.seq, age_s, float(step_remaining_s)
-
     def rebase_node(self, node: SimNode, beliefs: Mapping[str, LengthBelief], now_s: float) -> None:
-        """Takes a simulated node as it stands at `now_s`; age 0. Raises ValueError as `rebase` does."""
+        """Takes a simulated node as it stands at `now_s` as the base state and forgets the memoised baseline.
+
+        `beliefs` holds the total output length of every request on it. A step in progress is waited for; an engine that
+        schedules asynchronously has planned the step after that already, so a candidate joins one step later. Raises
+        ValueError for a request without belief and for one that the engine cannot hold.
+        """
         n = len(node.requests)
         self._reserve_slots(n)
         if node is not self._node or node.membership != self._membership or beliefs != self._held:
@@ -149,7 +97,7 @@ class WhatIf:
         )
         self._base_done = False
         known = self._base_scenarios == 1 and self.jumping and not node.shares_blocks
-        self._carrying = Carrying(node, self._source[:n], now_s) if known and self._heads[0, at.N_WAITING] else None
+        self._baseline = Baseline(node, self._source[:n], now_s) if known and self._heads[0, at.N_WAITING] else None
         self._sharing = node if node.shares_blocks else None
         self._shared = self._base_shared = None
         if self.jumping:
@@ -157,15 +105,15 @@ class WhatIf:
         elif (base := node.shared_blocks(self._source[:n])) is not None:
             self._base_shared = base
             self._shared = np.empty_like(base[0]), np.empty_like(base[1]), base[2]
-        self._seq, self._age_s, self._start_s = node.seq, 0.0, max(0.0, float(node.free_at_s - now_s))
+        self._seq, self._start_s = node.seq, max(0.0, float(node.free_at_s - now_s))
 
-    def carry_on(self, node: SimNode, now_s: float) -> bool:
+    def reuse_baseline(self, node: SimNode, now_s: float) -> bool:
         """As `rebase_node` for the node taken last, where that needs no new future: True if all that has happened on it
         was forecast, and a candidate would still wait for others now. The headroom of forecasts counts from then."""
-        then, ends, progress = self._carrying, self._ends[0], self._progress[at.FIRST_CHECKPOINT]
+        then, ends, progress = self._baseline, self._ends[0], self._progress[at.FIRST_CHECKPOINT]
         if then is None or not self._base_done or then.node is not node:
             return False
-        if progress[at.NOW] < 0.0 or not then.as_forecast(ends, self._ended[0], progress[at.NOW]):
+        if progress[at.NOW] < 0.0 or not then.still_holds(ends, self._ended[0], progress[at.NOW]):
             return False
         later_s, preempted = then.move_on(now_s)
         ends -= later_s
@@ -243,7 +191,7 @@ class WhatIf:
             clear_start_s=Quantiles(*out[at.CLEAR : at.CLEAR + 3]),
             kv_headroom_path=tuple(map(int, out[at.HEADROOM_PATH :])),
             trace_seq=self._seq,
-            state_age_s=self._age_s,
+            state_age_s=0.0,
             cached_tokens=cached_tokens,
         )
 
@@ -293,68 +241,13 @@ class WhatIf:
         self._arrived, self._held = dict(requests), dict(beliefs)
 
     def _rows_of(self, arrived: Sequence[Arrived], beliefs: Mapping[str, LengthBelief], most: int) -> list[int]:
-        shapes = [(a.request.request_id, a.request.prompt_tokens, a.request.max_output_tokens) for a in arrived]
-        return self._beliefs.rows(self._with_beliefs(shapes, [beliefs.get(i) for i, _, _ in shapes]), most)
-
-    def _with_beliefs(
-        self, shapes: list[tuple[str, int, int]], held: list[LengthBelief | None]
-    ) -> Iterator[tuple[str, LengthBelief, int, int]]:
-        for (request_id, prompt_tokens, max_output_tokens), belief in zip(shapes, held, strict=True):
+        wanted: list[tuple[str, LengthBelief, int, int]] = []
+        for request_id, request in ((a.request.request_id, a.request) for a in arrived):
+            belief = beliefs.get(request_id)
             if belief is None:
                 raise ValueError(f"{self.node_id}: no length belief for request {request_id!r}")
-            yield request_id, belief, prompt_tokens, max_output_tokens
-
-    def _fill_requests(self, states: Sequence[RequestState], running: int) -> None:
-        n = len(states)
-        block = self.config.block_size_tokens
-        kv_tokens = self.config.num_blocks * block
-        rows: list[list[int]] = []
-        for i, s in enumerate(states):
-            if s.prompt_tokens + s.output_tokens > kv_tokens:
-                raise ValueError(
-                    f"{self.node_id}: request {s.request_id!r} has {s.prompt_tokens + s.output_tokens} tokens, "
-                    f"the KV blocks hold {kv_tokens}"
-                )
-            # An engine that schedules ahead counts a token as computed before it is known; here it is still to come.
-            computed = min(s.computed_tokens, s.prompt_tokens + s.output_tokens - 1) if i < running else 0
-            rows.append(
-                at.request_row(
-                    prompt=s.prompt_tokens,
-                    out=s.output_tokens,
-                    computed=computed,
-                    max_out=s.max_output_tokens,
-                    priority=s.priority,
-                    order=i,
-                    preemptions=s.preemptions,
-                    block=block,
-                )
-            )
-        self._reqs[0, :n] = rows
-        if self.config.scheduling_policy == "priority":
-            by_arrival = sorted(range(n), key=lambda i: (states[i].arrival_s, i))
-            self._reqs[0, by_arrival, at.ORDER] = np.arange(n)
-
-    def _assume_cached_blocks(self, snapshot: TraceSnapshot, head: at.Ints, req: at.Ints) -> None:
-        """Free blocks that a trace says still hold tokens of waiting requests, as the end of the free queue."""
-        block = self.config.block_size_tokens
-        first = len(snapshot.running)
-        room = int(head[at.FREE])
-        segments: list[tuple[int, int]] = []
-        for i, state in enumerate(snapshot.waiting):
-            blocks = min(room, state.computed_tokens // block)
-            if blocks > 0:
-                segments.append((first + i, blocks))
-                room -= blocks
-        if not segments:
-            return
-        # The first in the queue was preempted last, so its blocks are the last to be reused.
-        segments.reverse()
-        for k, (slot, blocks) in enumerate(segments):
-            self._lists[0, at.SEG_OWNER, k] = slot
-            self._lists[0, at.SEG_COUNT, k] = blocks
-            req[slot, at.SEGMENT] = k
-        head[at.OWNED] = head[at.SEG_TAIL] = len(segments)
-        head[at.FRONT] = room
+            wanted.append((request_id, belief, request.prompt_tokens, request.max_output_tokens))
+        return self._beliefs.rows(wanted, most)
 
     def _reserve_slots(self, n: int) -> None:
         if n + 1 > self._reqs.shape[1]:
@@ -376,13 +269,3 @@ class WhatIf:
         self._courses = np.zeros((self.scenarios, width, at.N_COURSE_COLS), dtype=np.float64)
         self._course_rows = np.zeros(self.scenarios, dtype=np.int64)
         self._ended = np.zeros((self.scenarios, capacity + at.FIRST_ENDED), dtype=np.int64)
-
-
-def _arriving(candidate: Candidate) -> RequestState:
-    return RequestState(
-        request_id=candidate.request_id,
-        prompt_tokens=candidate.prompt_tokens,
-        max_output_tokens=candidate.max_output_tokens,
-        priority=candidate.priority,
-        arrival_s=float("inf"),
-    )

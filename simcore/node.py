@@ -8,7 +8,7 @@ tells all about it (the emulated engine publishes it as its trace); `advance` ru
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -17,8 +17,7 @@ import numpy as np
 from simcore.compiled import layout as at
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
-from simcore.limits import check_fits, check_state
-from simcore.told import Told, told
+from simcore.limits import check_fits
 from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig, NodeLoad, RequestState
 
@@ -55,6 +54,24 @@ class Arrived(NamedTuple):
     arrival_s: float
 
 
+class TraceView(NamedTuple):
+    """The queues as a trace tells of them: with the outcome of every finished step and nothing of the one in flight.
+
+    An engine that schedules asynchronously has planned a step before the one in progress ends: its lists already
+    contain who that plan admits and preempts. A trace tells of a step when it has ended, so its readers know older
+    lists. Requests are slots here.
+    """
+
+    running: list[int]
+    waiting: list[int]
+    """Front to back."""
+    computed: dict[int, int]
+    """Tokens computed, where the array says otherwise."""
+    preempted: list[int]
+    """By the plan in flight, in the order in which it happened; they stand in `running`."""
+    free_blocks: int
+
+
 _EVENT_KINDS: dict[int, Literal["first_token", "finished", "preempted"]] = {
     at.FIRST_TOKEN: "first_token",
     at.FINISHED: "finished",
@@ -79,7 +96,7 @@ class SimNode:
 
     A step is applied when it begins: what arrives or is aborted during a step counts from its end on. With
     `config.async_scheduling` the step after it has been planned by then, so an arrival joins one step later; snapshot,
-    load and deltas tell of finished steps only, as a trace does (`simcore.told`).
+    load and deltas tell of finished steps only, as a trace does (`TraceView`).
 
     vLLM takes in aborts just before the tokens of the step in which they come, not just after. So an answer whose last
     token comes in that step is aborted there and finished here, and an aborted request's blocks are freed there before
@@ -115,6 +132,76 @@ class SimNode:
         self._arrived: list[Arrived] = []
         self._aborted: list[str] = []
 
+    @staticmethod
+    def from_snapshot(
+        snapshot: TraceSnapshot,
+        node_id: str,
+        step_time: StepTimeModel,
+        *,
+        output_tokens: Callable[[RequestState], int],
+        free_at_s: float,
+    ) -> SimNode:
+        """The engine of a trace's snapshot, its next step beginning at `free_at_s` (on any clock the caller likes).
+
+        `output_tokens` says how long each answer is taken to be in all; an answer that is that long already goes on by
+        one token. What a snapshot cannot show is taken to be absent: free blocks that still hold tokens of preempted
+        requests.
+        """
+        config = snapshot.config
+        node = SimNode(node_id, config, step_time)
+        states = [*snapshot.running, *snapshot.waiting]
+        n, running = len(states), len(snapshot.running)
+        while len(node.ids) < n:
+            node._grow()
+        block = config.block_size_tokens
+        rows: list[list[int]] = []
+        for slot, s in enumerate(states):
+            final = max(output_tokens(s), s.output_tokens + 1)
+            computed = s.computed_tokens if slot < running else 0
+            rows.append(
+                at.request_row(
+                    prompt=s.prompt_tokens,
+                    out=s.output_tokens,
+                    computed=computed,
+                    final=final,
+                    max_out=s.max_output_tokens,
+                    priority=s.priority,
+                    order=slot,
+                    preemptions=s.preemptions,
+                    block=block,
+                )
+            )
+            node.ids[slot] = s.request_id
+            request = SimRequest(
+                request_id=s.request_id,
+                prompt_tokens=s.prompt_tokens,
+                output_tokens=final,
+                max_output_tokens=s.max_output_tokens,
+                priority=s.priority,
+            )
+            node.requests[s.request_id] = Arrived(slot, request, s.arrival_s)
+        if n:
+            node.req[:n] = rows
+            node._free_slots = [slot for slot in node._free_slots if slot >= n]
+        if config.scheduling_policy == "priority":
+            by_arrival = sorted(range(n), key=lambda i: (states[i].arrival_s, i))
+            node.req[by_arrival, at.ORDER] = np.arange(n)
+        node.lists[at.RUNNING, :running] = np.arange(running)
+        node.lists[at.WAITING, : n - running] = np.arange(n - 1, running - 1, -1)
+        node.head[at.N_RUNNING] = running
+        node.head[at.N_WAITING] = n - running
+        node.head[at.FREE] = min(snapshot.free_blocks, config.num_blocks)
+        node.head[at.PREEMPTED_TOTAL] = snapshot.preemptions_total
+        # A busy engine that schedules asynchronously has the next step planned already. (Of who has just left it, the
+        # snapshot knows no more; that plan still knew them.)
+        ENTRIES.plan_ahead(node.head, node.req, node.lists, node._log)
+        node.interventions = n
+        node.seq = snapshot.seq
+        node.free_at_s = float(free_at_s)
+        node.next_step_s = node.free_at_s if n else math.inf
+        node.membership = n
+        return node
+
     @property
     def step_time(self) -> StepTimeModel:
         return self._step_time
@@ -123,6 +210,42 @@ class SimNode:
     def has_work(self) -> bool:
         """Somebody is here, or a step still runs for those who have gone."""
         return bool(self.requests) or bool(self.head[at.FLYING])
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that nobody holds; what the step in flight needs is taken already."""
+        return int(self.head[at.FREE])
+
+    @property
+    def preemptions_total(self) -> int:
+        return int(self.head[at.PREEMPTED_TOTAL])
+
+    def output_tokens(self, request_id: str) -> int | None:
+        """Tokens that a request has produced; None if it is not here."""
+        known = self.requests.get(request_id)
+        return None if known is None else int(self.req[known.slot, at.OUT])
+
+    def computed_tokens(self, request_id: str) -> int | None:
+        """Tokens of its prompt and answer whose KV is computed; None if it is not here."""
+        known = self.requests.get(request_id)
+        return None if known is None else int(self.req[known.slot, at.COMPUTED])
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Gives requests that are here, by id, new ids; nothing else about them changes."""
+
+        def renamed(arrived: Arrived) -> Arrived:
+            new = names.get(arrived.request.request_id)
+            if new is None:
+                return arrived
+            return arrived._replace(request=msgspec.structs.replace(arrived.request, request_id=new))
+
+        self.membership += 1
+        requests = {(known := renamed(a)).request.request_id: known for a in self.requests.values()}
+        assert len(requests) == len(self.requests), "two requests would have one id"
+        self._arrived = [requests[names.get(i, i)] for i in (a.request.request_id for a in self._arrived)]
+        self.requests = requests
+        for request_id, known in requests.items():
+            self.ids[known.slot] = request_id
 
     def add(self, request: SimRequest, now_s: float) -> None:
         """Puts a request into the waiting queue: at the end, or under priority scheduling where it belongs.
@@ -177,7 +300,7 @@ class SimNode:
         """
         if not self.has_work:
             raise ValueError(f"{self.node_id}: no work, so no step at {now_s}")
-        ahead = told(self.head, self.req, self.lists).preempted if self.head[at.AHEAD] else []
+        ahead = self._trace_view().preempted if self.head[at.AHEAD] else []
         n_log, *features, _ = ENTRIES.step(self.head, self.req, self.lists, self._shared, self._log)
         batch = StepBatch(*features)
         duration_s = self._step_time.seconds(batch)
@@ -244,7 +367,7 @@ class SimNode:
 
     def snapshot(self, now_s: float) -> TraceSnapshot:
         """The whole state after the last step."""
-        state = told(self.head, self.req, self.lists)
+        state = self._trace_view()
         return TraceSnapshot(
             seq=self.seq,
             at_s=now_s,
@@ -299,7 +422,7 @@ class SimNode:
 
     def check(self) -> None:
         """Raises AssertionError naming the broken invariant."""
-        check_state(self.head, self.req, self.lists, self._shared)
+        _check_queues(self.head, self.req, self.lists, self._shared)
         head = self.head.tolist()
         queued = [*self.lists[at.RUNNING, : head[at.N_RUNNING]], *self.lists[at.WAITING, : head[at.N_WAITING]]]
         known = {r.slot: i for i, r in self.requests.items()}
@@ -319,7 +442,32 @@ class SimNode:
         self.membership += 1
         self._free_slots.append(self.requests.pop(request_id).slot)
 
-    def _state(self, slot: int, state: Told) -> RequestState:
+    def _trace_view(self) -> TraceView:
+        """What readers of the trace know after the last step."""
+        head, req, lists = self.head, self.req, self.lists
+        running = lists[at.RUNNING, : head[at.N_RUNNING]].tolist()
+        waiting = lists[at.WAITING, : head[at.N_WAITING]][::-1].tolist()
+        if not head[at.AHEAD]:
+            return TraceView(running, waiting, {}, [], int(head[at.FREE]))
+        before = lists[at.RUNNING_BEFORE, : head[at.N_BEFORE]].tolist()
+        known, queued = set(before), set(waiting)
+        # The first to be preempted was the last to run.
+        preempted = [slot for slot in reversed(before) if slot in queued]
+        admitted = [slot for slot in running if slot not in known]
+        waiting = admitted + [slot for slot in waiting if slot not in known]
+        if head[at.BY_PRIORITY]:
+            waiting.sort(key=lambda slot: (req[slot, at.PRIORITY], req[slot, at.ORDER]))
+        bank, n = int(head[at.BANK]), int(head[at.N_PLAN])
+        computed = dict.fromkeys(admitted, 0)
+        planned = zip(lists[at.PLAN_SLOT + bank, :n].tolist(), lists[at.PLAN_TOKENS + bank, :n].tolist(), strict=True)
+        for slot, entry in planned:
+            if slot in known:
+                computed[slot] = int(req[slot, at.COMPUTED]) - entry // 2
+        for slot in preempted:
+            computed[slot] = int(req[slot, at.BEFORE])
+        return TraceView(before, waiting, computed, preempted, int(head[at.FREE] + head[at.PLAN_GREW]))
+
+    def _state(self, slot: int, state: TraceView) -> RequestState:
         row = self.req[slot].tolist()
         known = self.requests[self.ids[slot]]
         return RequestState(
@@ -397,3 +545,59 @@ class SimNode:
 
     def _new_log(self, capacity: int) -> at.Ints:
         return np.zeros((max(_ADVANCE_LOG_ROWS, at.log_rows(capacity)), at.N_LOG_COLS), dtype=np.int64)
+
+
+def _check_queues(head: at.Ints, req: at.Ints, lists: at.Ints, shared: at.Shared) -> None:
+    running = lists[at.RUNNING, : head[at.N_RUNNING]].tolist()
+    waiting = lists[at.WAITING, : head[at.N_WAITING]].tolist()
+    slots = running + waiting
+    assert len(slots) == len(set(slots)), "a request stands in two places"
+    assert len(running) <= head[at.MAX_SEQS], "more running than max_num_seqs"
+    block = int(head[at.BLOCK])
+    held = 0
+    for slot in running:
+        row = req[slot].tolist()
+        assert row[at.CAPACITY] == -(-row[at.COMPUTED] // block) * block, f"slot {slot}: blocks do not match its tokens"
+        assert row[at.KEYED] <= row[at.COMPUTED], f"slot {slot}: blocks are named that are not computed"
+        assert 0 <= row[at.PENDING] <= 1, f"slot {slot}: more tokens in flight than one step yields"
+        assert row[at.SEGMENT] == -1, f"slot {slot} runs and has blocks in the free queue"
+        held += row[at.CAPACITY] // block
+    assert all(req[s, at.COMPUTED] == 0 and req[s, at.CAPACITY] == 0 for s in waiting), "a waiting request holds blocks"
+    assert not req[slots, at.GRANTED].any(), "a step was planned and not applied"
+    free, total = int(head[at.FREE]), int(head[at.TOTAL_BLOCKS])
+    assert free >= 0, "blocks were handed out that are not there"
+    if shared is not None:
+        _check_blocks(head, req, running, shared)
+        return
+    assert held + free == total, f"{held} blocks held and {free} free are not {total}"
+    owned = {s: int(req[s, at.SEGMENT]) for s in waiting if req[s, at.SEGMENT] >= 0}
+    assert len(owned) == head[at.OWNED], "the count of cached requests is wrong"
+    if owned:
+        first, end = int(head[at.SEG_HEAD]), int(head[at.SEG_TAIL])
+        counts = lists[at.SEG_COUNT, first:end]
+        assert int(head[at.FRONT]) + int(counts.sum()) == free, "the free queue does not hold the free blocks"
+        owners = {int(s): first + i for i, s in enumerate(lists[at.SEG_OWNER, first:end]) if s >= 0}
+        assert owners == owned, "the free queue and the waiting requests disagree about cached blocks"
+
+
+def _check_blocks(head: at.Ints, req: at.Ints, running: list[int], shared: at.Arrays) -> None:
+    pool, table, _ = shared
+    total, size = int(head[at.TOTAL_BLOCKS]), int(head[at.BLOCK])
+    counts = [0] * total
+    for slot in running:
+        for block in table[slot, : req[slot, at.CAPACITY] // size].tolist():
+            counts[block] += 1
+    assert counts == pool[at.REFS, :total].tolist(), "reference counts differ from what requests hold"
+    queue: list[int] = []
+    block = int(pool[at.NEXT, total])
+    while block != total + 1 and len(queue) <= total:
+        queue.append(block)
+        block = int(pool[at.NEXT, block])
+    assert sorted(queue) == [b for b in range(total) if counts[b] == 0], "the free queue does not hold the free blocks"
+    assert len(queue) == head[at.FREE], "the free queue is not as long as it should be"
+    keyed: list[int] = []
+    for first in pool[at.BUCKETS].tolist():
+        while first >= 0:
+            keyed.append(first)
+            first = int(pool[at.CHAIN, first])
+    assert sorted(keyed) == np.flatnonzero(pool[at.HAS_KEY, :total]).tolist(), "a block cannot be found by its key"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
-from simcore.resume import node_at
-from simcore.telling import NOBODY, TellingNode
+from simcore.tracing import NOBODY, TracingNode
 from simcore.types import Candidate, EngineConfig, LengthBelief
 
 
@@ -29,18 +28,16 @@ def warm(*, shared_prefixes: bool = False, clusters: bool = False) -> None:
     what_if = WhatIf("warm-up", config, model, scenarios=2)
     belief = LengthBelief((2, 4))
     candidate = Candidate(request_id="b", prompt_tokens=3, max_output_tokens=4, belief=belief)
-    what_if.rebase(node.snapshot(0.0), {"a": belief})
-    what_if.forecast([candidate])
     what_if.rebase_node(node, {"a": belief}, 0.0)
     what_if.forecast([candidate])
     node.add(SimRequest(request_id="c", prompt_tokens=3, output_tokens=1, max_output_tokens=1), 1.0)
     node.abort("c")
     node.advance(100.0)
     node.load(0.0)
-    node_at(node.snapshot(0.0), "warm-up", model, output_tokens=lambda _: 1, free_at_s=0.0)
+    SimNode.from_snapshot(node.snapshot(0.0), "warm-up", model, output_tokens=lambda _: 1, free_at_s=0.0)
     for hashes in ((), (7,)) if shared_prefixes else ((),):
         if clusters:
-            _tell(config, model, hashes)
+            _trace(config, model, hashes)
     if shared_prefixes:
         sharing = SimNode("warm-up", config, model)
         for i in "abc":
@@ -57,9 +54,9 @@ def warm(*, shared_prefixes: bool = False, clusters: bool = False) -> None:
         sharing.advance(100.0)
 
 
-def _tell(config: EngineConfig, model: StepTimeModel, hashes: tuple[int, ...]) -> None:
-    telling = TellingNode("warm-up", config, model, interval_s=0.005, lengths_known=True)
+def _trace(config: EngineConfig, model: StepTimeModel, hashes: tuple[int, ...]) -> None:
+    tracing = TracingNode("warm-up", config, model, interval_s=0.005, lengths_known=True)
     request = SimRequest(request_id="a", prompt_tokens=20, output_tokens=2, max_output_tokens=2, block_hashes=hashes)
-    telling.add(request, 0.0)
-    telling.run(100.0, keep_from_s=0.0, watched=NOBODY, mark=0)
-    telling.keep(100.0, 0)
+    tracing.add(request, 0.0)
+    tracing.run(100.0, keep_from_s=0.0, watched=NOBODY, mark=0)
+    tracing.keep(100.0, 0)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from simcore.compiled import layout as at
 from simcore.node import SimNode
-from simcore.telling import EVERYBODY, NOBODY
+from simcore.tracing import EVERYBODY, NOBODY
 
 
 class RequestAccount:
@@ -37,7 +36,7 @@ class EngineWatch:
 
     @property
     def watched(self) -> int:
-        """The slot of the one whose start is waited for (`TellingNode.run`)."""
+        """The slot of the one whose start is waited for (`TracingNode.run`)."""
         if self._evicted:
             return EVERYBODY
         if not self._fresh:
@@ -50,11 +49,11 @@ class EngineWatch:
 
     def preempted(self, request_id: str, at_s: float) -> None:
         self._account.preemptions[request_id] += 1
-        known = self._engine.requests.get(request_id)
-        if known is None:
+        tokens = self._engine.output_tokens(request_id)
+        if tokens is None:
             return
         self._returned(request_id, at_s)
-        self._evicted[request_id] = (at_s, int(self._engine.req[known.slot, at.OUT]))
+        self._evicted[request_id] = (at_s, tokens)
 
     def left(self, request_id: str, at_s: float) -> None:
         """It has ended, here or at all."""
@@ -66,9 +65,9 @@ class EngineWatch:
             self._note_starts(began_s)
         if self._evicted:
             engine = self._engine
-            for request_id, (_, tokens) in list(self._evicted.items()):
-                known = engine.requests.get(request_id)
-                if known is None or engine.req[known.slot, at.OUT] > tokens:
+            for request_id, (_, before) in list(self._evicted.items()):
+                tokens = engine.output_tokens(request_id)
+                if tokens is None or tokens > before:
                     self._returned(request_id, engine.free_at_s)
 
     def _note_starts(self, began_s: float) -> None:
@@ -76,8 +75,7 @@ class EngineWatch:
         waiting: list[str] = []
         while fresh:
             request_id = fresh[0]
-            known = engine.requests.get(request_id)
-            if known is not None and not engine.req[known.slot, at.COMPUTED]:
+            if engine.computed_tokens(request_id) == 0:
                 if self._in_order:
                     break
                 waiting.append(request_id)

@@ -19,12 +19,11 @@ from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, Request
 from gateway.core.outcomes import COMPLETE
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
-from simcore.compiled.layout import FREE
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import NodeEvent, SimRequest
-from simcore.telling import NOBODY, TellingNode
 from simcore.trace import StepBatch
+from simcore.tracing import NOBODY, TracingNode
 from simcore.types import EngineConfig, LengthBelief, NodeLoad, Outcome
 
 NODE_TOLD = int(Rank.NODE_TOLD)
@@ -121,16 +120,12 @@ class ClusterNode:
         for request_id in self._ends:
             self._watch.left(request_id, now_s)
         # A request may come back while its orphan is still here: requests are sent under a name per attempt.
-        engine, held = self._engine, list(self._engine.requests.values())
-        engine.requests.clear()
-        for known in held:
-            request = known.request
-            if request.request_id not in self._orphans:
-                request = msgspec.structs.replace(request, request_id=f"{request.request_id} of daemon {self.epoch}")
-                self._orphans[request.request_id] = truncated(DEFAULT_PRIOR, request.max_output_tokens)
-            engine.ids[known.slot] = request.request_id
-            engine.requests[request.request_id] = known._replace(request=request)
-        engine.membership += 1
+        engine, names = self._engine, {}
+        for request_id, known in engine.requests.items():
+            if request_id not in self._orphans:
+                names[request_id] = orphan = f"{request_id} of daemon {self.epoch}"
+                self._orphans[orphan] = truncated(DEFAULT_PRIOR, known.request.max_output_tokens)
+        engine.rename(names)
         engine.read(math.inf, 0.0)
         self._new_daemon()
 
@@ -166,7 +161,7 @@ class ClusterNode:
     @property
     def free_blocks(self) -> int:
         """Of the engine, after its last step."""
-        return int(self._engine.head[FREE])
+        return self._engine.free_blocks
 
     def run_until(self, until_s: float) -> None:
         """Runs every step that begins before `until_s`; tokens and ends go on the heap for the router."""
@@ -274,7 +269,7 @@ class ClusterNode:
         self.run_until(now_s)
         frozen_s = self.faults.frozen_s
         if self._based_on is None or (frozen_s is None and self._based_on != (now_s, self._version)):
-            if not self._what_if.carry_on(self._engine, now_s):
+            if not self._what_if.reuse_baseline(self._engine, now_s):
                 self._what_if.rebase_node(self._engine, self._beliefs, now_s)
             self._based_on = (now_s, self._version)
         # The router asks only nodes that can hold the prompt: a refusal here is a defect and stops the run.
@@ -298,7 +293,7 @@ class ClusterNode:
         self._heap.push(at_s, Rank.FORECAST, (self, self.epoch, answer))
 
     def _begin(self) -> None:
-        self._engine = TellingNode(
+        self._engine = TracingNode(
             self.node_id,
             self.spec.config,
             self.spec.step_time,

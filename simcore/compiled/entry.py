@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from numba import njit
 
-from simcore.compiled import blocks, course, future, jump, jump_ahead, kv, memory, plan, step, stretch
+from simcore.compiled import blocks, course, future, jump, jump_ahead, kv, load, memory, plan, run_to_event, step
 from simcore.compiled.layout import (
     AHEAD,
     BASE,
@@ -56,7 +56,7 @@ from simcore.compiled.layout import (
 from simcore.cost import step_time
 from simcore.kernel_cache import cached
 
-_MODULES = (blocks, course, kv, memory, plan, step, stretch, jump, jump_ahead, future, step_time)
+_MODULES = (blocks, course, kv, memory, plan, step, load, run_to_event, jump, jump_ahead, future, step_time)
 
 
 def _fingerprint() -> int:
@@ -87,7 +87,6 @@ class Entries(NamedTuple):
     tell_apart: Callable[..., Any]
     known_prefix: Callable[..., Any]
     count_shares: Callable[..., Any]
-    draw: Callable[..., Any]
     take_node: Callable[..., Any]
     forecast: Callable[..., Any]
 
@@ -171,9 +170,9 @@ def _compile(fingerprint: int) -> Entries:
 
     @cached
     def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
-        """`stretch.measure`."""
+        """`load.measure`."""
         assert fingerprint >= 0
-        return stretch.measure(head, req, lists)
+        return load.measure(head, req, lists)
 
     @cached
     def keep(
@@ -189,9 +188,9 @@ def _compile(fingerprint: int) -> Entries:
         state_s: float,
         interval_s: float,
     ) -> int:
-        """`stretch.keep`."""
+        """`run_to_event.keep`."""
         assert fingerprint >= 0
-        return stretch.keep(head, req, lists, totals, told_s, states, row, seq, mark, state_s, interval_s)
+        return run_to_event.keep(head, req, lists, totals, told_s, states, row, seq, mark, state_s, interval_s)
 
     @cached
     def run(
@@ -207,9 +206,9 @@ def _compile(fingerprint: int) -> Entries:
         at: tuple[int, int, int, int],
         times_s: tuple[float, float, float, float],
     ) -> tuple[int, int, int, float, float]:
-        """`stretch.run`; `at` is (row, seq, mark, watched), `times_s` its four times."""
+        """`run_to_event.run`; `at` is (row, seq, mark, watched), `times_s` its four times."""
         assert fingerprint >= 0
-        return stretch.run(head, req, lists, shared, log, packed, totals, told_s, states, *at, *times_s)
+        return run_to_event.run(head, req, lists, shared, log, packed, totals, told_s, states, *at, *times_s)
 
     @cached
     def enqueue(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
@@ -242,13 +241,6 @@ def _compile(fingerprint: int) -> Entries:
         blocks.count_shares(head, req, to_req, source, shared)
 
     @cached
-    def draw(heads: Ints, reqs: Ints, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> int:
-        """`future.draw_finals` for the base state, `rows` by its slots."""
-        assert fingerprint >= 0
-        n = heads[BASE, N_RUNNING] + heads[BASE, N_WAITING]
-        return future.draw_finals(reqs[BASE], n, atoms, strata, rows, scenarios, finals)
-
-    @cached
     def take_node(
         head: Ints,
         req: Ints,
@@ -264,7 +256,8 @@ def _compile(fingerprint: int) -> Entries:
         scenarios: int,
         finals: Ints,
     ) -> int:
-        """`future.compact_state` of a node into the base state, then `draw` with `node_rows` by the node's slots."""
+        """`future.compact_state` of a node into the base state, then `future.draw_finals` with `node_rows`
+        by the node's slots."""
         assert fingerprint >= 0
         future.compact_state(head, req, lists, to_heads[BASE], to_reqs[BASE], to_lists[BASE], source)
         n = head[N_RUNNING] + head[N_WAITING]
@@ -385,7 +378,7 @@ def _compile(fingerprint: int) -> Entries:
         return fine
 
     made = (one_step, plan_ahead, advance, measure, keep, run, enqueue, remove, tell_apart, known_prefix, count_shares)
-    return Entries(*made, draw, take_node, forecast)
+    return Entries(*made, take_node, forecast)
 
 
 ENTRIES = _compile(_fingerprint())

@@ -150,7 +150,7 @@ SCHEDULED = 1
 FIRST_TOKEN = 2
 FINISHED = 3
 
-# a state as its trace tells it (`stretch`): steps run, and what `types.NodeLoad` says of it
+# a state as its trace tells it (`run_to_event`): steps run, and what `types.NodeLoad` says of it
 STATE_SEQ = 0
 STATE_RUNNING = 1
 STATE_WAITING = 2

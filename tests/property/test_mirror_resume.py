@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simcore.node import SimNode, SimRequest
-from simcore.resume import node_at
 from simcore.trace import TraceDelta
 from simcore.types import EngineConfig
 from tests.property.test_mirror import STEP_TIME
@@ -58,7 +57,7 @@ def test_a_resumed_node_runs_on_as_the_original(
         for _ in range(steps):
             if node.has_work:
                 now_s = node.step(max(now_s, node.next_step_s)).end_s
-    twin = node_at(
+    twin = SimNode.from_snapshot(
         node.snapshot(now_s),
         "n",
         STEP_TIME,

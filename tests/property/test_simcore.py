@@ -150,6 +150,11 @@ def lived_through(node: SimNode, candidate: Candidate | None, now_s: float) -> d
     return times
 
 
+def shown(snapshot: TraceSnapshot) -> SimNode:
+    """The engine that a trace shows, at a step boundary. How long its answers are is for beliefs to say."""
+    return SimNode.from_snapshot(snapshot, "n", MODEL, output_tokens=lambda s: s.max_output_tokens, free_at_s=0.0)
+
+
 def exact_beliefs(node: SimNode) -> Mapping[str, LengthBelief]:
     return {i: LengthBelief((a.request.output_tokens,)) for i, a in node.requests.items()}
 
@@ -194,7 +199,7 @@ def test_jumping_and_stepping_answer_alike(workload: Workload, steps: int, rng: 
     answers = []
     for jumping in (True, False):
         what_if = WhatIf("n", workload.config, MODEL, scenarios=4, jumping=jumping)
-        what_if.rebase(node.snapshot(0.0), beliefs)
+        what_if.rebase_node(shown(node.snapshot(0.0)), beliefs, 0.0)
         answers.append(what_if.forecast([candidate])[0])
     assert rounded(answers[0]) == pytest.approx(rounded(answers[1]), rel=1e-9, abs=1e-9)
 
@@ -227,7 +232,7 @@ def test_a_future_carried_on_is_that_computed_anew(workload: Workload, steps: in
         held = {i: lengths[i] for i in node.requests}
         new = WhatIf("n", workload.config, MODEL)
         new.rebase_node(node, held, now_s)
-        if not old.carry_on(node, now_s):
+        if not old.reuse_baseline(node, now_s):
             old.rebase_node(node, held, now_s)
         (was,), (anew,) = old.forecast([candidate]), new.forecast([candidate])
         assert rounded(was)[:-1] == pytest.approx(rounded(anew)[:-1], rel=1e-9, abs=1e-9), "all but the headroom"
@@ -246,7 +251,7 @@ def test_a_future_is_carried_on_while_a_candidate_would_wait() -> None:
     carried = []
     while node.has_work:
         node.step(node.next_step_s)
-        carried.append(what_if.carry_on(node, node.free_at_s))
+        carried.append(what_if.reuse_baseline(node, node.free_at_s))
     assert carried == [True] * 20 + [False] * 20, "the last two start with the 21st step, and with them whoever comes"
 
 
@@ -348,7 +353,7 @@ def test_an_odd_state_is_refused_or_answered_but_never_hangs(
     beliefs = {s.request_id: LengthBelief((2, 60)) for s in (*snapshot.running, *snapshot.waiting)}
     candidate = candidate_for(snapshot.config, rng)
     try:
-        what_if.rebase(snapshot, beliefs)
+        what_if.rebase_node(shown(snapshot), beliefs, 0.0)
         answer = what_if.forecast([candidate])[0]
     except ValueError:
         return

@@ -8,6 +8,7 @@ import pytest
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode
 from simcore.scenarios import OVERDUE_TOKENS
+from simcore.trace import TraceSnapshot
 from simcore.types import HEADROOM_HORIZONS_S, Candidate, EngineConfig, Forecast, LengthBelief, Quantiles
 from tests.unit.simcore.test_node import SECOND, SMALL, node, request
 
@@ -23,6 +24,13 @@ def candidate(prompt: int, output: int | LengthBelief, request_id: str = "new", 
 
 def what_if(config: EngineConfig = SMALL, scenarios: int = 8) -> WhatIf:
     return WhatIf("n", config, SECOND, scenarios=scenarios)
+
+
+def shown(snapshot: TraceSnapshot, free_at_s: float) -> SimNode:
+    """The engine that a trace shows. How long its answers are is for beliefs to say."""
+    return SimNode.from_snapshot(
+        snapshot, "n", SECOND, output_tokens=lambda s: s.max_output_tokens, free_at_s=free_at_s
+    )
 
 
 def same(value: float) -> Quantiles:
@@ -61,10 +69,9 @@ def test_the_candidate_waits_for_the_step_in_progress() -> None:
     asking = what_if()
     asking.rebase_node(simulated, {"a": known(3)}, 0.25)
     assert asking.forecast([candidate(5, 4)])[0].e2e_s == same(0.75 + 4.0)
-    asking.rebase(simulated.snapshot(0.25), {"a": known(3)}, age_s=0.1, step_remaining_s=0.75)
+    asking.rebase_node(shown(simulated.snapshot(0.25), 1.0), {"a": known(3)}, 0.25)
     answer = asking.forecast([candidate(5, 4)])[0]
-    assert answer.e2e_s == same(0.75 + 4.0)
-    assert (answer.state_age_s, answer.trace_seq) == (0.1, 1)
+    assert (answer.e2e_s, answer.trace_seq) == (same(0.75 + 4.0), 1)
 
 
 def test_an_engine_that_plans_ahead_lets_the_candidate_in_a_step_later_from_either_base() -> None:
@@ -74,7 +81,7 @@ def test_an_engine_that_plans_ahead_lets_the_candidate_in_a_step_later_from_eith
     simulated.step(0.0)
     from_node, from_snapshot = what_if(ahead), what_if(ahead)
     from_node.rebase_node(simulated, {"a": known(6)}, 0.25)
-    from_snapshot.rebase(simulated.snapshot(1.0), {"a": known(6)}, step_remaining_s=0.75)
+    from_snapshot.rebase_node(shown(simulated.snapshot(1.0), 1.0), {"a": known(6)}, 0.25)
     answers = [asking.forecast([candidate(5, 4)])[0] for asking in (from_node, from_snapshot)]
     assert [a.ttft_s for a in answers] == [same(0.75 + 1.0 + 1.0)] * 2
 
@@ -92,7 +99,8 @@ def test_harm_is_the_summed_delay_of_those_already_there() -> None:
     # Behind a full batch it harms nobody.
     full = EngineConfig(model="m", max_num_seqs=2, num_blocks=8, max_model_len_tokens=64)
     asking = WhatIf("n", full, second_per_sequence)
-    asking.rebase(simulated.snapshot(2.0), {"a": known(3), "b": known(3)})
+    seated = msgspec.structs.replace(simulated.snapshot(2.0), config=full)
+    asking.rebase_node(shown(seated, 2.0), {"a": known(3), "b": known(3)}, 2.0)
     answer = asking.forecast([candidate(5, 4)])[0]
     assert (answer.ttft_s, answer.harm_s) == (same(4.0 + 1.0), same(0.0))
 
@@ -160,7 +168,9 @@ def test_kv_headroom_is_told_by_horizon() -> None:
 def test_reserved_requests_stand_before_the_candidate() -> None:
     simulated = node(EngineConfig(model="m", max_num_seqs=1, num_blocks=8, max_model_len_tokens=64))
     asking = WhatIf("n", simulated.config, SECOND)
-    asking.rebase(simulated.snapshot(0.0), {}, [candidate(5, 7, "reserved")])
+    seen = shown(simulated.snapshot(0.0), 0.0)
+    seen.add(request("reserved", 5, 7), 0.0)
+    asking.rebase_node(seen, {"reserved": known(7)}, 0.0)
     assert asking.forecast([candidate(5, 2)])[0].e2e_s == same(9.0)
 
 
@@ -191,7 +201,7 @@ def test_a_snapshot_says_the_same_as_the_node() -> None:
     asking = what_if()
     asking.rebase_node(simulated, beliefs, 3.0)
     first = asking.forecast([candidate(30, LengthBelief((3, 30)))])
-    asking.rebase(simulated.snapshot(3.0), beliefs)
+    asking.rebase_node(shown(simulated.snapshot(3.0), 3.0), beliefs, 3.0)
     assert asking.forecast([candidate(30, LengthBelief((3, 30)))]) == first
 
 
@@ -213,16 +223,16 @@ def test_an_outlived_belief_ends_soon() -> None:
 
 
 def test_an_engine_that_plans_ahead_takes_a_newcomer_one_step_later() -> None:
-    simulated = node()
     ahead = msgspec.structs.replace(SMALL, async_scheduling=True)
+    simulated = node(ahead)
     asking = what_if(ahead)
-    asking.rebase(simulated.snapshot(0.0), {})
+    asking.rebase_node(shown(simulated.snapshot(0.0), 0.0), {}, 0.0)
     assert asking.forecast([candidate(5, 4)])[0].ttft_s == same(1.0), "an idle engine has planned nothing"
     simulated.add(request("a", 5, 3), 0.0)
     simulated.add(request("b", 5, 1), 0.0)
     simulated.add(request("c", 31, 2), 0.0)
     beliefs = {"a": known(3), "b": known(1), "c": known(2)}
-    asking.rebase(simulated.snapshot(0.0), beliefs)
+    asking.rebase_node(shown(simulated.snapshot(0.0), 0.0), beliefs, 0.0)
     # c is prefilled with 22 tokens, then with 9 beside a: the candidate's 5 fit there.
     answer = asking.forecast([candidate(5, 2), candidate(30, 2)])
     assert [a.ttft_s for a in answer] == [same(2.0), same(3.0)]
@@ -251,8 +261,6 @@ def test_what_is_missing_or_impossible_is_refused() -> None:
     asking = what_if()
     with pytest.raises(ValueError, match="no length belief for request 'a'"):
         asking.rebase_node(simulated, {}, 0.0)
-    with pytest.raises(ValueError, match="no length belief for request 'a'"):
-        asking.rebase(simulated.snapshot(0.0), {})
     with pytest.raises(ValueError, match=r"prompt of 120 tokens .* leaves no room"):
         what_if().forecast([candidate(120, 1)])
     with pytest.raises(ValueError, match="scenarios must be >= 1"):

@@ -7,8 +7,8 @@ import pytest
 
 from length_model.core import belief as length_belief
 from simcore.beliefs import BeliefTable
-from simcore.compiled.entry import ENTRIES
-from simcore.compiled.layout import N_COLS, N_HEAD, N_RUNNING, OUT
+from simcore.compiled import layout as at
+from simcore.compiled.future import draw_finals
 from simcore.scenarios import OVERDUE_TOKENS, final_lengths, longest_output, permutation
 from simcore.types import EngineConfig, LengthBelief
 
@@ -56,12 +56,10 @@ def test_compiled_draws_are_those_in_words() -> None:
     table = BeliefTable(CONFIG, scenarios)
     ids = [f"r{i}" for i in range(n)]
     rows = table.rows([(i, b, 100, 500) for i, b in zip(ids, beliefs, strict=True)], n)
-    heads = np.zeros((2, N_HEAD), dtype=np.int64)
-    heads[0, N_RUNNING] = n
-    reqs = np.zeros((2, n, N_COLS), dtype=np.int64)
-    reqs[0, :, OUT] = produced
+    req = np.zeros((n, at.N_COLS), dtype=np.int64)
+    req[:, at.OUT] = produced
     finals = np.zeros((scenarios, n), dtype=np.int64)
-    drawn = ENTRIES.draw(heads, reqs, table.atoms, table.strata, np.array(rows), scenarios, finals)
+    drawn = draw_finals(req, n, table.atoms, table.strata, np.array(rows), scenarios, finals)
     assert drawn == scenarios
     longest = longest_output(CONFIG, 100, 500)
     for i in range(n):

@@ -10,6 +10,7 @@ import numpy as np
 from simcore.compiled import entry, future, jump
 from simcore.compiled.entry import ENTRIES
 from simcore.lookahead import WhatIf
+from simcore.node import SimNode
 from simcore.types import Candidate, EngineConfig, LengthBelief
 from simcore.warmup import warm
 from tests.unit.simcore.test_node import SECOND, node, request
@@ -41,7 +42,8 @@ def test_warm_compiles_every_entry_point_and_use_compiles_nothing_more() -> None
     candidates = [Candidate(request_id=i, prompt_tokens=9, max_output_tokens=9, belief=beliefs["r1"]) for i in "abc"]
     what_if.rebase_node(simulated, beliefs, 103)
     what_if.forecast(candidates)
-    what_if.rebase(simulated.snapshot(103), beliefs, candidates[:1], age_s=1, step_remaining_s=1)
+    shown = SimNode.from_snapshot(simulated.snapshot(103), "n", SECOND, output_tokens=lambda _: 5, free_at_s=104)
+    what_if.rebase_node(shown, beliefs, 103)
     what_if.forecast(candidates[1:])
     simulated.copy().load(103)
     simulated.add(msgspec.structs.replace(request("s", 30, 5), block_hashes=(1 << 63, 2)), 103)

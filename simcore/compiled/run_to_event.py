@@ -1,4 +1,4 @@
-"""Steps of a simulated node up to the next that somebody could hear of, and the state after each: what a trace tells.
+"""Runs a simulated node to its next event, and keeps the states on the way: what a trace tells.
 
 A row of `states` is the summary of one state (`STATE_`...), and `told_s` when it is told: at the next multiple of an
 interval. A state that a later one has overtaken by then is overwritten by it.
@@ -13,26 +13,16 @@ from numba import njit
 from simcore.compiled import step
 from simcore.compiled.layout import (
     AHEAD,
-    BANK,
-    BEFORE,
-    BLOCK,
     COMPUTED,
-    FINAL,
     FLYING,
     FREE,
-    GRANTED,
     N_BEFORE,
-    N_PLAN,
     N_RUNNING,
     N_WAITING,
-    OUT,
     PLAN_GREW,
-    PLAN_SLOT,
-    PLAN_TOKENS,
     PREEMPTED_TOTAL,
     PROMPT,
     RUNNING,
-    RUNNING_BEFORE,
     STATE_BLOCKS,
     STATE_FREE,
     STATE_MARK,
@@ -47,36 +37,8 @@ from simcore.compiled.layout import (
     Ints,
     Shared,
 )
+from simcore.compiled.load import measure
 from simcore.cost import step_time
-
-
-@njit(nogil=True)
-def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
-    """(blocks that waiting prompts need, tokens not processed yet with `FINAL` as the length).
-
-    Of an engine that plans ahead: as it stood before it planned the step in flight (`simcore.told`).
-    """
-    needed = tokens = 0
-    for i in range(head[N_BEFORE]):
-        req[lists[RUNNING_BEFORE, i], GRANTED] = 1
-    for i in range(head[N_WAITING]):
-        slot = lists[WAITING, i]
-        tokens += req[slot, PROMPT] + req[slot, FINAL] - req[slot, COMPUTED]
-        if req[slot, GRANTED]:
-            tokens -= req[slot, BEFORE]
-        else:
-            needed += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
-    for i in range(head[N_RUNNING]):
-        slot = lists[RUNNING, i]
-        tokens += req[slot, PROMPT] + req[slot, FINAL] - req[slot, COMPUTED]
-        if head[AHEAD] and not req[slot, GRANTED]:
-            needed += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
-    for i in range(head[N_PLAN]):
-        if lists[PLAN_SLOT + head[BANK], i] >= 0:
-            tokens += lists[PLAN_TOKENS + head[BANK], i] // 2
-    for i in range(head[N_BEFORE]):
-        req[lists[RUNNING_BEFORE, i], GRANTED] = 0
-    return needed, tokens
 
 
 @njit(nogil=True)

@@ -1,4 +1,4 @@
-"""A simulated node that keeps the states its trace would tell, many steps at a time: for load notes.
+"""A simulated node that keeps the states its trace would tell while it runs to the next event: for load notes.
 
 `SimNode.advance` tells events only. Here the state before each step is kept as well, until somebody reads the newest of
 those told so far. The steps are the same.
@@ -22,7 +22,7 @@ EVERYBODY = at.WATCH_ALL
 _FIRST_ROWS = 64
 
 
-class TellingNode(SimNode):
+class TracingNode(SimNode):
     """States are told at multiples of `interval_s` seconds; 0: as they come about. With `lengths_known` tokens to come
     are counted by true lengths, else by what each request is expected to have (`add_expected`)."""
 

@@ -1,32 +1,32 @@
-"""Whether what has happened on a simulated node since a forecast is what had been forecast. Pure.
+"""Reuse of a baseline: whether a simulated node has done since a forecast just what had been forecast. Pure.
 
-Then the future computed then is the future still, and need not be computed again: with known lengths a node that nobody
-joins and nobody leaves early does what its simulation does.
+Then the future without a candidate, computed for that forecast, still holds and need not be computed again: with known
+lengths a node that nobody joins and nobody leaves early does what its simulation does.
 """
 
 from __future__ import annotations
 
-from simcore.compiled.layout import FIRST_ENDED, N_ENDED, PREEMPTED_TOTAL, Floats, Ints
+from simcore.compiled.layout import FIRST_ENDED, N_ENDED, Floats, Ints
 from simcore.node import SimNode
 
 SAME_MOMENT_S = 1e-6
 """Ends are summed up in another order than the engine does it; steps take milliseconds."""
 
 
-class Carrying:
+class Baseline:
     """A node as it stood when the future without a candidate was computed."""
 
     def __init__(self, node: SimNode, slots: Ints, now_s: float) -> None:
         """`slots`: the node's own, of each request of the base state, in its order."""
         self.node = node
         self.now_s = now_s
-        self.preempted = int(node.head[PREEMPTED_TOTAL])
+        self.preempted = node.preemptions_total
         self._ids = [node.ids[slot] for slot in slots.tolist()]
         self._interventions = node.interventions
         self._finished = node.membership - node.interventions
         self._gone = 0
 
-    def as_forecast(self, ends: Floats, ended: Ints, first_start_s: float) -> bool:
+    def still_holds(self, ends: Floats, ended: Ints, first_start_s: float) -> bool:
         """Nobody has come, been aborted, ended early or stayed on, and one more could not have started yet.
 
         `ends` and `ended` as `future.run` leaves them, `first_start_s` when it kept a checkpoint, in seconds after
@@ -46,5 +46,5 @@ class Carrying:
     def move_on(self, now_s: float) -> tuple[float, int]:
         """From now on times count from `now_s`. Returns the seconds gone since, and the preemptions."""
         later_s, self.now_s = now_s - self.now_s, now_s
-        preempted, self.preempted = self.preempted, int(self.node.head[PREEMPTED_TOTAL])
+        preempted, self.preempted = self.preempted, self.node.preemptions_total
         return later_s, self.preempted - preempted

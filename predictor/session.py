@@ -18,7 +18,6 @@ import structlog
 from engine_adapters.base import EngineError, RequestRefused
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
-from predictor.core.estimator import Refused
 from predictor.node import Answers, End, Node
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
@@ -43,7 +42,7 @@ class _Tokens:
         self.end: End | None = None
 
 
-class Session:
+class GatewaySession:
     """One gateway's session, from `run` to its end."""
 
     def __init__(self, node: Node, context: Any) -> None:
@@ -69,11 +68,7 @@ class Session:
     async def run(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
         """Until the gateway leaves or `finish` has been called."""
         node = self._node
-        await self._context.write(
-            pb.NodeFrame(
-                welcome=pb.Welcome(node_id=node.node_id, config=codec.config_to_wire(node.config), profile=node.profile)
-            )
-        )
+        await self._context.write(wire.welcome(node.node_id, node.config, node.profile))
         unlisten = node.listen(self._wake.set)
         writer = asyncio.create_task(self._write(), name="session writer")
         reader = asyncio.create_task(self._read(frames), name="session reader")
@@ -154,7 +149,7 @@ class Session:
                 candidates.append(codec.candidate_from_wire(ask.candidate, prior=DEFAULT_PRIOR))
                 asked.append(ask.ask_id)
             except ValueError as bad:
-                self._answers.append(pb.Answer(ask_id=ask.ask_id, error=str(bad)))
+                self._answers.append(wire.unanswerable(ask.ask_id, str(bad)))
         self._wake.set()
         if candidates:
             self._node.ask(candidates, lambda answers: self._on_answers(asked, answers))
@@ -162,11 +157,7 @@ class Session:
     # --- to the gateway -----------------------------------------------------------------------------------------------
 
     def _on_answers(self, asked: Sequence[int], answers: Answers) -> None:
-        for ask_id, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, Refused):
-                self._answers.append(pb.Answer(ask_id=ask_id, error=answer.reason))
-            else:
-                self._answers.append(pb.Answer(ask_id=ask_id, forecast=codec.forecast_to_wire(answer)))
+        self._answers.extend(wire.answer(ask_id, answer) for ask_id, answer in zip(asked, answers, strict=True))
         self._wake.set()
 
     def _on_tokens(self, request_id: str, token_ids: Sequence[int], end: End | None) -> None:
@@ -217,7 +208,7 @@ class Session:
             return False
         self._noted = version
         self._note_due_s = now_s + LOAD_NOTE_EVERY_S
-        frame.load.CopyFrom(pb.LoadNote(load=codec.load_to_wire(load), dispatch_seq=self._dispatch_seq))
+        frame.load.CopyFrom(wire.load_note(load, self._dispatch_seq))
         return True
 
     def _note_now(self) -> None:

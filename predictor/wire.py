@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from engine_adapters.base import EngineRequest
 from predictor.core.calibration import ErrorSummary
 from predictor.core.step_learning import Learned
-from predictor.node import End
+from predictor.requests import End
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb

@@ -13,8 +13,14 @@ from engine_adapters.base import EngineError, RequestRefused
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import Refused
+<<<<<<< HEAD
 from predictor.node import End, Node
 from predictor.session import GatewaySession
+=======
+from predictor.node import Node
+from predictor.requests import End
+from predictor.session import Session
+>>>>>>> w/predictor
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_engine_pb2_grpc as engine_grpc
@@ -67,7 +73,7 @@ class PredictApi(predict_grpc.PredictServicer):
         except ValueError as bad:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(bad))
         reply = pb.PredictReply()
-        for position, answer in enumerate(await node.forecast(candidates)):
+        for position, answer in enumerate(await node.asking.forecast(candidates)):
             if isinstance(answer, Refused):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"candidates[{position}]: {answer.reason}")
             else:
@@ -82,7 +88,7 @@ class PredictApi(predict_grpc.PredictServicer):
                 raise ValueError("candidate.request_id: is empty; name the request that will come")
             if not request.ttl_s >= 0:
                 raise ValueError(f"ttl_s: must be >= 0 seconds, got {request.ttl_s}")
-            if why := node.estimator.why_never(candidate):
+            if why := node.predictor.estimator.why_never(candidate):
                 raise ValueError(f"candidate: {why}")
         except ValueError as bad:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(bad))
@@ -114,7 +120,23 @@ class PredictApi(predict_grpc.PredictServicer):
             unlisten()
 
     async def GetCalibration(self, request: pb.GetCalibrationRequest, context: Context) -> pb.Calibration:
+<<<<<<< HEAD
         return wire.calibration(await self._gate.enter(context))
+=======
+        node = await self._door.enter(context)
+        found = node.predictor.calibration
+        return pb.Calibration(
+            node_id=node.node_id,
+            profile=wire.step_times(node.profile, node.learned),
+            ttft=wire.forecast_error(found.ttft.corrected()),
+            e2e=wire.forecast_error(found.e2e.corrected()),
+            tpot=wire.forecast_error(found.tpot.corrected()),
+            ttft_raw=wire.forecast_error(found.ttft.raw()),
+            e2e_raw=wire.forecast_error(found.e2e.raw()),
+            tpot_raw=wire.forecast_error(found.tpot.raw()),
+            trusted=found.trusted,
+        )
+>>>>>>> w/predictor
 
     # The stubs know only answers that are yielded; this one writes when it has something to say.
     async def Session(  # type: ignore[override]
@@ -147,7 +169,7 @@ class EngineApi(engine_grpc.EngineServicer):
             chunks.put_nowait(wire.chunk(token_ids, end))
 
         try:
-            node.dispatch(
+            node.requests.dispatch(
                 wire.engine_request(request, max_model_len_tokens=node.config.max_model_len_tokens),
                 codec.belief_from_wire(request.belief),
                 sink,
@@ -165,12 +187,31 @@ class EngineApi(engine_grpc.EngineServicer):
                     break
         finally:
             if not ended:
-                node.abandon([request.request_id])
+                node.requests.abandon([request.request_id])
         if chunk.outcome == codec.outcome_to_wire(Outcome.ENGINE_FAILED):
             await context.abort(grpc.StatusCode.INTERNAL, chunk.detail)
         if chunk.outcome == codec.outcome_to_wire(Outcome.NODE_LOST):
             await context.abort(grpc.StatusCode.UNAVAILABLE, chunk.detail)
 
     async def Abort(self, request: engine_pb.AbortRequest, context: Context) -> engine_pb.AbortReply:
+<<<<<<< HEAD
         node = await self._gate.enter(context)
         return engine_pb.AbortReply(found=await node.abort(request.request_id))
+=======
+        node = await self._door.enter(context)
+        return engine_pb.AbortReply(found=await node.requests.abort(request.request_id))
+
+
+def _state(node: Node) -> types_pb.NodeState:
+    engine = node.engine
+    mirror = engine.mirror
+    assert mirror is not None, "the node lets nobody in before its first snapshot"
+    return codec.snapshot_to_wire(
+        node.node_id,
+        mirror.snapshot(),
+        engine.reservations.candidates(),
+        age_s=node.age_s(),
+        profile=node.profile,
+        synchronised=engine.synchronised,
+    )
+>>>>>>> w/predictor

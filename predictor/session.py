@@ -18,7 +18,13 @@ import structlog
 from engine_adapters.base import EngineError, RequestRefused
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
+<<<<<<< HEAD
 from predictor.node import Answers, End, Node
+=======
+from predictor.core.estimator import Answers, Refused
+from predictor.node import Node
+from predictor.requests import End
+>>>>>>> w/predictor
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
 from simcore.types import Candidate, Outcome
@@ -58,7 +64,7 @@ class GatewaySession:
         """Apart from the others, because an id may come again before its end is sent."""
         self._pong = 0
         """The ping that is to be answered; 0: none."""
-        self._noted: tuple[object, int] | None = None
+        self._noted: tuple[object, bool, int] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
@@ -85,7 +91,7 @@ class GatewaySession:
                 self._note_timer.cancel()
             if self._mine:
                 log.info("session ended with requests running", gateway=self._gateway_id, aborted=len(self._mine))
-            node.abandon(self._mine)
+            node.requests.abandon(self._mine)
 
     async def finish(self) -> None:
         """Writes what is pending, then ends the session."""
@@ -103,7 +109,7 @@ class GatewaySession:
                 log.info("session begun", gateway=self._gateway_id)
             for request_id in frame.abort_request_ids:
                 if request_id in self._mine:
-                    await self._node.abort(request_id)
+                    await self._node.requests.abort(request_id)
             for dispatched in frame.dispatches:
                 self._dispatch(dispatched)
             if frame.asks:
@@ -120,7 +126,7 @@ class GatewaySession:
         self._dispatch_seq = dispatched.dispatch_seq
         self._wake.set()
         try:
-            self._node.dispatch(
+            self._node.requests.dispatch(
                 wire.engine_request(message, max_model_len_tokens=self._node.config.max_model_len_tokens),
                 codec.belief_from_wire(message.belief),
                 self._on_tokens,
@@ -152,7 +158,7 @@ class GatewaySession:
                 self._answers.append(wire.unanswerable(ask.ask_id, str(bad)))
         self._wake.set()
         if candidates:
-            self._node.ask(candidates, lambda answers: self._on_answers(asked, answers))
+            self._node.asking.ask(candidates, lambda answers: self._on_answers(asked, answers))
 
     # --- to the gateway -----------------------------------------------------------------------------------------------
 
@@ -195,7 +201,7 @@ class GatewaySession:
 
     def _note(self, frame: pb.NodeFrame) -> bool:
         """Adds the load if it has changed and the last note is old enough."""
-        version = (self._node.estimator.version, self._dispatch_seq)
+        version = (self._node.engine.version, self._node.predictor.trusted, self._dispatch_seq)
         if version == self._noted:
             return False
         now_s = self._loop.time()

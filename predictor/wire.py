@@ -12,7 +12,11 @@ from engine_adapters.base import EngineRequest
 from predictor.core.calibration import ErrorSummary
 from predictor.core.estimator import Refused
 from predictor.core.step_learning import Learned
+<<<<<<< HEAD
 from predictor.node import End, Node
+=======
+from predictor.requests import End
+>>>>>>> w/predictor
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb

@@ -1,7 +1,7 @@
 """Simulates the same runs in two checkouts, each by its own interpreter, and compares the results to the last digit.
 
-`python -m tests.same_results OLD NEW` prints what differs and ends with 1 if anything does. The router is spelled out in
-every command, so a change of defaults does not show; commits, machines, keys and durations of the runs are left out.
+`python -m tests.same_results OLD NEW` prints what differs and ends with 1 if anything does. The router is spelled out
+in every command, so a change of defaults does not show; commits, machines, keys and durations of the runs are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-POLICIES = "round_robin,least_requests,llumnix_freeness,prefix_affinity,min_new_request_latency,min_total_latency"  # one option
+POLICIES = "round_robin,least_requests,llumnix_freeness,prefix_affinity,min_new_request_latency,min_total_latency"
 ROUTER = ("--set", "router.ask=4", "--set", "router.hold=forecast")
 SMALL = ("--set", "nodes=4", "--set", "requests=400")
 COMMANDS: dict[str, tuple[str, ...]] = {

@@ -19,7 +19,7 @@ import grpc.aio
 import orjson
 import uvloop
 
-from gateway.http.connection import Exchange, ConnectionLimits
+from gateway.http.connection import ConnectionLimits, Exchange
 from gateway.http.server import HttpServer
 from gateway.listen import bound_socket
 from protos import codec

@@ -13,14 +13,9 @@ from engine_adapters.base import EngineError, RequestRefused
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import Refused
-<<<<<<< HEAD
-from predictor.node import End, Node
-from predictor.session import GatewaySession
-=======
 from predictor.node import Node
 from predictor.requests import End
-from predictor.session import Session
->>>>>>> w/predictor
+from predictor.session import GatewaySession
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_engine_pb2_grpc as engine_grpc
@@ -120,23 +115,7 @@ class PredictApi(predict_grpc.PredictServicer):
             unlisten()
 
     async def GetCalibration(self, request: pb.GetCalibrationRequest, context: Context) -> pb.Calibration:
-<<<<<<< HEAD
         return wire.calibration(await self._gate.enter(context))
-=======
-        node = await self._door.enter(context)
-        found = node.predictor.calibration
-        return pb.Calibration(
-            node_id=node.node_id,
-            profile=wire.step_times(node.profile, node.learned),
-            ttft=wire.forecast_error(found.ttft.corrected()),
-            e2e=wire.forecast_error(found.e2e.corrected()),
-            tpot=wire.forecast_error(found.tpot.corrected()),
-            ttft_raw=wire.forecast_error(found.ttft.raw()),
-            e2e_raw=wire.forecast_error(found.e2e.raw()),
-            tpot_raw=wire.forecast_error(found.tpot.raw()),
-            trusted=found.trusted,
-        )
->>>>>>> w/predictor
 
     # The stubs know only answers that are yielded; this one writes when it has something to say.
     async def Session(  # type: ignore[override]
@@ -194,24 +173,5 @@ class EngineApi(engine_grpc.EngineServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, chunk.detail)
 
     async def Abort(self, request: engine_pb.AbortRequest, context: Context) -> engine_pb.AbortReply:
-<<<<<<< HEAD
         node = await self._gate.enter(context)
-        return engine_pb.AbortReply(found=await node.abort(request.request_id))
-=======
-        node = await self._door.enter(context)
         return engine_pb.AbortReply(found=await node.requests.abort(request.request_id))
-
-
-def _state(node: Node) -> types_pb.NodeState:
-    engine = node.engine
-    mirror = engine.mirror
-    assert mirror is not None, "the node lets nobody in before its first snapshot"
-    return codec.snapshot_to_wire(
-        node.node_id,
-        mirror.snapshot(),
-        engine.reservations.candidates(),
-        age_s=node.age_s(),
-        profile=node.profile,
-        synchronised=engine.synchronised,
-    )
->>>>>>> w/predictor

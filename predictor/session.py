@@ -18,13 +18,9 @@ import structlog
 from engine_adapters.base import EngineError, RequestRefused
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
-<<<<<<< HEAD
-from predictor.node import Answers, End, Node
-=======
-from predictor.core.estimator import Answers, Refused
+from predictor.core.estimator import Answers
 from predictor.node import Node
 from predictor.requests import End
->>>>>>> w/predictor
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
 from simcore.types import Candidate, Outcome

@@ -12,11 +12,8 @@ from engine_adapters.base import EngineRequest
 from predictor.core.calibration import ErrorSummary
 from predictor.core.estimator import Refused
 from predictor.core.step_learning import Learned
-<<<<<<< HEAD
-from predictor.node import End, Node
-=======
+from predictor.node import Node
 from predictor.requests import End
->>>>>>> w/predictor
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
@@ -94,7 +91,7 @@ def load_note(load: NodeLoad, dispatch_seq: int) -> pb.LoadNote:
 
 
 def calibration(node: Node) -> pb.Calibration:
-    found = node.calibration
+    found = node.predictor.calibration
     return pb.Calibration(
         node_id=node.node_id,
         profile=step_times(node.profile, node.learned),
@@ -109,16 +106,16 @@ def calibration(node: Node) -> pb.Calibration:
 
 
 def state(node: Node) -> types_pb.NodeState:
-    estimator = node.estimator
-    mirror = estimator.mirror
+    engine = node.engine
+    mirror = engine.mirror
     assert mirror is not None, "the node lets nobody in before its first snapshot"
     return codec.snapshot_to_wire(
         node.node_id,
         mirror.snapshot(),
-        estimator.reservations.candidates(),
+        engine.reservations.candidates(),
         age_s=node.age_s(),
         profile=node.profile,
-        synchronised=estimator.synchronised,
+        synchronised=engine.synchronised,
     )
 
 

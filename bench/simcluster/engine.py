@@ -5,18 +5,17 @@ Read from the engine itself, which is what a trace without delay would tell (`pr
 
 from __future__ import annotations
 
-from simcore.telling import TellingNode
-
 from bench.simcluster.faults import NodeFaults
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
+from simcore.tracing import TracingNode
 from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad
 
 
 class ObservedEngine:
     """One simulated engine, as its predictor sees it."""
 
-    def __init__(self, engine: TellingNode, faults: NodeFaults, *, scenarios: int) -> None:
+    def __init__(self, engine: TracingNode, faults: NodeFaults, *, scenarios: int) -> None:
         self.beliefs: dict[str, LengthBelief] = {}
         """What is believed of the length of each request there."""
         self._engine = engine
@@ -56,7 +55,7 @@ class ObservedEngine:
         """What-ifs from the state as it is now; those made last while the trace stands still."""
         engine, based_on = self._engine, (now_s, self._engine.seq, self._engine.interventions)
         if self._based_on is None or (self._faults.frozen_s is None and self._based_on != based_on):
-            if not self._what_if.carry_on(engine, now_s):
+            if not self._what_if.reuse_baseline(engine, now_s):
                 self._what_if.rebase_node(engine, self.beliefs, now_s)
             self._based_on = based_on
         return self._what_if, 0.0

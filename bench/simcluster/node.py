@@ -20,20 +20,12 @@ from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, Request
 from gateway.core.outcomes import COMPLETE
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
-<<<<<<< HEAD
-=======
 from predictor.core.node_predictor import NodePredictor
-from simcore.compiled.layout import FREE
->>>>>>> w/predictor
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import NodeEvent, SimRequest
 from simcore.trace import StepBatch
-<<<<<<< HEAD
 from simcore.tracing import NOBODY, TracingNode
-from simcore.types import EngineConfig, LengthBelief, NodeLoad, Outcome
-=======
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
->>>>>>> w/predictor
 
 NODE_TOLD = int(Rank.NODE_TOLD)
 
@@ -282,15 +274,6 @@ class ClusterNode:
     def answer(self, ask: AskForecast, now_s: float) -> None:
         """A question arrives; the answer goes on the heap."""
         self.run_until(now_s)
-<<<<<<< HEAD
-        frozen_s = self.faults.frozen_s
-        if self._based_on is None or (frozen_s is None and self._based_on != (now_s, self._version)):
-            if not self._what_if.reuse_baseline(self._engine, now_s):
-                self._what_if.rebase_node(self._engine, self._beliefs, now_s)
-            self._based_on = (now_s, self._version)
-        # The router asks only nodes that can hold the prompt: a refusal here is a defect and stops the run.
-=======
->>>>>>> w/predictor
         candidate = ask.candidate
         if self._noise is not None:
             belief = self._noise.believed(candidate.request_id, candidate.belief)
@@ -301,14 +284,7 @@ class ClusterNode:
         if self._noise is not None:
             forecast = self._noise.forecast(forecast)
         if self.faults.lie != 1.0:
-<<<<<<< HEAD
             forecast = forecast.slowed(self.faults.lie)
-        if frozen_s is not None:
-            forecast = msgspec.structs.replace(forecast, state_age_s=now_s - frozen_s)
-        answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
-=======
-            forecast = scaled(forecast, self.faults.lie)
->>>>>>> w/predictor
         self.forecasts += 1
         answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
         at_s = now_s + self._delays.forecast_s + self._delays.network_one_way_s

@@ -19,10 +19,6 @@ import msgspec
 from predictor.core.prior import unknown_node
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
-<<<<<<< HEAD
-from simcore.node import SimNode, SimRequest
-=======
->>>>>>> w/predictor
 from simcore.scenarios import longest_output
 from simcore.types import Candidate, EngineConfig, Forecast, ForecastSource, NodeLoad, Quantiles
 
@@ -177,41 +173,6 @@ class Estimator:
 
         return simulate
 
-<<<<<<< HEAD
-    def _rebase(self, mirror: NodeMirror, until_s: float) -> None:
-        """The base of what-ifs: the state, run on to the end of the step that is in progress at `until_s`."""
-        if self.learner is not None and self.learner.version != self._learned_version:
-            self._learned_version = self.learner.version
-            self.step_time = self.learner.model
-            self._what_if = WhatIf(self.node_id, self.config, self.step_time, scenarios=self._scenarios)
-        engine = SimNode.from_snapshot(
-            mirror.snapshot(),
-            self.node_id,
-            self.step_time,
-            output_tokens=lambda s: self._likely_end(s.request_id, s.prompt_tokens, s.max_output_tokens),
-            free_at_s=self._received_s,
-        )
-        held = self.reservations.held()
-        woken_s = -math.inf
-        for reservation in held:
-            if reservation.sent:
-                sent_s = reservation.reserved_s
-                if sent_s - woken_s >= SAME_MOMENT_S:
-                    engine.advance(min(until_s, sent_s))
-                if not engine.has_work:
-                    woken_s = sent_s
-                engine.add(self._arriving(reservation.candidate), sent_s)
-        engine.advance(until_s)
-        for reservation in held:
-            if not reservation.sent:
-                engine.add(self._arriving(reservation.candidate), until_s)
-        beliefs = {i: self._belief(i, a.request.max_output_tokens).belief for i, a in engine.requests.items()}
-        in_step = engine.free_at_s > until_s
-        self._base_until_s = engine.free_at_s if in_step else until_s
-        self._what_if.rebase_node(engine, beliefs, self._base_until_s)
-        self._base_of = self.version
-=======
->>>>>>> w/predictor
 
 def _refusing(candidates: Sequence[Candidate], why: ValueError) -> Callable[[], Answers]:
     """The engine's state itself is beyond the simulation's rules: no forecast is better than a wrong one."""

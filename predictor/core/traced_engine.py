@@ -21,8 +21,7 @@ from predictor.core.reservations import Reservations
 from predictor.core.step_learning import StepLearner
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
-from simcore.node import SimRequest
-from simcore.resume import node_at
+from simcore.node import SimNode, SimRequest
 from simcore.scenarios import longest_output
 from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
 from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad
@@ -220,7 +219,7 @@ class TracedEngine:
             self._learned_version = self.learner.version
             self.step_time = self.learner.model
             self._what_if = WhatIf(self.node_id, self.config, self.step_time, scenarios=self._scenarios)
-        engine = node_at(
+        engine = SimNode.from_snapshot(
             mirror.snapshot(),
             self.node_id,
             self.step_time,

@@ -135,14 +135,14 @@ def gateway(config_path: str | None, **options: Any) -> None:
     import uvloop
 
     from gateway.config import load
-    from gateway.workers.place import own_place
+    from gateway.workers.slot import own_slot
     from protos.runtime.process import ConfigError
 
     overrides = {key: value for key, value in options.items() if value not in (None, ())}
     path = Path(config_path) if config_path else None
     try:
         config = load(path, overrides)
-        place = own_place()
+        place = own_slot()
         if config.workers > 1 and place is None:
             from gateway.workers.supervisor import supervise
 

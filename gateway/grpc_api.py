@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from gateway import wire
 from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Codes
-from gateway.intake.admission import Refused
 from gateway.intake.callers import ANYONE, Caller, KeyRing, require
 from gateway.intake.client_stream import ClientStream
-from gateway.intake.intake import Admitted, Intake
+from gateway.intake.denied import Denied
+from gateway.intake.submission import Intake
 from gateway.operators import OWNER_MARK, SIBLING_MARK, Operators
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
@@ -43,7 +44,7 @@ class DispatchApi(DispatchServicer):
         self._alone = of_siblings
 
     def caller(self, metadata: dict[str, str]) -> Caller:
-        """Raises Refused."""
+        """Raises Denied."""
         if self._alone and SIBLING_MARK in metadata:
             owner = metadata.get(OWNER_MARK)
             return ANYONE if owner is None else Caller(name=owner)
@@ -52,45 +53,37 @@ class DispatchApi(DispatchServicer):
     # Coroutines that write instead of the generators that the stubs expect: a generator's `finally` would not run when
     # the client leaves while a chunk is being written.
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
+        metadata = _metadata(context)
         try:
-            admitted = await self._admit(request, context)
-        except Refused as refused:
-            self._intake.denied(refused.denial)
-            _refuse(context, refused)
+            caller = self.caller(metadata)
+            asked = wire.client_request(
+                request,
+                request_id=metadata.get("x-request-id", ""),
+                traceparent=metadata.get("traceparent", ""),
+                call_deadline_s=context.time_remaining(),
+            )
+            stream = await self._intake.admit(asked, caller)
+        except Denied as denied:
+            self._deny(context, denied)
             return
         try:
-            await _answer(admitted.stream, context)
+            await _answer(stream, context)
         finally:
-            admitted.close()
-        _finish(context, admitted.stream)
-
-    async def _admit(self, request: pb.GenerateRequest, context: Context) -> Admitted:
-        metadata = _metadata(context)
-        if not request.traceparent:
-            request.traceparent = metadata.get("traceparent", "")
-        return await self._intake.admit(
-            request,
-            request.token_ids.ids if request.WhichOneof("prompt") == "token_ids" else request.text,
-            caller=self.caller(metadata),
-            request_id=metadata.get("x-request-id", ""),
-            call_deadline_s=context.time_remaining(),
-        )
+            self._intake.close(stream)
+        _finish(context, stream)
 
     async def Place(self, request: pb.PlaceRequest, context: Context) -> pb.Decision:
         metadata = _metadata(context)
+        asked = wire.placement_request(request, request_id=metadata.get("x-request-id", ""))
         try:
-            admitted = await self._intake.place(
-                request, caller=self.caller(metadata), request_id=metadata.get("x-request-id", "")
-            )
-        except Refused as refused:
-            self._intake.denied(refused.denial)
-            _refuse(context, refused)
+            stream = await self._intake.place(asked, self.caller(metadata))
+        except Denied as denied:
+            self._deny(context, denied)
             return pb.Decision()
-        stream = admitted.stream
         try:
             await stream.changed()
         finally:
-            admitted.close()
+            self._intake.close(stream)
         if stream.outcome not in COMPLETE or stream.decision is None:
             _finish(context, stream)
             return pb.Decision()
@@ -116,16 +109,15 @@ class DispatchApi(DispatchServicer):
     async def WatchNodes(self, request: pb.WatchNodesRequest, context: Context) -> AsyncIterator[pb.NodeList]:
         try:
             require(self.caller(_metadata(context)))
-        except Refused as refused:
-            self._intake.denied(refused.denial)
-            _refuse(context, refused)
+        except Denied as denied:
+            self._deny(context, denied)
             return
         interval_s = max(LEAST_WATCH_S, request.min_interval_s or DEFAULT_WATCH_S)
         closing = self._intake.closing
         last = b""
         while not closing.is_set():
             nodes = await self._operators.list_nodes()
-            key = _without_ages(nodes)
+            key = wire.without_ages(nodes)
             if key != last:
                 yield nodes
                 last = key
@@ -150,10 +142,16 @@ class DispatchApi(DispatchServicer):
         """The answer, or the status of its refusal beside an empty one."""
         try:
             return await answer(self.caller(_metadata(context)))
-        except Refused as refused:
-            self._intake.denied(refused.denial)
-            _refuse(context, refused)
+        except Denied as denied:
+            self._deny(context, denied)
             return empty
+
+    def _deny(self, context: Context, denied: Denied) -> None:
+        """The status of a call that is turned away."""
+        self._intake.denied(denied.denial)
+        _set_status(context, DENIALS[denied.denial], str(denied))
+        if denied.retry_after_s is not None:
+            context.set_trailing_metadata((("retry-after-s", f"{denied.retry_after_s:.3f}"),))
 
 
 def _by_admin(answer: Callable[[], Awaitable[Reply]]) -> Callable[[Caller], Awaitable[Reply]]:
@@ -174,14 +172,10 @@ async def _answer(stream: ClientStream, context: Context) -> None:
         ended = stream.outcome is not None
         # An end without an answer, not even part of one, is told by the status alone.
         if token_ids or (ended and (not first or stream.outcome in COMPLETE)):
-            chunk = pb.GenerateChunk(token_ids=token_ids, text=text.take())
+            chunk = wire.generate_chunk(stream, token_ids, text.take(), is_first=first)
             if first:
-                chunk.node_id, chunk.request_id = stream.node_id, stream.shape.request_id
                 await context.send_initial_metadata(_initial_metadata(stream))
                 first = False
-            if stream.outcome is not None and ended:
-                chunk.outcome = codec.outcome_to_wire(stream.outcome)
-                chunk.usage.CopyFrom(stream.final_usage())
             await context.write(chunk)
         if ended:
             return
@@ -201,12 +195,6 @@ def _initial_metadata(stream: ClientStream) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _refuse(context: Context, refused: Refused) -> None:
-    _set_status(context, DENIALS[refused.denial], str(refused))
-    if refused.retry_after_s is not None:
-        context.set_trailing_metadata((("retry-after-s", f"{refused.retry_after_s:.3f}"),))
-
-
 def _finish(context: Context, stream: ClientStream) -> None:
     """The call's status for a request that has ended."""
     outcome = stream.outcome
@@ -222,13 +210,3 @@ def _finish(context: Context, stream: ClientStream) -> None:
 def _set_status(context: Context, codes: Codes, detail: str) -> None:
     context.set_code(_STATUS[codes.grpc])
     context.set_details(detail or codes.text)
-
-
-def _without_ages(nodes: pb.NodeList) -> bytes:
-    """What counts as a change: everything but ages, which always change."""
-    copy = pb.NodeList()
-    copy.CopyFrom(nodes)
-    for node in copy.nodes:
-        node.state_age_s = 0.0
-        node.load.state_age_s = 0.0
-    return copy.SerializeToString(deterministic=True)

@@ -26,17 +26,17 @@ from gateway.core.events import AnyEvent, PolicySet
 from gateway.core.router import Router
 from gateway.grpc_api import DispatchApi
 from gateway.http.api import OpenAiApi
-from gateway.http.connection import Limits
+from gateway.http.connection import ConnectionLimits
 from gateway.http.server import HttpServer
 from gateway.intake.callers import KeyRing
-from gateway.intake.claims import OwnClaims, SharedClaims
+from gateway.intake.claims import OwnClaims
 from gateway.intake.client_stream import ClientStream
-from gateway.intake.intake import Intake
 from gateway.intake.lengths import LengthDesk, load_lengths
 from gateway.intake.quotas import Quotas
+from gateway.intake.submission import Intake
 from gateway.listen import PortBusy, bound_socket, check_free, port_of
 from gateway.nodes.discovery import Discovery
-from gateway.nodes.table import NodeTable
+from gateway.nodes.registry import NodeRegistry
 from gateway.observe import logs
 from gateway.observe.metrics import Metrics
 from gateway.observe.recorder import FileRecorder
@@ -45,7 +45,9 @@ from gateway.operators import Operators
 from gateway.policy_files import policy_name
 from gateway.pump import Pump
 from gateway.ready import SERVICE, write_ready
-from gateway.workers.place import Place
+from gateway.workers.shared_claims import SharedClaims
+from gateway.workers.shared_quotas import shared_quotas
+from gateway.workers.slot import WorkerSlot
 from length_model.artifact import ArtifactError
 from length_model.online import OnlineLengths
 from protos.runtime.process import ConfigError, is_loopback, log_json_lines, parse_address
@@ -69,7 +71,7 @@ class Gateway:
     Raises ConfigError when a file of the configuration cannot be used.
     """
 
-    def __init__(self, config: GatewayConfig, place: Place | None = None) -> None:
+    def __init__(self, config: GatewayConfig, place: WorkerSlot | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.config = config
         self.bound = parse_address(place.listen if place else config.listen, any_port=True)
@@ -97,7 +99,7 @@ class Gateway:
             max_buffered_tokens=config.max_buffered_tokens,
         )
         gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
-        self.nodes = NodeTable(
+        self.nodes = NodeRegistry(
             config,
             pump=self.pump,
             gateway_id=gateway_id,
@@ -109,18 +111,13 @@ class Gateway:
             _lengths(config.lengths), deadline_s=config.lengths_deadline_ms / 1000, decode=tokenizer.decode
         )
         self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None
-        shared = place.path if place else None
         self.intake = Intake(
             pump=self.pump,
             nodes=self.nodes,
             tokenizer=tokenizer,
             lengths=self.lengths,
-            quotas=Quotas(
-                path=shared / "quotas" if shared else None,
-                worker=place.index if place else 0,
-                workers=place.count if place else 1,
-            ),
-            claims=SharedClaims(shared / "claims", place.index) if shared and place else OwnClaims(),
+            quotas=shared_quotas(place.path / "quotas", worker=place.index, workers=place.count) if place else Quotas(),
+            claims=SharedClaims(place.path / "claims", place.index) if place else OwnClaims(),
             max_prompt_tokens=config.max_prompt_tokens,
             denied=lambda denial: self.metrics.denied(denial.value),
             begins=self.spans.begin if self.spans else lambda _stream: None,
@@ -147,7 +144,7 @@ class Gateway:
                 metrics=self._metrics_page,
                 is_leaving=lambda: self._stopping,
             ).handle,
-            Limits(max_body_bytes=config.max_body_bytes),
+            ConnectionLimits(max_body_bytes=config.max_body_bytes),
         )
         self._stopping = False
         self._observing: asyncio.TimerHandle | None = None
@@ -316,7 +313,7 @@ class Gateway:
 
 
 async def serve(
-    config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None, place: Place | None = None
+    config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None, place: WorkerSlot | None = None
 ) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns. Raises ConfigError at start."""
     log_json_lines(config.log_level)

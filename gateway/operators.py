@@ -10,15 +10,15 @@ import grpc
 import grpc.aio
 import structlog
 
+from gateway import wire
 from gateway.core.events import DrainAsked, PolicySet
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import Refused, invalid, policy_of
-from gateway.intake.intake import Intake
-from gateway.nodes.table import NodeTable
+from gateway.intake.checks import policy_of
+from gateway.intake.denied import Denied, invalid
+from gateway.intake.submission import Intake
+from gateway.nodes.registry import NodeRegistry
 from gateway.pump import Pump
-from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
-from protos.v1 import astrolabe_types_pb2 as types_pb
 
 log = structlog.get_logger("gateway.operators")
 
@@ -36,7 +36,7 @@ class Operators:
     With `alone` a call is answered from this worker's own knowledge: it comes from a sibling.
     """
 
-    def __init__(self, *, pump: Pump, nodes: NodeTable, intake: Intake, siblings: Sequence[Any] = ()) -> None:
+    def __init__(self, *, pump: Pump, nodes: NodeRegistry, intake: Intake, siblings: Sequence[Any] = ()) -> None:
         self._pump = pump
         self._intake = intake
         self._nodes = nodes
@@ -44,22 +44,22 @@ class Operators:
         self._drains_to_adopt: set[str] = set()
 
     async def list_nodes(self, *, alone: bool = False) -> pb.NodeList:
-        own = self._nodes.wire()
+        own = self._nodes.listing()
         if not alone:
             for listed in await self._ask("ListNodes", pb.ListNodesRequest()):
-                _add(own, listed)
+                wire.add_sibling(own, listed)
         return own
 
     async def explain(self, request_id: str, *, alone: bool = False) -> pb.Explanation:
-        """Raises Refused when nobody knows the request."""
+        """Raises Denied when nobody knows the request."""
         explanation = self._pump.router.explain(request_id)
         if explanation is not None:
-            return _explanation(explanation)
+            return wire.explanation(explanation)
         if not alone:
             told: list[pb.Explanation] = await self._ask("Explain", pb.ExplainRequest(request_id=request_id))
             if told:
                 return told[0]
-        raise Refused(
+        raise Denied(
             Denial.UNKNOWN, f"nothing is known of request {request_id!r}; the gateway remembers its latest ones only"
         )
 
@@ -72,12 +72,12 @@ class Operators:
         return found
 
     async def drain(self, request: pb.DrainRequest, *, alone: bool = False) -> int:
-        """Requests still running there. Raises Refused for a node that is not known."""
+        """Requests still running there. Raises Denied for a node that is not known."""
         link = self._nodes.find(request.node_id)
         if link is None or link.config is None:
             names = ", ".join(k.name for k in self._nodes.links.values()) or "none"
             reason = f"no node {request.node_id!r}" if link is None else f"node {link.name!r} has not been up yet"
-            raise Refused(Denial.UNKNOWN, f"{reason}; configured nodes: {names}")
+            raise Denied(Denial.UNKNOWN, f"{reason}; configured nodes: {names}")
         self._pump.post(DrainAsked(node_id=link.node_id, undo=request.undo, evict=request.evict))
         in_flight = self._nodes.in_flight(link.node_id)
         if not alone:
@@ -85,7 +85,7 @@ class Operators:
         return in_flight
 
     async def set_policy(self, request: pb.SetPolicyRequest, *, alone: bool = False) -> str:
-        """The policy before. Raises Refused."""
+        """The policy before. Raises Denied."""
         if not request.policy:
             raise invalid("policy is empty; give a policy's name", param="policy")
         policy = policy_of(request.policy)
@@ -122,33 +122,3 @@ class Operators:
             if isinstance(reply, grpc.aio.AioRpcError) and reply.code() != grpc.StatusCode.NOT_FOUND:
                 log.warning("a sibling worker did not answer", method=method, detail=reply.details())
         return [reply for reply in replies if not isinstance(reply, BaseException)]
-
-
-def _add(own: pb.NodeList, other: pb.NodeList) -> None:
-    """What another worker has on the nodes; of two words about a node's load the younger holds."""
-    theirs = {node.address: node for node in other.nodes}
-    for node in own.nodes:
-        their = theirs.get(node.address)
-        if their is None:
-            continue
-        node.in_flight += their.in_flight
-        if their.HasField("load") and (not node.HasField("load") or their.state_age_s < node.state_age_s):
-            node.load.CopyFrom(their.load)
-            node.state_age_s = their.state_age_s
-
-
-def _explanation(explanation: Any) -> pb.Explanation:
-    actual = pb.Actual(
-        outcome=types_pb.OUTCOME_UNSPECIFIED
-        if explanation.outcome is None
-        else codec.outcome_to_wire(explanation.outcome),
-        ttft_s=explanation.ttft_s,
-        e2e_s=explanation.e2e_s,
-        usage=types_pb.Usage(prompt_tokens=explanation.prompt_tokens, output_tokens=explanation.output_tokens),
-    )
-    return pb.Explanation(
-        decisions=[codec.decision_to_wire(d) for d in explanation.decisions],
-        actual=actual,
-        belief=codec.belief_to_wire(explanation.belief) if explanation.belief is not None else None,
-        belief_source=explanation.belief_source,
-    )

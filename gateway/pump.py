@@ -32,8 +32,6 @@ from gateway.core.events import (
 from gateway.core.request.resume import attempt_id
 from gateway.core.router import Router
 from gateway.intake.client_stream import ClientStream
-from protos import codec
-from protos.v1 import astrolabe_types_pb2 as pb
 from simcore.types import Candidate, EngineConfig, Outcome
 
 LONGEST_TIMER_S = 10.0
@@ -46,7 +44,7 @@ class NodePort(Protocol):
 
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None: ...
 
-    def ask(self, ask_id: int, candidate: pb.Candidate) -> None: ...
+    def ask(self, ask_id: int, candidate: Candidate) -> None: ...
 
     def abort(self, wire_id: str) -> None: ...
 
@@ -91,7 +89,6 @@ class Pump:
         self._max_buffered_tokens = max_buffered_tokens
         self._events: deque[AnyEvent] = deque()
         self._busy = False
-        self._asked: tuple[Candidate, pb.Candidate] | None = None
 
     def now_s(self) -> float:
         """The time that events are stamped with."""
@@ -176,11 +173,11 @@ class Pump:
         token_ids: Sequence[int],
         *,
         outcome: Outcome | None = None,
-        usage: pb.Usage | None = None,
+        cached_tokens: int = 0,
         detail: str = "",
     ) -> None:
-        """New tokens or the end of one attempt, by its name on the wire, as a node tells them. Words of attempts that
-        are over go no further."""
+        """New tokens or the end of one attempt, by its name on the wire, as a node tells them; `cached_tokens` are the
+        prompt tokens that its prefix cache gave, known at the end. Words of attempts that are over go no further."""
         stream = self._sent.get(wire_id)
         if stream is None or stream.node_id != node_id:
             return
@@ -199,8 +196,7 @@ class Pump:
                 )
         if outcome is not None:
             self._sent.pop(wire_id, None)
-            if usage is not None:
-                stream.usage = usage
+            stream.cached_tokens = cached_tokens
             self.post(
                 StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, detail=detail, attempt=attempt)
             )
@@ -212,7 +208,7 @@ class Pump:
             case AskForecast():
                 port = self.ports.get(action.node_id)
                 if port is not None:
-                    port.ask(action.ask_id, self._candidate_to_wire(action.candidate))
+                    port.ask(action.ask_id, action.candidate)
                 else:
                     self.post(ForecastArrived(ask_id=action.ask_id, node_id=action.node_id, error="not connected"))
             case StartTimer():
@@ -239,12 +235,6 @@ class Pump:
             self._sent.pop(stream.wire_id, None)
             stream.end(outcome, detail, now_s)
             self._finished(stream)
-
-    def _candidate_to_wire(self, candidate: Candidate) -> pb.Candidate:
-        """A request is asked of many nodes in a row, so the last message is kept."""
-        if self._asked is None or self._asked[0] is not candidate:
-            self._asked = (candidate, codec.candidate_to_wire(candidate))
-        return self._asked[1]
 
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]

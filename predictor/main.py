@@ -22,7 +22,7 @@ from engine_adapters.registry import client_and_probe
 from predictor.config import PredictorConfig
 from predictor.metrics import MetricsServer, families
 from predictor.node import Node
-from predictor.service import Door, EngineApi, PredictApi
+from predictor.service import EngineApi, Gate, PredictApi
 from predictor.warm_up import warm_up
 from protos.runtime.process import ConfigError, HostPort, is_loopback, log_json_lines, parse_address
 from protos.runtime.tls import ServerTls
@@ -55,7 +55,7 @@ class Predictor:
         self.config = config
         self.address = parse_address(config.listen, any_port=True)
         self.node: Node | None = None
-        self._door = Door()
+        self._gate = Gate()
         self._tls = ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca) if config.tls_cert else None
         self._metrics: MetricsServer | None = None
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -64,8 +64,8 @@ class Predictor:
     async def bind(self) -> None:
         """Takes the address and answers health checks with NOT_SERVING. Raises ConfigError."""
         _check_free(self.address)
-        add_PredictServicer_to_server(PredictApi(self._door), self._server)
-        add_EngineServicer_to_server(EngineApi(self._door), self._server)
+        add_PredictServicer_to_server(PredictApi(self._gate), self._server)
+        add_EngineServicer_to_server(EngineApi(self._gate), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -116,10 +116,10 @@ class Predictor:
             scenarios=config.scenarios,
         )
         await self.node.start()
-        self._door.open(self.node)
+        self._gate.open(self.node)
         if config.metrics_listen:
             address, node = parse_address(config.metrics_listen, any_port=True), self.node
-            self._metrics = MetricsServer(address, lambda: families(node, gateways=len(self._door.sessions)))
+            self._metrics = MetricsServer(address, lambda: families(node, gateways=len(self._gate.sessions)))
         await self._set_health(serving=True)
         if config.insecure and not is_loopback(self.address):
             log.warning("listening beyond this machine with insecure = true", address=str(self.address))
@@ -139,13 +139,13 @@ class Predictor:
 
     async def stop(self) -> None:
         """Takes no more calls, aborts what runs, tells everybody how it ended, lets go of the engine."""
-        self._door.close()
+        self._gate.close()
         await self._set_health(serving=False)
         if self._metrics is not None:
             await self._metrics.close()
         if self.node is not None:
             await self.node.close()
-        await asyncio.gather(*(s.finish() for s in self._door.sessions))
+        await asyncio.gather(*(s.finish() for s in self._gate.sessions))
         await self._server.stop(CLOSE_GRACE_S)
         log.info("node has stopped")
 

@@ -77,7 +77,7 @@ def families(node: Node, *, gateways: int) -> Families:
     gauge("synchronised", "1 while a trace is connected and no gap is open.", float(load is not None))
     gauge("state_age_seconds", "Age of the mirror's last step.", node.age_s())
     gauge("gateways", "Sessions of gateways.", gateways)
-    counter("forecasts", "What-ifs answered.", node.forecasts_total)
+    counter("forecasts", "What-ifs answered.", node.predictor.forecasts_total)
     if load is not None:
         gauge("running", "Requests in the engine's batch.", load.running)
         gauge("waiting", "Queued in the engine, reservations included.", load.waiting)
@@ -93,7 +93,8 @@ def families(node: Node, *, gateways: int) -> Families:
     coverage = GaugeMetricFamily(
         "astrolabe_predictor_forecast_coverage_p90", "Share of actuals under the forecast's p90.", labels=("of",)
     )
-    for name, summary in (("ttft", node.calibration.ttft.corrected()), ("e2e", node.calibration.e2e.corrected())):
+    calibration = node.predictor.calibration
+    for name, summary in (("ttft", calibration.ttft.corrected()), ("e2e", calibration.e2e.corrected())):
         if summary.samples:
             error.add_metric((name,), summary.bias_s)
             coverage.add_metric((name,), summary.coverage_p90)

@@ -1,4 +1,4 @@
-"""What a node's log says of what it has learned of itself."""
+"""Log lines of what a node learns about its engine and about its own forecasts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from simcore.types import EngineConfig
 log = structlog.get_logger("predictor")
 
 
-def tell_rules(config: EngineConfig) -> None:
+def log_rules(config: EngineConfig) -> None:
     """Whether forecasts follow the engine's own rules or only come near."""
     if config.outside_rules:
         why = "; ".join(config.outside_rules)
         log.warning("forecasts for this engine are approximate", why=why, proved_vllm=PROVED_VLLM_VERSION)
 
 
-def tell_learned(learned: Learned, profile: str) -> None:
+def log_learned(learned: Learned, profile: str) -> None:
     """Step times that serve from now on."""
     log.info(
         "step times learned" if learned.is_learned else "step times as told",
@@ -31,7 +31,7 @@ def tell_learned(learned: Learned, profile: str) -> None:
     )
 
 
-def tell_trust(calibration: Calibration) -> None:
+def log_trust(calibration: Calibration) -> None:
     """Trust in the forecasts was lost or won back."""
     trusted = calibration.trusted
     (log.info if trusted else log.warning)(

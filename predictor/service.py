@@ -13,8 +13,9 @@ from engine_adapters.base import EngineError, RequestRefused
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import Refused
-from predictor.node import End, Node
-from predictor.session import Session
+from predictor.node import Node
+from predictor.requests import End
+from predictor.session import GatewaySession
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_engine_pb2_grpc as engine_grpc
@@ -30,11 +31,11 @@ WATCH_INTERVAL_S = 0.1
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Door:
+class Gate:
     """Lets calls through once the node is ready, and keeps account of the sessions."""
 
     def __init__(self) -> None:
-        self.sessions: list[Session] = []
+        self.sessions: list[GatewaySession] = []
         self._node: Node | None = None
         self._why = "the node is starting; wait until its health is SERVING"
 
@@ -57,17 +58,17 @@ class Door:
 class PredictApi(predict_grpc.PredictServicer):
     """What the node knows and foresees."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictReply:
-        node = await self._door.enter(context)
+        node = await self._gate.enter(context)
         try:
             candidates = codec.candidates_from_wire(request.candidates, prior=DEFAULT_PRIOR)
         except ValueError as bad:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(bad))
         reply = pb.PredictReply()
-        for position, answer in enumerate(await node.forecast(candidates)):
+        for position, answer in enumerate(await node.asking.forecast(candidates)):
             if isinstance(answer, Refused):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"candidates[{position}]: {answer.reason}")
             else:
@@ -75,28 +76,28 @@ class PredictApi(predict_grpc.PredictServicer):
         return reply
 
     async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveReply:
-        node = await self._door.enter(context)
+        node = await self._gate.enter(context)
         try:
             candidate = codec.candidate_from_wire(request.candidate, prior=DEFAULT_PRIOR)
             if not candidate.request_id:
                 raise ValueError("candidate.request_id: is empty; name the request that will come")
             if not request.ttl_s >= 0:
                 raise ValueError(f"ttl_s: must be >= 0 seconds, got {request.ttl_s}")
-            if why := node.estimator.why_never(candidate):
+            if why := node.predictor.estimator.why_never(candidate):
                 raise ValueError(f"candidate: {why}")
         except ValueError as bad:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(bad))
         return pb.ReserveReply(ttl_s=node.reserve(candidate, request.ttl_s or None))
 
     async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseReply:
-        node = await self._door.enter(context)
+        node = await self._gate.enter(context)
         return pb.ReleaseReply(found=node.release(request.request_id))
 
     async def GetState(self, request: pb.GetStateRequest, context: Context) -> types_pb.NodeState:
-        return _state(await self._door.enter(context))
+        return wire.state(await self._gate.enter(context))
 
     async def WatchState(self, request: pb.WatchStateRequest, context: Context) -> AsyncIterator[types_pb.NodeState]:
-        node = await self._door.enter(context)
+        node = await self._gate.enter(context)
         if not request.min_interval_s >= 0:
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, f"min_interval_s: must be >= 0, got {request.min_interval_s}"
@@ -108,48 +109,36 @@ class PredictApi(predict_grpc.PredictServicer):
             while not node.closing:
                 await changed.wait()
                 changed.clear()
-                yield _state(node)
+                yield wire.state(node)
                 await asyncio.sleep(request.min_interval_s or WATCH_INTERVAL_S)
         finally:
             unlisten()
 
     async def GetCalibration(self, request: pb.GetCalibrationRequest, context: Context) -> pb.Calibration:
-        node = await self._door.enter(context)
-        found = node.calibration
-        return pb.Calibration(
-            node_id=node.node_id,
-            profile=wire.step_times(node.profile, node.learned),
-            ttft=wire.forecast_error(found.ttft.corrected()),
-            e2e=wire.forecast_error(found.e2e.corrected()),
-            tpot=wire.forecast_error(found.tpot.corrected()),
-            ttft_raw=wire.forecast_error(found.ttft.raw()),
-            e2e_raw=wire.forecast_error(found.e2e.raw()),
-            tpot_raw=wire.forecast_error(found.tpot.raw()),
-            trusted=found.trusted,
-        )
+        return wire.calibration(await self._gate.enter(context))
 
     # The stubs know only answers that are yielded; this one writes when it has something to say.
     async def Session(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.GatewayFrame], context: Context
     ) -> None:
-        session = Session(await self._door.enter(context), context)
-        self._door.sessions.append(session)
+        session = GatewaySession(await self._gate.enter(context), context)
+        self._gate.sessions.append(session)
         try:
             await session.run(request_iterator)
         finally:
-            self._door.sessions.remove(session)
+            self._gate.sessions.remove(session)
 
 
 class EngineApi(engine_grpc.EngineServicer):
     """What the node does for a request."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def Generate(
         self, request: engine_pb.EngineGenerateRequest, context: Context
     ) -> AsyncIterator[engine_pb.EngineChunk]:
-        node = await self._door.enter(context)
+        node = await self._gate.enter(context)
         chunks: asyncio.Queue[engine_pb.EngineChunk] = asyncio.Queue()
         ended = False
 
@@ -159,7 +148,7 @@ class EngineApi(engine_grpc.EngineServicer):
             chunks.put_nowait(wire.chunk(token_ids, end))
 
         try:
-            node.dispatch(
+            node.requests.dispatch(
                 wire.engine_request(request, max_model_len_tokens=node.config.max_model_len_tokens),
                 codec.belief_from_wire(request.belief),
                 sink,
@@ -177,26 +166,12 @@ class EngineApi(engine_grpc.EngineServicer):
                     break
         finally:
             if not ended:
-                node.abandon([request.request_id])
+                node.requests.abandon([request.request_id])
         if chunk.outcome == codec.outcome_to_wire(Outcome.ENGINE_FAILED):
             await context.abort(grpc.StatusCode.INTERNAL, chunk.detail)
         if chunk.outcome == codec.outcome_to_wire(Outcome.NODE_LOST):
             await context.abort(grpc.StatusCode.UNAVAILABLE, chunk.detail)
 
     async def Abort(self, request: engine_pb.AbortRequest, context: Context) -> engine_pb.AbortReply:
-        node = await self._door.enter(context)
-        return engine_pb.AbortReply(found=await node.abort(request.request_id))
-
-
-def _state(node: Node) -> types_pb.NodeState:
-    estimator = node.estimator
-    mirror = estimator.mirror
-    assert mirror is not None, "the node lets nobody in before its first snapshot"
-    return codec.snapshot_to_wire(
-        node.node_id,
-        mirror.snapshot(),
-        estimator.reservations.candidates(),
-        age_s=node.age_s(),
-        profile=node.profile,
-        synchronised=estimator.synchronised,
-    )
+        node = await self._gate.enter(context)
+        return engine_pb.AbortReply(found=await node.requests.abort(request.request_id))

@@ -18,8 +18,9 @@ import structlog
 from engine_adapters.base import EngineError, RequestRefused
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
-from predictor.core.estimator import Refused
-from predictor.node import Answers, End, Node
+from predictor.core.estimator import Answers
+from predictor.node import Node
+from predictor.requests import End
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
 from simcore.types import Candidate, Outcome
@@ -43,7 +44,7 @@ class _Tokens:
         self.end: End | None = None
 
 
-class Session:
+class GatewaySession:
     """One gateway's session, from `run` to its end."""
 
     def __init__(self, node: Node, context: Any) -> None:
@@ -59,7 +60,7 @@ class Session:
         """Apart from the others, because an id may come again before its end is sent."""
         self._pong = 0
         """The ping that is to be answered; 0: none."""
-        self._noted: tuple[object, int] | None = None
+        self._noted: tuple[object, bool, int] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
@@ -69,11 +70,7 @@ class Session:
     async def run(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
         """Until the gateway leaves or `finish` has been called."""
         node = self._node
-        await self._context.write(
-            pb.NodeFrame(
-                welcome=pb.Welcome(node_id=node.node_id, config=codec.config_to_wire(node.config), profile=node.profile)
-            )
-        )
+        await self._context.write(wire.welcome(node.node_id, node.config, node.profile))
         unlisten = node.listen(self._wake.set)
         writer = asyncio.create_task(self._write(), name="session writer")
         reader = asyncio.create_task(self._read(frames), name="session reader")
@@ -90,7 +87,7 @@ class Session:
                 self._note_timer.cancel()
             if self._mine:
                 log.info("session ended with requests running", gateway=self._gateway_id, aborted=len(self._mine))
-            node.abandon(self._mine)
+            node.requests.abandon(self._mine)
 
     async def finish(self) -> None:
         """Writes what is pending, then ends the session."""
@@ -108,7 +105,7 @@ class Session:
                 log.info("session begun", gateway=self._gateway_id)
             for request_id in frame.abort_request_ids:
                 if request_id in self._mine:
-                    await self._node.abort(request_id)
+                    await self._node.requests.abort(request_id)
             for dispatched in frame.dispatches:
                 self._dispatch(dispatched)
             if frame.asks:
@@ -125,7 +122,7 @@ class Session:
         self._dispatch_seq = dispatched.dispatch_seq
         self._wake.set()
         try:
-            self._node.dispatch(
+            self._node.requests.dispatch(
                 wire.engine_request(message, max_model_len_tokens=self._node.config.max_model_len_tokens),
                 codec.belief_from_wire(message.belief),
                 self._on_tokens,
@@ -154,19 +151,15 @@ class Session:
                 candidates.append(codec.candidate_from_wire(ask.candidate, prior=DEFAULT_PRIOR))
                 asked.append(ask.ask_id)
             except ValueError as bad:
-                self._answers.append(pb.Answer(ask_id=ask.ask_id, error=str(bad)))
+                self._answers.append(wire.unanswerable(ask.ask_id, str(bad)))
         self._wake.set()
         if candidates:
-            self._node.ask(candidates, lambda answers: self._on_answers(asked, answers))
+            self._node.asking.ask(candidates, lambda answers: self._on_answers(asked, answers))
 
     # --- to the gateway -----------------------------------------------------------------------------------------------
 
     def _on_answers(self, asked: Sequence[int], answers: Answers) -> None:
-        for ask_id, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, Refused):
-                self._answers.append(pb.Answer(ask_id=ask_id, error=answer.reason))
-            else:
-                self._answers.append(pb.Answer(ask_id=ask_id, forecast=codec.forecast_to_wire(answer)))
+        self._answers.extend(wire.answer(ask_id, answer) for ask_id, answer in zip(asked, answers, strict=True))
         self._wake.set()
 
     def _on_tokens(self, request_id: str, token_ids: Sequence[int], end: End | None) -> None:
@@ -204,7 +197,7 @@ class Session:
 
     def _note(self, frame: pb.NodeFrame) -> bool:
         """Adds the load if it has changed and the last note is old enough."""
-        version = (self._node.estimator.version, self._dispatch_seq)
+        version = (self._node.engine.version, self._node.predictor.trusted, self._dispatch_seq)
         if version == self._noted:
             return False
         now_s = self._loop.time()
@@ -217,7 +210,7 @@ class Session:
             return False
         self._noted = version
         self._note_due_s = now_s + LOAD_NOTE_EVERY_S
-        frame.load.CopyFrom(pb.LoadNote(load=codec.load_to_wire(load), dispatch_seq=self._dispatch_seq))
+        frame.load.CopyFrom(wire.load_note(load, self._dispatch_seq))
         return True
 
     def _note_now(self) -> None:

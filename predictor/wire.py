@@ -1,4 +1,8 @@
-"""Between wire messages and the records of engine adapters. Decides nothing."""
+"""Wire messages to and from the node's own records: the one place on this side of the wire.
+
+Records that both sides share (`simcore.types`) are translated by `protos.codec`, those of the gateway by
+`gateway.wire`. Decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ from collections.abc import Sequence
 
 from engine_adapters.base import EngineRequest
 from predictor.core.calibration import ErrorSummary
+from predictor.core.estimator import Refused
 from predictor.core.step_learning import Learned
-from predictor.node import End
+from predictor.node import Node
+from predictor.requests import End
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
+from simcore.types import EngineConfig, Forecast, NodeLoad
 
 
 def engine_request(message: engine_pb.EngineGenerateRequest, *, max_model_len_tokens: int) -> EngineRequest:
@@ -60,6 +67,55 @@ def part(request_id: str, token_ids: Sequence[int], end: End | None) -> pb.Strea
         outcome=codec.outcome_to_wire(end.outcome),
         usage=usage(end),
         detail=end.detail,
+    )
+
+
+def welcome(node_id: str, config: EngineConfig, profile: str) -> pb.NodeFrame:
+    """A session's first frame."""
+    return pb.NodeFrame(welcome=pb.Welcome(node_id=node_id, config=codec.config_to_wire(config), profile=profile))
+
+
+def answer(ask_id: int, found: Forecast | Refused) -> pb.Answer:
+    if isinstance(found, Refused):
+        return unanswerable(ask_id, found.reason)
+    return pb.Answer(ask_id=ask_id, forecast=codec.forecast_to_wire(found))
+
+
+def unanswerable(ask_id: int, why: str) -> pb.Answer:
+    return pb.Answer(ask_id=ask_id, error=why)
+
+
+def load_note(load: NodeLoad, dispatch_seq: int) -> pb.LoadNote:
+    """`dispatch_seq`: the highest dispatch of that gateway which the load includes."""
+    return pb.LoadNote(load=codec.load_to_wire(load), dispatch_seq=dispatch_seq)
+
+
+def calibration(node: Node) -> pb.Calibration:
+    found = node.predictor.calibration
+    return pb.Calibration(
+        node_id=node.node_id,
+        profile=step_times(node.profile, node.learned),
+        ttft=forecast_error(found.ttft.corrected()),
+        e2e=forecast_error(found.e2e.corrected()),
+        tpot=forecast_error(found.tpot.corrected()),
+        ttft_raw=forecast_error(found.ttft.raw()),
+        e2e_raw=forecast_error(found.e2e.raw()),
+        tpot_raw=forecast_error(found.tpot.raw()),
+        trusted=found.trusted,
+    )
+
+
+def state(node: Node) -> types_pb.NodeState:
+    engine = node.engine
+    mirror = engine.mirror
+    assert mirror is not None, "the node lets nobody in before its first snapshot"
+    return codec.snapshot_to_wire(
+        node.node_id,
+        mirror.snapshot(),
+        engine.reservations.candidates(),
+        age_s=node.age_s(),
+        profile=node.profile,
+        synchronised=engine.synchronised,
     )
 
 

@@ -1,4 +1,6 @@
-"""The only translator between wire messages (`protos.v1`) and core types (`simcore.types`).
+"""Wire messages (`protos.v1`) to and from the records that gateway and node share (`simcore.types`): the one place.
+
+Records that only one side has are translated by `gateway.wire` and `predictor.wire`; nobody else translates.
 
 Every `x_to_wire` has an `x_from_wire`, and a round trip gives an equal record. `from_wire` raises ValueError, naming
 the field, when a message breaks a rule of its record; a server answers that with INVALID_ARGUMENT.

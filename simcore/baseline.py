@@ -29,7 +29,7 @@ class Baseline:
     def still_holds(self, ends: Floats, ended: Ints, first_start_s: float) -> bool:
         """Nobody has come, been aborted, ended early or stayed on, and one more could not have started yet.
 
-        `ends` and `ended` as `future.run` leaves them, `first_start_s` when it kept a checkpoint, in seconds after
+        `ends` and `ended` as `running.run` leaves them, `first_start_s` when it kept a checkpoint, in seconds after
         `now_s`.
         """
         node = self.node

@@ -117,7 +117,7 @@ class WhatIf:
             return False
         later_s, preempted = then.move_on(now_s)
         ends -= later_s
-        since_s = self._courses[0, : self._course_rows[0], at.SINCE]
+        since_s = self._headrooms[0, : self._headroom_rows[0], at.SINCE]
         since_s -= later_s
         since_s[since_s <= node.free_at_s - now_s + SAME_MOMENT_S] = 0.0
         progress[at.NOW] = max(0.0, progress[at.NOW] - later_s)
@@ -162,8 +162,8 @@ class WhatIf:
             n,
             self._progress,
             self._ends,
-            self._courses,
-            self._course_rows,
+            self._headrooms,
+            self._headroom_rows,
             self._ended,
             self._samples,
             self._out,
@@ -266,6 +266,6 @@ class WhatIf:
         self._rows = np.zeros(capacity, dtype=np.int64)
         self._finals = np.zeros((self.scenarios, capacity), dtype=np.int64)
         self._ends = np.zeros((self.scenarios + 1, capacity), dtype=np.float64)
-        self._courses = np.zeros((self.scenarios, width, at.N_COURSE_COLS), dtype=np.float64)
-        self._course_rows = np.zeros(self.scenarios, dtype=np.int64)
+        self._headrooms = np.zeros((self.scenarios, width, at.N_HEADROOM_COLS), dtype=np.float64)
+        self._headroom_rows = np.zeros(self.scenarios, dtype=np.int64)
         self._ended = np.zeros((self.scenarios, capacity + at.FIRST_ENDED), dtype=np.int64)

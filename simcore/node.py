@@ -194,7 +194,7 @@ class SimNode:
         node.head[at.PREEMPTED_TOTAL] = snapshot.preemptions_total
         # A busy engine that schedules asynchronously has the next step planned already. (Of who has just left it, the
         # snapshot knows no more; that plan still knew them.)
-        ENTRIES.plan_ahead(node.head, node.req, node.lists, node._log)
+        ENTRIES.plan_in_flight(node.head, node.req, node.lists, node._log)
         node.interventions = n
         node.seq = snapshot.seq
         node.free_at_s = float(free_at_s)
@@ -209,7 +209,7 @@ class SimNode:
     @property
     def has_work(self) -> bool:
         """Somebody is here, or a step still runs for those who have gone."""
-        return bool(self.requests) or bool(self.head[at.FLYING])
+        return bool(self.requests) or bool(self.head[at.IN_FLIGHT])
 
     @property
     def free_blocks(self) -> int:
@@ -300,7 +300,7 @@ class SimNode:
         """
         if not self.has_work:
             raise ValueError(f"{self.node_id}: no work, so no step at {now_s}")
-        ahead = self._trace_view().preempted if self.head[at.AHEAD] else []
+        ahead = self._trace_view().preempted if self.head[at.ASYNC] else []
         n_log, *features, _ = ENTRIES.step(self.head, self.req, self.lists, self._shared, self._log)
         batch = StepBatch(*features)
         duration_s = self._step_time.seconds(batch)
@@ -392,7 +392,7 @@ class SimNode:
                 total = expected.get(request_id, known.request.output_tokens)
                 unprocessed += max(0, known.request.prompt_tokens + total - computed[known.slot])
         head = self.head.tolist()
-        running = head[at.N_BEFORE] if head[at.AHEAD] else head[at.N_RUNNING]
+        running = head[at.N_BEFORE] if head[at.ASYNC] else head[at.N_RUNNING]
         return NodeLoad(
             node_id=self.node_id,
             trace_seq=self.seq,
@@ -447,7 +447,7 @@ class SimNode:
         head, req, lists = self.head, self.req, self.lists
         running = lists[at.RUNNING, : head[at.N_RUNNING]].tolist()
         waiting = lists[at.WAITING, : head[at.N_WAITING]][::-1].tolist()
-        if not head[at.AHEAD]:
+        if not head[at.ASYNC]:
             return TraceView(running, waiting, {}, [], int(head[at.FREE]))
         before = lists[at.RUNNING_BEFORE, : head[at.N_BEFORE]].tolist()
         known, queued = set(before), set(waiting)

@@ -19,7 +19,7 @@ import grpc.aio
 import orjson
 import uvloop
 
-from gateway.http.connection import Exchange, Limits
+from gateway.http.connection import ConnectionLimits, Exchange
 from gateway.http.server import HttpServer
 from gateway.listen import bound_socket
 from protos import codec
@@ -232,7 +232,7 @@ async def serve(port: int, http_port: int, tick_s: float) -> None:
     add_DispatchServicer_to_server(BareDispatch(tick_s), server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    http = HttpServer(engine.handle, Limits())
+    http = HttpServer(engine.handle, ConnectionLimits())
     await http.start(bound_socket(HostPort("127.0.0.1", http_port), key="http_port"), None)
     await engine.tick()
 

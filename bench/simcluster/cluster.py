@@ -269,7 +269,7 @@ class SimCluster:
         elif isinstance(event, ev.NodeJoined):
             node = self._node(event.node_id)
             self._break(node, at_s)
-            node.faults = wrong.NodeFaults(lie=node.faults.lie)
+            node.faults.repair()
             self._join(node, at_s)
             return
         self._tell(event, at_s)

@@ -89,6 +89,11 @@ class NodeFaults(msgspec.Struct):
     lie: float = 1.0
     queue_limit: int | None = None
 
+    def repair(self) -> None:
+        """All is right again but what it says: lies last."""
+        self.vanished = self.no_daemon = False
+        self.frozen_s = self.queue_limit = None
+
     @property
     def deaf(self) -> bool:
         """Nothing that is sent to it arrives, and it says nothing."""

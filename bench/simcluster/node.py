@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from bench.simcluster.account import EngineWatch, RequestAccount
+from bench.simcluster.engine import ObservedEngine
 from bench.simcluster.faults import NodeFaults
 from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.noise import Noise, NoiseSource
@@ -19,12 +20,12 @@ from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, Request
 from gateway.core.outcomes import COMPLETE
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
+from predictor.core.node_predictor import NodePredictor
 from simcore.cost.step_time import StepTimeModel
-from simcore.lookahead import WhatIf
 from simcore.node import NodeEvent, SimRequest
 from simcore.trace import StepBatch
 from simcore.tracing import NOBODY, TracingNode
-from simcore.types import EngineConfig, LengthBelief, NodeLoad, Outcome
+from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
 
 NODE_TOLD = int(Rank.NODE_TOLD)
 
@@ -100,8 +101,7 @@ class ClusterNode:
         self._noise = None if noise is None else NoiseSource(noise, seed, spec.node_id)
         self._kept_s = 2 * _longest_step_s(spec) + delays.note_interval_s
         """Notes within so much of now are about states no older than that."""
-        self._what_if = WhatIf(spec.node_id, spec.config, spec.step_time, scenarios=scenarios)
-        self._based_on: tuple[float, int] | None = None
+        self._scenarios = scenarios
         self._changed = False
         """Whether the engine's state is newer than the last that was kept for a note."""
         self._begin()
@@ -132,8 +132,8 @@ class ClusterNode:
     def find_daemon(self, now_s: float) -> None:
         """A new daemon finds the engine as it is; of each orphan's length it believes what is believed of anybody's."""
         self.run_until(now_s)
-        self.faults = NodeFaults(lie=self.faults.lie)
-        self._beliefs.update(self._orphans)
+        self.faults.repair()
+        self._known.beliefs.update(self._orphans)
         self._touch(now_s)
 
     def drop_orphans(self, now_s: float) -> None:
@@ -155,8 +155,9 @@ class ClusterNode:
 
     def load(self, now_s: float) -> NodeLoad:
         """The node's own summary."""
-        load = self._engine.load(now_s)
-        return load if self._calibration.trusted else msgspec.structs.replace(load, trusted=False)
+        load = self.predictor.load(now_s)
+        assert load is not None, "a simulated engine is always known"
+        return load
 
     @property
     def free_blocks(self) -> int:
@@ -186,7 +187,6 @@ class ClusterNode:
             # An engine that has run dry ended its last step with somebody's last token.
             self._state_s = events[-1].at_s if events else engine.began_s
         self._changed = True
-        self._version += 1
         self._plan()
 
     def note(self, now_s: float) -> LoadNoted | None:
@@ -246,11 +246,18 @@ class ClusterNode:
             priority=shape.priority,
             block_hashes=shape.block_hashes,
         )
-        self._calibration.dispatched(shape.request_id, now_s)
         belief = shape.belief if self._noise is None else self._noise.believed(shape.request_id, shape.belief)
+        candidate = Candidate(
+            request_id=shape.request_id,
+            prompt_tokens=shape.prompt_tokens,
+            max_output_tokens=shape.max_output_tokens,
+            belief=belief,
+            priority=shape.priority,
+            block_hashes=shape.block_hashes,
+        )
+        self.predictor.dispatched(candidate, now_s)
         outcome = Outcome.STOP if produced == output_tokens else Outcome.LENGTH
         self._ends[shape.request_id] = (produced, outcome, attempt)
-        self._beliefs[shape.request_id] = belief
         self._engine.add_expected(request, now_s, round(belief.mean_tokens))
         self._watch.came(shape.request_id)
         self._dispatched(dispatch_seq)
@@ -267,28 +274,19 @@ class ClusterNode:
     def answer(self, ask: AskForecast, now_s: float) -> None:
         """A question arrives; the answer goes on the heap."""
         self.run_until(now_s)
-        frozen_s = self.faults.frozen_s
-        if self._based_on is None or (frozen_s is None and self._based_on != (now_s, self._version)):
-            if not self._what_if.reuse_baseline(self._engine, now_s):
-                self._what_if.rebase_node(self._engine, self._beliefs, now_s)
-            self._based_on = (now_s, self._version)
-        # The router asks only nodes that can hold the prompt: a refusal here is a defect and stops the run.
         candidate = ask.candidate
         if self._noise is not None:
             belief = self._noise.believed(candidate.request_id, candidate.belief)
             candidate = msgspec.structs.replace(candidate, belief=belief)
-        cached_tokens = self._engine.cached_tokens(candidate.block_hashes, candidate.prompt_tokens)
-        (forecast,) = self._what_if.forecast([candidate], [cached_tokens])
-        if self._correcting:
-            forecast = self._calibration.forecast(forecast, now_s)
+        (forecast,) = self.predictor.forecast((candidate,), now_s)
+        # The router asks only nodes that can hold the prompt: a refusal here is a defect and stops the run.
+        assert isinstance(forecast, Forecast), forecast
         if self._noise is not None:
             forecast = self._noise.forecast(forecast)
         if self.faults.lie != 1.0:
             forecast = forecast.slowed(self.faults.lie)
-        if frozen_s is not None:
-            forecast = msgspec.structs.replace(forecast, state_age_s=now_s - frozen_s)
-        answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
         self.forecasts += 1
+        answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
         at_s = now_s + self._delays.forecast_s + self._delays.network_one_way_s
         self._heap.push(at_s, Rank.FORECAST, (self, self.epoch, answer))
 
@@ -303,14 +301,15 @@ class ClusterNode:
         self._orphans: dict[str, LengthBelief] = {}
         """Requests in the engine that a dead daemon sent, and what the next one believes of them."""
         self._state_s = 0.0
-        self._version = 0
         self.next_s = math.inf
         self._new_daemon()
 
     def _new_daemon(self) -> None:
         self._watch = EngineWatch(self._engine, self._account)
-        self._calibration = Calibration(arrivals=self._correcting is True)
-        self._beliefs: dict[str, LengthBelief] = {}
+        self._known = ObservedEngine(self._engine, self.faults, scenarios=self._scenarios)
+        self.predictor = NodePredictor(
+            self._known, Calibration(arrivals=self._correcting is True), correcting=bool(self._correcting)
+        )
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
         self._dispatched(0)
         self._changed = False
@@ -318,7 +317,7 @@ class ClusterNode:
 
     def _tell(self, events: list[NodeEvent]) -> None:
         push, one_way_s, epoch, node_id = self._told.push, self._one_way_s, self.epoch, self.node_id
-        watch, calibration = self._watch, self._calibration
+        watch, predictor = self._watch, self.predictor
         for kind, request_id, at_s in events:
             if kind == "preempted":
                 watch.preempted(request_id, at_s)
@@ -329,13 +328,13 @@ class ClusterNode:
                 continue
             if kind == "first_token":
                 attempt = self._ends[request_id][2]
-                calibration.first_token(request_id, at_s)
+                predictor.first_token(request_id, at_s)
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1, attempt=attempt)
                 push(at_s + one_way_s, NODE_TOLD, (self, epoch, (seen,)))
                 continue
             watch.left(request_id, at_s)
             tokens, outcome, attempt = self._ends[request_id]
-            if calibration.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens):
+            if predictor.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens):
                 self._mark ^= 1
             ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt)
             if tokens > 1:
@@ -348,17 +347,16 @@ class ClusterNode:
     def _orphan_left(self, orphan: str, at_s: float) -> None:
         self._watch.left(orphan, at_s)
         del self._orphans[orphan]
-        self._beliefs.pop(orphan, None)
+        self._known.ended(orphan)
 
     def _dispatched(self, dispatch_seq: int) -> None:
         # What a note says beside the load: up to which dispatch it counts, and whether forecasts are to be trusted.
-        self._mark = 2 * dispatch_seq + self._calibration.trusted
+        self._mark = 2 * dispatch_seq + self.predictor.trusted
 
     def _touch(self, now_s: float) -> None:
         """A message has changed the state; with a step in progress that is seen at its end."""
         self._state_s = max(now_s, self._engine.next_step_s) if self._engine.has_work else now_s
         self._changed = True
-        self._version += 1
         self._plan()
 
     def _plan(self) -> None:
@@ -372,7 +370,8 @@ class ClusterNode:
         self.note_s = told_s + self._one_way_s
 
     def _forget(self, request_id: str) -> None:
-        del self._ends[request_id], self._beliefs[request_id]
+        del self._ends[request_id]
+        self._known.ended(request_id)
 
 
 def _longest_step_s(spec: NodeSpec) -> float:

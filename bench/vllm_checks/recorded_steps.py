@@ -21,7 +21,8 @@ from bench.profile.calibration import Trace, learn
 from bench.profile.measured_run import MeasuredRequest
 from bench.profile.validate import METRICS, validate
 from predictor.core.calibration import Calibration
-from predictor.core.estimator import Estimator
+from predictor.core.node_predictor import NodePredictor
+from predictor.core.traced_engine import TracedEngine
 from simcore.cost.shipped import load_profile
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceSnapshot
@@ -93,9 +94,9 @@ def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[Pair]
 
     The daemon's own code, on the recorded times: the trace, learned step times, corrections by outcomes.
     """
-    estimator = Estimator("n", recording.snapshot.config, prior, calibrate=True)
-    calibration = Calibration()
-    estimator.on_snapshot(recording.snapshot, recording.snapshot.at_s)
+    engine = TracedEngine("n", recording.snapshot.config, prior, reservation_ttl_s=RESERVED_S, calibrate=True)
+    predictor = NodePredictor(engine, Calibration())
+    engine.on_snapshot(recording.snapshot, recording.snapshot.at_s)
     whole = {r.request_id: r for r in requests_of(recording)}
     coming = sorted((s for d in recording.deltas for s in d.arrived), key=lambda s: s.arrival_s)
     told: dict[str, Forecast] = {}
@@ -111,18 +112,17 @@ def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[Pair]
                 max_output_tokens=state.max_output_tokens,
                 belief=LengthBelief((state.max_output_tokens,)),
             )
-            (answer,) = estimator.forecast([candidate], now_s)
+            (answer,) = predictor.forecast([candidate], now_s)
             assert isinstance(answer, Forecast), answer
-            told[state.request_id] = calibration.forecast(answer, now_s)
-            estimator.reserve(candidate, now_s=now_s, ttl_s=RESERVED_S, sent=True)
-            calibration.dispatched(state.request_id, now_s)
-        estimator.on_delta(delta, delta.end_s)
+            told[state.request_id] = answer
+            predictor.dispatched(candidate, now_s)
+        engine.on_delta(delta, delta.end_s)
         for part in delta.scheduled:
             if part.produced:
                 made[part.request_id] = made.get(part.request_id, 0) + part.produced
-                calibration.first_token(part.request_id, delta.end_s)
+                predictor.first_token(part.request_id, delta.end_s)
         for request_id in delta.finished:
-            calibration.ended(request_id, delta.end_s, complete=True, output_tokens=made.get(request_id, 0))
+            predictor.ended(request_id, delta.end_s, complete=True, output_tokens=made.get(request_id, 0))
     ttft, e2e = [], []
     for request_id, request in whole.items():
         forecast = told[request_id]

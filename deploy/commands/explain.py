@@ -126,12 +126,9 @@ def _print_belief(console: Console, explanation: pb.Explanation) -> None:
 
 
 def _print_actual(console: Console, actual: pb.Actual) -> None:
-    from protos.v1 import astrolabe_types_pb2 as types_pb
+    from protos import codec
 
-    if actual.outcome == types_pb.OUTCOME_UNSPECIFIED:
-        outcome = "still runs"
-    else:
-        outcome = types_pb.Outcome.Name(actual.outcome).removeprefix("OUTCOME_").lower()
+    outcome = codec.outcome_from_wire(actual.outcome).value if actual.outcome else "still runs"
     ttft = f"{actual.ttft_s:.3f} s" if actual.HasField("ttft_s") else "-"
     e2e = f"{actual.e2e_s:.3f} s" if actual.HasField("e2e_s") else "-"
     console.print(

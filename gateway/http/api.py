@@ -11,23 +11,23 @@ import orjson
 import structlog
 
 from gateway.core.outcomes import DENIALS, Denial
-from gateway.http.bodies import Body, chat_body, completion_body, prompt_of, to_wire
+from gateway.http.bodies import Body, chat_body, client_request, completion_body, prompt_of
 from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
 from gateway.http.chunks import CHAT, COMPLETION, Style, error_json
-from gateway.http.connection import Exchange
-from gateway.http.delivery import JSON, Delivery, Turn, Wish, retry_after
-from gateway.intake.admission import Refused
+from gateway.http.connection import Exchange, Handler
+from gateway.http.delivery import JSON, Delivery, FlushBatch, ResponseOptions, retry_after
 from gateway.intake.callers import Caller, KeyRing, Role, require
-from gateway.intake.intake import Intake
-from gateway.nodes.table import NodeTable
-from length_model.sharegpt import Turn as Past
+from gateway.intake.denied import Denied
+from gateway.intake.submission import Intake
+from gateway.nodes.registry import NodeRegistry
+from length_model.sharegpt import Turn
 
 log = structlog.get_logger("gateway.http")
 
 Metrics = Callable[[], tuple[str, bytes]]
 """Content type and body of the metrics page."""
-Answer = Callable[[Exchange], Awaitable[None]]
-Quick = Callable[[Exchange], None]
+AsyncHandler = Callable[[Exchange], Awaitable[None]]
+"""Answers with the help of a model; a plain `Handler` answers at once."""
 
 
 class OpenAiApi:
@@ -37,7 +37,7 @@ class OpenAiApi:
         self,
         *,
         intake: Intake,
-        nodes: NodeTable,
+        nodes: NodeRegistry,
         keys: KeyRing,
         metrics: Metrics,
         is_leaving: Callable[[], bool] = lambda: False,
@@ -48,14 +48,14 @@ class OpenAiApi:
         self._nodes = nodes
         self._keys = keys
         self._metrics = metrics
-        self._turn = Turn()
+        self._batch = FlushBatch()
         self._started = int(time.time())
         self._tasks: set[asyncio.Task[None]] = set()
-        self._posts: dict[str, Answer] = {
+        self._posts: dict[str, AsyncHandler] = {
             "/v1/completions": self._completions,
             "/v1/chat/completions": self._chat,
         }
-        self._gets: dict[str, Quick] = {
+        self._gets: dict[str, Handler] = {
             "/v1/models": self._models,
             "/health": self._ready,
             "/health/ready": self._ready,
@@ -66,31 +66,31 @@ class OpenAiApi:
     def handle(self, exchange: Exchange) -> None:
         """Answers now, or starts what answers later."""
         request = exchange.request
-        answer = self._posts.get(request.path)
-        if answer is not None and request.method == "POST":
-            task = asyncio.create_task(self._guarded(answer, exchange))
+        post = self._posts.get(request.path)
+        if post is not None and request.method == "POST":
+            task = asyncio.create_task(self._guarded(post, exchange))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
         try:
-            quick = self._gets.get(request.path) or (self._model if request.path.startswith("/v1/models/") else None)
-            if quick is not None and request.method in ("GET", "HEAD"):
-                quick(exchange)
-            elif answer is not None or quick is not None:
-                allow = "POST" if answer is not None else "GET, HEAD"
+            get = self._gets.get(request.path) or (self._model if request.path.startswith("/v1/models/") else None)
+            if get is not None and request.method in ("GET", "HEAD"):
+                get(exchange)
+            elif post is not None or get is not None:
+                allow = "POST" if post is not None else "GET, HEAD"
                 _respond(exchange, 405, _plain_error(f"{request.path} takes {allow} only"), {"allow": allow})
             else:
-                raise Refused(Denial.UNKNOWN, f"there is no {request.path[:100]!r} here")
-        except Refused as refused:
+                raise Denied(Denial.UNKNOWN, f"there is no {request.path[:100]!r} here")
+        except Denied as refused:
             self._intake.denied(refused.denial)
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)
 
-    async def _guarded(self, answer: Answer, exchange: Exchange) -> None:
+    async def _guarded(self, handler: AsyncHandler, exchange: Exchange) -> None:
         try:
-            await answer(exchange)
-        except Refused as refused:
+            await handler(exchange)
+        except Denied as refused:
             self._intake.denied(refused.denial)
             _refuse(exchange, refused)
         except Exception:
@@ -120,27 +120,20 @@ class OpenAiApi:
         prompt: str | Sequence[int],
         *,
         question: str = "",
-        history: Sequence[Past] = (),
+        history: Sequence[Turn] = (),
     ) -> None:
-        headers = exchange.request.headers
-        admitted = await self._intake.admit(
-            to_wire(body, headers),
-            prompt,
-            caller=caller,
-            request_id=headers.get("x-request-id", ""),
-            question=question,
-            history=history,
-        )
-        options = body.stream_options
-        wish = Wish(
+        request = client_request(body, exchange.request.headers, prompt, question=question, history=history)
+        stream = await self._intake.admit(request, caller)
+        wanted = body.stream_options
+        options = ResponseOptions(
             style=style,
             model=body.model or self._only_model(),
             stream=bool(body.stream),
             token_ids=bool(body.return_token_ids),
-            usage=options is not None and options.include_usage,
-            running_usage=options is not None and options.continuous_usage_stats,
+            usage=wanted is not None and wanted.include_usage,
+            running_usage=wanted is not None and wanted.continuous_usage_stats,
         )
-        Delivery(admitted, exchange, wish, self._turn)
+        Delivery(stream, self._intake.close, exchange, options, self._batch)
 
     def _only_model(self) -> str:
         return next(iter(self._nodes.models()), "")
@@ -157,7 +150,7 @@ class OpenAiApi:
         name = exchange.request.path.removeprefix("/v1/models/")
         tokens = self._nodes.models().get(name)
         if tokens is None:
-            raise Refused(Denial.UNKNOWN, f"no live node serves the model {name[:100]!r}", param="model")
+            raise Denied(Denial.UNKNOWN, f"no live node serves the model {name[:100]!r}", param="model")
         _respond(exchange, 200, orjson.dumps(self._describe(name, tokens)))
 
     def _describe(self, name: str, max_model_len_tokens: int) -> dict[str, Any]:
@@ -203,7 +196,7 @@ def _plain_error(message: str) -> bytes:
     return error_json(Denial.INVALID, message)
 
 
-def _refuse(exchange: Exchange, refused: Refused) -> None:
+def _refuse(exchange: Exchange, refused: Denied) -> None:
     codes = DENIALS[refused.denial]
     headers = {}
     if codes.http in (429, 503):

@@ -7,16 +7,18 @@ taken, `WITHOUT_EFFECT` is for the caller's own books; everything else is refuse
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from ctypes import c_float
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import orjson
 
+from gateway.core.events import Slo
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import Refused, invalid
-from protos.v1 import astrolabe_dispatch_pb2 as pb
-from protos.v1 import astrolabe_types_pb2 as types_pb
+from gateway.intake.client_request import ClientRequest, Sampling
+from gateway.intake.denied import Denied, invalid
+from length_model.sharegpt import Turn
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Count32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
@@ -139,22 +141,22 @@ AnyBody = TypeVar("AnyBody", bound=Body)
 
 
 def completion_body(data: bytes) -> CompletionBody:
-    """Raises Refused."""
+    """Raises Denied."""
     return _read(data, CompletionBody)
 
 
 def chat_body(data: bytes) -> ChatBody:
-    """Raises Refused."""
+    """Raises Denied."""
     return _read(data, ChatBody)
 
 
 def prompt_of(body: CompletionBody) -> str | Sequence[int]:
-    """The one prompt. Raises Refused for several, and for what is none."""
+    """The one prompt. Raises Denied for several, and for what is none."""
     prompt: Any = body.prompt
     # One prompt may come wrapped in a list, as several would.
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         if len(prompt) != 1:
-            raise Refused(
+            raise Denied(
                 Denial.UNSUPPORTED, f"prompt holds {len(prompt)} prompts; send one prompt per request", param="prompt"
             )
         prompt = prompt[0]
@@ -167,47 +169,57 @@ def prompt_of(body: CompletionBody) -> str | Sequence[int]:
         raise invalid(f"prompt is neither a text nor a list of token ids: {reason}", param="prompt") from None
 
 
-def to_wire(body: Body, headers: Any) -> pb.GenerateRequest:
-    """All but the prompt, as a gRPC client would say it. Raises Refused.
+def client_request(
+    body: Body,
+    headers: Mapping[str, str],
+    prompt: str | Sequence[int],
+    *,
+    question: str = "",
+    history: Sequence[Turn] = (),
+) -> ClientRequest:
+    """What the client asks for, as the intake takes it. Raises Denied.
 
-    `headers`: HTTP headers by lower-case name; `x-session-id`, `idempotency-key`, `traceparent` stand in for absent
-    fields.
+    `headers`: HTTP headers by lower-case name; `x-request-id`, `x-session-id`, `idempotency-key` and `traceparent`
+    stand in for absent fields. `question` and `history` are those of a conversation.
     """
     name, limit = body.answer_limit()
     if limit is not None and limit < 1:
         raise invalid(f"{name} must be >= 1, got {limit}; omit it for as much as the model allows", param=name)
-    sampling = types_pb.SamplingParams(
-        max_tokens=limit,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        # Both -1 (vLLM) and 0 mean all tokens.
-        top_k=0 if body.top_k == -1 else body.top_k,
-        seed=body.seed,
-        stop=[body.stop] if isinstance(body.stop, str) else body.stop or (),
-        stop_token_ids=body.stop_token_ids or (),
-        ignore_eos=bool(body.ignore_eos),
-    )
-    return pb.GenerateRequest(
-        request_id=body.request_id,
+    stop = body.stop
+    slo = body.slo
+    return ClientRequest(
+        prompt=prompt,
+        request_id=body.request_id or headers.get("x-request-id", ""),
         model=body.model,
-        sampling=sampling,
+        sampling=Sampling(
+            max_tokens=limit,
+            temperature=_single_precision(body.temperature),
+            top_p=_single_precision(body.top_p),
+            # Both -1 (vLLM) and 0 mean all tokens.
+            top_k=0 if body.top_k == -1 else body.top_k,
+            seed=body.seed,
+            stop=(stop,) if isinstance(stop, str) else stop or (),
+            stop_token_ids=body.stop_token_ids or (),
+            ignore_eos=bool(body.ignore_eos),
+        ),
         priority=body.priority or 0,
         session=body.session or headers.get("x-session-id", ""),
-        slo=pb.Slo(ttft_s=body.slo.ttft_s, tpot_s=body.slo.tpot_s, deadline_s=body.slo.deadline_s),
+        slo=Slo(ttft_s=slo.ttft_s or None, tpot_s=slo.tpot_s or None, deadline_s=slo.deadline_s or None),
         idempotency_key=body.idempotency_key or headers.get("idempotency-key", ""),
-        belief=types_pb.LengthBelief(atoms_tokens=body.belief_tokens) if body.belief_tokens else None,
+        belief_tokens=body.belief_tokens,
         policy=body.policy,
-        resume=_RESUME[body.resume],
+        resume=body.resume or "exact",
         traceparent=headers.get("traceparent", ""),
+        question=question,
+        history=history,
     )
 
 
-_RESUME = {
-    None: pb.RESUME_UNSPECIFIED,
-    "exact": pb.RESUME_EXACT,
-    "best_effort": pb.RESUME_BEST_EFFORT,
-    "off": pb.RESUME_OFF,
-}
+def _single_precision(value: float | None) -> float | None:
+    """As engines are told it: what is checked must be what arrives (a tiny number as 0, a huge one as infinite)."""
+    return None if value is None else c_float(value).value
+
+
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
@@ -224,7 +236,7 @@ def _read(data: bytes, kind: type[AnyBody]) -> AnyBody:
         value = fields.pop(name)
         if name in NEUTRAL:
             if not any(_is(value, neutral) for neutral in NEUTRAL[name]):
-                raise Refused(Denial.UNSUPPORTED, f"{name} is not supported; leave it out", param=name)
+                raise Denied(Denial.UNSUPPORTED, f"{name} is not supported; leave it out", param=name)
         elif name not in WITHOUT_EFFECT:
             raise invalid(f"unknown field {name!r}; leave it out", param=name)
     # What clients send as null is what they would rather leave out.

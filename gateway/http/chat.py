@@ -20,7 +20,8 @@ from typing import Any
 from engine_adapters.chat_template import Message, TemplateError
 from engine_adapters.tokenizer import Tokenizer
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import MAX_TEXT_CHARS_INLINE, Refused, invalid
+from gateway.intake.checks import MAX_TEXT_CHARS_INLINE
+from gateway.intake.denied import Denied, invalid
 from length_model.sharegpt import Turn
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -29,14 +30,14 @@ _EMPTY: tuple[Any, ...] = (None, [], "")
 
 
 def messages_of(raw: list[dict[str, Any]]) -> list[Message]:
-    """The messages, content as one text. Raises Refused naming the message and field at fault."""
+    """The messages, content as one text. Raises Denied naming the message and field at fault."""
     if not raw:
         raise invalid("messages is empty; send at least one", param="messages")
     return [_message(one, f"messages[{position}]") for position, one in enumerate(raw)]
 
 
 async def prompt_of_chat(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
-    """The prompt by the template of the model's tokenizer. Raises Refused for a conversation that it does not take."""
+    """The prompt by the template of the model's tokenizer. Raises Denied for a conversation that it does not take."""
     try:
         if sum(len(m.content) for m in messages) > MAX_TEXT_CHARS_INLINE:
             return await asyncio.to_thread(tokenizer.apply_chat_template, messages)
@@ -61,7 +62,7 @@ def _message(raw: dict[str, Any], where: str) -> Message:
         raise invalid(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r}", param=f"{where}.role")
     for field, value in raw.items():
         if field not in _MESSAGE_FIELDS and not any(value == empty for empty in _EMPTY):
-            raise Refused(Denial.UNSUPPORTED, f"{where}.{field} is not supported", param=f"{where}.{field}")
+            raise Denied(Denial.UNSUPPORTED, f"{where}.{field} is not supported", param=f"{where}.{field}")
     return Message(ROLES[role], _text(raw.get("content"), f"{where}.content"))
 
 
@@ -74,7 +75,7 @@ def _text(content: Any, where: str) -> str:
     for position, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise Refused(
+            raise Denied(
                 Denial.UNSUPPORTED, f"{where}[{position}] is not a text part; only text is supported", param=where
             )
         texts.append(part["text"])

@@ -9,7 +9,7 @@ import msgspec
 import orjson
 
 from gateway.core.outcomes import CODES, DENIALS, Denial
-from protos.v1 import astrolabe_types_pb2 as types_pb
+from gateway.intake.client_stream import Usage
 from simcore.types import Outcome
 
 DONE = b"data: [DONE]\n\n"
@@ -94,7 +94,7 @@ class Chunks:
         self._before = self._head + b'{"index":0,' + self._style.before_text if self._style.is_chat else before
         return b"".join((before, orjson.dumps(text), self._after, finish, ids, tail))
 
-    def end(self, usage: types_pb.Usage) -> bytes:
+    def end(self, usage: Usage) -> bytes:
         """What follows the last chunk."""
         if not self._usage:
             return DONE
@@ -118,7 +118,7 @@ def whole(
     text: str,
     token_ids: Sequence[int] | None,
     outcome: Outcome,
-    usage: types_pb.Usage,
+    usage: Usage,
 ) -> bytes:
     """A complete answer in one body. `token_ids` None: not asked for."""
     choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": outcome.value}
@@ -140,7 +140,7 @@ def whole(
     )
 
 
-def usage_json(usage: types_pb.Usage) -> dict[str, Any]:
+def usage_json(usage: Usage) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.output_tokens,

@@ -22,7 +22,7 @@ MAX_PIPELINED = 16
 MAX_HEADERS = 100
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one connection may take."""
 
     max_head_bytes: int = 32 * 1024
@@ -124,7 +124,7 @@ Handler = Callable[[Exchange], None]
 class Connection(asyncio.Protocol):
     """Lives from `connection_made` to `connection_lost`. `registry` holds the live ones, for sweeps and shutdown."""
 
-    def __init__(self, handler: Handler, limits: Limits, registry: set[Connection]) -> None:
+    def __init__(self, handler: Handler, limits: ConnectionLimits, registry: set[Connection]) -> None:
         self.keep_alive = True
         self.is_blocked = False
         self.deadline_s: float | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
@@ -18,7 +18,6 @@ from gateway.core.outcomes import CODES, COMPLETE
 from gateway.http.chunks import Chunks, Style, error_json, whole
 from gateway.http.connection import Exchange
 from gateway.intake.client_stream import ClientStream
-from gateway.intake.intake import Admitted
 from simcore.types import Outcome
 
 log = structlog.get_logger("gateway.http")
@@ -28,30 +27,30 @@ EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "
 _FINISH = {Outcome.STOP: b'"stop"', Outcome.LENGTH: b'"length"'}
 
 
-class Turn:
-    """Serves the deliveries with news once per turn of the event loop."""
+class FlushBatch:
+    """Collects the deliveries that have something to send and flushes them once per turn of the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._with_news: dict[Delivery, None] = {}
+        self._pending: dict[Delivery, None] = {}
 
-    def note(self, delivery: Delivery) -> None:
-        if not self._with_news:
-            self._loop.call_soon(self._serve)
-        self._with_news[delivery] = None
+    def add(self, delivery: Delivery) -> None:
+        if not self._pending:
+            self._loop.call_soon(self._flush)
+        self._pending[delivery] = None
 
-    def _serve(self) -> None:
-        served, self._with_news = self._with_news, {}
-        for delivery in served:
+    def _flush(self) -> None:
+        batch, self._pending = self._pending, {}
+        for delivery in batch:
             try:
                 delivery.serve()
             except Exception:
-                # One request's defect must not take the others of this turn with it.
+                # One request's defect must not take the others of this batch with it.
                 log.exception("defect in the HTTP front")
                 delivery.give_up()
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
+class ResponseOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How the client wants its answer."""
 
     style: Style
@@ -68,21 +67,29 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 class Delivery:
     """From admission to the end of the response, or until the client leaves."""
 
-    __slots__ = ("_admitted", "_chunks", "_created", "_exchange", "_ids", "_sent_tokens", "_stream", "_turn", "_wish")
+    __slots__ = ("_batch", "_chunks", "_close", "_created", "_exchange", "_ids", "_options", "_sent_tokens", "_stream")
 
-    def __init__(self, admitted: Admitted, exchange: Exchange, wish: Wish, turn: Turn) -> None:
-        self._admitted = admitted
-        self._stream: ClientStream = admitted.stream
+    def __init__(
+        self,
+        stream: ClientStream,
+        close: Callable[[ClientStream], None],
+        exchange: Exchange,
+        options: ResponseOptions,
+        batch: FlushBatch,
+    ) -> None:
+        """`close` is called with the stream once nobody reads it any more."""
+        self._stream = stream
+        self._close = close
         self._exchange = exchange
-        self._wish = wish
-        self._turn = turn
+        self._options = options
+        self._batch = batch
         self._created = int(time.time())
         self._chunks: Chunks | None = None
         self._ids: list[int] = []
         self._sent_tokens = 0
         if exchange.is_over:
             # The client has left while its request was looked at.
-            admitted.close()
+            close(stream)
             return
         exchange.on_left = self._left
         exchange.on_writable = self.note
@@ -91,11 +98,11 @@ class Delivery:
 
     def note(self) -> None:
         """There is something new, or room for it."""
-        self._turn.note(self)
+        self._batch.add(self)
 
     def serve(self) -> None:
         """Passes on what has come."""
-        if self._wish.stream:
+        if self._options.stream:
             self._serve_pieces()
         else:
             self._serve_whole()
@@ -107,7 +114,7 @@ class Delivery:
 
     def _left(self) -> None:
         self._stream.on_change = None
-        self._admitted.close()
+        self._close(self._stream)
 
     def _serve_whole(self) -> None:
         stream = self._stream
@@ -120,19 +127,19 @@ class Delivery:
             self._fail(outcome)
             return
         assert stream.text is not None, "an answer has a text"
-        wish = self._wish
+        options = self._options
         body = whole(
-            wish.style,
+            options.style,
             request_id=stream.shape.request_id,
-            model=wish.model,
+            model=options.model,
             created=self._created,
             text=stream.text.take(),
-            token_ids=self._ids if wish.token_ids else None,
+            token_ids=self._ids if options.token_ids else None,
             outcome=outcome,
-            usage=stream.final_usage(),
+            usage=stream.usage(),
         )
         self._exchange.respond(200, {**answer_headers(stream), "content-type": JSON}, body)
-        self._admitted.close()
+        self._close(self._stream)
 
     def _serve_pieces(self) -> None:
         stream, exchange = self._stream, self._exchange
@@ -154,23 +161,23 @@ class Delivery:
         self._sent_tokens += len(token_ids)
         if outcome is None:
             # A character or a stop string may be incomplete: then there are tokens without text.
-            if text or self._wish.token_ids:
+            if text or self._options.token_ids:
                 exchange.send(chunks.chunk(text, token_ids, self._sent_tokens))
             return
         self._end(chunks, text, token_ids, outcome)
 
     def _begin(self) -> Chunks:
-        wish, stream = self._wish, self._stream
+        options, stream = self._options, self._stream
         self._exchange.start(200, {**answer_headers(stream), **EVENTS})
         self._chunks = Chunks(
-            wish.style,
+            options.style,
             request_id=stream.shape.request_id,
-            model=wish.model,
+            model=options.model,
             created=self._created,
             prompt_tokens=stream.shape.prompt_tokens,
-            with_ids=wish.token_ids,
-            with_usage=wish.usage,
-            with_counts=wish.running_usage,
+            with_ids=options.token_ids,
+            with_usage=options.usage,
+            with_counts=options.running_usage,
         )
         return self._chunks
 
@@ -178,12 +185,12 @@ class Delivery:
         stream, exchange = self._stream, self._exchange
         if outcome in COMPLETE:
             last = chunks.chunk(text, token_ids, self._sent_tokens, _FINISH[outcome])
-            exchange.send(last + chunks.end(stream.final_usage()), last=True)
+            exchange.send(last + chunks.end(stream.usage()), last=True)
         else:
             # No [DONE]: a reader that minds nothing else must see that the answer is not whole.
             rest = chunks.chunk(text, token_ids, self._sent_tokens) if token_ids else b""
             exchange.send(rest + b"data: " + error_json(outcome, stream.detail) + b"\n\n", last=True)
-        self._admitted.close()
+        self._close(self._stream)
 
     def _fail(self, outcome: Outcome) -> None:
         """The end of a request of which nothing has been sent."""
@@ -193,7 +200,7 @@ class Delivery:
         if codes.http in (429, 503):
             headers["retry-after"] = retry_after(stream.retry_after_s)
         self._exchange.respond(codes.http, headers, error_json(outcome, stream.detail))
-        self._admitted.close()
+        self._close(self._stream)
 
 
 def answer_headers(stream: ClientStream) -> dict[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 
-from gateway.http.connection import Connection, Handler, Limits
+from gateway.http.connection import Connection, ConnectionLimits, Handler
 
 SWEEP_S = 1.0
 BACKLOG = 1024
@@ -15,7 +15,7 @@ BACKLOG = 1024
 class HttpServer:
     """`start`, then `close`. Every complete request goes to `handler`."""
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    def __init__(self, handler: Handler, limits: ConnectionLimits) -> None:
         self._handler = handler
         self._limits = limits
         self._connections: set[Connection] = set()

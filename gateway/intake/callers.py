@@ -15,8 +15,8 @@ from typing import Literal
 import msgspec
 
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import Refused
-from gateway.intake.quota import Limits
+from gateway.intake.caller_account import CallerLimits
+from gateway.intake.denied import Denied
 from protos.runtime.process import ConfigError, load_config
 
 Role = Literal["client", "metrics", "admin"]
@@ -31,7 +31,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     """The key's name; empty where no keys are asked for."""
     role: Role = "client"
-    limits: Limits = Limits()
+    limits: CallerLimits = CallerLimits()
 
 
 ANYONE = Caller(role="admin")
@@ -59,8 +59,8 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"sha256 of key {self.name!r} is not 64 lower-case hex digits")
         self.limits()
 
-    def limits(self) -> Limits:
-        return Limits(requests_per_s=self.requests_per_s, burst=self.burst, max_concurrent=self.max_concurrent)
+    def limits(self) -> CallerLimits:
+        return CallerLimits(requests_per_s=self.requests_per_s, burst=self.burst, max_concurrent=self.max_concurrent)
 
 
 class KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,7 +98,7 @@ class KeyRing:
         return self._callers is not None
 
     def identify(self, authorization: str) -> Caller:
-        """The caller of an `authorization` header or metadata value. Raises Refused.
+        """The caller of an `authorization` header or metadata value. Raises Denied.
 
         Looking a digest up takes no time that tells anything about a key: who can choose digests knows keys.
         """
@@ -106,17 +106,17 @@ class KeyRing:
             return ANYONE
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not key:
-            raise Refused(Denial.NO_KEY, "no API key: send the header 'authorization: Bearer <key>'")
+            raise Denied(Denial.NO_KEY, "no API key: send the header 'authorization: Bearer <key>'")
         caller = self._callers.get(digest(key.strip()))
         if caller is None:
-            raise Refused(Denial.NO_KEY, "the API key is not known; ask the operator for a valid one")
+            raise Denied(Denial.NO_KEY, "the API key is not known; ask the operator for a valid one")
         return caller
 
 
 def require(caller: Caller, *roles: Role) -> None:
-    """Raises Refused unless the caller has one of the roles. An admin may do everything."""
+    """Raises Denied unless the caller has one of the roles. An admin may do everything."""
     if caller.role != "admin" and caller.role not in roles:
-        raise Refused(
+        raise Denied(
             Denial.FORBIDDEN, f"key {caller.name!r} is for role {caller.role!r}; this needs {roles or 'admin'}"
         )
 

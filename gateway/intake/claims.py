@@ -1,21 +1,18 @@
-"""Idempotency keys of requests that run. One process keeps them in memory, workers in a folder that they share."""
+"""Idempotency keys: which running request has which key. Workers share theirs (`gateway.workers.shared_claims`)."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
 from typing import Protocol
 
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import Refused
+from gateway.intake.denied import Denied
 
 
 class Claims(Protocol):
     """Who runs the request of a key."""
 
     def claim(self, key: str, request_id: str) -> None:
-        """Takes the key for a request. Raises Refused when a running request has it."""
+        """Takes the key for a request. Raises Denied when a running request has it."""
 
     def release(self, key: str) -> None:
         """Gives it back."""
@@ -29,54 +26,17 @@ class OwnClaims:
 
     def claim(self, key: str, request_id: str) -> None:
         if key in self._keys:
-            raise _taken(key, self._keys[key])
+            raise taken(key, self._keys[key])
         self._keys[key] = request_id
 
     def release(self, key: str) -> None:
         self._keys.pop(key, None)
 
 
-class SharedClaims:
-    """Those of all workers: a file each, linked under its name, which one process alone can win. Its text is the
-    worker's number, so that what a crashed one left can be cleared, and the request's id."""
-
-    def __init__(self, folder: Path, worker: int) -> None:
-        self._folder = folder
-        self._worker = str(worker)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for path in folder.iterdir():
-            if _text_of(path).partition(" ")[0] == self._worker:
-                path.unlink(missing_ok=True)
-
-    def claim(self, key: str, request_id: str) -> None:
-        # Linked when it is whole: a worker that is killed on the way must not leave a claim that says of nobody.
-        draft = self._folder / f"draft-{self._worker}"
-        draft.write_text(f"{self._worker} {request_id}")
-        try:
-            os.link(draft, self._path(key))
-        except FileExistsError:
-            raise _taken(key, _text_of(self._path(key)).partition(" ")[2]) from None
-        finally:
-            draft.unlink()
-
-    def release(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
-
-    def _path(self, key: str) -> Path:
-        return self._folder / hashlib.sha256(key.encode()).hexdigest()
-
-
-def _text_of(path: Path) -> str:
-    """Empty when another worker has given the claim back meanwhile."""
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
-
-
-def _taken(key: str, request_id: str) -> Refused:
+def taken(key: str, request_id: str) -> Denied:
+    """What a second request with the key is told."""
     name = key.partition(":")[2]
-    return Refused(
+    return Denied(
         Denial.DUPLICATE,
         f"idempotency_key {name!r} is that of the running request {request_id!r}; wait for its end",
         param="idempotency_key",

@@ -10,14 +10,27 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.core.events import RequestShape
 from gateway.core.request.resume import attempt_id
 from gateway.intake.answer_text import AnswerText
+from gateway.intake.callers import ANYONE, Caller
+from gateway.intake.client_request import Sampling
 from length_model.online import LengthForecast
-from protos import codec
-from protos.v1 import astrolabe_engine_pb2 as engine_pb
-from protos.v1 import astrolabe_types_pb2 as pb
 from simcore.types import Decision, Outcome
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    """Prompt tokens taken from a prefix cache."""
+
+
+_AS_THE_ENGINE_HAS_IT = Sampling()
 
 
 class ClientStream:
@@ -28,12 +41,16 @@ class ClientStream:
         "arrived_s",
         "asked",
         "attempt",
+        "cached_tokens",
+        "caller",
+        "closed",
         "decided_s",
         "decision",
         "detail",
         "finished_s",
         "first_token_s",
         "forecast",
+        "idempotency_key",
         "node_id",
         "on_change",
         "outcome",
@@ -48,22 +65,28 @@ class ClientStream:
         "span",
         "text",
         "traceparent",
-        "usage",
     )
 
     def __init__(
         self,
         shape: RequestShape,
         *,
+        caller: Caller = ANYONE,
+        idempotency_key: str = "",
         prompt_token_ids: Sequence[int] = (),
-        sampling: pb.SamplingParams | None = None,
+        sampling: Sampling = _AS_THE_ENGINE_HAS_IT,
         forecast: LengthForecast | None = None,
         text: AnswerText | None = None,
         traceparent: str = "",
     ) -> None:
         self.shape = shape
+        self.caller = caller
+        self.idempotency_key = idempotency_key
+        """Claimed for the caller until `Intake.close`; empty: none."""
+        self.closed = False
+        """Whether nobody reads any more; set by `Intake.close`."""
         self.prompt_token_ids = prompt_token_ids
-        self.sampling = sampling if sampling is not None else pb.SamplingParams()
+        self.sampling = sampling
         self.forecast = forecast
         """The length model's answer, for learning from the end; None when it was not asked."""
         self.text = text
@@ -91,7 +114,8 @@ class ClientStream:
         self.output_tokens = 0
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
-        self.usage: pb.Usage | None = None
+        self.cached_tokens = 0
+        """Prompt tokens that the last node took from its prefix cache."""
         self.outcome: Outcome | None = None
         """Set once: how it ended."""
         self.detail = ""
@@ -165,27 +189,12 @@ class ClientStream:
         self.asked = self.shape if resumed is None else resumed
         self.resumes += resumed is not None
 
-    def engine_request(self) -> engine_pb.EngineGenerateRequest:
-        """What the present node is asked for. A node that goes on gets the answer so far at the end of its prompt."""
-        resumed_tokens = self.asked.prompt_tokens - self.shape.prompt_tokens
-        request = engine_pb.EngineGenerateRequest(
-            request_id=self.wire_id,
-            prompt_token_ids=self.prompt_token_ids,
-            sampling=self.sampling,
-            priority=self.shape.priority,
-            belief=codec.belief_to_wire(self.asked.belief),
-            traceparent=self.traceparent,
-        )
-        if resumed_tokens:
-            request.prompt_token_ids.extend(self.produced[:resumed_tokens])
-            request.sampling.max_tokens = self.asked.max_output_tokens
-        return request
-
-    def final_usage(self) -> pb.Usage:
+    def usage(self) -> Usage:
         """Prompt and answer, each counted once however many nodes had a part in it."""
-        cached_tokens = 0 if self.usage is None else min(self.usage.cached_tokens, self.shape.prompt_tokens)
-        return pb.Usage(
-            prompt_tokens=self.shape.prompt_tokens, output_tokens=self.output_tokens, cached_tokens=cached_tokens
+        return Usage(
+            prompt_tokens=self.shape.prompt_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=min(self.cached_tokens, self.shape.prompt_tokens),
         )
 
     def _wake(self) -> None:

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from gateway import wire
 from gateway.config import NodeEntry
 from gateway.core.events import ForecastArrived, LoadNoted, NodeSuspected
 from gateway.intake.client_stream import ClientStream
@@ -41,7 +42,7 @@ CUT_OFF_KEEPALIVES = 2.5
 FIRST_PAUSE_S = 0.1
 RESERVE_TIMEOUT_S = 2.0
 
-Session = grpc.aio.StreamStreamCall[pb.GatewayFrame, pb.NodeFrame]
+SessionCall = grpc.aio.StreamStreamCall[pb.GatewayFrame, pb.NodeFrame]
 LinkStatus = Literal["connecting", "up", "down"]
 
 
@@ -71,6 +72,7 @@ class NodeLink:
         keepalive_s: float,
         reconnect_max_s: float,
         changed: Callable[[], None],
+        candidates: Callable[[Candidate], types_pb.Candidate],
         credentials: grpc.ChannelCredentials | None = None,
         server_name: str = "",
     ) -> None:
@@ -89,6 +91,7 @@ class NodeLink:
         self._gateway_id = gateway_id
         self._reconnect_max_s = reconnect_max_s
         self._changed = changed
+        self._candidates = candidates
         self._options = _channel_options(keepalive_s)
         if server_name:
             self._options.append(("grpc.ssl_target_name_override", server_name))
@@ -101,7 +104,7 @@ class NodeLink:
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._writing_since_s: float | None = None
-        self._call: Session | None = None
+        self._call: SessionCall | None = None
         self._stub: Any = None
         self._task: asyncio.Task[None] | None = None
         self._broken = ""
@@ -138,12 +141,12 @@ class NodeLink:
     # --- NodePort -----------------------------------------------------------------------------------------------------
 
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None:
-        self._outbox.dispatch(pb.Dispatched(dispatch_seq=dispatch_seq, request=stream.engine_request()))
+        self._outbox.dispatch(wire.dispatched(dispatch_seq, stream))
         self._wake.set()
         self._check_stall()
 
-    def ask(self, ask_id: int, candidate: types_pb.Candidate) -> None:
-        self._outbox.ask(ask_id, candidate)
+    def ask(self, ask_id: int, candidate: Candidate) -> None:
+        self._outbox.ask(ask_id, self._candidates(candidate))
         self._wake.set()
         self._check_stall()
 
@@ -212,7 +215,7 @@ class NodeLink:
             self._pump.node_down(self.node_id, detail)
         self._changed()
 
-    async def _converse(self, call: Session) -> None:
+    async def _converse(self, call: SessionCall) -> None:
         """Welcome, then frames both ways until the session breaks, which is always an exception."""
         hello = Outbox()
         hello.hello(self._gateway_id)
@@ -307,13 +310,13 @@ class NodeLink:
                 part.request_id,
                 part.token_ids,
                 outcome=codec.outcome_from_wire(part.outcome) if ended else None,
-                usage=part.usage if ended else None,
+                cached_tokens=part.usage.cached_tokens if ended else 0,
                 detail=part.detail,
             )
         if frame.HasField("load"):
             pump.post(LoadNoted(load=codec.load_from_wire(frame.load.load), dispatch_seq=frame.load.dispatch_seq))
 
-    async def _write(self, call: Session) -> None:
+    async def _write(self, call: SessionCall) -> None:
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -343,7 +346,7 @@ class NodeLink:
             self._call.cancel()
 
     async def _reserve(self, candidate: Candidate) -> None:
-        request = pb.ReserveRequest(candidate=codec.candidate_to_wire(candidate))
+        request = wire.reserve_request(candidate)
         try:
             await self._stub.Reserve(request, timeout=RESERVE_TIMEOUT_S)
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
@@ -367,7 +370,7 @@ def _channel_options(keepalive_s: float) -> list[tuple[str, Any]]:
     ]
 
 
-async def _why_ended(call: Session) -> str:
+async def _why_ended(call: SessionCall) -> str:
     code = await call.code()
     details = await call.details() or ""
     return f"the node ended the session ({code.name}{': ' + details if details else ''})"

@@ -23,7 +23,7 @@ from prometheus_client import multiprocess
 from gateway.config import GatewayConfig
 from gateway.listen import bound_socket, check_free, port_of
 from gateway.ready import write_ready
-from gateway.workers.place import Place
+from gateway.workers.slot import WorkerSlot
 from protos.runtime.process import ConfigError, log_json_lines, parse_address
 
 log = structlog.get_logger("gateway.workers.supervisor")
@@ -102,7 +102,7 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
 
     async def _start(self, index: int, *, is_restart: bool) -> asyncio.subprocess.Process:
-        place = Place(
+        slot = WorkerSlot(
             index=index,
             count=self._config.workers,
             folder=str(self._folder),
@@ -110,12 +110,12 @@ class Supervisor:
             http_listen=self._http_listen,
             is_restart=is_restart,
         )
-        place.ready_file.unlink(missing_ok=True)
+        slot.ready_file.unlink(missing_ok=True)
         return await asyncio.create_subprocess_exec(
             sys.executable,
             *sys.orig_argv[1:],
             stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **place.environment(), PARENT_PID_VARIABLE: str(os.getpid())},
+            env={**os.environ, **slot.environment(), PARENT_PID_VARIABLE: str(os.getpid())},
             # Ctrl-C reaches the supervisor alone, which hands it on once.
             start_new_session=True,
         )

@@ -42,6 +42,8 @@ guessed it cannot be right, and says so in its p90."""
 FOUND_OVER = 0.1
 IGNORED_TEMPO, FULL_TEMPO = 1.3, 1.6
 """Factors, or their inverses."""
+COUNTS_SPREAD = 0.4
+"""How far forecasts are thought to stray at first where only counts are known of the engine."""
 TTFT_GRACE_S = 0.1
 """Added to both sides of a ratio of TTFTs: 20 ms for 5 ms misleads nobody."""
 
@@ -160,6 +162,11 @@ class Calibration:
         self._arrivals = ArrivalRate()
         self._open: OrderedDict[str, _Answered] = OrderedDict()
         self._pending: dict[str, _Pending] = {}
+
+    @classmethod
+    def of_counts(cls) -> Calibration:
+        """For an engine that tells how many requests it has, and not which."""
+        return cls(prior_spread=COUNTS_SPREAD)
 
     def forecast(self, raw: Forecast, now_s: float = -math.inf) -> Forecast:
         """Takes the simulation's answer and gives the one to tell. The last one before the dispatch counts. `now_s`:

@@ -1,5 +1,6 @@
 """The scheduler as machine code (numba): flat arrays in, flat arrays out, no Python objects, no allocation in a step.
 
-`layout` names the cells, `kv` keeps the free queue, `step` runs one step, `jump` many decoding steps at once, `future`
-a whole what-if, `entry` is what Python calls. Equal to `simcore.reference`, which says the rules in words.
+`layout` names the cells. `step` runs one step, `decode_sync` and `decode_async` many decoding steps at once, `future` a
+whole what-if. `kv_cache_manager` keeps KV blocks, as `block_counts` or in a `block_pool`. `entry` is what Python calls.
+Equal to `simcore.reference`, which says the rules in words.
 """

@@ -46,10 +46,10 @@ OWNED = 12
 FRONT = 13
 SEG_HEAD = 14
 SEG_TAIL = 15
-# head: asynchronous scheduling (`step.step_ahead`)
-AHEAD = 16
+# head: asynchronous scheduling (`step.step_async`)
+ASYNC = 16
 """1 for an engine that plans the next step when one begins, before its tokens are known."""
-FLYING = 17
+IN_FLIGHT = 17
 """1 while a step is planned that has not come back."""
 N_PLAN = 18
 """Its entries in the `PLAN_` rows of bank `BANK`."""
@@ -84,7 +84,7 @@ PENDING = 7
 MAX_OUT = 8
 """Limit on the answer that the engine knows of."""
 KEYED = 9
-"""Leading tokens whose full blocks can be found by their content; kept where `memory.names_lag`."""
+"""Leading tokens whose full blocks can be found by their content; kept where `kv_cache_manager.names_lag`."""
 PRIORITY = 10
 ORDER = 11
 PREEMPTIONS = 12
@@ -108,9 +108,9 @@ WAITING = 1
 SEG_OWNER = 2
 SEG_COUNT = 3
 LEFT = 4
-"""Scratch of `jump`: steps that each running request has left."""
+"""Scratch of `decode_sync`: steps that each running request has left."""
 PER_SLACK = 5
-"""Scratch of `jump`: running requests by the room in their last block."""
+"""Scratch of `decode_sync`: running requests by the room in their last block."""
 RUNNING_BEFORE = 6
 """Asynchronously: the running list when the step in flight was planned."""
 PLAN_SLOT = 7
@@ -119,9 +119,9 @@ PLAN_TOKENS = 9
 """Twice the tokens, plus 1 if it yields one."""
 PLAN_CACHED = 11
 POSITION = 13
-"""Scratch of `jump`: index in the running list of each slot that runs; anything for the others."""
+"""Scratch of `decode_sync`: index in the running list of each slot that runs; anything for the others."""
 BY_END = 14
-"""Scratch of `jump`: indexes in the running list, those that end first in front."""
+"""Scratch of `decode_sync`: indexes in the running list, those that end first in front."""
 N_LISTS = 15
 
 # pool rows: one cell per block, then two ends of the free queue; the last row has a cell per bucket
@@ -183,16 +183,16 @@ NOW = 0
 SO_FAR_PREEMPTIONS = 1
 SO_FAR_HEADROOM = 2
 SO_FAR_PATH = 3
-"""Fewest free blocks so far from each horizon to the next (`course.read_path`)."""
+"""Fewest free blocks so far from each horizon to the next (`headroom.read_path`)."""
 N_PROGRESS = SO_FAR_PATH + len(HEADROOM_HORIZONS_S)
 
-# a row of a course: what a candidate would find on the way, without it
+# a row of headroom over time: what a candidate would find on the way, without it
 SINCE = 0
-"""When the stretch begins; the next one ends it."""
+"""When it begins; the next row ends it."""
 ROOM = 1
-"""Fewest free blocks in the stretch, and once the course is complete: in it and all later ones; -1 where a newcomer
+"""Fewest free blocks in that time, and once all rows are there: in it and all later ones; -1 where a newcomer
 would have to wait."""
-N_COURSE_COLS = 2
+N_HEADROOM_COLS = 2
 
 # the order in which requests end without a candidate: how many, then their slots
 N_ENDED = 0
@@ -218,7 +218,7 @@ def list_width(capacity: int, block_size_tokens: int) -> int:
 
 
 def new_shared(config: EngineConfig, capacity: int) -> Arrays:
-    """Empty arrays for telling blocks apart; `blocks.tell_apart` fills them."""
+    """Empty arrays for telling blocks apart; `block_pool.tell_apart` fills them."""
     blocks = config.num_blocks
     width = 1 << (2 * blocks + 3).bit_length()
     longest = min(blocks, -(-config.max_model_len_tokens // config.block_size_tokens))
@@ -244,7 +244,7 @@ def new_head(config: EngineConfig) -> Ints:
     head[BY_PRIORITY] = config.scheduling_policy == "priority"
     head[TOTAL_BLOCKS] = config.num_blocks
     head[FREE] = config.num_blocks
-    head[AHEAD] = config.async_scheduling
+    head[ASYNC] = config.async_scheduling
     return head
 
 

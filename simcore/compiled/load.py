@@ -4,27 +4,8 @@ from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled.layout import (
-    AHEAD,
-    BANK,
-    BEFORE,
-    BLOCK,
-    COMPUTED,
-    FINAL,
-    GRANTED,
-    N_BEFORE,
-    N_PLAN,
-    N_RUNNING,
-    N_WAITING,
-    OUT,
-    PLAN_SLOT,
-    PLAN_TOKENS,
-    PROMPT,
-    RUNNING,
-    RUNNING_BEFORE,
-    WAITING,
-    Ints,
-)
+from simcore.compiled import layout as at
+from simcore.compiled.layout import Ints
 
 
 @njit(nogil=True)
@@ -34,23 +15,23 @@ def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
     Of an engine that plans ahead: as it stood before it planned the step in flight (`simcore.node.TraceView`).
     """
     needed = tokens = 0
-    for i in range(head[N_BEFORE]):
-        req[lists[RUNNING_BEFORE, i], GRANTED] = 1
-    for i in range(head[N_WAITING]):
-        slot = lists[WAITING, i]
-        tokens += req[slot, PROMPT] + req[slot, FINAL] - req[slot, COMPUTED]
-        if req[slot, GRANTED]:
-            tokens -= req[slot, BEFORE]
+    for i in range(head[at.N_BEFORE]):
+        req[lists[at.RUNNING_BEFORE, i], at.GRANTED] = 1
+    for i in range(head[at.N_WAITING]):
+        slot = lists[at.WAITING, i]
+        tokens += req[slot, at.PROMPT] + req[slot, at.FINAL] - req[slot, at.COMPUTED]
+        if req[slot, at.GRANTED]:
+            tokens -= req[slot, at.BEFORE]
         else:
-            needed += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
-    for i in range(head[N_RUNNING]):
-        slot = lists[RUNNING, i]
-        tokens += req[slot, PROMPT] + req[slot, FINAL] - req[slot, COMPUTED]
-        if head[AHEAD] and not req[slot, GRANTED]:
-            needed += (req[slot, PROMPT] + req[slot, OUT] + head[BLOCK] - 1) // head[BLOCK]
-    for i in range(head[N_PLAN]):
-        if lists[PLAN_SLOT + head[BANK], i] >= 0:
-            tokens += lists[PLAN_TOKENS + head[BANK], i] // 2
-    for i in range(head[N_BEFORE]):
-        req[lists[RUNNING_BEFORE, i], GRANTED] = 0
+            needed += (req[slot, at.PROMPT] + req[slot, at.OUT] + head[at.BLOCK] - 1) // head[at.BLOCK]
+    for i in range(head[at.N_RUNNING]):
+        slot = lists[at.RUNNING, i]
+        tokens += req[slot, at.PROMPT] + req[slot, at.FINAL] - req[slot, at.COMPUTED]
+        if head[at.ASYNC] and not req[slot, at.GRANTED]:
+            needed += (req[slot, at.PROMPT] + req[slot, at.OUT] + head[at.BLOCK] - 1) // head[at.BLOCK]
+    for i in range(head[at.N_PLAN]):
+        if lists[at.PLAN_SLOT + head[at.BANK], i] >= 0:
+            tokens += lists[at.PLAN_TOKENS + head[at.BANK], i] // 2
+    for i in range(head[at.N_BEFORE]):
+        req[lists[at.RUNNING_BEFORE, i], at.GRANTED] = 0
     return needed, tokens

@@ -4,98 +4,67 @@ from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled.layout import (
-    AHEAD,
-    BEFORE,
-    BLOCK,
-    BUDGET,
-    BY_PRIORITY,
-    CACHED,
-    CAPACITY,
-    COMPUTED,
-    GRANTED,
-    KEYED,
-    KIND,
-    LONG_PREFILL,
-    MAX_LEN,
-    MAX_OUT,
-    MAX_SEQS,
-    N_RUNNING,
-    N_WAITING,
-    ORDER,
-    OUT,
-    PENDING,
-    PREEMPTED,
-    PREEMPTED_TOTAL,
-    PREEMPTIONS,
-    PRIORITY,
-    PROMPT,
-    RUNNING,
-    SLOT,
-    TOKENS,
-    WAITING,
-    Ints,
-    Shared,
-)
-from simcore.compiled.memory import grow, name, names_lag, release, reuse
+from simcore.compiled import layout as at
+from simcore.compiled.kv_cache_manager import grow, name, names_lag, release, reuse
+from simcore.compiled.layout import Ints, Shared
 
 
 @njit(nogil=True)
 def before(req: Ints, a: int, b: int) -> bool:
     """Whether slot `a` comes before slot `b` under priority scheduling."""
-    if req[a, PRIORITY] != req[b, PRIORITY]:
-        return req[a, PRIORITY] < req[b, PRIORITY]
-    return req[a, ORDER] < req[b, ORDER]
+    if req[a, at.PRIORITY] != req[b, at.PRIORITY]:
+        return req[a, at.PRIORITY] < req[b, at.PRIORITY]
+    return req[a, at.ORDER] < req[b, at.ORDER]
 
 
 @njit(nogil=True)
 def enqueue(head: Ints, req: Ints, lists: Ints, slot: int, front: bool) -> None:
     """Puts a slot into the waiting queue: front, back, or where its priority says."""
-    n = head[N_WAITING]
-    at = n if front else 0
-    if head[BY_PRIORITY]:
-        at = n
-        while at > 0 and before(req, lists[WAITING, at - 1], slot):
-            at -= 1
-    for i in range(n, at, -1):
-        lists[WAITING, i] = lists[WAITING, i - 1]
-    lists[WAITING, at] = slot
-    head[N_WAITING] = n + 1
+    n = head[at.N_WAITING]
+    place = n if front else 0
+    if head[at.BY_PRIORITY]:
+        place = n
+        while place > 0 and before(req, lists[at.WAITING, place - 1], slot):
+            place -= 1
+    for i in range(n, place, -1):
+        lists[at.WAITING, i] = lists[at.WAITING, i - 1]
+    lists[at.WAITING, place] = slot
+    head[at.N_WAITING] = n + 1
 
 
 @njit(nogil=True)
 def note(log: Ints, n: int, kind: int, slot: int) -> int:
-    log[n, KIND] = kind
-    log[n, SLOT] = slot
+    log[n, at.KIND] = kind
+    log[n, at.SLOT] = slot
     return n + 1
 
 
 @njit(nogil=True)
 def _victim(head: Ints, req: Ints, lists: Ints) -> int:
     """Index in the running list of the request to preempt."""
-    last = head[N_RUNNING] - 1
-    if head[BY_PRIORITY]:
+    last = head[at.N_RUNNING] - 1
+    if head[at.BY_PRIORITY]:
         for i in range(last):
-            if before(req, lists[RUNNING, last], lists[RUNNING, i]):
+            if before(req, lists[at.RUNNING, last], lists[at.RUNNING, i]):
                 last = i
     return last
 
 
 @njit(nogil=True)
-def _preempt(head: Ints, req: Ints, lists: Ints, shared: Shared, at: int) -> int:
+def _preempt(head: Ints, req: Ints, lists: Ints, shared: Shared, index: int) -> int:
     """Puts the running request at that index back to waiting; the tokens that it had been granted."""
-    victim = lists[RUNNING, at]
-    head[N_RUNNING] -= 1
-    for j in range(at, head[N_RUNNING]):
-        lists[RUNNING, j] = lists[RUNNING, j + 1]
-    granted = req[victim, GRANTED]
+    victim = lists[at.RUNNING, index]
+    head[at.N_RUNNING] -= 1
+    for j in range(index, head[at.N_RUNNING]):
+        lists[at.RUNNING, j] = lists[at.RUNNING, j + 1]
+    granted = req[victim, at.GRANTED]
     release(head, req, lists, shared, victim, True)
-    req[victim, GRANTED] = 0
-    req[victim, BEFORE] = req[victim, COMPUTED]
-    req[victim, COMPUTED] = 0
-    req[victim, PENDING] = 0
-    req[victim, PREEMPTIONS] += 1
-    head[PREEMPTED_TOTAL] += 1
+    req[victim, at.GRANTED] = 0
+    req[victim, at.BEFORE] = req[victim, at.COMPUTED]
+    req[victim, at.COMPUTED] = 0
+    req[victim, at.PENDING] = 0
+    req[victim, at.PREEMPTIONS] += 1
+    head[at.PREEMPTED_TOTAL] += 1
     enqueue(head, req, lists, victim, True)
     return granted
 
@@ -108,14 +77,14 @@ def _make_room(
 
     Returns (whether it still runs, its index, budget won back, log rows).
     """
-    slot = lists[RUNNING, i]
+    slot = lists[at.RUNNING, i]
     budget = 0
     while not grow(head, req, lists, shared, slot, tokens):
-        at = _victim(head, req, lists)
-        victim = lists[RUNNING, at]
-        budget += _preempt(head, req, lists, shared, at)
-        n_log = note(log, n_log, PREEMPTED, victim)
-        if at < i:
+        index = _victim(head, req, lists)
+        victim = lists[at.RUNNING, index]
+        budget += _preempt(head, req, lists, shared, index)
+        n_log = note(log, n_log, at.PREEMPTED, victim)
+        if index < i:
             i -= 1
         if victim == slot:
             return False, i, budget, n_log
@@ -127,20 +96,20 @@ def _continue_running(
     head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int, limit: int
 ) -> tuple[int, int]:
     """Tokens for those already running. Returns the budget left and the log rows, which tell of preemptions."""
-    budget = head[BUDGET]
-    ahead = head[AHEAD] != 0
+    budget = head[at.BUDGET]
+    asynchronous = head[at.ASYNC] != 0
     naming = names_lag(head, shared)
-    longest = head[MAX_LEN] - 1
+    longest = head[at.MAX_LEN] - 1
     i = 0
-    while i < head[N_RUNNING] and budget > 0:
-        slot = lists[RUNNING, i]
-        computed = req[slot, COMPUTED]
-        n = req[slot, PROMPT] + req[slot, OUT] - computed
-        if ahead:
-            pending = req[slot, PENDING]
+    while i < head[at.N_RUNNING] and budget > 0:
+        slot = lists[at.RUNNING, i]
+        computed = req[slot, at.COMPUTED]
+        n = req[slot, at.PROMPT] + req[slot, at.OUT] - computed
+        if asynchronous:
+            pending = req[slot, at.PENDING]
             n += pending
             # Whoever may produce no more when the token in flight has come is not planned for again.
-            if pending > 0 and req[slot, OUT] + 1 >= req[slot, MAX_OUT]:
+            if pending > 0 and req[slot, at.OUT] + 1 >= req[slot, at.MAX_OUT]:
                 n = 0
         if 0 < limit < n:
             n = limit
@@ -148,17 +117,17 @@ def _continue_running(
         if n <= 0:
             i += 1
             continue
-        if computed + n > req[slot, CAPACITY]:
+        if computed + n > req[slot, at.CAPACITY]:
             alive, i, back, n_log = _make_room(head, req, lists, shared, log, n_log, i, computed + n)
             budget += back
             if not alive:
                 break
         if naming:
-            known = min(computed + n, req[slot, PROMPT] + req[slot, OUT])
-            if known > req[slot, KEYED]:
+            known = min(computed + n, req[slot, at.PROMPT] + req[slot, at.OUT])
+            if known > req[slot, at.KEYED]:
                 name(head, req, shared, slot, known)
-        req[slot, GRANTED] = n
-        req[slot, CACHED] = 0
+        req[slot, at.GRANTED] = n
+        req[slot, at.CACHED] = 0
         budget -= n
         i += 1
     return budget, n_log
@@ -166,37 +135,37 @@ def _continue_running(
 
 @njit(nogil=True)
 def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limit: int) -> None:
-    while head[N_WAITING] > 0 and budget > 0 and head[N_RUNNING] < head[MAX_SEQS]:
-        slot = lists[WAITING, head[N_WAITING] - 1]
+    while head[at.N_WAITING] > 0 and budget > 0 and head[at.N_RUNNING] < head[at.MAX_SEQS]:
+        slot = lists[at.WAITING, head[at.N_WAITING] - 1]
         hits = reuse(head, req, lists, shared, slot)
         if hits < 0:
             break
-        cached = hits * head[BLOCK]
-        n = req[slot, PROMPT] + req[slot, OUT] - cached
+        cached = hits * head[at.BLOCK]
+        n = req[slot, at.PROMPT] + req[slot, at.OUT] - cached
         if 0 < limit < n:
             n = limit
         n = min(n, budget)
         grow(head, req, lists, shared, slot, cached + n)
         name(head, req, shared, slot, cached + n)
-        req[slot, COMPUTED] = cached
-        req[slot, GRANTED] = n
-        req[slot, CACHED] = cached
-        head[N_WAITING] -= 1
-        lists[RUNNING, head[N_RUNNING]] = slot
-        head[N_RUNNING] += 1
+        req[slot, at.COMPUTED] = cached
+        req[slot, at.GRANTED] = n
+        req[slot, at.CACHED] = cached
+        head[at.N_WAITING] -= 1
+        lists[at.RUNNING, head[at.N_RUNNING]] = slot
+        head[at.N_RUNNING] += 1
         budget -= n
 
 
 @njit(nogil=True)
 def plan(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
     """Grants tokens (column `GRANTED`), preempts, admits. Returns the log rows; new ones tell of preemptions."""
-    limit = head[LONG_PREFILL]
-    if head[N_RUNNING] + head[N_WAITING] <= 1:
+    limit = head[at.LONG_PREFILL]
+    if head[at.N_RUNNING] + head[at.N_WAITING] <= 1:
         limit = 0
     first = n_log
     budget, n_log = _continue_running(head, req, lists, shared, log, n_log, limit)
     if n_log == first:
         _admit(head, req, lists, shared, budget, limit)
     for i in range(first, n_log):
-        log[i, TOKENS] = 0
+        log[i, at.TOKENS] = 0
     return n_log

@@ -10,33 +10,9 @@ import math
 
 from numba import njit
 
+from simcore.compiled import layout as at
 from simcore.compiled import step
-from simcore.compiled.layout import (
-    AHEAD,
-    COMPUTED,
-    FLYING,
-    FREE,
-    N_BEFORE,
-    N_RUNNING,
-    N_WAITING,
-    PLAN_GREW,
-    PREEMPTED_TOTAL,
-    PROMPT,
-    RUNNING,
-    STATE_BLOCKS,
-    STATE_FREE,
-    STATE_MARK,
-    STATE_PREEMPTED,
-    STATE_RUNNING,
-    STATE_SEQ,
-    STATE_TOKENS,
-    STATE_WAITING,
-    WAITING,
-    WATCH_ALL,
-    Floats,
-    Ints,
-    Shared,
-)
+from simcore.compiled.layout import Floats, Ints, Shared
 from simcore.compiled.load import measure
 from simcore.cost import step_time
 
@@ -45,10 +21,10 @@ from simcore.cost import step_time
 def _expected_tokens(head: Ints, req: Ints, lists: Ints, totals: Ints) -> int:
     """Tokens not processed yet with `totals` by slot as the lengths of answers."""
     tokens = 0
-    for row, counter in ((RUNNING, N_RUNNING), (WAITING, N_WAITING)):
+    for row, counter in ((at.RUNNING, at.N_RUNNING), (at.WAITING, at.N_WAITING)):
         for i in range(head[counter]):
             slot = lists[row, i]
-            tokens += max(0, req[slot, PROMPT] + totals[slot] - req[slot, COMPUTED])
+            tokens += max(0, req[slot, at.PROMPT] + totals[slot] - req[slot, at.COMPUTED])
     return tokens
 
 
@@ -71,17 +47,17 @@ def keep(
     if row > 0 and told_s[row - 1] >= state_s:
         row -= 1
     told_s[row] = math.ceil(state_s / interval_s) * interval_s if interval_s > 0.0 else state_s
-    running = head[N_BEFORE] if head[AHEAD] else head[N_RUNNING]
+    running = head[at.N_BEFORE] if head[at.ASYNC] else head[at.N_RUNNING]
     blocks, tokens = measure(head, req, lists)
     state = states[row]
-    state[STATE_SEQ] = seq
-    state[STATE_RUNNING] = running
-    state[STATE_WAITING] = head[N_RUNNING] + head[N_WAITING] - running
-    state[STATE_FREE] = head[FREE] + head[PLAN_GREW]
-    state[STATE_BLOCKS] = blocks
-    state[STATE_TOKENS] = _expected_tokens(head, req, lists, totals) if len(totals) else tokens
-    state[STATE_PREEMPTED] = head[PREEMPTED_TOTAL]
-    state[STATE_MARK] = mark
+    state[at.STATE_SEQ] = seq
+    state[at.STATE_RUNNING] = running
+    state[at.STATE_WAITING] = head[at.N_RUNNING] + head[at.N_WAITING] - running
+    state[at.STATE_FREE] = head[at.FREE] + head[at.PLAN_GREW]
+    state[at.STATE_BLOCKS] = blocks
+    state[at.STATE_TOKENS] = _expected_tokens(head, req, lists, totals) if len(totals) else tokens
+    state[at.STATE_PREEMPTED] = head[at.PREEMPTED_TOTAL]
+    state[at.STATE_MARK] = mark
     return row + 1
 
 
@@ -113,13 +89,15 @@ def run(
     """
     steps = n_log = 0
     began_s = next_s
-    while next_s < until_s and row < len(told_s) and (head[N_RUNNING] + head[N_WAITING] > 0 or head[FLYING]):
+    while (
+        next_s < until_s and row < len(told_s) and (head[at.N_RUNNING] + head[at.N_WAITING] > 0 or head[at.IN_FLIGHT])
+    ):
         if next_s >= keep_from_s:
             row = keep(head, req, lists, totals, told_s, states, row, seq + steps, mark, next_s, interval_s)
         began_s = next_s
         n_log, prefill, work, prefill_seqs, decode, read, _ = step.step(head, req, lists, shared, log, False)
         next_s += step_time.step_seconds(packed, prefill + decode, work, read, prefill_seqs + decode)
         steps += 1
-        if n_log > 0 or watched == WATCH_ALL or (watched >= 0 and req[watched, COMPUTED] > 0):
+        if n_log > 0 or watched == at.WATCH_ALL or (watched >= 0 and req[watched, at.COMPUTED] > 0):
             break
     return n_log, steps, row, began_s, next_s

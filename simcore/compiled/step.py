@@ -7,48 +7,10 @@ from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled.kv import disown
-from simcore.compiled.layout import (
-    AHEAD,
-    BANK,
-    CACHED,
-    COMPUTED,
-    FINAL,
-    FINISHED,
-    FIRST_TOKEN,
-    FLYING,
-    FREE,
-    GRANTED,
-    HIT,
-    KEYED,
-    N_BEFORE,
-    N_PLAN,
-    N_RUNNING,
-    N_WAITING,
-    OUT,
-    PENDING,
-    PLAN_CACHED,
-    PLAN_DECODE,
-    PLAN_GREW,
-    PLAN_KV,
-    PLAN_LOWEST,
-    PLAN_PREFILL,
-    PLAN_PREFILL_SEQS,
-    PLAN_SLOT,
-    PLAN_TOKENS,
-    PLAN_WORK2,
-    PREEMPTED_TOTAL,
-    PRODUCED,
-    PROMPT,
-    RUNNING,
-    RUNNING_BEFORE,
-    SCHEDULED,
-    TOKENS,
-    WAITING,
-    Ints,
-    Shared,
-)
-from simcore.compiled.memory import name, release
+from simcore.compiled import layout as at
+from simcore.compiled.block_counts import disown
+from simcore.compiled.kv_cache_manager import name, release
+from simcore.compiled.layout import Ints, Shared
 from simcore.compiled.plan import note, plan
 
 
@@ -66,129 +28,129 @@ def _without(lists: Ints, row: int, n: int, slot: int) -> int:
 @njit(nogil=True)
 def remove(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> None:
     """Takes a slot out of whatever it stands in and frees what it holds."""
-    head[N_RUNNING] = _without(lists, RUNNING, head[N_RUNNING], slot)
-    waiting, head[N_WAITING] = head[N_WAITING], _without(lists, WAITING, head[N_WAITING], slot)
-    if head[AHEAD]:
-        before, head[N_BEFORE] = head[N_BEFORE], _without(lists, RUNNING_BEFORE, head[N_BEFORE], slot)
-        if before > head[N_BEFORE] and waiting > head[N_WAITING]:
+    head[at.N_RUNNING] = _without(lists, at.RUNNING, head[at.N_RUNNING], slot)
+    waiting, head[at.N_WAITING] = head[at.N_WAITING], _without(lists, at.WAITING, head[at.N_WAITING], slot)
+    if head[at.ASYNC]:
+        before, head[at.N_BEFORE] = head[at.N_BEFORE], _without(lists, at.RUNNING_BEFORE, head[at.N_BEFORE], slot)
+        if before > head[at.N_BEFORE] and waiting > head[at.N_WAITING]:
             # Preempted by the step in flight: no trace will tell of it.
-            head[PREEMPTED_TOTAL] -= 1
-        for i in range(head[N_PLAN]):
-            if lists[PLAN_SLOT + head[BANK], i] == slot:
-                lists[PLAN_SLOT + head[BANK], i] = -1
+            head[at.PREEMPTED_TOTAL] -= 1
+        for i in range(head[at.N_PLAN]):
+            if lists[at.PLAN_SLOT + head[at.BANK], i] == slot:
+                lists[at.PLAN_SLOT + head[at.BANK], i] = -1
     disown(head, req, lists, slot)
     release(head, req, lists, shared, slot, False)
 
 
 @njit(nogil=True)
 def _log_scheduled(req: Ints, log: Ints, n_log: int, slot: int, tokens: int, produced: int, cached: int) -> int:
-    log[n_log, TOKENS] = tokens
-    log[n_log, PRODUCED] = produced
-    log[n_log, HIT] = cached
-    return note(log, n_log, SCHEDULED, slot)
+    log[n_log, at.TOKENS] = tokens
+    log[n_log, at.PRODUCED] = produced
+    log[n_log, at.HIT] = cached
+    return note(log, n_log, at.SCHEDULED, slot)
 
 
 @njit(nogil=True)
 def _end(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int, slot: int) -> int:
     """A request has had its last token; the log rows."""
     release(head, req, lists, shared, slot, False)
-    return note(log, n_log, FINISHED, slot)
+    return note(log, n_log, at.FINISHED, slot)
 
 
 @njit(nogil=True)
 def step(
     head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, verbose: bool
 ) -> tuple[int, int, float, int, int, int, int]:
-    """Plans one step and applies it; where the engine plans ahead, `step_ahead`.
+    """Plans one step and applies it; where the engine plans ahead, `step_async`.
 
     Returns (log rows, prefill tokens, prefill work, prefill sequences, decode sequences, decode KV tokens, fewest free
     blocks). The log has preemptions first, then, in batch order, `SCHEDULED` (if `verbose`), `FIRST_TOKEN` and
     `FINISHED`; it needs `layout.log_rows` rows.
     """
-    if head[AHEAD]:
-        return step_ahead(head, req, lists, shared, log, verbose)
+    if head[at.ASYNC]:
+        return step_async(head, req, lists, shared, log, verbose)
     n_log = plan(head, req, lists, shared, log, 0)
-    lowest = head[FREE]
+    lowest = head[at.FREE]
     prefill = prefill_seqs = decode = kv = kept = 0
     work = 0.0
-    for i in range(head[N_RUNNING]):
-        slot = lists[RUNNING, i]
-        n = req[slot, GRANTED]
-        lists[RUNNING, kept] = slot
+    for i in range(head[at.N_RUNNING]):
+        slot = lists[at.RUNNING, i]
+        n = req[slot, at.GRANTED]
+        lists[at.RUNNING, kept] = slot
         kept += 1
         if n == 0:
             continue
-        computed = req[slot, COMPUTED]
-        there = req[slot, PROMPT] + req[slot, OUT]
-        if computed >= req[slot, PROMPT] and there - computed == 1:
+        computed = req[slot, at.COMPUTED]
+        there = req[slot, at.PROMPT] + req[slot, at.OUT]
+        if computed >= req[slot, at.PROMPT] and there - computed == 1:
             decode += 1
             kv += computed + 1
         else:
             prefill += n
             prefill_seqs += 1
             work += n * (computed + 0.5 * n)
-        req[slot, COMPUTED] = computed + n
-        req[slot, GRANTED] = 0
+        req[slot, at.COMPUTED] = computed + n
+        req[slot, at.GRANTED] = 0
         produced = computed + n >= there
         if verbose:
-            n_log = _log_scheduled(req, log, n_log, slot, n, int(produced), req[slot, CACHED])
+            n_log = _log_scheduled(req, log, n_log, slot, n, int(produced), req[slot, at.CACHED])
         if produced:
-            req[slot, OUT] = out = req[slot, OUT] + 1
+            req[slot, at.OUT] = out = req[slot, at.OUT] + 1
             if out == 1:
-                n_log = note(log, n_log, FIRST_TOKEN, slot)
-            if out >= req[slot, FINAL]:
+                n_log = note(log, n_log, at.FIRST_TOKEN, slot)
+            if out >= req[slot, at.FINAL]:
                 n_log = _end(head, req, lists, shared, log, n_log, slot)
                 kept -= 1
-    head[N_RUNNING] = kept
+    head[at.N_RUNNING] = kept
     return n_log, prefill, work, prefill_seqs, decode, kv, lowest
 
 
 @njit(nogil=True)
-def plan_ahead(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
+def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
     """Plans a step and sends it off: its tokens count as computed from now on. Returns the log rows."""
-    for i in range(head[N_RUNNING]):
-        lists[RUNNING_BEFORE, i] = lists[RUNNING, i]
-    head[N_BEFORE] = head[N_RUNNING]
-    free = head[FREE]
+    for i in range(head[at.N_RUNNING]):
+        lists[at.RUNNING_BEFORE, i] = lists[at.RUNNING, i]
+    head[at.N_BEFORE] = head[at.N_RUNNING]
+    free = head[at.FREE]
     n_log = plan(head, req, lists, shared, log, n_log)
-    head[BANK] = bank = 1 - head[BANK]
+    head[at.BANK] = bank = 1 - head[at.BANK]
     n_plan = prefill = work2 = prefill_seqs = decode = kv = 0
-    for i in range(head[N_RUNNING]):
-        slot = lists[RUNNING, i]
-        n = req[slot, GRANTED]
+    for i in range(head[at.N_RUNNING]):
+        slot = lists[at.RUNNING, i]
+        n = req[slot, at.GRANTED]
         if n == 0:
             continue
-        computed = req[slot, COMPUTED]
-        there = req[slot, PROMPT] + req[slot, OUT] + req[slot, PENDING]
-        if computed >= req[slot, PROMPT] and there - computed == 1:
+        computed = req[slot, at.COMPUTED]
+        there = req[slot, at.PROMPT] + req[slot, at.OUT] + req[slot, at.PENDING]
+        if computed >= req[slot, at.PROMPT] and there - computed == 1:
             decode += 1
             kv += computed + 1
         else:
             prefill += n
             prefill_seqs += 1
             work2 += n * (2 * computed + n)
-        req[slot, COMPUTED] = computed + n
-        req[slot, GRANTED] = 0
+        req[slot, at.COMPUTED] = computed + n
+        req[slot, at.GRANTED] = 0
         produces = int(computed + n >= there)
-        req[slot, PENDING] += produces
-        lists[PLAN_SLOT + bank, n_plan] = slot
-        lists[PLAN_TOKENS + bank, n_plan] = 2 * n + produces
-        lists[PLAN_CACHED + bank, n_plan] = req[slot, CACHED]
+        req[slot, at.PENDING] += produces
+        lists[at.PLAN_SLOT + bank, n_plan] = slot
+        lists[at.PLAN_TOKENS + bank, n_plan] = 2 * n + produces
+        lists[at.PLAN_CACHED + bank, n_plan] = req[slot, at.CACHED]
         n_plan += 1
-    head[FLYING] = n_plan > 0
-    head[N_PLAN] = n_plan
-    head[PLAN_PREFILL] = prefill
-    head[PLAN_WORK2] = work2
-    head[PLAN_PREFILL_SEQS] = prefill_seqs
-    head[PLAN_DECODE] = decode
-    head[PLAN_KV] = kv
-    head[PLAN_LOWEST] = head[FREE]
-    head[PLAN_GREW] = free - head[FREE]
+    head[at.IN_FLIGHT] = n_plan > 0
+    head[at.N_PLAN] = n_plan
+    head[at.PLAN_PREFILL] = prefill
+    head[at.PLAN_WORK2] = work2
+    head[at.PLAN_PREFILL_SEQS] = prefill_seqs
+    head[at.PLAN_DECODE] = decode
+    head[at.PLAN_KV] = kv
+    head[at.PLAN_LOWEST] = head[at.FREE]
+    head[at.PLAN_GREW] = free - head[at.FREE]
     return n_log
 
 
 @njit(nogil=True)
-def step_ahead(
+def step_async(
     head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, verbose: bool
 ) -> tuple[int, int, float, int, int, int, int]:
     """One step of an engine that schedules asynchronously: plans the next one, then takes in this one.
@@ -197,64 +159,64 @@ def step_ahead(
     that plan have `TOKENS` 1, those of this step's own 0.
     """
     n_log = 0
-    while head[FLYING] == 0:
+    while head[at.IN_FLIGHT] == 0:
         first = n_log
-        n_log = plan_ahead(head, req, lists, shared, log, n_log)
+        n_log = plan_in_flight(head, req, lists, shared, log, n_log)
         # A plan may only preempt; then the next one follows at once.
-        if head[FLYING] == 0 and (n_log == first or n_log + head[N_RUNNING] >= log.shape[0]):
-            return n_log, 0, 0.0, 0, 0, 0, head[FREE]
-    n_plan, bank = head[N_PLAN], head[BANK]
-    prefill, work, prefill_seqs = head[PLAN_PREFILL], 0.5 * head[PLAN_WORK2], head[PLAN_PREFILL_SEQS]
-    decode, kv = head[PLAN_DECODE], head[PLAN_KV]
+        if head[at.IN_FLIGHT] == 0 and (n_log == first or n_log + head[at.N_RUNNING] >= log.shape[0]):
+            return n_log, 0, 0.0, 0, 0, 0, head[at.FREE]
+    n_plan, bank = head[at.N_PLAN], head[at.BANK]
+    prefill, work, prefill_seqs = head[at.PLAN_PREFILL], 0.5 * head[at.PLAN_WORK2], head[at.PLAN_PREFILL_SEQS]
+    decode, kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
     first = n_log
-    n_log = plan_ahead(head, req, lists, shared, log, n_log)
+    n_log = plan_in_flight(head, req, lists, shared, log, n_log)
     for i in range(first, n_log):
-        log[i, TOKENS] = 1
+        log[i, at.TOKENS] = 1
     ends = 0
     for i in range(n_plan):
-        slot = lists[PLAN_SLOT + bank, i]
+        slot = lists[at.PLAN_SLOT + bank, i]
         if slot < 0:
             continue
-        entry = lists[PLAN_TOKENS + bank, i]
+        entry = lists[at.PLAN_TOKENS + bank, i]
         produced = entry % 2
         if verbose:
-            n_log = _log_scheduled(req, log, n_log, slot, entry // 2, produced, lists[PLAN_CACHED + bank, i])
+            n_log = _log_scheduled(req, log, n_log, slot, entry // 2, produced, lists[at.PLAN_CACHED + bank, i])
         if not produced:
             continue
         # Whoever was preempted meanwhile has nothing computed, and gets the token all the same.
-        running = req[slot, COMPUTED] > 0
+        running = req[slot, at.COMPUTED] > 0
         if running:
-            req[slot, PENDING] -= 1
-            known = req[slot, COMPUTED] - req[slot, PENDING]
-            if known > req[slot, KEYED]:
+            req[slot, at.PENDING] -= 1
+            known = req[slot, at.COMPUTED] - req[slot, at.PENDING]
+            if known > req[slot, at.KEYED]:
                 name(head, req, shared, slot, known)
-        req[slot, OUT] = out = req[slot, OUT] + 1
+        req[slot, at.OUT] = out = req[slot, at.OUT] + 1
         if out == 1:
-            n_log = note(log, n_log, FIRST_TOKEN, slot)
-        if out >= req[slot, FINAL]:
+            n_log = note(log, n_log, at.FIRST_TOKEN, slot)
+        if out >= req[slot, at.FINAL]:
             n_log = _end(head, req, lists, shared, log, n_log, slot)
             ends += 1
             if not running:
-                head[PREEMPTED_TOTAL] -= 1
+                head[at.PREEMPTED_TOTAL] -= 1
                 disown(head, req, lists, slot)
     if ends > 0:
         _drop_ended(head, req, lists)
-    return n_log, prefill, work, prefill_seqs, decode, kv, head[PLAN_LOWEST]
+    return n_log, prefill, work, prefill_seqs, decode, kv, head[at.PLAN_LOWEST]
 
 
 @njit(nogil=True)
 def _drop_ended(head: Ints, req: Ints, lists: Ints) -> None:
     """Takes those who have had their last token out of all queues, and out of the step in flight."""
-    for row, counter in ((RUNNING, N_RUNNING), (WAITING, N_WAITING), (RUNNING_BEFORE, N_BEFORE)):
+    for row, counter in ((at.RUNNING, at.N_RUNNING), (at.WAITING, at.N_WAITING), (at.RUNNING_BEFORE, at.N_BEFORE)):
         kept = 0
         for i in range(head[counter]):
             slot = lists[row, i]
-            if req[slot, OUT] < req[slot, FINAL]:
+            if req[slot, at.OUT] < req[slot, at.FINAL]:
                 lists[row, kept] = slot
                 kept += 1
         head[counter] = kept
-    bank = head[BANK]
-    for i in range(head[N_PLAN]):
-        slot = lists[PLAN_SLOT + bank, i]
-        if slot >= 0 and req[slot, OUT] >= req[slot, FINAL]:
-            lists[PLAN_SLOT + bank, i] = -1
+    bank = head[at.BANK]
+    for i in range(head[at.N_PLAN]):
+        slot = lists[at.PLAN_SLOT + bank, i]
+        if slot >= 0 and req[slot, at.OUT] >= req[slot, at.FINAL]:
+            lists[at.PLAN_SLOT + bank, i] = -1

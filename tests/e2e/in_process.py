@@ -52,11 +52,11 @@ async def running(*entries: str | NodeEntry, **options: Any) -> AsyncIterator[tu
 
 
 def status(gateway: Gateway, node_id: str) -> str:
-    return {n.node_id: n.status for n in gateway.nodes.wire().nodes}.get(node_id, "absent")
+    return {n.node_id: n.status for n in gateway.nodes.listing().nodes}.get(node_id, "absent")
 
 
 def detail(gateway: Gateway) -> str:
-    return gateway.nodes.wire().nodes[0].detail
+    return gateway.nodes.listing().nodes[0].detail
 
 
 def ask(text: str = "hello", **fields: Any) -> pb.GenerateRequest:

@@ -201,8 +201,8 @@ async def test_two_nodes_of_one_name_are_told_apart(node: ScriptedNode) -> None:
         async with running(node.address) as (gateway, _):
             await until(lambda: status(gateway, "n") == "up")
             gateway.nodes.set_entries([NodeEntry(address=node.address), NodeEntry(address=twin.address)])
-            await until(lambda: any("is that of the node at" in n.detail for n in gateway.nodes.wire().nodes))
-            assert [n.status for n in gateway.nodes.wire().nodes] == ["up", "down"]
+            await until(lambda: any("is that of the node at" in n.detail for n in gateway.nodes.listing().nodes))
+            assert [n.status for n in gateway.nodes.listing().nodes] == ["up", "down"]
     finally:
         await twin.stop()
 
@@ -239,7 +239,7 @@ async def test_a_node_whose_connection_lives_while_it_says_nothing_is_suspected_
     async with running(node.address, other.address) as (gateway, stub):
         await until(lambda: status(gateway, "n") == status(gateway, "o") == "up")
         node.answers_pings = False
-        await until(lambda: "no word" in gateway.nodes.wire().nodes[0].alarm, deadline_s=2.0)
+        await until(lambda: "no word" in gateway.nodes.listing().nodes[0].alarm, deadline_s=2.0)
         assert status(gateway, "n") == "up"
         calls = [stub.Generate(ask(request_id=f"r{i}")) for i in range(4)]
         await until(lambda: [s.node_id for s in gateway.pump.streams.values()] == ["o"] * 4)
@@ -290,7 +290,7 @@ async def test_a_frozen_trace_behind_a_live_engine_is_seen_within_a_second_and_t
         call = stub.Generate(ask(request_id="r1"))
         await dispatched(node)
         began_s = asyncio.get_running_loop().time()
-        while "frozen" not in gateway.nodes.wire().nodes[0].alarm:
+        while "frozen" not in gateway.nodes.listing().nodes[0].alarm:
             node.say(part("r1", b"a"))
             await call.read()
             await asyncio.sleep(0.02)

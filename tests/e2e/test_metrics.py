@@ -18,7 +18,7 @@ from gateway.core.queue.late_binding import QueueStatus
 from gateway.intake.client_stream import ClientStream
 from gateway.main import Gateway
 from gateway.observe.metrics import MAX_NODES_TOLD, Metrics
-from gateway.workers.place import Place
+from gateway.workers.slot import WorkerSlot
 from length_model.core.belief import known
 from simcore.types import Decision, EngineConfig, NodeLoad, Outcome
 from tests.e2e.in_process import FAST, until
@@ -123,7 +123,7 @@ def test_the_predictors_page_is_what_the_documentation_says(tmp_path: Path) -> N
 async def test_a_worker_whose_page_nobody_asks_for_tells_its_part_all_the_same(
     node: ScriptedNode, tmp_path: Path
 ) -> None:
-    place = Place(index=0, count=2, folder=str(tmp_path), listen="127.0.0.1:0", http_listen="127.0.0.1:0")
+    place = WorkerSlot(index=0, count=2, folder=str(tmp_path), listen="127.0.0.1:0", http_listen="127.0.0.1:0")
     worker = Gateway(GatewayConfig(nodes=(node.address,), **FAST), place)
     await worker.start()
     try:

@@ -139,7 +139,7 @@ async def test_its_counts_become_a_state_and_forecasts_say_that_they_are_rough(p
     await node.start()
     try:
         candidate = Candidate(request_id="c", prompt_tokens=100, max_output_tokens=50, belief=known(50))
-        forecast = (await node.forecast([candidate]))[0]
+        forecast = (await node.asking.forecast([candidate]))[0]
         assert isinstance(forecast, Forecast), isinstance(forecast, Refused)
         assert forecast.source == "approximate"
         assert forecast.e2e_s.p90 > 1.5 * forecast.e2e_s.p50, "a length that is known, a state that is not"

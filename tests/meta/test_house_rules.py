@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -80,3 +81,30 @@ import gateway.core.router
 def test_the_simulated_cluster_runs_without_grpc() -> None:
     done = subprocess.run([sys.executable, "-c", PURE_CORE], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+TRANSLATORS = {"protos/codec.py", "gateway/wire.py", "predictor/wire.py"}
+SMALL_MESSAGES = {
+    # Frames, filled with translated messages.
+    "gateway/nodes/outbox.py": {"GatewayFrame", "Ask"},
+    "predictor/session.py": {"NodeFrame"},
+    # Replies of a field or none.
+    "gateway/grpc_api.py": {"Decision", "CancelReply", "Explanation", "NodeList", "DrainReply", "SetPolicyReply"},
+    "predictor/service.py": {"PredictReply", "ReserveReply", "ReleaseReply", "AbortReply"},
+    # What a worker asks its siblings.
+    "gateway/operators.py": {"ListNodesRequest", "ExplainRequest", "CancelRequest"},
+}
+
+
+def test_messages_are_made_by_the_translators_only() -> None:
+    for package in ("gateway", "predictor", "engine_adapters", "simcore"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if relative(path) in TRANSLATORS:
+                continue
+            made = {
+                call.func.attr
+                for call in ast.walk(ast.parse(path.read_text()))
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+                if isinstance(call.func.value, ast.Name) and re.fullmatch(r"(\w+_)?pb", call.func.value.id)
+            }
+            assert made <= SMALL_MESSAGES.get(relative(path), set()), relative(path)

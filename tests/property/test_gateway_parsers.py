@@ -12,11 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.config import load
-from gateway.http.bodies import NEUTRAL, Body, ChatBody, CompletionBody, chat_body, completion_body, prompt_of, to_wire
+from gateway.http.bodies import (
+    NEUTRAL,
+    Body,
+    ChatBody,
+    CompletionBody,
+    chat_body,
+    client_request,
+    completion_body,
+    prompt_of,
+)
 from gateway.http.chat import messages_of, question_and_history
-from gateway.http.connection import Connection, Exchange, Limits
-from gateway.intake.admission import Refused
+from gateway.http.connection import Connection, ConnectionLimits, Exchange
 from gateway.intake.callers import KeyEntry, KeyFile, KeyRing, digest, read_keys, write_keys
+from gateway.intake.denied import Denied
 from protos.runtime.process import ConfigError
 
 anything = st.recursive(
@@ -30,17 +39,17 @@ good = st.fixed_dictionaries({"prompt": st.just("x"), "messages": st.just([{"rol
 
 
 def read(data: bytes) -> None:
-    """As the front does it; raises nothing but Refused."""
+    """As the front does it; raises nothing but Denied."""
     refusals = []
     for parse in (completion_body, chat_body):
         try:
             body: Body = parse(data)
-            to_wire(body, {})
+            client_request(body, {}, "")
             if isinstance(body, ChatBody):
                 question_and_history(messages_of(body.messages))
             elif isinstance(body, CompletionBody):
                 prompt_of(body)
-        except Refused as no:
+        except Denied as no:
             refusals.append(str(no))
     assert all(refusals)
 
@@ -103,7 +112,7 @@ def test_any_authorization_is_a_caller_or_refused(tmp_path_factory: pytest.TempP
     ring = KeyRing()
     ring.read(str(path))
     assert ring.identify("Bearer secret").name == "a"
-    with pytest.raises(Refused):
+    with pytest.raises(Denied):
         ring.identify(header)
 
 
@@ -166,7 +175,7 @@ def test_bytes_on_a_connection(data: list[bytes]) -> None:
 
         transport = FakeTransport()
         registry: set[Connection] = set()
-        connection = Connection(answer, Limits(max_body_bytes=100, max_head_bytes=500), registry)
+        connection = Connection(answer, ConnectionLimits(max_body_bytes=100, max_head_bytes=500), registry)
         connection.connection_made(transport)
         for piece in data:
             if not transport.closed:

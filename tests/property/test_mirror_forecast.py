@@ -1,6 +1,6 @@
 """With known lengths and nobody coming later, a forecast is what then happens, to the nanosecond.
 
-The estimator sees what a daemon sees: deltas when their steps have ended, dispatches when they are made. It is asked at
+It is told what a daemon is told: deltas when their steps have ended, dispatches when they are made. It is asked at
 any moment, also in the middle of a step.
 """
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from length_model.core.belief import known
 from predictor.core.estimator import Estimator
+from predictor.core.traced_engine import TracedEngine
 from simcore.node import SimNode, SimRequest
 from simcore.trace import TraceDelta
 from simcore.types import Candidate, EngineConfig, Forecast
@@ -33,12 +34,12 @@ hold tokens of preempted requests."""
 
 
 class World:
-    """An engine on a clock, and the estimator that follows it."""
+    """An engine on a clock, and what is known of it from its trace."""
 
     def __init__(self) -> None:
         self.engine = SimNode("n", CONFIG, STEP_TIME)
-        self.estimator = Estimator("n", CONFIG, STEP_TIME)
-        self.estimator.on_snapshot(self.engine.snapshot(0.0), 0.0)
+        self.traced = TracedEngine("n", CONFIG, STEP_TIME)
+        self.traced.on_snapshot(self.engine.snapshot(0.0), 0.0)
         self.in_progress: TraceDelta | None = None
         self.first_s: dict[str, float] = {}
         self.finished_s: dict[str, float] = {}
@@ -49,7 +50,7 @@ class World:
             if step is not None:
                 if step.end_s > until_s:
                     return
-                self.estimator.on_delta(step, step.end_s)
+                self.traced.on_delta(step, step.end_s)
                 for entry in step.scheduled:
                     if entry.produced:
                         self.first_s.setdefault(entry.request_id, step.end_s)
@@ -69,7 +70,7 @@ class World:
             ),
             now_s,
         )
-        self.estimator.reserve(what, now_s=now_s, ttl_s=1e6, sent=True)
+        self.traced.reserve(what, now_s=now_s, ttl_s=1e6, sent=True)
 
 
 @settings(max_examples=150, deadline=None)
@@ -95,7 +96,7 @@ def test_the_forecast_is_what_happens(seed: int, before: int, gap_s: float) -> N
     now_s += 0.0011 + rng.expovariate(1 / gap_s)
     world.run(now_s)
     candidate = request("candidate")
-    (foreseen,) = world.estimator.forecast([candidate], now_s)
+    (foreseen,) = Estimator(world.traced).forecast([candidate], now_s)
     assert isinstance(foreseen, Forecast)
     world.dispatch(candidate, now_s)
     world.run(1e6)

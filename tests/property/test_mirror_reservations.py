@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from length_model.core.belief import known
 from predictor.core.estimator import Estimator
+from predictor.core.traced_engine import TracedEngine
 from simcore.node import SimNode, SimRequest
 from simcore.types import Candidate, EngineConfig, Forecast
 from tests.property.test_mirror import STEP_TIME
@@ -42,8 +43,8 @@ OPS = st.lists(
 @given(ops=OPS)
 def test_counted_once_from_dispatch_to_end(ops: list[Op]) -> None:
     node = SimNode("n", CONFIG, STEP_TIME)
-    estimator = Estimator("n", CONFIG, STEP_TIME)
-    estimator.on_snapshot(node.snapshot(0.0), 0.0)
+    traced = TracedEngine("n", CONFIG, STEP_TIME)
+    traced.on_snapshot(node.snapshot(0.0), 0.0)
     now_s = 0.0
     on_the_way: dict[str, SimRequest] = {}
     in_engine: set[str] = set()
@@ -66,7 +67,7 @@ def test_counted_once_from_dispatch_to_end(ops: list[Op]) -> None:
                 max_output_tokens=op.output_tokens,
                 belief=known(op.output_tokens),
             )
-            estimator.reserve(candidate, now_s=now_s, ttl_s=1e6)
+            traced.reserve(candidate, now_s=now_s, ttl_s=1e6)
             on_the_way[request.request_id] = request
         elif op.kind == "deliver" and on_the_way:
             name = next(iter(on_the_way))
@@ -78,9 +79,9 @@ def test_counted_once_from_dispatch_to_end(ops: list[Op]) -> None:
             if node.abort(name):
                 aborted_unseen.add(name)
             in_engine.discard(name)
-            estimator.release(name)
+            traced.release(name)
         elif op.kind == "ask":
-            (answer,) = estimator.forecast(
+            (answer,) = Estimator(traced).forecast(
                 [Candidate(request_id="new", prompt_tokens=5, max_output_tokens=5, belief=known(3))], now_s
             )
             assert isinstance(answer, Forecast)
@@ -91,23 +92,23 @@ def test_counted_once_from_dispatch_to_end(ops: list[Op]) -> None:
             now_s = delta.end_s
             in_engine -= set(delta.finished)
             for name in delta.finished:
-                estimator.release(name)
+                traced.release(name)
             if lost:
                 lost = False
                 if not node.has_work:
-                    estimator.on_snapshot(node.snapshot(now_s), now_s)
+                    traced.on_snapshot(node.snapshot(now_s), now_s)
                 continue
-            if estimator.on_delta(delta, now_s):
-                estimator.on_snapshot(node.snapshot(now_s), now_s)
+            if traced.on_delta(delta, now_s):
+                traced.on_snapshot(node.snapshot(now_s), now_s)
             aborted_unseen.clear()
-            load = estimator.load(now_s)
+            load = traced.load(now_s)
             assert load is not None
             assert load.running + load.waiting == len(in_engine) + len(on_the_way)
             assert load.reserved == len(on_the_way)
-    assert set(estimator._beliefs) <= {f"r{i}" for i in range(named + 1)}
+    assert set(traced._beliefs) <= {f"r{i}" for i in range(named + 1)}
     for name in [*on_the_way, *in_engine]:
         node.abort(name)
-        estimator.release(name)
-    estimator.on_snapshot(node.snapshot(now_s), now_s)
-    assert len(estimator.reservations) == 0
-    assert estimator._beliefs == {}, "beliefs of requests that are gone must not pile up"
+        traced.release(name)
+    traced.on_snapshot(node.snapshot(now_s), now_s)
+    assert len(traced.reservations) == 0
+    assert traced._beliefs == {}, "beliefs of requests that are gone must not pile up"

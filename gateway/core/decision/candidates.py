@@ -1,4 +1,4 @@
-"""Which nodes a decision is about: filter, sample, top-k. Pure.
+"""Which nodes a decision is about: filter, sample, who could start it by load, top-k. Pure.
 
 A question costs the gateway a message each way and the node a simulation; a look at the last note costs a microsecond.
 So the cost of a decision with forecasts stays that of `ask` questions however many nodes there are.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from gateway.core.decision.admission import can_start_by_load, worth_asking
 from gateway.core.decision.policies.base import Policy
 from gateway.core.decision.verdict import Refusal
-from gateway.core.events import RequestShape
 from gateway.core.nodes.node import Node
-from gateway.core.nodes.pool import ModelNodes, NodePool
+from gateway.core.nodes.pool import NodePool
 from gateway.core.nodes.view import NodeView
 from gateway.core.request.live import LiveRequest
 from gateway.core.router_config import RouterConfig
@@ -31,8 +31,8 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
     """
     shape, tried = live.shape, live.tried
     serving = pool.serving(shape.model)
-    if serving is None:
-        return _unknown_model(pool, shape.model)
+    if isinstance(serving, str):
+        return Refusal(Outcome.INVALID if pool.nodes else Outcome.NO_NODE, serving)
     if shape.prompt_tokens < 1:
         return Refusal(Outcome.INVALID, f"prompt_tokens is {shape.prompt_tokens}; send at least one token")
     if shape.max_output_tokens < 1:
@@ -45,7 +45,7 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
         )
     nodes = serving.ready
     if not nodes:
-        return Refusal(Outcome.NO_NODE, _why_none(serving))
+        return Refusal(Outcome.NO_NODE, f"no node can take new requests now: {serving.states()}")
     whole_tokens = shape.prompt_tokens + shape.max_output_tokens
     if whole_tokens > serving.shortest_ready_tokens:
         nodes = [node for node in nodes if node.longest_tokens >= whole_tokens] or [
@@ -59,49 +59,40 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
     return pool.best_standing(nodes, now_s)
 
 
-def sample(nodes: Sequence[Node], policy: Policy, config: RouterConfig, rng: random.Random) -> Sequence[Node]:
-    """The nodes drawn for this decision; all of them unless configuration or policy say otherwise."""
+def worth_comparing(
+    nodes: Sequence[Node],
+    live: LiveRequest,
+    pool: NodePool,
+    now_s: float,
+    *,
+    startable_only: bool,
+    prefilter: Policy,
+    config: RouterConfig,
+    rng: random.Random,
+) -> Sequence[NodeView]:
+    """Those of the eligible `nodes` that the policy is to price, or to ask for forecasts first.
+
+    A sample, if configuration or policy say so. With `startable_only` those that could start the request now by their
+    load, which may be none. Of a policy that asks, then, the `ask` nodes that cost least by the policy `prefilter`,
+    equals in random order; nodes that it cannot price, because nothing is known of them, come after all others, fewest
+    requests of ours first.
+    """
+    shape, policy = live.shape, live.policy
     k = config.sample or SAMPLE_OF.get(policy.name, 0)
     if policy.needs_forecasts and config.ask and not k:
         k = config.look
-    return rng.sample(nodes, k) if 0 < k < len(nodes) else nodes
-
-
-def top_k(
-    by: Policy, request: RequestShape, views: Sequence[NodeView], k: int, rng: random.Random
-) -> Sequence[NodeView]:
-    """The `k` nodes that are worth a question: those that cost least by the policy `by`, which must need no forecasts;
-    equals in random order.
-
-    Nodes that it cannot price, because nothing is known of them, come after all others, fewest requests of ours first.
-    0 or more than there are nodes: all of them.
-    """
-    if not 0 < k < len(views):
+    if 0 < k < len(nodes):
+        nodes = rng.sample(nodes, k)
+    views = pool.views(nodes, shape, now_s)
+    if startable_only:
+        can_start = worth_asking if policy.needs_forecasts else can_start_by_load
+        views = [view for view in views if can_start(view, shape)]
+    if not policy.needs_forecasts or not 0 < config.ask < len(views):
         return views
-    costs = by.costs(request, views, {})
+    costs = prefilter.costs(shape, views, {})
     keys = [
         (cost is None, view.in_flight if cost is None else cost, rng.random(), i)
         for i, (view, cost) in enumerate(zip(views, costs, strict=True))
     ]
     keys.sort()
-    return [views[key[3]] for key in keys[:k]]
-
-
-def _unknown_model(pool: NodePool, model: str) -> Refusal:
-    if not pool.nodes:
-        return Refusal(Outcome.NO_NODE, "no node has joined yet; start one or check the gateway's `nodes`")
-    known = ", ".join(repr(name) for name in pool.models())
-    if model:
-        return Refusal(Outcome.INVALID, f"no node serves model {model!r}; served are {known}")
-    return Refusal(Outcome.INVALID, f"several models are served; name one of {known}")
-
-
-def _why_none(nodes: ModelNodes) -> str:
-    states = ", ".join(f"{node.node_id} is {_state_of(node)}" for node in nodes.members)
-    return f"no node can take new requests now: {states}"
-
-
-def _state_of(node: Node) -> str:
-    if node.up:
-        return "draining"
-    return f"down ({node.detail})" if node.detail else "down"
+    return [views[key[3]] for key in keys[: config.ask]]

@@ -35,28 +35,26 @@ class Believed(NamedTuple):
 
 def believe(asked: ForecastRound, ready: Sequence[Node], now_s: float, config: RouterConfig) -> Believed:
     """Reads the answers of `ready` nodes. `asked` is closed: what is still pending has not come in time."""
-    notes = dict(asked.failures)
+    found = Believed({}, dict(asked.failures), {}, {})
+    notes = found.notes
     for node_id in asked.pending.values():
         notes[node_id] = f"no forecast within {config.forecast_timeout_s:g} s"
-    found = Believed({}, notes, {}, {})
-    prefill_s = _prefill_s(asked.forecasts.values())
+    answered = [(node, forecast) for node in ready if (forecast := asked.forecasts.get(node.node_id)) is not None]
+    overtaken_by = {node.node_id: node.sent_since(asked.asked_seq[node.node_id]) for node, _ in answered}
+    # Who is never chosen for what it says can never be found wrong: the untested get their share to be tested.
     untested = {node.node_id for node in ready if node.accuracy.is_untested(now_s)}
-    for node in ready:
-        node_id = node.node_id
-        forecast = asked.forecasts.get(node_id)
-        if forecast is None:
-            continue
-        delay_s = found.delays_s[node_id] = delay_to_each_s(
-            forecast, max_num_seqs=node.config.max_num_seqs, prefill_s=prefill_s
-        )
-        overtaken_by = node.sent_since(asked.asked_seq[node_id])
-        if overtaken_by:
-            forecast = with_later_dispatches(forecast, overtaken_by, delay_s)
-            notes[node_id] = f"{len(overtaken_by)} dispatched there since it was asked: added to its forecast"
-        found.expected[node_id] = Expected(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
-        # Who is never chosen for what it says can never be found wrong: the untested get their share to be tested.
+    to_test = untested if len(untested) < len(ready) else set()
+    prefill_s = _prefill_s(asked.forecasts.values())
+    for node, forecast in answered:
+        node_id, sent = node.node_id, overtaken_by[node.node_id]
         why_not = _why_not_believed(node, forecast, config.state_stale_s)
-        if not why_not and node_id in untested and len(untested) < len(ready):
+        delay_s = delay_to_each_s(forecast, max_num_seqs=node.config.max_num_seqs, prefill_s=prefill_s)
+        found.delays_s[node_id] = delay_s
+        if sent:
+            forecast = with_later_dispatches(forecast, sent, delay_s)
+            notes[node_id] = f"{len(sent)} dispatched there since it was asked: added to its forecast"
+        found.expected[node_id] = Expected(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
+        if not why_not and node_id in to_test:
             why_not = "its forecasts are still to be tested"
         if why_not:
             notes[node_id] = why_not

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from gateway.core.decision import candidates
-from gateway.core.decision.admission import can_start_by_forecast, can_start_by_load, worth_asking
+from gateway.core.decision.admission import can_start_by_forecast
+from gateway.core.decision.candidates import eligible, worth_comparing
 from gateway.core.decision.forecasts import Believed, believe
 from gateway.core.decision.policies.base import Policy
 from gateway.core.decision.policies.registry import PolicyError, canonical_name, make_policy
@@ -53,8 +53,7 @@ class DecisionPipeline:
 
     def begin(self, live: LiveRequest, now_s: float) -> Verdict:
         """The decision of a policy that needs no forecasts, or whom to ask for them."""
-        shape, policy, config = live.shape, live.policy, self._config
-        nodes = candidates.eligible(self._pool, live, now_s)
+        nodes = eligible(self._pool, live, now_s)
         if isinstance(nodes, Refusal) and nodes.outcome is Outcome.INVALID:
             return nodes
         in_line = self._late.line_up(live)
@@ -62,15 +61,20 @@ class DecisionPipeline:
             return in_line
         if isinstance(nodes, Refusal):
             return nodes
-        views = self._pool.views(candidates.sample(nodes, policy, config, self._rng), shape, now_s)
-        if self._late.may_wait(live, now_s):
-            can_start = worth_asking if policy.needs_forecasts else can_start_by_load
-            views = [view for view in views if can_start(view, shape)]
-            if not views:
-                return Wait()
-        if policy.needs_forecasts:
-            asked = candidates.top_k(self._prefilter, shape, views, config.ask, self._rng)
-            return Ask([self._pool.nodes[view.node_id] for view in asked])
+        views = worth_comparing(
+            nodes,
+            live,
+            self._pool,
+            now_s,
+            startable_only=self._late.may_wait(live, now_s),
+            prefilter=self._prefilter,
+            config=self._config,
+            rng=self._rng,
+        )
+        if not views:
+            return Wait()
+        if live.policy.needs_forecasts:
+            return Ask([self._pool.nodes[view.node_id] for view in views])
         return self._choose(live, views, NO_FORECASTS, now_s)
 
     def conclude(self, live: LiveRequest, asked: ForecastRound, now_s: float) -> Verdict:
@@ -103,7 +107,7 @@ class DecisionPipeline:
 
     def has_room(self, live: LiveRequest, now_s: float) -> bool:
         """Whether any node could take it, now or in its queue."""
-        return not isinstance(candidates.eligible(self._pool, live, now_s), Refusal)
+        return not isinstance(eligible(self._pool, live, now_s), Refusal)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -124,7 +128,7 @@ class DecisionPipeline:
             preface = f"{policy.name} could not price {len(views)} nodes as no {missing} "
             preface += f"({views[0].node_id}: {why_unpriced(views[0], notes)}); {self._fallback.name} stepped in: "
             # Among all who could take it: that nobody of a sample has answered says nothing of the rest.
-            nodes = candidates.eligible(self._pool, live, now_s)
+            nodes = eligible(self._pool, live, now_s)
             if not isinstance(nodes, Refusal):
                 views = self._pool.views(nodes, shape, now_s)
             policy, forecasts = self._fallback, {}

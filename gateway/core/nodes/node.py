@@ -209,6 +209,12 @@ class Node:
             forecasts=self.accuracy.status(),
         )
 
+    def state(self) -> str:
+        """Why it gets nothing new, for people."""
+        if self.up:
+            return "draining"
+        return f"down ({self.detail})" if self.detail else "down"
+
     def _alarm(self) -> str:
         frozen_s = self.liveness.frozen_s
         frozen = f"its trace is frozen: {frozen_s:.1f} s of tokens are not in it" if frozen_s else ""

@@ -25,6 +25,10 @@ class ModelNodes(NamedTuple):
     shortest_ready_tokens: int
     """The same of the meanest ready node."""
 
+    def states(self) -> str:
+        """Why nobody is ready, for people."""
+        return ", ".join(f"{node.node_id} is {node.state()}" for node in self.members)
+
 
 class NodePool:
     """All nodes by name, in the order in which they joined."""
@@ -102,11 +106,19 @@ class NodePool:
         """Names of all models served, sorted."""
         return sorted(self._models)
 
-    def serving(self, model: str) -> ModelNodes | None:
-        """The nodes of a model; empty: of the only one there is. None if nobody serves it, or several are served."""
+    def serving(self, model: str) -> ModelNodes | str:
+        """The nodes of a model (empty: of the only one there is), or why there are none, for people."""
+        found = self._models.get(model) if model else None
+        if found is not None:
+            return found
+        if not model and len(self._models) == 1:
+            return next(iter(self._models.values()))
+        if not self._models:
+            return "no node has joined yet; start one or check the gateway's `nodes`"
+        known = ", ".join(repr(name) for name in self.models())
         if model:
-            return self._models.get(model)
-        return next(iter(self._models.values())) if len(self._models) == 1 else None
+            return f"no node serves model {model!r}; served are {known}"
+        return f"several models are served; name one of {known}"
 
     def _regroup(self) -> None:
         groups: dict[str, list[Node]] = {}

@@ -9,6 +9,7 @@ import pytest
 
 from length_model.core.belief import DEFAULT_PRIOR, known
 from predictor.core.estimator import OVERDUE_LEAST_S, Estimator, Refused
+from predictor.core.traced_engine import TracedEngine
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest
 from simcore.prefix import block_hashes
@@ -34,19 +35,20 @@ def candidate(name: str, prompt_tokens: int = 30, output_tokens: int = 20) -> Ca
 
 
 class Rig:
-    """An estimator beside the node that it mirrors."""
+    """An engine, its trace, and forecasts of it."""
 
     def __init__(self) -> None:
         self.node = SimNode("n", CONFIG, STEP_TIME)
-        self.estimator = Estimator("n", CONFIG, STEP_TIME)
+        self.traced = TracedEngine("n", CONFIG, STEP_TIME)
+        self.estimator = Estimator(self.traced)
         self.now_s = 0.0
 
     def connect(self) -> Rig:
-        self.estimator.on_snapshot(self.node.snapshot(self.now_s), self.now_s)
+        self.traced.on_snapshot(self.node.snapshot(self.now_s), self.now_s)
         return self
 
     def dispatch(self, what: Candidate) -> None:
-        self.estimator.reserve(what, now_s=self.now_s, ttl_s=30.0)
+        self.traced.reserve(what, now_s=self.now_s, ttl_s=30.0)
         request = SimRequest(
             request_id=what.request_id,
             prompt_tokens=what.prompt_tokens,
@@ -59,7 +61,7 @@ class Rig:
         for _ in range(steps):
             delta = self.node.step(max(self.now_s, self.node.next_step_s))
             self.now_s = delta.end_s
-            assert not self.estimator.on_delta(delta, self.now_s)
+            assert not self.traced.on_delta(delta, self.now_s)
 
     def one(self, what: Candidate) -> Forecast:
         (answer,) = self.estimator.forecast([what], self.now_s)
@@ -83,11 +85,11 @@ def test_an_idle_node_answers_what_it_then_does() -> None:
 def test_reservations_count_like_requests_that_are_there() -> None:
     reserved, there = Rig().connect(), Rig().connect()
     for i in range(6):
-        reserved.estimator.reserve(candidate(f"r{i}"), now_s=0.0, ttl_s=30.0)
+        reserved.traced.reserve(candidate(f"r{i}"), now_s=0.0, ttl_s=30.0)
         there.dispatch(candidate(f"r{i}"))
     there.connect()
     assert reserved.one(candidate("new")).e2e_s == there.one(candidate("new")).e2e_s
-    before, after = reserved.estimator.load(0.0), there.estimator.load(0.0)
+    before, after = reserved.traced.load(0.0), there.traced.load(0.0)
     assert before is not None
     assert after is not None
     assert (before.waiting, before.reserved, after.waiting, after.reserved) == (6, 6, 6, 0)
@@ -98,8 +100,8 @@ def test_reservations_count_like_requests_that_are_there() -> None:
 def test_an_idle_engine_begins_with_all_that_came_in_one_moment() -> None:
     together, apart = Rig().connect(), Rig().connect()
     for i in range(3):
-        together.estimator.reserve(candidate(f"r{i}"), now_s=0.0002 * i, ttl_s=30.0, sent=True)
-        apart.estimator.reserve(candidate(f"r{i}"), now_s=0.002 * i, ttl_s=30.0, sent=True)
+        together.traced.reserve(candidate(f"r{i}"), now_s=0.0002 * i, ttl_s=30.0, sent=True)
+        apart.traced.reserve(candidate(f"r{i}"), now_s=0.002 * i, ttl_s=30.0, sent=True)
     together.now_s = apart.now_s = 0.01
     # 90 tokens of prompt take two steps of 64; alone, the first 30 tokens take one and the rest another.
     first, second = STEP_TIME.seconds(StepBatch(64, 0.0, 3)), STEP_TIME.seconds(StepBatch(26 + 30, 0.0, 2, 2, 0))
@@ -128,7 +130,7 @@ def test_load_equals_the_engines_own_account() -> None:
         rig.dispatch(candidate(f"r{i}", prompt_tokens=40 + i, output_tokens=10 + i))
     for _ in range(12):
         rig.step()
-        load = rig.estimator.load(rig.now_s)
+        load = rig.traced.load(rig.now_s)
         assert load == rig.node.load(rig.now_s)
 
 
@@ -136,13 +138,13 @@ def test_released_and_expired_reservations_stop_counting() -> None:
     rig = Rig().connect()
     alone = rig.one(candidate("new"))
     for i in range(8):
-        rig.estimator.reserve(candidate(f"r{i}"), now_s=0.0, ttl_s=1.0 if i else 50.0)
+        rig.traced.reserve(candidate(f"r{i}"), now_s=0.0, ttl_s=1.0 if i else 50.0)
     assert rig.one(candidate("new")).e2e_s.p50 > alone.e2e_s.p50
-    assert rig.estimator.release("r0")
-    assert not rig.estimator.release("r0")
+    assert rig.traced.release("r0")
+    assert not rig.traced.release("r0")
     rig.now_s = 1.5
     assert rig.one(candidate("new")).e2e_s == alone.e2e_s
-    load = rig.estimator.load(rig.now_s)
+    load = rig.traced.load(rig.now_s)
     assert load is not None
     assert load.waiting == 0
 
@@ -166,8 +168,8 @@ def test_without_any_state_the_answer_is_a_pessimistic_prior() -> None:
     blind = rig.one(candidate("a"))
     assert blind.source == "prior"
     assert blind.state_age_s == math.inf
-    assert rig.estimator.load(0.0) is None
-    assert not rig.estimator.synchronised
+    assert rig.traced.load(0.0) is None
+    assert not rig.traced.synchronised
     rig.connect()
     for i in range(5):
         rig.dispatch(candidate(f"r{i}"))
@@ -205,12 +207,12 @@ def test_a_state_that_should_have_moved_on_shifts_and_widens_the_answers() -> No
 
 def test_a_lost_connection_ages_the_state_even_of_an_idle_node() -> None:
     rig = Rig().connect()
-    rig.estimator.on_disconnect()
+    rig.traced.on_disconnect()
     rig.now_s = 7.0
     answer = rig.one(candidate("a"))
     assert answer.state_age_s == pytest.approx(7.0)
     assert answer.ttft_s.p90 > 6.0
-    assert not rig.estimator.synchronised
+    assert not rig.traced.synchronised
     rig.connect()
     assert rig.one(candidate("a")).ttft_s.p90 < 0.1
 
@@ -220,11 +222,11 @@ def test_a_gap_asks_for_a_new_trace_and_reservations_survive_it() -> None:
     rig.dispatch(candidate("a"))
     rig.node.step(0.0)
     lost_then = rig.node.step(rig.node.next_step_s)
-    assert rig.estimator.on_delta(lost_then, 1.0)
-    assert not rig.estimator.synchronised
-    rig.estimator.reserve(candidate("on its way"), now_s=1.0, ttl_s=30.0)
+    assert rig.traced.on_delta(lost_then, 1.0)
+    assert not rig.traced.synchronised
+    rig.traced.reserve(candidate("on its way"), now_s=1.0, ttl_s=30.0)
     rig.connect()
-    load = rig.estimator.load(1.0)
+    load = rig.traced.load(1.0)
     assert load is not None
     assert (load.running, load.waiting, load.reserved) == (1, 1, 1)
 
@@ -233,7 +235,7 @@ def test_a_request_of_others_gets_the_prior_cut_at_its_limit() -> None:
     rig = Rig().connect()
     rig.node.add(SimRequest(request_id="foreign", prompt_tokens=10, output_tokens=5, max_output_tokens=50), 0.0)
     rig.connect()
-    load = rig.estimator.load(0.0)
+    load = rig.traced.load(0.0)
     assert load is not None
     mean = sum(min(a, 50) for a in DEFAULT_PRIOR.atoms_tokens) / len(DEFAULT_PRIOR.atoms_tokens)
     assert load.unprocessed_tokens == 10 + round(mean)
@@ -242,12 +244,12 @@ def test_a_request_of_others_gets_the_prior_cut_at_its_limit() -> None:
 def test_expected_lengths_follow_what_has_been_produced() -> None:
     rig = Rig().connect()
     uncertain = Candidate(request_id="a", prompt_tokens=10, max_output_tokens=100, belief=LengthBelief((2, 4, 30)))
-    rig.estimator.reserve(uncertain, now_s=0.0, ttl_s=30.0)
+    rig.traced.reserve(uncertain, now_s=0.0, ttl_s=30.0)
     rig.node.add(SimRequest(request_id="a", prompt_tokens=10, output_tokens=40, max_output_tokens=100), 0.0)
     expected = []
     for produced in range(1, 36):
         rig.step()
-        load = rig.estimator.load(rig.now_s)
+        load = rig.traced.load(rig.now_s)
         assert load is not None
         # All tokens but the last one produced are computed.
         expected.append(load.unprocessed_tokens + 10 + produced - 1 - 10)
@@ -262,7 +264,7 @@ def test_a_prompt_that_the_prefix_cache_holds_starts_sooner() -> None:
     names = block_hashes(range(200), CONFIG.block_size_tokens)
     plain = candidate("x", 200, 20)
     asked = msgspec.structs.replace(plain, block_hashes=names)
-    assert not rig.estimator.on_cache(CacheDelta(0, True, names, ()))
+    assert not rig.traced.on_cache(CacheDelta(0, True, names, ()))
     new, cached = rig.one(plain), rig.one(asked)
     assert (new.cached_tokens, cached.cached_tokens) == (0, 196)
     # Four steps of prefill against one with four tokens.

@@ -1,4 +1,4 @@
-"""An estimator that was told the wrong hardware: its forecasts become right by themselves."""
+"""A predictor that was told the wrong hardware: its forecasts become right by themselves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from length_model.core.belief import known
 from predictor.core.estimator import Estimator
+from predictor.core.traced_engine import TracedEngine
 from predictor.wire import step_times
 from simcore.cost.shipped import load_profile
 from simcore.node import SimNode, SimRequest
@@ -17,11 +18,11 @@ WRONG = load_profile("h100/llama-2-7b").step_time_model()
 ASKED = Candidate(request_id="asked", prompt_tokens=300, max_output_tokens=100, belief=known(80))
 
 
-def after_traffic(*, calibrate: bool, requests: int = 24) -> Estimator:
-    """An estimator whose node has served `requests` and is idle again."""
+def after_traffic(*, calibrate: bool, requests: int = 24) -> TracedEngine:
+    """An traced whose node has served `requests` and is idle again."""
     node = SimNode("n", CONFIG, TRUE)
-    estimator = Estimator("n", CONFIG, WRONG, calibrate=calibrate)
-    estimator.on_snapshot(node.snapshot(0.0), 0.0)
+    traced = TracedEngine("n", CONFIG, WRONG, calibrate=calibrate)
+    traced.on_snapshot(node.snapshot(0.0), 0.0)
     for i in range(requests):
         tokens = 20 + 13 * i % 90
         node.add(
@@ -30,12 +31,12 @@ def after_traffic(*, calibrate: bool, requests: int = 24) -> Estimator:
         )
     while node.has_work:
         delta = node.step(node.next_step_s)
-        assert not estimator.on_delta(delta, delta.end_s)
-    return estimator
+        assert not traced.on_delta(delta, delta.end_s)
+    return traced
 
 
-def forecast(estimator: Estimator) -> Forecast:
-    (answer,) = estimator.forecast([ASKED], 1000.0)
+def forecast(traced: TracedEngine) -> Forecast:
+    (answer,) = Estimator(traced).forecast([ASKED], 1000.0)
     assert isinstance(answer, Forecast)
     return answer
 
@@ -47,21 +48,21 @@ def actual_e2e_s() -> float:
 
 
 def test_forecasts_become_right_by_themselves() -> None:
-    estimator = after_traffic(calibrate=True)
-    assert forecast(estimator).e2e_s.p50 == pytest.approx(actual_e2e_s(), rel=0.05)
-    assert estimator.step_time.name == WRONG.name, "the name says what it was told"
+    traced = after_traffic(calibrate=True)
+    assert forecast(traced).e2e_s.p50 == pytest.approx(actual_e2e_s(), rel=0.05)
+    assert traced.step_time.name == WRONG.name, "the name says what it was told"
 
 
 def test_without_calibration_they_stay_wrong() -> None:
-    estimator = after_traffic(calibrate=False)
-    assert forecast(estimator).e2e_s.p50 < 0.5 * actual_e2e_s()
-    assert estimator.step_time is WRONG
-    assert estimator.learner is None
+    traced = after_traffic(calibrate=False)
+    assert forecast(traced).e2e_s.p50 < 0.5 * actual_e2e_s()
+    assert traced.step_time is WRONG
+    assert traced.learner is None
 
 
 def test_before_the_first_step_the_prior_answers() -> None:
-    estimator = after_traffic(calibrate=True, requests=0)
-    assert forecast(estimator) == forecast(after_traffic(calibrate=False, requests=0))
+    traced = after_traffic(calibrate=True, requests=0)
+    assert forecast(traced) == forecast(after_traffic(calibrate=False, requests=0))
 
 
 def test_people_are_told_what_was_learned() -> None:

@@ -12,7 +12,8 @@ from engine_adapters.base import EngineError, EngineOptions, EngineProbe, Engine
 from engine_adapters.emulated import EmulatedEngine
 from length_model.core.belief import known
 from predictor.core.estimator import Refused
-from predictor.node import End, Node
+from predictor.node import Node
+from predictor.requests import End
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceItem
 from simcore.types import Candidate, EngineConfig, Forecast, Outcome
@@ -67,7 +68,7 @@ class Rig:
         request = EngineRequest(
             request_id=name, prompt_token_ids=tuple(range(20)), max_tokens=max_tokens, ignore_eos=True
         )
-        self.node.dispatch(request, known(max_tokens), self._sink)
+        self.node.requests.dispatch(request, known(max_tokens), self._sink)
 
     def _sink(self, request_id: str, token_ids: Sequence[int], end: End | None) -> None:
         self.tokens[request_id] = self.tokens.get(request_id, 0) + len(token_ids)
@@ -96,14 +97,14 @@ async def rig() -> AsyncIterator[Rig]:
     await rig.node.start()
     yield rig
     await rig.node.close()
-    assert rig.node._flights == {}, "every request has ended"
+    assert len(rig.node.requests) == 0, "every request has ended"
 
 
 async def test_a_lost_delta_is_noticed_and_the_trace_read_anew(rig: Rig) -> None:
     rig.dispatch("a", 100)
     await rig.until(lambda: rig.tokens.get("a", 0) > 5)
     rig.probe.lose = 2
-    await rig.until(lambda: rig.node.resyncs == 1 and rig.node.estimator.synchronised)
+    await rig.until(lambda: rig.node.trace.resyncs == 1 and rig.node.engine.synchronised)
     assert rig.probe.watched == 2
     await rig.until(lambda: "a" in rig.ends and rig.is_idle())
     assert rig.tokens["a"] == 100
@@ -113,10 +114,10 @@ async def test_a_broken_trace_is_taken_up_again_and_the_state_ages_meanwhile(rig
     rig.dispatch("a", 300)
     await rig.until(lambda: rig.tokens.get("a", 0) > 5)
     rig.probe.breaks = 1
-    await rig.until(lambda: not rig.node.estimator.synchronised)
+    await rig.until(lambda: not rig.node.engine.synchronised)
     first = rig.node.age_s()
     assert rig.node.age_s() > first
-    await rig.until(lambda: rig.node.estimator.synchronised)
+    await rig.until(lambda: rig.node.engine.synchronised)
     await rig.until(lambda: "a" in rig.ends and rig.is_idle())
     assert rig.ends["a"].outcome is Outcome.LENGTH
 
@@ -165,14 +166,14 @@ async def test_many_questions_leave_the_loop_free_and_are_answered_in_order(rig:
         ]
         for k in range(4)
     ]
-    rig.node._simulation_s = 1.0
-    answers = await asyncio.gather(*(rig.node.forecast(candidates) for candidates in asked))
+    rig.node.asking._candidate_s = 1.0
+    answers = await asyncio.gather(*(rig.node.asking.forecast(candidates) for candidates in asked))
     for candidates, found in zip(asked, answers, strict=True):
         assert isinstance(found[0], Refused)
         assert [f.request_id for f in found[1:] if isinstance(f, Forecast)] == [c.request_id for c in candidates[1:]]
-    assert rig.node._simulating is None
+    assert not rig.node.asking.is_simulating
     for i in range(20):
-        assert await rig.node.abort(f"r{i}")
+        assert await rig.node.requests.abort(f"r{i}")
     await rig.until(rig.is_idle)
     assert {e.outcome for e in rig.ends.values()} == {Outcome.CANCELLED}
 
@@ -180,10 +181,10 @@ async def test_many_questions_leave_the_loop_free_and_are_answered_in_order(rig:
 async def test_an_emulated_engine_can_be_told_where_an_answer_ends_by_itself(rig: Rig) -> None:
     prompt = tuple(range(20))
     ask = EngineRequest(request_id="a", prompt_token_ids=prompt, max_tokens=200, emulated_output_tokens=23)
-    rig.node.dispatch(ask, None, rig._sink)
+    rig.node.requests.dispatch(ask, None, rig._sink)
     await rig.until(lambda: "a" in rig.ends and rig.is_idle())
     assert (rig.tokens["a"], rig.ends["a"].outcome) == (23, Outcome.STOP)
-    rig.node.dispatch(structs.replace(ask, request_id="b", max_tokens=10), None, rig._sink)
+    rig.node.requests.dispatch(structs.replace(ask, request_id="b", max_tokens=10), None, rig._sink)
     await rig.until(lambda: "b" in rig.ends and rig.is_idle())
     assert (rig.tokens["b"], rig.ends["b"].outcome) == (10, Outcome.LENGTH)
 
@@ -192,4 +193,4 @@ async def test_an_engine_that_cannot_be_told_refuses(rig: Rig) -> None:
     rig.engine.capabilities = structs.replace(rig.engine.capabilities, settable_length=False)
     ask = EngineRequest(request_id="a", prompt_token_ids=(1, 2), max_tokens=9, emulated_output_tokens=3)
     with pytest.raises(RequestRefused, match="emulated engines"):
-        rig.node.dispatch(ask, None, rig._sink)
+        rig.node.requests.dispatch(ask, None, rig._sink)

@@ -8,7 +8,7 @@ import pytest
 from length_model.core import belief as length_belief
 from simcore.beliefs import BeliefTable
 from simcore.compiled import layout as at
-from simcore.compiled.future import draw_finals
+from simcore.compiled.future.drawing import draw_finals
 from simcore.scenarios import OVERDUE_TOKENS, final_lengths, longest_output, permutation
 from simcore.types import EngineConfig, LengthBelief
 

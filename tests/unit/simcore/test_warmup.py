@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
-from simcore.compiled import entry, future, jump
+from simcore import compiled
+from simcore.compiled import block_pool, entry, headroom, layout
 from simcore.compiled.entry import ENTRIES
+from simcore.compiled.fingerprint import fingerprint_of
+from simcore.compiled.future import drawing, forecasts
+from simcore.cost import step_time
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode
 from simcore.types import Candidate, EngineConfig, LengthBelief
@@ -20,16 +27,16 @@ OF_CLUSTERS = ("keep", "run")
 
 
 def signatures() -> dict[str, int]:
-    compiled: dict[str, Any] = ENTRIES._asdict()
-    return {name: len(function.signatures) for name, function in compiled.items() if name not in OF_CLUSTERS}
+    entries: dict[str, Any] = ENTRIES._asdict()
+    return {name: len(function.signatures) for name, function in entries.items() if name not in OF_CLUSTERS}
 
 
 def test_warm_compiles_every_entry_point_and_use_compiles_nothing_more() -> None:
     warm(shared_prefixes=True)
     # Some are compiled for blocks that are counted and once more for blocks that are told apart.
-    compiled = signatures()
-    assert set(compiled.values()) == {1, 2}
-    assert {name for name, n in compiled.items() if n == 2} == {"step", "advance", "remove", "forecast"}
+    warmed = signatures()
+    assert set(warmed.values()) == {1, 2}
+    assert {name for name, n in warmed.items() if n == 2} == {"step", "advance", "remove", "forecast"}
     config = EngineConfig(model="m", max_num_seqs=200, scheduling_policy="priority", enable_prefix_caching=False)
     simulated = node(config)
     for i in range(100):
@@ -48,19 +55,53 @@ def test_warm_compiles_every_entry_point_and_use_compiles_nothing_more() -> None
     simulated.copy().load(103)
     simulated.add(msgspec.structs.replace(request("s", 30, 5), block_hashes=(1 << 63, 2)), 103)
     simulated.advance(104)
-    assert signatures() == compiled
+    assert signatures() == warmed
 
 
-def test_the_fingerprint_sees_code_and_numbers_of_the_kernels() -> None:
-    before = entry._fingerprint()
-    assert before == entry._fingerprint()
-    module = vars(jump)
-    old = module["BLOCK"]
-    try:
-        module["BLOCK"] = old + 1
-        assert entry._fingerprint() != before
-    finally:
-        module["BLOCK"] = old
+def kernels() -> dict[str, Any]:
+    """All compiled functions that the entry points may call, by module and name."""
+    names = [m.name for m in pkgutil.walk_packages(compiled.__path__, f"{compiled.__name__}.")]
+    modules = [importlib.import_module(name) for name in (*names, step_time.__name__)]
+    found = {f"{m.__name__}.{n}": f for m in modules for n, f in vars(m).items() if hasattr(f, "py_func")}
+    assert len(found) > 50
+    return found
+
+
+def test_no_kernel_changes_behind_the_cache_of_the_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba looks at an entry point's own file alone; a change that its fingerprint missed would run old code."""
+
+    def changed() -> int:
+        return 1
+
+    before = fingerprint_of(entry._compile)
+    assert before == fingerprint_of(entry._compile)
+    for name, kernel in kernels().items():
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel, "py_func", changed)
+            assert fingerprint_of(entry._compile) != before, name
+
+
+def test_no_number_of_the_layout_changes_behind_it_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint_of(entry._compile)
+    named = {name for kernel in kernels().values() for name in kernel.py_func.__code__.co_names}
+    numbers = {n: v for n, v in vars(layout).items() if n in named and isinstance(v, int)}
+    assert len(numbers) > 90
+    for name, number in numbers.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(layout, name, number + 1)
+            assert fingerprint_of(entry._compile) != before, name
+
+
+def test_nor_do_numbers_of_other_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint_of(entry._compile)
+    for module, name, value in (
+        (headroom, "HEADROOM_HORIZONS_S", (1.0, 3.0)),
+        (drawing, "OVERDUE_TOKENS", 11),
+        (block_pool, "_ODD_1", 3),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            assert fingerprint_of(entry._compile) != before, name
 
 
 def test_summaries_are_those_of_numpy() -> None:
@@ -68,6 +109,6 @@ def test_summaries_are_those_of_numpy() -> None:
     for n in (1, 2, 3, 8, 17):
         values = rng.exponential(size=n)
         out = np.zeros(6)
-        future.summarise(values.copy(), n, out, 2)
+        forecasts.summarise(values.copy(), n, out, 2)
         expected = [np.mean(values), np.quantile(values, 0.5), np.quantile(values, 0.9)]
         np.testing.assert_allclose(out[2:5], expected, rtol=1e-12)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import msgspec
 import pytest
 
 from gateway.core import events as ev
-from gateway.core.decision.candidates import top_k
-from gateway.core.decision.policies.llumnix_freeness import LlumnixFreeness
 from gateway.core.decision.policies.prefix_affinity import PrefixAffinity
 from gateway.core.decision.policies.registry import canonical_name
 from gateway.core.decision.policies.slo_goodput import SloGoodput
@@ -195,11 +191,16 @@ def test_the_router_remembers_where_prompts_went() -> None:
 
 
 def test_the_freest_are_asked_and_the_unknown_last() -> None:
-    views = [node_view(f"n{i}", node_load(f"n{i}", running=10, free_blocks=100 * i)) for i in range(8)]
-    unknown = msgspec.structs.replace(node_view("x"), load=None)
-    chosen = top_k(LlumnixFreeness(), shape(), [unknown, *views], 3, random.Random(0))
-    assert [view.node_id for view in chosen] == ["n7", "n6", "n5"]
-    assert top_k(LlumnixFreeness(), shape(), [unknown, views[0]], 2, random.Random(0)) == [unknown, views[0]]
+    made = CheckedRouter("min_total_latency", ask=3, hold=HoldConfig(when="never"))
+    for i in range(8):
+        made.join(f"n{i}", load=False)
+        made.note(f"n{i}", running=10, free_blocks=100 * i)
+    made.join("x", load=False)
+    assert [ask.node_id for ask in every(made.arrive("r"), ev.AskForecast)] == ["n7", "n6", "n5"]
+    for i in range(1, 8):
+        made.tell(ev.NodeLost(node_id=f"n{i}"))
+    asked = [ask.node_id for ask in every(made.arrive("s"), ev.AskForecast)]
+    assert set(asked) == {"x", "n0"}, "both are worth it where only two are left"
 
 
 def test_equals_are_asked_in_turn_by_chance() -> None:

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from gateway import wire
 from gateway.core.request.resume import remainder
-from gateway.intake.client_stream import ClientStream
-from protos.v1 import astrolabe_types_pb2 as types_pb
+from gateway.intake.client_request import Sampling
+from gateway.intake.client_stream import ClientStream, Usage
 from simcore.types import Outcome
 from tests.unit.gateway.shell.world import shape
 
@@ -55,21 +56,21 @@ async def test_a_reader_that_is_cancelled_leaves_the_stream_usable() -> None:
 def test_without_the_nodes_count_our_own_is_told() -> None:
     stream = ClientStream(shape())
     stream.put([1, 2, 3], 1.0)
-    usage = stream.final_usage()
+    usage = stream.usage()
     assert (usage.prompt_tokens, usage.output_tokens) == (3, 3)
 
 
 def test_the_next_node_gets_the_answer_so_far_as_prompt_and_usage_counts_all_once() -> None:
-    stream = ClientStream(shape(), prompt_token_ids=(1, 2, 3), sampling=types_pb.SamplingParams(max_tokens=10))
+    stream = ClientStream(shape(), prompt_token_ids=(1, 2, 3), sampling=Sampling(max_tokens=10))
     stream.sent(1, None)
-    first = stream.engine_request()
+    first = wire.engine_request(stream)
     assert (first.request_id, list(first.prompt_token_ids), first.sampling.max_tokens) == ("r", [1, 2, 3], 10)
     stream.put([7, 8], 1.0)
     stream.sent(2, remainder(stream.shape, 2))
-    second = stream.engine_request()
+    second = wire.engine_request(stream)
     assert second.request_id != "r"
     assert (list(second.prompt_token_ids), second.sampling.max_tokens) == ([1, 2, 3, 7, 8], 8)
     stream.put([9], 2.0)
-    stream.usage = types_pb.Usage(prompt_tokens=5, output_tokens=1, cached_tokens=5)
-    assert stream.final_usage() == types_pb.Usage(prompt_tokens=3, output_tokens=3, cached_tokens=3)
+    stream.cached_tokens = 5
+    assert stream.usage() == Usage(prompt_tokens=3, output_tokens=3, cached_tokens=3)
     assert stream.sampling.max_tokens == 10

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.http.connection import Connection, Exchange, Limits
+from gateway.http.connection import Connection, ConnectionLimits, Exchange
 
-LIMITS = Limits(max_head_bytes=1_000, max_body_bytes=10_000)
+LIMITS = ConnectionLimits(max_head_bytes=1_000, max_body_bytes=10_000)
 
 
 class FakeTransport(asyncio.Transport):

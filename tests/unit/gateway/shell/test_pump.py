@@ -24,9 +24,8 @@ from gateway.core.events import (
     TokensSeen,
 )
 from gateway.core.router import Router, RouterConfig
-from gateway.intake.client_stream import ClientStream
+from gateway.intake.client_stream import ClientStream, Usage
 from gateway.pump import LONGEST_TIMER_S
-from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import Candidate, LengthBelief, Outcome
 from tests.unit.gateway.shell.world import RecordingPort, World, decision, shape
 
@@ -58,10 +57,10 @@ def test_a_request_runs_from_arrival_to_its_end(world: World) -> None:
     world.now_s += 0.5
     world.pump.part("n", "r", [1, 2])
     world.now_s += 0.5
-    usage = types_pb.Usage(prompt_tokens=3, output_tokens=3)
-    world.pump.part("n", "r", [3], outcome=Outcome.STOP, usage=usage)
+    usage = Usage(prompt_tokens=3, output_tokens=3, cached_tokens=2)
+    world.pump.part("n", "r", [3], outcome=Outcome.STOP, cached_tokens=2)
     assert stream.take() == [1, 2, 3]
-    assert (stream.outcome, stream.final_usage()) == (Outcome.STOP, usage)
+    assert (stream.outcome, stream.usage()) == (Outcome.STOP, usage)
     assert stream.first_token_s == stream.arrived_s + 0.5
     assert stream.finished_s == stream.arrived_s + 1.0
     assert [type(e) for e in world.script.heard] == [NodeJoined, Arrived, TokensSeen, TokensSeen, StreamEnded]

@@ -7,34 +7,36 @@ from pathlib import Path
 import pytest
 
 from gateway.core.outcomes import Denial
-from gateway.intake.admission import Refused
+from gateway.intake.caller_account import CallerLimits
 from gateway.intake.callers import Caller
-from gateway.intake.claims import OwnClaims, SharedClaims
-from gateway.intake.quota import Limits
+from gateway.intake.claims import OwnClaims
+from gateway.intake.denied import Denied
 from gateway.intake.quotas import Quotas
+from gateway.workers.shared_claims import SharedClaims
+from gateway.workers.shared_quotas import shared_quotas
 
-CALLER = Caller(name="alice", limits=Limits(max_concurrent=2))
+CALLER = Caller(name="alice", limits=CallerLimits(max_concurrent=2))
 
 
 def test_workers_share_a_callers_account(tmp_path: Path) -> None:
-    first, second = (Quotas(path=tmp_path / "quotas", worker=i, workers=2) for i in range(2))
+    first, second = (shared_quotas(tmp_path / "quotas", worker=i, workers=2) for i in range(2))
     first.enter(CALLER, 0.0)
     second.enter(CALLER, 0.0)
     for quotas in (first, second):
-        with pytest.raises(Refused, match="the limit is 2") as caught:
+        with pytest.raises(Denied, match="the limit is 2") as caught:
             quotas.enter(CALLER, 0.0)
         assert caught.value.denial is Denial.RATE_LIMITED
         assert caught.value.retry_after_s
-    second.enter(Caller(name="bob", limits=Limits(max_concurrent=1)), 0.0)
+    second.enter(Caller(name="bob", limits=CallerLimits(max_concurrent=1)), 0.0)
     second.leave(CALLER)
     first.enter(CALLER, 0.0)
 
 
 def test_what_a_crashed_worker_held_is_given_back(tmp_path: Path) -> None:
-    Quotas(path=tmp_path / "quotas", worker=0, workers=2).enter(CALLER, 0.0)
-    other = Quotas(path=tmp_path / "quotas", worker=1, workers=2)
+    shared_quotas(tmp_path / "quotas", worker=0, workers=2).enter(CALLER, 0.0)
+    other = shared_quotas(tmp_path / "quotas", worker=1, workers=2)
     other.enter(CALLER, 0.0)
-    Quotas(path=tmp_path / "quotas", worker=0, workers=2).enter(CALLER, 0.0)
+    shared_quotas(tmp_path / "quotas", worker=0, workers=2).enter(CALLER, 0.0)
 
 
 def test_callers_without_limits_have_no_account() -> None:
@@ -47,7 +49,7 @@ def test_callers_without_limits_have_no_account() -> None:
 def test_a_key_is_claimed_once(tmp_path: Path, shared: bool) -> None:
     claims = SharedClaims(tmp_path / "claims", 0) if shared else OwnClaims()
     claims.claim("a:key", "r1")
-    with pytest.raises(Refused, match="'key' is that of the running request 'r1'"):
+    with pytest.raises(Denied, match="'key' is that of the running request 'r1'"):
         claims.claim("a:key", "r2")
     claims.claim("b:key", "r3")
     claims.release("a:key")
@@ -58,11 +60,11 @@ def test_workers_see_each_others_claims_and_a_restart_clears_its_own(tmp_path: P
     first, second = (SharedClaims(tmp_path / "claims", i) for i in range(2))
     first.claim("a:x", "r1")
     second.claim("a:y", "r2")
-    with pytest.raises(Refused):
+    with pytest.raises(Denied):
         second.claim("a:x", "r3")
     again = SharedClaims(tmp_path / "claims", 0)
     again.claim("a:x", "r4")
-    with pytest.raises(Refused):
+    with pytest.raises(Denied):
         again.claim("a:y", "r5")
 
 
@@ -88,7 +90,7 @@ def test_a_worker_killed_in_the_middle_of_a_claim_blocks_nobody(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("gateway.intake.claims.os.link", die)
+        patched.setattr("gateway.workers.shared_claims.os.link", die)
         with pytest.raises(Killed):
             first.claim("a:x", "r1")
     SharedClaims(tmp_path / "claims", 1).claim("a:x", "r2")

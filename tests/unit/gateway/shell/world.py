@@ -11,7 +11,6 @@ from gateway.core.events import AnyAction, AnyEvent, RequestShape
 from gateway.core.router import Router
 from gateway.intake.client_stream import ClientStream
 from gateway.pump import Pump
-from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import Candidate, Decision, EngineConfig, LengthBelief
 
 CONFIG = EngineConfig(model="m")
@@ -61,7 +60,7 @@ class RecordingPort:
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None:
         self.sent.append(("dispatch", dispatch_seq, stream.shape.request_id))
 
-    def ask(self, ask_id: int, candidate: types_pb.Candidate) -> None:
+    def ask(self, ask_id: int, candidate: Candidate) -> None:
         self.sent.append(("ask", ask_id, candidate.request_id))
 
     def abort(self, request_id: str) -> None:

@@ -1,7 +1,7 @@
 """Simulates the same runs in two checkouts, each by its own interpreter, and compares the results to the last digit.
 
-`python -m tests.same_results OLD NEW` prints what differs and ends with 1 if anything does. The router is spelled out
-in every command, so a change of defaults does not show; commits, machines, keys and durations of the runs are left out.
+`python -m bench.micro.same_results OLD NEW` prints what differs and ends with 1 if anything does. The router is spelled
+out in every command, so a change of defaults does not show; commits, machines, keys and durations are left out.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import click
 
 POLICIES = "round_robin,least_requests,llumnix_freeness,prefix_affinity,min_new_request_latency,min_total_latency"
 ROUTER = ("--set", "router.ask=4", "--set", "router.hold=forecast")
@@ -117,9 +115,9 @@ def main() -> None:
             new = results(own.new, COMMANDS[name], Path(temporary) / "new" / name)
             lines = list(differences(named(old), named(new)))
             found += len(lines)
-            click.echo(f"{name}: {'the same' if not lines else f'{len(lines)} differences'}")
+            print(f"{name}: {'the same' if not lines else f'{len(lines)} differences'}")
             for line in lines:
-                click.echo(f"  {line}")
+                print(f"  {line}")
     sys.exit(1 if found else 0)
 
 

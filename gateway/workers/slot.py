@@ -1,4 +1,4 @@
-"""A worker's place among its siblings, as the supervisor tells it through the environment."""
+"""A worker process's slot among its siblings, which the supervisor hands over through the environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 VARIABLE = "ASTROLABE_WORKER"
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerSlot(msgspec.Struct, frozen=True, kw_only=True):
     """One of `count` workers behind the same ports."""
 
     index: int
@@ -39,7 +39,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return {VARIABLE: msgspec.json.encode(self).decode(), "PROMETHEUS_MULTIPROC_DIR": str(self.path / "metrics")}
 
 
-def own_place() -> Place | None:
-    """This process's place; None when it is no worker."""
+def own_slot() -> WorkerSlot | None:
+    """This process's slot; None when it is no worker."""
     told = os.environ.get(VARIABLE)
-    return msgspec.json.decode(told, type=Place) if told else None
+    return msgspec.json.decode(told, type=WorkerSlot) if told else None

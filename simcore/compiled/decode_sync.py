@@ -1,10 +1,11 @@
-"""Many steps at once while every running request decodes and nobody can be admitted: only counts change.
+"""Many decoding steps of a synchronous engine at once, while nobody can be admitted: only counts change.
 
-In such a phase each of D requests gets one token a step. Over n steps the KV tokens read are the arithmetic series
-n*S + D*n*(n-1)/2 (S = context tokens in the first step), and a request whose last block has room for `slack` more
-tokens takes a new block at steps slack+1, slack+1+B, ... So a phase needs no look at single requests between
-completions: `left[i]` counts the steps to the end of running request i from the start of the phase, `per_slack[k]` how
-many had slack k then. The phase ends when somebody may be admitted, or before a step whose blocks do not suffice.
+In such a phase every running request decodes: each of D requests gets one token a step. Over n steps the KV tokens read
+are the arithmetic series n*S + D*n*(n-1)/2 (S = context tokens in the first step), and a request whose last block has
+room for `slack` more tokens takes a new block at steps slack+1, slack+1+B, ... So a phase needs no look at single
+requests between completions: `left[i]` counts the steps to the end of running request i from the start of the phase,
+`per_slack[k]` how many had slack k then. The phase ends when somebody may be admitted, or before a step whose blocks do
+not suffice.
 
 Most phases are over with the first completion, for which one look through the running list is enough. In one that goes
 on all are put in the order of their ends; that is nearly the order in which they end without the candidate, so sorting
@@ -15,45 +16,21 @@ from __future__ import annotations
 
 from numba import njit
 
-from simcore.compiled.course import note_free, note_stretch
-from simcore.compiled.kv import give_back, take
-from simcore.compiled.layout import (
-    BLOCK,
-    BORROWED,
-    BUDGET,
-    BY_END,
-    CACHING,
-    CAPACITY,
-    COMPUTED,
-    FINAL,
-    FIRST_ENDED,
-    FREE,
-    LEFT,
-    MAX_SEQS,
-    N_ENDED,
-    N_RUNNING,
-    N_WAITING,
-    OUT,
-    OWNED,
-    PER_SLACK,
-    POSITION,
-    PROMPT,
-    RUNNING,
-    WAITING,
-    Floats,
-    Ints,
-)
-from simcore.compiled.memory import fits_now
+from simcore.compiled import layout as at
+from simcore.compiled.block_counts import give_back, take
+from simcore.compiled.headroom import note_free, note_room
+from simcore.compiled.kv_cache_manager import fits_now
+from simcore.compiled.layout import Floats, Ints
 from simcore.cost.step_time import dense_seconds
 
 
 @njit(nogil=True)
 def admissible(head: Ints, req: Ints, lists: Ints, sequences: int) -> bool:
     """Whether the first waiting request may be admitted beside that many decoding ones."""
-    waiting = head[N_WAITING]
-    if waiting == 0 or sequences >= head[MAX_SEQS] or sequences >= head[BUDGET]:
+    waiting = head[at.N_WAITING]
+    if waiting == 0 or sequences >= head[at.MAX_SEQS] or sequences >= head[at.BUDGET]:
         return False
-    return fits_now(head, req, lists[WAITING, waiting - 1])
+    return fits_now(head, req, lists[at.WAITING, waiting - 1])
 
 
 @njit(nogil=True)
@@ -90,20 +67,23 @@ def ending_next(lists: Ints, running: int, end: int) -> int:
     """Puts the indexes of those with `end` steps left into `BY_END`, in the order of the running list; how many."""
     n = 0
     for i in range(running):
-        if lists[LEFT, i] == end:
-            lists[BY_END, n] = i
+        if lists[at.LEFT, i] == end:
+            lists[at.BY_END, n] = i
             n += 1
     return n
 
 
 @njit(nogil=True)
 def _insert(lists: Ints, n: int, i: int) -> int:
-    left, by_end = lists[LEFT], lists[BY_END]
-    at = n
-    while at > 0 and (left[by_end[at - 1]] > left[i] or (left[by_end[at - 1]] == left[i] and by_end[at - 1] > i)):
-        by_end[at] = by_end[at - 1]
-        at -= 1
-    by_end[at] = i
+    left, by_end = lists[at.LEFT], lists[at.BY_END]
+    place = n
+    while place > 0:
+        other = by_end[place - 1]
+        if left[other] < left[i] or (left[other] == left[i] and other < i):
+            break
+        by_end[place] = other
+        place -= 1
+    by_end[place] = i
     return n + 1
 
 
@@ -114,17 +94,17 @@ def sort_by_end(lists: Ints, running: int, done: int, candidate: int, ended: Int
 
     `ended`: the order of ends without the candidate, to begin from; with candidate -1 it is not known yet.
     """
-    left, position = lists[LEFT], lists[POSITION]
+    left, position = lists[at.LEFT], lists[at.POSITION]
     n = 0
     if candidate < 0:
         for i in range(running):
             if left[i] > done:
                 n = _insert(lists, n, i)
         return n
-    for k in range(ended[N_ENDED] + 1):
-        slot = ended[FIRST_ENDED + k] if k < ended[N_ENDED] else candidate
+    for k in range(ended[at.N_ENDED] + 1):
+        slot = ended[at.FIRST_ENDED + k] if k < ended[at.N_ENDED] else candidate
         i = position[slot]
-        if i < running and lists[RUNNING, i] == slot and left[i] > done:
+        if i < running and lists[at.RUNNING, i] == slot and left[i] > done:
             n = _insert(lists, n, i)
     return n
 
@@ -133,21 +113,21 @@ def sort_by_end(lists: Ints, running: int, done: int, candidate: int, ended: Int
 def note_end(ended: Ints, candidate: int, slot: int) -> None:
     """Keeps the order of ends without a candidate."""
     if candidate < 0:
-        ended[FIRST_ENDED + ended[N_ENDED]] = slot
-        ended[N_ENDED] += 1
+        ended[at.FIRST_ENDED + ended[at.N_ENDED]] = slot
+        ended[at.N_ENDED] += 1
 
 
 @njit(nogil=True)
 def free_all(head: Ints, req: Ints, lists: Ints, slot: int, held: int, named: int) -> None:
     """Frees the blocks of a request for good: those of `held` tokens, of which the first `named` can be found."""
-    block = head[BLOCK]
+    block = head[at.BLOCK]
     blocks = (held + block - 1) // block
-    if head[OWNED] == 0 and req[slot, BORROWED] == 0:
+    if head[at.OWNED] == 0 and req[slot, at.BORROWED] == 0:
         # No free block is worth telling from another.
-        head[FREE] += blocks
+        head[at.FREE] += blocks
         return
-    keyed = named // block if head[CACHING] else 0
-    give_back(head, req, lists, -1, blocks - keyed, max(0, keyed - req[slot, BORROWED]))
+    keyed = named // block if head[at.CACHING] else 0
+    give_back(head, req, lists, -1, blocks - keyed, max(0, keyed - req[slot, at.BORROWED]))
 
 
 @njit(nogil=True)
@@ -155,14 +135,14 @@ def still_running(lists: Ints, running: int, done: int) -> int:
     """Takes those that have ended out of the running list; how many are left."""
     kept = 0
     for i in range(running):
-        if lists[LEFT, i] > done:
-            lists[RUNNING, kept] = lists[RUNNING, i]
+        if lists[at.LEFT, i] > done:
+            lists[at.RUNNING, kept] = lists[at.RUNNING, i]
             kept += 1
     return kept
 
 
 @njit(nogil=True)
-def decode_phase(
+def decode_sync(
     head: Ints,
     req: Ints,
     lists: Ints,
@@ -171,47 +151,47 @@ def decode_phase(
     candidate: int,
     ends: Floats,
     progress: Floats,
-    course: Floats,
+    headroom: Floats,
     rows: int,
     ended: Ints,
 ) -> tuple[int, float, int, bool, int]:
     """Runs the phase that begins now, if one does. Finish times go to `ends`, free blocks to `progress` and, without a
-    candidate, to the course. `ended`: see `sort_by_end`.
+    candidate, to `headroom`. `ended`: see `sort_by_end`.
 
     Returns (steps, time after them, fewest free blocks until the candidate ended, whether it ended, rows of the
-    course); 0 steps if the next one is not of this kind, and then nothing has changed.
+    `headroom`); 0 steps if the next one is not of this kind, and then nothing has changed.
     """
-    running = sequences = head[N_RUNNING]
-    lowest = head[FREE]
-    block = head[BLOCK]
-    if sequences == 0 or sequences > head[BUDGET] or admissible(head, req, lists, sequences):
+    running = sequences = head[at.N_RUNNING]
+    lowest = head[at.FREE]
+    block = head[at.BLOCK]
+    if sequences == 0 or sequences > head[at.BUDGET] or admissible(head, req, lists, sequences):
         return 0, now_s, lowest, False, rows
-    left = lists[LEFT]
-    per_slack = lists[PER_SLACK]
+    left = lists[at.LEFT]
+    per_slack = lists[at.PER_SLACK]
     for k in range(block):
         per_slack[k] = 0
     kv = 0
-    next_end = req[lists[RUNNING, 0], FINAL]
+    next_end = req[lists[at.RUNNING, 0], at.FINAL]
     for i in range(sequences):
-        slot = lists[RUNNING, i]
-        computed = req[slot, COMPUTED]
-        out = req[slot, OUT]
-        if out == 0 or req[slot, PROMPT] + out - computed != 1:
+        slot = lists[at.RUNNING, i]
+        computed = req[slot, at.COMPUTED]
+        out = req[slot, at.OUT]
+        if out == 0 or req[slot, at.PROMPT] + out - computed != 1:
             return 0, now_s, lowest, False, rows
         kv += computed + 1
-        left[i] = req[slot, FINAL] - out
-        lists[POSITION, slot] = i
+        left[i] = req[slot, at.FINAL] - out
+        lists[at.POSITION, slot] = i
         next_end = min(next_end, left[i])
-        per_slack[req[slot, CAPACITY] - computed] += 1
-    done = at = 0
+        per_slack[req[slot, at.CAPACITY] - computed] += 1
+    done = nth = 0
     in_order = 0
     gone = False
     while sequences > 0:
         steps = next_end - done
         blocks = blocks_for(per_slack, block, sequences, done, steps)
-        enough = blocks <= head[FREE]
+        enough = blocks <= head[at.FREE]
         if not enough:
-            steps = steps_that_fit(per_slack, block, sequences, done, head[FREE])
+            steps = steps_that_fit(per_slack, block, sequences, done, head[at.FREE])
             if steps == 0:
                 break
             blocks = blocks_for(per_slack, block, sequences, done, steps)
@@ -220,40 +200,40 @@ def decode_phase(
         now_s += steps * per_step + packed[2] * (steps * kv + 0.5 * sequences * steps * (steps - 1.0))
         kv += steps * sequences
         done += steps
-        free = head[FREE]
+        free = head[at.FREE]
         take(head, req, lists, blocks)
-        note_free(progress, began_s, now_s, free, head[FREE])
+        note_free(progress, began_s, now_s, free, head[at.FREE])
         if candidate < 0:
-            newcomer = head[N_WAITING] == 0 and sequences < head[MAX_SEQS] and sequences < head[BUDGET]
-            rows = note_stretch(course, rows, began_s, head[FREE] if newcomer else -1)
+            newcomer = head[at.N_WAITING] == 0 and sequences < head[at.MAX_SEQS] and sequences < head[at.BUDGET]
+            rows = note_room(headroom, rows, began_s, head[at.FREE] if newcomer else -1)
         if not gone:
-            lowest = min(lowest, head[FREE])
+            lowest = min(lowest, head[at.FREE])
         if not enough:
             break
         at_once = in_order if in_order > 0 else ending_next(lists, running, next_end)
-        while at < at_once and left[lists[BY_END, at]] == next_end:
-            slot = lists[RUNNING, lists[BY_END, at]]
+        while nth < at_once and left[lists[at.BY_END, nth]] == next_end:
+            slot = lists[at.RUNNING, lists[at.BY_END, nth]]
             ends[slot] = now_s
             note_end(ended, candidate, slot)
             gone = gone or slot == candidate
-            computed = req[slot, COMPUTED]
-            per_slack[req[slot, CAPACITY] - computed] -= 1
+            computed = req[slot, at.COMPUTED]
+            per_slack[req[slot, at.CAPACITY] - computed] -= 1
             computed += done
             kv -= computed + 1
             free_all(head, req, lists, slot, computed, computed)
             sequences -= 1
-            at += 1
+            nth += 1
         if sequences == 0 or admissible(head, req, lists, sequences):
             break
         if in_order == 0:
             in_order = sort_by_end(lists, running, done, candidate, ended)
-            at = 0
-        next_end = left[lists[BY_END, at]]
-    head[N_RUNNING] = still_running(lists, running, done)
+            nth = 0
+        next_end = left[lists[at.BY_END, nth]]
+    head[at.N_RUNNING] = still_running(lists, running, done)
     for i in range(sequences):
-        slot = lists[RUNNING, i]
-        computed = req[slot, COMPUTED] + done
-        req[slot, OUT] += done
-        req[slot, COMPUTED] = computed
-        req[slot, CAPACITY] = (computed + block - 1) // block * block
+        slot = lists[at.RUNNING, i]
+        computed = req[slot, at.COMPUTED] + done
+        req[slot, at.OUT] += done
+        req[slot, at.COMPUTED] = computed
+        req[slot, at.CAPACITY] = (computed + block - 1) // block * block
     return done, now_s, lowest, gone, rows

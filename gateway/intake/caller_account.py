@@ -1,4 +1,4 @@
-"""How fast and how broadly one caller may ask. Pure: times come in as `now_s`, the books may be shared memory.
+"""Rate and concurrency limits of one caller. Pure: times come in as `now_s`, the account may lie in shared memory.
 
 Rate is the generic cell rate algorithm (ITU-T I.371): one number per caller, the theoretical arrival time of the next
 request, so that a limit can be shared by processes through eight bytes.
@@ -14,8 +14,8 @@ import msgspec
 Number = TypeVar("Number", int, float)
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of one caller; 0 means none."""
+class CallerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """CallerLimits of one caller; 0 means none."""
 
     requests_per_s: float = 0.0
     burst: int = 1
@@ -33,7 +33,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cells(Protocol[Number]):
-    """As much of a list, or of shared memory, as a book needs."""
+    """As much of a list, or of shared memory, as a account needs."""
 
     def __getitem__(self, index: int, /) -> Number: ...
 
@@ -42,7 +42,7 @@ class Cells(Protocol[Number]):
     def __iter__(self) -> Iterator[Number]: ...
 
 
-class Book(msgspec.Struct):
+class CallerAccount(msgspec.Struct):
     """One caller's account. The sequences may lie in shared memory."""
 
     arrival_s: Cells[float]
@@ -51,29 +51,29 @@ class Book(msgspec.Struct):
     """Requests under way, per process."""
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class OverLimit(msgspec.Struct, frozen=True):
     """Why a request may not come now."""
 
     reason: str
     retry_after_s: float
 
 
-def enter(book: Book, limits: Limits, process: int, now_s: float) -> Verdict | None:
+def enter(account: CallerAccount, limits: CallerLimits, process: int, now_s: float) -> OverLimit | None:
     """Counts a request in, or says why not; nothing has changed then."""
-    if limits.max_concurrent and (running := sum(book.under_way)) >= limits.max_concurrent:
-        return Verdict(f"{running} of its requests run, the limit is {limits.max_concurrent}", 1.0)
+    if limits.max_concurrent and (running := sum(account.under_way)) >= limits.max_concurrent:
+        return OverLimit(f"{running} of its requests run, the limit is {limits.max_concurrent}", 1.0)
     if limits.requests_per_s:
         interval_s = 1.0 / limits.requests_per_s
-        due_s = max(book.arrival_s[0], now_s)
+        due_s = max(account.arrival_s[0], now_s)
         early_s = due_s - now_s - (limits.burst - 1) * interval_s
         # A nanosecond for the rounding of sums: the tenth request of a second must pass at 10/s.
         if early_s > 1e-9:
-            return Verdict(f"the limit is {limits.requests_per_s:g} requests/s (bursts of {limits.burst})", early_s)
-        book.arrival_s[0] = due_s + interval_s
-    book.under_way[process] += 1
+            return OverLimit(f"the limit is {limits.requests_per_s:g} requests/s (bursts of {limits.burst})", early_s)
+        account.arrival_s[0] = due_s + interval_s
+    account.under_way[process] += 1
     return None
 
 
-def leave(book: Book, process: int) -> None:
+def leave(account: CallerAccount, process: int) -> None:
     """A request that was counted in has ended."""
-    book.under_way[process] -= 1
+    account.under_way[process] -= 1

@@ -1,4 +1,4 @@
-"""The configured nodes and their links; who holds which name; what people see of them."""
+"""The node registry: the configured nodes and their links, who holds which name, what people see of them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
+from gateway import wire
 from gateway.config import GatewayConfig, NodeEntry
 from gateway.core.events import DrainAsked
-from gateway.core.nodes.node import NodeStatus
 from gateway.nodes.link import NodeLink
 from gateway.pump import Pump
-from protos import codec
 from protos.runtime.tls import channel_credentials
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from simcore.proved import PROVED_VLLM_VERSION
 
 
-class NodeTable:
+class NodeRegistry:
     """Starts, replaces and ends links. `changed` is called when a node comes up or goes down."""
 
     def __init__(self, config: GatewayConfig, *, pump: Pump, gateway_id: str, changed: Callable[[], None]) -> None:
@@ -30,6 +29,7 @@ class NodeTable:
             channel_credentials(config.node_ca, config.node_cert, config.node_key) if config.node_ca else None
         )
         self._changed = changed
+        self._candidates = wire.CandidateEncoder()
         self._holders: dict[str, str] = {}
         self._leaving: dict[NodeLink, asyncio.Task[None]] = {}
         self._draining: set[NodeLink] = set()
@@ -83,6 +83,7 @@ class NodeTable:
             keepalive_s=self._config.keepalive_s,
             reconnect_max_s=self._config.reconnect_max_s,
             changed=self._changed,
+            candidates=self._candidates,
             credentials=self._credentials,
             server_name=self._config.node_server_name,
         )
@@ -164,41 +165,27 @@ class NodeTable:
             default=None,
         )
 
-    def wire(self) -> pb.NodeList:
+    def listing(self) -> pb.NodeList:
         """All nodes as `ListNodes` tells them."""
         now_s = self._pump.now_s()
         known = {n.node_id: n for n in self._pump.router.nodes()}
-        infos = []
-        for link in self.links.values():
-            status = known.get(link.node_id)
-            draining = status is not None and status.status == "draining" and link.status == "up"
-            infos.append(
-                pb.NodeInfo(
-                    node_id=link.name,
+        holding = self._pump.router.holding()
+        return wire.node_list(
+            [
+                wire.node_info(
+                    known.get(link.node_id),
+                    name=link.name,
                     address=link.entry.address,
-                    status="draining" if draining else link.status,
-                    load=codec.load_to_wire(status.load) if status is not None and status.load is not None else None,
-                    state_age_s=(status.state_age_s(now_s) or 0.0) if status is not None else 0.0,
-                    in_flight=status.in_flight if status is not None else 0,
-                    config=codec.config_to_wire(link.config) if link.config is not None else None,
+                    link_status=link.status,
+                    config=link.config,
                     profile=link.profile,
                     detail=link.detail,
-                    alarm=status.alarm if status is not None else "",
-                    forecasts=_trust_to_wire(status) if status is not None else None,
+                    now_s=now_s,
                 )
-            )
-        holding = self._pump.router.holding()
-        return pb.NodeList(
-            nodes=infos,
+                for link in self.links.values()
+            ],
             policy=self._pump.router.policy_name,
             proved_vllm_version=PROVED_VLLM_VERSION,
             held=holding.held,
             predicted_wait_s=holding.predicted_wait_s,
         )
-
-
-def _trust_to_wire(status: NodeStatus) -> pb.ForecastTrust:
-    seen = status.forecasts
-    return pb.ForecastTrust(
-        use=seen.use, bias=seen.bias, spread=seen.spread, coverage_p90=seen.coverage_p90, samples=seen.samples
-    )

@@ -1,0 +1,154 @@
+"""Request validation: what a client asks becomes a request for the router, or an error that says how to mend it.
+
+Checks what is wrong on its face. Whether a prompt fits a model, and whether there is a node for it, is the router's to
+say: it knows the nodes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from collections.abc import Sequence
+
+from gateway.core.decision.policies.registry import PolicyError, canonical_name
+from gateway.core.events import Continuation, RequestShape, Slo
+from gateway.intake.client_request import ClientRequest, Sampling
+from gateway.intake.denied import invalid
+from gateway.intake.lengths import Expected
+from simcore.types import LengthBelief
+
+MAX_ID_CHARS = 128
+_ATTEMPT = re.compile(r"~\d+$")
+MAX_BELIEF_ATOMS = 256
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_STOP_TOKEN_IDS = 256
+MAX_TEXT_CHARS_INLINE = 16_384
+"""Longer texts are tokenized in a thread: beyond this the event loop would stand still for milliseconds."""
+
+
+def request_id_of(request_id: str) -> str:
+    """The client's id for its request, or a new one. Raises Denied."""
+    if not request_id:
+        return f"r-{secrets.token_hex(8)}"
+    if len(request_id) > MAX_ID_CHARS or not request_id.isascii() or not request_id.isprintable():
+        raise invalid(
+            f"request_id must be at most {MAX_ID_CHARS} printable ASCII characters; shorten or omit it",
+            param="request_id",
+        )
+    if _ATTEMPT.search(request_id):
+        raise invalid(
+            f"request_id {request_id!r} ends like the name of a second attempt; leave out ~ and the number",
+            param="request_id",
+        )
+    return request_id
+
+
+def continuation_of(sampling: Sampling) -> Continuation:
+    """How well another node could go on with an answer that is drawn like this."""
+    return "approximate" if sampling.seed is not None and sampling.temperature != 0 else "exact"
+
+
+def policy_of(name: str) -> str:
+    """The canonical name, "" for none asked. Raises Denied with the nearest name."""
+    if not name:
+        return ""
+    try:
+        return canonical_name(name)
+    except PolicyError as bad:
+        raise invalid(f"policy: {bad}", param="policy") from None
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises Denied for values no engine takes and for what no engine behind us does yet."""
+    if sampling.max_tokens is not None and sampling.max_tokens < 1:
+        raise invalid(
+            f"max_tokens must be >= 1, got {sampling.max_tokens}; omit it for as much as the model allows",
+            param="max_tokens",
+        )
+    if sampling.temperature is not None and not (0 <= sampling.temperature < math.inf):
+        raise invalid(f"temperature must be >= 0, got {sampling.temperature:g}", param="temperature")
+    if sampling.top_p is not None and not (0 < sampling.top_p <= 1):
+        raise invalid(f"top_p must be in (0, 1], got {sampling.top_p:g}", param="top_p")
+    if sampling.top_k is not None and sampling.top_k < 0:
+        raise invalid(f"top_k must be >= 0, got {sampling.top_k}; 0 means all tokens", param="top_k")
+    if len(sampling.stop) > MAX_STOPS:
+        raise invalid(f"stop has {len(sampling.stop)} strings; send at most {MAX_STOPS}", param="stop")
+    for stop in sampling.stop:
+        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+            raise invalid(f"a stop string has 1 to {MAX_STOP_CHARS} characters, this one {len(stop)}", param="stop")
+    if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise invalid(
+            f"stop_token_ids has {len(sampling.stop_token_ids)} ids; send at most {MAX_STOP_TOKEN_IDS}",
+            param="stop_token_ids",
+        )
+
+
+def runs_to_limit(sampling: Sampling) -> bool:
+    """Whether nothing but its limit ends the answer."""
+    return sampling.ignore_eos and not sampling.stop and not sampling.stop_token_ids
+
+
+def slo_of(slo: Slo, call_deadline_s: float | None) -> Slo:
+    """The client's service levels; the call's own deadline counts too. Raises Denied."""
+    for name, value in (("ttft_s", slo.ttft_s), ("tpot_s", slo.tpot_s), ("deadline_s", slo.deadline_s)):
+        if value is not None and not (0 <= value < math.inf):
+            raise invalid(
+                f"slo.{name} must be a number of seconds >= 0, got {value:g}; 0 means none", param=f"slo.{name}"
+            )
+    if call_deadline_s is None:
+        return slo
+    deadline_s = call_deadline_s if slo.deadline_s is None else min(slo.deadline_s, call_deadline_s)
+    return Slo(ttft_s=slo.ttft_s, tpot_s=slo.tpot_s, deadline_s=max(0.0, deadline_s))
+
+
+def said_belief(atoms_tokens: Sequence[int]) -> LengthBelief | None:
+    """The client's belief; None when it has none. Raises Denied."""
+    if not atoms_tokens:
+        return None
+    if len(atoms_tokens) > MAX_BELIEF_ATOMS:
+        raise invalid(
+            f"belief has {len(atoms_tokens)} atoms; send at most {MAX_BELIEF_ATOMS} quantiles", param="belief"
+        )
+    try:
+        return LengthBelief(tuple(atoms_tokens))
+    except ValueError as bad:
+        raise invalid(f"belief: {bad}", param="belief") from None
+
+
+def check_placement(request: ClientRequest, prompt_tokens: int) -> int:
+    """The limit on the answer of a request that somebody else will send, which must say its sizes. Raises Denied."""
+    if prompt_tokens < 1:
+        raise invalid("prompt_tokens must be >= 1; or send the prompt", param="prompt_tokens")
+    limit = request.sampling.max_tokens
+    if limit is None or limit < 1:
+        raise invalid("max_output_tokens must be >= 1", param="max_output_tokens")
+    return limit
+
+
+def request_shape(
+    request: ClientRequest,
+    *,
+    request_id: str,
+    prompt_tokens: int,
+    max_output_tokens: int,
+    expected: Expected,
+    place_only: bool = False,
+) -> RequestShape:
+    """What the router gets to see. Raises Denied."""
+    return RequestShape(
+        request_id=request_id,
+        model=request.model,
+        prompt_tokens=prompt_tokens,
+        max_output_tokens=max_output_tokens,
+        belief=expected.belief,
+        belief_source=expected.source,
+        priority=request.priority,
+        session=request.session,
+        slo=slo_of(request.slo, request.call_deadline_s),
+        policy=policy_of(request.policy),
+        place_only=place_only,
+        resume=request.resume,
+        continuation=continuation_of(request.sampling),
+    )

@@ -1,0 +1,199 @@
+"""Submitting requests to the router: what every front does between a parsed call and a request that runs, and what it
+owes afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from engine_adapters.tokenizer import Tokenizer
+from gateway.core.events import RequestShape
+from gateway.core.outcomes import Denial
+from gateway.intake import checks
+from gateway.intake.answer_text import AnswerText
+from gateway.intake.callers import ANYONE, Caller, require
+from gateway.intake.claims import Claims
+from gateway.intake.client_request import ClientRequest
+from gateway.intake.client_stream import ClientStream
+from gateway.intake.denied import Denied, invalid
+from gateway.intake.lengths import LengthDesk, Question, expected_without_model
+from gateway.intake.quotas import Quotas
+from gateway.nodes.registry import NodeRegistry
+from gateway.pump import Pump
+from simcore.prefix import block_hashes
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""https://www.w3.org/TR/trace-context/#traceparent-header; one of any other form is dropped, as it says there."""
+
+
+class Intake:
+    """One instance serves all fronts of a gateway."""
+
+    def __init__(
+        self,
+        *,
+        pump: Pump,
+        nodes: NodeRegistry,
+        tokenizer: Tokenizer,
+        lengths: LengthDesk,
+        quotas: Quotas,
+        claims: Claims,
+        max_prompt_tokens: int,
+        denied: Callable[[Denial], None],
+        begins: Callable[[ClientStream], None] = lambda _stream: None,
+    ) -> None:
+        """`denied` is told of each call that a front turns away, `begins` of each request before it is submitted."""
+        self.tokenizer = tokenizer
+        self.closing = asyncio.Event()
+        """Set: the gateway takes no more requests."""
+        self.calls = 0
+        """How many have come in, those refused included."""
+        self._pump = pump
+        self._nodes = nodes
+        self._lengths = lengths
+        self._quotas = quotas
+        self._claims = claims
+        self._max_prompt_tokens = max_prompt_tokens
+        self.denied = denied
+        self._begins = begins
+
+    async def admit(self, request: ClientRequest, caller: Caller = ANYONE) -> ClientStream:
+        """Checks and submits; whoever gets the stream calls `close` once nobody reads it any more. Raises Denied."""
+        require(caller, "client")
+        self._check_open()
+        request_id = checks.request_id_of(request.request_id)
+        checks.check_sampling(request.sampling)
+        self._quotas.enter(caller, time.monotonic())
+        try:
+            stream = await self._stream(request, request_id, caller)
+            # No await from here on: whoever comes first with an id or a key has it.
+            self._check_new(request_id)
+            if request.idempotency_key:
+                self._claims.claim(f"{caller.name}:{request.idempotency_key}", request_id)
+        except BaseException:
+            self._quotas.leave(caller)
+            raise
+        self._begins(stream)
+        self._pump.submit(stream)
+        return stream
+
+    async def place(self, request: ClientRequest, caller: Caller = ANYONE) -> ClientStream:
+        """As `admit`, for a decision only. Raises Denied."""
+        require(caller, "client")
+        self._check_open()
+        request_id = checks.request_id_of(request.request_id)
+        token_ids: Sequence[int] = ()
+        prompt_tokens = request.prompt_tokens
+        if request.prompt is not None:
+            token_ids = await self._token_ids(request.prompt)
+            prompt_tokens = len(token_ids)
+        max_output_tokens = checks.check_placement(request, prompt_tokens)
+        shape = checks.request_shape(
+            request,
+            request_id=request_id,
+            prompt_tokens=prompt_tokens,
+            max_output_tokens=max_output_tokens,
+            expected=expected_without_model(checks.said_belief(request.belief_tokens), max_output_tokens),
+            place_only=True,
+        )
+        stream = ClientStream(self._with_hashes(shape, token_ids), caller=caller)
+        self._check_new(request_id)
+        self._quotas.enter(caller, time.monotonic())
+        self._pump.submit(stream)
+        return stream
+
+    def close(self, stream: ClientStream) -> None:
+        """Gives back what an admitted request held; if it still runs, its client has left. Idempotent."""
+        if stream.closed:
+            return
+        stream.closed = True
+        if stream.idempotency_key:
+            self._claims.release(f"{stream.caller.name}:{stream.idempotency_key}")
+        self._quotas.leave(stream.caller)
+        if stream.outcome is None:
+            self._pump.client_left(stream.shape.request_id)
+
+    def owner_of(self, request_id: str) -> str | None:
+        """The name of a live request's caller; None if there is no such request."""
+        stream = self._pump.streams.get(request_id)
+        return None if stream is None else stream.caller.name
+
+    async def _stream(self, request: ClientRequest, request_id: str, caller: Caller) -> ClientStream:
+        prompt, sampling = request.prompt or "", request.sampling
+        token_ids = await self._token_ids(prompt)
+        max_output_tokens = self._limit(request, len(token_ids))
+        expected = await self._lengths.expect(
+            Question(
+                text=request.question or (prompt if isinstance(prompt, str) else ""),
+                token_ids=token_ids,
+                history=request.history,
+                model=request.model,
+            ),
+            said=checks.said_belief(request.belief_tokens),
+            max_tokens=max_output_tokens,
+            runs_to_limit=checks.runs_to_limit(sampling),
+        )
+        shape = checks.request_shape(
+            request,
+            request_id=request_id,
+            prompt_tokens=len(token_ids),
+            max_output_tokens=max_output_tokens,
+            expected=expected,
+        )
+        return ClientStream(
+            self._with_hashes(shape, token_ids),
+            caller=caller,
+            idempotency_key=request.idempotency_key,
+            prompt_token_ids=token_ids,
+            sampling=sampling,
+            forecast=expected.forecast,
+            text=AnswerText(self.tokenizer, tuple(sampling.stop)),
+            traceparent=request.traceparent if _TRACEPARENT.fullmatch(request.traceparent) else "",
+        )
+
+    def _with_hashes(self, shape: RequestShape, token_ids: Sequence[int]) -> RequestShape:
+        """What the prompt's blocks are called in the nodes' caches, where a node tells of its cache."""
+        if not token_ids or not (block_size_tokens := self._nodes.traced_block_size_tokens(shape.model)):
+            return shape
+        return msgspec.structs.replace(shape, block_hashes=block_hashes(token_ids, block_size_tokens))
+
+    async def _token_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        token_ids: Sequence[int]
+        if not isinstance(prompt, str):
+            token_ids = prompt
+        elif len(prompt) > checks.MAX_TEXT_CHARS_INLINE:
+            token_ids = await asyncio.to_thread(self.tokenizer.encode, prompt)
+        else:
+            token_ids = self.tokenizer.encode(prompt)
+        if not token_ids:
+            raise invalid("the prompt is empty; send text or token_ids with at least one token", param="prompt")
+        if len(token_ids) > self._max_prompt_tokens:
+            raise Denied(
+                Denial.TOO_LARGE,
+                f"the prompt has {len(token_ids)} tokens, the gateway takes {self._max_prompt_tokens} "
+                "(max_prompt_tokens); shorten it",
+                param="prompt",
+            )
+        return token_ids
+
+    def _limit(self, request: ClientRequest, prompt_tokens: int) -> int:
+        """max_tokens, or what the context leaves. A prompt that fills the context keeps a limit of 1, for the router to
+        refuse with the numbers; so does a request that no live node could serve."""
+        if request.sampling.max_tokens is not None:
+            return request.sampling.max_tokens
+        return max(1, (self._nodes.max_model_len_tokens(request.model) or 0) - prompt_tokens)
+
+    def _check_open(self) -> None:
+        self.calls += 1
+        if self.closing.is_set():
+            raise Denied(Denial.SHUTTING_DOWN, "the gateway is shutting down; try another one", retry_after_s=1.0)
+
+    def _check_new(self, request_id: str) -> None:
+        if request_id in self._pump.streams:
+            raise Denied(
+                Denial.DUPLICATE, f"request {request_id!r} is running; give each request its own id", param="request_id"
+            )

@@ -1,0 +1,95 @@
+"""When and on which thread forecasts are simulated.
+
+A short simulation runs on the event loop, at once. A long one would keep tokens and dispatches waiting: it runs on a
+thread, together with whatever else is asked until that thread is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from predictor.core.estimator import Answers
+from predictor.core.node_predictor import NodePredictor
+from simcore.types import Candidate
+
+INLINE_S = 0.001
+"""Simulations that are expected to take longer run on the thread."""
+SMOOTHING = 0.2
+"""Weight of the latest simulation in the time that the next one is expected to take."""
+
+
+class Asking:
+    """Questions to one predictor and their answers, on the event loop."""
+
+    def __init__(self, predictor: NodePredictor) -> None:
+        self._predictor = predictor
+        self._asked: list[tuple[Sequence[Candidate], Callable[[Answers], None]]] = []
+        self._simulating: asyncio.Task[None] | None = None
+        self._candidate_s = 0.0
+        """Smoothed time that the simulation of one candidate takes."""
+        # One thread: the simulation is one state with one owner, and lets go of the interpreter while it runs.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="simulation")
+
+    @property
+    def is_simulating(self) -> bool:
+        """Whether the thread has the simulation's state."""
+        return self._simulating is not None
+
+    def ask(self, candidates: Sequence[Candidate], deliver: Callable[[Answers], None]) -> None:
+        """What-ifs from the state as it is now or a little later. `deliver` gets one answer per candidate: before this
+        returns if the simulation is short, else when the thread has run it, together with what was asked meanwhile."""
+        if self._simulating is None and self._candidate_s * len(candidates) < INLINE_S:
+            began_s = time.thread_time()
+            answers = self._predictor.begin(candidates, time.monotonic())()
+            deliver(self._corrected(answers, time.thread_time() - began_s))
+            return
+        self._asked.append((candidates, deliver))
+        if self._simulating is None:
+            self._simulating = asyncio.create_task(self._simulate(), name="simulation")
+
+    async def forecast(self, candidates: Sequence[Candidate]) -> Answers:
+        """`ask`, waited for."""
+        answered: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
+
+        def deliver(answers: Answers) -> None:
+            if not answered.done():
+                answered.set_result(answers)
+
+        self.ask(candidates, deliver)
+        return await answered
+
+    async def close(self) -> None:
+        """Questions that are still open stay unanswered."""
+        if self._simulating is not None:
+            self._simulating.cancel()
+            await asyncio.gather(self._simulating, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _simulate(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._asked:
+                asked, self._asked = self._asked, []
+                simulation = self._predictor.begin([c for candidates, _ in asked for c in candidates], time.monotonic())
+                answers = self._corrected(*await loop.run_in_executor(self._thread, _timed, simulation))
+                at = 0
+                for candidates, deliver in asked:
+                    deliver(answers[at : at + len(candidates)])
+                    at += len(candidates)
+        finally:
+            self._simulating = None
+
+    def _corrected(self, answers: Answers, took_s: float) -> Answers:
+        """`took_s` is processor time: on a busy machine waiting for a core must not look like a long simulation."""
+        if answers:
+            self._candidate_s += SMOOTHING * (took_s / len(answers) - self._candidate_s)
+        return self._predictor.corrected(answers, time.monotonic())
+
+
+def _timed(simulation: Callable[[], Answers]) -> tuple[Answers, float]:
+    """Its answers and the processor seconds of this thread that they took."""
+    began_s = time.thread_time()
+    return simulation(), time.thread_time() - began_s

@@ -1,0 +1,307 @@
+"""An engine as its trace tells of it: mirror, prefix cache, step times, and the requests on their way to it. Pure.
+
+The engine's own clock is never compared with the caller's (`now_s`): state ages are counted from the moment a trace
+item was received.
+
+A trace tells of a step when it has ended, so the state is always that of the past: the step in progress is missing, and
+so are requests dispatched since. What-ifs therefore begin with a simulation of what the engine has done since then, up
+to now: the step in progress, each dispatched request joining when it was sent.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from length_model.core.belief import DEFAULT_PRIOR, given_produced, truncated
+from predictor.core.mirror import Applied, NodeMirror
+from predictor.core.prefix_content import PrefixContent
+from predictor.core.reservations import Reservations
+from predictor.core.step_learning import StepLearner
+from simcore.cost.step_time import StepTimeModel
+from simcore.lookahead import WhatIf
+from simcore.node import SimNode, SimRequest
+from simcore.scenarios import longest_output
+from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
+from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad
+
+SAME_MOMENT_S = 0.001
+"""An idle engine that gets several requests within this time begins its step with all of them."""
+
+
+class _Belief:
+    """A length belief, and its expected total, which changes only when an atom has been passed."""
+
+    __slots__ = ("_expected_tokens", "_next_atom_tokens", "belief")
+
+    def __init__(self, belief: LengthBelief) -> None:
+        self.belief = belief
+        self._expected_tokens = 0
+        self._next_atom_tokens = -1
+
+    def expected_tokens(self, produced_tokens: int) -> int:
+        if produced_tokens >= self._next_atom_tokens:
+            left = given_produced(self.belief, produced_tokens)
+            self._expected_tokens = round(left.mean_tokens)
+            self._next_atom_tokens = left.atoms_tokens[0]
+        return self._expected_tokens
+
+
+class TracedEngine:
+    """One engine, followed by its trace (`predictor.core.estimator.EngineState`). Not thread-safe; one owner."""
+
+    def __init__(
+        self,
+        node_id: str,
+        config: EngineConfig,
+        step_time: StepTimeModel,
+        *,
+        scenarios: int = 8,
+        reservation_ttl_s: float = 30.0,
+        calibrate: bool = False,
+    ) -> None:
+        """`scenarios` are those of a what-if; a dispatched request that does not show up in the trace within
+        `reservation_ttl_s` is given up; `calibrate`: step times are learned from the trace, `step_time` is only where
+        that begins."""
+        self.node_id = node_id
+        self.config = config
+        self.step_time = step_time
+        self.reservation_ttl_s = reservation_ttl_s
+        self.learner = StepLearner(step_time) if calibrate else None
+        self.mirror: NodeMirror | None = None
+        self.reservations = Reservations()
+        self.prefixes = PrefixContent(block_size_tokens=config.block_size_tokens, most_blocks=config.num_blocks)
+        self._beliefs: dict[str, _Belief] = {}
+        self._received_s = -math.inf
+        self._connected = False
+        self._scenarios = scenarios
+        self._what_if = WhatIf(node_id, config, step_time, scenarios=scenarios)
+        self._learned_version = 0
+        self._base_of: tuple[int, int] | None = None
+        self._base_until_s = -math.inf
+        """Moment at which the base of the what-ifs holds: the end of the step in progress."""
+        self._load: NodeLoad | None = None
+        self._load_of: tuple[int, int] | None = None
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def on_snapshot(self, snapshot: TraceSnapshot, now_s: float) -> None:
+        """A trace has begun, or begun again."""
+        if self.mirror is None:
+            self.mirror = NodeMirror(snapshot)
+        else:
+            self.mirror.reset(snapshot)
+        self._connected = True
+        self._received_s = now_s
+        self.prefixes.begin()
+        self.reservations.drop_all(r.request_id for r in (*snapshot.running, *snapshot.waiting))
+        for request_id in [i for i in self._beliefs if not self._is_here(i)]:
+            del self._beliefs[request_id]
+
+    def on_delta(self, delta: TraceDelta, now_s: float) -> bool:
+        """The next step of the trace. True: a delta was lost and the trace must be read anew, from a snapshot."""
+        if self.mirror is None:
+            return True
+        applied = self.mirror.apply(delta)
+        if applied is Applied.GAP:
+            return True
+        if applied is Applied.APPLIED:
+            self._received_s = now_s
+            if self.learner is not None:
+                self.learner.add(delta.batch, delta.duration_s)
+            for state in delta.arrived:
+                self.reservations.drop(state.request_id)
+            for request_id in (*delta.finished, *delta.aborted):
+                self._forget(request_id)
+        return False
+
+    def on_cache(self, delta: CacheDelta) -> bool:
+        """A change of the engine's prefix cache. True: one was lost and the trace must be read anew."""
+        return self.prefixes.apply(delta)
+
+    def on_disconnect(self) -> None:
+        """The trace has broken. The last state stays, and ages."""
+        self._connected = False
+
+    def reserve(self, candidate: Candidate, *, now_s: float, ttl_s: float, sent: bool = False) -> None:
+        """The candidate will come to this node, or (`sent`) the engine has just got it: it counts from now."""
+        self._beliefs[candidate.request_id] = _Belief(candidate.belief)
+        if self.mirror is None or candidate.request_id not in self.mirror:
+            self.reservations.reserve(candidate, now_s=now_s, ttl_s=ttl_s, sent=sent)
+
+    def dispatched(self, candidate: Candidate, now_s: float) -> None:
+        """The engine gets this request now."""
+        self.reserve(candidate, now_s=now_s, ttl_s=self.reservation_ttl_s, sent=True)
+
+    def release(self, request_id: str) -> bool:
+        """It will not come, or it has ended. False if it was not reserved."""
+        found = self.reservations.drop(request_id)
+        self._forget(request_id)
+        return found
+
+    def ended(self, request_id: str) -> None:
+        """A dispatched request has ended."""
+        self.release(request_id)
+
+    # --- what is known ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_known(self) -> bool:
+        """False: no snapshot has come yet."""
+        return self.mirror is not None
+
+    @property
+    def synchronised(self) -> bool:
+        """A trace is connected and no gap is open."""
+        return self._connected and self.mirror is not None and self.mirror.synchronised
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes whenever the state or the reservations do."""
+        return (self.mirror.version if self.mirror is not None else -1, self.reservations.version)
+
+    @property
+    def seq(self) -> int:
+        """Number of the last step seen; 0 without any state."""
+        return self.mirror.seq if self.mirror is not None else 0
+
+    @property
+    def last_step_s(self) -> float:
+        """Duration of the last step seen; 0 right after a snapshot."""
+        return self.mirror.last_step_s if self.mirror is not None else 0.0
+
+    def age_s(self, now_s: float) -> float:
+        """Age of the state: 0 while a followed engine is idle (nothing can change unseen), inf without any state."""
+        if self.mirror is None:
+            return math.inf
+        if self.synchronised and not self.mirror.running_count and not self.mirror.waiting_count:
+            return 0.0
+        return max(0.0, now_s - self._received_s)
+
+    def expire(self, now_s: float) -> list[str]:
+        """Drops reservations that nobody made good; their ids."""
+        late = self.reservations.expire(now_s)
+        for request_id in late:
+            self._forget(request_id)
+        return late
+
+    def load(self, now_s: float) -> NodeLoad | None:
+        """Summary for heuristic policies, reservations included. None without any state."""
+        if self.mirror is None:
+            return None
+        self.expire(now_s)
+        if self._load is None or self._load_of != self.version:
+            self._load = self._summed(self.mirror)
+            self._load_of = self.version
+        age_s = self.age_s(now_s)
+        return self._load if self._load.state_age_s == age_s else msgspec.structs.replace(self._load, state_age_s=age_s)
+
+    def cached_tokens(self, candidate: Candidate) -> int:
+        """Tokens of its prompt that the engine's prefix cache holds."""
+        return self.prefixes.cached_tokens(candidate.block_hashes, candidate.prompt_tokens)
+
+    def what_if(self, now_s: float, overdue_s: float) -> tuple[WhatIf, float]:
+        """What-ifs from the state run on to `overdue_s` before now, and the seconds from then to the end of the step in
+        progress, where their base lies. Raises ValueError for a state that cannot be simulated."""
+        assert self.mirror is not None, "there is no state to begin with"
+        self.expire(now_s)
+        until_s = now_s - overdue_s
+        if self._base_of != self.version or until_s > self._base_until_s:
+            self._rebase(self.mirror, until_s)
+        return self._what_if, max(0.0, self._base_until_s - until_s)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _rebase(self, mirror: NodeMirror, until_s: float) -> None:
+        """The base of what-ifs: the state, run on to the end of the step that is in progress at `until_s`."""
+        if self.learner is not None and self.learner.version != self._learned_version:
+            self._learned_version = self.learner.version
+            self.step_time = self.learner.model
+            self._what_if = WhatIf(self.node_id, self.config, self.step_time, scenarios=self._scenarios)
+        engine = SimNode.from_snapshot(
+            mirror.snapshot(),
+            self.node_id,
+            self.step_time,
+            output_tokens=lambda s: self._likely_end(s.request_id, s.prompt_tokens, s.max_output_tokens),
+            free_at_s=self._received_s,
+        )
+        held = self.reservations.held()
+        woken_s = -math.inf
+        for reservation in held:
+            if reservation.sent:
+                sent_s = reservation.reserved_s
+                if sent_s - woken_s >= SAME_MOMENT_S:
+                    engine.advance(min(until_s, sent_s))
+                if not engine.has_work:
+                    woken_s = sent_s
+                engine.add(self._arriving(reservation.candidate), sent_s)
+        engine.advance(until_s)
+        for reservation in held:
+            if not reservation.sent:
+                engine.add(self._arriving(reservation.candidate), until_s)
+        beliefs = {i: self._belief(i, a.request.max_output_tokens).belief for i, a in engine.requests.items()}
+        in_step = engine.free_at_s > until_s
+        self._base_until_s = engine.free_at_s if in_step else until_s
+        self._what_if.rebase_node(engine, beliefs, self._base_until_s)
+        self._base_of = self.version
+
+    def _likely_end(self, request_id: str, prompt_tokens: int, max_output_tokens: int) -> int:
+        """Output tokens after which a request is taken to end within the next step or two: its length if that is
+        known, else none."""
+        longest = longest_output(self.config, prompt_tokens, max_output_tokens)
+        belief = self._belief(request_id, max_output_tokens).belief
+        return min(longest, belief.atoms_tokens[0]) if belief.is_known else longest
+
+    def _arriving(self, candidate: Candidate) -> SimRequest:
+        tokens = self._likely_end(candidate.request_id, candidate.prompt_tokens, candidate.max_output_tokens)
+        return SimRequest(
+            request_id=candidate.request_id,
+            prompt_tokens=candidate.prompt_tokens,
+            output_tokens=tokens,
+            max_output_tokens=candidate.max_output_tokens,
+            priority=candidate.priority,
+        )
+
+    def _summed(self, mirror: NodeMirror) -> NodeLoad:
+        size = self.config.block_size_tokens
+        unprocessed = prompt_blocks = 0
+        for r in mirror.running():
+            expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
+            unprocessed += max(0, r.prompt_tokens + expected - r.computed_tokens)
+        for r in mirror.waiting():
+            expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
+            unprocessed += r.prompt_tokens + expected
+            prompt_blocks += -(-(r.prompt_tokens + r.output_tokens) // size)
+        for candidate in self.reservations.candidates():
+            expected = self._beliefs[candidate.request_id].expected_tokens(0)
+            unprocessed += candidate.prompt_tokens + min(expected, candidate.max_output_tokens)
+            prompt_blocks += -(-candidate.prompt_tokens // size)
+        reserved = len(self.reservations)
+        return NodeLoad(
+            node_id=self.node_id,
+            trace_seq=mirror.seq,
+            state_age_s=0.0,
+            running=mirror.running_count,
+            waiting=mirror.waiting_count + reserved,
+            free_blocks=mirror.free_blocks,
+            total_blocks=self.config.num_blocks,
+            waiting_prompt_blocks=prompt_blocks,
+            unprocessed_tokens=unprocessed,
+            preemptions_total=mirror.preemptions_total,
+            reserved=reserved,
+        )
+
+    def _belief(self, request_id: str, max_output_tokens: int) -> _Belief:
+        """What is believed of a request on the node; the prior for one that others sent."""
+        found = self._beliefs.get(request_id)
+        if found is None:
+            found = self._beliefs[request_id] = _Belief(truncated(DEFAULT_PRIOR, max_output_tokens))
+        return found
+
+    def _is_here(self, request_id: str) -> bool:
+        return request_id in self.reservations or (self.mirror is not None and request_id in self.mirror)
+
+    def _forget(self, request_id: str) -> None:
+        if not self._is_here(request_id):
+            self._beliefs.pop(request_id, None)

@@ -1,0 +1,188 @@
+"""Many steps of an asynchronous engine at once: `decode_sync` where a step is planned before the last has come back
+(`step.step_async`).
+
+At the start of the phase a token of every running request is in flight. Step s plans batch s, then ends batch s - 1, so
+times lag by one batch: `in_flight` below is the batch that the next step will end. With `left` tokens to come from the
+start on, a request ends in step `left` and frees seat and blocks behind that step's plan. If its limit ends it, that
+plan leaves it out already; if it ends of itself, the plan has it once more, for nothing.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from simcore.compiled import layout as at
+from simcore.compiled.block_counts import take
+from simcore.compiled.decode_sync import (
+    admissible,
+    blocks_for,
+    ending_next,
+    free_all,
+    note_end,
+    sort_by_end,
+    steps_that_fit,
+    still_running,
+)
+from simcore.compiled.headroom import note_free, note_room
+from simcore.compiled.layout import Floats, Ints
+from simcore.cost.step_time import dense_seconds, step_seconds
+
+
+@njit(nogil=True)
+def _ends_of_itself(head: Ints, req: Ints, slot: int) -> bool:
+    return req[slot, at.FINAL] < min(req[slot, at.MAX_OUT], head[at.MAX_LEN] - req[slot, at.PROMPT])
+
+
+@njit(nogil=True)
+def decode_async(
+    head: Ints,
+    req: Ints,
+    lists: Ints,
+    packed: Floats,
+    now_s: float,
+    candidate: int,
+    ends: Floats,
+    progress: Floats,
+    headroom: Floats,
+    rows: int,
+    ended: Ints,
+) -> tuple[int, float, int, bool, int]:
+    """As `decode_sync`."""
+    running = sequences = head[at.N_RUNNING]
+    lowest = head[at.FREE]
+    block = head[at.BLOCK]
+    if (
+        sequences == 0
+        or head[at.IN_FLIGHT] == 0
+        or sequences > head[at.BUDGET]
+        or admissible(head, req, lists, sequences)
+    ):
+        return 0, now_s, lowest, False, rows
+    left = lists[at.LEFT]
+    per_slack = lists[at.PER_SLACK]
+    for k in range(block):
+        per_slack[k] = 0
+    kv = 0
+    next_end = 1 << 62
+    for i in range(sequences):
+        slot = lists[at.RUNNING, i]
+        if req[slot, at.OUT] == 0 or req[slot, at.PENDING] == 0:
+            return 0, now_s, lowest, False, rows
+        computed = req[slot, at.COMPUTED]
+        kv += computed + 1
+        left[i] = req[slot, at.FINAL] - req[slot, at.OUT]
+        lists[at.POSITION, slot] = i
+        next_end = min(next_end, left[i])
+        per_slack[req[slot, at.CAPACITY] - computed] += 1
+    in_flight_s = step_seconds(
+        packed,
+        head[at.PLAN_PREFILL] + head[at.PLAN_DECODE],
+        0.5 * head[at.PLAN_WORK2],
+        head[at.PLAN_KV],
+        head[at.PLAN_PREFILL_SEQS] + head[at.PLAN_DECODE],
+    )
+    in_flight, in_flight_kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
+    done = nth = 0
+    in_order = 0
+    gone = False
+    while sequences > 0:
+        began_s = now_s
+        free = head[at.FREE]
+        # Steps whose plans have everybody: up to the one before somebody ends.
+        steps = next_end - 1 - done
+        blocks = blocks_for(per_slack, block, sequences, done, steps)
+        enough = blocks <= head[at.FREE]
+        if not enough:
+            steps = steps_that_fit(per_slack, block, sequences, done, head[at.FREE])
+            blocks = blocks_for(per_slack, block, sequences, done, steps)
+        if steps > 0:
+            per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
+            more = steps - 1
+            now_s += in_flight_s + more * per_step + packed[2] * (more * kv + 0.5 * sequences * more * (more - 1.0))
+            in_flight, in_flight_kv = sequences, kv + more * sequences
+            in_flight_s = per_step + packed[2] * in_flight_kv
+            kv += steps * sequences
+            done += steps
+            take(head, req, lists, blocks)
+        # The step in which somebody ends, if its plan finds the blocks.
+        ending = enough
+        if ending:
+            planned = sequences
+            planned_kv = kv
+            at_once = in_order if in_order > 0 else ending_next(lists, running, next_end)
+            for k in range(nth, at_once):
+                if left[lists[at.BY_END, k]] != next_end:
+                    break
+                slot = lists[at.RUNNING, lists[at.BY_END, k]]
+                if not _ends_of_itself(head, req, slot):
+                    per_slack[req[slot, at.CAPACITY] - req[slot, at.COMPUTED]] -= 1
+                    planned -= 1
+                    planned_kv -= req[slot, at.COMPUTED] + next_end
+            blocks = per_slack[done % block]
+            if blocks > head[at.FREE]:
+                ending = False
+            else:
+                now_s += in_flight_s
+                in_flight, in_flight_kv = planned, planned_kv
+                in_flight_s = packed[0] + dense_seconds(packed, planned) + packed[3] * planned + packed[2] * planned_kv
+                kv += sequences
+                done += 1
+                take(head, req, lists, blocks)
+        if steps > 0 or ending:
+            note_free(progress, began_s, now_s, free, head[at.FREE])
+            if candidate < 0:
+                newcomer = head[at.N_WAITING] == 0 and sequences < head[at.MAX_SEQS] and sequences < head[at.BUDGET]
+                rows = note_room(headroom, rows, began_s, head[at.FREE] if newcomer else -1)
+            if not gone:
+                lowest = min(lowest, head[at.FREE])
+        if not ending:
+            break
+        while nth < at_once and left[lists[at.BY_END, nth]] == next_end:
+            slot = lists[at.RUNNING, lists[at.BY_END, nth]]
+            ends[slot] = now_s
+            note_end(ended, candidate, slot)
+            gone = gone or slot == candidate
+            # All but its last token is known and named; for a step for nothing it holds one token more.
+            known = req[slot, at.COMPUTED] + done - 1
+            held = known
+            if _ends_of_itself(head, req, slot):
+                per_slack[req[slot, at.CAPACITY] - req[slot, at.COMPUTED]] -= 1
+                held += 1
+            kv -= known + 2
+            free_all(head, req, lists, slot, held, max(known, req[slot, at.KEYED]))
+            sequences -= 1
+            nth += 1
+        if sequences == 0 or admissible(head, req, lists, sequences):
+            break
+        if in_order == 0:
+            in_order = sort_by_end(lists, running, done, candidate, ended)
+            nth = 0
+        next_end = left[lists[at.BY_END, nth]]
+    if done > 0:
+        still_running(lists, running, done)
+        _leave(head, req, lists, sequences, done, in_flight, in_flight_kv)
+    return done, now_s, lowest, gone, rows
+
+
+@njit(nogil=True)
+def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, in_flight: int, in_flight_kv: int) -> None:
+    """Writes the state after `done` steps: everybody that is left is in the batch in flight."""
+    block, bank = head[at.BLOCK], head[at.BANK]
+    head[at.N_RUNNING] = sequences
+    for i in range(sequences):
+        slot = lists[at.RUNNING, i]
+        computed = req[slot, at.COMPUTED] + done
+        req[slot, at.OUT] += done
+        req[slot, at.COMPUTED] = computed
+        req[slot, at.KEYED] = max(req[slot, at.KEYED], computed - 1)
+        req[slot, at.CAPACITY] = (computed + block - 1) // block * block
+        lists[at.PLAN_SLOT + bank, i] = slot
+        lists[at.PLAN_TOKENS + bank, i] = 2 * 1 + 1
+        lists[at.PLAN_CACHED + bank, i] = 0
+    head[at.N_PLAN] = sequences
+    head[at.N_BEFORE] = 0
+    head[at.IN_FLIGHT] = in_flight > 0
+    head[at.PLAN_PREFILL] = head[at.PLAN_WORK2] = head[at.PLAN_PREFILL_SEQS] = head[at.PLAN_GREW] = 0
+    head[at.PLAN_DECODE] = in_flight
+    head[at.PLAN_KV] = in_flight_kv
+    head[at.PLAN_LOWEST] = head[at.FREE]

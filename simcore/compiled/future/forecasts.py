@@ -1,0 +1,143 @@
+"""Forecasts: the future with each candidate beside that without it, summarised over the scenarios."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from simcore.compiled import layout as at
+from simcore.compiled.future.running import admit_candidate, run, start
+from simcore.compiled.headroom import clear_from, read_path
+from simcore.compiled.layout import Floats, Ints, Shared
+
+
+@njit(nogil=True)
+def summarise(values: Floats, n: int, out: Floats, column: int) -> None:
+    """Mean, median and 90th percentile (linear between order statistics) of the first `n` values; sorts them."""
+    total = 0.0
+    for i in range(n):
+        x = values[i]
+        total += x
+        j = i
+        while j > 0 and values[j - 1] > x:
+            values[j] = values[j - 1]
+            j -= 1
+        values[j] = x
+    out[column] = total / n
+    for k, q in ((1, 0.5), (2, 0.9)):
+        place = q * (n - 1)
+        low = int(place)
+        high = min(low + 1, n - 1)
+        out[column + k] = values[low] + (place - low) * (values[high] - values[low])
+
+
+@njit(nogil=True)
+def forecast(
+    heads: Ints,
+    reqs: Ints,
+    lists: Ints,
+    shared: Shared,
+    base_shared: Shared,
+    hashes: Ints,
+    log: Ints,
+    packed: Floats,
+    start_s: float,
+    finals: Ints,
+    base_scenarios: int,
+    base_done: bool,
+    candidates: Ints,
+    n_candidates: int,
+    progress: Floats,
+    ends: Floats,
+    headrooms: Floats,
+    headroom_rows: Ints,
+    ended: Ints,
+    samples: Floats,
+    out: Floats,
+    jumping: bool,
+) -> bool:
+    """One row of `out` (layout TTFT...) per candidate. `base_done`: the baseline is in `ends`, the headrooms and
+    the checkpoints.
+
+    `samples` is scratch (5, scenarios), `ends` (scenarios + 1, slots), `progress` (states, N_PROGRESS), `headrooms`
+    (scenarios, most rows, N_HEADROOM_COLS), `ended` (scenarios, 1 + slots). Where the node tells blocks apart,
+    `shared` is scratch like `base_shared` with the names of both, in which the first unused row takes those of a
+    candidate from `hashes` (candidates, most names). False if some future could not go on.
+    """
+    base = heads[at.BASE]
+    n = base[at.N_RUNNING] + base[at.N_WAITING]
+    skipping = jumping and shared is None and base[at.BY_PRIORITY] == 0 and base[at.LONG_PREFILL] == 0
+    # Not literals: a kernel would be compiled once more for each.
+    none, nobody = int(np.int64(0)), int(np.int64(-1))
+    fine = True
+    if not base_done:
+        for s in range(base_scenarios):
+            start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
+            checkpoint = at.FIRST_CHECKPOINT + s if skipping else 0
+            first_s, headroom_rows[s] = run(
+                heads,
+                reqs,
+                lists,
+                shared,
+                log,
+                packed,
+                progress,
+                nobody,
+                ends[s],
+                checkpoint,
+                jumping,
+                headrooms[s],
+                ended[s],
+            )
+            fine = fine and first_s >= 0.0
+    mine = ends[ends.shape[0] - 1]
+    for c in range(n_candidates):
+        candidate = candidates[c]
+        scenarios = candidate[at.C_SCENARIOS]
+        preemptions = preempting = 0.0
+        if shared is not None:
+            for i in range(candidate[at.C_HASHES]):
+                shared[2][n, i] = hashes[c, i]
+        for i in range(at.HEADROOM, at.N_FORECAST):
+            out[c, i] = base[at.TOTAL_BLOCKS]
+        for s in range(scenarios):
+            final = candidate[at.C_FINALS + s]
+            of = min(s, base_scenarios - 1)
+            for slot in range(n):
+                mine[slot] = ends[of, slot]
+            checkpoint = at.FIRST_CHECKPOINT + of if skipping else 0
+            start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, of, checkpoint)
+            admit_candidate(
+                heads[at.SCRATCH_STATE],
+                reqs[at.SCRATCH_STATE],
+                lists[at.SCRATCH_STATE],
+                n,
+                candidate,
+                final,
+            )
+            first_s, _ = run(
+                heads, reqs, lists, shared, log, packed, progress, n, mine, none, jumping, headrooms[of], ended[of]
+            )
+            fine = fine and first_s >= 0.0
+            harm_s = 0.0
+            for slot in range(n):
+                harm_s += mine[slot] - ends[of, slot]
+            samples[0, s] = first_s
+            samples[1, s] = (mine[n] - first_s) / (final - 1) if final > 1 else 0.0
+            samples[2, s] = mine[n]
+            samples[3, s] = harm_s
+            blocks = (candidate[at.C_PROMPT] + final - 1 + base[at.BLOCK] - 1) // base[at.BLOCK]
+            samples[4, s] = clear_from(headrooms[of], headroom_rows[of], blocks)
+            mine_so_far = progress[at.SCRATCH_STATE]
+            preemptions += mine_so_far[at.SO_FAR_PREEMPTIONS]
+            preempting += mine_so_far[at.SO_FAR_PREEMPTIONS] > 0
+            out[c, at.HEADROOM] = min(out[c, at.HEADROOM], mine_so_far[at.SO_FAR_HEADROOM])
+            read_path(mine_so_far, out[c, at.HEADROOM_PATH :])
+        summarise(samples[0], scenarios, out[c], at.TTFT)
+        summarise(samples[1], scenarios, out[c], at.TPOT)
+        summarise(samples[2], scenarios, out[c], at.E2E)
+        summarise(samples[3], scenarios, out[c], at.HARM)
+        summarise(samples[4], scenarios, out[c], at.CLEAR)
+        out[c, at.PREEMPTION_COUNT] = preemptions / scenarios
+        out[c, at.PREEMPTION_SHARE] = preempting / scenarios
+    return fine

@@ -1,0 +1,240 @@
+"""One future: the base state, perhaps with a candidate, run until everybody has finished."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from simcore.compiled import layout as at
+from simcore.compiled.decode_async import decode_async
+from simcore.compiled.decode_sync import decode_sync, note_end
+from simcore.compiled.future.copying import copy_state
+from simcore.compiled.headroom import complete, note_free, note_room
+from simcore.compiled.layout import Floats, Ints, Shared
+from simcore.compiled.plan import enqueue
+from simcore.compiled.step import step
+from simcore.cost.step_time import step_seconds
+
+
+@njit(nogil=True)
+def start(
+    heads: Ints,
+    reqs: Ints,
+    lists: Ints,
+    shared: Shared,
+    base_shared: Shared,
+    progress: Floats,
+    start_s: float,
+    finals: Ints,
+    scenario: int,
+    checkpoint: int,
+) -> None:
+    """Sets up the scratch state from the checkpoint of that scenario, if there is one, else from the base."""
+    slots = heads[at.BASE, at.N_RUNNING] + heads[at.BASE, at.N_WAITING]
+    if checkpoint > 0 and progress[checkpoint, at.NOW] >= 0.0:
+        copy_state(heads, reqs, lists, checkpoint, at.SCRATCH_STATE, slots)
+        for i in range(at.N_PROGRESS):
+            progress[at.SCRATCH_STATE, i] = progress[checkpoint, i]
+        return
+    copy_state(heads, reqs, lists, at.BASE, at.SCRATCH_STATE, slots)
+    if shared is not None and base_shared is not None:
+        shared[0][:, :] = base_shared[0]
+        shared[1][:slots] = base_shared[1][:slots]
+    for slot in range(slots):
+        reqs[at.SCRATCH_STATE, slot, at.FINAL] = finals[scenario, slot]
+    progress[at.SCRATCH_STATE, at.NOW] = start_s
+    progress[at.SCRATCH_STATE, at.SO_FAR_PREEMPTIONS] = 0
+    for i in range(at.SO_FAR_HEADROOM, at.N_PROGRESS):
+        progress[at.SCRATCH_STATE, i] = heads[at.BASE, at.FREE]
+
+
+@njit(nogil=True)
+def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: Ints, final: int) -> None:
+    """A new request (`candidate`: C_PROMPT...) at its place in the waiting queue."""
+    for column in range(at.N_COLS):
+        req[slot, column] = 0
+    req[slot, at.PROMPT] = candidate[at.C_PROMPT]
+    req[slot, at.PRIORITY] = candidate[at.C_PRIORITY]
+    req[slot, at.MAX_OUT] = max(final, candidate[at.C_MAX_OUT])
+    req[slot, at.ASSUMED] = candidate[at.C_CACHED]
+    req[slot, at.ASSUMED_HELD] = candidate[at.C_CACHED_HELD]
+    req[slot, at.HASHES] = candidate[at.C_HASHES]
+    req[slot, at.FINAL] = final
+    req[slot, at.ORDER] = 1 << 62
+    req[slot, at.SEGMENT] = -1
+    enqueue(head, req, lists, slot, False)
+
+
+@njit(nogil=True)
+def may_empty_queue(head: Ints, req: Ints, lists: Ints) -> bool:
+    """Whether the next step might admit everybody who waits and still have budget for one more.
+
+    An engine that plans ahead makes two plans in its first step.
+    """
+    if head[at.OWNED] > 0:
+        return True
+    budget = 2 * head[at.BUDGET] if head[at.ASYNC] and head[at.IN_FLIGHT] == 0 else head[at.BUDGET]
+    tokens = 0
+    for i in range(head[at.N_WAITING]):
+        slot = lists[at.WAITING, i]
+        tokens += req[slot, at.PROMPT] + req[slot, at.OUT] - req[slot, at.ASSUMED] * head[at.BLOCK]
+        if tokens >= budget:
+            return False
+    return True
+
+
+@njit(nogil=True)
+def _keep(
+    heads: Ints,
+    reqs: Ints,
+    lists: Ints,
+    checkpoint: int,
+    slots: int,
+    progress: Floats,
+    now_s: float,
+    preemptions: float,
+    lowest_so_far: float,
+) -> None:
+    copy_state(heads, reqs, lists, at.SCRATCH_STATE, checkpoint, slots)
+    progress[checkpoint, at.NOW] = now_s
+    progress[checkpoint, at.SO_FAR_PREEMPTIONS] = preemptions
+    progress[checkpoint, at.SO_FAR_HEADROOM] = lowest_so_far
+    for i in range(at.SO_FAR_PATH, at.N_PROGRESS):
+        progress[checkpoint, i] = progress[at.SCRATCH_STATE, i]
+
+
+@njit(nogil=True)
+def run(
+    heads: Ints,
+    reqs: Ints,
+    lists: Ints,
+    shared: Shared,
+    log: Ints,
+    packed: Floats,
+    progress: Floats,
+    candidate: int,
+    ends: Floats,
+    checkpoint: int,
+    jumping: bool,
+    headroom: Floats,
+    ended: Ints,
+) -> tuple[float, int]:
+    """Runs the scratch state until nothing is left; `ends[slot]` gets every slot's finish time.
+
+    `progress[SCRATCH_STATE]` has the start time and what was counted before; afterwards the end, the preemptions and
+    the fewest free blocks until the candidate ended (with candidate -1: in all). Returns the time of the candidate's
+    first token and the rows of `headroom`, which is filled with candidate -1 only; -1 if the state cannot go on (a
+    request that never fits), and then times are worth nothing. `ended` gets the order of all ends with candidate -1;
+    with one it is what a run without it has left there.
+
+    `checkpoint` > 0 is where to keep the state as it was before the first step in which a request behind all others
+    could be admitted: until then such a candidate changes nothing (FCFS). If nobody waits nothing is kept, and the
+    time there stays negative. Where blocks are told apart (`shared`) every step is run and nothing kept.
+    """
+    head, req, queues = heads[at.SCRATCH_STATE], reqs[at.SCRATCH_STATE], lists[at.SCRATCH_STATE]
+    so_far = progress[at.SCRATCH_STATE]
+    now_s = so_far[at.NOW]
+    preemptions = so_far[at.SO_FAR_PREEMPTIONS]
+    lowest_so_far = so_far[at.SO_FAR_HEADROOM]
+    first_s = 0.0
+    pending = True
+    rows = 0
+    going_on = False
+    watching = checkpoint > 0 and head[at.N_WAITING] > 0
+    if candidate < 0:
+        ended[at.N_ENDED] = 0
+    if checkpoint > 0:
+        progress[checkpoint, at.NOW] = -1.0
+    slots = heads[at.BASE, at.N_RUNNING] + heads[at.BASE, at.N_WAITING]
+    while head[at.N_RUNNING] + head[at.N_WAITING] > 0:
+        if shared is None:
+            if jumping:
+                if head[at.ASYNC]:
+                    steps, now_s, lowest, gone, rows = decode_async(
+                        head,
+                        req,
+                        queues,
+                        packed,
+                        now_s,
+                        candidate,
+                        ends,
+                        so_far,
+                        headroom,
+                        rows,
+                        ended,
+                    )
+                else:
+                    steps, now_s, lowest, gone, rows = decode_sync(
+                        head,
+                        req,
+                        queues,
+                        packed,
+                        now_s,
+                        candidate,
+                        ends,
+                        so_far,
+                        headroom,
+                        rows,
+                        ended,
+                    )
+                if steps > 0:
+                    going_on = False
+                    if pending:
+                        lowest_so_far = min(lowest_so_far, lowest)
+                    pending = pending and not gone
+                    continue
+            if head[at.N_RUNNING] == 0 and head[at.FREE] < head[at.TOTAL_BLOCKS]:
+                # With nobody running all blocks are free; a trace that says otherwise would stall for ever.
+                head[at.FRONT] += head[at.TOTAL_BLOCKS] - head[at.FREE]
+                head[at.FREE] = head[at.TOTAL_BLOCKS]
+        kept = watching and may_empty_queue(head, req, queues)
+        if kept:
+            _keep(heads, reqs, lists, checkpoint, slots, progress, now_s, preemptions, lowest_so_far)
+        n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, shared, log, False)
+        if prefill_seqs + decode == 0 and n_log == 0:
+            return -1.0, rows
+        began_s = now_s
+        now_s += step_seconds(packed, prefill + decode, work, kv, prefill_seqs + decode)
+        note_free(so_far, began_s, now_s, lowest, lowest)
+        if candidate < 0:
+            seated = prefill_seqs + decode
+            if head[at.ASYNC]:
+                # Whoever comes meets the plan made in this step, and those who ended behind it.
+                prefill, prefill_seqs = head[at.PLAN_PREFILL], head[at.PLAN_PREFILL_SEQS]
+                seated = decode = head[at.N_RUNNING]
+                for i in range(n_log):
+                    if log[i, at.KIND] == at.FINISHED:
+                        seated += 1
+                        decode += 1
+            newcomer = head[at.N_WAITING] == 0 and seated < head[at.MAX_SEQS] and prefill + decode < head[at.BUDGET]
+            room = lowest if newcomer else -1
+            # Stretches as `decode_sync` makes them: steps that only decode are one until somebody ends.
+            decodes = prefill_seqs == 0 and (n_log == 0 or log[0, at.KIND] != at.PREEMPTED)
+            if going_on and decodes:
+                headroom[rows - 1, at.ROOM] = min(headroom[rows - 1, at.ROOM], room)
+            else:
+                rows = note_room(headroom, rows, began_s, room)
+            going_on = decodes and n_log == 0
+        if pending:
+            lowest_so_far = min(lowest_so_far, lowest)
+        for i in range(n_log):
+            kind = log[i, at.KIND]
+            slot = log[i, at.SLOT]
+            if kind == at.FINISHED:
+                ends[slot] = now_s
+                note_end(ended, candidate, slot)
+                pending = pending and slot != candidate
+            elif kind == at.PREEMPTED:
+                if pending:
+                    preemptions += 1
+            elif kind == at.FIRST_TOKEN and slot == candidate:
+                first_s = now_s
+        if watching and head[at.N_WAITING] == 0:
+            watching = False
+            if not kept:
+                _keep(heads, reqs, lists, checkpoint, slots, progress, now_s, preemptions, lowest_so_far)
+    so_far[at.NOW] = now_s
+    so_far[at.SO_FAR_PREEMPTIONS] = preemptions
+    so_far[at.SO_FAR_HEADROOM] = lowest_so_far
+    if candidate < 0:
+        rows = complete(headroom, rows, now_s, head[at.TOTAL_BLOCKS])
+    return first_s, rows

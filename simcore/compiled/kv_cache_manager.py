@@ -1,0 +1,100 @@
+"""The KV cache manager: gives requests their KV blocks and takes them back.
+
+Blocks are counted (`block_counts`) or, where prompts share prefixes, told one from another (`block_pool`). vLLM's
+`KVCacheManager` does the same for a real engine.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from simcore.compiled import block_counts, block_pool
+from simcore.compiled import layout as at
+from simcore.compiled.layout import Ints, Shared
+
+
+@njit(nogil=True)
+def fits_now(head: Ints, req: Ints, slot: int) -> bool:
+    """The admission rule without shared blocks: all tokens that a waiting request has now must fit the free ones, not
+    just its first chunk."""
+    whole = min(req[slot, at.PROMPT] + req[slot, at.OUT], head[at.MAX_LEN])
+    return whole <= (head[at.FREE] + req[slot, at.ASSUMED_HELD]) * head[at.BLOCK]
+
+
+@njit(nogil=True)
+def names_lag(head: Ints, shared: Shared) -> bool:
+    """Whether column `KEYED` is kept: elsewhere all that is computed is named."""
+    return head[at.ASYNC] != 0 or shared is not None
+
+
+@njit(nogil=True)
+def name(head: Ints, req: Ints, shared: Shared, slot: int, tokens: int) -> None:
+    """The first `tokens` of a running slot are known: their full blocks can be found by content."""
+    if shared is not None:
+        block_pool.name_blocks(head, req, shared, slot, tokens)
+    req[slot, at.KEYED] = tokens
+
+
+@njit(nogil=True)
+def grow(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: int) -> bool:
+    """Gives a slot blocks for `tokens` tokens; False (and nothing done) if they are not there."""
+    block = head[at.BLOCK]
+    lacking = tokens - req[slot, at.CAPACITY]
+    if lacking > 0:
+        n = (lacking + block - 1) // block
+        if n > head[at.FREE]:
+            return False
+        if shared is not None:
+            block_pool.take_blocks(head, req, shared, slot, n)
+        else:
+            block_counts.take(head, req, lists, n)
+        req[slot, at.CAPACITY] += n * block
+    return True
+
+
+@njit(nogil=True)
+def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> int:
+    """Gives a waiting slot the blocks that still hold its tokens, if all that it has now fits with them.
+
+    Returns how many they are; -1 (and nothing done) if it does not fit.
+    """
+    block = head[at.BLOCK]
+    tokens = req[slot, at.PROMPT] + req[slot, at.OUT]
+    if shared is not None:
+        hits, evictable = block_pool.count_hits(head, req, shared, slot)
+        whole = min(tokens, head[at.MAX_LEN])
+        if (whole + block - 1) // block - hits + evictable > head[at.FREE]:
+            return -1
+        block_pool.adopt(head, req, shared, slot, hits)
+    else:
+        if not fits_now(head, req, slot):
+            return -1
+        # The last token is always computed anew: its logits give the next token.
+        most = (tokens - 1) // block
+        hits = block_counts.reclaim(head, req, lists, slot, most)
+        assumed = min(most, req[slot, at.ASSUMED])
+        if assumed > hits:
+            block_counts.disown(head, req, lists, slot)
+            held = min(assumed - hits, req[slot, at.ASSUMED_HELD])
+            block_counts.take(head, req, lists, assumed - hits - held)
+            req[slot, at.BORROWED] = held
+            hits = assumed
+        req[slot, at.ASSUMED] = req[slot, at.ASSUMED_HELD] = 0
+    req[slot, at.CAPACITY] = req[slot, at.KEYED] = hits * block
+    return hits
+
+
+@njit(nogil=True)
+def release(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, comes_back: bool) -> None:
+    """Frees what a slot holds."""
+    if shared is not None:
+        block_pool.release_blocks(head, req, shared, slot)
+    else:
+        held = req[slot, at.CAPACITY] // head[at.BLOCK]
+        named = req[slot, at.KEYED] if names_lag(head, shared) else req[slot, at.COMPUTED] + req[slot, at.GRANTED]
+        keyed = named // head[at.BLOCK] if head[at.CACHING] else 0
+        borrowed = req[slot, at.BORROWED]
+        if held > 0:
+            block_counts.give_back(head, req, lists, slot if comes_back else -1, held - keyed, max(0, keyed - borrowed))
+        req[slot, at.BORROWED] = 0
+    req[slot, at.CAPACITY] = req[slot, at.KEYED] = 0

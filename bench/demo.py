@@ -56,8 +56,7 @@ def run_demo(out: Console, progress: Console, spec: DemoSpec) -> None:
     """Raises DatasetError, ClusterError, GatewayError, OSError."""
     head = header(msgspec.to_builtins(spec, enc_hook=str), seed=spec.seed)
     out.rule("1. real conversations", align="left")
-    router = {"ask": 4, "hold": "forecast"}
-    base = RunSpec(nodes=NODES, dataset="sharegpt", requests=spec.requests, seed=spec.seed, router=router)
+    base = RunSpec(nodes=NODES, dataset="sharegpt", requests=spec.requests, seed=spec.seed)
     source = _source(out, progress, base)
     out.rule("2. a load at which placement matters", align="left")
     rate = _find_load(out, progress, base)

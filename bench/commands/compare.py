@@ -109,6 +109,8 @@ def compare(as_json: bool, **options: Any) -> None:
         return
     if options["fleet"]:
         raise click.UsageError("--fleet is for --simulate; a local cluster has equal nodes")
+    if options["as_published"]:
+        raise click.UsageError("--as-published is for --simulate; say --ask 0 --hold never")
     source = build_source(console, options, rate=points[0], default_requests=DEFAULT_LIVE_REQUESTS)
     with one_line_errors():
         _live(console, source, names, points, options, as_json=as_json)

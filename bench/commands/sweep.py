@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis
+from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis, spec_options
 from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error,
 @click.option(
     "--axis", "axes", multiple=True, required=True, metavar="KEY=A,B", help="Values, or FROM:TO:STEP; repeat for more."
 )
+@spec_options("as_published")
 @SET
 @SEEDS
 @JOBS
@@ -53,6 +54,7 @@ profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error,
 @json_option
 def sweep(
     axes: tuple[str, ...],
+    as_published: bool,
     settings: tuple[str, ...],
     seeds: int,
     jobs: int,
@@ -85,7 +87,7 @@ def sweep(
         rates = {key: values for key, values in named.items() if key == "rate_per_s"}
         others = {key: values for key, values in named.items() if key != "rate_per_s"}
         tasks = make_tasks(
-            base_spec(settings),
+            base_spec(settings, as_published=as_published),
             group="sweep",
             variants=_variants(others),
             axes=rates,
@@ -150,4 +152,5 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
         table.add_row(variant, "–" if rate is None else f"{rate:g}", *cells)
     out = out_console()
     out.print(table)
-    out.print(f"{len(lines)} runs: {path}", highlight=False)
+    routers = ", ".join(dict.fromkeys(line.spec.router_text for line in lines))
+    out.print(f"{len(lines)} runs, {routers}: {path}", highlight=False)

@@ -49,7 +49,7 @@ def capacity_rows(done: Sequence[Done]) -> list[Capacity]:
 
 def title_of(base: RunSpec) -> str:
     """The cluster in a line."""
-    return f"simulated nodes: {base.fleet_text}; lengths {base.lengths}"
+    return f"simulated nodes: {base.fleet_text}; lengths {base.lengths}; {base.router_text}"
 
 
 def as_document(head: Header, done: Sequence[Done], *, differences: Sequence[Compared] = ()) -> bytes:

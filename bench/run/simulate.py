@@ -12,8 +12,7 @@ import msgspec
 
 from bench.measure.results import RequestResult, Run
 from bench.profile.step_time_file import load_any_profile
-from bench.simcluster import SimCluster
-from bench.simcluster.node import Delays, NodeSpec
+from bench.simcluster import Delays, NodeSpec, SimCluster
 from bench.workload.item import LengthKnowledge, WorkloadItem
 from gateway.core.queue.queue import HoldConfig, HoldOrder, HoldWhen
 from gateway.core.router import RouterConfig

@@ -1,8 +1,8 @@
 """The simulated cluster: the live gateway's own router over simulated nodes, on an event heap. Pure.
 
 Nothing of the router is modelled: `gateway.core.router.Router` gets the same events that the asyncio gateway gives it.
-What is modelled is the world around it: how long messages take (`Delays`), engines (`simcore.node`), and predictors
-(`simcore.lookahead`).
+Nor of the predictors: each node drives `predictor.core.node_predictor.NodePredictor`, as the daemon does. What is
+modelled is the world around them: how long messages take (`Delays`), and engines (`simcore.node`).
 
 Nodes run ahead to the next event that is not their own: tokens and complete answers make the router send nothing (it
 looks at its nodes when something comes or a timer fires), which is checked. So it hears everything in the order of
@@ -391,9 +391,9 @@ class SimCluster:
         """Between first token and end nodes tell nothing, to save events: what they would have told by now."""
         for request_id, tokens in progress.items():
             request = self._requests[request_id]
-            news = request.resumed_tokens + tokens - request.output_tokens
-            if request.result is None and request.node_id == node.node_id and news > 0:
-                seen = ev.TokensSeen(request_id=request_id, node_id=node.node_id, tokens=news, attempt=request.attempt)
+            untold = request.resumed_tokens + tokens - request.output_tokens
+            if request.result is None and request.node_id == node.node_id and untold > 0:
+                seen = ev.TokensSeen(request_id=request_id, node_id=node.node_id, tokens=untold, attempt=request.attempt)
                 self._tell(seen, at_s)
 
     def _node(self, node_id: str) -> ClusterNode:

@@ -393,7 +393,9 @@ class SimCluster:
             request = self._requests[request_id]
             untold = request.resumed_tokens + tokens - request.output_tokens
             if request.result is None and request.node_id == node.node_id and untold > 0:
-                seen = ev.TokensSeen(request_id=request_id, node_id=node.node_id, tokens=untold, attempt=request.attempt)
+                seen = ev.TokensSeen(
+                    request_id=request_id, node_id=node.node_id, tokens=untold, attempt=request.attempt
+                )
                 self._tell(seen, at_s)
 
     def _node(self, node_id: str) -> ClusterNode:

@@ -5,8 +5,8 @@
         --peer smg=G/bin/smg
     python -m bench.micro.front --policy --servers uvicorn granian aiohttp --servers-python F/bin/python
 
-All routers stand before the same stub engines (`bench.micro.stub_engine`), one after the other, on this machine, which the
-client shares with them. CPU is user + system time of the whole process tree of what stands in between, so it hardly
+All routers stand before the same stub engines (`bench.micro.stub_engine`), one after the other, on this machine, which
+the client shares with them. CPU is user + system time of the whole process tree of what stands in between, so it hardly
 depends on how busy the machine is; added latency is that of one-token requests through it less that of requests
 straight to the engine, sent in turns at an even rate. The prompt is bytes (`--tokenizer bytes`): tokenization is
 counted apart, with `--tokenizer qwen2`. Servers (`bench.micro.http_servers`) give the stub engine's answers themselves,
@@ -289,15 +289,16 @@ def _free_port() -> int:
 
 def show(name: str, figures: Figures) -> None:
     print(
-        f"  {name:44s} {figures.request_us:8.0f} {figures.whole_us:7.0f} {figures.chunk_us:8.1f} {figures.tokens_per_s:9,.0f} "
-        f"{figures.added_p50_ms:10.2f} {figures.added_p99_ms:10.2f}",
+        f"  {name:44s} {figures.request_us:8.0f} {figures.whole_us:7.0f} {figures.chunk_us:8.1f} "
+        f"{figures.tokens_per_s:9,.0f} {figures.added_p50_ms:10.2f} {figures.added_p99_ms:10.2f}",
         flush=True,
     )
 
 
 async def run(options: argparse.Namespace) -> None:
     print(
-        f"  {'':44s} {'µs CPU / request':>8s} {'whole':>7s} {'/ chunk':>8s} {'tokens/s':>9s} {'added p50':>6s} {'p99 ms':>6s}"
+        f"  {'':44s} {'µs CPU / request':>8s} {'whole':>7s} {'/ chunk':>8s} "
+        f"{'tokens/s':>9s} {'added p50':>6s} {'p99 ms':>6s}"
     )
     with stub_engines(options.tick_ms) as (engines, pids):
         direct = Target("straight to the engine", engines[0][1], None)

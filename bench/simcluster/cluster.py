@@ -20,12 +20,27 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from bench.measure.results import RequestResult, Summary, summarise
-from bench.simcluster import world as wd
 from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.node import ClusterNode, Delays
 from bench.simcluster.noise import Noise
 from bench.simcluster.request import ClientRequest, RequestAccount
-from bench.simcluster.world import NodeSpec, WorldEvent
+from bench.simcluster.world import (
+    ClockJumps,
+    Fault,
+    Fills,
+    GatewayRestarts,
+    Joins,
+    Leaves,
+    Lies,
+    NodeSpec,
+    OrphansDropped,
+    PredictorDies,
+    PredictorReturns,
+    RequestsFail,
+    TraceFreezes,
+    Vanishes,
+    WorldEvent,
+)
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
 from bench.workload.prefix import item_block_hashes
 from gateway.core import events as ev
@@ -286,16 +301,16 @@ class SimCluster:
             node.abort(action.request_id, at_s)
 
     def _change_world(self, event: WorldEvent | _Ready | _Drains, at_s: float) -> None:
-        if isinstance(event, wd.Fault):
+        if isinstance(event, Fault):
             self._go_wrong(event, at_s)
             return
-        if isinstance(event, wd.Joins):
+        if isinstance(event, Joins):
             self._heap.push(at_s + event.startup_s, Rank.WORLD, _Ready(event.spec))
             return
         if isinstance(event, _Ready):
             self._add(event.spec, at_s)
             return
-        if isinstance(event, wd.Leaves):
+        if isinstance(event, Leaves):
             self._tell(ev.DrainAsked(node_id=self._node(event.node_id).node_id), at_s)
             event = _Drains(event.node_id)
         if isinstance(event, _Drains):
@@ -327,32 +342,32 @@ class SimCluster:
         self._left.append(self._nodes.pop(node.node_id))
         self._tell(ev.NodeRemoved(node_id=node.node_id), at_s)
 
-    def _go_wrong(self, fault: wd.Fault, at_s: float) -> None:
+    def _go_wrong(self, fault: Fault, at_s: float) -> None:
         match fault:
-            case wd.Vanishes():
+            case Vanishes():
                 node = self._node(fault.node_id)
                 self._break(node, at_s)
                 node.faults.vanished = True
-            case wd.TraceFreezes():
+            case TraceFreezes():
                 self._node(fault.node_id).faults.frozen_s = None if fault.thaws else at_s
-            case wd.Lies():
+            case Lies():
                 self._node(fault.node_id).faults.lie = fault.factor
-            case wd.Fills():
+            case Fills():
                 self._node(fault.node_id).faults.queue_limit = fault.queue_limit
-            case wd.RequestsFail():
+            case RequestsFail():
                 self._fail(self._node(fault.node_id), fault.count, at_s)
-            case wd.PredictorDies():
+            case PredictorDies():
                 node = self._node(fault.node_id)
                 self._tell_progress(node, node.progress(at_s), at_s)
                 node.lose_daemon(at_s)
-            case wd.PredictorReturns():
+            case PredictorReturns():
                 self._node(fault.node_id).find_daemon(at_s)
                 self._join(self._node(fault.node_id), at_s)
-            case wd.OrphansDropped():
+            case OrphansDropped():
                 self._node(fault.node_id).drop_orphans(at_s)
-            case wd.GatewayRestarts():
+            case GatewayRestarts():
                 self._restart_gateway(at_s)
-            case wd.ClockJumps():
+            case ClockJumps():
                 self._ahead_s += fault.by_s
                 for _, _, _, timer in self._heap.of_rank(Rank.TIMER):
                     self._heap.push(at_s, Rank.TIMER, timer)

@@ -9,18 +9,19 @@ import msgspec
 from rich.console import Console
 
 from bench.client.open_loop import ReplayPlan
-from bench.data.datasets import DatasetSpec
-from bench.data.source import WorkloadSource, WorkloadSpec, load_source
+from bench.data.source import WorkloadSource, load_source
 from bench.measure.capacity import capacities
 from bench.measure.results import Run
+from bench.run.executor import run_all
 from bench.run.files import header, result_path, write_results
 from bench.run.live import complaints, context_tokens, look_up, run_id
 from bench.run.live_comparison import ClusterSpec, LiveRun, compare_live, lateness_warnings, local_cluster
-from bench.run.simulate import ClusterShape, Point, Settings, Simulated, grid, simulate_points
-from bench.run.simulate_run import CAPACITY_LIMITS_S, simulate_source
+from bench.run.simulated import Task
+from bench.run.spec import RunSpec, with_values
+from bench.run.workload import workload_spec
 from bench.show.plots import plot_demo
+from bench.show.simulated import CAPACITY_LIMITS_S
 from bench.show.tables import capacity_table, comparison_table, milliseconds, rate_text
-from engine_adapters.tokenizer import default_tokenizer
 
 POLICIES = ("round_robin", "llumnix_freeness", "min_total_latency")
 NODES = 4
@@ -55,23 +56,24 @@ def run_demo(out: Console, progress: Console, spec: DemoSpec) -> None:
     """Raises DatasetError, ClusterError, GatewayError, OSError."""
     head = header(msgspec.to_builtins(spec, enc_hook=str), seed=spec.seed)
     out.rule("1. real conversations", align="left")
-    shape = ClusterShape(nodes=NODES)
-    source = _source(out, progress, spec.requests, shape)
+    router = {"ask": 4, "hold": "forecast"}
+    base = RunSpec(nodes=NODES, dataset="sharegpt", requests=spec.requests, seed=spec.seed, router=router)
+    source = _source(out, progress, base)
     out.rule("2. a load at which placement matters", align="left")
-    rate = _find_load(out, progress, source, shape, spec.seed)
-    expected = _expect(progress, source, shape, rate, spec.seed)
+    rate = _find_load(out, progress, base)
+    expected = _expect(progress, base, rate)
     out.rule(f"3. live: {NODES} nodes and a gateway, each a process, gRPC between them", align="left")
-    live = _live(progress, out, source, shape, rate, spec)
+    live = _live(progress, out, source, base, rate, spec)
     _report_live(out, live, expected, spec)
     out.rule(f"4. simulated: {FLEET_NODES} nodes, the same router code", align="left")
-    fleet = _fleet(progress, out, spec, rate)
+    fleet = _fleet(progress, out, msgspec.structs.replace(base, requests=spec.fleet_requests), rate)
     picture = spec.folder / "demo.png"
     plot_demo(
         picture,
         [one.run for one in live],
-        [one.run for one in fleet],
+        fleet,
         title="The same requests, placed differently",
-        caption=f"{shape.profile}, ShareGPT conversations, lengths known to the router. Live at {spec.time_scale:g} "
+        caption=f"{base.profile}, ShareGPT conversations, lengths known to the router. Live at {spec.time_scale:g} "
         f"times the profile's speed, times in its own seconds. {head.machine['cores']} cores, {head.machine['cpu']}.",
     )
     files = [result_path(spec.folder / "demo", one.run) for one in live]
@@ -81,62 +83,55 @@ def run_demo(out: Console, progress: Console, spec: DemoSpec) -> None:
     out.print(f"picture: [bold]{picture}[/]; one line per live request: {spec.folder / 'demo'}/", highlight=False)
 
 
-def _source(out: Console, progress: Console, requests: int, shape: ClusterShape) -> WorkloadSource:
-    dataset = DatasetSpec(name="sharegpt", tokenizer=default_tokenizer())
+def _source(out: Console, progress: Console, base: RunSpec) -> WorkloadSource:
     with progress.status("reading ShareGPT") as status:
-        source = load_source(
-            WorkloadSpec(dataset=dataset, requests=requests),
-            progress=lambda what, share: status.update(f"{what} {share:4.0%}"),
-        )
-    source.keep_fitting(shape.longest_tokens)
+        source = load_source(workload_spec(base), progress=lambda what, share: status.update(f"{what} {share:4.0%}"))
+    source.keep_fitting(base.longest_tokens)
     for note in source.notes:
         out.print(note, highlight=False)
     return source
 
 
-def _find_load(out: Console, progress: Console, source: WorkloadSource, shape: ClusterShape, seed: int) -> float:
-    with progress.status("simulating round robin at rising rates"):
-        found = simulate_points(
-            Settings(shape=shape),
-            list(
-                grid(
-                    lambda rate, seed: source.workload(rate_per_s=rate, seed=seed),
-                    policies=["round_robin"],
-                    rates=SEARCH_RATES,
-                    seeds=[seed],
-                )
-            ),
-        )
-    limit = capacities([one.run for one in found], [LIMIT_S])[0].rate_per_s or SEARCH_RATES[0]
+def _find_load(out: Console, progress: Console, base: RunSpec) -> float:
+    tasks = [
+        Task(group="demo", variant="round_robin", spec=with_values(base, {"policy": "round_robin", "rate": rate}))
+        for rate in SEARCH_RATES
+    ]
+    found = run_all(tasks, console=progress, title="round robin at rising rates")
+    limit = capacities([line.run for line in found.lines], [LIMIT_S])[0].rate_per_s or SEARCH_RATES[0]
     rate = round(LOAD * limit, 1)
     out.print(
-        f"simulated, round robin on {shape.nodes} nodes {shape.profile} reaches a P99 TTFT of {LIMIT_S:g} s at "
+        f"simulated, round robin on {base.nodes} nodes {base.profile} reaches a P99 TTFT of {LIMIT_S:g} s at "
         f"{limit:.1f} requests/s; the live runs offer a tenth more: [bold]{rate:g} requests/s[/]",
         highlight=False,
     )
     return rate
 
 
-def _expect(progress: Console, source: WorkloadSource, shape: ClusterShape, rate: float, seed: int) -> list[list[Run]]:
+def _expect(progress: Console, base: RunSpec, rate: float) -> list[list[Run]]:
     """The live runs, simulated beforehand with the very same requests, `REPEATS` times each: a router's seed decides
     ties and draws, so the simulations of one policy differ in these alone."""
-    items = [msgspec.structs.replace(item, prompt="") for item in source.workload(rate_per_s=rate, seed=seed)]
-    points = [
-        Point(policy=policy, rate_per_s=rate, seed=seed + repeat, items=items)
+    tasks = [
+        Task(
+            group="demo",
+            variant=policy,
+            spec=with_values(base, {"policy": policy, "rate": rate, "router.seed": base.seed + repeat}),
+        )
         for policy in POLICIES
         for repeat in range(REPEATS)
     ]
-    with progress.status("simulating what is run live next"):
-        runs = [one.run for one in simulate_points(Settings(shape=shape), points)]
+    runs = [line.run for line in run_all(tasks, console=progress, title="what is run live next").lines]
     return [runs[index : index + REPEATS] for index in range(0, len(runs), REPEATS)]
 
 
 def _live(
-    progress: Console, out: Console, source: WorkloadSource, shape: ClusterShape, rate: float, spec: DemoSpec
+    progress: Console, out: Console, source: WorkloadSource, base: RunSpec, rate: float, spec: DemoSpec
 ) -> list[LiveRun]:
-    engine = {name: getattr(shape, name) for name in ClusterShape.__struct_fields__ if name != "nodes"}
     cluster_spec = ClusterSpec(
-        nodes=NODES, gateway_port=0, first_node_port=0, predictor={**engine, "time_scale": spec.time_scale}
+        nodes=NODES,
+        gateway_port=0,
+        first_node_port=0,
+        predictor={**base.predictor_options(), "time_scale": spec.time_scale},
     )
 
     def plan(rate: float | None, seed: int) -> ReplayPlan:
@@ -186,20 +181,17 @@ def _range(runs: Sequence[Run]) -> str:
     return f"{min(p99s):.2f} to {max(p99s):.2f}" if p99s else "–"
 
 
-def _fleet(progress: Console, out: Console, spec: DemoSpec, rate: float) -> list[Simulated]:
-    shape = ClusterShape(nodes=FLEET_NODES)
-    settings = Settings(shape=shape)
-    source = load_source(
-        WorkloadSpec(dataset=DatasetSpec(name="sharegpt", tokenizer=default_tokenizer()), requests=spec.fleet_requests)
-    )
-    source.keep_fitting(shape.longest_tokens)
+def _fleet(progress: Console, out: Console, base: RunSpec, rate: float) -> list[Run]:
+    base = with_values(base, {"nodes": FLEET_NODES})
     rates = [float(round(rate * FLEET_NODES / NODES * load)) for load in FLEET_LOADS]
-    found = simulate_source(progress, source, settings, policies=POLICIES, rates=rates, seeds=[spec.seed])
-    runs = [one.run for one in found]
+    tasks = [
+        Task(group="demo", variant=policy, spec=with_values(base, {"policy": policy, "rate": own}))
+        for own in rates
+        for policy in POLICIES
+    ]
+    runs = [line.run for line in run_all(tasks, console=progress, title="simulated").lines]
     out.print(
-        comparison_table(
-            runs, title=f"{FLEET_NODES} nodes, {spec.fleet_requests:,} conversations a run, at rising rates"
-        )
+        comparison_table(runs, title=f"{FLEET_NODES} nodes, {base.requests:,} conversations a run, at rising rates")
     )
     out.print(capacity_table(capacities(runs, CAPACITY_LIMITS_S)))
-    return found
+    return runs

@@ -114,7 +114,7 @@ def calibrate(priors: Sequence[str], plot: str, as_json: bool, **options: Any) -
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     needed = int(steps * REQUESTS_PER_STEP)
-    source = build_source(console, options, rate_given=True, default_requests=needed)
+    source = build_source(console, options, rate=1.0, default_requests=needed)
     hardware = Hardware(
         host_overhead_s=options["overhead_ms"] * 1e-3,
         noise=options["noise"],

@@ -13,7 +13,7 @@ from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
     from bench.run.capacity_search import Objective
-    from bench.run.chains import Chain
+    from bench.run.executor import Chain
     from bench.run.simulated import RunLine
     from bench.run.spec import RunSpec
 
@@ -90,7 +90,7 @@ def capacity(
     from bench.commands.workload_options import check_positive
     from bench.measure.statistics import text_of
     from bench.run.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
-    from bench.run.chains import run_chains
+    from bench.run.executor import run_chains
     from bench.run.log import FILE_NAME
     from bench.run.spec import check_spec, with_values
 
@@ -138,7 +138,7 @@ def capacity(
         )
         return
     fleets = {key: combine_nodes(*key, values) for key, values in per_seed.items()}
-    title = f"fewest nodes for {fleet_rate:g} requests/s, {base.requests / fleet_rate:.0f} s of them"
+    title = f"fewest nodes for {fleet_rate:g} requests/s, {(base.requests or 0) / fleet_rate:.0f} s of them"
     cells = {key: f"more than {MOST_NODES}" if row.nodes is None else _span(row.nodes) for key, row in fleets.items()}
     _print("fleets", list(fleets.values()), (title, cells), base=base, lines=lines, seeds=seeds, as_json=as_json)
 
@@ -185,8 +185,7 @@ def _print(
         highlight=False,
     )
     out.print(
-        f"{base.profile}, {base.max_num_seqs} sequences, {base.max_num_batched_tokens:,} tokens a step, "
-        f"{base.num_blocks:,} KV blocks; {base.dataset}, lengths {base.lengths}",
+        f"{base.fleet_text}; {base.dataset}, lengths {base.lengths}",
         highlight=False,
     )
     out.print(table)

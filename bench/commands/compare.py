@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands.replay import check_live_options, live_options, live_plan
-from bench.commands.simulate import node_options, simulation_options, simulation_settings
+from bench.commands.simulate import NODE_KEYS, node_options, simulate_runs, simulated_spec, simulation_options
+from bench.commands.spec_options import spec_values
 from bench.commands.workload_options import (
     build_source,
     one_line_errors,
@@ -103,48 +104,31 @@ def compare(as_json: bool, **options: Any) -> None:
     if simulated and options["gateway"] and not _from_environment("gateway"):
         raise click.UsageError("--simulate and --gateway exclude each other")
     options["nodes"] = options["nodes"] or (DEFAULT_SIMULATED_NODES if simulated else DEFAULT_LIVE_NODES)
-    source = build_source(
-        console,
-        options,
-        rate_given=bool(options["rate"]),
-        default_requests=DEFAULT_SIMULATED_REQUESTS if simulated else DEFAULT_LIVE_REQUESTS,
-    )
+    if simulated:
+        _simulated(console, options, as_json=as_json)
+        return
+    if options["fleet"]:
+        raise click.UsageError("--fleet is for --simulate; a local cluster has equal nodes")
+    source = build_source(console, options, rate=points[0], default_requests=DEFAULT_LIVE_REQUESTS)
     with one_line_errors():
-        if simulated:
-            _simulated(console, source, names, points, options, as_json=as_json)
-        else:
-            _live(console, source, names, points, options, as_json=as_json)
+        _live(console, source, names, points, options, as_json=as_json)
 
 
-def _simulated(
-    console: Console,
-    source: WorkloadSource,
-    names: Sequence[str],
-    points: Sequence[float | None],
-    options: dict[str, Any],
-    *,
-    as_json: bool,
-) -> None:
+def _simulated(console: Console, options: dict[str, Any], *, as_json: bool) -> None:
     from bench.measure.differences import difference_table, differences
-    from bench.run import simulate_run
+    from bench.show import simulated
     from bench.show.tables import out_console
 
-    settings = simulation_settings(options)
-    source.keep_fitting(settings.shape.longest_tokens)
-    head = simulate_run.header_of(settings, source, options)
-    done = simulate_run.simulate_source(
-        console, source, settings, policies=names, rates=points, seeds=range(options["seeds"]), jobs=options["jobs"]
-    )
-    if options["output"]:
-        simulate_run.write_folder(Path(options["output"]), head, done)
-    title = simulate_run.title_of(settings)
-    _plot([simulated.run for simulated in done], title, options, caption=f"{source.notes[0]}. {head.command}")
-    found = differences([simulated.run for simulated in done])
+    base = simulated_spec(options, DEFAULT_SIMULATED_REQUESTS)
+    source, head, done = simulate_runs(console, base, options)
+    runs = [one.line.run for one in done]
+    _plot(runs, simulated.title_of(base), options, caption=f"{source.notes[0]}. {head.command}")
+    found = differences(runs)
     if as_json:
-        click.echo(simulate_run.as_document(head, done, differences=found))
+        click.echo(simulated.as_document(head, done, differences=found))
         return
     out = out_console()
-    simulate_run.show(out, source, settings, done)
+    simulated.show(out, source.notes, base, done)
     if found and options["seeds"] > 1:
         out.print(difference_table(found))
     click.echo(f"picture: {options['plot']}")
@@ -160,7 +144,7 @@ def _live(
     as_json: bool,
 ) -> None:
     from bench.run.live_comparison import ClusterError, ClusterSpec, local_cluster
-    from bench.run.simulate import ClusterShape
+    from bench.run.spec import RunSpec, with_values
 
     def run(address: str, title: str) -> None:
         done = _replays(console, address, source, names, points, options)
@@ -169,7 +153,7 @@ def _live(
     if options["gateway"]:
         run(options["gateway"], f"live at {options['gateway']}")
         return
-    engine = {name: options[name] for name in ClusterShape.__struct_fields__ if name != "nodes"}
+    engine = with_values(RunSpec(), spec_values(options, *NODE_KEYS)).predictor_options()
     spec = ClusterSpec(
         nodes=options["nodes"],
         gateway_port=0,

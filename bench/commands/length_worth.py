@@ -56,7 +56,7 @@ def worth(
     from bench.experiments import length_worth_report as report
     from bench.experiments.length_worth import ERRORS, SCHEMES, Cell, study
     from bench.measure.measures import Slo
-    from bench.run.simulate import ClusterShape
+    from bench.run.spec import RunSpec
     from length_model.core.split import samples_of
     from length_model.models import load_model
     from length_model.report import out_console, short_name
@@ -82,7 +82,7 @@ def worth(
                 loads=loads,
                 seeds=seeds,
                 requests=requests,
-                shape=ClusterShape(nodes=nodes),
+                base=RunSpec(nodes=nodes),
                 slo=Slo(ttft_s=slo_ttft),
                 on_cell=tell,
             )

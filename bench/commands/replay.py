@@ -103,7 +103,7 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
     (rate,) = rates([] if options["rate"] is None else [options["rate"]])
     chosen = policies([options["policy"]])
     check_live_options(options)
-    source = build_source(console, options, rate_given=rate is not None, default_requests=DEFAULT_REQUESTS)
+    source = build_source(console, options, rate=rate, default_requests=DEFAULT_REQUESTS)
     if urls:
         replay_endpoints(console, urls, source, rate=rate, options={**options, "as_json": as_json})
         return

@@ -2,141 +2,51 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bench.commands.run_errors import run_errors
+from bench.commands.spec_options import JOBS, spec_options, spec_values
 from bench.commands.workload_options import (
-    build_source,
     one_line_errors,
-    policies,
-    policy_files,
+    policy_paths,
     rates,
+    read_source,
+    workload_of,
     workload_options,
 )
 from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
-    from bench.run.simulate import Settings
+    from rich.console import Console
+
+    from bench.data.source import WorkloadSource
+    from bench.run.files import Header
+    from bench.run.simulated import Done
+    from bench.run.spec import RunSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_REQUESTS = 2000
-
-NODE_OPTIONS = (
-    click.option(
-        "--profile", default="a30/llama-2-7b", show_default=True, metavar="GPU/MODEL", help="Step times of the nodes."
-    ),
-    click.option(
-        "--max-num-seqs",
-        type=click.IntRange(min=1),
-        default=48,
-        show_default=True,
-        metavar="N",
-        help="Requests in one batch.",
-    ),
-    click.option(
-        "--max-num-batched-tokens",
-        type=click.IntRange(min=1),
-        default=512,
-        show_default=True,
-        metavar="N",
-        help="Token budget of one step.",
-    ),
-    click.option(
-        "--block-size-tokens",
-        type=click.IntRange(min=1),
-        default=16,
-        show_default=True,
-        metavar="N",
-        help="Tokens per KV block.",
-    ),
-    click.option(
-        "--num-blocks",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="KV blocks of a node. [default: what the profile's memory gives]",
-    ),
-    click.option(
-        "--max-model-len-tokens",
-        type=click.IntRange(min=1),
-        default=4096,
-        show_default=True,
-        metavar="N",
-        help="Prompt plus answer limit.",
-    ),
+NODE_KEYS = (
+    "profile",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size_tokens",
+    "num_blocks",
+    "max_model_len_tokens",
 )
-
-SIMULATION_OPTIONS = (
-    click.option(
-        "--ask",
-        type=click.IntRange(min=0),
-        default=4,
-        show_default=True,
-        metavar="K",
-        help="Nodes asked for a forecast per decision; 0: all.",
-    ),
-    click.option(
-        "--hold",
-        type=click.Choice(["never", "forecast", "always"]),
-        default="forecast",
-        show_default=True,
-        help="Hold what every node would keep waiting, under policies that forecast or all.",
-    ),
-    click.option(
-        "--hold-order",
-        type=click.Choice(["fcfs", "shortest_forecast", "deadline"]),
-        default="fcfs",
-        show_default=True,
-        help="Order of held requests.",
-    ),
-    click.option(
-        "--sample",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        metavar="K",
-        help="Nodes drawn at random per decision; 0: the policy's default.",
-    ),
-    click.option(
-        "--jobs",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="Simulations side by side; 0: one per core.",
-    ),
-)
-
-
-def node_options(command: F) -> F:
-    """Adds what an emulated or simulated node can be told. KV blocks that nobody names are the profile's."""
-
-    @functools.wraps(command)
-    def with_blocks(**options: Any) -> Any:
-        from bench.profile.step_time_file import blocks_of
-
-        if options["num_blocks"] is None:
-            try:
-                options["num_blocks"] = blocks_of(options["profile"], options["block_size_tokens"])
-            except ValueError as error:
-                raise click.ClickException(str(error)) from None
-        return command(**options)
-
-    decorated = cast(F, with_blocks)
-    for option in reversed(NODE_OPTIONS):
-        decorated = option(decorated)
-    return decorated
+ROUTER_KEYS = ("router.ask", "router.hold.when", "router.hold.order", "sample")
+node_options = spec_options(*NODE_KEYS)
+"""What an emulated or simulated node can be told."""
 
 
 def simulation_options(command: F) -> F:
     """Adds what only simulations have."""
-    for option in reversed(SIMULATION_OPTIONS):
-        command = option(command)
-    return command
+    return spec_options("fleet", *ROUTER_KEYS)(JOBS(command))
 
 
 @click.command(
@@ -169,7 +79,7 @@ Example: three policies at five rates over 12 A30 nodes with ShareGPT requests.
     metavar="N",
     help="Runs per point, with seeds 0 to N - 1.",
 )
-@click.option("--nodes", type=click.IntRange(min=1), default=12, show_default=True, metavar="N", help="Equal nodes.")
+@spec_options("nodes")
 @node_options
 @simulation_options
 @workload_options
@@ -190,55 +100,80 @@ def simulate(as_json: bool, **options: Any) -> None:
     """Run the gateway's own router over simulated nodes: a table per policy and rate, in seconds instead of hours."""
     from rich.console import Console
 
-    from bench.run import simulate_run
+    from bench.show import simulated
     from bench.show.tables import out_console
 
     console = Console(stderr=True)
-    if options["timeline_node"] >= options["nodes"]:
-        raise click.BadParameter(
-            f"there are {options['nodes']} nodes, 0 to {options['nodes'] - 1}", param_hint="--timeline-node"
-        )
-    names, points = policies(options["policy"]), rates(options["rate"])
-    source = build_source(console, options, rate_given=bool(options["rate"]), default_requests=DEFAULT_REQUESTS)
-    with one_line_errors():
-        settings = simulation_settings(options)
-        source.keep_fitting(settings.shape.longest_tokens)
-        seeds = range(options["seeds"])
-        head = simulate_run.header_of(settings, source, options)
-        done = simulate_run.simulate_source(
-            console, source, settings, policies=names, rates=points, seeds=seeds, jobs=options["jobs"]
-        )
-        if options["output"]:
-            simulate_run.write_folder(Path(options["output"]), head, done)
-        if options["timeline"]:
-            simulate_run.write_timeline(Path(options["timeline"]), settings, done[0], options["timeline_node"])
+    base = simulated_spec(options, DEFAULT_REQUESTS)
+    if options["timeline_node"] >= base.size:
+        raise click.BadParameter(f"there are {base.size} nodes, 0 to {base.size - 1}", param_hint="--timeline-node")
+    source, head, done = simulate_runs(console, base, options, keep_results=bool(options["timeline"]))
+    if options["timeline"]:
+        simulated.write_timeline(Path(options["timeline"]), done[0], options["timeline_node"])
     if as_json:
-        click.echo(simulate_run.as_document(head, done))
-    else:
-        out = out_console()
-        simulate_run.show(out, source, settings, done)
-        if options["output"]:
-            out.print(f"one line per request: {options['output']}/", highlight=False)
-        if options["timeline"]:
-            out.print(f"timeline for ui.perfetto.dev: {options['timeline']}", highlight=False)
+        click.echo(simulated.as_document(head, done))
+        return
+    out = out_console()
+    simulated.show(out, source.notes, base, done)
+    if options["output"]:
+        out.print(f"one line per request: {options['output']}/", highlight=False)
+    if options["timeline"]:
+        out.print(f"timeline for ui.perfetto.dev: {options['timeline']}", highlight=False)
 
 
-def simulation_settings(options: Mapping[str, Any]) -> Settings:
-    """Raises click.ClickException for a profile that is not shipped."""
-    from bench.run.simulate import ClusterShape, Settings
+def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec:
+    """The run that all have in common. Raises click.ClickException for one that cannot be."""
+    from bench.run.spec import SpecError, check_spec, with_values
 
-    shape = ClusterShape(**{name: options[name] for name in ClusterShape.__struct_fields__})
+    points = rates(options["rate"])
+    workload = workload_of(options, rate=points[0], default_requests=default_requests)
     try:
-        shape.specs()
-    except ValueError as error:
+        base = with_values(workload, spec_values(options, "nodes", "fleet", *NODE_KEYS, *ROUTER_KEYS))
+        check_spec(base)
+    except SpecError as error:
         raise click.ClickException(str(error)) from None
-    return Settings(
-        shape=shape,
-        lengths=options["lengths"],
-        sample=options["sample"],
-        ask=options["ask"],
-        hold=options["hold"],
-        hold_order=options["hold_order"],
-        keep_results=bool(options.get("output") or options.get("timeline")),
-        policy_files=tuple(policy_files(options["policy"])),
-    )
+    return base
+
+
+def simulate_runs(
+    console: Console, base: RunSpec, options: Mapping[str, Any], *, keep_results: bool = False
+) -> tuple[WorkloadSource, Header, list[Done]]:
+    """Every policy of the options at every rate and seed, policies fastest; `--output` is written."""
+    import msgspec
+
+    from bench.run.executor import run_all
+    from bench.run.files import header
+    from bench.run.grid import make_tasks
+    from bench.run.simulated import Done
+    from bench.show.simulated import write_run
+    from bench.workload.item import belief_of
+
+    source = read_source(console, base)
+    variants = {name: {"policy": path} for name, path in policy_paths(options["policy"]).items()}
+    folder = Path(options["output"]) if options["output"] else None
+    with one_line_errors(), run_errors():
+        source.keep_fitting(base.longest_tokens)
+        belief_of(source.workload(rate_per_s=base.rate_per_s, seed=0)[0], base.lengths)
+        head = header({**options, **msgspec.to_builtins(base), "dataset_notes": source.notes}, seed=0)
+        tasks = [
+            task
+            for rate in rates(options["rate"])
+            for seed in range(options["seeds"])
+            for task in make_tasks(base, group="simulate", variants=variants, axes={"rate_per_s": [rate]}, seeds=[seed])
+        ]
+        results: dict[str, Done] = {}
+
+        def on_results(done: Done) -> None:
+            if folder is not None:
+                write_run(folder, head, done)
+            results[done.line.key] = done
+
+        executed = run_all(
+            tasks,
+            console=console,
+            jobs=options["jobs"],
+            on_results=on_results if keep_results or folder is not None else None,
+            title="simulated",
+        )
+    kept = results if keep_results else {}
+    return source, head, [kept.get(line.key) or Done(line=line) for line in executed.lines]

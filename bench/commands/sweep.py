@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis, with_blocks
+from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis
 from deploy.gateway_client import json_option
 
 if TYPE_CHECKING:
@@ -67,9 +67,10 @@ def sweep(
 
     from bench.commands.run_errors import run_errors
     from bench.measure.measures import check_measure
+    from bench.run.executor import run_all
+    from bench.run.files import records_writer
     from bench.run.grid import make_tasks
     from bench.run.log import FILE_NAME
-    from bench.run.pool import run_all
     from bench.run.spec import check_field
 
     pairs = [read_axis(text) for text in axes]
@@ -86,28 +87,28 @@ def sweep(
         tasks = make_tasks(
             base_spec(settings),
             group="sweep",
-            variants=_variants(others, settings),
+            variants=_variants(others),
             axes=rates,
             seeds=list(range(seeds)),
         )
-        outcome = run_all(
+        executed = run_all(
             tasks,
             Path(output) / FILE_NAME,
             console=Console(stderr=True),
             jobs=jobs,
             fresh=fresh,
-            records=records or "",
+            on_results=records_writer(Path(output), records or ""),
             title="sweep",
         )
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode({"runs": outcome.lines, "reused": outcome.reused}))
+        click.echo(msgspec.json.encode({"runs": executed.lines, "reused": executed.reused}))
         return
-    _show(outcome.lines, measure, Path(output) / FILE_NAME)
+    _show(executed.lines, measure, Path(output) / FILE_NAME)
 
 
-def _variants(axes: Mapping[str, Sequence[Any]], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _variants(axes: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     """One per combination of everything but the rate; a policy's name needs no key before it."""
     if not axes:
         return {"run": {}}
@@ -115,7 +116,7 @@ def _variants(axes: Mapping[str, Sequence[Any]], settings: Sequence[str]) -> dic
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         parts = [str(value) if key == "policy" else f"{key} {value}" for key, value in point.items()]
-        found[", ".join(parts)] = with_blocks(point, settings) if "profile" in point else point
+        found[", ".join(parts)] = point
     return found
 
 

@@ -1,13 +1,12 @@
-"""Workloads by one word: files under the data folder, generators, one's own Python file. Reads and caches rows.
+"""Words for workloads that stand for more than a format: files of the data folder, and published distributions.
 
-The data folder is `ASTROLABE_DATA`, else `../shared/data` beside the checkout, else the user's cache. A file that is
-not there has a stand-in where one exists; the notes say which was used.
+The data folder is `ASTROLABE_DATA`, else the user's cache. A file that is not there has a stand-in where one exists;
+the notes say which was used.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +15,11 @@ from typing import get_args
 import msgspec
 import numpy as np
 
-from bench.data.datasets import DatasetName, DatasetSpec, cache_folder, load_dataset
-from bench.data.own_file import check_workload_file, fitting_items, is_workload_file, items_of_file
-from bench.workload.arrivals import ArrivalKind
-from bench.workload.compose import fitting, generated, recorded
+from bench.data.datasets import DatasetName, DatasetSpec, cache_folder
+from bench.data.own_file import check_workload_file, is_workload_file
+from bench.workload.compose import fitting
 from bench.workload.dataset_error import DatasetError
-from bench.workload.item import DataRow, WorkloadItem
+from bench.workload.item import DataRow
 from bench.workload.power_law import LLUMNIX
 from bench.workload.quantile_lengths import LLUMNIX_PRINTED
 from engine_adapters.tokenizer import default_tokenizer
@@ -38,8 +36,8 @@ class NamedFile(msgspec.Struct, frozen=True, kw_only=True):
     about: str
     distinct: bool = False
     """Whether equal rows count once."""
-    stand_in: str = ""
-    """Named data taken when the file is not there; empty: none."""
+    stand_in: DatasetName | None = None
+    """What is taken when the file is not there."""
 
 
 class NamedDraws(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,22 +92,6 @@ NAMED: dict[str, NamedFile | NamedDraws] = {
 }
 
 
-class WorkloadWish(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run needs of a workload."""
-
-    dataset: str
-    path: str
-    seed: int
-    rate_per_s: float | None
-    rate_scale: float
-    requests: int
-    arrivals: ArrivalKind
-    burstiness: float
-    in_order: bool
-    longest_tokens: int
-    """Rows longer than this, prompt and answer, are left out."""
-
-
 def dataset_names() -> list[str]:
     """All words that a workload can be asked for by, besides a path to a Python file."""
     return [*NAMED, *get_args(DatasetName)]
@@ -132,49 +114,7 @@ def check_name(name: str) -> None:
 def data_folder() -> Path:
     """Where data files lie on this machine."""
     named = os.environ.get("ASTROLABE_DATA")
-    if named:
-        return Path(named)
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    return beside if beside.is_dir() else cache_folder() / "data"
-
-
-def make_workload(wish: WorkloadWish) -> list[WorkloadItem]:
-    """The requests of one run. Raises DatasetError, ValueError."""
-    if is_workload_file(wish.dataset):
-        made = items_of_file(wish.dataset, rate_per_s=wish.rate_per_s, requests=wish.requests, seed=wish.seed)
-        items = fitting_items(made, wish.longest_tokens, wish.dataset)
-    else:
-        rows = rows_of(wish)
-        if wish.rate_per_s is None:
-            items = recorded(rows, rate_scale=wish.rate_scale, count=wish.requests)
-        else:
-            items = generated(
-                rows,
-                seed=wish.seed,
-                kind=wish.arrivals,
-                rate_per_s=wish.rate_per_s,
-                burstiness=wish.burstiness,
-                count=wish.requests,
-                shuffle=not wish.in_order,
-            )
-    # Simulated nodes read lengths only.
-    return [msgspec.structs.replace(item, prompt="") if item.prompt else item for item in items]
-
-
-def rows_of(wish: WorkloadWish) -> list[DataRow]:
-    """Rows that fit, from a file (kept in memory) or drawn."""
-    check_name(wish.dataset)
-    named = NAMED.get(wish.dataset)
-    if isinstance(named, NamedDraws):
-        return _drawn(named, wish)
-    rows = list(_file_rows(wish.dataset, wish.path, wish.longest_tokens))
-    if not rows:
-        raise DatasetError(
-            wish.dataset,
-            f"every row is longer than {wish.longest_tokens:,} tokens, prompt and answer together",
-            mend="Use an engine with a longer context or another workload.",
-        )
-    return rows
+    return Path(named) if named else cache_folder() / "data"
 
 
 def note_on(dataset: str, path: str = "") -> str:
@@ -189,33 +129,27 @@ def note_on(dataset: str, path: str = "") -> str:
     return f"{dataset} {path}".strip()
 
 
-@functools.lru_cache(maxsize=8)
-def _file_rows(dataset: str, path: str, longest_tokens: int) -> tuple[DataRow, ...]:
-    named = NAMED.get(dataset)
-    if isinstance(named, NamedFile):
-        file = data_folder() / named.path
-        if not file.is_file():
-            if named.stand_in:
-                return _file_rows(named.stand_in, "", longest_tokens)
-            raise DatasetError(
-                dataset, f"{file} is not there", mend="Put the file there, or name its folder with ASTROLABE_DATA."
-            )
-        parsed = load_dataset(DatasetSpec(name=named.kind, path=str(file)))
-        rows = list(dict.fromkeys(parsed.rows)) if named.distinct else parsed.rows
-    else:
-        spec = DatasetSpec(name=dataset, path=path, tokenizer=default_tokenizer())  # type: ignore[arg-type]
-        rows = load_dataset(spec).rows
-    return tuple(fitting(rows, longest_tokens))
+def dataset_of(word: str, named: NamedFile) -> tuple[DatasetSpec, bool]:
+    """The file that the word stands for, or its stand-in, and whether equal rows count once. Raises DatasetError."""
+    file = data_folder() / named.path
+    if file.is_file():
+        return DatasetSpec(name=named.kind, path=str(file)), named.distinct
+    if named.stand_in is None:
+        raise DatasetError(
+            word, f"{file} is not there", mend="Put the file there, or name its folder with ASTROLABE_DATA."
+        )
+    return DatasetSpec(name=named.stand_in, tokenizer=default_tokenizer()), False
 
 
-def _drawn(named: NamedDraws, wish: WorkloadWish) -> list[DataRow]:
-    rng = np.random.default_rng((wish.seed, 3))
+def drawn_rows(word: str, named: NamedDraws, *, seed: int, count: int, longest_tokens: int) -> list[DataRow]:
+    """So many rows that fit. Raises DatasetError when no length does."""
+    rng = np.random.default_rng((seed, 3))
     rows: list[DataRow] = []
-    while len(rows) < wish.requests:
-        prompts, outputs = named.prompt(rng, wish.requests), named.output(rng, wish.requests)
+    while len(rows) < count:
+        prompts, outputs = named.prompt(rng, count), named.output(rng, count)
         drawn = [DataRow(prompt_tokens=int(p), output_tokens=int(o)) for p, o in zip(prompts, outputs, strict=True)]
-        kept = fitting(drawn, wish.longest_tokens)
+        kept = fitting(drawn, longest_tokens)
         if not kept:
-            raise DatasetError(wish.dataset, f"no length fits {wish.longest_tokens} tokens", mend="Allow more tokens.")
+            raise DatasetError(word, f"no length fits {longest_tokens} tokens", mend="Allow more tokens.")
         rows += kept
-    return rows[: wish.requests]
+    return rows[:count]

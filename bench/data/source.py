@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from bench.data.datasets import DatasetSpec, Progress, load_dataset
+from bench.data.named import NAMED, NamedDraws, dataset_of, drawn_rows, note_on
 from bench.data.own_file import fitting_items, function_of, items_of_file
 from bench.workload.arrivals import ArrivalKind, check_rate
 from bench.workload.compose import fitting, generated, recorded, shaped
@@ -15,6 +17,10 @@ from bench.workload.item import DataRow, WorkloadItem
 from bench.workload.rate_profile import RateStep, day_curve
 from bench.workload.rows import plural
 
+NO_LIMIT_TOKENS = 2**31
+MOST_KEPT = 8
+"""Data sets in memory."""
+
 
 class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything but rate and seed. `requests` and `duration_s` bound a run; with both, the shorter one."""
@@ -22,6 +28,8 @@ class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
     dataset: DatasetSpec
     file: str = ""
     """A workload file of one's own, which makes requests and arrivals itself; goes before `dataset`."""
+    named: str = ""
+    """A word of `bench.data.named`; goes before `dataset`."""
     arrivals: ArrivalKind | Literal["recorded"] = "gamma"
     """`recorded`: the data set's own times, made denser or sparser until their mean rate is the one asked for."""
     burstiness: float = 1.0
@@ -46,7 +54,7 @@ class WorkloadSource:
         self.spec = spec
         self.notes = notes
         self._rows = rows
-        self._source = spec.dataset.path or spec.dataset.name
+        self._source = spec.named or spec.dataset.path or spec.dataset.name
 
     @property
     def has_arrivals(self) -> bool:
@@ -127,6 +135,29 @@ class WorkloadSource:
         return (len(times) - 1) / span_s
 
 
+class DrawnSource(WorkloadSource):
+    """Rows whose lengths are drawn anew for each seed."""
+
+    def __init__(self, spec: WorkloadSpec, draws: NamedDraws) -> None:
+        super().__init__(spec, [], [draws.about])
+        self._draws = draws
+        self._longest_tokens = NO_LIMIT_TOKENS
+
+    @property
+    def has_arrivals(self) -> bool:
+        return False
+
+    def keep_fitting(self, max_total_tokens: int) -> None:
+        self._longest_tokens = min(max_total_tokens, self._longest_tokens)
+
+    def workload(self, *, rate_per_s: float | None, seed: int) -> list[WorkloadItem]:
+        spec = self.spec
+        if spec.requests is None:
+            raise ValueError("say how many requests the run shall have")
+        rows = drawn_rows(spec.named, self._draws, seed=seed, count=spec.requests, longest_tokens=self._longest_tokens)
+        return WorkloadSource(spec, rows, []).workload(rate_per_s=rate_per_s, seed=seed)
+
+
 class FileSource(WorkloadSource):
     """The requests that a workload file makes."""
 
@@ -153,9 +184,28 @@ class FileSource(WorkloadSource):
 
 
 def load_source(spec: WorkloadSpec, *, progress: Progress | None = None) -> WorkloadSource:
-    """Reads the data set. Raises DatasetError, TokenizerError."""
+    """Reads the data set; what was read last is kept in memory. Raises DatasetError, TokenizerError."""
     if spec.file:
         function_of(spec.file)
         return FileSource(spec)
-    parsed = load_dataset(spec.dataset, progress=progress)
-    return WorkloadSource(spec, parsed.rows, list(parsed.notes))
+    dataset, distinct = spec.dataset, False
+    if spec.named:
+        named = NAMED[spec.named]
+        if isinstance(named, NamedDraws):
+            return DrawnSource(spec, named)
+        dataset, distinct = dataset_of(spec.named, named)
+    rows, notes = _read(dataset, distinct, progress)
+    return WorkloadSource(spec, list(rows), [note_on(spec.named), *notes] if spec.named else list(notes))
+
+
+_kept: dict[tuple[DatasetSpec, bool], tuple[Sequence[DataRow], Sequence[str]]] = {}
+
+
+def _read(dataset: DatasetSpec, distinct: bool, progress: Progress | None) -> tuple[Sequence[DataRow], Sequence[str]]:
+    key = dataset, distinct
+    if key not in _kept:
+        parsed = load_dataset(dataset, progress=progress)
+        if len(_kept) == MOST_KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = list(dict.fromkeys(parsed.rows)) if distinct else parsed.rows, parsed.notes
+    return _kept[key]

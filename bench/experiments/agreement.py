@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 
 from bench.measure.measures import read_measure
-from bench.run.pool import run_all
+from bench.run.executor import run_all
 from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
 
@@ -71,7 +71,7 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def simulate_again(lines: Sequence[RunLine], folder: Path, *, time_scale: float, console: Console) -> list[Agreement]:
-    """Simulates what was run live. Raises PoolError, RunLogError.
+    """Simulates what was run live. Raises ExecutorError, RunLogError.
 
     Engines on a faster clock see slower surroundings: delays of gateway and network are stretched by `time_scale`.
     """
@@ -80,10 +80,10 @@ def simulate_again(lines: Sequence[RunLine], folder: Path, *, time_scale: float,
         for line in lines
         for repeat in range(REPEATS)
     ]
-    outcome = run_all(tasks, folder / FILE_NAME, console=console, fresh=True, title="the same, simulated")
+    executed = run_all(tasks, folder / FILE_NAME, console=console, fresh=True, title="the same, simulated")
     found: list[Agreement] = []
     for index, live in enumerate(lines):
-        repeats = outcome.lines[index * REPEATS : (index + 1) * REPEATS]
+        repeats = executed.lines[index * REPEATS : (index + 1) * REPEATS]
         delivery_s = delays_told(live, time_scale).delivery_s
         for _, measure, bar in COMPARED:
             told = read_measure(live.measures, measure)

@@ -6,31 +6,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from bench.measure.measures import Slo, measure
-from bench.run.simulate import MAX_OUTPUT_TOKENS, ClusterShape
-from bench.simcluster import SimCluster
+from bench.measure.measures import Slo
+from bench.run.simulated import MAX_OUTPUT_TOKENS, Task, run_task
+from bench.run.spec import RunSpec, with_values
 from bench.simcluster.noise import LARGEST_FACTOR, LEAST_FACTOR
 from bench.workload.item import LengthKnowledge, WorkloadItem
-from gateway.core.queue.queue import HoldConfig
-from gateway.core.router_config import RouterConfig
+from length_model.core.model import LengthModel
 from length_model.core.query import LengthSample
-from length_model.models import LengthModel, predict
+from length_model.models import predict
 
 CHARS_PER_TOKEN = 4.2
 """Of ShareGPT's earlier turns, whose tokens samples do not hold."""
 
 Scheme = Literal["min_new_request_latency", "min_total_latency", "shortest_first"]
-SCHEMES: Mapping[Scheme, RouterConfig] = {
-    "min_new_request_latency": RouterConfig(policy="min_new_request_latency"),
-    "min_total_latency": RouterConfig(policy="min_total_latency"),
-    "shortest_first": RouterConfig(
-        policy="min_total_latency", hold=HoldConfig(when="forecast", order="shortest_forecast")
-    ),
+SCHEMES: Mapping[Scheme, dict[str, Any]] = {
+    "min_new_request_latency": {"policy": "min_new_request_latency", "router": {"ask": 4, "hold": "forecast"}},
+    "min_total_latency": {"policy": "min_total_latency", "router": {"ask": 4, "hold": "forecast"}},
+    "shortest_first": {
+        "policy": "min_total_latency",
+        "router": {"ask": 4, "hold": {"when": "forecast", "order": "shortest_forecast"}},
+    },
 }
 """Ways to place that use lengths; the last holds requests in the gateway and binds the shortest first."""
 
@@ -93,11 +93,11 @@ def drawn(samples: Sequence[LengthSample], count: int, seed: int) -> list[Length
     return [finished[i] for i in np.concatenate(order)[:count]]
 
 
-def items(chosen: Sequence[LengthSample], *, rate_per_s: float, seed: int, shape: ClusterShape) -> list[WorkloadItem]:
+def items(chosen: Sequence[LengthSample], *, rate_per_s: float, seed: int, base: RunSpec) -> list[WorkloadItem]:
     """The samples as Poisson arrivals; prompts are the turn and what came before it, as much as leaves room for the
     longest answer."""
     gaps = np.random.default_rng([seed, 1]).exponential(1 / rate_per_s, len(chosen))
-    room = max(1, shape.longest_tokens - MAX_OUTPUT_TOKENS)
+    room = max(1, base.longest_tokens - MAX_OUTPUT_TOKENS)
     return [
         WorkloadItem(
             request_id=f"r{i}",
@@ -135,18 +135,17 @@ def run_once(
     scheme: Scheme,
     lengths: LengthKnowledge,
     seed: int,
-    shape: ClusterShape,
+    base: RunSpec,
     slo: Slo,
 ) -> dict[str, float]:
     """The `MEASURES` of one simulated run."""
-    router = msgspec.structs.replace(SCHEMES[scheme], seed=seed)
-    cluster = SimCluster(shape.specs(), router, lengths=lengths, max_output_tokens=MAX_OUTPUT_TOKENS)
-    found = cluster.run(workload)
-    told = measure(found.results, found.summary(), slo)
-    return {name: told[name] for name in MEASURES}
+    slos = {"slo_ttft_s": slo.ttft_s, "slo_tpot_s": slo.tpot_s}
+    spec = with_values(base, {**SCHEMES[scheme], **slos, "lengths": lengths, "seed": seed})
+    found = run_task(Task(group="length worth", variant=scheme, spec=spec, items=workload)).line.measures
+    return {name: found[name] for name in MEASURES}
 
 
-def capacity(samples: Sequence[LengthSample], *, requests: int, seed: int, shape: ClusterShape, slo: Slo) -> float:
+def capacity(samples: Sequence[LengthSample], *, requests: int, seed: int, base: RunSpec, slo: Slo) -> float:
     """The highest rate, to about 2 %, at which min_total_latency with known lengths keeps the P99 of TTFT.
 
     Raises ValueError when there is none, because the run is too short to fill the nodes.
@@ -154,16 +153,16 @@ def capacity(samples: Sequence[LengthSample], *, requests: int, seed: int, shape
     chosen = drawn(samples, requests, seed)
 
     def keeps(rate_per_s: float) -> bool:
-        workload = items(chosen, rate_per_s=rate_per_s, seed=seed, shape=shape)
-        told = run_once(workload, scheme="min_total_latency", lengths="known", seed=seed, shape=shape, slo=slo)
+        workload = items(chosen, rate_per_s=rate_per_s, seed=seed, base=base)
+        told = run_once(workload, scheme="min_total_latency", lengths="known", seed=seed, base=base, slo=slo)
         return told["ttft_p99_s"] <= slo.ttft_s
 
-    low, high = 0.0, float(shape.nodes)
+    low, high = 0.0, float(base.nodes)
     while keeps(high):
         low, high = high, 2 * high
         if high > 100 * requests:
             raise ValueError(
-                f"{requests} requests are too few to fill {shape.nodes} nodes: P99 TTFT stays within {slo.ttft_s:g} s "
+                f"{requests} requests are too few to fill {base.nodes} nodes: P99 TTFT stays within {slo.ttft_s:g} s "
                 "at any rate; give more with --requests"
             )
     while high - low > 0.02 * high:
@@ -179,29 +178,29 @@ def study(
     loads: Sequence[float],
     seeds: Sequence[int],
     requests: int,
-    shape: ClusterShape,
+    base: RunSpec,
     slo: Slo,
     schemes: Sequence[Scheme] = tuple(SCHEMES),
     on_cell: Callable[[Cell], None] = lambda cell: None,
 ) -> Study:
     """Every scheme with every knowledge at every load and seed; all of one load and seed get the same requests."""
-    top = capacity(samples, requests=requests, seed=seeds[0], shape=shape, slo=slo)
+    top = capacity(samples, requests=requests, seed=seeds[0], base=base, slo=slo)
     known = knowledges(models)
     cells = []
     for seed in seeds:
         chosen = drawn(samples, requests, seed)
         believed = {k.name: predictions(chosen, k, seed) for k in known}
         for load in loads:
-            workload = items(chosen, rate_per_s=top * load, seed=seed, shape=shape)
+            workload = items(chosen, rate_per_s=top * load, seed=seed, base=base)
             for knowledge, scheme in itertools.product(known, schemes):
                 tagged = [
                     msgspec.structs.replace(item, predicted_atoms_tokens=atoms)
                     for item, atoms in zip(workload, believed[knowledge.name], strict=True)
                 ]
-                told = run_once(tagged, scheme=scheme, lengths=knowledge.lengths, seed=seed, shape=shape, slo=slo)
+                told = run_once(tagged, scheme=scheme, lengths=knowledge.lengths, seed=seed, base=base, slo=slo)
                 cell = Cell(
                     scheme=scheme, knowledge=knowledge.name, load=load, rate_per_s=top * load, seed=seed, measures=told
                 )
                 cells.append(cell)
                 on_cell(cell)
-    return Study(capacity_per_s=top, slo=slo, nodes=shape.nodes, requests=requests, cells=cells)
+    return Study(capacity_per_s=top, slo=slo, nodes=base.nodes, requests=requests, cells=cells)

@@ -18,20 +18,11 @@ from bench.micro.process_cost import CostMeter
 from bench.run.files import commit, machine
 from bench.run.live import Job, complaints, replay_jobs, run_id
 from bench.run.live_comparison import ClusterError, ClusterSpec, lateness_warnings, local_cluster
-from bench.run.packaged import packaged_path
-from bench.run.simulated import SCHEMA_VERSION, RunLine, Task, requests_of
+from bench.run.simulated import SCHEMA_VERSION, RunLine, Task
 from bench.run.spec import RunSpec, check_spec, router_config, with_values
+from bench.run.workload import requests_of
 from deploy.local_cluster import LocalCluster
 from gateway.policy_files import is_policy_file, policy_name
-
-_ENGINE = (
-    "profile",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "block_size_tokens",
-    "num_blocks",
-    "max_model_len_tokens",
-)
 
 
 def run_live(experiment: Experiment, seeds: Sequence[int], console: Console) -> list[RunLine]:
@@ -42,7 +33,7 @@ def run_live(experiment: Experiment, seeds: Sequence[int], console: Console) -> 
     lines: list[RunLine] = []
     tasks = _tasks(experiment, live, seeds)
     for _, group in itertools.groupby(
-        tasks, key=lambda task: (_options(task.spec), _router(task.spec), task.spec.nodes)
+        tasks, key=lambda task: (task.spec.predictor_options(), _router(task.spec), task.spec.nodes)
     ):
         own = list(group)
         try:
@@ -70,24 +61,20 @@ def _tasks(experiment: Experiment, live: Live, seeds: Sequence[int]) -> list[Tas
     return tasks
 
 
-def _options(spec: RunSpec) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in _ENGINE} | {"profile": packaged_path(spec.profile)}
-
-
 def _router(spec: RunSpec) -> dict[str, Any]:
     """The gateway's options: asking and holding as the simulation of this run does, not as a gateway by itself."""
-    config = router_config(spec, policy_name(packaged_path(spec.policy)))
+    config = router_config(spec, policy_name(spec.policy_path))
     return {"sample": config.sample, "ask": config.ask, "hold": config.hold.when, "hold_order": config.hold.order}
 
 
 def _cluster(tasks: Sequence[Task], live: Live) -> ClusterSpec:
     spec = tasks[0].spec
-    files = {packaged_path(task.spec.policy) for task in tasks if is_policy_file(task.spec.policy)}
+    files = {task.spec.policy_path for task in tasks if is_policy_file(task.spec.policy)}
     return ClusterSpec(
         nodes=spec.nodes,
         gateway_port=0,
         first_node_port=0,
-        predictor={**_options(spec), "time_scale": live.time_scale},
+        predictor={**spec.predictor_options(), "time_scale": live.time_scale},
         gateway={**_router(spec), "policy_file": sorted(files)},
     )
 
@@ -102,7 +89,7 @@ def _replay(cluster: LocalCluster, task: Task, live: Live, console: Console) -> 
     nodes = CostMeter([node.pid for node in cluster.nodes])
     gateway = CostMeter([cluster.gateway.pid])
     label = f"{task.variant} {spec.rate_per_s or 0:g}/s"
-    policy = policy_name(packaged_path(spec.policy))
+    policy = policy_name(spec.policy_path)
     finished = replay_jobs(cluster.address, [Job(policy=policy, plan=plan, label=label)], console=console)[0]
     of_nodes, of_gateway = nodes.read(), gateway.read()
     for complaint in complaints(finished.summary, time_scale=live.time_scale):

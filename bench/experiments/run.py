@@ -17,10 +17,10 @@ from bench.experiments.claims import Evaluated, claim_text, evaluate, evaluate_p
 from bench.experiments.figures import draw
 from bench.experiments.schema import Experiment, Grid
 from bench.experiments.tables import as_markdown, as_rich
-from bench.run.files import commit
+from bench.run.executor import run_all
+from bench.run.files import commit, records_writer
 from bench.run.grid import make_tasks
 from bench.run.log import FILE_NAME, RunLog
-from bench.run.pool import run_all
 from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
 
@@ -79,7 +79,7 @@ def run_experiment(
 
     `live` carries the experiment out on real processes instead.
 
-    Raises ExperimentError, PoolError, RunLogError, SpecError, PolicyError, DatasetError, OSError.
+    Raises ExperimentError, ExecutorError, RunLogError, SpecError, PolicyError, DatasetError, OSError.
     """
     if experiment.status == "later":
         raise ExperimentError(f"{experiment.name} cannot be run yet: {experiment.why_later}")
@@ -93,19 +93,19 @@ def run_experiment(
             for line in lines:
                 log.add(line)
     else:
-        outcome = run_all(
+        executed = run_all(
             tasks_of(experiment, size),
             folder / FILE_NAME,
             console=console,
             jobs=size.jobs,
             fresh=size.fresh,
-            records=size.records,
+            on_results=records_writer(folder, size.records),
             beside=sorted(path for path in folder.parent.glob(f"*/{FILE_NAME}") if path.parent != folder),
             title=experiment.name,
         )
-        lines, reused = outcome.lines, outcome.reused
-        if outcome.other_commits:
-            others = ", ".join(c[:12] for c in outcome.other_commits)
+        lines, reused = executed.lines, executed.reused
+        if executed.other_commits:
+            others = ", ".join(c[:12] for c in executed.other_commits)
             text = f"[yellow]note:[/] some runs are of other commits ({others}); --fresh runs all again"
             console.print(text, highlight=False)
     claims, files = write_outcome(experiment, lines, folder)
@@ -161,7 +161,7 @@ def show_tables(experiment: Experiment, lines: Sequence[RunLine], console: Conso
 
 def _header(lines: Sequence[RunLine]) -> str:
     first = lines[0]
-    requests = sorted({line.spec.requests for line in lines})
+    requests = sorted({line.spec.requests or line.summary.requests for line in lines})
     seeds = len({line.spec.seed for line in lines})
     data = sorted({note_on(line.spec.dataset, line.spec.dataset_path) for line in lines})
     if len(data) > MOST_DATA_SETS:

@@ -5,17 +5,13 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, Literal
+from typing import Any
 
-from bench.data.datasets import DatasetSpec
-from bench.data.source import WorkloadSpec, load_source
 from bench.measure.results import Summary
 from bench.measure.statistics import compare_paired
-from bench.run.simulate import MAX_OUTPUT_TOKENS, ClusterShape
-from bench.simcluster import SimCluster
+from bench.run.simulated import Task, run_task
+from bench.run.spec import RunSpec
 from bench.workload.item import LengthKnowledge
-from bench.workload.rate_profile import RateStep, parse_steps
-from gateway.core.router import RouterConfig
 
 SEEDS = (3, 4, 5)
 """Others than those on which time constant and doubt were chosen (0 to 2)."""
@@ -25,25 +21,24 @@ CHANGING = "14x45,31x45,20x90,33x45,16x60,29x90"
 """Requests per second x seconds: about 8,900 requests."""
 RATES = ("24", "30", "33", CHANGING)
 POLICIES = ("min_total_latency", "min_new_request_latency")
-SHAPE = ClusterShape()
 
 
 def run(policy: str, rate: str, seed: int, lengths: LengthKnowledge, path: str, *, term: bool) -> Summary:
     """One simulation. `rate`: requests per second, or steps of them."""
-    steps: tuple[RateStep, ...] = tuple(parse_steps(rate)) if "x" in rate else ()
-    spec = WorkloadSpec(
-        dataset=DatasetSpec(name="lengths", path=path), requests=None if steps else REQUESTS, rate_steps=steps
-    )
-    items = load_source(spec).workload(rate_per_s=None if steps else float(rate), seed=seed)
-    correcting: Literal[True, "by size"] = True if term else "by size"
-    cluster = SimCluster(
-        SHAPE.specs(),
-        RouterConfig(policy=policy, ask=4, seed=seed, explain_keep=0),
+    changing = "x" in rate
+    spec = RunSpec(
+        policy=policy,
+        router={"ask": 4, "hold": "forecast"},
+        correcting=True if term else "by size",
         lengths=lengths,
-        max_output_tokens=max(MAX_OUTPUT_TOKENS, *(item.output_tokens for item in items)),
-        correcting=correcting,
+        dataset="lengths",
+        dataset_path=path,
+        rate_per_s=None if changing else float(rate),
+        rate_steps=rate if changing else "",
+        requests=None if changing else REQUESTS,
+        seed=seed,
     )
-    return cluster.run(items).summary()
+    return run_task(Task(group="arrival term", variant=policy, spec=spec)).line.summary
 
 
 def numbers(summary: Summary) -> dict[str, float]:

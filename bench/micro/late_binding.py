@@ -16,26 +16,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bench.data.datasets import DatasetSpec
-from bench.data.source import WorkloadSource, WorkloadSpec, load_source
-from bench.measure.results import RequestResult
-from bench.run.simulate import MAX_OUTPUT_TOKENS, ClusterShape
-from bench.simcluster import SimCluster
+from bench.run.simulated import Task, run_task
+from bench.run.spec import RunSpec, with_values
 from bench.workload.item import LengthKnowledge
-from gateway.core.queue.queue import HoldConfig
-from gateway.core.router import RouterConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 AT_ONCE = "at once"
-WAYS: Mapping[str, HoldConfig] = {
-    AT_ONCE: HoldConfig(when="never"),
-    "held, fcfs": HoldConfig(when="always"),
-    "held, shortest": HoldConfig(when="always", order="shortest_forecast"),
+WAYS: Mapping[str, dict[str, str]] = {
+    AT_ONCE: {"when": "never"},
+    "held, fcfs": {"when": "always"},
+    "held, shortest": {"when": "always", "order": "shortest_forecast"},
 }
 KNOWLEDGE: Mapping[LengthKnowledge, str] = {"known": "true", "predicted": "learned", "none": "none"}
-GOOD_TTFT_S, GOOD_TPOT_S = 3.0, 0.1
 T_95 = {1: 0.0, 2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for so many seeds; one seed has no interval."""
 
@@ -60,30 +54,22 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
         return self.rate_per_s, self.seed, self.lengths, self.way
 
 
-def is_good(row: RequestResult) -> bool:
-    return row.ttft_s is not None and row.ttft_s <= GOOD_TTFT_S and (row.tpot_s is None or row.tpot_s <= GOOD_TPOT_S)
-
-
-def run(source: WorkloadSource, policy: str, rate: float, seed: int, lengths: LengthKnowledge, way: str) -> Found:
+def run(base: RunSpec, rate: float, seed: int, lengths: LengthKnowledge, way: str) -> Found:
     """One simulation of twelve A30 nodes."""
-    config = RouterConfig(policy=policy, seed=seed, hold=WAYS[way])
-    cluster = SimCluster(ClusterShape().specs(), config, lengths=lengths, max_output_tokens=MAX_OUTPUT_TOKENS)
-    done = cluster.run(source.workload(rate_per_s=rate, seed=seed))
-    summary = done.summary()
-    ttft, e2e = summary.ttft_s, summary.e2e_s
-    assert ttft is not None
-    assert e2e is not None
+    values = {"rate": rate, "seed": seed, "lengths": lengths, "router": {"ask": 4, "hold": WAYS[way]}}
+    line = run_task(Task(group="late binding", variant=way, spec=with_values(base, values))).line
+    measures = line.measures
     return Found(
         rate_per_s=rate,
         seed=seed,
         lengths=lengths,
         way=way,
-        ttft_mean_s=ttft.mean,
-        ttft_p99_s=ttft.p99,
-        ttft_max_s=ttft.max,
-        e2e_mean_s=e2e.mean,
-        preemptions=done.preemptions,
-        goodput=sum(map(is_good, done.results)) / len(done.results),
+        ttft_mean_s=measures["ttft_mean_s"],
+        ttft_p99_s=measures["ttft_p99_s"],
+        ttft_max_s=measures["ttft_max_s"],
+        e2e_mean_s=measures["e2e_mean_s"],
+        preemptions=round(measures["preemptions"]),
+        goodput=measures["goodput_share"],
     )
 
 
@@ -167,9 +153,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    dataset = DatasetSpec(name=options.dataset, path=options.dataset_path)
-    source = load_source(WorkloadSpec(dataset=dataset, arrivals="poisson", requests=options.requests))
-    source.keep_fitting(ClusterShape().longest_tokens)
+    base = RunSpec(
+        policy=options.policy,
+        dataset=options.dataset,
+        dataset_path=options.dataset_path,
+        arrivals="poisson",
+        requests=options.requests,
+    )
     lines = options.output.read_bytes().splitlines() if options.output.exists() else []
     found = {f.key: f for f in (msgspec.json.decode(line, type=Found) for line in lines)}
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +169,7 @@ def main() -> None:
                 for lengths in options.lengths.split(","):
                     for way in WAYS:
                         if (rate, seed, lengths, way) not in found:
-                            one = run(source, options.policy, rate, seed, lengths, way)
+                            one = run(base, rate, seed, lengths, way)
                             found[one.key] = one
                             out.write(msgspec.json.encode(one) + b"\n")
                             out.flush()

@@ -1,7 +1,7 @@
 """Simulates the same runs in two checkouts, each by its own interpreter, and compares the results to the last digit.
 
-`python -m bench.micro.same_results OLD NEW` prints what differs and ends with 1 if anything does. The router is spelled out
-in every command, so a change of defaults does not show; commits, machines, keys and durations of the runs are left out.
+`python -m bench.micro.same_results OLD NEW` prints what differs and ends with 1 if anything does. The router is spelled
+out in every command, so a change of defaults does not show; commits, machines, keys and durations are left out.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import msgspec
 
 from bench.measure.measures import check_measure, read_measure
 from bench.measure.statistics import Estimate, estimate
-from bench.run.chains import Chain
+from bench.run.executor import Chain
 from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
 

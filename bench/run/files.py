@@ -6,14 +6,17 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from bench.measure.results import SCHEMA_VERSION, RequestResult, Run
+
+if TYPE_CHECKING:
+    from bench.run.simulated import Done
 
 _ROOT = Path(__file__).resolve().parents[2]
 CHANGED = "+changes"
@@ -115,6 +118,13 @@ def write_request_lines(path: Path, results: Sequence[RequestResult], kind: str)
         raise ValueError("records as Parquet need the package pyarrow: pip install pyarrow, or choose jsonl") from None
     rows = [msgspec.to_builtins(result) for result in results]
     parquet.write_table(arrow.Table.from_pylist(rows), path.with_suffix(".parquet"))
+
+
+def records_writer(folder: Path, kind: str) -> Callable[[Done], None] | None:
+    """Writes the requests of each run into `folder`, as `write_request_lines`; None when no kind is named."""
+    if not kind:
+        return None
+    return lambda done: write_request_lines(folder / "requests" / done.line.key, done.results, kind)
 
 
 def result_path(folder: Path, run: Run) -> Path:

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.run.packaged import packaged_path
 from bench.run.simulated import Task
 from bench.run.spec import RunSpec, SpecError, check_field, check_spec, with_values
 from gateway.policy_files import policy_name
@@ -41,15 +40,6 @@ def make_tasks(
                 spec = with_values(base, {**point, **own, "seed": seed})
                 check_spec(spec)
                 tasks.append(Task(group=group, variant=name, spec=spec))
-    for policy in dict.fromkeys(task.spec.policy for task in tasks):
-        policy_name(packaged_path(policy))
-    for shape in {repr(task.spec.shape): task.spec.shape for task in tasks}.values():
-        _check_shape(shape.specs)
+    for policy in dict.fromkeys(task.spec.policy_path for task in tasks):
+        policy_name(policy)
     return tasks
-
-
-def _check_shape(make: Any) -> None:
-    try:
-        make()
-    except ValueError as error:
-        raise SpecError(str(error)) from None

@@ -10,12 +10,10 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from bench.data.named import WorkloadWish, make_workload
 from bench.measure.measures import Slo, measure
-from bench.measure.results import RequestResult, Summary
-from bench.run.packaged import packaged_path
-from bench.run.simulate import MAX_OUTPUT_TOKENS
+from bench.measure.results import RequestResult, Run, Summary
 from bench.run.spec import RunSpec, delays_of, noise_of, router_config
+from bench.run.workload import requests_of
 from bench.simcluster import SimCluster
 from bench.workload.item import WorkloadItem, belief_of
 from gateway.core import events as ev
@@ -24,6 +22,9 @@ from simcore.types import Forecast
 
 SCHEMA_VERSION = 1
 """Of result lines. Grows when a field changes its meaning or goes."""
+MAX_OUTPUT_TOKENS = 2048
+"""Limit on the answer that simulated requests carry, if none of the workload is longer. It is not the true length: who
+knows nothing of the length must not learn it from the limit."""
 COURSE_POINTS = 200
 """Moments of a run at which the state of the nodes is kept."""
 
@@ -60,6 +61,12 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: float
     cpu_s: float
 
+    @property
+    def run(self) -> Run:
+        """As a comparison lines it up."""
+        spec = self.spec
+        return Run(policy=self.variant, rate_per_s=spec.rate_per_s, seed=spec.seed, summary=self.summary)
+
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A run that is wanted, and under which name."""
@@ -67,6 +74,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     group: str
     variant: str
     spec: RunSpec
+    items: Sequence[WorkloadItem] | None = None
+    """Requests that no spec can say; None: those of the spec."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,32 +85,19 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     results: list[RequestResult] = []
 
 
-def wish_of(spec: RunSpec) -> WorkloadWish:
-    return WorkloadWish(
-        dataset=spec.dataset,
-        path=spec.dataset_path,
-        seed=spec.seed,
-        rate_per_s=spec.rate_per_s,
-        rate_scale=spec.rate_scale,
-        requests=spec.requests,
-        arrivals=spec.arrivals,
-        burstiness=spec.burstiness,
-        in_order=spec.in_order,
-        longest_tokens=spec.shape.longest_tokens,
-    )
-
-
-def run_task(task: Task, *, commit: str, machine: dict[str, str | int], keep_results: bool = False) -> Done:
+def run_task(
+    task: Task, *, commit: str = "", machine: dict[str, str | int] | None = None, keep_results: bool = False
+) -> Done:
     """Simulates it. Raises DatasetError, PolicyError, ValueError."""
     spec = task.spec
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    policy = policy_name(packaged_path(spec.policy))
-    items = make_workload(wish_of(spec))
+    policy = policy_name(spec.policy_path)
+    items = requests_of(spec) if task.items is None else task.items
     belief_of(items[0], spec.lengths)
     observer = _Observer(len(items))
     cluster = SimCluster(
-        spec.shape.specs(),
+        spec.node_specs(),
         router_config(spec, policy),
         delays_of(spec),
         lengths=spec.lengths,
@@ -129,7 +125,7 @@ def run_task(task: Task, *, commit: str, machine: dict[str, str | int], keep_res
         summary=summary,
         course=observer.course,
         commit=commit,
-        machine=machine,
+        machine=machine or {},
         started_at=started_at,
         wall_s=time.perf_counter() - wall_s,
         cpu_s=cpu_s,
@@ -193,8 +189,3 @@ class _Observer:
             "forecast_e2e_p90_coverage": float((e2e <= said_p90 * (1 + 1e-9)).mean()),
             "forecast_ttft_error_median_s": float(np.median(np.abs(said_ttft - ttft))),
         }
-
-
-def requests_of(spec: RunSpec) -> list[WorkloadItem]:
-    """The requests of a run. Raises DatasetError, ValueError."""
-    return make_workload(wish_of(spec))

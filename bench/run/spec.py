@@ -7,23 +7,31 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from bench.data.datasets import DEFAULT_OUTPUT_TOKENS
 from bench.data.named import check_name
-from bench.run.packaged import packaged_path
-from bench.run.simulate import ClusterShape
-from bench.simcluster.node import Delays
+from bench.simcluster.node import Delays, NodeSpec
 from bench.simcluster.noise import Noise
 from bench.workload.arrivals import ArrivalKind
 from bench.workload.item import LengthKnowledge
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
+from predictor.profile_file import load_any_profile
+from simcore.cost.profile import Profile
+from simcore.types import EngineConfig
+
+_EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+_PACKAGED = {".py": "policies", ".json": "profiles"}
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One run: who decides, over which nodes, for which requests."""
+    """One run: who decides, over which nodes, for which requests.
+
+    Nodes default to the limits of Block's A30 experiments (48 sequences, 512 tokens, 1,052 blocks).
+    """
 
     policy: str = "min_total_latency"
     """A name, an alias, or a path to a policy file."""
@@ -31,33 +39,73 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Nodes drawn at random per decision; 0: the policy's default."""
     router: dict[str, Any] = {}
     """Further keys of the router's configuration."""
-    correcting: bool = True
-    """Predictors correct their forecasts by what became of earlier ones. Block's do not."""
+    correcting: bool | Literal["by size"] = True
+    """Predictors correct their forecasts by what became of earlier ones ("by size": not by the arrival rate). Block's
+    do not."""
     lengths: LengthKnowledge = "known"
+    """What the router is told of each answer's length: the truth, nothing (a live gateway then has its own length
+    model's belief, see its --lengths), the data set's prediction."""
     length_error: float = 0.0
     """Standard deviation of a factor on each expected length, as a share."""
     latency_error: float = 0.0
     """The same on each forecast."""
     dataset: str = "block-sharegpt"
-    """A name of `bench.data.named`, or a path to a workload file."""
+    """sharegpt: JSON conversations (the installed package, or your file). burstgpt: its CSV, version 1 or 2. azure: LLM
+    inference trace of 2023 or 2024. mooncake: JSON lines with hash_ids. servegen: X_arrivals.csv with
+    X_lengths_quantiles.csv beside it. power-law: lengths drawn as Llumnix's, see --shape. lengths: CSV
+    num_prefill_tokens,num_decode_tokens[,arrived_at]. jsonl: {"workload": text} or {"prompt_tokens": n,
+    "output_tokens": m} a line. `astrolabe bench data list` says where to get them. block-sharegpt,
+    block-sharegpt-predicted, burstgpt-like and llumnix-...: what published systems were measured with. Or a .py file of
+    your own with a function `workload`."""
     dataset_path: str = ""
+    """The data set's file; .gz is undone."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be read, and say how many."""
+    tokenizer: str = ""
+    """Counts tokens of texts; empty: the best installed."""
+    output_tokens: int = DEFAULT_OUTPUT_TOKENS
+    """Answer length for JSON lines that do not say theirs."""
+    shape: str = "medium-medium"
+    """power-law: short, medium or long, of prompts and answers; S-L is short-long."""
+    start_s: float = 0.0
+    """Recorded arrivals: begin so many seconds into the trace."""
+    rows: str = ""
+    """Use data rows A:B only, counted from 1."""
     in_order: bool = False
     """Rows in file order, not shuffled by the seed."""
-    arrivals: ArrivalKind = "gamma"
+    arrivals: ArrivalKind | Literal["recorded"] = "gamma"
+    """Process that makes the arrivals when a rate is given; recorded: the data set's own, scaled to the rate."""
     burstiness: float = 1.0
+    """Shape of gamma gaps: 1 is Poisson, less is burstier."""
     rate_per_s: float | None = None
-    """None: the data set's own arrivals."""
+    """Requests per second. None: the data set's own arrivals."""
     rate_scale: float = 1.0
-    requests: int = 10_000
+    """For recorded arrivals (no rate given): 2 is twice as dense."""
+    rate_steps: str = ""
+    """A rate that changes: 20x1200,30x600 is 20 requests/s for 1200 s, then 30 for 600 s."""
+    day_curve: float | None = None
+    """One day squeezed into the duration: the rate swings by this factor around its mean (BurstGPT: 11.7)."""
+    requests: int | None = 10_000
+    """Length of the run in requests; None: as many as the data set or the duration gives."""
+    duration_s: float | None = None
+    """Length of the run in seconds."""
     seed: int = 0
     nodes: int = 12
+    """Equal nodes."""
     profile: str = "a30/llama-2-7b"
-    """A shipped profile, or a path to a profile file."""
+    """Step times of the nodes: a shipped profile, or a path to a profile file."""
+    fleet: str = ""
+    """Nodes that differ, in place of `nodes` and `profile`: 6*a30/llama-3.1-8b,3*l40s/llama-3.1-8b."""
     max_num_seqs: int = 48
+    """Requests in one batch."""
     max_num_batched_tokens: int = 512
+    """Token budget of one step."""
     block_size_tokens: int = 16
-    num_blocks: int = 1052
+    """Tokens per KV block."""
+    num_blocks: int | None = None
+    """KV blocks of a node; None: what the profile's memory gives."""
     max_model_len_tokens: int = 4096
+    """Prompt plus answer limit."""
     network_one_way_s: float = 0.0002
     gateway_s: float = 0.0003
     """Gateway work per event."""
@@ -65,10 +113,6 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     note_interval_s: float = 0.005
     slo_ttft_s: float = 3.0
     slo_tpot_s: float = 0.1
-
-    @property
-    def shape(self) -> ClusterShape:
-        return ClusterShape(**{name: getattr(self, name) for name in ClusterShape.__struct_fields__})
 
     @property
     def key(self) -> str:
@@ -82,11 +126,123 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def files(self) -> list[str]:
         """Files of the user's own that decide the run."""
-        named = (self.policy, self.dataset, self.profile, self.dataset_path)
+        named = (self.policy, self.dataset, self.dataset_path, *(profile for _, profile in self.groups))
         return [path for path in map(packaged_path, named) if path.endswith((".py", ".json")) and Path(path).is_file()]
 
+    @property
+    def policy_path(self) -> str:
+        """The policy's name, or where its file lies."""
+        return packaged_path(self.policy)
 
+    @property
+    def groups(self) -> list[tuple[int, str]]:
+        """(number of nodes, their profile) in the order of the nodes. Raises SpecError."""
+        return fleet_groups(self.fleet) if self.fleet else [(self.nodes, self.profile)]
+
+    @property
+    def size(self) -> int:
+        """Nodes in all."""
+        return sum(count for count, _ in self.groups)
+
+    def engine(self, profile: str) -> EngineConfig:
+        """What an engine of this profile is started with. Raises ValueError as `load_any_profile`."""
+        return EngineConfig(
+            model=profile.rpartition("/")[2],
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            block_size_tokens=self.block_size_tokens,
+            num_blocks=blocks_of(profile, self.block_size_tokens) if self.num_blocks is None else self.num_blocks,
+            max_model_len_tokens=self.max_model_len_tokens,
+        )
+
+    def predictor_options(self) -> dict[str, Any]:
+        """The daemon's options for an emulated engine like the nodes of this run. Raises ValueError."""
+        engine = self.engine(self.profile)
+        return {
+            "profile": packaged_path(self.profile),
+            "max_num_seqs": engine.max_num_seqs,
+            "max_num_batched_tokens": engine.max_num_batched_tokens,
+            "block_size_tokens": engine.block_size_tokens,
+            "num_blocks": engine.num_blocks,
+            "max_model_len_tokens": engine.max_model_len_tokens,
+        }
+
+    @property
+    def longest_tokens(self) -> int:
+        """Prompt plus answer that every node can run."""
+        engines = [self.engine(profile) for _, profile in self.groups]
+        return min(min(e.max_model_len_tokens, e.num_blocks * e.block_size_tokens) for e in engines)
+
+    def node_specs(self) -> list[NodeSpec]:
+        """Raises ValueError for a profile that is neither shipped nor a profile file."""
+        kinds = [
+            (self.engine(profile), load_profile(profile).step_time_model())
+            for count, profile in self.groups
+            for _ in range(count)
+        ]
+        return [
+            NodeSpec(node_id=f"node-{index}", config=config, step_time=step_time)
+            for index, (config, step_time) in enumerate(kinds)
+        ]
+
+    @property
+    def fleet_text(self) -> str:
+        """The nodes in a line, for people."""
+        kinds = " and ".join(f"{count} {profile}" for count, profile in self.groups)
+        blocks = "/".join(
+            f"{n:,}" for n in dict.fromkeys(self.engine(profile).num_blocks for _, profile in self.groups)
+        )
+        return (
+            f"{kinds}, {self.max_num_seqs} sequences, {self.max_num_batched_tokens:,} tokens a step, {blocks} KV blocks"
+        )
+
+
+def fleet_groups(text: str) -> list[tuple[int, str]]:
+    """`6*a30/llama-2-7b,3*./mine.json` as (6, "a30/llama-2-7b"), (3, "./mine.json"). Raises SpecError."""
+    found: list[tuple[int, str]] = []
+    for part in text.split(","):
+        count, times, profile = part.strip().partition("*")
+        if not times or not count.strip().isdigit() or int(count) < 1 or not profile.strip():
+            raise SpecError(
+                f"cannot read the nodes {part.strip()!r}; write COUNT*PROFILE,..., for example 6*a30/llama-2-7b"
+            )
+        found.append((int(count), profile.strip()))
+    return found
+
+
+def packaged_path(name: str) -> str:
+    """Where a file that comes with the experiments (`experiments/NAME`) lies; every other name stays as it is."""
+    kind = _PACKAGED.get(Path(name).suffix)
+    if kind is None or not name.startswith("experiments/"):
+        return name
+    return str(_EXPERIMENTS / kind / name.removeprefix("experiments/"))
+
+
+def load_profile(name: str) -> Profile:
+    """Raises ValueError: an unknown name, a file that is not there or is no profile."""
+    return load_any_profile(packaged_path(name))
+
+
+def blocks_of(profile: str, block_size_tokens: int) -> int:
+    """KV blocks of an engine of this profile when nobody says otherwise. Raises ValueError as `load_profile`."""
+    kv = load_profile(profile).kv
+    return max(1, kv.num_blocks * kv.block_size_tokens // block_size_tokens)
+
+
+POSITIVE = (
+    "requests",
+    "nodes",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size_tokens",
+    "num_blocks",
+    "max_model_len_tokens",
+    "output_tokens",
+)
+"""Whole numbers that must be at least 1."""
 SHORT_NAMES = {
+    "duration": "duration_s",
+    "start": "start_s",
     "rate": "rate_per_s",
     "workload": "dataset",
     "batch": "max_num_seqs",
@@ -136,20 +292,23 @@ def with_values(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
 
 def check_spec(spec: RunSpec) -> None:
     """Raises SpecError, DatasetError or PolicyError for a run that cannot be."""
-    positive = ("requests", "nodes", "max_num_seqs", "max_num_batched_tokens", "block_size_tokens", "num_blocks")
-    for name in positive:
-        if getattr(spec, name) < 1:
-            raise SpecError(f"{name} is {getattr(spec, name)}; it must be at least 1")
-    for name in ("rate_per_s", "rate_scale", "burstiness"):
+    for name in POSITIVE:
+        value = getattr(spec, name)
+        if value is not None and value < 1:
+            raise SpecError(f"{name} is {value}; it must be at least 1")
+    for name in ("rate_per_s", "rate_scale", "burstiness", "duration_s"):
         value = getattr(spec, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise SpecError(f"{name} is {value:g}; it must be above 0")
-    if spec.sample > spec.nodes:
-        raise SpecError(f"sample is {spec.sample}, but there are only {spec.nodes} nodes to draw from")
+    if spec.sample > spec.size:
+        raise SpecError(f"sample is {spec.sample}, but there are only {spec.size} nodes to draw from")
     if spec.sample < 0 or spec.seed < 0:
         raise SpecError("sample and seed must not be negative")
-    longest = spec.shape.longest_tokens
-    if longest < 2:
+    try:
+        longest_tokens = spec.longest_tokens
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+    if longest_tokens < 2:
         raise SpecError(f"{spec.num_blocks} KV blocks of {spec.block_size_tokens} tokens hold no request")
     check_name(spec.dataset)
     try:

@@ -27,7 +27,7 @@ from bench.client.session import connected
 from bench.data.datasets import DatasetSpec
 from bench.data.source import WorkloadSource, WorkloadSpec, load_source
 from bench.measure.forecast_errors import Pair, errors_of
-from bench.run.simulate import ClusterShape
+from bench.run.spec import RunSpec
 from bench.simcluster import SimCluster
 from bench.vllm_checks.server import Server, emulated_server
 from bench.workload.item import WorkloadItem
@@ -116,12 +116,12 @@ def row_of(
 
 
 def simulated(
-    shape: ClusterShape, items: Sequence[WorkloadItem], policy: str, load: float, rate: float, *, sync: bool = False
+    base: RunSpec, items: Sequence[WorkloadItem], policy: str, load: float, rate: float, *, sync: bool = False
 ) -> Row:
     """The same requests on the simulated cluster, whose engines plan ahead as the live ones do unless `sync`."""
     specs = [
         msgspec.structs.replace(s, config=msgspec.structs.replace(s.config, async_scheduling=not sync))
-        for s in shape.specs()
+        for s in base.node_specs()
     ]
     results = SimCluster(specs, RouterConfig(policy=policy, seed=0)).run(items).results
     placements = [
@@ -137,10 +137,10 @@ def simulated(
     return row_of("simulated", policy, load, rate, times, placements)
 
 
-def capacity(shape: ClusterShape, items: Sequence[WorkloadItem]) -> float:
+def capacity(base: RunSpec, items: Sequence[WorkloadItem]) -> float:
     """Requests per second of the simulated cluster when all are there at once."""
     at_once = [msgspec.structs.replace(item, arrival_s=0.0) for item in items]
-    found = SimCluster(shape.specs(), RouterConfig(policy="min_total_unprocessed_tokens", seed=0)).run(at_once)
+    found = SimCluster(base.node_specs(), RouterConfig(policy="min_total_unprocessed_tokens", seed=0)).run(at_once)
     return found.summary().throughput_requests_per_s
 
 
@@ -198,19 +198,19 @@ async def live(
 
 
 def servers_of(
-    python: str, shape: ClusterShape, folder: Path, *, extra: Sequence[str], noise: float, time_scale: float
+    python: str, base: RunSpec, folder: Path, *, extra: Sequence[str], noise: float, time_scale: float
 ) -> list[Server]:
     options = {
-        "profile": shape.profile,
+        "profile": base.profile,
         "tokenizer": "bytes",
-        "max_num_seqs": shape.max_num_seqs,
-        "max_num_batched_tokens": shape.max_num_batched_tokens,
-        "num_blocks": shape.num_blocks,
-        "max_model_len": shape.max_model_len_tokens,
+        "max_num_seqs": base.max_num_seqs,
+        "max_num_batched_tokens": base.max_num_batched_tokens,
+        "num_blocks": base.engine(base.profile).num_blocks,
+        "max_model_len": base.max_model_len_tokens,
         "noise": noise,
         "time_scale": time_scale,
     }
-    return [emulated_server(python, folder, *extra, **options) for _ in range(shape.nodes)]
+    return [emulated_server(python, folder, *extra, **options) for _ in range(base.nodes)]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -268,20 +268,20 @@ def main(
     output: Path | None,
 ) -> None:
     """Print the table of forecast errors, live beside simulated."""
-    shape = ClusterShape(nodes=nodes)
+    base = RunSpec(nodes=nodes)
     source = load_source(WorkloadSpec(dataset=DatasetSpec(name="sharegpt"), requests=requests))
     source.keep_fitting(2048)
-    limit = capacity(shape, with_ids_only(source, 1.0, requests))
+    limit = capacity(base, with_ids_only(source, 1.0, requests))
     click.echo(f"capacity of {nodes} simulated nodes: {limit:.2f} requests/s", err=True)
     rows: list[Row] = []
     jobs = [(p, load, with_ids_only(source, load * limit, requests)) for p in policies for load in loads]
     for policy, load, items in jobs:
-        rows.append(simulated(shape, items, policy, load, load * limit, sync=sync))
+        rows.append(simulated(base, items, policy, load, load * limit, sync=sync))
         click.echo(table(rows[-1:]).splitlines()[-1], err=True)
     if not only_simulate:
         extra = ["--no-async-scheduling"] if sync else []
         options: dict[str, Any] = {"extra": extra, "noise": noise, "time_scale": time_scale}
-        rows += live_rows(python, shape, jobs, limit, engine=engine, **options)
+        rows += live_rows(python, base, jobs, limit, engine=engine, **options)
     click.echo(table(rows))
     if output is not None:
         output.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2))
@@ -295,7 +295,7 @@ def with_ids_only(source: WorkloadSource, rate: float, requests: int) -> list[Wo
 
 def live_rows(
     python: str,
-    shape: ClusterShape,
+    base: RunSpec,
     jobs: Sequence[tuple[str, float, Sequence[WorkloadItem]]],
     limit: float,
     *,
@@ -308,24 +308,24 @@ def live_rows(
     folder = Path(tempfile.mkdtemp(prefix="astrolabe-forecasts-"))
     click.echo(f"logs: {folder}", err=True)
     rows: list[Row] = []
-    servers = servers_of(python, shape, folder, extra=extra, noise=noise, time_scale=time_scale)
-    step_time = load_shipped(shape.profile).scaled(1.0 / time_scale)
+    servers = servers_of(python, base, folder, extra=extra, noise=noise, time_scale=time_scale)
+    step_time = load_shipped(base.profile).scaled(1.0 / time_scale)
     try:
         for server in servers:
             server.start()
         for server in servers:
             server.wait_ready()
         per_node = tuple({"engine_url": server.url} for server in servers)
-        known = {"engine": engine, "tokenizer": "bytes", "profile": shape.profile, "time_scale": time_scale}
+        known = {"engine": engine, "tokenizer": "bytes", "profile": base.profile, "time_scale": time_scale}
         if engine != "vllm":
             # Nobody tells the daemon what it needs to know.
             known |= {
-                "max_num_seqs": shape.max_num_seqs,
-                "max_num_batched_tokens": shape.max_num_batched_tokens,
-                "max_model_len_tokens": shape.max_model_len_tokens,
+                "max_num_seqs": base.max_num_seqs,
+                "max_num_batched_tokens": base.max_num_batched_tokens,
+                "max_model_len_tokens": base.max_model_len_tokens,
             }
         spec = ClusterSpec(
-            nodes=shape.nodes,
+            nodes=base.nodes,
             gateway_port=0,
             first_node_port=0,
             predictor=known,

@@ -7,7 +7,7 @@ import pytest
 
 from bench.data.datasets import DatasetSpec
 from bench.data.source import WorkloadSpec, load_source
-from bench.run.simulate import ClusterShape
+from bench.run.spec import RunSpec
 from bench.vllm_checks.forecast_error import POLICIES, capacity, live_rows, simulated, table, with_ids_only
 from bench.workload.item import WorkloadItem
 from tests.vllm.conftest import REPORT
@@ -19,7 +19,7 @@ LONGEST_ANSWER_TOKENS = 64
 
 
 def test_300_requests_under_three_policies(vllm_python: str, request: pytest.FixtureRequest) -> None:
-    shape = ClusterShape(nodes=3)
+    base = RunSpec(nodes=3)
     source = load_source(WorkloadSpec(dataset=DatasetSpec(name="sharegpt"), requests=REQUESTS))
     source.keep_fitting(2048)
 
@@ -27,10 +27,10 @@ def test_300_requests_under_three_policies(vllm_python: str, request: pytest.Fix
         items = with_ids_only(source, rate, REQUESTS)
         return [msgspec.structs.replace(i, output_tokens=min(i.output_tokens, LONGEST_ANSWER_TOKENS)) for i in items]
 
-    limit = capacity(shape, cut(1.0))
+    limit = capacity(base, cut(1.0))
     jobs = [(policy, LOAD, cut(LOAD * limit)) for policy in POLICIES]
-    foreseen = [simulated(shape, items, policy, LOAD, LOAD * limit) for policy, _, items in jobs]
-    seen = live_rows(vllm_python, shape, jobs, limit)
+    foreseen = [simulated(base, items, policy, LOAD, LOAD * limit) for policy, _, items in jobs]
+    seen = live_rows(vllm_python, base, jobs, limit)
     request.config.stash[REPORT] = table([*foreseen, *seen])
     assert [row.policy for row in seen] == list(POLICIES)
     for row in seen:

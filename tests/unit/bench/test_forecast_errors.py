@@ -6,7 +6,7 @@ import pytest
 
 from bench.measure.forecast_errors import Pair, Placed, errors_of
 from bench.measure.results import RequestResult, summarise
-from bench.run.simulate import ClusterShape
+from bench.run.spec import RunSpec
 from bench.simcluster import SimCluster
 from bench.workload.item import WorkloadItem
 from gateway.core.router import RouterConfig
@@ -61,9 +61,8 @@ def test_a_simulated_cluster_covers_nine_of_ten_and_knows_itself(lengths: str) -
         )
         for i in range(900)
     ]
-    shape = ClusterShape(nodes=2)
     cluster = SimCluster(
-        shape.specs(),
+        RunSpec(nodes=2).node_specs(),
         RouterConfig(policy="min_total_latency", seed=0),
         lengths="known" if lengths == "known" else "none",
     )

@@ -10,12 +10,12 @@ import pytest
 from bench.experiments import length_worth as lw
 from bench.experiments import length_worth_report as report
 from bench.measure.measures import Slo
-from bench.run.simulate import ClusterShape
+from bench.run.spec import RunSpec
 from length_model.baseline import ConstantModel
 from tests.helpers.length_samples import made_samples
 
 SAMPLES = made_samples(80, seed=3, censored_share=0.2)
-SHAPE = ClusterShape(nodes=1, max_num_seqs=8, num_blocks=300)
+BASE = RunSpec(nodes=1, max_num_seqs=8, num_blocks=300)
 
 
 def test_runs_draw_finished_answers_only_and_the_same_for_one_seed() -> None:
@@ -58,7 +58,7 @@ def test_a_study_runs_every_scheme_with_every_knowledge_on_the_same_requests(tmp
         loads=(1.0, 1.5),
         seeds=(4,),
         requests=40,
-        shape=SHAPE,
+        base=BASE,
         slo=Slo(ttft_s=2.0),
         on_cell=seen.append,
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.run import pool as run_pool
+from bench.run import executor
+from bench.run.executor import run_all
 from bench.run.log import read_lines
-from bench.run.pool import run_all
 from bench.run.simulated import Task
 from bench.run.spec import RunSpec
 
@@ -27,7 +27,7 @@ def task(variant: str, seed: int) -> Task:
 def test_a_run_of_this_very_commit_is_taken_from_a_log_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: str, borrows: bool
 ) -> None:
-    monkeypatch.setattr(run_pool, "commit", lambda: commit)
+    monkeypatch.setattr(executor, "commit", lambda: commit)
     first, second, torn = (tmp_path / name / "runs.jsonl" for name in ("a", "b", "torn"))
     torn.parent.mkdir()
     torn.write_text("nonsense\n")

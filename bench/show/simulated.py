@@ -1,0 +1,83 @@
+"""What commands show and write of simulated runs: tables, JSON, files of requests, a node's timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from bench.measure.capacity import Capacity, capacities
+from bench.measure.differences import Compared
+from bench.run.files import Header, result_path, write_results
+from bench.run.simulated import Done
+from bench.run.spec import RunSpec, delays_of
+from bench.show.tables import capacity_table, comparison_table, forecast_table
+from bench.show.timeline import placed_on, steps_of, timeline
+
+CAPACITY_LIMITS_S = (3.0, 10.0)
+"""P99-TTFT limits under which the reference systems report capacity."""
+
+
+def show(console: Console, notes: Sequence[str], base: RunSpec, done: Sequence[Done]) -> None:
+    """Tables for people."""
+    runs = [one.line.run for one in done]
+    for note in notes:
+        console.print(f"[dim]{note}[/]", highlight=False)
+    console.print(comparison_table(runs, title=title_of(base)))
+    if any(run.summary.forecasts is not None for run in runs):
+        console.print(forecast_table(runs))
+    found = capacity_rows(done)
+    if found:
+        console.print(capacity_table(found))
+    wall_s = sum(one.line.wall_s for one in done)
+    requests = sum(run.summary.requests for run in runs)
+    forecasts = sum(int(one.line.measures["forecasts"]) for one in done)
+    console.print(
+        f"[dim]{requests:,} requests and {forecasts:,} what-ifs simulated in {wall_s:.1f} s of processor time[/]",
+        highlight=False,
+    )
+
+
+def capacity_rows(done: Sequence[Done]) -> list[Capacity]:
+    """Capacities, if there are rates to interpolate between."""
+    runs = [one.line.run for one in done]
+    several = len({run.rate_per_s for run in runs}) > 1
+    return capacities(runs, CAPACITY_LIMITS_S) if several else []
+
+
+def title_of(base: RunSpec) -> str:
+    """The cluster in a line."""
+    return f"simulated nodes: {base.fleet_text}; lengths {base.lengths}"
+
+
+def as_document(head: Header, done: Sequence[Done], *, differences: Sequence[Compared] = ()) -> bytes:
+    """JSON for machines."""
+    return msgspec.json.encode(
+        {
+            "header": head,
+            "runs": [one.line.run for one in done],
+            "capacities": capacity_rows(done),
+            "differences": differences,
+            "wall_s": [round(one.line.wall_s, 3) for one in done],
+        }
+    )
+
+
+def write_run(folder: Path, head: Header, done: Done) -> None:
+    """One result file per run. Raises OSError."""
+    run = done.line.run
+    config = {**head.config, "policy": run.policy, "rate": run.rate_per_s}
+    own = msgspec.structs.replace(head, seed=run.seed, config=config)
+    write_results(result_path(folder, run), own, done.results)
+
+
+def write_timeline(path: Path, done: Done, node_index: int) -> None:
+    """One node of a run as a Chrome trace. Raises OSError."""
+    spec = done.line.spec
+    node = spec.node_specs()[node_index]
+    placed = placed_on(done.results, node.node_id, network_one_way_s=delays_of(spec).network_one_way_s)
+    document = timeline(node.node_id, steps_of(node, placed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(document))

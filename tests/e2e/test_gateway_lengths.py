@@ -21,7 +21,7 @@ from length_model.core.query import make_query
 from length_model.models import load_model
 from length_model.sample_files import read_samples
 from protos import codec
-from protos.runtime.process import ConfigError
+from protos.runtime.config import ConfigError
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import LengthBelief, Outcome

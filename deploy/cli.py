@@ -23,7 +23,7 @@ class Entry(NamedTuple):
     """Where a command lives and what it does, so that `--help` imports nothing."""
 
     target: str
-    """module:attribute"""
+    """module:attribute; empty for a group of `_GROUPS`."""
     summary: str
 
 
@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         if entry.target == "":
-            return BENCH
+            return _GROUPS[cmd_name]
         module, _, attribute = entry.target.partition(":")
         try:
             command = getattr(importlib.import_module(module), attribute)
@@ -89,6 +89,28 @@ BENCH = LazyGroup(
     help="Measure and compare: live clusters, simulated clusters, step-time profiles.",
 )
 
+LENGTH = LazyGroup(
+    "length",
+    {
+        "sample": Entry("deploy.commands.length_sample:sample", "Samples of prompts and answer lengths, split."),
+        "train": Entry("length_model.cli:train", "Train a model and recalibrate it."),
+        "eval": Entry("length_model.cli:evaluate", "Judge models on held-out conversations."),
+        "tag": Entry("length_model.cli:tag", "Write predicted lengths into a workload."),
+        "serve": Entry("length_model.cli:serve", "Offer beliefs over gRPC."),
+        "worth": Entry("bench.commands.length_worth:worth", "What better beliefs are worth to a cluster, simulated."),
+    },
+    help="""Beliefs about the length of answers: samples, training, evaluation, tags, a server.
+
+    \b
+    Example: from the packaged conversations to a judged model.
+      astrolabe length sample
+      astrolabe length train hashed --output results/length/hashed.alm
+      astrolabe length eval results/length/hashed.alm
+    """,
+)
+
+_GROUPS: dict[str, click.Group] = {"bench": BENCH, "length": LENGTH}
+
 ASTROLABE = LazyGroup(
     "astrolabe",
     {
@@ -101,7 +123,7 @@ ASTROLABE = LazyGroup(
         "nodes": Entry("deploy.commands.nodes:nodes", "Show the nodes of a gateway."),
         "explain": Entry("deploy.commands.explain:explain", "Why a request went where it went, and what became of it."),
         "drain": Entry("deploy.commands.drain:drain", "Take a node out of service, or back into it."),
-        "length": Entry("length_model.cli:length", "Length models: sample, train, eval, tag, worth, serve."),
+        "length": Entry("", "Length models: sample, train, eval, tag, worth, serve."),
         "bench": Entry("", "Measure and compare, live and simulated; capacity, own policies and profiles."),
     },
     help="""Places LLM requests on the node where a simulation of the engine's own scheduler says they do best.

@@ -38,7 +38,7 @@ def dispatch_stub(gateway: str) -> Iterator[Any]:
     import grpc
 
     from deploy.gateway_channel import blocking_channel
-    from protos.runtime.process import ConfigError
+    from protos.runtime.config import ConfigError
     from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 
     try:

@@ -136,7 +136,7 @@ def gateway(config_path: str | None, **options: Any) -> None:
 
     from gateway.config import load
     from gateway.workers.slot import own_slot
-    from protos.runtime.process import ConfigError
+    from protos.runtime.config import ConfigError
 
     overrides = {key: value for key, value in options.items() if value not in (None, ())}
     path = Path(config_path) if config_path else None

@@ -17,8 +17,7 @@ from gateway.core.decision.policies.registry import needs_forecasts
 from gateway.core.queue.queue import HoldConfig, HoldOrder, HoldWhen
 from gateway.core.router import RouterConfig
 from gateway.policy_files import policy_name, policy_names_of
-from protos.runtime.process import check_key, is_loopback, load_config, parse_address
-from protos.runtime.tls import check_pair
+from protos.runtime.config import check_key, check_pair, is_loopback, load_config, parse_address
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 

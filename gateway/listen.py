@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from protos.runtime.process import ConfigError, HostPort
+from protos.runtime.config import ConfigError, HostPort
 
 _HINT = "stop the process that has the port or choose another one"
 

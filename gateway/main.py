@@ -50,7 +50,8 @@ from gateway.workers.shared_quotas import shared_quotas
 from gateway.workers.slot import WorkerSlot
 from length_model.artifact import ArtifactError
 from length_model.online import OnlineLengths
-from protos.runtime.process import ConfigError, is_loopback, log_json_lines, parse_address
+from protos.runtime.config import ConfigError, is_loopback, parse_address
+from protos.runtime.log import log_json_lines
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub, add_DispatchServicer_to_server
 from simcore.types import Outcome

@@ -12,11 +12,8 @@ from numpy.typing import NDArray
 from length_model.artifact import Artifact, ArtifactError
 from length_model.core.belief import DEFAULT_PRIOR
 from length_model.core.distribution import Floats, Ints, bucket_of, exposure, log_edges, pmf_from_hazards
-from length_model.core.query import LengthQuery, LengthSample
+from length_model.core.query import Key, LengthQuery, LengthSample
 from simcore.types import LengthBelief
-
-Key = tuple[str, str]
-"""Model and class; an empty string stands for any."""
 
 ENOUGH_SAMPLES = 50
 """A model and class seen less often than this share the answer of the next wider group."""

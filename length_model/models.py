@@ -1,8 +1,4 @@
-"""The Protocol of a length model, and how one is found by name or file.
-
-A model answers with one probability per bucket; everything else (mean, quantiles, what remains, atoms) follows in
-`distribution`. Models are immutable, never fail on a query, and may be called from any thread.
-"""
+"""Length models found by name or file."""
 
 from __future__ import annotations
 
@@ -10,33 +6,19 @@ import importlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from length_model.artifact import SUFFIX, Artifact, ArtifactError, from_bytes, load
 from length_model.baseline import ConstantModel, HistogramModel
-from length_model.core.distribution import Floats, Ints, beliefs
+from length_model.core.distribution import beliefs
+from length_model.core.model import LengthModel
 from length_model.core.query import LengthQuery
 from simcore.types import LengthBelief
 
 DEFAULT_MODEL = "hashed"
 """Shipped trained with the package."""
-
-
-class LengthModel(Protocol):
-    """Prompt in, distribution of the answer's length out."""
-
-    @property
-    def name(self) -> str: ...
-
-    edges: Ints
-    """Bucket edges in tokens, [K + 1]."""
-    sha256: str
-    """Content hash of its artefact; empty without one."""
-
-    def pmf(self, queries: Sequence[LengthQuery]) -> Floats:
-        """[n, K]: one row per query, each summing to one. Takes any text: empty, huge, binary."""
 
 
 _READERS = {
@@ -124,7 +106,6 @@ __all__ = [
     "DEFAULT_MODEL",
     "ConstantModel",
     "HistogramModel",
-    "LengthModel",
     "from_artifact",
     "load_model",
     "model_names",

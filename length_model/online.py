@@ -14,12 +14,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from length_model.baseline import Key
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from length_model.core.distribution import Floats, beliefs, remapped
-from length_model.core.query import LengthQuery, make_query
+from length_model.core.model import LengthModel
+from length_model.core.query import Key, LengthQuery, make_query
 from length_model.core.recalibration import IDENTITY, Recalibrator, pit_of
-from length_model.models import LengthModel
 from simcore.types import LengthBelief
 
 

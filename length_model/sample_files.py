@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
+from length_model.core.conversation import Role, Turn, encodable
 from length_model.core.query import LengthSample, make_query
 from length_model.core.split import SplitManifest
-from length_model.sharegpt import Role, Turn, encodable
 
 LONGEST_ANSWER_TOKENS = 10_000_000
 """More than this is a mistake in the file."""

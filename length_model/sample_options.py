@@ -15,17 +15,10 @@ DEFAULT_SAMPLES = "results/length/samples.jsonl"
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    from bench.workload.dataset_error import DatasetError
-    from engine_adapters.tokenizer import TokenizerError
-    from length_model.artifact import ArtifactError
-    from length_model.sample_files import SampleError
-    from length_model.training import TrainingError
-
+    """Errors of artefacts, samples, training, tokenizers and data sets (each a ValueError) as one line."""
     try:
         yield
-    except (ArtifactError, SampleError, TrainingError, TokenizerError, DatasetError, ModuleNotFoundError) as error:
-        raise click.ClickException(str(error)) from None
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None

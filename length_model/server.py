@@ -17,10 +17,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from length_model.core.belief import given_produced
+from length_model.core.conversation import Role, Turn
+from length_model.core.model import LengthModel
 from length_model.core.query import LengthQuery, make_query
-from length_model.models import LengthModel
 from length_model.online import LengthForecast, OnlineLengths
-from length_model.sharegpt import Role, Turn
 from protos import codec
 from protos.v1 import astrolabe_length_pb2 as pb
 from protos.v1 import astrolabe_length_pb2_grpc as pb_grpc

@@ -10,14 +10,13 @@ from __future__ import annotations
 import codecs
 import importlib.util
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-Role = Literal["user", "assistant", "other"]
+from length_model.core.conversation import Conversation, Role, Turn, encodable
 
 MAX_CONVERSATION_CHARS = 16 * 2**20
 """A conversation that does not end within this many characters is taken for a broken file, not for a cut one. The
@@ -35,7 +34,6 @@ _ROLES: dict[str, Role] = {
 _EXPECTED = (
     'Expected the ShareGPT layout [{"id": …, "conversations": [{"from": "human", "value": …}, {"from": "gpt", …}]}, …].'
 )
-_PART_SUFFIX = re.compile(r"_\d+$")
 _PIECE_BYTES = 2**20
 
 
@@ -49,29 +47,6 @@ class ShareGptError(ValueError):
         self.mend = mend
 
 
-def encodable(text: str) -> str:
-    """The text with half surrogate pairs (JSON can spell them, UTF-8 cannot) replaced by `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-class Turn(msgspec.Struct, frozen=True):
-    """What one side said; may be empty."""
-
-    role: Role
-    text: str
-
-
-class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    conversation_id: str
-    """As in the file, made unique by nothing: long conversations come as parts `abc_0`, `abc_1`, ..."""
-    turns: tuple[Turn, ...]
-
-    @property
-    def root_id(self) -> str:
-        """The id without its part number: what must stay on one side of a split."""
-        return _PART_SUFFIX.sub("", self.conversation_id)
-
-
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """What a file held."""
 
@@ -79,14 +54,6 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     """Complete ones, those without turns included."""
     cut_off: bool
     """The file ends before its array does."""
-
-
-def answered_turns(conversation: Conversation) -> Iterator[int]:
-    """Positions of the user turns that an assistant turn follows directly, both with some text."""
-    for i in range(len(conversation.turns) - 1):
-        asked, answer = conversation.turns[i], conversation.turns[i + 1]
-        if asked.role == "user" and answer.role == "assistant" and asked.text and answer.text:
-            yield i
 
 
 class ConversationReader:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from length_model.core.distribution import beliefs, mean_tokens, quantiles_tokens
+from length_model.core.model import LengthModel
 from length_model.core.query import LengthQuery, LengthSample, make_query
-from length_model.models import LengthModel
 from length_model.sample_files import SampleError
 
 Statistic = Literal["median", "mean", "p90"]

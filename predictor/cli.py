@@ -86,7 +86,7 @@ def predictor(config_path: str | None, **options: Any) -> None:
     from engine_adapters.base import EngineError
     from predictor.config import load
     from predictor.main import serve
-    from protos.runtime.process import ConfigError
+    from protos.runtime.config import ConfigError
 
     overrides = {key: value for key, value in options.items() if value is not None}
     try:

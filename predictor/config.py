@@ -15,8 +15,7 @@ import msgspec
 from engine_adapters.registry import check_name
 from engine_adapters.tokenizer import default_tokenizer, tokenizer_info
 from predictor.profile_file import load_any_profile
-from protos.runtime.process import check_key, is_loopback, load_config, parse_address
-from protos.runtime.tls import check_pair
+from protos.runtime.config import check_key, check_pair, is_loopback, load_config, parse_address
 from simcore.cost.step_time import StepTimeModel
 from simcore.types import EngineConfig
 

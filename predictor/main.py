@@ -24,7 +24,8 @@ from predictor.metrics import MetricsServer, families
 from predictor.node import Node
 from predictor.service import EngineApi, Gate, PredictApi
 from predictor.warm_up import warm_up
-from protos.runtime.process import ConfigError, HostPort, is_loopback, log_json_lines, parse_address
+from protos.runtime.config import ConfigError, HostPort, is_loopback, parse_address
+from protos.runtime.log import log_json_lines
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
 from protos.v1.astrolabe_predict_pb2_grpc import add_PredictServicer_to_server

@@ -16,8 +16,9 @@ from bench.run.simulated import MAX_OUTPUT_TOKENS, Task, run_task
 from bench.run.spec import RunSpec, with_values
 from bench.simcluster.noise import LARGEST_FACTOR, LEAST_FACTOR
 from bench.workload.item import LengthKnowledge, WorkloadItem
+from length_model.core.model import LengthModel
 from length_model.core.query import LengthSample
-from length_model.models import LengthModel, predict
+from length_model.models import predict
 
 CHARS_PER_TOKEN = 4.2
 """Of ShareGPT's earlier turns, whose tokens samples do not hold."""

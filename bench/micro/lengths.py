@@ -20,10 +20,11 @@ import numpy as np
 import uvloop
 
 from gateway.intake.lengths import LengthDesk, Question, load_lengths
+from length_model.core.conversation import Turn, answered_turns
 from length_model.core.query import LengthQuery, make_query
 from length_model.models import load_model
 from length_model.online import OnlineLengths
-from length_model.sharegpt import Turn, answered_turns, package_file, read_conversations
+from length_model.sharegpt import package_file, read_conversations
 
 LIMIT_TOKENS = 1024
 DEADLINE_S = 0.02

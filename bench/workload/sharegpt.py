@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import msgspec
 
 from bench.workload.dataset_error import DatasetError
-from length_model.sharegpt import Conversation, ConversationReader, ShareGptError, answered_turns
+from length_model.core.conversation import Conversation, answered_turns
+from length_model.sharegpt import ConversationReader, ShareGptError
 
 
 class Pair(msgspec.Struct, frozen=True):

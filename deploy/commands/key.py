@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from protos.runtime.process import ConfigError
+from protos.runtime.config import ConfigError
 
 FILE = click.option("--file", "file", required=True, metavar="FILE", help="Key file of `astrolabe gateway --keys`.")
 

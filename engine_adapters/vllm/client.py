@@ -275,7 +275,7 @@ def https(url: str, tls: TlsFiles | None) -> ssl.SSLContext | bool:
     """What aiohttp wants to know for connections to a URL. Raises EngineError."""
     if tls is None or not url.startswith("https://"):
         return True
-    from protos.runtime.process import ConfigError
+    from protos.runtime.config import ConfigError
     from protos.runtime.tls import client_context
 
     try:

@@ -20,7 +20,7 @@ from gateway.intake.callers import Caller, KeyRing, Role, require
 from gateway.intake.denied import Denied
 from gateway.intake.submission import Intake
 from gateway.nodes.registry import NodeRegistry
-from length_model.sharegpt import Turn
+from length_model.core.conversation import Turn
 
 log = structlog.get_logger("gateway.http")
 

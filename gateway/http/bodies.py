@@ -18,7 +18,7 @@ from gateway.core.events import Slo
 from gateway.core.outcomes import Denial
 from gateway.intake.client_request import ClientRequest, Sampling
 from gateway.intake.denied import Denied, invalid
-from length_model.sharegpt import Turn
+from length_model.core.conversation import Turn
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Count32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]

@@ -22,7 +22,7 @@ from engine_adapters.tokenizer import Tokenizer
 from gateway.core.outcomes import Denial
 from gateway.intake.checks import MAX_TEXT_CHARS_INLINE
 from gateway.intake.denied import Denied, invalid
-from length_model.sharegpt import Turn
+from length_model.core.conversation import Turn
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "refusal"})

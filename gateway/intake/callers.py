@@ -17,7 +17,7 @@ import msgspec
 from gateway.core.outcomes import Denial
 from gateway.intake.caller_account import CallerLimits
 from gateway.intake.denied import Denied
-from protos.runtime.process import ConfigError, load_config
+from protos.runtime.config import ConfigError, load_config
 
 Role = Literal["client", "metrics", "admin"]
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")

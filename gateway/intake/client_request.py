@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.core.events import Resume, Slo
-from length_model.sharegpt import Turn
+from length_model.core.conversation import Turn
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,10 +15,10 @@ import msgspec
 
 from gateway.intake.client_stream import ClientStream
 from length_model.core.belief import DEFAULT_PRIOR, known, truncated
+from length_model.core.conversation import Turn
 from length_model.core.query import PROMPT_HEAD_CHARS, PROMPT_TAIL_CHARS, LengthQuery, make_query
 from length_model.models import load_model
 from length_model.online import Counters, LengthForecast, OnlineLengths
-from length_model.sharegpt import Turn
 from simcore.types import LengthBelief, Outcome
 
 MAX_BATCH = 32

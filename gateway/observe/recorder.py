@@ -11,7 +11,7 @@ import structlog
 from gateway.core.events import AnyAction, AnyEvent
 from gateway.core.recording import entry_line, header_line
 from gateway.core.router import RouterConfig
-from protos.runtime.process import ConfigError
+from protos.runtime.config import ConfigError
 
 log = structlog.get_logger("gateway.observe.recorder")
 

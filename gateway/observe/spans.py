@@ -10,7 +10,7 @@ import time
 
 from gateway.core.outcomes import COMPLETE
 from gateway.intake.client_stream import ClientStream
-from protos.runtime.process import ConfigError
+from protos.runtime.config import ConfigError
 
 SERVICE_NAME = "astrolabe-gateway"
 EXPORT_S = 2.0

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from length_model.core.conversation import encodable
 from length_model.core.query import LengthQuery
-from length_model.sharegpt import encodable
 
 _CHARS_PER_TOKEN_AT_MOST = 12
 """Text beyond this many characters per wanted token is not even tokenized."""

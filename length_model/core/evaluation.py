@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from length_model.core.belief import OVERDUE_TOKENS
 from length_model.core.distribution import Floats, Ints, given_produced, quantiles_tokens
+from length_model.core.model import LengthModel
 from length_model.core.query import LengthSample
 from length_model.core.recalibration import pits
 from length_model.core.scoring import Interval, bootstrap, crps, pinball
-from length_model.models import LengthModel
 
 PROMPT_EDGES_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1 << 30)
 PREDICTED_EDGES_TOKENS = (1, 64, 128, 192, 256, 384, 1 << 30)

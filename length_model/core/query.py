@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from length_model.sharegpt import Conversation, Role, Turn, answered_turns, encodable
+from length_model.core.conversation import Conversation, Role, Turn, answered_turns, encodable
 
 HISTORY_TURNS = 8
 """Earlier turns that a query keeps, the latest ones."""
@@ -23,6 +23,9 @@ PROMPT_TAIL_CHARS = 2000
 
 PER_CONVERSATION = 16
 """Questions sampled of one conversation at most: some have hundreds, and would otherwise stand for all users."""
+
+Key = tuple[str, str]
+"""Model and class of a query; an empty string stands for any."""
 
 Scope = Literal["first", "all"]
 """`first`: the first question of a conversation, alone. `all`: every question, with what came before it."""

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from length_model.baseline import Key
 from length_model.core.distribution import Floats, Ints, bucket_of, cdf
+from length_model.core.query import Key
 
 KNOTS = 20
 """Pieces of G."""

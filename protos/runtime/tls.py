@@ -10,14 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from protos.runtime.process import ConfigError
-
-
-def check_pair(cert: str, key: str, *, prefix: str) -> None:
-    """Raises ValueError when only one of the two is given. `prefix`: that of their configuration keys."""
-    if bool(cert) is not bool(key):
-        missing = f"{prefix}_key" if cert else f"{prefix}_cert"
-        raise ValueError(f"key '{missing}': a certificate and its key belong together; set both or neither")
+from protos.runtime.config import ConfigError
 
 
 class ServerTls:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import WorkloadItem, belief_of
 from bench.workload.jsonl import parse_jsonl
-from length_model.cli import length
+from deploy.cli import LENGTH
 from length_model.models import load_model
 from length_model.sample_files import manifest_path, read_manifest, read_samples
 from simcore.types import LengthBelief
@@ -21,7 +21,7 @@ TINY = ("--set", "hash_buckets=256", "--set", "width=4", "--set", "hidden=8")
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(length, [str(a) for a in arguments])
+    return CliRunner().invoke(LENGTH, [str(a) for a in arguments])
 
 
 @pytest.fixture

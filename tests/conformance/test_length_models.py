@@ -12,13 +12,14 @@ import pytest
 from length_model import artifact
 from length_model.baseline import ConstantModel, train_histogram
 from length_model.core import distribution as dist
+from length_model.core.conversation import Turn
 from length_model.core.features import FEATURES_VERSION
+from length_model.core.model import LengthModel
 from length_model.core.query import LengthQuery, make_query
 from length_model.core.split import split_samples
 from length_model.encoder import EncoderModel
 from length_model.hashed_training import HashedRecipe
-from length_model.models import LengthModel, from_artifact, load_model, model_names, predict
-from length_model.sharegpt import Turn
+from length_model.models import from_artifact, load_model, model_names, predict
 from length_model.training import Kind, TrainingError, train_to_file
 from tests.helpers.length_samples import made_samples
 from tests.helpers.tiny_encoder import LetterTokenizer, tiny_encoder_artifact, tiny_hashed_arrays

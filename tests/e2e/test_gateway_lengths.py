@@ -13,15 +13,15 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
+from deploy.cli import LENGTH
 from deploy.commands.explain import explain
 from gateway.core.recording import replay
-from length_model.cli import length
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from length_model.core.query import make_query
 from length_model.models import load_model
 from length_model.sample_files import read_samples
 from protos import codec
-from protos.runtime.process import ConfigError
+from protos.runtime.config import ConfigError
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import LengthBelief, Outcome
@@ -147,7 +147,7 @@ def test_what_a_gateway_recorded_trains_the_model_of_the_next(make_cluster: Make
     samples, model = tmp_path / "samples.jsonl", tmp_path / "own.alm"
     run = CliRunner()
     made = run.invoke(
-        length, ["sample", "--dataset", "decisions", "--dataset-path", str(log), "--output", str(samples), "--json"]
+        LENGTH, ["sample", "--dataset", "decisions", "--dataset-path", str(log), "--output", str(samples), "--json"]
     )
     assert made.exit_code == 0, made.output
     found = read_samples(samples).samples
@@ -156,7 +156,7 @@ def test_what_a_gateway_recorded_trains_the_model_of_the_next(make_cluster: Make
     assert {s.output_tokens for s in cut if s.sample_id != request_id} <= {30}
     assert len(cut) >= 20
     assert any(s.output_tokens > 30 for s in found)
-    trained = run.invoke(length, ["train", "histogram", "--samples", str(samples), "--output", str(model), "--json"])
+    trained = run.invoke(LENGTH, ["train", "histogram", "--samples", str(samples), "--output", str(model), "--json"])
     assert trained.exit_code == 0, trained.output
     assert json.loads(trained.output)["trained_on"] >= 30
     # Cut answers count for what they show: half of all were cut at 30 tokens, yet most are believed to be longer.

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     ready = tmp_path / "ready"
-    command = "from length_model.cli import length; length(prog_name='astrolabe length')"
+    command = "from deploy.cli import LENGTH; LENGTH(prog_name='astrolabe length')"
     process = subprocess.Popen(
         [sys.executable, "-c", command, "serve", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
     )

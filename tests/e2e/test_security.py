@@ -23,7 +23,7 @@ from deploy.local_cluster import LocalCluster
 from gateway.config import GatewayConfig
 from gateway.intake.callers import KeyEntry, KeyFile, digest, write_keys
 from gateway.main import Gateway
-from protos.runtime.process import ConfigError
+from protos.runtime.config import ConfigError
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from simcore.types import Outcome

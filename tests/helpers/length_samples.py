@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from length_model.core.conversation import Turn
 from length_model.core.query import LengthSample, make_query
-from length_model.sharegpt import Turn
 
 ASKED = {"yes or no": 4, "one sentence": 25, "a paragraph": 110, "an essay": 600}
 TOPICS = ["rivers", "bridges", "lighthouses", "bread", "clocks", "rain", "maps", "ladders", "harbours", "orchards"]

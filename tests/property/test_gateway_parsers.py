@@ -26,7 +26,7 @@ from gateway.http.chat import messages_of, question_and_history
 from gateway.http.connection import Connection, ConnectionLimits, Exchange
 from gateway.intake.callers import KeyEntry, KeyFile, KeyRing, digest, read_keys, write_keys
 from gateway.intake.denied import Denied
-from protos.runtime.process import ConfigError
+from protos.runtime.config import ConfigError
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from deploy.cli import LENGTH
 from length_model import sample_options as length_samples
-from length_model.cli import length
 
 
 @pytest.mark.parametrize("command", ["eval", "worth"])
@@ -17,6 +17,6 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr(length_samples, "find_spec", lambda name: None)
     samples, plot = str(tmp_path / "none.jsonl"), str(tmp_path / "x.png")
-    said = CliRunner().invoke(length, [command, "hashed", "--samples", samples, "--plot", plot])
+    said = CliRunner().invoke(LENGTH, [command, "hashed", "--samples", samples, "--plot", plot])
     assert said.exit_code == 2
     assert "plots need matplotlib: pip install" in said.output

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from length_model.core.conversation import Turn
 from length_model.core.features import DENSE_FEATURES, dense, ngrams
 from length_model.core.query import LengthQuery, make_query
-from length_model.sharegpt import Turn
 
 NASTY = {
     "empty": "",

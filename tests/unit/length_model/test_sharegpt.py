@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from length_model.core.conversation import Conversation, answered_turns
 from length_model.core.query import samples_from_conversations
-from length_model.sharegpt import Conversation, ConversationReader, ShareGptError, answered_turns
+from length_model.sharegpt import ConversationReader, ShareGptError
 
 GOOD: list[dict[str, Any]] = [
     {

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from length_model.core.conversation import Turn
 from length_model.core.query import LengthSample, make_query
 from length_model.core.split import near_pairs, normalised, samples_of, split_samples
-from length_model.sharegpt import Turn
 from tests.helpers.length_samples import made_samples
 
 LONG = "Please write me a rather long and quite detailed story about the keeper of a lighthouse and her seven dogs who "

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.config import GatewayConfig, NodeEntry, load
 from gateway.core.router import Router
-from protos.runtime.process import ConfigError, parse_address
+from protos.runtime.config import ConfigError, parse_address
 
 
 def write(folder: Path, text: str) -> Path:

@@ -12,10 +12,10 @@ from gateway.intake.lengths import MAX_BATCH, Expected, LengthDesk, Question, ki
 from length_model.artifact import ArtifactError
 from length_model.baseline import ConstantModel
 from length_model.core.belief import DEFAULT_PRIOR, known, truncated
+from length_model.core.conversation import Turn
 from length_model.core.distribution import Floats
 from length_model.core.query import LengthQuery
 from length_model.online import OnlineLengths
-from length_model.sharegpt import Turn
 from simcore.types import LengthBelief, Outcome
 
 

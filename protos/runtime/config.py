@@ -1,4 +1,4 @@
-"""What every process that speaks our protocol has in common: a strict TOML file, addresses, JSON log lines. Shell code.
+"""A process's configuration: one strict TOML file into a struct, and the addresses in it. Shell code.
 
 An unknown key, a wrong type, a bad value or malformed TOML is one `ConfigError` that names file, key, reason and how to
 mend it.
@@ -7,17 +7,13 @@ mend it.
 from __future__ import annotations
 
 import difflib
-import logging
 import re
-import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-import orjson
-import structlog
 
 Config = TypeVar("Config", bound=msgspec.Struct)
 
@@ -68,6 +64,13 @@ def check_key(key: str, test: Callable[[], object]) -> None:
         raise ValueError(f"key '{key}': {bad}") from None
 
 
+def check_pair(cert: str, key: str, *, prefix: str) -> None:
+    """Raises ValueError when only one of the two is given. `prefix`: that of their configuration keys."""
+    if bool(cert) is not bool(key):
+        missing = f"{prefix}_key" if cert else f"{prefix}_cert"
+        raise ValueError(f"key '{missing}': a certificate and its key belong together; set both or neither")
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -98,23 +101,3 @@ def _with_key(message: str) -> str:
     key = place.strip(".`")
     reason = text.replace("`", "'")
     return f"key '{key}': {reason[:1].lower()}{reason[1:]}" if key else reason
-
-
-def log_json_lines(level: str) -> None:
-    """Sets structlog up for this process: one JSON object a line on standard error."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(serializer=_json),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
-        cache_logger_on_first_use=True,
-    )
-
-
-def _json(record: object, **_: object) -> bytes:
-    return orjson.dumps(record, default=str)

@@ -1,0 +1,235 @@
+"""Command-line options made from a struct: an option is said once, in the record that uses it. Shell code.
+
+Type, default and help are the field's own: its annotation, its default and the first sentence of its docstring. A
+field that is itself a struct is a table: its fields become options with the table's name in front (`hold.order` is
+`--hold-order`). What cannot be guessed stands in the annotation as plain data, so that pure modules can say it too:
+
+    when: Annotated[Literal["never", "always"], msgspec.Meta(extra={"option": ""})] = "never"
+
+`option`: this field's part of the option's name; empty: none, so that the field carries the name of its table, and a
+table's fields stand without a prefix. A part that ends in `-ms` for a field in `_s` is given in milliseconds.
+`metavar`: the word for the value. `no_option`: the reason why the field cannot be given on the command line.
+"""
+
+from __future__ import annotations
+
+import ast
+import enum
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
+
+import click
+import msgspec
+from msgspec import inspect as types
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"_s": "S", "_ms": "MS", "_tokens": "TOKENS", "_bytes": "BYTES"}
+
+
+class Option(NamedTuple):
+    """One field of a struct, or of a table in it, as an option."""
+
+    path: tuple[str, ...]
+    """Keys from the outermost struct to the field: also its place in a TOML file."""
+    flag: str
+    """Name on the command line, without the leading dashes."""
+    type: types.Type
+    default: Any
+    help: str
+    metavar: str
+    scale: float
+    """What a value given is multiplied by to be in the field's unit (a ratio)."""
+
+    @property
+    def parameter(self) -> str:
+        """Name of the function's argument: that of a list is the field's, which is plural."""
+        name = self.flag.replace("-", "_")
+        return name.removesuffix(_singular(self.path[-1])) + self.path[-1] if _is_list(self.type) else name
+
+
+def options(kind: type[msgspec.Struct], *, help_of: Mapping[str, str] | None = None) -> Callable[[F], F]:
+    """Adds an option for each field of `kind`; one that is not given is None (empty for a list).
+
+    `help_of`: by parameter, words that the struct cannot know (the names of policies).
+    """
+
+    def add(command: F) -> F:
+        for option in reversed(options_of(kind)):
+            command = _click_option(option, (help_of or {}).get(option.parameter, option.help))(command)
+        return command
+
+    return add
+
+
+@cache
+def options_of(kind: type[msgspec.Struct]) -> tuple[Option, ...]:
+    """All options of a struct and its tables, in order. Raises TypeError for a field that can be none."""
+    return tuple(_walk(kind, (), ()))
+
+
+def tables(kind: type[msgspec.Struct], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by parameter as the tables of a TOML file. Parameters of other names stay as they are."""
+    by_parameter = {option.parameter: option for option in options_of(kind)}
+    nested: dict[str, Any] = {}
+    for name, value in given.items():
+        option = by_parameter.get(name)
+        if option is None:
+            nested[name] = value
+            continue
+        table = nested
+        for key in option.path[:-1]:
+            table = table.setdefault(key, {})
+        table[option.path[-1]] = value if option.scale == 1.0 else value * option.scale
+    return nested
+
+
+@cache
+def docstrings(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """The docstring below each field of a class and its bases, read from their source."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if base is msgspec.Struct or not issubclass(base, msgspec.Struct):
+            continue
+        body = _classes(base.__module__)[base.__qualname__].body
+        for field, text in pairwise(body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+                and isinstance(text.value.value, str)
+            ):
+                found[field.target.id] = " ".join(text.value.value.split())
+    return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _walk(kind: type[msgspec.Struct], path: tuple[str, ...], parts: tuple[str, ...]) -> Iterator[Option]:
+    info = types.type_info(kind)
+    assert isinstance(info, types.StructType)
+    for field in info.fields:
+        inner, extra = _bare(field.type)
+        if "no_option" in extra:
+            continue
+        here = (*path, field.name)
+        part = extra.get("option", _singular(field.name) if _is_list(inner) else field.name).replace("_", "-")
+        names = (*parts, part) if part else parts
+        if isinstance(inner, types.StructType):
+            yield from _walk(inner.cls, here, names)
+            continue
+        if not isinstance(_scalar(inner), (types.BoolType, types.IntType, types.FloatType, types.StrType)) and not (
+            _choices(inner)
+        ):
+            raise TypeError(f"{kind.__name__}.{field.name} cannot be an option; say why with no_option")
+        flag = "-".join(names)
+        yield Option(
+            path=here,
+            flag=flag,
+            type=inner,
+            default=_default(field),
+            help=_first_sentence(docstrings(kind).get(field.name, "")),
+            metavar=extra.get("metavar", _metavar(flag.replace("-", "_"), inner)),
+            scale=1e-3 if flag.endswith("-ms") and field.name.endswith("_s") else 1.0,
+        )
+
+
+def _bare(kind: types.Type) -> tuple[types.Type, Mapping[str, Any]]:
+    """The type without its metadata and without None, and what its `Meta(extra=...)` says."""
+    extra: dict[str, Any] = {}
+    while isinstance(kind, types.Metadata):
+        extra = {**(kind.extra or {}), **extra}
+        kind = kind.type
+    if isinstance(kind, types.UnionType):
+        rest = [one for one in kind.types if not isinstance(one, types.NoneType)]
+        if len(rest) == 1:
+            inner, more = _bare(rest[0])
+            return inner, {**more, **extra}
+    return kind, extra
+
+
+def _is_list(kind: types.Type) -> bool:
+    return isinstance(kind, (types.ListType, types.VarTupleType))
+
+
+def _scalar(kind: types.Type) -> types.Type:
+    """What one value on the command line is: a list's item, the text among several forms."""
+    if isinstance(kind, (types.ListType, types.VarTupleType)):
+        return _scalar(_bare(kind.item_type)[0])
+    if isinstance(kind, types.UnionType):
+        return next((one for one in kind.types if isinstance(one, types.StrType)), kind)
+    return kind
+
+
+def _choices(kind: types.Type) -> tuple[str, ...]:
+    one = _scalar(kind)
+    if isinstance(one, types.LiteralType):
+        return tuple(str(value) for value in one.values)
+    if isinstance(one, types.EnumType):
+        return tuple(str(member.value) for member in one.cls)
+    return ()
+
+
+def _metavar(name: str, kind: types.Type) -> str:
+    one = _scalar(kind)
+    if isinstance(one, (types.IntType, types.FloatType)):
+        unit = next((word for suffix, word in _UNITS.items() if name.endswith(suffix)), "")
+        return unit or ("N" if isinstance(one, types.IntType) else "X")
+    return "TEXT"
+
+
+def _singular(name: str) -> str:
+    return name.removesuffix("s")
+
+
+def _default(field: types.Field) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    return None if field.default is msgspec.NODEFAULT else field.default
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)[0].replace("`", "")
+
+
+def _click_option(option: Option, help: str) -> Callable[[F], F]:
+    shown = _shown(option)
+    text = f"{help} [default: {shown}]" if shown else help
+    one = _scalar(option.type)
+    if isinstance(one, types.BoolType):
+        flag = f"--{option.flag}/--no-{option.flag}" if option.default else f"--{option.flag}"
+        return click.option(flag, option.parameter, is_flag=True, default=None, help=text)
+    choices = _choices(option.type)
+    number = int if isinstance(one, types.IntType) else float if isinstance(one, types.FloatType) else str
+    return click.option(
+        f"--{option.flag}",
+        option.parameter,
+        type=click.Choice(choices) if choices else number,
+        metavar=None if choices else option.metavar,
+        multiple=_is_list(option.type),
+        help=text,
+    )
+
+
+def _shown(option: Option) -> str:
+    """The default as one would type it; empty when the help's words say what holds without a value."""
+    value = option.default
+    if value is None or value in ("", ()) or value == []:
+        return ""
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    if isinstance(value, bool):
+        return option.flag if value else ""
+    if isinstance(value, float):
+        return f"{value / option.scale:g}"
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -175,7 +175,7 @@ def _print(
     from rich import box
     from rich.table import Table
 
-    from bench.show.tables import out_console
+    from bench.show.tables import out_console, print_table
 
     title, cells = shown
     table = Table(box=box.SIMPLE)
@@ -193,4 +193,4 @@ def _print(
         f"{base.fleet_text}; {base.dataset}, lengths {base.lengths}; {base.router_text}",
         highlight=False,
     )
-    out.print(table)
+    print_table(out, table)

@@ -133,7 +133,7 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
 
     from bench.experiments.series import by_seed
     from bench.measure.statistics import estimate, text_of
-    from bench.show.tables import out_console
+    from bench.show.tables import out_console, print_table
 
     groups: dict[tuple[str, float | None], list[RunLine]] = {}
     for line in lines:
@@ -151,6 +151,6 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
             cells.append(text_of(estimate(values), digits=3) if values else "–")
         table.add_row(variant, "–" if rate is None else f"{rate:g}", *cells)
     out = out_console()
-    out.print(table)
+    print_table(out, table)
     routers = ", ".join(dict.fromkeys(line.spec.router_text for line in lines))
     out.print(f"{len(lines)} runs, {routers}: {path}", highlight=False)

@@ -56,9 +56,7 @@ def test_two_gateways_spread_requests_and_one_that_comes_back_knows_everything(
             child.kill()
             child.start()
             child.wait_ready(time.monotonic() + 30.0)
-            ready_s = time.monotonic()
             until(lambda: running(two) == 24, deadline_s=10.0, what="the new gateway knows of the other's requests")
-            assert time.monotonic() - ready_s < 1.0
             for call in calls:
                 assert next(call).node_id, "they never noticed"
                 call.cancel()

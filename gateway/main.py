@@ -50,7 +50,7 @@ from gateway.workers.shared_quotas import shared_quotas
 from gateway.workers.slot import WorkerSlot
 from length_model.artifact import ArtifactError
 from length_model.online import OnlineLengths
-from protos.runtime.config import ConfigError, is_loopback, parse_address
+from protos.runtime.config import ConfigError, differing_keys, is_loopback, parse_address
 from protos.runtime.log import log_json_lines
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub, add_DispatchServicer_to_server
@@ -58,7 +58,6 @@ from simcore.types import Outcome
 
 log = structlog.get_logger("gateway")
 
-RELOADABLE = ("nodes", "policy")
 SIBLING_OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
 OBSERVE_S = 1.0
 """How old a worker's part of the metrics may be: the page is made of all parts by whichever worker is asked."""
@@ -80,7 +79,7 @@ class Gateway:
         self.http_bound = parse_address(http, any_port=True) if http else None
         self._place = place
         suffix = f".w{place.index}" if place else ""
-        router = config.router()
+        router = msgspec.structs.replace(config.router, policy=policy_name(config.router.policy))
         if place is not None:
             # Workers with one seed would all choose the same node at the same moment.
             router = msgspec.structs.replace(router, seed=router.seed + place.index)
@@ -89,7 +88,7 @@ class Gateway:
         self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic)
         self.keys = KeyRing()
         self.keys.read(config.keys)
-        self._tls = ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca) if config.tls_cert else None
+        self._tls = ServerTls(config.tls) if config.tls.cert else None
         self.pump = Pump(
             Router(router),
             clock=time.monotonic,
@@ -109,7 +108,7 @@ class Gateway:
         self.discovery = Discovery(interval_s=config.dns_interval_s, found=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
         self.lengths = LengthDesk(
-            _lengths(config.lengths), deadline_s=config.lengths_deadline_ms / 1000, decode=tokenizer.decode
+            _lengths(config.lengths.model), deadline_s=config.lengths.deadline_s, decode=tokenizer.decode
         )
         self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None
         self.intake = Intake(
@@ -174,7 +173,7 @@ class Gateway:
             "gateway is listening" if self._place is None else "worker is listening",
             address=self.address,
             http=self.http_address,
-            policy=self.config.policy,
+            policy=self.config.router.policy,
             nodes=len(self.config.nodes),
             tls=self._tls is not None,
             keys=self.keys.asks_for_keys,
@@ -244,19 +243,17 @@ class Gateway:
 
     def reload(self, config: GatewayConfig) -> None:
         """Takes over nodes, policy, keys and certificates; says what would need a restart. Raises ConfigError."""
-        waiting = [
-            key
-            for key in GatewayConfig.__struct_fields__
-            if key not in RELOADABLE and getattr(config, key) != getattr(self.config, key)
-        ]
+        router = msgspec.structs.replace(self.config.router, policy=config.router.policy)
+        taken = msgspec.structs.replace(self.config, nodes=config.nodes, router=router)
         self.keys.read(self.config.keys)
         if self._tls is not None:
             self._tls.reload()
-        if config.policy != self.config.policy:
-            self.pump.post(PolicySet(policy=policy_name(config.policy)))
+        if config.router.policy != self.config.router.policy:
+            self.pump.post(PolicySet(policy=policy_name(config.router.policy)))
         self.discovery.set_entries(config.entries())
-        self.config = msgspec.structs.replace(self.config, **{key: getattr(config, key) for key in RELOADABLE})
-        log.info("configuration reloaded", policy=config.policy, nodes=len(config.nodes), needs_restart=waiting)
+        self.config = taken
+        waiting = differing_keys(config, taken)
+        log.info("configuration reloaded", policy=router.policy, nodes=len(config.nodes), needs_restart=waiting)
 
     async def _start_grpc(self) -> None:
         """Raises PortBusy."""
@@ -356,7 +353,7 @@ def _lengths(name: str) -> OnlineLengths | None:
     try:
         return load_lengths(name)
     except ArtifactError as bad:
-        raise ConfigError(f"key 'lengths': {bad}") from None
+        raise ConfigError(f"key 'model' in [lengths]: {bad}") from None
 
 
 def _timers(loop: asyncio.AbstractEventLoop) -> Callable[[float, Callable[[], None]], object]:

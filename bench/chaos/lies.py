@@ -7,7 +7,7 @@ import functools
 from bench.chaos.virtual.scenario import STEP_TIME, Dice
 from bench.measure.results import Summary
 from bench.simcluster import NodeSpec, SimCluster
-from bench.simcluster.faults import Lies
+from bench.simcluster.world import Lies
 from gateway.core.nodes.node import NodeStatus
 from gateway.core.router import RouterConfig
 from simcore.types import EngineConfig

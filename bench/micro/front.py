@@ -3,12 +3,14 @@
     python -m bench.micro.front
     python -m bench.micro.front --peer vllm-router=V/bin/vllm-router --peer sglang-router=S/bin/sglang-router \
         --peer smg=G/bin/smg
+    python -m bench.micro.front --policy --servers uvicorn granian aiohttp --servers-python F/bin/python
 
-All stand before the same stub engines (`bench.micro.stub_engine`), one after the other, on this machine, which the
-client shares with them. CPU is user + system time of the whole process tree of what stands in between, so it hardly
+All routers stand before the same stub engines (`bench.micro.stub_engine`), one after the other, on this machine, which
+the client shares with them. CPU is user + system time of the whole process tree of what stands in between, so it hardly
 depends on how busy the machine is; added latency is that of one-token requests through it less that of requests
 straight to the engine, sent in turns at an even rate. The prompt is bytes (`--tokenizer bytes`): tokenization is
-counted apart, with `--tokenizer qwen2`.
+counted apart, with `--tokenizer qwen2`. Servers (`bench.micro.http_servers`) give the stub engine's answers themselves,
+and the row before them is our own HTTP server doing the same: what the choice of a server costs, without a gateway.
 """
 
 from __future__ import annotations
@@ -57,6 +59,8 @@ class Figures(msgspec.Struct):
     """One row. CPU in microseconds, latencies in milliseconds."""
 
     request_us: float = float("nan")
+    whole_us: float = float("nan")
+    """A request whose answer comes in one piece."""
     chunk_us: float = float("nan")
     tokens_per_s: float = float("nan")
     """Delivered to all streams of the chunk test together."""
@@ -67,21 +71,27 @@ class Figures(msgspec.Struct):
 class HttpConnection:
     """One kept-alive connection that understands just enough."""
 
-    def __init__(self, address: str, prompt: str) -> None:
+    def __init__(self, address: str, prompt: str, *, stream: bool = True) -> None:
         host, _, port = address.rpartition(":")
         self._where = (host, int(port))
         self._prompt = prompt
+        self._stream = stream
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, tokens: int) -> None:
         if self._writer is None or self._reader is None:
             self._reader, self._writer = await asyncio.open_connection(*self._where)
-        body = json.dumps({"model": MODEL, "prompt": self._prompt, "max_tokens": tokens, "stream": True}).encode()
+        body = json.dumps(
+            {"model": MODEL, "prompt": self._prompt, "max_tokens": tokens, "stream": self._stream}
+        ).encode()
         self._writer.write(
             b"POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%b" % (len(body), body)
         )
+        if not self._stream:
+            await self._read_whole(self._reader)
+            return
         tail = b""
         while not tail.endswith(b"0\r\n\r\n"):
             data = await self._reader.read(1 << 16)
@@ -89,13 +99,18 @@ class HttpConnection:
                 raise ConnectionError(f"{self._where} closed the connection")
             tail = (tail + data)[-16:]
 
+    async def _read_whole(self, reader: asyncio.StreamReader) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        _, _, rest = head.partition(b"content-length:")
+        await reader.readexactly(int(rest.partition(b"\r\n")[0]))
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
 
 @contextlib.asynccontextmanager
-async def connections(target: Target, count: int, prompt: str) -> AsyncIterator[list[Ask]]:
+async def connections(target: Target, count: int, prompt: str, *, stream: bool = True) -> AsyncIterator[list[Ask]]:
     """So many clients of the target: HTTP connections, or calls over one gRPC channel."""
     if target.is_grpc:
         async with grpc.aio.insecure_channel(target.address) as channel:
@@ -108,7 +123,7 @@ async def connections(target: Target, count: int, prompt: str) -> AsyncIterator[
 
             yield [ask] * count
         return
-    opened = [HttpConnection(target.address, prompt) for _ in range(count)]
+    opened = [HttpConnection(target.address, prompt, stream=stream) for _ in range(count)]
     try:
         yield [c.ask for c in opened]
     finally:
@@ -116,9 +131,9 @@ async def connections(target: Target, count: int, prompt: str) -> AsyncIterator[
             connection.close()
 
 
-async def request_us(target: Target, requests: int, prompt: str, clients: int = 16) -> float:
+async def request_us(target: Target, requests: int, prompt: str, *, stream: bool = True, clients: int = 16) -> float:
     """CPU of one request with one token."""
-    async with connections(target, clients, prompt) as asks:
+    async with connections(target, clients, prompt, stream=stream) as asks:
 
         async def work(ask: Ask, count: int) -> None:
             for _ in range(count):
@@ -173,9 +188,10 @@ async def measure(target: Target, direct: Target, options: argparse.Namespace) -
         : options.prompt_chars
     ]
     per_request = await request_us(target, options.requests, prompt)
+    whole = float("nan") if target.is_grpc else await request_us(target, options.requests, prompt, stream=False)
     per_chunk, per_s = await chunk_us(target, options.streams, options.tokens, prompt, per_request)
     p50, p99 = await added_ms(direct, target, options.latency_requests, options.rate, prompt)
-    return Figures(per_request, per_chunk, per_s, float(p50), float(p99))
+    return Figures(per_request, whole, per_chunk, per_s, float(p50), float(p99))
 
 
 @contextlib.contextmanager
@@ -238,6 +254,19 @@ def peer(name: str, command: str, engines: Sequence[str]) -> Iterator[Target]:
         process.wait()
 
 
+@contextlib.contextmanager
+def http_server(name: str, python: str, tick_ms: float) -> Iterator[Target]:
+    """A server of others that gives the stub engine's answers itself."""
+    port = _free_port()
+    script = str(Path(__file__).with_name("http_servers.py"))
+    process = subprocess.Popen([python, script, name, f"--port={port}", f"--tick-ms={tick_ms}"])
+    try:
+        yield Target(f"{name}, stub answers", f"127.0.0.1:{port}", psutil.Process(process.pid))
+    finally:
+        process.terminate()
+        process.wait()
+
+
 async def until_served(target: Target, deadline_s: float = 60.0) -> None:
     """Until requests are answered whole."""
     async with asyncio.timeout(deadline_s):
@@ -260,20 +289,31 @@ def _free_port() -> int:
 
 def show(name: str, figures: Figures) -> None:
     print(
-        f"  {name:44s} {figures.request_us:8.0f} {figures.chunk_us:8.1f} {figures.tokens_per_s:9,.0f} "
-        f"{figures.added_p50_ms:10.2f} {figures.added_p99_ms:10.2f}",
+        f"  {name:44s} {figures.request_us:8.0f} {figures.whole_us:7.0f} {figures.chunk_us:8.1f} "
+        f"{figures.tokens_per_s:9,.0f} {figures.added_p50_ms:10.2f} {figures.added_p99_ms:10.2f}",
         flush=True,
     )
 
 
 async def run(options: argparse.Namespace) -> None:
-    print(f"  {'':44s} {'µs CPU / request':>8s} {'/ chunk':>8s} {'tokens/s':>9s} {'added p50':>6s} {'p99 ms':>6s}")
+    print(
+        f"  {'':44s} {'µs CPU / request':>8s} {'whole':>7s} {'/ chunk':>8s} "
+        f"{'tokens/s':>9s} {'added p50':>6s} {'p99 ms':>6s}"
+    )
     with stub_engines(options.tick_ms) as (engines, pids):
         direct = Target("straight to the engine", engines[0][1], None)
         await until_served(direct)
         bare = Target("bare grpc.aio, a write per token", engines[-1][0], psutil.Process(pids[-1]), True)
         await until_served(bare)
         show(bare.name, await measure(bare, direct, options))
+        if options.servers:
+            ours = Target("our HTTP server, stub answers", engines[-1][1], psutil.Process(pids[-1]))
+            await until_served(ours)
+            show(ours.name, await measure(ours, direct, options))
+        for name in options.servers:
+            with http_server(name, options.servers_python, options.tick_ms) as target:
+                await until_served(target)
+                show(target.name, await measure(target, direct, options))
         for policy in options.policy:
             for lengths in options.lengths:
                 with gateway([e[0] for e in engines], policy, options.tokenizer, lengths) as child:
@@ -302,6 +342,10 @@ def main() -> None:
         default=[],
         metavar="NAME=COMMAND",
         help="vllm-router, sglang-router or smg, and where its program is; may be repeated",
+    )
+    parser.add_argument("--servers", nargs="*", default=[], help="uvicorn, granian, aiohttp")
+    parser.add_argument(
+        "--servers-python", default=sys.executable, metavar="PYTHON", help="of an environment that has them"
     )
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--streams", type=int, default=200)

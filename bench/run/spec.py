@@ -13,7 +13,7 @@ import msgspec
 
 from bench.data.datasets import DEFAULT_OUTPUT_TOKENS
 from bench.data.named import check_name
-from bench.simcluster.node import Delays, NodeSpec
+from bench.simcluster import Delays, NodeSpec
 from bench.simcluster.noise import Noise
 from bench.workload.arrivals import ArrivalKind
 from bench.workload.item import LengthKnowledge

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from bench.measure.results import RequestResult
-from bench.simcluster.node import NodeSpec
+from bench.simcluster import NodeSpec
 from simcore.node import SimNode, SimRequest
 from simcore.trace import TraceDelta
 

@@ -1,8 +1,8 @@
 """The simulated cluster: the live gateway's own router over simulated nodes, on an event heap. Pure.
 
 Nothing of the router is modelled: `gateway.core.router.Router` gets the same events that the asyncio gateway gives it.
-What is modelled is the world around it: how long messages take (`Delays`), engines (`simcore.node`), and predictors
-(`simcore.lookahead`).
+Nor of the predictors: each node drives `predictor.core.node_predictor.NodePredictor`, as the daemon does. What is
+modelled is the world around them: how long messages take (`Delays`), and engines (`simcore.node`).
 
 Nodes run ahead to the next event that is not their own: tokens and complete answers make the router send nothing (it
 looks at its nodes when something comes or a timer fires), which is checked. So it hears everything in the order of
@@ -11,20 +11,36 @@ time, and the result does not depend on how far nodes run at once.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from bench.measure.results import RequestResult, Summary, summarise
-from bench.simcluster import faults as wrong
-from bench.simcluster.account import RequestAccount
-from bench.simcluster.course import Course
 from bench.simcluster.heap import EventHeap, Rank
-from bench.simcluster.node import ClusterNode, Delays, NodeSpec
+from bench.simcluster.node import ClusterNode, Delays
 from bench.simcluster.noise import Noise
+from bench.simcluster.request import ClientRequest, RequestAccount
+from bench.simcluster.world import (
+    ClockJumps,
+    Fault,
+    Fills,
+    GatewayRestarts,
+    Joins,
+    Leaves,
+    Lies,
+    NodeSpec,
+    OrphansDropped,
+    PredictorDies,
+    PredictorReturns,
+    RequestsFail,
+    TraceFreezes,
+    Vanishes,
+    WorldEvent,
+)
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
 from bench.workload.prefix import item_block_hashes
 from gateway.core import events as ev
@@ -36,6 +52,9 @@ from simcore.types import LengthBelief, Outcome
 NODE_TOLD, FORECAST, CLIENT, TIMER, ABORT, DISPATCH, ASK = (
     int(rank) for rank in (Rank.NODE_TOLD, Rank.FORECAST, Rank.CLIENT, Rank.TIMER, Rank.ABORT, Rank.DISPATCH, Rank.ASK)
 )
+
+DRAIN_CHECK_S = 0.1
+"""How often somebody looks whether a node that is to leave is empty."""
 
 __all__ = ["Delays", "NodeSpec", "SimCluster", "SimResult"]
 
@@ -61,6 +80,18 @@ class SimResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def summary(self) -> Summary:
         return summarise(self.results, preemptions=self.preemptions)
+
+
+class _Ready(NamedTuple):
+    """A new node has started."""
+
+    spec: NodeSpec
+
+
+class _Drains(NamedTuple):
+    """A node gets nothing new any more, and goes when it is empty."""
+
+    node_id: str
 
 
 class SimCluster:
@@ -97,23 +128,23 @@ class SimCluster:
         self._told = EventHeap(self._heap)
         """Tokens and complete answers on their way to the router."""
         self._account = RequestAccount()
-        self._nodes = {
-            spec.node_id: ClusterNode(
-                spec,
-                self.delays,
-                self._heap,
-                self._told,
-                account=self._account,
-                scenarios=scenarios,
-                lengths_known=lengths == "known",
-                correcting=correcting,
-                noise=noise,
-                seed=router.seed,
-            )
-            for spec in nodes
-        }
-        self._config = nodes[0].config
-        """Blocks are named in the size of the first node's."""
+        self._make_node = functools.partial(
+            ClusterNode,
+            delays=self.delays,
+            heap=self._heap,
+            told=self._told,
+            account=self._account,
+            scenarios=scenarios,
+            lengths_known=lengths == "known",
+            correcting=correcting,
+            noise=noise,
+            seed=router.seed,
+        )
+        self._nodes = {spec.node_id: self._make_node(spec) for spec in nodes}
+        self._left: list[ClusterNode] = []
+        """Nodes that are not of the cluster any more."""
+        self._naming = next((spec.config for spec in nodes if spec.config.enable_prefix_caching), nodes[0].config)
+        """The router names blocks in the size of the first node that caches prefixes."""
         self._lengths = lengths
         self._prior = prior
         self._max_output_tokens = max_output_tokens
@@ -123,25 +154,24 @@ class SimCluster:
         """Grows with each restart: timers of earlier gateways are lost."""
         self._ahead_s = 0.0
         """By how much the gateway's clock has jumped."""
-        self._courses: dict[str, Course] = {}
+        self._requests: dict[str, ClientRequest] = {}
         self._policies: Counter[str] = Counter()
 
-    def run(
-        self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, ev.AnyEvent | wrong.Fault]] = ()
-    ) -> SimResult:
+    def run(self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, WorldEvent]] = ()) -> SimResult:
         """Runs until every request has ended.
 
         `world` holds what happens from outside, with times: `NodeLost` (the engine's requests are gone unless only its
-        daemon died), `NodeJoined` (it comes back empty), `DrainAsked`, `ClientGone`, `PolicySet`, and any `Fault`.
+        daemon died), `NodeJoined` (it comes back empty), `DrainAsked`, `ClientGone`, `PolicySet`, any `Fault`, and
+        nodes that come new (`Joins`) or go for good (`Leaves`).
 
         Raises:
             ValueError: two requests have one id, a node of `world` is not of this cluster, or it has run already.
         """
-        if self._courses:
+        if self._requests:
             raise ValueError("this cluster has run already; make another")
         items = sorted(workload, key=lambda item: item.arrival_s)
-        self._courses = {item.request_id: Course(item) for item in items}
-        if len(self._courses) < len(items):
+        self._requests = {item.request_id: ClientRequest(item) for item in items}
+        if len(self._requests) < len(items):
             raise ValueError("two requests of the workload have the same id")
         self._open(items[0].arrival_s if items else 0.0)
         for at_s, event in world:
@@ -149,10 +179,10 @@ class SimCluster:
         arrivals = iter(items)
         self._schedule_next(arrivals)
         events = self._drive(arrivals)
-        nodes = self._nodes.values()
+        nodes = [*self._nodes.values(), *self._left]
         for node in nodes:
             node.finish()
-        results = [course.result for course in self._courses.values() if course.result is not None]
+        results = [request.result for request in self._requests.values() if request.result is not None]
         assert len(results) == len(items), "a request has not ended although nothing is left to happen"
         return SimResult(
             results=results,
@@ -162,6 +192,10 @@ class SimCluster:
             forecasts=sum(node.forecasts for node in nodes),
             policies=dict(self._policies),
         )
+
+    def specs(self) -> list[NodeSpec]:
+        """Of the nodes that are of the cluster now."""
+        return [node.spec for node in self._nodes.values()]
 
     def busy_nodes(self) -> list[str]:
         """Nodes whose engines have requests."""
@@ -191,7 +225,7 @@ class SimCluster:
             self._heap.push(item.arrival_s, Rank.CLIENT, item)
 
     def _drive(self, arrivals: Iterator[WorkloadItem]) -> int:
-        heap, told, nodes = self._heap, self._told, list(self._nodes.values())
+        heap, told, nodes = self._heap, self._told, self._nodes.values()
         one_way_s = self.delays.network_one_way_s
         events, at_s, next_s, looked_s = 0, 0.0, -math.inf, -math.inf
         while True:
@@ -249,19 +283,38 @@ class SimCluster:
         if epoch != node.epoch or node.faults.deaf:
             return
         if rank == DISPATCH:
-            course = self._courses[action.request_id]
-            item, shape = course.item, action.resumed or course.shape
+            request = self._requests[action.request_id]
+            item, shape = request.item, action.resumed or request.shape
             assert shape is not None, "only a request that has come is dispatched"
             rest_tokens = item.output_tokens - (shape.prompt_tokens - item.prompt_tokens)
-            node.take(shape, rest_tokens, action.dispatch_seq, at_s, attempt=action.attempt)
+            node.take(
+                shape,
+                rest_tokens,
+                action.dispatch_seq,
+                at_s,
+                attempt=action.attempt,
+                block_hashes=self._block_hashes(node, item, shape),
+            )
         elif rank == ASK:
-            node.answer(action, at_s)
+            node.answer(self._understood(node, action), at_s)
         else:
             node.abort(action.request_id, at_s)
 
-    def _change_world(self, event: ev.AnyEvent | wrong.Fault, at_s: float) -> None:
-        if isinstance(event, wrong.Fault):
+    def _change_world(self, event: WorldEvent | _Ready | _Drains, at_s: float) -> None:
+        if isinstance(event, Fault):
             self._go_wrong(event, at_s)
+            return
+        if isinstance(event, Joins):
+            self._heap.push(at_s + event.startup_s, Rank.WORLD, _Ready(event.spec))
+            return
+        if isinstance(event, _Ready):
+            self._add(event.spec, at_s)
+            return
+        if isinstance(event, Leaves):
+            self._tell(ev.DrainAsked(node_id=self._node(event.node_id).node_id), at_s)
+            event = _Drains(event.node_id)
+        if isinstance(event, _Drains):
+            self._remove_when_empty(self._node(event.node_id), at_s)
             return
         if isinstance(event, (ev.NodeLost, ev.NodeRemoved)):
             if not self._node(event.node_id).faults.no_daemon:
@@ -274,32 +327,47 @@ class SimCluster:
             return
         self._tell(event, at_s)
 
-    def _go_wrong(self, fault: wrong.Fault, at_s: float) -> None:
+    def _add(self, spec: NodeSpec, at_s: float) -> None:
+        if spec.node_id in self._nodes:
+            raise ValueError(f"node {spec.node_id!r} joins, but one of that name is here")
+        self._nodes[spec.node_id] = node = self._make_node(spec)
+        self._join(node, at_s)
+
+    def _remove_when_empty(self, node: ClusterNode, at_s: float) -> None:
+        in_flight = next(status.in_flight for status in self.router.nodes() if status.node_id == node.node_id)
+        if (in_flight or node.is_busy) and not node.faults.deaf:
+            self._heap.push(at_s + DRAIN_CHECK_S, Rank.WORLD, _Drains(node.node_id))
+            return
+        self._break(node, at_s)
+        self._left.append(self._nodes.pop(node.node_id))
+        self._tell(ev.NodeRemoved(node_id=node.node_id), at_s)
+
+    def _go_wrong(self, fault: Fault, at_s: float) -> None:
         match fault:
-            case wrong.Vanishes():
+            case Vanishes():
                 node = self._node(fault.node_id)
                 self._break(node, at_s)
                 node.faults.vanished = True
-            case wrong.TraceFreezes():
+            case TraceFreezes():
                 self._node(fault.node_id).faults.frozen_s = None if fault.thaws else at_s
-            case wrong.Lies():
+            case Lies():
                 self._node(fault.node_id).faults.lie = fault.factor
-            case wrong.Fills():
+            case Fills():
                 self._node(fault.node_id).faults.queue_limit = fault.queue_limit
-            case wrong.RequestsFail():
+            case RequestsFail():
                 self._fail(self._node(fault.node_id), fault.count, at_s)
-            case wrong.PredictorDies():
+            case PredictorDies():
                 node = self._node(fault.node_id)
                 self._tell_progress(node, node.progress(at_s), at_s)
                 node.lose_daemon(at_s)
-            case wrong.PredictorReturns():
+            case PredictorReturns():
                 self._node(fault.node_id).find_daemon(at_s)
                 self._join(self._node(fault.node_id), at_s)
-            case wrong.OrphansDropped():
+            case OrphansDropped():
                 self._node(fault.node_id).drop_orphans(at_s)
-            case wrong.GatewayRestarts():
+            case GatewayRestarts():
                 self._restart_gateway(at_s)
-            case wrong.ClockJumps():
+            case ClockJumps():
                 self._ahead_s += fault.by_s
                 for _, _, _, timer in self._heap.of_rank(Rank.TIMER):
                     self._heap.push(at_s, Rank.TIMER, timer)
@@ -313,17 +381,17 @@ class SimCluster:
                 request_id=request_id,
                 node_id=node.node_id,
                 outcome=Outcome.ENGINE_FAILED,
-                attempt=self._courses[request_id].attempt,
+                attempt=self._requests[request_id].attempt,
             )
             self._tell(ended, at_s)
 
     def _restart_gateway(self, at_s: float) -> None:
         self.router = Router(self.router.config)
         self._gateway += 1
-        for request_id, course in self._courses.items():
-            if course.shape is not None and course.result is None:
+        for request_id, request in self._requests.items():
+            if request.shape is not None and request.result is None:
                 lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
-                course.finish(lost, at_s, self._account)
+                request.finish(lost, at_s, self._account)
         for node in self._nodes.values():
             if not node.faults.deaf:
                 node.restart()
@@ -337,10 +405,12 @@ class SimCluster:
     def _tell_progress(self, node: ClusterNode, progress: Mapping[str, int], at_s: float) -> None:
         """Between first token and end nodes tell nothing, to save events: what they would have told by now."""
         for request_id, tokens in progress.items():
-            course = self._courses[request_id]
-            news = course.resumed_tokens + tokens - course.output_tokens
-            if course.result is None and course.node_id == node.node_id and news > 0:
-                seen = ev.TokensSeen(request_id=request_id, node_id=node.node_id, tokens=news, attempt=course.attempt)
+            request = self._requests[request_id]
+            untold = request.resumed_tokens + tokens - request.output_tokens
+            if request.result is None and request.node_id == node.node_id and untold > 0:
+                seen = ev.TokensSeen(
+                    request_id=request_id, node_id=node.node_id, tokens=untold, attempt=request.attempt
+                )
                 self._tell(seen, at_s)
 
     def _node(self, node_id: str) -> ClusterNode:
@@ -352,9 +422,9 @@ class SimCluster:
     def _tell(self, event: ev.AnyEvent, at_s: float) -> None:
         """The router hears an event; its wishes are carried out."""
         if type(event) is ev.TokensSeen:
-            self._courses[event.request_id].tokens_came(event, at_s)
+            self._requests[event.request_id].tokens_came(event, at_s)
         elif type(event) is ev.StreamEnded:
-            self._courses[event.request_id].attempt_ended(event)
+            self._requests[event.request_id].attempt_ended(event)
         actions = self.router.handle(event, at_s + self._ahead_s)
         if self._observe is not None:
             self._observe(at_s, event, actions)
@@ -370,19 +440,33 @@ class SimCluster:
                     timer = (self._gateway, ev.TimerFired(timer_id=action.timer_id))
                     self._heap.push(max(at_s, action.at_s - self._ahead_s), Rank.TIMER, timer)
                 case ev.Dispatch():
-                    self._courses[action.request_id].dispatched(action, left_s)
+                    self._requests[action.request_id].dispatched(action, left_s)
                     self._policies[action.decision.policy] += 1
                     self._send(there_s, Rank.DISPATCH, action)
                 case ev.Abort():
                     self._send(there_s, Rank.ABORT, action)
                 case ev.Finish():
-                    self._courses[action.request_id].finish(action, at_s, self._account)
+                    self._requests[action.request_id].finish(action, at_s, self._account)
                 case ev.Placed():
                     raise AssertionError("no request of a simulated cluster is placed by somebody else")
 
     def _send(self, at_s: float, rank: Rank, action: ev.AskForecast | ev.Dispatch | ev.Abort) -> None:
         node = self._nodes[action.node_id]
         self._heap.push(at_s, rank, (node, node.epoch, action))
+
+    def _block_hashes(self, node: ClusterNode, item: WorkloadItem, shape: ev.RequestShape) -> tuple[int, ...]:
+        """Names of the prompt's blocks in the size of the node's own."""
+        return shape.block_hashes if self._names_blocks_as(node) else item_block_hashes(item, node.spec.config)
+
+    def _understood(self, node: ClusterNode, ask: ev.AskForecast) -> ev.AskForecast:
+        """The question as the node can read it: names of blocks of another size are nothing that it knows."""
+        if not ask.candidate.block_hashes or self._names_blocks_as(node):
+            return ask
+        candidate = msgspec.structs.replace(ask.candidate, block_hashes=())
+        return msgspec.structs.replace(ask, candidate=candidate)
+
+    def _names_blocks_as(self, node: ClusterNode) -> bool:
+        return node.spec.config.block_size_tokens == self._naming.block_size_tokens
 
     def _shape(self, item: WorkloadItem) -> ev.RequestShape:
         belief = belief_of(item, self._lengths) or self._prior
@@ -393,8 +477,8 @@ class SimCluster:
             belief=truncated(belief, self._max_output_tokens),
             priority=item.priority,
             session=item.session,
-            block_hashes=item_block_hashes(item, self._config),
+            block_hashes=item_block_hashes(item, self._naming),
         )
         shape = self._dress(shape)
-        self._courses[item.request_id].shape = shape
+        self._requests[item.request_id].shape = shape
         return shape

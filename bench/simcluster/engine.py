@@ -5,7 +5,7 @@ Read from the engine itself, which is what a trace without delay would tell (`pr
 
 from __future__ import annotations
 
-from bench.simcluster.faults import NodeFaults
+from bench.simcluster.world import NodeFaults
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.tracing import TracingNode

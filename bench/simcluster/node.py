@@ -11,31 +11,22 @@ from typing import Literal
 
 import msgspec
 
-from bench.simcluster.account import EngineWatch, RequestAccount
 from bench.simcluster.engine import ObservedEngine
-from bench.simcluster.faults import NodeFaults
 from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.noise import Noise, NoiseSource
+from bench.simcluster.request import EngineWatch, RequestAccount
+from bench.simcluster.world import NodeFaults, NodeSpec
 from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
 from gateway.core.outcomes import COMPLETE
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.core.calibration import Calibration
 from predictor.core.node_predictor import NodePredictor
-from simcore.cost.step_time import StepTimeModel
 from simcore.node import NodeEvent, SimRequest
 from simcore.trace import StepBatch
 from simcore.tracing import NOBODY, TracingNode
-from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
+from simcore.types import Candidate, Forecast, LengthBelief, NodeLoad, Outcome
 
 NODE_TOLD = int(Rank.NODE_TOLD)
-
-
-class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What one node is."""
-
-    node_id: str
-    config: EngineConfig
-    step_time: StepTimeModel
 
 
 class Delays(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,9 +209,17 @@ class ClusterNode:
         return {state.request_id: max(0, state.output_tokens - early) for state in mine}
 
     def take(
-        self, shape: RequestShape, output_tokens: int, dispatch_seq: int, now_s: float, *, attempt: int = 1
+        self,
+        shape: RequestShape,
+        output_tokens: int,
+        dispatch_seq: int,
+        now_s: float,
+        *,
+        attempt: int = 1,
+        block_hashes: tuple[int, ...] = (),
     ) -> None:
-        """A dispatch arrives. The answer is cut where the engine's limits cut it."""
+        """A dispatch arrives. The answer is cut where the engine's limits cut it; `block_hashes` name the prompt's
+        blocks in the engine's own size."""
         self.run_until(now_s)
         limit = self.faults.queue_limit
         if limit is not None and self.load(now_s).waiting >= limit:
@@ -244,7 +243,7 @@ class ClusterNode:
             output_tokens=produced,
             max_output_tokens=min(shape.max_output_tokens, room),
             priority=shape.priority,
-            block_hashes=shape.block_hashes,
+            block_hashes=block_hashes,
         )
         belief = shape.belief if self._noise is None else self._noise.believed(shape.request_id, shape.belief)
         candidate = Candidate(
@@ -253,7 +252,7 @@ class ClusterNode:
             max_output_tokens=shape.max_output_tokens,
             belief=belief,
             priority=shape.priority,
-            block_hashes=shape.block_hashes,
+            block_hashes=block_hashes,
         )
         self.predictor.dispatched(candidate, now_s)
         outcome = Outcome.STOP if produced == output_tokens else Outcome.LENGTH

@@ -1,7 +1,10 @@
 """One HTTP/1.1 connection: requests in (keep-alive, pipelined, limited in size and time), one response at a time out.
 
-Parsing is llhttp's (the parser of Node.js) through `httptools`, with a plain `asyncio.Protocol` around it: web servers
-spend several times as much on a request before any handler runs. `python -m bench.micro.front` shows what is left.
+Parsing is llhttp's (the parser of Node.js) through `httptools`, with a plain `asyncio.Protocol` around it: no task a
+stream and no await a chunk. Serving the same stub answers takes 9 µs of CPU a streamed chunk and 19 µs a whole answer
+here; uvicorn[httptools] 12 and 36, granian 11 and 84, aiohttp 13 and 57 (two busy cores, `python -m bench.micro.front
+--policy --servers uvicorn granian aiohttp --servers-python PYTHON`). It also limits heads, bodies, times and
+pipelining by itself.
 """
 
 from __future__ import annotations

@@ -76,12 +76,9 @@ def ending_next(lists: Ints, running: int, end: int) -> int:
 @njit(nogil=True)
 def _insert(lists: Ints, n: int, i: int) -> int:
     left, by_end = lists[at.LEFT], lists[at.BY_END]
-    place = n
-    while place > 0:
-        other = by_end[place - 1]
-        if left[other] < left[i] or (left[other] == left[i] and other < i):
-            break
-        by_end[place] = other
+    place, mine = n, left[i]
+    while place > 0 and (left[by_end[place - 1]] > mine or (left[by_end[place - 1]] == mine and by_end[place - 1] > i)):
+        by_end[place] = by_end[place - 1]
         place -= 1
     by_end[place] = i
     return n + 1

@@ -6,7 +6,7 @@ import pytest
 
 from bench.chaos.lies import LIES, cost
 from bench.simcluster import SimCluster
-from bench.simcluster.faults import Lies
+from bench.simcluster.world import Lies
 from gateway.core.router import RouterConfig
 from tests.helpers.simulated import cluster_nodes, poisson
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bench.chaos.virtual.faults import predictor_killed
 from bench.chaos.virtual.scenario import STEP_TIME, Dice, World
 from bench.simcluster import NodeSpec, SimCluster
-from bench.simcluster.faults import OrphansDropped, PredictorDies, PredictorReturns
+from bench.simcluster.world import OrphansDropped, PredictorDies, PredictorReturns
 from bench.workload.item import WorkloadItem
 from gateway.core import events as ev
 from gateway.core.queue.queue import HoldConfig

@@ -9,7 +9,7 @@ import msgspec
 
 from bench.chaos.virtual.scenario import CUT_OFF_S, SUSPECT_S, WHOLE, Dice, Run, Scenario, World, joined
 from bench.simcluster import NodeSpec
-from bench.simcluster.faults import (
+from bench.simcluster.world import (
     ClockJumps,
     Fills,
     GatewayRestarts,

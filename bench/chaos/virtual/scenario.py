@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from bench.simcluster import NodeSpec
-from bench.simcluster.faults import Fault
+from bench.simcluster.world import Fault
 from bench.workload.item import WorkloadItem
 from gateway.core import events as ev
 from simcore.cost.step_time import StepTimeModel

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.simcluster import SimCluster
-from bench.simcluster.node import NodeSpec
+from bench.simcluster import NodeSpec, SimCluster
 from bench.workload.item import WorkloadItem
 from gateway.core.router import RouterConfig
 from simcore.cost.shipped import load_shipped

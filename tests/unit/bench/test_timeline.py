@@ -10,8 +10,7 @@ import pytest
 
 from bench.measure.results import RequestResult
 from bench.show.timeline import placed_on, steps_of, timeline
-from bench.simcluster import SimCluster
-from bench.simcluster.node import Delays, NodeSpec
+from bench.simcluster import Delays, NodeSpec, SimCluster
 from bench.workload.item import WorkloadItem
 from gateway.core.router import RouterConfig
 from simcore.cost.shipped import load_shipped

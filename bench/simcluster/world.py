@@ -1,11 +1,43 @@
-"""What can go wrong in a simulated cluster, besides lost nodes and clients that leave (`gateway.core.events`). Pure.
+"""What can happen to a simulated cluster from outside: nodes join and leave, things go wrong. Pure.
 
-Each is something that happens at a moment, given to `SimCluster.run` in `world` together with the events from outside.
+Each is something that happens at a moment, given to `SimCluster.run` in `world` together with the router's own events
+(`gateway.core.events`), such as a lost node or a client that leaves.
 """
 
 from __future__ import annotations
 
+import math
+
 import msgspec
+
+from gateway.core import events as ev
+from simcore.cost.step_time import StepTimeModel
+from simcore.types import EngineConfig
+
+
+class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node is."""
+
+    node_id: str
+    config: EngineConfig
+    step_time: StepTimeModel
+
+
+class Joins(msgspec.Struct, frozen=True, kw_only=True):
+    """A new node is started; the router hears of it when it is ready, `startup_s` later."""
+
+    spec: NodeSpec
+    startup_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.startup_s) and self.startup_s >= 0):
+            raise ValueError(f"startup_s must be finite and >= 0 seconds, got {self.startup_s}")
+
+
+class Leaves(msgspec.Struct, frozen=True, kw_only=True):
+    """A node is drained, and leaves the cluster when nothing runs there any more."""
+
+    node_id: str
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +108,9 @@ class ClockJumps(Fault, frozen=True, kw_only=True):
     """The gateway's clock goes ahead, as after a suspended machine."""
 
     by_s: float
+
+
+WorldEvent = ev.AnyEvent | Fault | Joins | Leaves
 
 
 class NodeFaults(msgspec.Struct):

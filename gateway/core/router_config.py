@@ -13,7 +13,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a router decides."""
 
     policy: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "min_total_latency"
-    """Placement policy, by name; in a gateway's configuration also the path of a policy file (it is run: trust it)."""
+    """Placement policy, by name; for a gateway also the path of a policy file (it is run: trust it)."""
     sample: int = 0
     """Nodes drawn at random for each request; 0: the policy's own default."""
     ask: int = 4

@@ -18,7 +18,7 @@ import enum
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -54,15 +54,21 @@ class Option(NamedTuple):
         return name.removesuffix(_singular(self.path[-1])) + self.path[-1] if _is_list(self.type) else name
 
 
-def options(kind: type[msgspec.Struct], *, help_of: Mapping[str, str] | None = None) -> Callable[[F], F]:
+def options(
+    kind: type[msgspec.Struct], *, only: Collection[str] = (), help_of: Mapping[str, str] | None = None
+) -> Callable[[F], F]:
     """Adds an option for each field of `kind`; one that is not given is None (empty for a list).
+
+    `only`: the parameters wanted, when not all are.
 
     `help_of`: by parameter, words that the struct cannot know (the names of policies). Raises TypeError for a field
     that can be no option and does not say why.
     """
 
     def add(command: F) -> F:
-        for option in reversed(options_of(kind)):
+        known = options_of(kind)
+        assert {option.parameter for option in known}.issuperset(only), "only names parameters that there are"
+        for option in reversed([o for o in known if not only or o.parameter in only]):
             command = _click_option(option, (help_of or {}).get(option.parameter, option.help))(command)
         return command
 
@@ -80,6 +86,11 @@ def config_option(command: F) -> F:
     file = click.Path(path_type=Path)
     text = "TOML file of the same settings; options given here win over it."
     return click.option("--config", "path", type=file, metavar="FILE", help=text)(command)
+
+
+def json_option(command: F) -> F:
+    """Adds --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(command)
 
 
 def given_tables(kind: type[msgspec.Struct], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,15 +42,15 @@ def gateway(path: Path | None, **given: Any) -> None:
     overrides = given_tables(GatewayConfig, given)
     try:
         config = load(path, overrides)
-        place = own_slot()
-        if config.workers > 1 and place is None:
+        slot = own_slot()
+        if config.workers > 1 and slot is None:
             from gateway.workers.supervisor import supervise
 
             uvloop.run(supervise(config))
         else:
             from gateway.main import serve
 
-            uvloop.run(serve(config, lambda: load(path, overrides), place))
+            uvloop.run(serve(config, lambda: load(path, overrides), slot))
     except ConfigError as bad:
         raise CannotStart(str(bad)) from None
 

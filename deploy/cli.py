@@ -22,8 +22,8 @@ PARENT_PID_VARIABLE = "ASTROLABE_PARENT_PID"
 class Entry(NamedTuple):
     """Where a command lives and what it does, so that `--help` imports nothing."""
 
-    target: str
-    """module:attribute; empty for a group of `_GROUPS`."""
+    target: str | LazyGroup
+    """`module:attribute`, or a group that is as lazy as this one."""
     summary: str
 
 
@@ -41,8 +41,8 @@ class LazyGroup(click.Group):
         entry = self._entries.get(cmd_name)
         if entry is None:
             return None
-        if entry.target == "":
-            return _GROUPS[cmd_name]
+        if isinstance(entry.target, LazyGroup):
+            return entry.target
         module, _, attribute = entry.target.partition(":")
         try:
             command = getattr(importlib.import_module(module), attribute)
@@ -109,8 +109,6 @@ LENGTH = LazyGroup(
     """,
 )
 
-_GROUPS: dict[str, click.Group] = {"bench": BENCH, "length": LENGTH}
-
 ASTROLABE = LazyGroup(
     "astrolabe",
     {
@@ -123,8 +121,8 @@ ASTROLABE = LazyGroup(
         "nodes": Entry("deploy.commands.nodes:nodes", "Show the nodes of a gateway."),
         "explain": Entry("deploy.commands.explain:explain", "Why a request went where it went, and what became of it."),
         "drain": Entry("deploy.commands.drain:drain", "Take a node out of service, or back into it."),
-        "length": Entry("", "Length models: sample, train, eval, tag, worth, serve."),
-        "bench": Entry("", "Measure and compare, live and simulated; capacity, own policies and profiles."),
+        "length": Entry(LENGTH, "Length models: sample, train, eval, tag, worth, serve."),
+        "bench": Entry(BENCH, "Measure and compare, live and simulated; capacity, own policies and profiles."),
     },
     help="""Places LLM requests on the node where a simulation of the engine's own scheduler says they do best.
 

@@ -13,7 +13,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from protos.runtime.config import ConfigError
 from protos.runtime.tls import channel_credentials
+from protos.runtime.tls_files import ClientTlsFiles
 
 
 def blocking_channel(gateway: str) -> grpc.Channel:
@@ -38,7 +40,11 @@ def _credentials() -> grpc.ChannelCredentials | None:
     ca = os.environ.get("ASTROLABE_CA", "")
     if not ca:
         return None
-    tls = channel_credentials(ca, os.environ.get("ASTROLABE_CERT", ""), os.environ.get("ASTROLABE_CERT_KEY", ""))
+    cert, cert_key = os.environ.get("ASTROLABE_CERT", ""), os.environ.get("ASTROLABE_CERT_KEY", "")
+    try:
+        tls = channel_credentials(ClientTlsFiles(ca=ca, cert=cert, key=cert_key))
+    except ValueError:
+        raise ConfigError("ASTROLABE_CERT and ASTROLABE_CERT_KEY belong together; set both or neither") from None
     key = os.environ.get("ASTROLABE_API_KEY", "")
     return grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(key)) if key else tls
 

@@ -27,11 +27,6 @@ def gateway_option(command: F) -> F:
     )(command)
 
 
-def json_option(command: F) -> F:
-    """Adds --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(command)
-
-
 @contextlib.contextmanager
 def dispatch_stub(gateway: str) -> Iterator[Any]:
     """A blocking `Dispatch` client. A failed call inside ends the command with one line."""

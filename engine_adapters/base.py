@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from protos.runtime.tls_files import ClientTlsFiles
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceItem
 from simcore.types import EngineConfig
@@ -58,16 +59,6 @@ OutputSink = Callable[[str, EngineOutput | EngineError], None]
 """Takes (request id, output). The last call for a request brings an output with `finish`, or an EngineError."""
 
 
-class TlsFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """PEM files for connections to an engine's HTTPS server."""
-
-    ca: str = ""
-    """Whose certificates are trusted; empty: the system's."""
-    cert: str = ""
-    """What is shown to a server that asks; empty: nothing."""
-    key: str = ""
-
-
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What an adapter is told. Each uses what concerns it."""
 
@@ -82,7 +73,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Whose ids the engine speaks."""
     url: str = ""
     """HTTP server of an engine that runs elsewhere."""
-    tls: TlsFiles = TlsFiles()
+    tls: ClientTlsFiles = ClientTlsFiles()
     """For an https URL."""
     trace: str = ""
     """Where that engine serves its trace; empty: as follows from the URL."""

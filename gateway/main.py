@@ -21,9 +21,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine_adapters.tokenizer import Tokenizer, TokenizerError, default_tokenizer, load_tokenizer
-from gateway.config import GatewayConfig
+from gateway.config import GatewayConfig, LengthsConfig
 from gateway.core.events import AnyEvent, PolicySet
 from gateway.core.router import Router
+from gateway.core.router_config import RouterConfig
 from gateway.grpc_api import DispatchApi
 from gateway.http.api import OpenAiApi
 from gateway.http.connection import ConnectionLimits
@@ -47,19 +48,17 @@ from gateway.pump import Pump
 from gateway.ready import SERVICE, write_ready
 from gateway.workers.shared_claims import SharedClaims
 from gateway.workers.shared_quotas import shared_quotas
+from gateway.workers.siblings import Siblings
 from gateway.workers.slot import WorkerSlot
 from length_model.artifact import ArtifactError
-from length_model.online import OnlineLengths
-from protos.runtime.config import ConfigError, is_loopback, parse_address
+from protos.runtime.config import ConfigError, differing_keys, is_loopback, parse_address
 from protos.runtime.log import log_json_lines
 from protos.runtime.tls import ServerTls
-from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub, add_DispatchServicer_to_server
+from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
 from simcore.types import Outcome
 
 log = structlog.get_logger("gateway")
 
-RELOADABLE = ("nodes", "policy")
-SIBLING_OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
 OBSERVE_S = 1.0
 """How old a worker's part of the metrics may be: the page is made of all parts by whichever worker is asked."""
 CLOSE_GRACE_S = 0.5
@@ -67,29 +66,26 @@ CLOSE_GRACE_S = 0.5
 
 
 class Gateway:
-    """All parts of one gateway process, wired. `start`, then `stop`. With a `place` it is one of several workers.
+    """All parts of one gateway process, wired. `start`, then `stop`. With a `slot` it is one of several workers.
 
     Raises ConfigError when a file of the configuration cannot be used.
     """
 
-    def __init__(self, config: GatewayConfig, place: WorkerSlot | None = None) -> None:
+    def __init__(self, config: GatewayConfig, slot: WorkerSlot | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.config = config
-        self.bound = parse_address(place.listen if place else config.listen, any_port=True)
-        http = place.http_listen if place else config.http_listen
+        self.bound = parse_address(slot.listen if slot else config.listen, any_port=True)
+        http = slot.http_listen if slot else config.http_listen
         self.http_bound = parse_address(http, any_port=True) if http else None
-        self._place = place
-        suffix = f".w{place.index}" if place else ""
-        router = config.router()
-        if place is not None:
-            # Workers with one seed would all choose the same node at the same moment.
-            router = msgspec.structs.replace(router, seed=router.seed + place.index)
+        self._slot = slot
+        suffix = f".w{slot.index}" if slot else ""
+        router = _router_config(config, slot)
         self._recorder = FileRecorder(Path(config.record + suffix), router) if config.record else None
         self._idle = asyncio.Event()
         self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic)
         self.keys = KeyRing()
         self.keys.read(config.keys)
-        self._tls = ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca) if config.tls_cert else None
+        self._tls = ServerTls(config.tls) if config.tls.cert else None
         self.pump = Pump(
             Router(router),
             clock=time.monotonic,
@@ -100,53 +96,35 @@ class Gateway:
             max_buffered_tokens=config.max_buffered_tokens,
         )
         gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
-        self.nodes = NodeRegistry(
-            config,
-            pump=self.pump,
-            gateway_id=gateway_id,
-            changed=self._nodes_changed,
-        )
+        self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, changed=self._nodes_changed)
         self.discovery = Discovery(interval_s=config.dns_interval_s, found=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
-        self.lengths = LengthDesk(
-            _lengths(config.lengths), deadline_s=config.lengths_deadline_ms / 1000, decode=tokenizer.decode
-        )
+        self.lengths = _length_desk(config.lengths, tokenizer)
         self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None
         self.intake = Intake(
             pump=self.pump,
             nodes=self.nodes,
             tokenizer=tokenizer,
             lengths=self.lengths,
-            quotas=shared_quotas(place.path / "quotas", worker=place.index, workers=place.count) if place else Quotas(),
-            claims=SharedClaims(place.path / "claims", place.index) if place else OwnClaims(),
+            quotas=shared_quotas(slot.path / "quotas", worker=slot.index, workers=slot.count) if slot else Quotas(),
+            claims=SharedClaims(slot.path / "claims", slot.index) if slot else OwnClaims(),
             max_prompt_tokens=config.max_prompt_tokens,
             denied=lambda denial: self.metrics.denied(denial.value),
             begins=self.spans.begin if self.spans else lambda _stream: None,
         )
-        self._siblings = [
-            grpc.aio.insecure_channel(place.socket_of(i), options=SIBLING_OPTIONS)
-            for i in range(place.count if place else 0)
-            if place and i != place.index
-        ]
-        self.operators = Operators(
-            pump=self.pump,
-            nodes=self.nodes,
-            intake=self.intake,
-            siblings=[DispatchStub(c) for c in self._siblings],
-        )
+        self._siblings = Siblings(slot)
+        self.operators = Operators(pump=self.pump, nodes=self.nodes, intake=self.intake, siblings=self._siblings.stubs)
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._server = grpc.aio.server(options=_server_options(config, shared_port=place is not None))
-        self._private = grpc.aio.server() if place else None
-        self._http = HttpServer(
-            OpenAiApi(
-                intake=self.intake,
-                nodes=self.nodes,
-                keys=self.keys,
-                metrics=self._metrics_page,
-                is_leaving=lambda: self._stopping,
-            ).handle,
-            ConnectionLimits(max_body_bytes=config.max_body_bytes),
+        self._server = grpc.aio.server(options=_server_options(config, shared_port=slot is not None))
+        self._private = grpc.aio.server() if slot else None
+        front = OpenAiApi(
+            intake=self.intake,
+            nodes=self.nodes,
+            keys=self.keys,
+            metrics=self._metrics_page,
+            is_leaving=lambda: self._stopping,
         )
+        self._http = HttpServer(front.handle, ConnectionLimits(max_body_bytes=config.max_body_bytes))
         self._stopping = False
         self._observing: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,31 +133,31 @@ class Gateway:
         """Binds and serves. Raises PortBusy."""
         await self._start_grpc()
         if self.http_bound is not None:
-            listener = bound_socket(self.http_bound, key="http_listen", shared=self._place is not None)
+            listener = bound_socket(self.http_bound, key="http_listen", shared=self._slot is not None)
             self.http_bound = self.http_bound._replace(port=port_of(listener))
             await self._http.start(listener, self._tls.context if self._tls else None)
         self.discovery.set_entries(self.config.entries())
-        if self._place is not None and self._private is not None:
+        if self._slot is not None and self._private is not None:
             api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys, of_siblings=True)
             add_DispatchServicer_to_server(api, self._private)
-            self._private.add_insecure_port(self._place.socket_of(self._place.index))
+            self._private.add_insecure_port(self._slot.socket_of(self._slot.index))
             await self._private.start()
-            if self._place.is_restart:
+            if self._slot.is_restart:
                 await self.operators.adopt()
             self._observe_again()
         for address in (self.bound, self.http_bound):
             if address is not None and not is_loopback(address) and self.config.insecure:
                 log.warning("listening beyond this machine with insecure = true", address=str(address))
         log.info(
-            "gateway is listening" if self._place is None else "worker is listening",
+            "gateway is listening" if self._slot is None else "worker is listening",
             address=self.address,
             http=self.http_address,
-            policy=self.config.policy,
+            policy=self.config.router.policy,
             nodes=len(self.config.nodes),
             tls=self._tls is not None,
             keys=self.keys.asks_for_keys,
         )
-        ready_file = str(self._place.ready_file) if self._place else self.config.ready_file
+        ready_file = str(self._slot.ready_file) if self._slot else self.config.ready_file
         if ready_file:
             write_ready(Path(ready_file), self.address, self.http_address)
 
@@ -220,8 +198,7 @@ class Gateway:
         await self._http.close(CLOSE_GRACE_S)
         if self._private is not None:
             await self._private.stop(None)
-        for channel in self._siblings:
-            await channel.close(None)
+        await self._siblings.close()
         await self.discovery.close()
         await self.nodes.close()
         await self.lengths.close()
@@ -244,23 +221,21 @@ class Gateway:
 
     def reload(self, config: GatewayConfig) -> None:
         """Takes over nodes, policy, keys and certificates; says what would need a restart. Raises ConfigError."""
-        waiting = [
-            key
-            for key in GatewayConfig.__struct_fields__
-            if key not in RELOADABLE and getattr(config, key) != getattr(self.config, key)
-        ]
+        router = msgspec.structs.replace(self.config.router, policy=config.router.policy)
+        taken = msgspec.structs.replace(self.config, nodes=config.nodes, router=router)
         self.keys.read(self.config.keys)
         if self._tls is not None:
             self._tls.reload()
-        if config.policy != self.config.policy:
-            self.pump.post(PolicySet(policy=policy_name(config.policy)))
+        if config.router.policy != self.config.router.policy:
+            self.pump.post(PolicySet(policy=policy_name(config.router.policy)))
         self.discovery.set_entries(config.entries())
-        self.config = msgspec.structs.replace(self.config, **{key: getattr(config, key) for key in RELOADABLE})
-        log.info("configuration reloaded", policy=config.policy, nodes=len(config.nodes), needs_restart=waiting)
+        self.config = taken
+        waiting = differing_keys(config, taken)
+        log.info("configuration reloaded", policy=router.policy, nodes=len(config.nodes), needs_restart=waiting)
 
     async def _start_grpc(self) -> None:
         """Raises PortBusy."""
-        if self._place is None:
+        if self._slot is None:
             check_free(self.bound, key="listen")
         api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys)
         add_DispatchServicer_to_server(api, self._server)
@@ -314,13 +289,13 @@ class Gateway:
 
 
 async def serve(
-    config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None, place: WorkerSlot | None = None
+    config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None, slot: WorkerSlot | None = None
 ) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns. Raises ConfigError at start."""
     log_json_lines(config.log_level)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    gateway = Gateway(config, place)
+    gateway = Gateway(config, slot)
 
     def reload() -> None:
         try:
@@ -351,12 +326,23 @@ def _tokenizer(name: str) -> Tokenizer:
         raise ConfigError(f"key 'tokenizer': {bad}") from None
 
 
-def _lengths(name: str) -> OnlineLengths | None:
+def _length_desk(config: LengthsConfig, tokenizer: Tokenizer) -> LengthDesk:
     """Raises ConfigError."""
     try:
-        return load_lengths(name)
+        model = load_lengths(config.model)
     except ArtifactError as bad:
-        raise ConfigError(f"key 'lengths': {bad}") from None
+        raise ConfigError(f"key 'model' in [lengths]: {bad}") from None
+    return LengthDesk(model, deadline_s=config.deadline_s, decode=tokenizer.decode)
+
+
+def _router_config(config: GatewayConfig, slot: WorkerSlot | None) -> RouterConfig:
+    """With the policy's name where a file was named, and a seed of this worker's own.
+
+    Workers with one seed would all choose the same node at the same moment.
+    """
+    router = config.router
+    seed = router.seed + (slot.index if slot else 0)
+    return msgspec.structs.replace(router, policy=policy_name(router.policy), seed=seed)
 
 
 def _timers(loop: asyncio.AbstractEventLoop) -> Callable[[float, Callable[[], None]], object]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from length_model.sample_options import DEFAULT_SAMPLES, can_plot, one_line_errors, read_split
+from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 _samples = click.option(
     "--samples",
     type=click.Path(path_type=Path),
@@ -50,7 +50,7 @@ def _progress(console: Console) -> Progress:
 )
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Another value for one of the recipe's.")
 @click.option("--output", type=_file, help="Artefact to write. [default: results/length/KIND.alm]")
-@_json
+@json_option
 def train(
     kind: Any, samples: Path, encoder: str, settings: tuple[str, ...], output: Path | None, as_json: bool
 ) -> None:
@@ -124,7 +124,7 @@ def _recipe(settings: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
 @click.option("--plot", type=_file, callback=can_plot, help="Write the reliability plot (.png).")
 @click.option("--card", type=_file, help="Write the last model's card (.md).")
-@_json
+@json_option
 def evaluate(
     models: tuple[str, ...], samples: Path, side: Any, seed: int, plot: Path | None, card: Path | None, as_json: bool
 ) -> None:

@@ -17,7 +17,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine_adapters.base import EngineError, EngineOptions, TlsFiles
+from engine_adapters.base import EngineError, EngineOptions
 from engine_adapters.registry import client_and_probe
 from predictor.config import PredictorConfig
 from predictor.metrics import MetricsServer, families
@@ -57,7 +57,7 @@ class Predictor:
         self.address = parse_address(config.listen, any_port=True)
         self.node: Node | None = None
         self._gate = Gate()
-        self._tls = ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca) if config.tls_cert else None
+        self._tls = ServerTls(config.tls) if config.tls.cert else None
         self._metrics: MetricsServer | None = None
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -90,18 +90,18 @@ class Predictor:
         node_id = config.node_id or str(self.address)
         try:
             client, probe = client_and_probe(
-                config.engine,
+                config.engine.dialect,
                 EngineOptions(
                     node_id=node_id,
                     config=config.engine_config(),
                     step_time=config.engine_step_time(),
-                    time_scale=config.time_scale,
+                    time_scale=config.emulated.time_scale,
                     tokenizer=config.tokenizer_name,
-                    url=config.engine_url,
-                    tls=TlsFiles(ca=config.engine_ca, cert=config.engine_cert, key=config.engine_key),
-                    trace=config.engine_trace,
+                    url=config.engine.url,
+                    tls=config.engine.tls,
+                    trace=config.engine.trace,
                     model=config.model,
-                    wait_s=config.engine_wait_s,
+                    wait_s=config.engine.wait_s,
                 ),
             )
         except EngineError as bad:
@@ -111,7 +111,7 @@ class Predictor:
             client,
             probe,
             profile=config.step_time(),
-            ask_engine=not config.engine_profile,
+            ask_engine=not config.emulated.profile,
             calibrate=config.calibrate,
             reservation_ttl_s=config.reservation_ttl_s,
             scenarios=config.scenarios,
@@ -129,7 +129,7 @@ class Predictor:
             node=node_id,
             address=str(self.address),
             metrics=str(self._metrics.address) if self._metrics is not None else "",
-            engine=config.engine,
+            engine=config.engine.dialect,
             profile=self.node.profile,
             model=self.node.config.model,
             warm_up_s=round(warm_s, 3),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands.workload_options import build_source, check_positive, one_line_errors, workload_options
-from deploy.gateway_client import json_option
+from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from bench.profile.calibration import Course

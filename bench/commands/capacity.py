@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, policy_variants, spec_options
-from deploy.gateway_client import json_option
+from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from bench.run.capacity_search import Objective

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from deploy.gateway_client import json_option
+from protos.runtime.options import json_option
 
 
 @click.group(

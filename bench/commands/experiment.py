@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploy.gateway_client import json_option
+from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from deploy.gateway_client import json_option
 from length_model.sample_options import DEFAULT_SAMPLES, can_plot, one_line_errors, read_split
+from protos.runtime.options import json_option
 
 _file = click.Path(path_type=Path, dir_okay=False)
 _PLAIN_EVERY = 24

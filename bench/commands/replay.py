@@ -17,7 +17,8 @@ from bench.commands.workload_options import (
     rates,
     workload_options,
 )
-from deploy.gateway_client import gateway_option, json_option
+from deploy.gateway_client import gateway_option
+from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from bench.client.open_loop import ReplayPlan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from deploy.gateway_client import json_option
+from protos.runtime.options import json_option
 
 
 @click.command(

@@ -18,7 +18,7 @@ from bench.commands.workload_options import (
     workload_of,
     workload_options,
 )
-from deploy.gateway_client import json_option
+from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from rich.console import Console

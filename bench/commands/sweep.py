@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis, spec_options
-from deploy.gateway_client import json_option
+from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from bench.run.simulated import RunLine

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from deploy.gateway_client import dispatch_stub, gateway_option, json_option
+from deploy.gateway_client import dispatch_stub, gateway_option
+from protos.runtime.options import json_option
 
 POLL_S = 0.2
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploy.gateway_client import dispatch_stub, gateway_option, json_option
+from deploy.gateway_client import dispatch_stub, gateway_option
+from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from rich.console import Console

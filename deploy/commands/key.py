@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 
+from gateway.intake.callers import KeyEntry, KeyFile, digest, new_key, read_keys, write_keys
 from protos.runtime.config import ConfigError
+from protos.runtime.options import given_tables, options
 
-FILE = click.option("--file", "file", required=True, metavar="FILE", help="Key file of `astrolabe gateway --keys`.")
+FILE = click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Key file of `astrolabe gateway --keys`.",
+)
 
 
 @click.group(
@@ -30,43 +40,20 @@ Example: a key for operators (nodes, drain, explain, policies), put into the env
 )
 @click.argument("name")
 @FILE
-@click.option(
-    "--role",
-    type=click.Choice(["client", "metrics", "admin"]),
-    default="client",
-    show_default=True,
-    help="client: requests; metrics: /metrics; admin: everything.",
-)
-@click.option("--requests-per-s", type=float, default=0.0, metavar="R", help="0: no limit. [default: 0]")
-@click.option("--burst", type=int, default=1, metavar="N", help="Requests that may come at once. [default: 1]")
-@click.option(
-    "--max-concurrent", type=int, default=0, metavar="N", help="Requests under way; 0: no limit. [default: 0]"
-)
-def create(name: str, file: str, role: str, requests_per_s: float, burst: int, max_concurrent: int) -> None:
+@options(KeyEntry, only=("role", "requests_per_s", "burst", "max_concurrent"))
+def create(name: str, file: Path, **limits: Any) -> None:
     """Make a key, keep its hash in the file and print it: once, and never again."""
-    import msgspec
-
-    from gateway.intake.callers import KeyEntry, KeyFile, digest, new_key, read_keys, write_keys
-
-    path = Path(file)
-    made = new_key()
-    fields = {
-        "name": name,
-        "sha256": digest(made).hex(),
-        "role": role,
-        "requests_per_s": requests_per_s,
-        "burst": burst,
-        "max_concurrent": max_concurrent,
-    }
+    key = new_key()
+    fields = {"name": name, "sha256": digest(key).hex(), **given_tables(KeyEntry, limits)}
     try:
-        before = read_keys(path).keys if path.exists() else ()
+        before = read_keys(file).keys if file.exists() else ()
         entry = msgspec.convert(fields, KeyEntry)
         if any(e.name == name for e in before):
             raise click.ClickException(f"{file} has a key {name!r} already; revoke it first or choose another name")
-        write_keys(path, KeyFile(keys=(*before, entry)))
+        write_keys(file, KeyFile(keys=(*before, entry)))
     except (ConfigError, msgspec.ValidationError) as bad:
         raise click.ClickException(str(bad)) from None
-    click.echo(made)
+    click.echo(key)
 
 
 @key.command(
@@ -77,10 +64,8 @@ Example: who may call.
 """,
 )
 @FILE
-def list_keys(file: str) -> None:
+def list_keys(file: Path) -> None:
     """Names, roles and limits of the keys in a file."""
-    from gateway.intake.callers import read_keys
-
     try:
         entries = read_keys(file).keys
     except ConfigError as bad:
@@ -99,15 +84,13 @@ Example: take a key away and tell the running gateway.
 )
 @click.argument("name")
 @FILE
-def revoke(name: str, file: str) -> None:
+def revoke(name: str, file: Path) -> None:
     """Take a key out of the file. Requests that run go on; new ones are refused after the gateway's next reload."""
-    from gateway.intake.callers import KeyFile, read_keys, write_keys
-
     try:
         before = read_keys(file).keys
         after = tuple(e for e in before if e.name != name)
         if len(after) == len(before):
             raise click.ClickException(f"{file} has no key {name!r}; see: astrolabe key list --file {file}")
-        write_keys(Path(file), KeyFile(keys=after))
+        write_keys(file, KeyFile(keys=after))
     except ConfigError as bad:
         raise click.ClickException(str(bad)) from None

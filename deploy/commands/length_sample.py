@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from deploy.gateway_client import json_option
 from length_model.sample_options import DEFAULT_SAMPLES, one_line_errors
+from protos.runtime.options import json_option
 
 _file = click.Path(path_type=Path, dir_okay=False)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.gateway_client import dispatch_stub, gateway_option, json_option
+from deploy.gateway_client import dispatch_stub, gateway_option
+from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from protos.v1 import astrolabe_dispatch_pb2 as pb

@@ -12,10 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gateway.config import GatewayConfig
+from predictor.config import PredictorConfig
+from protos.runtime.options import options
+
 if TYPE_CHECKING:
     from deploy.local_cluster import Child, LocalCluster
 
 WATCH_S = 0.2
+NODE_OPTIONS = (
+    "profile",
+    "time_scale",
+    "model",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size_tokens",
+    "num_blocks",
+    "max_model_len_tokens",
+    "tokenizer",
+)
 
 
 @click.command(
@@ -43,37 +58,32 @@ Example: in a script; one JSON line with the addresses when all is ready.
     show_default=True,
     help="Port of the first node; the others follow.",
 )
-@click.option("--policy", metavar="NAME", help="Placement policy. [default: the gateway's]")
-@click.option("--profile", metavar="GPU/MODEL", help="Step-time profile of the nodes. [default: the predictor's]")
-@click.option("--time-scale", type=float, metavar="X", help="Emulated seconds per second of the clock. [default: 1]")
-@click.option("--model", metavar="NAME", help="Model name that clients say. [default: the profile's]")
-@click.option("--max-num-seqs", type=int, metavar="N", help="Requests in one batch of a node.")
-@click.option("--max-num-batched-tokens", type=int, metavar="N", help="Token budget of one step of a node.")
-@click.option("--block-size-tokens", type=int, metavar="N", help="Tokens per KV block of a node.")
-@click.option("--num-blocks", type=int, metavar="N", help="KV blocks of a node.")
-@click.option("--max-model-len-tokens", type=int, metavar="N", help="Prompt plus answer limit of a node.")
-@click.option(
-    "--tokenizer",
-    metavar="NAME",
-    help="Of gateway and nodes: auto, qwen2, bytes, a model's folder. [default: auto]",
-)
-@click.option("--record", metavar="FILE", help="The gateway's decision log (JSON lines).")
+@options(GatewayConfig, only=("policy", "record"))
+@options(PredictorConfig, only=NODE_OPTIONS)
 @click.option("--log-dir", metavar="DIR", help="Where the processes' logs go. [default: a temporary folder]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the addresses when ready.")
-def up(nodes: int, port: int, node_port: int, log_dir: str | None, as_json: bool, **options: Any) -> None:
+def up(
+    nodes: int,
+    port: int,
+    node_port: int,
+    log_dir: str | None,
+    as_json: bool,
+    policy: str | None,
+    record: str | None,
+    **node: Any,
+) -> None:
     """Start emulated nodes and a gateway as processes of their own; Ctrl-C or SIGTERM stops them all."""
     from deploy.local_cluster import ClusterError, ClusterSpec, LocalCluster
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    gateway_options = {key: options.pop(key) for key in ("policy", "record")}
     spec = ClusterSpec(
         nodes=nodes,
         gateway_port=port,
         first_node_port=node_port if port else 0,
-        predictor=options,
-        gateway={**gateway_options, "tokenizer": options["tokenizer"]},
+        predictor=node,
+        gateway={"policy": policy, "record": record, "tokenizer": node["tokenizer"]},
     )
     folder = Path(log_dir or tempfile.mkdtemp(prefix="astrolabe-"))
     folder.mkdir(parents=True, exist_ok=True)

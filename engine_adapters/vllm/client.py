@@ -20,11 +20,11 @@ from engine_adapters.base import (
     FinishReason,
     OutputSink,
     RequestRefused,
-    TlsFiles,
 )
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.account import engine_request_id
+from protos.runtime.tls_files import ClientTlsFiles
 from simcore.types import EngineConfig
 
 CONNECT_TIMEOUT_S = 5.0
@@ -84,7 +84,7 @@ _chunks = msgspec.json.Decoder(_Chunk)
 class VllmClient:
     """`start`, then `submit` or `generate`, then `close`. All on one event loop."""
 
-    def __init__(self, url: str, *, tls: TlsFiles | None = None, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, url: str, *, tls: ClientTlsFiles | None = None, tokenizer: Tokenizer | None = None) -> None:
         """With a `tokenizer`, servers that answer with text alone are understood too."""
         self.url = url.rstrip("/")
         self._tls = tls
@@ -271,7 +271,7 @@ class VllmClient:
             self._sinks.pop(request_id)(request_id, output)
 
 
-def https(url: str, tls: TlsFiles | None) -> ssl.SSLContext | bool:
+def https(url: str, tls: ClientTlsFiles | None) -> ssl.SSLContext | bool:
     """What aiohttp wants to know for connections to a URL. Raises EngineError."""
     if tls is None or not url.startswith("https://"):
         return True
@@ -279,7 +279,7 @@ def https(url: str, tls: TlsFiles | None) -> ssl.SSLContext | bool:
     from protos.runtime.tls import client_context
 
     try:
-        return client_context(tls.ca, tls.cert, tls.key)
+        return client_context(tls)
     except ConfigError as bad:
         raise EngineError(str(bad)) from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -12,34 +12,37 @@ from gateway.core.queue.queue import HoldConfig
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a router decides."""
 
-    policy: str = "min_total_latency"
+    policy: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "min_total_latency"
+    """Placement policy, by name; for a gateway also the path of a policy file (it is run: trust it)."""
     sample: int = 0
     """Nodes drawn at random for each request; 0: the policy's own default."""
     ask: int = 4
-    """Nodes asked for a forecast per placement: those of the sample that look best by `prefilter`; 0: all."""
-    prefilter: str = "llumnix_freeness"
+    """Nodes asked for a forecast per placement, those of the sample that look best by `prefilter`; 0: all."""
+    prefilter: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "llumnix_freeness"
     """Policy that says which nodes are worth asking. Must not need forecasts."""
     look: int = 64
     """Most nodes among which the prefilter chooses, drawn at random: what keeps a decision's cost from growing with the
     fleet. 0: all."""
     seed: int = 0
-    forecast_timeout_s: float = 0.05
-    """How long a placement waits for forecasts."""
+    """Seed of the router's random choices."""
+    forecast_timeout_s: Annotated[float, msgspec.Meta(extra={"option": "forecast-timeout-ms"})] = 0.05
+    """How long a placement waits for forecasts before it goes without the missing ones."""
     max_attempts: int = 3
     """Placements of one request, the first included."""
     retry_share: float = 0.2
     """Attempts beyond the first, as a share of arrivals, that the fleet may see in the long run."""
     retry_burst: int = 1000
-    """And that it may see at once."""
+    """Attempts beyond the first that the fleet may see at once: at least what one node runs, so that losing it costs
+    nobody an answer."""
     state_stale_s: float = 5.0
     """A busy node silent for longer is unknown to policies that score its load, and its forecasts are not used."""
     stall_s: float = 30.0
     """A node that has requests of ours and gives neither a token nor a word of its trace for longer has stopped: it
     gets nothing new, and what it has is tried elsewhere."""
-    fallback: str = "least_requests"
+    fallback: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "least_requests"
     """Policy that steps in when the chosen one can price no node. Must not need forecasts."""
     hold: HoldConfig = HoldConfig()
-    """Late binding."""
+    """Which requests wait in the gateway's queue, and for how long."""
     infeasible: Literal["serve", "hold", "refuse"] = "serve"
     """A request whose service levels every node asked is forecast to miss: it is served all the same; held behind all
     others until a node has room; or refused at once, with the time after which it may be taken."""

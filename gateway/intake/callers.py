@@ -10,7 +10,7 @@ import hashlib
 import re
 import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -45,8 +45,9 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sha256: str
     """Hex digest of the key."""
     role: Role = "client"
-    requests_per_s: float = 0.0
-    """0: no limit."""
+    """What the key opens: client: requests; metrics: /metrics; admin: everything."""
+    requests_per_s: Annotated[float, msgspec.Meta(extra={"metavar": "R"})] = 0.0
+    """Requests per second; 0: no limit."""
     burst: int = 1
     """Requests that may come at once (a count)."""
     max_concurrent: int = 0

@@ -25,9 +25,7 @@ class NodeRegistry:
         self._config = config
         self._pump = pump
         self._gateway_id = gateway_id
-        self._credentials = (
-            channel_credentials(config.node_ca, config.node_cert, config.node_key) if config.node_ca else None
-        )
+        self._credentials = channel_credentials(config.node_tls) if config.node_tls.ca else None
         self._changed = changed
         self._candidates = wire.CandidateEncoder()
         self._holders: dict[str, str] = {}
@@ -85,7 +83,7 @@ class NodeRegistry:
             changed=self._changed,
             candidates=self._candidates,
             credentials=self._credentials,
-            server_name=self._config.node_server_name,
+            server_name=self._config.node_tls.server_name,
         )
 
     def _start_if_free(self, address: str) -> None:

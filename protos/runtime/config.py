@@ -11,11 +11,14 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
 
 Config = TypeVar("Config", bound=msgspec.Struct)
+
+FileName = Annotated[str, msgspec.Meta(extra={"metavar": "FILE"})]
+Address = Annotated[str, msgspec.Meta(extra={"metavar": "HOST:PORT"})]
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/]+):(?P<port>\d{1,5})")
 
@@ -49,26 +52,34 @@ def is_loopback(address: HostPort) -> bool:
 
 
 def load_config(kind: type[Config], path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """A `kind` from the file's keys (none without a file) with `overrides`, keyed alike, on top. Raises ConfigError."""
+    """A `kind` from the file's tables (none without a file) with `overrides`, of the same form, on top.
+
+    Raises ConfigError.
+    """
     values = _read(Path(path)) if path else {}
     if path:
         _convert(kind, values, where=str(path))
-    return _convert(kind, {**values, **(overrides or {})}, where="command line")
+    return _convert(kind, _merged(values, overrides or {}), where="command line")
 
 
-def check_key(key: str, test: Callable[[], object]) -> None:
-    """Runs a check of one key's value; what it raises becomes a ValueError that names the key."""
+def differing_keys(one: msgspec.Struct, other: msgspec.Struct) -> list[str]:
+    """Which keys of two configurations of one kind differ; those in tables as `table.key`."""
+    keys: list[str] = []
+    for key in one.__struct_fields__:
+        a, b = getattr(one, key), getattr(other, key)
+        if isinstance(a, msgspec.Struct) and isinstance(b, msgspec.Struct):
+            keys += [f"{key}.{inner}" for inner in differing_keys(a, b)]
+        elif a != b:
+            keys.append(key)
+    return keys
+
+
+def check_key(path: str, test: Callable[[], object]) -> None:
+    """Runs a check of one key's value; what it raises becomes a ValueError that names the key. `path`: `table.key`."""
     try:
         test()
     except Exception as bad:
-        raise ValueError(f"key '{key}': {bad}") from None
-
-
-def check_pair(cert: str, key: str, *, prefix: str) -> None:
-    """Raises ValueError when only one of the two is given. `prefix`: that of their configuration keys."""
-    if bool(cert) is not bool(key):
-        missing = f"{prefix}_key" if cert else f"{prefix}_cert"
-        raise ValueError(f"key '{missing}': a certificate and its key belong together; set both or neither")
+        raise ValueError(f"{_spelled(path)}: {bad}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -82,22 +93,89 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not valid TOML: {bad}; see https://toml.io for the notation") from None
 
 
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
 def _convert(kind: type[Config], values: Mapping[str, Any], *, where: str) -> Config:
-    known = kind.__struct_fields__
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
+    problem = _unknown_key(kind, values)
+    if problem:
+        raise ConfigError(f"{where}: {problem}")
     try:
-        return msgspec.convert(dict(values), kind, strict=True)
+        return msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as bad:
-        raise ConfigError(f"{where}: {_with_key(str(bad))}") from None
+        raise ConfigError(f"{where}: {_with_key(str(bad), kind)}") from None
 
 
-def _with_key(message: str) -> str:
+def _unknown_key(kind: type[msgspec.Struct], values: Mapping[str, Any]) -> str:
+    """What is wrong with the first key that `kind` does not have, here or in a table; empty when all are known."""
+    tables = tables_of(kind)
+    for path, table in {(): kind, **tables}.items():
+        here: Any = values
+        for key in path:
+            here = here.get(key, {})
+        if not isinstance(here, Mapping):
+            # A value where a table stands today: `lengths = "none"`.
+            return _successor(kind, ".".join(path)) or f"[{'.'.join(path)}] is a table, not {here!r}"
+        known = table.__struct_fields__
+        for key in here:
+            if key not in known:
+                return _successor(kind, ".".join((*path, key))) or _advice(kind, path, key, known)
+    return ""
+
+
+def _successor(kind: type[msgspec.Struct], key: str) -> str:
+    """For a key that moved into a table: where it is. The option of that name still exists, and leads to the field."""
+    from protos.runtime.options import options_of
+
+    for option in options_of(kind):
+        if option.parameter == key and len(option.path) > 1:
+            *table, name = option.path
+            return f"{key!r} is now {'' if name == key else name + ' '}in [{'.'.join(table)}]"
+    return ""
+
+
+def _advice(kind: type[msgspec.Struct], path: tuple[str, ...], key: str, known: tuple[str, ...]) -> str:
+    """`unknown key`, with the nearest key of the same table or, for one outside of tables, of any table."""
+    elsewhere = {} if path else {t.__struct_fields__: ".".join(p) for p, t in tables_of(kind).items()}
+    places = {name: table for names, table in elsewhere.items() for name in names} | dict.fromkeys(
+        known, ".".join(path)
+    )
+    near = difflib.get_close_matches(key, places, n=1)
+    hint = f"did you mean {_in_table(near[0], places[near[0]])}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key {_in_table(key, '.'.join(path))}; {hint}"
+
+
+def tables_of(kind: type[msgspec.Struct]) -> dict[tuple[str, ...], type[msgspec.Struct]]:
+    """The tables in a struct, and those in them, by path."""
+    found: dict[tuple[str, ...], type[msgspec.Struct]] = {}
+    for name, hint in get_type_hints(kind).items():
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            found[(name,)] = hint
+            found.update({(name, *path): table for path, table in tables_of(hint).items()})
+    return found
+
+
+def _with_key(message: str, kind: type[msgspec.Struct]) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.seed`" with the key in front, as in our own messages."""
     text, _, place = message.partition(" - at `$")
-    key = place.strip(".`")
+    path = place.strip(".`")
     reason = text.replace("`", "'")
-    return f"key '{key}': {reason[:1].lower()}{reason[1:]}" if key else reason
+    if not path:
+        return reason
+    if tuple(path.split(".")) in tables_of(kind):
+        return f"[{path}]: {reason}"
+    return f"{_spelled(path)}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _spelled(path: str) -> str:
+    table, _, key = path.rpartition(".")
+    return f"key {_in_table(key, table)}"
+
+
+def _in_table(key: str, table: str) -> str:
+    return f"{key!r} in [{table}]" if table else repr(key)

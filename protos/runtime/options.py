@@ -18,9 +18,10 @@ import enum
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
@@ -43,8 +44,8 @@ class Option(NamedTuple):
     default: Any
     help: str
     metavar: str
-    scale: float
-    """What a value given is multiplied by to be in the field's unit (a ratio)."""
+    per_unit: float
+    """How many of the unit that is given make one of the field's (a ratio): 1000 for ms and s."""
 
     @property
     def parameter(self) -> str:
@@ -53,14 +54,21 @@ class Option(NamedTuple):
         return name.removesuffix(_singular(self.path[-1])) + self.path[-1] if _is_list(self.type) else name
 
 
-def options(kind: type[msgspec.Struct], *, help_of: Mapping[str, str] | None = None) -> Callable[[F], F]:
+def options(
+    kind: type[msgspec.Struct], *, only: Collection[str] = (), help_of: Mapping[str, str] | None = None
+) -> Callable[[F], F]:
     """Adds an option for each field of `kind`; one that is not given is None (empty for a list).
 
-    `help_of`: by parameter, words that the struct cannot know (the names of policies).
+    `only`: the parameters wanted, when not all are.
+
+    `help_of`: by parameter, words that the struct cannot know (the names of policies). Raises TypeError for a field
+    that can be no option and does not say why.
     """
 
     def add(command: F) -> F:
-        for option in reversed(options_of(kind)):
+        known = options_of(kind)
+        assert {option.parameter for option in known}.issuperset(only), "only names parameters that there are"
+        for option in reversed([o for o in known if not only or o.parameter in only]):
             command = _click_option(option, (help_of or {}).get(option.parameter, option.help))(command)
         return command
 
@@ -69,8 +77,25 @@ def options(kind: type[msgspec.Struct], *, help_of: Mapping[str, str] | None = N
 
 @cache
 def options_of(kind: type[msgspec.Struct]) -> tuple[Option, ...]:
-    """All options of a struct and its tables, in order. Raises TypeError for a field that can be none."""
+    """All options of a struct and its tables, in order."""
     return tuple(_walk(kind, (), ()))
+
+
+def config_option(command: F) -> F:
+    """Adds --config: the TOML file over which the other options win."""
+    file = click.Path(path_type=Path)
+    text = "TOML file of the same settings; options given here win over it."
+    return click.option("--config", "path", type=file, metavar="FILE", help=text)(command)
+
+
+def json_option(command: F) -> F:
+    """Adds --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(command)
+
+
+def given_tables(kind: type[msgspec.Struct], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that were given, as `tables`."""
+    return tables(kind, {name: value for name, value in given.items() if value not in (None, ())})
 
 
 def tables(kind: type[msgspec.Struct], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +110,7 @@ def tables(kind: type[msgspec.Struct], given: Mapping[str, Any]) -> dict[str, An
         table = nested
         for key in option.path[:-1]:
             table = table.setdefault(key, {})
-        table[option.path[-1]] = value if option.scale == 1.0 else value * option.scale
+        table[option.path[-1]] = value if option.per_unit == 1.0 else value / option.per_unit
     return nested
 
 
@@ -128,10 +153,6 @@ def _walk(kind: type[msgspec.Struct], path: tuple[str, ...], parts: tuple[str, .
         if isinstance(inner, types.StructType):
             yield from _walk(inner.cls, here, names)
             continue
-        if not isinstance(_scalar(inner), (types.BoolType, types.IntType, types.FloatType, types.StrType)) and not (
-            _choices(inner)
-        ):
-            raise TypeError(f"{kind.__name__}.{field.name} cannot be an option; say why with no_option")
         flag = "-".join(names)
         yield Option(
             path=here,
@@ -140,7 +161,7 @@ def _walk(kind: type[msgspec.Struct], path: tuple[str, ...], parts: tuple[str, .
             default=_default(field),
             help=_first_sentence(docstrings(kind).get(field.name, "")),
             metavar=extra.get("metavar", _metavar(flag.replace("-", "_"), inner)),
-            scale=1e-3 if flag.endswith("-ms") and field.name.endswith("_s") else 1.0,
+            per_unit=1000.0 if flag.endswith("-ms") and field.name.endswith("_s") else 1.0,
         )
 
 
@@ -210,6 +231,8 @@ def _click_option(option: Option, help: str) -> Callable[[F], F]:
         flag = f"--{option.flag}/--no-{option.flag}" if option.default else f"--{option.flag}"
         return click.option(flag, option.parameter, is_flag=True, default=None, help=text)
     choices = _choices(option.type)
+    if not choices and not isinstance(one, (types.IntType, types.FloatType, types.StrType)):
+        raise TypeError(f"{'.'.join(option.path)} cannot be an option; say why with no_option")
     number = int if isinstance(one, types.IntType) else float if isinstance(one, types.FloatType) else str
     return click.option(
         f"--{option.flag}",
@@ -231,5 +254,5 @@ def _shown(option: Option) -> str:
     if isinstance(value, bool):
         return option.flag if value else ""
     if isinstance(value, float):
-        return f"{value / option.scale:g}"
+        return f"{value * option.per_unit:g}"
     return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -11,14 +11,15 @@ from pathlib import Path
 import grpc
 
 from protos.runtime.config import ConfigError
+from protos.runtime.tls_files import ClientTlsFiles, ServerTlsFiles
 
 
 class ServerTls:
     """What a server shows and asks for. `reload` takes new files for connections that come from then on."""
 
-    def __init__(self, cert: str, key: str, client_ca: str) -> None:
+    def __init__(self, files: ServerTlsFiles) -> None:
         """Raises ConfigError."""
-        self._files = (cert, key, client_ca)
+        self._files = files
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._grpc = self._read()
@@ -38,11 +39,11 @@ class ServerTls:
             return current
 
         # The published type leaves out None, which means "as before".
-        ask = bool(self._files[2])
+        ask = bool(self._files.client_ca)
         return grpc.dynamic_ssl_server_credentials(current, fetch, require_client_authentication=ask)  # type: ignore[arg-type]
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        cert, key, client_ca = self._files
+        cert, key, client_ca = self._files.cert, self._files.key, self._files.client_ca
         chain, secret = _bytes(cert), _bytes(key)
         roots = _bytes(client_ca) if client_ca else None
         try:
@@ -59,19 +60,20 @@ class ServerTls:
         return grpc.ssl_server_certificate_configuration([(secret, chain)], roots)
 
 
-def channel_credentials(ca: str, cert: str, key: str) -> grpc.ChannelCredentials:
+def channel_credentials(files: ClientTlsFiles) -> grpc.ChannelCredentials:
     """For a client: trusts `ca`, shows `cert` if one is given. Raises ConfigError."""
-    return grpc.ssl_channel_credentials(_bytes(ca), _bytes(key) if key else None, _bytes(cert) if cert else None)
+    cert, key = (_bytes(files.cert), _bytes(files.key)) if files.cert else (None, None)
+    return grpc.ssl_channel_credentials(_bytes(files.ca), key, cert)
 
 
-def client_context(ca: str, cert: str, key: str) -> ssl.SSLContext:
+def client_context(files: ClientTlsFiles) -> ssl.SSLContext:
     """The same for HTTPS; an empty `ca`: the system's. Raises ConfigError."""
     try:
-        context = ssl.create_default_context(cafile=ca or None)
-        if cert:
-            context.load_cert_chain(cert, key)
+        context = ssl.create_default_context(cafile=files.ca or None)
+        if files.cert:
+            context.load_cert_chain(files.cert, files.key)
     except OSError as bad:
-        raise ConfigError(f"the TLS files {ca or '(system)'}, {cert} cannot be used: {bad}") from None
+        raise ConfigError(f"the TLS files {files.ca or '(system)'}, {files.cert} cannot be used: {bad}") from None
     return context
 
 

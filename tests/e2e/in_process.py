@@ -9,9 +9,10 @@ from typing import Any
 
 import grpc.aio
 
-from gateway.config import GatewayConfig, NodeEntry
+from gateway.config import GatewayConfig, NodeEntry, load
 from gateway.main import Gateway
 from protos import codec
+from protos.runtime.options import tables
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
@@ -37,10 +38,15 @@ async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None
             await asyncio.sleep(0.01)
 
 
+def configured(*entries: str | NodeEntry, **options: Any) -> GatewayConfig:
+    """A configuration by the names of command-line options, on top of `FAST`."""
+    return load(None, {**tables(GatewayConfig, {**FAST, **options}), "nodes": entries})
+
+
 @contextlib.asynccontextmanager
 async def running(*entries: str | NodeEntry, **options: Any) -> AsyncIterator[tuple[Gateway, Any]]:
     """A gateway in this process and a client of it; afterwards nothing may be left under way."""
-    gateway = Gateway(GatewayConfig(nodes=entries, **{**FAST, **options}))
+    gateway = Gateway(configured(*entries, **options))
     await gateway.start()
     try:
         async with grpc.aio.insecure_channel(gateway.address) as channel:

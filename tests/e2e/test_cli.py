@@ -138,8 +138,8 @@ def test_without_a_gateway_every_client_says_where_it_looked(command: list[str])
     [
         ("polcy = 'random'", ["gateway.toml", "unknown key 'polcy'", "did you mean 'policy'"]),
         ("policy = [", ["gateway.toml", "not valid TOML"]),
-        ("policy = 'best'", ["gateway.toml", "key 'policy'", "unknown policy 'best'"]),
-        ("seed = 'x'", ["gateway.toml", "key 'seed'", "expected 'int'"]),
+        ("[router]\npolicy = 'best'", ["gateway.toml", "key 'policy' in [router]", "unknown policy 'best'"]),
+        ("[router]\nseed = 'x'", ["gateway.toml", "key 'seed' in [router]", "expected 'int'"]),
     ],
 )
 def test_a_bad_configuration_stops_the_gateway_with_one_line(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -184,7 +184,7 @@ def test_logs_are_json_lines(gateway: Child) -> None:
 
 def test_reload_on_sighup_takes_good_files_and_keeps_the_old_one_over_bad_ones(tmp_path: Path) -> None:
     path = tmp_path / "gateway.toml"
-    path.write_text("policy = 'random'")
+    path.write_text("router.policy = 'random'")
     child = Child(
         "gateway",
         "gateway",
@@ -201,11 +201,11 @@ def test_reload_on_sighup_takes_good_files_and_keeps_the_old_one_over_bad_ones(t
                 return str(stub.ListNodes(pb.ListNodesRequest(), timeout=5).policy)
 
             assert policy() == "random"
-            path.write_text("policy = 'round_robin'\nnodes = ['127.0.0.1:1']\nseed = 5")
+            path.write_text("router.policy = 'round_robin'\nnodes = ['127.0.0.1:1']\nrouter.seed = 5")
             child.signal(signal.SIGHUP)
             until(lambda: policy() == "round_robin")
             assert len(stub.ListNodes(pb.ListNodesRequest(), timeout=5).nodes) == 1
-            assert '"needs_restart":["seed"]' in child.log_path.read_text()
+            assert '"needs_restart":["router.seed"]' in child.log_path.read_text()
             path.write_text("polcy = 1")
             child.signal(signal.SIGHUP)
             until(lambda: "did you mean 'policy'" in child.log_path.read_text())

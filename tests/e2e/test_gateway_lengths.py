@@ -117,7 +117,7 @@ async def test_a_model_that_cannot_be_used_stops_the_start_with_one_line(name: s
         path = tmp_path / "damaged.alm"
         path.write_bytes(data)
         name = str(path)
-    with pytest.raises(ConfigError, match="key 'lengths'") as caught:
+    with pytest.raises(ConfigError, match=r"key 'model' in \[lengths\]") as caught:
         async with running(lengths=name):
             pass
     assert "\n" not in str(caught.value)

@@ -9,14 +9,14 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.config import GatewayConfig, NodeEntry
+from gateway.config import NodeEntry
 from gateway.ready import SERVICE
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from simcore.types import Outcome
-from tests.e2e.in_process import FAST, Relay, ask, dispatched, part, running, status, until
+from tests.e2e.in_process import Relay, ask, configured, dispatched, part, running, status, until
 from tests.e2e.scripted_node import ScriptedNode, load
 
 pytestmark = pytest.mark.e2e
@@ -45,7 +45,7 @@ async def test_reload_adds_nodes_drains_the_removed_and_sets_the_policy(
         await until(lambda: status(gateway, "n") == "up")
         call = stub.Generate(ask(request_id="r1"))
         await dispatched(node)
-        gateway.reload(GatewayConfig(**{**FAST, "nodes": (other.address,), "policy": "random", "drain_grace_s": 5.0}))
+        gateway.reload(configured(other.address, policy="random", drain_grace_s=5.0))
         await until(lambda: status(gateway, "o") == "up")
         assert (await stub.ListNodes(pb.ListNodesRequest())).policy == "random"
         # The request on the node that left goes on to its end.

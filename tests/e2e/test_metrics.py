@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.config import GatewayConfig
 from gateway.core.events import RequestShape
 from gateway.core.nodes.accuracy import AccuracyStatus
 from gateway.core.nodes.node import NodeStatus
@@ -21,7 +20,7 @@ from gateway.observe.metrics import MAX_NODES_TOLD, Metrics
 from gateway.workers.slot import WorkerSlot
 from length_model.core.belief import known
 from simcore.types import Decision, EngineConfig, NodeLoad, Outcome
-from tests.e2e.in_process import FAST, until
+from tests.e2e.in_process import configured, until
 from tests.e2e.predictor_daemon import daemon
 from tests.e2e.scripted_node import ScriptedNode
 
@@ -124,7 +123,7 @@ async def test_a_worker_whose_page_nobody_asks_for_tells_its_part_all_the_same(
     node: ScriptedNode, tmp_path: Path
 ) -> None:
     place = WorkerSlot(index=0, count=2, folder=str(tmp_path), listen="127.0.0.1:0", http_listen="127.0.0.1:0")
-    worker = Gateway(GatewayConfig(nodes=(node.address,), **FAST), place)
+    worker = Gateway(configured(node.address), place)
     await worker.start()
     try:
         # Not by its HTTP front: asking would bring it up to date.

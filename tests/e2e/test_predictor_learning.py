@@ -10,7 +10,8 @@ import grpc.aio
 import pytest
 
 from deploy.local_cluster import Child
-from predictor.config import PredictorConfig
+from predictor.config import PredictorConfig, load
+from protos.runtime.options import tables
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
 from simcore.node import SimNode, SimRequest
@@ -30,8 +31,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 
 def true_e2e_s(prompt_tokens: int, tokens: int) -> float:
     """Of a lone request on the engine as it really is."""
-    config = PredictorConfig(**{**OPTIONS, **HARDWARE})
-    engine = SimNode("n", config.engine_config(), config.engine_step_time().scaled(1 / config.time_scale))
+    config = load(None, tables(PredictorConfig, {**OPTIONS, **HARDWARE}))
+    engine = SimNode("n", config.engine_config(), config.engine_step_time().scaled(1 / config.emulated.time_scale))
     engine.add(
         SimRequest(request_id="a", prompt_tokens=prompt_tokens, output_tokens=tokens, max_output_tokens=tokens), 0.0
     )

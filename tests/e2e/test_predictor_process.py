@@ -101,7 +101,7 @@ def test_wrong_options_are_named_with_a_way_out(arguments: list[str], words: lis
         ("scenarios = 4\nlisten = oops", ["not valid TOML", "line 2"]),
         ("max_num_seq = 4", ["unknown key 'max_num_seq'", "did you mean 'max_num_seqs'"]),
         ("zzz = 1", ["unknown key 'zzz'", "known keys: node_id"]),
-        ('max_num_seqs = "many"', ["key 'max_num_seqs'", "expected 'int', got 'str'"]),
+        ('[emulated]\nmax_num_seqs = "many"', ["key 'max_num_seqs' in [emulated]", "expected 'int', got 'str'"]),
         ("scenarios = 0", ["key 'scenarios'", ">= 1"]),
         ('profile = "h9000/gpt"', ["key 'profile'", "h9000/gpt"]),
         ('log_level = "loud"', ["key 'log_level'", "loud"]),
@@ -119,7 +119,7 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, toml: str, words: list
 
 def test_a_file_configures_and_options_win(tmp_path: Path) -> None:
     path = tmp_path / "predictor.toml"
-    path.write_text('node_id = "from file"\nmax_num_seqs = 7\nmodel = "mine"\n')
+    path.write_text('node_id = "from file"\nemulated.max_num_seqs = 7\nmodel = "mine"\n')
     with (
         daemon(tmp_path, config=path, max_num_seqs=9, node_id=None, model=None) as child,
         grpc.insecure_channel(child.address) as channel,

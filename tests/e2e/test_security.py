@@ -20,7 +20,6 @@ import trustme
 
 from deploy.cli import ASTROLABE
 from deploy.local_cluster import LocalCluster
-from gateway.config import GatewayConfig
 from gateway.intake.callers import KeyEntry, KeyFile, digest, write_keys
 from gateway.main import Gateway
 from protos.runtime.config import ConfigError
@@ -29,7 +28,7 @@ from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from simcore.types import Outcome
 from tests.e2e.cluster import MakeCluster
 from tests.e2e.http_client import RawClient
-from tests.e2e.in_process import ask, dispatched, part, running, status, until
+from tests.e2e.in_process import ask, configured, dispatched, part, running, status, until
 from tests.e2e.scripted_node import ScriptedNode
 
 pytestmark = pytest.mark.e2e
@@ -207,16 +206,7 @@ async def test_fronts_speak_tls_and_ask_for_certificates_and_reload_them(node: S
     client_cert, client_key = tls.issue("client")
     stranger = trustme.CA()
     wrong_cert, wrong_key = tls.issue("wrong", stranger)
-    config = GatewayConfig(
-        listen="127.0.0.1:0",
-        http_listen="127.0.0.1:0",
-        tokenizer="bytes",
-        nodes=(node.address,),
-        tls_cert=cert,
-        tls_key=key,
-        tls_client_ca=tls.ca,
-    )
-    gateway = Gateway(config)
+    gateway = Gateway(configured(node.address, tls_cert=cert, tls_key=key, tls_client_ca=tls.ca))
     await gateway.start()
     try:
 
@@ -247,7 +237,7 @@ async def test_fronts_speak_tls_and_ask_for_certificates_and_reload_them(node: S
         assert await http_status(wrong_cert, wrong_key) == 0
         # A renewed certificate, of an authority that our client does not know: it must be the one shown now.
         tls.issue("gateway", stranger)
-        gateway.reload(config)
+        gateway.reload(gateway.config)
         assert await http_status(client_cert, client_key) == 0
         assert await grpc_status(client_cert, client_key) == grpc.StatusCode.UNAVAILABLE
     finally:
@@ -292,12 +282,12 @@ def _mentions(path: Path, *words: str) -> bool:
     [
         ("gateway", ["--listen", "0.0.0.0:0"], "insecure"),
         ("gateway", ["--http-listen", "10.0.0.1:8201"], "http_listen"),
-        ("gateway", ["--tls-cert", "x.crt"], "tls_key"),
+        ("gateway", ["--tls-cert", "x.crt"], "[tls]: key is missing"),
         ("gateway", ["--tls-cert", "x.crt", "--tls-key", "x.key"], "x.crt: cannot be read"),
         ("gateway", ["--keys", "absent.toml"], "absent.toml: no such file"),
         ("gateway", ["--node-ca", "absent.pem"], "absent.pem: cannot be read"),
         ("predictor", ["--listen", "0.0.0.0:0"], "insecure"),
-        ("predictor", ["--tls-client-ca", "ca.pem"], "tls_client_ca"),
+        ("predictor", ["--tls-client-ca", "ca.pem"], "[tls]: client_ca needs"),
     ],
 )
 def test_what_is_not_safe_or_not_there_stops_the_process_with_one_line(

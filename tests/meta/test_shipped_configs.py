@@ -19,7 +19,7 @@ def test_gateway_config() -> None:
 
 def test_node_config() -> None:
     config = load_predictor(DEPLOY / "config/node.toml", {})
-    assert (config.node_id, config.max_num_seqs) == ("gpu-11", 48)
+    assert (config.node_id, config.emulated.max_num_seqs) == ("gpu-11", 48)
 
 
 @pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda p: p.name)

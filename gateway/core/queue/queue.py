@@ -15,7 +15,7 @@ from __future__ import annotations
 import bisect
 import random
 from collections import Counter
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -34,14 +34,17 @@ TYPICAL_TOKENS = 500
 class HoldConfig(msgspec.Struct, frozen=True, kw_only=True):
     """When requests are held instead of sent to a node that cannot start them, and for how long."""
 
-    when: HoldWhen = "forecast"
-    """`forecast`: under policies that ask for forecasts; `always`: under the others too, judged by the nodes' load."""
+    when: Annotated[HoldWhen, msgspec.Meta(extra={"option": ""})] = "forecast"
+    """When to hold a request that no node can start; `forecast`: under policies that ask for forecasts; `always`: under
+    the others too, judged by the nodes' load."""
     order: HoldOrder = "fcfs"
+    """Order of held requests within a priority."""
     aging_s: float = 10.0
     """By how much later a request of the next class, or a shorter one, may come and still go first."""
     max_requests: int = 4096
+    """Most requests that are held; beyond them, and gradually before, they are refused with a time to come back."""
     max_tokens: int = 4_000_000
-    """Prompt and expected output tokens of all held requests."""
+    """Most prompt and expected output tokens of all held requests together."""
     shed_from: float = 0.8
     """Share of either bound from which the lowest class begins to be turned away."""
     max_s: float = 60.0

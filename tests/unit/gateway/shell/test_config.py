@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import GatewayConfig, NodeEntry, load
+from gateway.config import NodeEntry, load
+from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import Router
 from protos.runtime.config import ConfigError, parse_address
 
@@ -18,37 +19,51 @@ def write(folder: Path, text: str) -> Path:
 def test_defaults_are_complete_and_safe() -> None:
     config = load(None)
     assert config.listen == "127.0.0.1:8200"
-    assert config.policy == "min_total_latency"
-    Router(config.router())
+    assert config.router.policy == "min_total_latency"
+    Router(config.router)
 
 
 def test_a_file_sets_keys_and_options_win_over_it(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         """
+        nodes = ["10.0.0.1:8100", { address = "10.0.0.2:8100", name = "b" }]
+        [router]
         policy = "round_robin"
         seed = 7
-        forecast_timeout_ms = 20
-        nodes = ["10.0.0.1:8100", { address = "10.0.0.2:8100", name = "b" }]
+        forecast_timeout_s = 0.02
+        [router.hold]
+        order = "deadline"
         """,
     )
-    config = load(path, {"seed": 9})
-    assert (config.policy, config.seed) == ("round_robin", 9)
+    config = load(path, {"router": {"seed": 9, "hold": {"max_s": 5.0}}})
+    assert (config.router.policy, config.router.seed) == ("round_robin", 9)
+    assert config.router.hold == HoldConfig(order="deadline", max_s=5.0)
     assert config.entries() == (NodeEntry(address="10.0.0.1:8100"), NodeEntry(address="10.0.0.2:8100", name="b"))
-    assert config.router().forecast_timeout_s == pytest.approx(0.02)
+    assert config.router.forecast_timeout_s == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ('polcy = "random"', ["unknown key 'polcy'", "did you mean 'policy'"]),
+        ('polcy = "random"', ["unknown key 'polcy'", "did you mean 'policy' in [router]"]),
+        ("[router]\nsead = 1", ["unknown key 'sead' in [router]", "did you mean 'seed' in [router]"]),
+        ("seed = 7", ["'seed' is now in [router]"]),
+        ('hold = "never"', ["'hold' is now when in [router.hold]"]),
+        ('hold_order = "fcfs"', ["'hold_order' is now order in [router.hold]"]),
+        ('lengths = "none"', ["'lengths' is now model in [lengths]"]),
+        ('tls_cert = "a"', ["'tls_cert' is now cert in [tls]"]),
+        ('node_ca = "a"', ["'node_ca' is now ca in [node_tls]"]),
+        ("forecast_timeout_ms = 5", ["'forecast_timeout_ms' is now forecast_timeout_s in [router]"]),
+        ("tls = 3", ["[tls] is a table, not 3"]),
+        ('[tls]\ncert = "a"', ["[tls]: key is missing"]),
         ("zzz = 1", ["unknown key 'zzz'", "known keys: listen, "]),
-        ('seed = "x"', ["key 'seed'", "expected 'int', got 'str'"]),
-        ("sample = -1", ["key 'sample'", ">= 0"]),
-        ("forecast_timeout_ms = 0", ["key 'forecast_timeout_ms'", "> 0"]),
+        ('[router]\nseed = "x"', ["key 'seed' in [router]", "expected 'int', got 'str'"]),
+        ("[router]\nsample = -1", ["[router]: sample must be >= 0"]),
+        ("[router]\nforecast_timeout_s = 0", ["[router]: forecast_timeout_s must be > 0"]),
         ("policy = ", ["not valid TOML", "https://toml.io"]),
-        ('policy = "min_total_latncy"', ["key 'policy'", "did you mean 'min_total_latency'"]),
-        ('fallback = "min_total_latency"', ["key 'fallback'", "needs forecasts itself", "least_requests"]),
+        ('[router]\npolicy = "min_total_latncy"', ["key 'policy' in [router]", "did you mean 'min_total_latency'"]),
+        ('[router]\nfallback = "min_total_latency"', ["key 'fallback'", "needs forecasts itself", "least_requests"]),
         ('nodes = ["localhost"]', ["key 'nodes[0]'", "not host:port", "127.0.0.1:8100"]),
         ('nodes = ["a:1", "a:99999"]', ["key 'nodes[1]'", "between 1 and 65535"]),
         ('nodes = ["a:1", "a:1"]', ["key 'nodes[1]'", "listed twice"]),
@@ -56,7 +71,7 @@ def test_a_file_sets_keys_and_options_win_over_it(tmp_path: Path) -> None:
         ("nodes = [3]", ["key 'nodes[0]'", "expected 'str | object', got 'int'"]),
         ('listen = "127.0.0.1:70000"', ["key 'listen'", "65535"]),
         ('log_level = "loud"', ["key 'log_level'", "'loud'"]),
-        ("max_attempts = 0", ["key 'max_attempts'", ">= 1"]),
+        ("[router]\nmax_attempts = 0", ["max_attempts must be >= 1"]),
     ],
 )
 def test_a_bad_file_gives_one_line_with_file_key_and_cure(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -83,8 +98,8 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
 
 
 def test_a_bad_option_is_blamed_on_the_command_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="command line: key 'policy': unknown policy 'nope'"):
-        load(write(tmp_path, "seed = 1"), {"policy": "nope"})
+    with pytest.raises(ConfigError, match=r"command line: key 'policy' in \[router\]: unknown policy 'nope'"):
+        load(write(tmp_path, "workers = 1"), {"router": {"policy": "nope"}})
 
 
 @pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:x", "host:0", "a b:1", "http://h:1"])
@@ -97,22 +112,3 @@ def test_addresses() -> None:
     assert parse_address("127.0.0.1:0", any_port=True) == ("127.0.0.1", 0)
     assert parse_address("[::1]:8100") == ("::1", 8100)
     assert parse_address("node-1.example:8100") == ("node-1.example", 8100)
-
-
-def test_every_key_is_an_option_and_the_other_way_round() -> None:
-    from gateway.cli import gateway
-
-    options = {p.name for p in gateway.params}
-    assert options - {"config_path"} == set(GatewayConfig.__struct_fields__)
-
-
-def test_the_help_states_the_defaults_of_the_configuration() -> None:
-    from gateway.cli import gateway
-
-    config = GatewayConfig()
-    helps = {p.name: p.to_info_dict()["help"] for p in gateway.params}
-    for key in GatewayConfig.__struct_fields__:
-        default = getattr(config, key)
-        if default not in ("", ()):
-            shown = f"{default:g}" if isinstance(default, float) else str(default)
-            assert f"[default: {shown}]" in helps[key], key

@@ -47,7 +47,7 @@ class ShareGptError(ValueError):
         self.mend = mend
 
 
-class Account(msgspec.Struct, frozen=True, kw_only=True):
+class FileSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a file held."""
 
     conversations: int
@@ -89,7 +89,7 @@ class ConversationReader:
         # An unfinished conversation is decoded again only when twice as much of it is there: linear work in total.
         return self._drain() if len(self._buffer) >= self._retry_at_chars else []
 
-    def finish(self) -> tuple[list[Conversation], Account]:
+    def finish(self) -> tuple[list[Conversation], FileSummary]:
         """The last conversations and the account of the file. Raises ShareGptError if it held nothing complete."""
         found = self._drain()
         if not self._fed:
@@ -98,7 +98,7 @@ class ConversationReader:
             raise ShareGptError("no JSON array begins", mend=_EXPECTED)
         if self._count == 0:
             raise ShareGptError("it holds no complete conversation", mend="Fetch it again or name another file.")
-        return found, Account(conversations=self._count, cut_off=not self._closed)
+        return found, FileSummary(conversations=self._count, cut_off=not self._closed)
 
     def _drain(self) -> list[Conversation]:
         found: list[Conversation] = []

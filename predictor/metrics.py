@@ -10,7 +10,7 @@ from http.server import HTTPServer
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from predictor.node import Node
+from predictor.node import NodeRuntime
 from protos.runtime.config import ConfigError, HostPort
 
 ANSWER_S = 2.0
@@ -63,7 +63,7 @@ class _OnLoop:
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(ANSWER_S)
 
 
-def families(node: Node, *, gateways: int) -> Families:
+def families(node: NodeRuntime, *, gateways: int) -> Families:
     """All series of one node, now."""
     found: Families = []
 

@@ -29,7 +29,7 @@ log = structlog.get_logger("predictor")
 HOUSEKEEPING_S = 1.0
 
 
-class Node:
+class NodeRuntime:
     """`start`, then use, then `close`."""
 
     engine: TracedEngine

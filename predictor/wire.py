@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from engine_adapters.base import EngineRequest
 from predictor.core.calibration import ErrorSummary
-from predictor.core.estimator import Refused
+from predictor.core.estimator import NoForecast
 from predictor.core.step_learning import Learned
-from predictor.node import Node
+from predictor.node import NodeRuntime
 from predictor.requests import End
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
@@ -75,8 +75,8 @@ def welcome(node_id: str, config: EngineConfig, profile: str) -> pb.NodeFrame:
     return pb.NodeFrame(welcome=pb.Welcome(node_id=node_id, config=codec.config_to_wire(config), profile=profile))
 
 
-def answer(ask_id: int, found: Forecast | Refused) -> pb.Answer:
-    if isinstance(found, Refused):
+def answer(ask_id: int, found: Forecast | NoForecast) -> pb.Answer:
+    if isinstance(found, NoForecast):
         return unanswerable(ask_id, found.reason)
     return pb.Answer(ask_id=ask_id, forecast=codec.forecast_to_wire(found))
 
@@ -90,7 +90,7 @@ def load_note(load: NodeLoad, dispatch_seq: int) -> pb.LoadNote:
     return pb.LoadNote(load=codec.load_to_wire(load), dispatch_seq=dispatch_seq)
 
 
-def calibration(node: Node) -> pb.Calibration:
+def calibration(node: NodeRuntime) -> pb.Calibration:
     found = node.predictor.calibration
     return pb.Calibration(
         node_id=node.node_id,
@@ -105,7 +105,7 @@ def calibration(node: Node) -> pb.Calibration:
     )
 
 
-def state(node: Node) -> types_pb.NodeState:
+def state(node: NodeRuntime) -> types_pb.NodeState:
     engine = node.engine
     mirror = engine.mirror
     assert mirror is not None, "the node lets nobody in before its first snapshot"

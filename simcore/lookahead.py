@@ -16,7 +16,7 @@ from simcore.beliefs import BeliefTable
 from simcore.compiled import layout as at
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
-from simcore.node import Arrived, SimNode
+from simcore.node import NodeRequest, SimNode
 from simcore.scenarios import final_lengths, longest_output
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, Quantiles
 
@@ -65,7 +65,7 @@ class WhatIf:
         self._node: SimNode | None = None
         self._node_rows = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self._membership = 0
-        self._arrived: dict[str, Arrived] = {}
+        self._arrived: dict[str, NodeRequest] = {}
         self._held: dict[str, LengthBelief] = {}
 
     def rebase_node(self, node: SimNode, beliefs: Mapping[str, LengthBelief], now_s: float) -> None:
@@ -240,7 +240,7 @@ class WhatIf:
         self._node, self._membership = node, node.membership
         self._arrived, self._held = dict(requests), dict(beliefs)
 
-    def _rows_of(self, arrived: Sequence[Arrived], beliefs: Mapping[str, LengthBelief], most: int) -> list[int]:
+    def _rows_of(self, arrived: Sequence[NodeRequest], beliefs: Mapping[str, LengthBelief], most: int) -> list[int]:
         wanted: list[tuple[str, LengthBelief, int, int]] = []
         for request_id, request in ((a.request.request_id, a.request) for a in arrived):
             belief = beliefs.get(request_id)

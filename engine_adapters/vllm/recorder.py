@@ -68,7 +68,7 @@ class Sink(Protocol):
 _NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
-class Recorder:
+class StepRecorder:
     """One per scheduler; all calls come from the engine's thread."""
 
     def __init__(self, scheduler: Any, sink: Sink) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.core.nodes.accuracy import Expected
+from gateway.core.nodes.accuracy import ExpectedTimes
 from gateway.core.nodes.node import InFlight, Node
 from gateway.core.request.attempt import ForecastRound
 from gateway.core.router_config import RouterConfig
@@ -26,7 +26,7 @@ class Believed(NamedTuple):
     """Those that count, as they are to be read now."""
     notes: dict[str, str]
     """Why a node has none, or how its own was changed, for people."""
-    expected: dict[str, Expected]
+    expected: dict[str, ExpectedTimes]
     """What was forecast, with what was known better by now but uncorrected: to be compared with what happens."""
     delays_s: dict[str, float]
     """By how much the request would delay each other one of a node: by the node's own forecast alone, or what earlier
@@ -53,7 +53,7 @@ def believe(asked: ForecastRound, ready: Sequence[Node], now_s: float, config: R
         if sent:
             forecast = with_later_dispatches(forecast, sent, delay_s)
             notes[node_id] = f"{len(sent)} dispatched there since it was asked: added to its forecast"
-        found.expected[node_id] = Expected(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
+        found.expected[node_id] = ExpectedTimes(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
         if not why_not and node_id in to_test:
             why_not = "its forecasts are still to be tested"
         if why_not:

@@ -57,7 +57,7 @@ class AccuracyStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How often the use has changed."""
 
 
-class Expected(msgspec.Struct, frozen=True, gc=False):
+class ExpectedTimes(msgspec.Struct, frozen=True, gc=False):
     """What a forecast said when it placed a request, uncorrected. Seconds from the dispatch."""
 
     ttft_s: float
@@ -103,15 +103,15 @@ class ForecastAccuracy:
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
-    def first_token(self, expected: Expected, actual_s: float, now_s: float) -> None:
+    def first_token(self, expected: ExpectedTimes, actual_s: float, now_s: float) -> None:
         self._first.add(actual_s, expected.ttft_s)
         self._seen_s = now_s
 
-    def part(self, expected: Expected, actual_s: float, output_tokens: int) -> None:
+    def part(self, expected: ExpectedTimes, actual_s: float, output_tokens: int) -> None:
         """So many tokens came: enough to tell its pace before an answer ends."""
         self._whole.add(actual_s, expected.total_s(output_tokens))
 
-    def ended(self, expected: Expected, actual_s: float, output_tokens: int) -> None:
+    def ended(self, expected: ExpectedTimes, actual_s: float, output_tokens: int) -> None:
         """A whole answer came."""
         self._whole.add(actual_s, expected.total_s(output_tokens))
         weight = 1 / min(self._whole.count, MEMORY)

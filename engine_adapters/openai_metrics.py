@@ -33,7 +33,7 @@ PAUSE_S = 0.5
 
 
 class OpenAiEngine:
-    """Client and probe in one."""
+    """An OpenAI-compatible server, client and probe in one."""
 
     capabilities = Capabilities(per_request_trace=False, exact_rules=False)
 

@@ -22,7 +22,7 @@ _HOLE = "\ue000{}\ue001"
 
 
 class FolderTokenizer:
-    """A `Tokenizer`."""
+    """The `Tokenizer` of a model's folder."""
 
     def __init__(self, name: str, folder: Path) -> None:
         """Raises OSError and ValueError for a folder that holds no tokenizer, ImportError without the packages."""

@@ -74,14 +74,14 @@ def train(
         output.parent.mkdir(parents=True, exist_ok=True)
         with _progress(console) as bar:
             task = bar.add_task(f"training {kind}", total=1.0)
-            told = 0
+            printed = 0
 
-            def tell(what: str, share: float) -> None:
-                nonlocal told
+            def show_progress(what: str, share: float) -> None:
+                nonlocal printed
                 bar.update(task, description=what, completed=share)
                 # Where no bar can be drawn: a line for every twentieth.
-                if not console.is_terminal and (int(20 * share) > told or what.startswith("epoch")):
-                    told = int(20 * share)
+                if not console.is_terminal and (int(20 * share) > printed or what.startswith("epoch")):
+                    printed = int(20 * share)
                     console.print(f"{share:.0%} {what}", highlight=False)
 
             done = train_to_file(
@@ -91,7 +91,7 @@ def train(
                 output,
                 encoder=encoder,
                 recipe=_recipe(settings),
-                progress=tell,
+                progress=show_progress,
             )
     if as_json:
         click.echo(msgspec.json.encode(done, enc_hook=str))

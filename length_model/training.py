@@ -65,14 +65,14 @@ def train_to_file(
         raise TrainingError("no samples on the calibration side; split with a larger calibration share")
 
     def write(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> TrainedFile:
-        told = {
+        provenance = {
             "features_version": FEATURES_VERSION,
             "trained_on": len(training),
             "calibrated_on": len(calibration),
             "samples_sha256": manifest.samples_sha256,
             "split_seed": manifest.seed,
         }
-        sha256 = artifact.save(path, kind, {**meta, **told}, arrays)
+        sha256 = artifact.save(path, kind, {**meta, **provenance}, arrays)
         return TrainedFile(
             kind=kind,
             path=path,

@@ -30,7 +30,7 @@ HOUSEKEEPING_S = 1.0
 
 
 class NodeRuntime:
-    """`start`, then use, then `close`."""
+    """Engine, predictor and requests of one daemon: `start`, then use, then `close`."""
 
     engine: TracedEngine
     """What is known of the engine. It and the parts below are made by `start`."""

@@ -92,7 +92,7 @@ def _as_it_came(arrived: NodeRequest) -> RequestState:
 
 
 class SimNode:
-    """One engine. Methods that take a time must be called with times that do not run backwards.
+    """One simulated engine. Methods that take a time must be called with times that do not run backwards.
 
     A step is applied when it begins: what arrives or is aborted during a step counts from its end on. With
     `config.async_scheduling` the step after it has been planned by then, so an arrival joins one step later; snapshot,
@@ -208,7 +208,7 @@ class SimNode:
 
     @property
     def has_work(self) -> bool:
-        """Somebody is here, or a step still runs for those who have gone."""
+        """Whether a request is here, or a step still runs for those who have gone."""
         return bool(self.requests) or bool(self.head[at.IN_FLIGHT])
 
     @property

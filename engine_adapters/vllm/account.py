@@ -120,7 +120,7 @@ class _Request:
 
 
 class Account:
-    """Not thread-safe; one owner."""
+    """The engine's queues as readers of its trace know them. Not thread-safe; one owner."""
 
     def __init__(self, *, by_priority: bool, free_blocks: int) -> None:
         self.seq = 0

@@ -25,7 +25,7 @@ REMIND_S = 30.0
 
 
 class VllmEngine:
-    """Client and probe in one."""
+    """A stock vLLM server, client and probe in one."""
 
     def __init__(self, options: EngineOptions) -> None:
         url = options.url or DEFAULT_URL

@@ -105,7 +105,7 @@ class _Nothing:
 
 
 class Publisher:
-    """Implements the recorder's Sink."""
+    """Serves one engine's trace to its readers; the recorder's Sink."""
 
     def __init__(self, *, config: EngineConfig, address: TraceAddress) -> None:
         self.wants_truth = False

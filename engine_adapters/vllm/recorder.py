@@ -69,7 +69,7 @@ _NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
 class StepRecorder:
-    """One per scheduler; all calls come from the engine's thread."""
+    """Collects the steps of one scheduler; all calls come from the engine's thread."""
 
     def __init__(self, scheduler: Any, sink: Sink) -> None:
         self.on = True

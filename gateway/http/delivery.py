@@ -91,7 +91,7 @@ class Delivery:
             # The client has left while its request was looked at.
             close(stream)
             return
-        exchange.on_left = self._left
+        exchange.on_left = self._let_go
         exchange.on_writable = self.note
         self._stream.on_change = self.note
         self.note()
@@ -110,9 +110,9 @@ class Delivery:
     def give_up(self) -> None:
         """Breaks the connection and lets go of the request."""
         self._exchange.abort()
-        self._left()
+        self._let_go()
 
-    def _left(self) -> None:
+    def _let_go(self) -> None:
         self._stream.on_change = None
         self._close(self._stream)
 

@@ -12,7 +12,7 @@ import msgspec
 from simcore.cost.hardware import UnknownHardwareError
 
 BYTES = 2
-"""Of one weight, activation or KV element."""
+"""Bytes of one weight, activation or KV element."""
 
 
 class ModelShape(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,8 +40,8 @@ def can_start_by_load(view: NodeView, shape: RequestShape) -> bool:
 
 
 def can_start_by_forecast(view: NodeView, shape: RequestShape, forecast: Forecast | None, *, preemption: float) -> bool:
-    """Nobody has to wait there for a clear start, or the start preempts somebody with a probability of at most
-    `preemption`. Without a forecast from the node's state its load decides."""
+    """Whether the node is forecast to start it at once, waiting for nobody, or to preempt anybody for it with a
+    probability of at most `preemption`. Without a forecast from the node's state its load decides."""
     if forecast is None or forecast.source == "prior":
         return can_start_by_load(view, shape)
     if view.load is not None and view.load.running + view.load.waiting == 0:

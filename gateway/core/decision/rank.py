@@ -21,12 +21,12 @@ class Ranking(NamedTuple):
 
 
 def is_priced(cost: float | None) -> bool:
-    """NaN compares unequal to itself; it must not win or lose by accident."""
+    """Whether a policy gave the node a cost. NaN is none: it compares unequal to itself, and would win by accident."""
     return cost is not None and cost == cost
 
 
 def why_unpriced(view: NodeView, notes: Mapping[str, str]) -> str:
-    """For people."""
+    """Why a policy could not price a node, for people."""
     return notes.get(view.node_id) or (
         "its load is not known" if view.load is None else "the policy could not price it"
     )

@@ -101,15 +101,15 @@ class GatewayQueue:
         most = self._config.heads
         wanted = {model: min(most, count) for model, count in self._models.items()}
         left = sum(wanted.values())
-        found = []
+        heads: list[LiveRequest] = []
         for _, _, live in self._entries:
             if not left:
                 break
             if wanted[live.shape.model]:
                 wanted[live.shape.model] -= 1
                 left -= 1
-                found.append(live)
-        return found
+                heads.append(live)
+        return heads
 
     def oldest_arrival_s(self) -> float | None:
         """When the longest waiting of all came; None when there is none."""

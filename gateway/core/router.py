@@ -16,19 +16,19 @@ from typing import Any
 from gateway.core import events as ev
 from gateway.core.decision.pipeline import DecisionPipeline
 from gateway.core.decision.policies.registry import PolicyError
-from gateway.core.decision.verdict import Ask, Chosen, Refusal, Verdict, Wait
-from gateway.core.nodes.monitor import NodeMonitor
+from gateway.core.ledger import Ledger
+from gateway.core.monitor import NodeMonitor
 from gateway.core.nodes.node import Node, NodeStatus
 from gateway.core.nodes.pool import NodePool
 from gateway.core.queue.late_binding import LateBinding, QueueStatus
 from gateway.core.queue.queue import GatewayQueue
 from gateway.core.request.attempt import Attempt
 from gateway.core.request.explanation import Explanation
-from gateway.core.request.ledger import Ledger
 from gateway.core.request.lifecycle import State, Trigger
 from gateway.core.request.live import LiveRequest
 from gateway.core.request.resume import attempt_id, remainder, why_not_resumed
 from gateway.core.request.retry_budget import RetryBudget
+from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.router_config import RouterConfig
 from simcore.types import Candidate, Forecast, Outcome
 
@@ -134,12 +134,14 @@ class Router:
         request, ledger = event.request, self._ledger
         if request.request_id in ledger.live:
             raise ValueError(f"request {request.request_id!r} is live already; give the new one an id of its own")
-        live = LiveRequest.arrived(request, self._policy, now_s)
+        policy = self._policy
+        live = LiveRequest.arrived(request, policy.name, now_s, needs_forecasts=policy.needs_forecasts)
         ledger.live[request.request_id] = live
         self._budget.earn()
         if request.policy:
             try:
-                live.policy = self._pipeline.policy(request.policy)
+                policy = self._pipeline.policy(request.policy)
+                live.policy, live.needs_forecasts = policy.name, policy.needs_forecasts
             except PolicyError as problem:
                 ledger.end(live, Trigger.REFUSED, Outcome.INVALID, str(problem), now_s)
                 return

@@ -16,13 +16,13 @@ from gateway.core.decision.policies.base import Policy
 from gateway.core.decision.policies.registry import PolicyError, canonical_name, make_policy
 from gateway.core.decision.rank import is_priced, rank, sentence, why_unpriced
 from gateway.core.decision.service_levels import is_infeasible
-from gateway.core.decision.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.nodes.pool import NodePool
 from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
 from gateway.core.queue.late_binding import LateBinding
 from gateway.core.request.attempt import ForecastRound
 from gateway.core.request.live import LiveRequest
+from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.router_config import RouterConfig
 from simcore.types import Decision, Forecast, Outcome
 
@@ -66,6 +66,7 @@ class DecisionPipeline:
             live,
             self._pool,
             now_s,
+            policy=self._policies[live.policy],
             startable_only=self._late.may_wait(live, now_s),
             prefilter=self._prefilter,
             config=self._config,
@@ -73,7 +74,7 @@ class DecisionPipeline:
         )
         if not views:
             return Wait()
-        if live.policy.needs_forecasts:
+        if live.needs_forecasts:
             return Ask([self._pool.nodes[view.node_id] for view in views])
         return self._choose(live, views, NO_FORECASTS, now_s)
 
@@ -120,7 +121,8 @@ class DecisionPipeline:
 
     def _choose(self, live: LiveRequest, views: Sequence[NodeView], believed: Believed, now_s: float) -> Chosen:
         """The cheapest by the policy; if it can price nobody, by the fallback."""
-        shape, policy, forecasts, notes = live.shape, live.policy, believed.forecasts, believed.notes
+        shape, policy = live.shape, self._policies[live.policy]
+        forecasts, notes = believed.forecasts, believed.notes
         costs = policy.costs(shape, views, forecasts)
         preface = ""
         if not any(map(is_priced, costs)):

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gateway.core.decision.verdict import Refusal, Wait
 from gateway.core.queue.queue import GatewayQueue, HoldConfig
 from gateway.core.request.lifecycle import State
 from gateway.core.request.live import LiveRequest
+from gateway.core.request.verdict import Refusal, Wait
 from simcore.types import Outcome
 
 LONGEST_PAUSE_S = 0.2
@@ -160,7 +160,7 @@ class LateBinding:
 
     def _may_queue(self, live: LiveRequest) -> bool:
         when = self.config.when
-        queues = when == "always" or (when == "forecast" and live.policy.needs_forecasts)
+        queues = when == "always" or (when == "forecast" and live.needs_forecasts)
         return queues and not live.resumed_tokens
 
     def _make_room(self, live: LiveRequest) -> list[tuple[LiveRequest, Refusal]]:

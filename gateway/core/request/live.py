@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.core.decision.policies.base import Policy
 from gateway.core.events import RequestShape
 from gateway.core.request.attempt import Attempt, ForecastRound
 from gateway.core.request.explanation import Explanation
@@ -21,7 +20,9 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
     request: RequestShape
     """As it arrived."""
     arrival_s: float
-    policy: Policy
+    policy: str
+    """By its name; `needs_forecasts` of it."""
+    needs_forecasts: bool
     shape: RequestShape
     """What the next node will be asked for: after a resume the prompt holds the tokens so far."""
     state: State = State.PLACING
@@ -51,9 +52,9 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
     ttft_s: float | None = None
 
     @classmethod
-    def arrived(cls, request: RequestShape, policy: Policy, now_s: float) -> LiveRequest:
+    def arrived(cls, request: RequestShape, policy: str, now_s: float, *, needs_forecasts: bool) -> LiveRequest:
         """A request of which nothing has been decided."""
-        return cls(request=request, shape=request, arrival_s=now_s, policy=policy)
+        return cls(request=request, shape=request, arrival_s=now_s, policy=policy, needs_forecasts=needs_forecasts)
 
     @property
     def request_id(self) -> str:

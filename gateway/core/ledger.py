@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.core import events as ev
-from gateway.core.decision.verdict import Chosen
 from gateway.core.nodes.node import InFlight, Node
 from gateway.core.queue.queue import GatewayQueue
 from gateway.core.request.attempt import Attempt, ForecastRound
 from gateway.core.request.explanation import Explanation, ExplanationLog
 from gateway.core.request.lifecycle import HOLDS_ACCOUNT, IN_LINE, State, Trigger, follow
 from gateway.core.request.live import LiveRequest
+from gateway.core.request.verdict import Chosen
 from simcore.types import Candidate, Outcome
 
 

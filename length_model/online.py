@@ -32,7 +32,7 @@ class LengthForecast(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counters(msgspec.Struct):
-    """Since the start."""
+    """Counts of predictions and observations since the start."""
 
     predictions: int = 0
     failed: int = 0
@@ -130,5 +130,5 @@ class OnlineLengths:
 
 
 def key_of(query: LengthQuery) -> Key:
-    """What corrections are kept by."""
+    """The key under which corrections are kept."""
     return query.model, query.request_class

@@ -57,11 +57,11 @@ class ResponseOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool
     token_ids: bool
-    """Beside the text."""
+    """Token ids beside the text."""
     usage: bool
-    """In a chunk of its own at the end of a stream; a whole answer always has it."""
+    """Token counts in a chunk of their own at the end of a stream; a whole answer always has them."""
     running_usage: bool
-    """In every chunk of a stream."""
+    """Token counts so far in every chunk of a stream."""
 
 
 class Delivery:

@@ -58,7 +58,9 @@ _Waiter = tuple[Question, int, "asyncio.Future[LengthForecast | None]"]
 
 
 class LengthDesk:
-    """Belongs to one event loop. Requests that come while the model is busy are answered together in its next call.
+    """Asks the length model on behalf of the fronts.
+
+    Belongs to one event loop. Requests that come while the model is busy are answered together in its next call.
 
     `lengths` None: there is no model. `decode` turns token ids back into text; it runs in the worker thread.
     """

@@ -60,7 +60,7 @@ def pmf_from_hazards(hazards: Floats) -> Floats:
 
 
 def mean_tokens(edges: Ints, pmf: Floats) -> Floats:
-    """[n]."""
+    """Mean length of each row, [n]."""
     return np.asarray(pmf @ ((edges[:-1] + edges[1:] - 1) / 2.0))
 
 

@@ -40,7 +40,7 @@ class SpecialIds(msgspec.Struct, frozen=True):
 
 
 class InputSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much of what is read, in tokens. Belongs to the trained model: others than it was trained with spoil it."""
+    """How many tokens are read of each part of a query. Part of the trained model: no others fit it."""
 
     prompt_head: int = 48
     prompt_tail: int = 24

@@ -29,7 +29,7 @@ _BATCH = 512
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one group of answers. The point prediction is the median. Lengths in tokens, shares in 0..1."""
+    """Scores of one group of answers. The point prediction is the median. Lengths in tokens, shares in 0..1."""
 
     name: str
     count: int

@@ -25,10 +25,10 @@ from length_model.core.distribution import Floats, Ints, bucket_of, cdf
 from length_model.core.query import Key
 
 KNOTS = 20
-"""Pieces of G."""
+"""Pieces of the correction G."""
 
 IDENTITY: Floats = np.linspace(0.0, 1.0, KNOTS + 1)
-"""G where nothing is to be corrected."""
+"""The correction G where nothing is to be corrected."""
 
 WINDOW = 1024
 """Answers remembered per model and class."""
@@ -43,7 +43,7 @@ TRUST_SAMPLES = 100.0
 """Answers at which the estimate counts as much as "the model is right"."""
 
 SIGNIFICANCE = 1e-3
-"""Of the test that declares a drift."""
+"""Significance level of the test that declares a drift."""
 
 _BOUND = NormalDist().inv_cdf(1 - SIGNIFICANCE / 4)
 """What the supremum of a Brownian motion's absolute value on [0, 1] passes that rarely."""

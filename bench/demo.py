@@ -21,7 +21,7 @@ from bench.run.spec import RunSpec, with_values
 from bench.run.workload import workload_spec
 from bench.show.plots import plot_demo
 from bench.show.simulated import CAPACITY_LIMITS_S
-from bench.show.tables import capacity_table, comparison_table, milliseconds, rate_text
+from bench.show.tables import capacity_table, comparison_table, milliseconds, print_table, rate_text
 
 POLICIES = ("round_robin", "llumnix_freeness", "min_total_latency")
 NODES = 4
@@ -56,8 +56,7 @@ def run_demo(out: Console, progress: Console, spec: DemoSpec) -> None:
     """Raises DatasetError, ClusterError, GatewayError, OSError."""
     head = header(msgspec.to_builtins(spec, enc_hook=str), seed=spec.seed)
     out.rule("1. real conversations", align="left")
-    router = {"ask": 4, "hold": "forecast"}
-    base = RunSpec(nodes=NODES, dataset="sharegpt", requests=spec.requests, seed=spec.seed, router=router)
+    base = RunSpec(nodes=NODES, dataset="sharegpt", requests=spec.requests, seed=spec.seed)
     source = _source(out, progress, base)
     out.rule("2. a load at which placement matters", align="left")
     rate = _find_load(out, progress, base)
@@ -148,8 +147,8 @@ def _live(
 
 def _report_live(out: Console, live: Sequence[LiveRun], expected: Sequence[Sequence[Run]], spec: DemoSpec) -> None:
     runs = [one.run for one in live]
-    out.print(comparison_table(runs, title="measured at the client"))
-    out.print(comparison_table([own[0] for own in expected], title="the same requests, simulated beforehand"))
+    print_table(out, comparison_table(runs, title="measured at the client"))
+    print_table(out, comparison_table([own[0] for own in expected], title="the same requests, simulated beforehand"))
     out.print(
         f"A P99 of {runs[0].summary.requests:,} requests hangs on {max(1, runs[0].summary.requests // 100)} of them. "
         f"P99 TTFT live, and lowest to highest of {REPEATS} simulations that differ in ties alone:",
@@ -190,8 +189,9 @@ def _fleet(progress: Console, out: Console, base: RunSpec, rate: float) -> list[
         for policy in POLICIES
     ]
     runs = [line.run for line in run_all(tasks, console=progress, title="simulated").lines]
-    out.print(
-        comparison_table(runs, title=f"{FLEET_NODES} nodes, {base.requests:,} conversations a run, at rising rates")
+    print_table(
+        out,
+        comparison_table(runs, title=f"{FLEET_NODES} nodes, {base.requests:,} conversations a run, at rising rates"),
     )
-    out.print(capacity_table(capacities(runs, CAPACITY_LIMITS_S)))
+    print_table(out, capacity_table(capacities(runs, CAPACITY_LIMITS_S)))
     return runs

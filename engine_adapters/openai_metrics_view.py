@@ -7,10 +7,10 @@ sizes follow from the KV tokens that are not ours. Absent series stay unknown: t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 
 from simcore.trace import TraceSnapshot
 from simcore.types import EngineConfig, RequestState
@@ -19,9 +19,6 @@ STRANGER_PROMPT_TOKENS = 512
 """Assumed of somebody else's waiting request."""
 STRANGER_OUTPUT_TOKENS = 1024
 """Its limit on the answer; what it will really produce is the prior's business."""
-
-_SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)(?:\s+\d+)?")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class MetricsError(ValueError):
@@ -59,6 +56,13 @@ DIALECTS = (
 )
 
 
+_CACHE_CONFIG = "vllm:cache_config_info"
+_NAMES = frozenset(
+    {_CACHE_CONFIG}.union(*({*d.running, *d.waiting, *d.kv_used_share, *d.preemptions, *d.kv_tokens} for d in DIALECTS))
+)
+"""All that is looked for: a page has hundreds of other lines, and is read several times a second."""
+
+
 class Aggregates(msgspec.Struct, frozen=True, kw_only=True):
     """A page, read. None: the page does not say."""
 
@@ -82,27 +86,27 @@ class OwnRequest(msgspec.Struct, kw_only=True):
     sent_s: float = 0.0
 
 
-def parse_page(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Samples by name. Lines that are no samples are skipped."""
+def parse_page(text: str, names: Collection[str] | None = None) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Samples by name, of these names only where some are given. Lines that are no samples are skipped."""
     samples: dict[str, list[tuple[dict[str, str], float]]] = {}
     for line in text.splitlines():
-        if not line or line.startswith("#"):
-            continue
-        match = _SAMPLE.fullmatch(line.strip())
-        if match is None:
+        name = line.partition("{")[0].split(maxsplit=1)[:1]
+        if not name or name[0].startswith("#") or (names is not None and name[0] not in names):
             continue
         try:
-            value = float(match["value"])
+            # A line at a time: whole pages are refused for one bad line, and counters get other names.
+            families = list(text_string_to_metric_families(line))
         except ValueError:
             continue
-        labels = dict(_LABEL.findall(match["labels"] or ""))
-        samples.setdefault(match["name"], []).append((labels, value))
+        for family in families:
+            for sample in family.samples:
+                samples.setdefault(sample.name, []).append((dict(sample.labels), float(sample.value)))
     return samples
 
 
 def read_page(text: str) -> Aggregates:
     """Raises MetricsError if none of the dialects fits."""
-    samples = parse_page(text)
+    samples = parse_page(text, _NAMES)
     for dialect in DIALECTS:
         running = _total(samples, dialect.running)
         if running is None:
@@ -200,7 +204,7 @@ def _total(
 def _cache_of(
     samples: Mapping[str, Sequence[tuple[dict[str, str], float]]], dialect: Dialect
 ) -> tuple[int | None, int | None]:
-    for labels, _ in samples.get("vllm:cache_config_info", ()):
+    for labels, _ in samples.get(_CACHE_CONFIG, ()):
         blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
         if blocks.isdigit() and size.isdigit() and int(blocks) > 1:
             return int(blocks) - 1, int(size)

@@ -19,10 +19,6 @@ class UnknownEngineError(EngineError):
     """No adapter has that name; the message lists those that exist."""
 
 
-def adapter_names() -> list[str]:
-    return list(_ADAPTERS)
-
-
 def check_name(name: str) -> None:
     """Raises UnknownEngineError unless there is such an adapter."""
     if name not in _ADAPTERS:

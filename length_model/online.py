@@ -51,8 +51,6 @@ class OnlineLengths:
     def __init__(self, model: LengthModel, *, prior: LengthBelief = DEFAULT_PRIOR, most_groups: int = 256) -> None:
         self.model = model
         self.counters = Counters()
-        self.last_error = ""
-        """Of the last failed prediction, for logs."""
         self._prior = prior
         self._recalibrator = Recalibrator(most_groups)
         self._lock = threading.Lock()
@@ -73,10 +71,10 @@ class OnlineLengths:
             return []
         try:
             found = self._forecasts(queries, limits)
-        except Exception as error:
+        except Exception:
             if len(queries) > 1:
                 return [f for q, m in zip(queries, limits, strict=True) for f in self.forecast_batch([q], [m])]
-            return [self.failed(error, limits[0], key_of(queries[0]))]
+            return [self.failed(limits[0], key_of(queries[0]))]
         with self._lock:
             self.counters.predictions += len(queries)
         return found
@@ -106,12 +104,11 @@ class OnlineLengths:
         with self._lock:
             self.counters.late += count
 
-    def failed(self, error: Exception, max_tokens: int | None, key: Key = ("", "")) -> LengthForecast:
+    def failed(self, max_tokens: int | None, key: Key = ("", "")) -> LengthForecast:
         """What stands in for a prediction that failed, counted."""
         with self._lock:
             self.counters.predictions += 1
             self.counters.failed += 1
-            self.last_error = f"{type(error).__name__}: {error}"
         return LengthForecast(belief=self.prior_for(max_tokens), key=key)
 
     def observe(self, forecast: LengthForecast, output_tokens: int, *, censored: bool) -> None:

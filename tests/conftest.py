@@ -8,9 +8,14 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gateway.core.decision.policies import registry
 from simcore.warmup import warm
+
+# A busy machine is slow: neither the time of an example nor that of making it up says anything of the code.
+settings.register_profile("astrolabe", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("astrolabe")
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "tests" / "unit"

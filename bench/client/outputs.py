@@ -17,7 +17,7 @@ from bench.client.server_metrics import ServerRates, rates
 from bench.measure.results import Summary, summarise
 from bench.run.files import Header
 from bench.show.plots import DPI, STYLE
-from bench.show.tables import rate_text, seconds, summary_lines, summary_table
+from bench.show.tables import print_table, rate_text, seconds, summary_lines, summary_table
 
 RESULTS_FILE = "experiment_results.json"
 THROUGHPUT_FILE = "throughput_records.json"
@@ -68,7 +68,7 @@ def summary_text(summary: Summary, servers: dict[str, ServerRates | None]) -> st
     """The run in lines of text, the same as on the terminal."""
     out = StringIO()
     console = Console(file=out, width=100, color_system=None)
-    console.print(summary_table(summary, title="endpoints"))
+    print_table(console, summary_table(summary, title="endpoints"))
     for line in summary_lines(summary):
         console.print(line, highlight=False)
     for url, rate in servers.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, policy_variants
+from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, policy_variants, spec_options
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ Example: a policy of your own on eight nodes.
 \b
 Measures are named <what>_<statistic>_<unit>: ttft, tpot, e2e, scheduling_delay, preemption_loss; mean, p50, p90, p95,
 p99, max; s. And goodput_share (limits: --set slo_ttft_s=3 --set slo_tpot_s=0.1), completed_share, preemptions, ...
-As in published systems all nodes are asked and nothing is held; --set router.ask=4 is what a gateway does by itself.
+The router is the one that ships; with --as-published all nodes are asked and nothing is held, as in published systems.
 Runs are finite: a long queue needs time to grow, so take --set requests=N for minutes of arrivals, not seconds.
 """
 )
@@ -63,6 +63,7 @@ Runs are finite: a long queue needs time to grow, so take --set requests=N for m
 )
 @click.option("--low", type=float, default=4.0, show_default=True, metavar="R", help="Rate from which to search.")
 @click.option("--step", type=float, default=0.25, show_default=True, metavar="R", help="Rates are multiples of this.")
+@spec_options("as_published")
 @SET
 @SEEDS
 @JOBS
@@ -74,6 +75,7 @@ def capacity(
     fleet_rate: float | None,
     low: float,
     step: float,
+    as_published: bool,
     settings: tuple[str, ...],
     seeds: int,
     jobs: int,
@@ -99,7 +101,10 @@ def capacity(
     if fleet_rate is not None:
         check_positive("--nodes-for", fleet_rate, "requests per second")
     with run_errors():
-        base = with_values(base_spec(settings), {"rate_per_s": low if fleet_rate is None else fleet_rate})
+        rate = low if fleet_rate is None else fleet_rate
+        base = with_values(base_spec(settings, as_published=as_published), {"rate_per_s": rate})
+        if fleet_rate is not None and base.fleet:
+            raise click.UsageError("--nodes-for counts equal nodes: leave fleet out")
         check_spec(base)
         variants = policy_variants(policy)
         objectives = [parse_objective(text) for text in slo]
@@ -165,12 +170,12 @@ def _print(
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode({key: rows, "runs": len(lines), "seeds": seeds}))
+        click.echo(msgspec.json.encode({key: rows, "runs": len(lines), "seeds": seeds, "router": base.router_text}))
         return
     from rich import box
     from rich.table import Table
 
-    from bench.show.tables import out_console
+    from bench.show.tables import out_console, print_table
 
     title, cells = shown
     table = Table(box=box.SIMPLE)
@@ -185,7 +190,7 @@ def _print(
         highlight=False,
     )
     out.print(
-        f"{base.fleet_text}; {base.dataset}, lengths {base.lengths}",
+        f"{base.fleet_text}; {base.dataset}, lengths {base.lengths}; {base.router_text}",
         highlight=False,
     )
-    out.print(table)
+    print_table(out, table)

@@ -109,6 +109,8 @@ def compare(as_json: bool, **options: Any) -> None:
         return
     if options["fleet"]:
         raise click.UsageError("--fleet is for --simulate; a local cluster has equal nodes")
+    if options["as_published"]:
+        raise click.UsageError("--as-published is for --simulate; say --ask 0 --hold never")
     source = build_source(console, options, rate=points[0], default_requests=DEFAULT_LIVE_REQUESTS)
     with one_line_errors():
         _live(console, source, names, points, options, as_json=as_json)
@@ -117,7 +119,7 @@ def compare(as_json: bool, **options: Any) -> None:
 def _simulated(console: Console, options: dict[str, Any], *, as_json: bool) -> None:
     from bench.measure.differences import difference_table, differences
     from bench.show import simulated
-    from bench.show.tables import out_console
+    from bench.show.tables import out_console, print_table
 
     base = simulated_spec(options, DEFAULT_SIMULATED_REQUESTS)
     source, head, done = simulate_runs(console, base, options)
@@ -130,7 +132,7 @@ def _simulated(console: Console, options: dict[str, Any], *, as_json: bool) -> N
     out = out_console()
     simulated.show(out, source.notes, base, done)
     if found and options["seeds"] > 1:
-        out.print(difference_table(found))
+        print_table(out, difference_table(found))
     click.echo(f"picture: {options['plot']}")
 
 
@@ -206,7 +208,7 @@ def _report(
     from bench.measure.differences import difference_table, differences
     from bench.run.files import header, result_path, write_results
     from bench.run.live import complaints
-    from bench.show.tables import comparison_table, out_console
+    from bench.show.tables import comparison_table, out_console, print_table
 
     head = header({**options, "dataset_notes": source.notes}, seed=0)
     runs = [one.run for one in done]
@@ -221,9 +223,9 @@ def _report(
         out = out_console()
         for note in source.notes:
             out.print(f"[dim]{note}[/]", highlight=False)
-        out.print(comparison_table(runs, title=title))
+        print_table(out, comparison_table(runs, title=title))
         if options["seeds"] > 1 and (found := differences(runs)):
-            out.print(difference_table(found))
+            print_table(out, difference_table(found))
         out.print(f"picture: {options['plot']}", highlight=False)
     for run in runs:
         for complaint in complaints(run.summary, time_scale=options["time_scale"]):

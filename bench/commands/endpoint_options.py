@@ -113,7 +113,7 @@ def replay_endpoints(
     from bench.client.server_metrics import rates
     from bench.run.files import header
     from bench.run.live import complaints, run_async, shown
-    from bench.show.tables import out_console, summary_lines, summary_table
+    from bench.show.tables import out_console, print_table, summary_lines, summary_table
 
     if options["policy"]:
         raise click.UsageError("--policy is a gateway's; among endpoints --dispatch decides")
@@ -150,7 +150,7 @@ def replay_endpoints(
         out = out_console()
         for note in source.notes:
             out.print(f"[dim]{note}[/]", highlight=False)
-        out.print(summary_table(summary, title=f"{options['dispatch']} over {len(urls)} endpoints"))
+        print_table(out, summary_table(summary, title=f"{options['dispatch']} over {len(urls)} endpoints"))
         for line in summary_lines(summary):
             out.print(line, highlight=False)
         for url, samples in done.samples.items():

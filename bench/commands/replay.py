@@ -96,7 +96,7 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
 
     from bench.run.files import header, write_results
     from bench.run.live import Job, complaints, context_tokens, look_up, replay_jobs
-    from bench.show.tables import out_console, summary_lines, summary_table
+    from bench.show.tables import out_console, print_table, summary_lines, summary_table
 
     console = Console(stderr=True)
     options = with_aliases(options)
@@ -125,7 +125,7 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
         out = out_console()
         for note in source.notes:
             out.print(f"[dim]{note}[/]", highlight=False)
-        out.print(summary_table(finished.summary, title=f"{job.policy or nodes.policy} at {gateway}"))
+        print_table(out, summary_table(finished.summary, title=f"{job.policy or nodes.policy} at {gateway}"))
         for line in summary_lines(finished.summary):
             out.print(line, highlight=False)
         if options["output"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bench.commands.run_errors import run_errors
-from bench.commands.spec_options import JOBS, spec_options, spec_values
+from bench.commands.spec_options import JOBS, option_name, spec_options, spec_values
 from bench.commands.workload_options import (
     one_line_errors,
     policy_paths,
@@ -46,7 +46,7 @@ node_options = spec_options(*NODE_KEYS)
 
 def simulation_options(command: F) -> F:
     """Adds what only simulations have."""
-    return spec_options("fleet", *ROUTER_KEYS)(JOBS(command))
+    return spec_options("fleet", "as_published", *ROUTER_KEYS)(JOBS(command))
 
 
 @click.command(
@@ -128,11 +128,17 @@ def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec
     points = rates(options["rate"])
     workload = workload_of(options, rate=points[0], default_requests=default_requests)
     try:
-        base = with_values(workload, spec_values(options, "nodes", "fleet", *NODE_KEYS, *ROUTER_KEYS))
+        keys = ("nodes", "fleet", "as_published", *NODE_KEYS, *(key for key in ROUTER_KEYS if _is_given(key)))
+        base = with_values(workload, spec_values(options, *keys))
         check_spec(base)
     except SpecError as error:
         raise click.ClickException(str(error)) from None
     return base
+
+
+def _is_given(key: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option_name(key))
+    return source != click.core.ParameterSource.DEFAULT
 
 
 def simulate_runs(

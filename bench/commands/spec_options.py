@@ -160,12 +160,12 @@ def read_axis(text: str) -> tuple[str, list[Any]]:
     return key, [read_value(part.strip()) for part in values.split(",") if part.strip()]
 
 
-def base_spec(settings: Sequence[str]) -> RunSpec:
+def base_spec(settings: Sequence[str], *, as_published: bool = False) -> RunSpec:
     """The run that all have in common. Raises SpecError."""
     from bench.run.spec import RunSpec, with_values
 
     pairs = (split_pair(text, "--set") for text in settings)
-    return with_values(RunSpec(), {key: read_value(value) for key, value in pairs})
+    return with_values(RunSpec(as_published=as_published), {key: read_value(value) for key, value in pairs})
 
 
 def policy_variants(names: Sequence[str]) -> Mapping[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis
+from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis, spec_options
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error,
 @click.option(
     "--axis", "axes", multiple=True, required=True, metavar="KEY=A,B", help="Values, or FROM:TO:STEP; repeat for more."
 )
+@spec_options("as_published")
 @SET
 @SEEDS
 @JOBS
@@ -53,6 +54,7 @@ profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error,
 @json_option
 def sweep(
     axes: tuple[str, ...],
+    as_published: bool,
     settings: tuple[str, ...],
     seeds: int,
     jobs: int,
@@ -85,7 +87,7 @@ def sweep(
         rates = {key: values for key, values in named.items() if key == "rate_per_s"}
         others = {key: values for key, values in named.items() if key != "rate_per_s"}
         tasks = make_tasks(
-            base_spec(settings),
+            base_spec(settings, as_published=as_published),
             group="sweep",
             variants=_variants(others),
             axes=rates,
@@ -131,7 +133,7 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
 
     from bench.experiments.series import by_seed
     from bench.measure.statistics import estimate, text_of
-    from bench.show.tables import out_console
+    from bench.show.tables import out_console, print_table
 
     groups: dict[tuple[str, float | None], list[RunLine]] = {}
     for line in lines:
@@ -149,5 +151,6 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
             cells.append(text_of(estimate(values), digits=3) if values else "–")
         table.add_row(variant, "–" if rate is None else f"{rate:g}", *cells)
     out = out_console()
-    out.print(table)
-    out.print(f"{len(lines)} runs: {path}", highlight=False)
+    print_table(out, table)
+    routers = ", ".join(dict.fromkeys(line.spec.router_text for line in lines))
+    out.print(f"{len(lines)} runs, {routers}: {path}", highlight=False)

@@ -25,11 +25,11 @@ CHARS_PER_TOKEN = 4.2
 
 Scheme = Literal["min_new_request_latency", "min_total_latency", "shortest_first"]
 SCHEMES: Mapping[Scheme, dict[str, Any]] = {
-    "min_new_request_latency": {"policy": "min_new_request_latency", "router": {"ask": 4, "hold": "forecast"}},
-    "min_total_latency": {"policy": "min_total_latency", "router": {"ask": 4, "hold": "forecast"}},
+    "min_new_request_latency": {"policy": "min_new_request_latency"},
+    "min_total_latency": {"policy": "min_total_latency"},
     "shortest_first": {
         "policy": "min_total_latency",
-        "router": {"ask": 4, "hold": {"when": "forecast", "order": "shortest_forecast"}},
+        "router": {"hold": {"when": "forecast", "order": "shortest_forecast"}},
     },
 }
 """Ways to place that use lengths; the last holds requests in the gateway and binds the shortest first."""

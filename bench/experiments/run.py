@@ -23,6 +23,7 @@ from bench.run.grid import make_tasks
 from bench.run.log import FILE_NAME, RunLog
 from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
+from bench.show.tables import print_table
 
 MOST_DATA_SETS = 2
 """As many as a caption has room for."""
@@ -156,7 +157,7 @@ def write_outcome(experiment: Experiment, lines: Sequence[RunLine], folder: Path
 def show_tables(experiment: Experiment, lines: Sequence[RunLine], console: Console) -> None:
     """For people."""
     for table in experiment.tables:
-        console.print(as_rich(experiment, table, lines))
+        print_table(console, as_rich(experiment, table, lines))
 
 
 def _header(lines: Sequence[RunLine]) -> str:

@@ -28,7 +28,6 @@ def run(policy: str, rate: str, seed: int, lengths: LengthKnowledge, path: str, 
     changing = "x" in rate
     spec = RunSpec(
         policy=policy,
-        router={"ask": 4, "hold": "forecast"},
         correcting=True if term else "by size",
         lengths=lengths,
         dataset="lengths",

@@ -56,7 +56,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(base: RunSpec, rate: float, seed: int, lengths: LengthKnowledge, way: str) -> Found:
     """One simulation of twelve A30 nodes."""
-    values = {"rate": rate, "seed": seed, "lengths": lengths, "router": {"ask": 4, "hold": WAYS[way]}}
+    values = {"rate": rate, "seed": seed, "lengths": lengths, "router": {"hold": WAYS[way]}}
     line = run_task(Task(group="late binding", variant=way, spec=with_values(base, values))).line
     measures = line.measures
     return Found(

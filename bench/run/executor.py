@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.run.files import CHANGED, commit, machine
 from bench.run.log import RunLog, RunLogError, read_lines
 from bench.run.simulated import Done, RunLine, Task, run_task
+from bench.run.spec import router_config
 from gateway.core.decision.policies.registry import needs_forecasts
 from gateway.policy_files import policy_name
 
@@ -283,7 +284,7 @@ def _weight(task: Task) -> float:
     fan_out = 0
     if needs_forecasts(policy_name(spec.policy_path)):
         drawn = spec.sample or spec.nodes
-        fan_out = min(drawn, spec.router.get("ask") or drawn)
+        fan_out = min(drawn, router_config(spec, "random").ask or drawn)
     return (spec.requests or 0) * (3.0 + fan_out) * (spec.rate_per_s or 1.0)
 
 

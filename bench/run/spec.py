@@ -39,6 +39,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Nodes drawn at random per decision; 0: the policy's default."""
     router: dict[str, Any] = {}
     """Further keys of the router's configuration."""
+    as_published: bool = False
+    """The router as published systems have it, all nodes drawn asked and nothing held back, not as it ships."""
     correcting: bool | Literal["by size"] = True
     """Predictors correct their forecasts by what became of earlier ones ("by size": not by the arrival rate). Block's
     do not."""
@@ -186,6 +188,12 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         ]
 
     @property
+    def router_text(self) -> str:
+        """Which router decides, for people."""
+        own = "".join(f", {key} {value}" for key, value in self.router.items())
+        return f"router {'as published' if self.as_published else 'as shipped'}{own}"
+
+    @property
     def fleet_text(self) -> str:
         """The nodes in a line, for people."""
         kinds = " and ".join(f"{count} {profile}" for count, profile in self.groups)
@@ -240,6 +248,7 @@ POSITIVE = (
     "output_tokens",
 )
 """Whole numbers that must be at least 1."""
+AS_PUBLISHED: Mapping[str, Any] = {"ask": 0, "hold": "never"}
 SHORT_NAMES = {
     "duration": "duration_s",
     "start": "start_s",
@@ -325,14 +334,15 @@ def check_spec(spec: RunSpec) -> None:
 def router_config(spec: RunSpec, policy: str) -> RouterConfig:
     """The router's configuration for a policy that is registered by this name.
 
-    As published systems work, unless `router` says otherwise: all nodes drawn are asked, and nothing is held back.
+    As it ships, or `as_published`; what `router` says goes before either.
     `hold` may be its `when` alone; `seed`, of ties and draws, is the run's unless it is named. Raises ValueError.
     """
-    own: dict[str, Any] = {"ask": 0, "hold": "never", "seed": spec.seed, "explain_keep": 0} | spec.router
+    start = AS_PUBLISHED if spec.as_published else {}
+    own: dict[str, Any] = {**start, "seed": spec.seed, "explain_keep": 0, **spec.router}
     for name in ("policy", "sample"):
         if name in spec.router:
             raise ValueError(f"router.{name} is the key {name} of the run")
-    when: Any = own["hold"]
+    when: Any = own.get("hold", {})
     if not isinstance(when, Mapping):
         own["hold"] = {"when": HoldConfig(when=when).when}
     return msgspec.convert(own | {"policy": policy, "sample": spec.sample}, RouterConfig)

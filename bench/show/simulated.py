@@ -13,7 +13,7 @@ from bench.measure.differences import Compared
 from bench.run.files import Header, result_path, write_results
 from bench.run.simulated import Done
 from bench.run.spec import RunSpec, delays_of
-from bench.show.tables import capacity_table, comparison_table, forecast_table
+from bench.show.tables import capacity_table, comparison_table, forecast_table, print_table
 from bench.show.timeline import placed_on, steps_of, timeline
 
 CAPACITY_LIMITS_S = (3.0, 10.0)
@@ -25,12 +25,12 @@ def show(console: Console, notes: Sequence[str], base: RunSpec, done: Sequence[D
     runs = [one.line.run for one in done]
     for note in notes:
         console.print(f"[dim]{note}[/]", highlight=False)
-    console.print(comparison_table(runs, title=title_of(base)))
+    print_table(console, comparison_table(runs, title=title_of(base)))
     if any(run.summary.forecasts is not None for run in runs):
-        console.print(forecast_table(runs))
+        print_table(console, forecast_table(runs))
     found = capacity_rows(done)
     if found:
-        console.print(capacity_table(found))
+        print_table(console, capacity_table(found))
     wall_s = sum(one.line.wall_s for one in done)
     requests = sum(run.summary.requests for run in runs)
     forecasts = sum(int(one.line.measures["forecasts"]) for one in done)
@@ -49,7 +49,7 @@ def capacity_rows(done: Sequence[Done]) -> list[Capacity]:
 
 def title_of(base: RunSpec) -> str:
     """The cluster in a line."""
-    return f"simulated nodes: {base.fleet_text}; lengths {base.lengths}"
+    return f"simulated nodes: {base.fleet_text}; lengths {base.lengths}; {base.router_text}"
 
 
 def as_document(head: Header, done: Sequence[Done], *, differences: Sequence[Compared] = ()) -> bytes:

@@ -137,9 +137,6 @@ class Account:
     def __len__(self) -> int:
         return len(self._running) + len(self._waiting)
 
-    def engine_ids(self) -> set[str]:
-        return self._running.keys() | self._waiting.keys()
-
     def snapshot(self, config_at_s: float | None = None) -> Snapshot:
         """The account as a record; `at_s` is that of the last step unless given."""
         return Snapshot(

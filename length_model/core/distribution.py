@@ -59,12 +59,6 @@ def pmf_from_hazards(hazards: Floats) -> Floats:
     return pmf
 
 
-def hazards_from_pmf(pmf: Floats) -> Floats:
-    """The inverse; 1 where a bucket cannot be reached."""
-    reach = np.cumsum(pmf[..., ::-1], axis=-1)[..., ::-1]
-    return np.divide(pmf, reach, out=np.ones_like(pmf), where=reach > 0)
-
-
 def mean_tokens(edges: Ints, pmf: Floats) -> Floats:
     """[n]."""
     return np.asarray(pmf @ ((edges[:-1] + edges[1:] - 1) / 2.0))

@@ -79,8 +79,9 @@ def test_a_replay_measures_every_request_and_leaves_the_gateway_as_it_was(
     assert [(r.prompt_tokens, r.output_tokens) for r in results] == LENGTHS * 4
     assert all(r.e2e_s is not None and r.ttft_s is not None and r.e2e_s >= r.ttft_s > 0 for r in results)
     assert all(r.sent_s is not None and r.sent_s >= r.arrival_s for r in results)
-    # Sixty tokens take at least 59 steps; none is faster than streaming the weights once (0.014 s on this profile).
-    assert all(r.tpot_s is not None and r.tpot_s > 0.01 for r in results if r.output_tokens == 60)
+    # Sixty tokens take at least 59 steps; none is faster than streaming the weights once (0.014 s on this profile). A
+    # busy machine can only make the end later.
+    assert all(r.e2e_s is not None and r.e2e_s > 59 * 0.01 for r in results if r.output_tokens == 60)
     with cluster.stub() as stub:
         assert stub.ListNodes(pb.ListNodesRequest()).policy == "min_total_latency"
         until(lambda: is_idle(stub), what="an idle cluster after the replay")

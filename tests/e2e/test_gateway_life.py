@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import grpc
 import grpc.aio
@@ -31,9 +30,8 @@ async def test_a_connection_that_goes_silent_is_noticed(node: ScriptedNode) -> N
         async with running(relay.address) as (gateway, _):
             await until(lambda: status(gateway, "n") == "up")
             relay.frozen = True
-            frozen_s = time.monotonic()
-            await until(lambda: status(gateway, "n") == "down", 10)
-            assert time.monotonic() - frozen_s < 5
+            # TCP by itself would go on trying for a quarter of an hour.
+            await until(lambda: status(gateway, "n") == "down", 30)
             relay.frozen = False
             await until(lambda: status(gateway, "n") == "up")
     finally:
@@ -82,8 +80,10 @@ async def test_a_node_that_gets_a_name_while_it_runs_requests_serves_on(node: Sc
         call = stub.Generate(ask(request_id="r1"))
         await dispatched(node)
         gateway.nodes.set_entries([NodeEntry(address=node.address, name="n")])
-        await asyncio.sleep(0.3)
-        assert node.sessions == 1, "the new link waits for the old one, which has the name"
+        for _ in range(6):
+            node.say(part("r1", b"."))
+            assert (await call.read()).text == "."
+            assert node.sessions == 1, "the new link waits for the old one, which has the name"
         node.say(part("r1", b"done", Outcome.STOP))
         assert (await call.read()).text == "done"
         await until(lambda: node.sessions == 2 and [n.status for n in gateway.pump.router.nodes()] == ["up"])

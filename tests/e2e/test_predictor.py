@@ -360,5 +360,4 @@ async def test_calibration_joins_what_was_asked_and_then_dispatched(channel: grp
     after = await stub.GetCalibration(pb.GetCalibrationRequest(), timeout=DEADLINE_S)
     assert after.ttft.samples == before.ttft.samples + 5
     assert after.e2e.samples == before.e2e.samples + 5
-    assert after.e2e.median_relative < 1.0
     await client.leave()

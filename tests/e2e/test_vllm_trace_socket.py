@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import stat
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -117,13 +116,11 @@ async def test_a_reader_that_does_not_read_loses_steps_and_the_engine_does_not_w
     mirror = NodeMirror(first)
     names = [f"request-{i}-{'x' * 200}" for i in range(500)]
     count = 0
-    put_s: list[float] = []
-    # Much more than sockets and our buffer hold: each round brings 120 kB of arrivals and takes them away.
+    # Much more than sockets and our buffer hold: each round brings 120 kB of arrivals and takes them away. Nothing is
+    # read meanwhile, so an engine that waited for its reader would wait for ever.
     while count * 120_000 < 8_000_000:
-        began_s = time.perf_counter()
         publisher.put(raw_step({}, events=[arrival(f"{count}-{n}") for n in names], alive=len(names)))
         publisher.put(raw_step({}, events=[f"{count}-{n}" for n in names], alive=0))
-        put_s.append(time.perf_counter() - began_s)
         count += 1
         await until(lambda: publisher.backlog() < 10)
     publisher.put(raw_step({"last": 10}, events=[arrival("last")]))
@@ -141,8 +138,6 @@ async def test_a_reader_that_does_not_read_loses_steps_and_the_engine_does_not_w
         assert isinstance(item, TraceSnapshot)
         assert [r.request_id for r in item.running] == ["last"], "a new connection begins with the truth"
         break
-    # One that waited for its reader would do so in every round once the buffers are full; a busy machine delays some.
-    assert statistics.median(put_s) < 0.1
 
 
 async def test_one_daemon_and_any_number_of_onlookers(

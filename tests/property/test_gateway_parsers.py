@@ -70,7 +70,7 @@ def test_a_good_body_with_something_odd_in_it(fields: dict[str, Any], rest: dict
 
 
 @given(st.text(max_size=300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_text_as_a_key_file_or_a_configuration(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file.toml"
     path.write_text(text, encoding="utf-8", errors="replace")
@@ -95,7 +95,7 @@ entries = st.builds(
 
 
 @given(st.lists(entries, max_size=5, unique_by=(lambda e: e.name, lambda e: e.sha256)))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_key_files_are_read_as_they_were_written(tmp_path: Path, keys: list[KeyEntry]) -> None:
     path = tmp_path / "keys.toml"
     file = KeyFile(keys=tuple(keys))

@@ -37,4 +37,4 @@ def test_300_requests_under_three_policies(vllm_python: str, request: pytest.Fix
         assert row.requests == REQUESTS, f"under {row.policy} {REQUESTS - row.requests} requests were not answered"
         # On a busy machine a forecast may come too late or be of too old a state: then the fallback places.
         assert row.forecasts == 0 if row.policy == "llumnix_freeness" else row.forecasts > REQUESTS // 2
-        assert row.e2e_error_p50 is None or row.e2e_error_p50 < 1.0
+        assert (row.e2e_error_p50 is None) == (row.forecasts == 0), "and what they were worth is told"

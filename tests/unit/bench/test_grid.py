@@ -11,6 +11,7 @@ from bench.run.grid import make_tasks
 from bench.run.spec import RunSpec, SpecError, check_spec, router_config, with_values
 from bench.workload.dataset_error import DatasetError
 from gateway.core.decision.policies.registry import PolicyError
+from gateway.core.router_config import RouterConfig
 
 
 def tasks(axes: dict[str, list[Any]], **base: Any) -> list[tuple[Any, ...]]:
@@ -80,7 +81,16 @@ def test_a_sound_run_passes() -> None:
 
 
 def test_holding_is_named_by_its_when_or_in_full() -> None:
-    assert router_config(RunSpec(), "random").hold.when == "never"
-    assert router_config(with_values(RunSpec(), {"router.hold": "forecast"}), "random").hold.when == "forecast"
+    assert router_config(with_values(RunSpec(), {"router.hold": "always"}), "random").hold.when == "always"
     full = with_values(RunSpec(), {"router": {"hold": {"when": "always", "order": "deadline"}}})
     assert router_config(full, "random").hold.order == "deadline"
+
+
+def test_the_router_is_the_one_that_ships_unless_it_is_as_published() -> None:
+    shipped = RouterConfig(policy="random", explain_keep=0)
+    assert router_config(RunSpec(), "random") == shipped
+    published = router_config(RunSpec(as_published=True), "random")
+    assert (published.ask, published.hold.when) == (0, "never")
+    own = with_values(RunSpec(as_published=True), {"router.ask": 2})
+    assert (router_config(own, "random").ask, router_config(own, "random").hold.when) == (2, "never")
+    assert own.router_text == "router as published, ask 2"

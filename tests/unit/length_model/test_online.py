@@ -32,7 +32,6 @@ def test_one_bad_prompt_gets_the_prior_and_the_others_an_answer(bad: str) -> Non
     assert lengths.predict_batch(["a", bad, "c"], [300, 300, 300]) == [good, truncated(DEFAULT_PRIOR, 300), good]
     assert lengths.counters.failed == 1
     assert lengths.counters.predictions == 3
-    assert "Error" in lengths.last_error
 
 
 def test_beliefs_respect_the_limit() -> None:

@@ -105,16 +105,16 @@ def train(
 def _recipe(settings: tuple[str, ...]) -> dict[str, Any]:
     import msgspec
 
-    found = {}
+    recipe = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
             raise click.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--set")
         try:
-            found[name] = msgspec.json.decode(value)
+            recipe[name] = msgspec.json.decode(value)
         except msgspec.DecodeError:
-            found[name] = value
-    return found
+            recipe[name] = value
+    return recipe
 
 
 @click.command("eval", short_help="Judge models on held-out conversations.")
@@ -153,25 +153,25 @@ def evaluate(
                 model = load_model(name)
                 everyone.append(ev.judge(model, judged_on, name=report.short_name(name), sha256=model.sha256))
             cut = len(chosen) - len(judged_on)
-            found = [
+            evaluations = [
                 ev.evaluate(j, judged_on, others=everyone[:i], left_out_censored=cut, seed=seed)
                 for i, j in enumerate(everyone)
             ]
         if plot is not None:
-            report.write_plot(plot, found)
+            report.write_plot(plot, evaluations)
         if card is not None:
             report.write_card(
                 card,
-                found,
+                evaluations,
                 manifest,
                 side,
                 models=", ".join(sorted({s.query.model or "unnamed" for s in known})),
                 longest_tokens=max(s.output_tokens for s in known),
             )
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        click.echo(msgspec.json.encode(evaluations))
         return
-    for renderable in report.tables(found, side):
+    for renderable in report.tables(evaluations, side):
         report.out_console().print(renderable)
 
 

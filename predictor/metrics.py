@@ -65,13 +65,13 @@ class _OnLoop:
 
 def families(node: NodeRuntime, *, gateways: int) -> Families:
     """All series of one node, now."""
-    found: Families = []
+    series: Families = []
 
     def gauge(name: str, text: str, value: float) -> None:
-        found.append(GaugeMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
+        series.append(GaugeMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
 
     def counter(name: str, text: str, value: float) -> None:
-        found.append(CounterMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
+        series.append(CounterMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
 
     load = node.load()
     gauge("synchronised", "1 while a trace is connected and no gap is open.", float(load is not None))
@@ -98,4 +98,4 @@ def families(node: NodeRuntime, *, gateways: int) -> Families:
         if summary.samples:
             error.add_metric((name,), summary.bias_s)
             coverage.add_metric((name,), summary.coverage_p90)
-    return [*found, error, coverage]
+    return [*series, error, coverage]

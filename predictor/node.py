@@ -133,10 +133,10 @@ class NodeRuntime:
 
     def release(self, request_id: str) -> bool:
         """A reserved request will not come. False if it was not reserved."""
-        found = self.engine.release(request_id)
-        if found:
+        was_reserved = self.engine.release(request_id)
+        if was_reserved:
             self._changed()
-        return found
+        return was_reserved
 
     def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Calls `changed` whenever what is known may have changed, until the returned function is called."""

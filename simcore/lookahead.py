@@ -172,10 +172,10 @@ class WhatIf:
         if not fine:
             raise ValueError(f"{self.node_id}: a request on this node needs more KV blocks than the engine has")
         self._base_done = True
-        found = cached_tokens
-        if not found or self._sharing is not None:
-            found = (self._candidates[:n, at.C_CACHED] * block).tolist()
-        return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), found, strict=True)]
+        prefix_tokens = cached_tokens
+        if not prefix_tokens or self._sharing is not None:
+            prefix_tokens = (self._candidates[:n, at.C_CACHED] * block).tolist()
+        return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), prefix_tokens, strict=True)]
 
     def _answer(self, candidate: Candidate, out: list[float], cached_tokens: int) -> Forecast:
         return Forecast(

@@ -120,9 +120,9 @@ class LengthDesk:
             # Whoever has given up by now is not worth the model's time.
             batch = [w for w in batch if not w[2].done()]
             if batch and not ends:
-                found = self._answer(lengths, batch)
+                forecasts = self._answer(lengths, batch)
                 try:
-                    loop.call_soon_threadsafe(_deliver, batch, found)
+                    loop.call_soon_threadsafe(_deliver, batch, forecasts)
                 except RuntimeError:
                     # The loop has been closed meanwhile: nobody waits any more.
                     return
@@ -163,8 +163,8 @@ def _give_up(answer: asyncio.Future[LengthForecast | None]) -> None:
         answer.set_result(None)
 
 
-def _deliver(batch: Sequence[_Waiter], found: Sequence[LengthForecast]) -> None:
-    for (_, _, answer), forecast in zip(batch, found, strict=True):
+def _deliver(batch: Sequence[_Waiter], forecasts: Sequence[LengthForecast]) -> None:
+    for (_, _, answer), forecast in zip(batch, forecasts, strict=True):
         if not answer.done():
             answer.set_result(forecast)
 

@@ -65,14 +65,14 @@ def token_ids(
         prompt = _ids(tokenizer, text)
         if len(prompt) > room:
             prompt = prompt[: sizes.prompt_head] + prompt[-sizes.prompt_tail :]
-    found = [special.begin, *prompt, special.separator]
+    ids = [special.begin, *prompt, special.separator]
     answer = next((t.text for t in reversed(query.history) if t.role == "assistant"), "")
     question = next((t.text for t in reversed(query.history) if t.role == "user"), "")
     if answer or question:
-        found += _ids(tokenizer, answer[: sizes.answer * _CHARS_PER_TOKEN_AT_MOST])[: sizes.answer]
-        found += _ids(tokenizer, question[: sizes.question * _CHARS_PER_TOKEN_AT_MOST])[: sizes.question]
-        found.append(special.separator)
-    return found
+        ids += _ids(tokenizer, answer[: sizes.answer * _CHARS_PER_TOKEN_AT_MOST])[: sizes.answer]
+        ids += _ids(tokenizer, question[: sizes.question * _CHARS_PER_TOKEN_AT_MOST])[: sizes.question]
+        ids.append(special.separator)
+    return ids
 
 
 def _ids(tokenizer: FastTokenizer, text: str) -> list[int]:

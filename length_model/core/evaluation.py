@@ -117,10 +117,10 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 
 def finished(samples: Sequence[LengthSample]) -> list[LengthSample]:
     """Those whose length is known. Raises ValueError if there are none."""
-    found = [s for s in samples if not s.censored]
-    if not found:
+    ended = [s for s in samples if not s.censored]
+    if not ended:
         raise ValueError("no finished answers to judge by")
-    return found
+    return ended
 
 
 def judge(model: LengthModel, samples: Sequence[LengthSample], *, name: str = "", sha256: str = "") -> Judged:
@@ -254,5 +254,5 @@ def _paired(judged: Judged, other: Judged, groups: Ints, own: Interval, seed: in
 
 
 def _reliability(judged: Judged, tokens: Ints) -> Reliability:
-    found = pits(judged.edges, judged.pmf, tokens, np.zeros(len(tokens), dtype=np.bool_))
-    return Reliability(RELIABILITY_LEVELS, tuple(float(np.mean(found <= level)) for level in RELIABILITY_LEVELS))
+    values = pits(judged.edges, judged.pmf, tokens, np.zeros(len(tokens), dtype=np.bool_))
+    return Reliability(RELIABILITY_LEVELS, tuple(float(np.mean(values <= level)) for level in RELIABILITY_LEVELS))

@@ -108,9 +108,9 @@ class NodePool:
 
     def serving(self, model: str) -> ModelNodes | str:
         """The nodes of a model (empty: of the only one there is), or why there are none, for people."""
-        found = self._models.get(model) if model else None
-        if found is not None:
-            return found
+        nodes = self._models.get(model) if model else None
+        if nodes is not None:
+            return nodes
         if not model and len(self._models) == 1:
             return next(iter(self._models.values()))
         if not self._models:

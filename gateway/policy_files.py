@@ -61,7 +61,7 @@ def policy_name(name: str) -> str:
 
 
 def policy_names_of(names: Iterable[str]) -> list[str]:
-    """The same for several. Raises PolicyError."""
+    """The names of several policies, as `policy_name`. Raises PolicyError."""
     return [policy_name(name) for name in names]
 
 

@@ -22,7 +22,7 @@ Tag = dict[str, Any]
 
 
 def tags(model: LengthModel, queries: Sequence[LengthQuery], statistic: Statistic, *, belief: bool) -> list[Tag]:
-    """One per query; lengths are at least 1."""
+    """One tag per query; lengths are at least 1."""
     collected: list[Tag] = []
     for start in range(0, len(queries), _BATCH):
         pmf = model.pmf(queries[start : start + _BATCH])

@@ -82,7 +82,7 @@ class Predictor:
         await self._server.start()
 
     async def start(self) -> None:
-        """Until the node serves. Raises ConfigError, EngineError."""
+        """Starts the engine and returns when the node serves. Raises ConfigError, EngineError."""
         began_s = time.monotonic()
         await warm_up()
         warm_s = time.monotonic() - began_s

@@ -39,7 +39,7 @@ class MetricsServer:
         self.address = address._replace(port=self._server.server_port)
 
     async def close(self) -> None:
-        """Until nobody serves any more."""
+        """Ends the page and waits for its thread."""
         await asyncio.to_thread(self._server.shutdown)
         self._server.server_close()
         await asyncio.to_thread(self._thread.join)

@@ -67,7 +67,7 @@ class NodeRuntime:
         self._listeners: list[Callable[[], None]] = []
 
     async def start(self) -> None:
-        """Until the engine runs and its first snapshot is here. Raises EngineError."""
+        """Starts the engine and returns when it runs and its first snapshot is here. Raises EngineError."""
         await self._client.start()
         can = self._client.capabilities
         log_rules(self.config)

@@ -68,7 +68,7 @@ class GatewaySession:
         self._finishing = False
 
     async def run(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
-        """Until the gateway leaves or `finish` has been called."""
+        """Serves the session until the gateway leaves or `finish` has been called."""
         node = self._node
         await self._context.write(wire.welcome(node.node_id, node.config, node.profile))
         unlisten = node.listen(self._wake.set)

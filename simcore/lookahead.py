@@ -108,8 +108,11 @@ class WhatIf:
         self._seq, self._start_s = node.seq, max(0.0, float(node.free_at_s - now_s))
 
     def reuse_baseline(self, node: SimNode, now_s: float) -> bool:
-        """As `rebase_node` for the node taken last, where that needs no new future: True if all that has happened on it
-        was forecast, and a candidate would still wait for others now. The headroom of forecasts counts from then."""
+        """Moves the baseline of the node taken last on to `now_s` where that needs no new future.
+
+        True if all that has happened on it was forecast, and a candidate would still wait for others now. The headroom
+        of forecasts counts from then.
+        """
         then, ends, progress = self._baseline, self._ends[0], self._progress[at.FIRST_CHECKPOINT]
         if then is None or not self._base_done or then.node is not node:
             return False

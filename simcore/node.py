@@ -68,7 +68,7 @@ class TraceView(NamedTuple):
     computed: dict[int, int]
     """Tokens computed, where the array says otherwise."""
     preempted: list[int]
-    """By the plan in flight, in the order in which it happened; they stand in `running`."""
+    """Requests preempted by the plan in flight, in the order in which it happened; they stand in `running`."""
     free_blocks: int
 
 
@@ -80,7 +80,7 @@ _EVENT_KINDS: dict[int, Literal["first_token", "finished", "preempted"]] = {
 
 
 def _as_it_came(arrived: NodeRequest) -> RequestState:
-    """As it came."""
+    """The state of a request that has just come."""
     request = arrived.request
     return RequestState(
         request_id=request.request_id,
@@ -515,7 +515,7 @@ class SimNode:
         return pool.copy(), table[rows], names[rows]
 
     def _name_blocks(self, slot: int, hashes: tuple[int, ...]) -> None:
-        """From the first request on that may share blocks with others, blocks are told one from another."""
+        """Gives a request's blocks their names; from the first that may share some, blocks are kept one by one."""
         if self._shared is None:
             self._shared = at.new_shared(self.config, len(self.ids))
             ENTRIES.tell_apart(self.head, self.req, self.lists, self._shared)

@@ -51,7 +51,7 @@ class TracingNode(SimNode):
             self._expected[self.requests[request.request_id].slot] = output_tokens
 
     def load(self, now_s: float, expected: Mapping[str, int] | None = None) -> NodeLoad:
-        """As of `SimNode`, by the lengths that this node goes by unless others are given."""
+        """Load summary as of `SimNode`, by this node's expected lengths unless others are given."""
         if expected is None and len(self._expected):
             expected = {i: int(self._expected[known.slot]) for i, known in self.requests.items()}
         return super().load(now_s, expected)

@@ -40,7 +40,7 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     """An event to which the fresh router answers otherwise."""
 
     line: int
-    """Of the recording, from 1."""
+    """Line number in the recording, from 1."""
     now_s: float
     event: AnyEvent
     recorded: list[AnyAction]

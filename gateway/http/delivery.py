@@ -65,7 +65,7 @@ class ResponseOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delivery:
-    """From admission to the end of the response, or until the client leaves."""
+    """Delivers one answer, from admission to the end of the response or until the client leaves."""
 
     __slots__ = ("_batch", "_chunks", "_close", "_created", "_exchange", "_ids", "_options", "_sent_tokens", "_stream")
 

@@ -33,7 +33,7 @@ class CallerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cells(Protocol[Number]):
-    """As much of a list, or of shared memory, as an account needs."""
+    """A row of numbers: as much of a list, or of shared memory, as an account needs."""
 
     def __getitem__(self, index: int, /) -> Number: ...
 

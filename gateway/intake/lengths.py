@@ -130,7 +130,7 @@ class LengthDesk:
                 return
 
     def _answer(self, lengths: OnlineLengths, batch: Sequence[_Waiter]) -> list[LengthForecast]:
-        """In the worker thread. Raises nothing."""
+        """Forecasts for a batch of questions, in the worker thread. Raises nothing."""
         limits = [limit for _, limit, _ in batch]
         try:
             queries = [_query(question, self._decode) for question, _, _ in batch]

@@ -130,7 +130,7 @@ class NodeRegistry:
         return any(link.status == "up" for link in self.links.values())
 
     def find(self, name: str) -> NodeLink | None:
-        """By name or address."""
+        """The link of a node by its name or address."""
         return next((k for k in self.links.values() if name in (k.node_id, k.entry.address)), None)
 
     def in_flight(self, node_id: str) -> int:

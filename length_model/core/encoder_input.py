@@ -19,7 +19,7 @@ _CHARS_PER_TOKEN_AT_MOST = 12
 
 
 class Encoding(Protocol):
-    """As `tokenizers` returns it."""
+    """A text's encoding, as `tokenizers` returns it."""
 
     @property
     def ids(self) -> list[int]: ...
@@ -45,9 +45,9 @@ class InputSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     prompt_head: int = 48
     prompt_tail: int = 24
     answer: int = 16
-    """Of the answer before the prompt, its beginning."""
+    """Tokens of the beginning of the answer before the prompt."""
     question: int = 8
-    """Of the question before that, its beginning."""
+    """Tokens of the beginning of the question before that."""
 
 
 def token_ids(

@@ -95,7 +95,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     by_class: tuple[Scores, ...]
     by_prompt: tuple[Scores, ...]
     by_predicted: tuple[Scores, ...]
-    """By the predicted median."""
+    """Scores of groups by the predicted median."""
     by_true_length: tuple[Scores, ...]
     remaining: tuple[Remaining, ...]
     reliability: Reliability
@@ -116,7 +116,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def finished(samples: Sequence[LengthSample]) -> list[LengthSample]:
-    """Those whose length is known. Raises ValueError if there are none."""
+    """Samples whose length is known. Raises ValueError if there are none."""
     ended = [s for s in samples if not s.censored]
     if not ended:
         raise ValueError("no finished answers to judge by")

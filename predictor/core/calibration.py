@@ -166,7 +166,7 @@ class Calibration:
 
     @classmethod
     def of_counts(cls) -> Calibration:
-        """For an engine that tells how many requests it has, and not which."""
+        """The calibration for an engine that tells how many requests it has, and not which."""
         return cls(prior_spread=COUNTS_SPREAD)
 
     def forecast(self, raw: Forecast, now_s: float = -math.inf) -> Forecast:

@@ -18,7 +18,7 @@ class PrefixContent:
         self._most_blocks = most_blocks
         self._names: set[int] = set()
         self._number: int | None = None
-        """Of the last change; None until the whole content has been told."""
+        """Number of the last change; None until a trace has given the whole content."""
 
     def __len__(self) -> int:
         return len(self._names)

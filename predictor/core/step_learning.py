@@ -77,7 +77,7 @@ class Learned(msgspec.Struct, frozen=True, kw_only=True):
     error: float
     """Median of |predicted - actual| / actual of `model` over the last steps, before it had seen them; nan without."""
     prior_error: float
-    """The same of the prior."""
+    """Median relative error of the prior over the same steps."""
     steps: int
     """Steps learned from (a count)."""
     speed_changes: int

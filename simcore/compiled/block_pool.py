@@ -146,7 +146,7 @@ def take_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, blocks: int) -
 
 @njit(nogil=True)
 def name_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, tokens: int) -> None:
-    """From now on the slot's full blocks up to `tokens` can be found by their content."""
+    """Gives the slot's full blocks up to `tokens` their content keys, by which they can be found from now on."""
     pool, table, _ = shared
     if head[at.CACHING]:
         for index in range(req[slot, at.KEYED] // head[at.BLOCK], tokens // head[at.BLOCK]):

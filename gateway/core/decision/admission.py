@@ -12,7 +12,7 @@ again; more would be bound to a node before it is known which node is free first
 
 
 def worth_asking(view: NodeView, shape: RequestShape) -> bool:
-    """By its load, a seat is free, the engine's own queue is short, and the prompt fits behind it.
+    """Whether, by the node's load, a seat is free, the engine's own queue is short, and the prompt fits behind it.
 
     An idle node can always start it. One of which nothing is known can as long as we alone do not fill it.
     """

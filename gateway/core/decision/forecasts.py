@@ -23,7 +23,7 @@ class Believed(NamedTuple):
     """The answers of a round, by node."""
 
     forecasts: dict[str, Forecast]
-    """Those that count, as they are to be read now."""
+    """Forecasts that count, as they are to be read now."""
     notes: dict[str, str]
     """Why a node has none, or how its own was changed, for people."""
     expected: dict[str, ExpectedTimes]

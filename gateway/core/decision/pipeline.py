@@ -30,7 +30,7 @@ NO_FORECASTS = Believed({}, {}, {}, {})
 
 
 class DecisionPipeline:
-    """One per router. Raises PolicyError when fallback or prefilter is unknown or unfit."""
+    """Makes the decisions of one router. Raises PolicyError when fallback or prefilter is unknown or unfit."""
 
     def __init__(self, pool: NodePool, late: LateBinding, config: RouterConfig, rng: random.Random) -> None:
         self._pool = pool

@@ -43,7 +43,7 @@ PROBE_S = 0.5
 
 
 class AccuracyStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """For operators and metrics."""
+    """How accurate a node's forecasts are, for operators and metrics."""
 
     use: Use = "used"
     bias: float = 1.0
@@ -192,7 +192,7 @@ class ForecastAccuracy:
         )
 
     def alarm(self) -> str:
-        """For operators; empty when all is well."""
+        """What is wrong with the forecasts, for operators; empty when all is well."""
         if self.is_silent:
             return f"its predictor does not answer ({self._unanswered} questions)"
         if self.use == "used":

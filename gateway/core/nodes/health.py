@@ -92,7 +92,7 @@ class Health:
 
     @property
     def alarm(self) -> str:
-        """For operators; empty when all is well."""
+        """Why the node is ejected or backing off, for operators; empty when all is well."""
         if self.suspicion or self.stalled:
             return self.suspicion or self.stalled
         if self._ejected_until_s:

@@ -19,11 +19,11 @@ class ModelNodes(NamedTuple):
     members: Sequence[Node]
     """All that are configured, down ones too, in the order in which they joined."""
     ready: Sequence[Node]
-    """Those that may get new requests."""
+    """Members that may get new requests."""
     longest_tokens: int
     """Prompt and output limit of the most generous member."""
     shortest_ready_tokens: int
-    """The same of the meanest ready node."""
+    """Prompt and output limit of the ready node that offers least."""
 
     def states(self) -> str:
         """Why nobody is ready, for people."""

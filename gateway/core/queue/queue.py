@@ -152,7 +152,7 @@ class GatewayQueue:
         return fill > begin and rng.random() * (1.0 - begin) < fill - begin
 
     def victim_for(self, live: LiveRequest) -> LiveRequest | None:
-        """Of the lowest class held, if that is below this request's, the last to be served: it makes room."""
+        """The request that makes room for this one: the last of the lowest class held, if that is below its own."""
         lowest = max(self._classes, default=None)
         if lowest is None or lowest <= class_of(live):
             return None

@@ -29,7 +29,7 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     pace_compared: bool = False
     """Whether the pace of its tokens has been compared with that."""
     output_tokens: int = 0
-    """That came of this attempt."""
+    """Output tokens that came of this attempt."""
 
 
 class ForecastRound(msgspec.Struct, kw_only=True, eq=False):

@@ -518,7 +518,7 @@ class SimNode:
         """Gives a request's blocks their names; from the first that may share some, blocks are kept one by one."""
         if self._shared is None:
             self._shared = at.new_shared(self.config, len(self.ids))
-            ENTRIES.tell_apart(self.head, self.req, self.lists, self._shared)
+            ENTRIES.build_pool(self.head, self.req, self.lists, self._shared)
         names = self._shared[2]
         row = np.array(hashes[: names.shape[1]], dtype=np.uint64).view(np.int64)
         names[slot, : len(row)] = row

@@ -174,8 +174,8 @@ def release_blocks(head: Ints, req: Ints, shared: Arrays, slot: int) -> None:
 
 
 @njit(nogil=True)
-def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
-    """Turns a state in which blocks are counted (`block_counts`) into one in which they are told apart.
+def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
+    """Turns a state in which blocks are counted (`block_counts`) into one in which they are kept one by one.
 
     `shared` is empty before.
     """

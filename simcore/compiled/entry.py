@@ -32,7 +32,7 @@ class Entries(NamedTuple):
     run: Callable[..., Any]
     enqueue: Callable[..., Any]
     remove: Callable[..., Any]
-    tell_apart: Callable[..., Any]
+    build_pool: Callable[..., Any]
     known_prefix: Callable[..., Any]
     count_shares: Callable[..., Any]
     take_node: Callable[..., Any]
@@ -139,10 +139,10 @@ def _compile(fingerprint: int) -> Entries:
         step.remove(head, req, lists, shared, slot)
 
     @cached
-    def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
-        """`block_pool.tell_apart`."""
+    def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
+        """`block_pool.build_pool`."""
         assert fingerprint >= 0
-        block_pool.tell_apart(head, req, lists, shared)
+        block_pool.build_pool(head, req, lists, shared)
 
     @cached
     def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
@@ -242,7 +242,7 @@ def _compile(fingerprint: int) -> Entries:
         run,
         enqueue,
         remove,
-        tell_apart,
+        build_pool,
         known_prefix,
         count_shares,
     )

@@ -218,7 +218,7 @@ def list_width(capacity: int, block_size_tokens: int) -> int:
 
 
 def new_shared(config: EngineConfig, capacity: int) -> Arrays:
-    """Empty arrays for telling blocks apart; `block_pool.tell_apart` fills them."""
+    """Empty arrays of a block pool; `block_pool.build_pool` fills them."""
     blocks = config.num_blocks
     width = 1 << (2 * blocks + 3).bit_length()
     longest = min(blocks, -(-config.max_model_len_tokens // config.block_size_tokens))

@@ -19,7 +19,7 @@ PARENT_PID_VARIABLE = "ASTROLABE_PARENT_PID"
 """Set for children of a local cluster: they must not outlive it."""
 
 
-class Entry(NamedTuple):
+class LazyCommand(NamedTuple):
     """Where a command lives and what it does, so that `--help` imports nothing."""
 
     target: str | LazyGroup
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 class LazyGroup(click.Group):
     """A click group whose commands are imported when they are called."""
 
-    def __init__(self, name: str, entries: dict[str, Entry], *, help: str) -> None:
+    def __init__(self, name: str, entries: dict[str, LazyCommand], *, help: str) -> None:
         super().__init__(name, help=help, context_settings={"help_option_names": ["-h", "--help"]})
         self._entries = entries
 
@@ -72,19 +72,31 @@ class LazyGroup(click.Group):
 BENCH = LazyGroup(
     "bench",
     {
-        "demo": Entry("bench.commands.demo:demo", "Local cluster, real conversations, three policies compared."),
-        "replay": Entry("bench.commands.replay:replay", "Send a workload to a live gateway, open loop, and measure."),
-        "compare": Entry("bench.commands.compare:compare", "The same workload under several policies: table and plot."),
-        "data": Entry("bench.commands.data:data", "Public data sets: list, fetch, check."),
-        "simulate": Entry("bench.commands.simulate:simulate", "The same router over simulated nodes, in seconds."),
-        "sweep": Entry("bench.commands.sweep:sweep", "Any grid of simulated runs, resumable, on all cores."),
-        "capacity": Entry("bench.commands.capacity:capacity", "The largest rate, or the fewest nodes, for an SLO."),
-        "report": Entry("bench.commands.report:report", "One page with plots and tables of finished runs."),
-        "experiment": Entry("bench.commands.experiment:experiment", "Figures of published systems, made anew."),
-        "profile": Entry("bench.commands.profile:profile", "Fit and show step-time profiles."),
-        "validate": Entry("bench.commands.validate:validate", "Measured vLLM runs replayed through the simulator."),
-        "chaos": Entry("bench.commands.chaos:chaos", "Break things on purpose, and say what did not hold."),
-        "calibrate": Entry("bench.commands.calibrate:calibrate", "Step times learned from a trace, from wrong priors."),
+        "demo": LazyCommand("bench.commands.demo:demo", "Local cluster, real conversations, three policies compared."),
+        "replay": LazyCommand(
+            "bench.commands.replay:replay", "Send a workload to a live gateway, open loop, and measure."
+        ),
+        "compare": LazyCommand(
+            "bench.commands.compare:compare", "The same workload under several policies: table and plot."
+        ),
+        "data": LazyCommand("bench.commands.data:data", "Public data sets: list, fetch, check."),
+        "simulate": LazyCommand(
+            "bench.commands.simulate:simulate", "The same router over simulated nodes, in seconds."
+        ),
+        "sweep": LazyCommand("bench.commands.sweep:sweep", "Any grid of simulated runs, resumable, on all cores."),
+        "capacity": LazyCommand(
+            "bench.commands.capacity:capacity", "The largest rate, or the fewest nodes, for an SLO."
+        ),
+        "report": LazyCommand("bench.commands.report:report", "One page with plots and tables of finished runs."),
+        "experiment": LazyCommand("bench.commands.experiment:experiment", "Figures of published systems, made anew."),
+        "profile": LazyCommand("bench.commands.profile:profile", "Fit and show step-time profiles."),
+        "validate": LazyCommand(
+            "bench.commands.validate:validate", "Measured vLLM runs replayed through the simulator."
+        ),
+        "chaos": LazyCommand("bench.commands.chaos:chaos", "Break things on purpose, and say what did not hold."),
+        "calibrate": LazyCommand(
+            "bench.commands.calibrate:calibrate", "Step times learned from a trace, from wrong priors."
+        ),
     },
     help="Measure and compare: live clusters, simulated clusters, step-time profiles.",
 )
@@ -92,12 +104,14 @@ BENCH = LazyGroup(
 LENGTH = LazyGroup(
     "length",
     {
-        "sample": Entry("deploy.commands.length_sample:sample", "Samples of prompts and answer lengths, split."),
-        "train": Entry("length_model.cli:train", "Train a model and recalibrate it."),
-        "eval": Entry("length_model.cli:evaluate", "Judge models on held-out conversations."),
-        "tag": Entry("length_model.cli:tag", "Write predicted lengths into a workload."),
-        "serve": Entry("length_model.cli:serve", "Offer beliefs over gRPC."),
-        "worth": Entry("bench.commands.length_worth:worth", "What better beliefs are worth to a cluster, simulated."),
+        "sample": LazyCommand("deploy.commands.length_sample:sample", "Samples of prompts and answer lengths, split."),
+        "train": LazyCommand("length_model.cli:train", "Train a model and recalibrate it."),
+        "eval": LazyCommand("length_model.cli:evaluate", "Judge models on held-out conversations."),
+        "tag": LazyCommand("length_model.cli:tag", "Write predicted lengths into a workload."),
+        "serve": LazyCommand("length_model.cli:serve", "Offer beliefs over gRPC."),
+        "worth": LazyCommand(
+            "bench.commands.length_worth:worth", "What better beliefs are worth to a cluster, simulated."
+        ),
     },
     help="""Beliefs about the length of answers: samples, training, evaluation, tags, a server.
 
@@ -112,17 +126,19 @@ LENGTH = LazyGroup(
 ASTROLABE = LazyGroup(
     "astrolabe",
     {
-        "up": Entry("deploy.commands.up:up", "A whole local cluster: emulated nodes and a gateway."),
-        "gateway": Entry("gateway.cli:gateway", "Run the gateway: places each request on a node."),
-        "key": Entry("deploy.commands.key:key", "API keys of a gateway: create, list, revoke."),
-        "predictor": Entry("predictor.cli:predictor", "Run the daemon of one node, beside its engine."),
-        "engine": Entry("deploy.commands.engine:engine", "Start an engine with Astrolabe's trace switched on."),
-        "request": Entry("deploy.commands.request:request", "Send one prompt and print the answer as it comes."),
-        "nodes": Entry("deploy.commands.nodes:nodes", "Show the nodes of a gateway."),
-        "explain": Entry("deploy.commands.explain:explain", "Why a request went where it went, and what became of it."),
-        "drain": Entry("deploy.commands.drain:drain", "Take a node out of service, or back into it."),
-        "length": Entry(LENGTH, "Length models: sample, train, eval, tag, worth, serve."),
-        "bench": Entry(BENCH, "Measure and compare, live and simulated; capacity, own policies and profiles."),
+        "up": LazyCommand("deploy.commands.up:up", "A whole local cluster: emulated nodes and a gateway."),
+        "gateway": LazyCommand("gateway.cli:gateway", "Run the gateway: places each request on a node."),
+        "key": LazyCommand("deploy.commands.key:key", "API keys of a gateway: create, list, revoke."),
+        "predictor": LazyCommand("predictor.cli:predictor", "Run the daemon of one node, beside its engine."),
+        "engine": LazyCommand("deploy.commands.engine:engine", "Start an engine with Astrolabe's trace switched on."),
+        "request": LazyCommand("deploy.commands.request:request", "Send one prompt and print the answer as it comes."),
+        "nodes": LazyCommand("deploy.commands.nodes:nodes", "Show the nodes of a gateway."),
+        "explain": LazyCommand(
+            "deploy.commands.explain:explain", "Why a request went where it went, and what became of it."
+        ),
+        "drain": LazyCommand("deploy.commands.drain:drain", "Take a node out of service, or back into it."),
+        "length": LazyCommand(LENGTH, "Length models: sample, train, eval, tag, worth, serve."),
+        "bench": LazyCommand(BENCH, "Measure and compare, live and simulated; capacity, own policies and profiles."),
     },
     help="""Places LLM requests on the node where a simulation of the engine's own scheduler says they do best.
 

@@ -40,7 +40,7 @@ class EngineSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long the daemon waits for an engine that is not up yet."""
 
 
-class EmulatedEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EmulatedEngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an emulated engine is: its hardware and its scheduler's limits. Other engines tell their own."""
 
     profile: Annotated[ProfileName, msgspec.Meta(extra={"option": "engine-profile"})] = ""
@@ -76,7 +76,7 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Listen beyond this machine although connections are not encrypted or gateways not known."""
     engine: EngineSource = EngineSource()
     """The engine of this node."""
-    emulated: Annotated[EmulatedEngine, msgspec.Meta(extra={"option": ""})] = EmulatedEngine()
+    emulated: Annotated[EmulatedEngineConfig, msgspec.Meta(extra={"option": ""})] = EmulatedEngineConfig()
     """What it is when it is emulated."""
     profile: ProfileName = "a30/llama-2-7b"
     """Step-time profile, or a JSON file of your own; while the daemon calibrates, only where learning begins."""

@@ -111,12 +111,11 @@ class Estimator:
     def begin(self, candidates: Sequence[Candidate], now_s: float) -> Callable[[], Answers]:
         """`forecast` in two halves: this one reads the state, the function it returns simulates. The second half may
         run on another thread, provided that no other forecast is begun meanwhile; all else may go on."""
-        never: dict[int, Refused] = {}
-        for position, candidate in enumerate(candidates):
-            if why := self.why_never(candidate):
-                never[position] = Refused(why)
-        if not never:
+        config = self.state.config
+        longest = min(config.max_model_len_tokens - 1, config.num_blocks * config.block_size_tokens)
+        if all([c.prompt_tokens <= longest and c.max_output_tokens > 0 for c in candidates]):
             return self._simulation(candidates, now_s)
+        never = {i: Refused(why) for i, c in enumerate(candidates) if (why := self.why_never(c))}
         simulate = self._simulation([c for i, c in enumerate(candidates) if i not in never], now_s)
 
         def compute() -> Answers:

@@ -1,4 +1,4 @@
-"""The books of a router: live requests, open questions, wanted timers, and the actions of the event in hand. Pure.
+"""The bookkeeping of a router: live requests, open questions, wanted timers, actions of the event in hand. Pure.
 
 Nothing here decides. The one rule it keeps: a state changes in `move` only, so accounts, questions and timers are given
 back there on every path.
@@ -20,7 +20,7 @@ from simcore.types import Candidate, Outcome
 
 
 class Ledger:
-    """One per router. `explain_keep` ended requests stay explainable."""
+    """What one router has in hand. `explain_keep` ended requests stay explainable."""
 
     def __init__(self, explain_keep: int, queue: GatewayQueue) -> None:
         self.live: dict[str, LiveRequest] = {}

@@ -129,7 +129,7 @@ def _unknown_key(kind: type[msgspec.Struct], values: Mapping[str, Any]) -> str:
 
 
 def _successor(kind: type[msgspec.Struct], key: str) -> str:
-    """For a key that moved into a table: where it is. The option of that name still exists, and leads to the field."""
+    """Where a key is that moved into a table. The option of that name still exists, and leads to the field."""
     from protos.runtime.options import options_of
 
     for option in options_of(kind):

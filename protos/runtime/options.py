@@ -100,7 +100,7 @@ def json_option(command: F) -> F:
 
 
 def given_tables(kind: type[msgspec.Struct], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that were given, as `tables`."""
+    """The options that were given, as `tables`."""
     return tables(kind, {name: value for name, value in given.items() if value not in (None, ())})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from gateway.core.decision.admission import can_start_by_load, worth_asking
+from gateway.core.decision.admission import can_start_by_load, has_room_for_prompt
 from gateway.core.decision.policies.base import Policy
 from gateway.core.nodes.node import Node
 from gateway.core.nodes.pool import NodePool
@@ -86,7 +86,7 @@ def worth_comparing(
         nodes = rng.sample(nodes, k)
     views = pool.views(nodes, shape, now_s)
     if startable_only:
-        can_start = worth_asking if policy.needs_forecasts else can_start_by_load
+        can_start = has_room_for_prompt if policy.needs_forecasts else can_start_by_load
         views = [view for view in views if can_start(view, shape)]
     if not policy.needs_forecasts or not 0 < config.ask < len(views):
         return views

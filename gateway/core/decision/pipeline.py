@@ -1,4 +1,4 @@
-"""One decision, from the wish to the verdict: filter, sample, ask, believe, admit, rank. Pure.
+"""One decision, from the request to the verdict: filter, sample, ask, believe, admit, rank. Pure.
 
 `begin` takes a request as far as it gets without forecasts, `conclude` from the forecasts to the end. Both only say
 what is to be done; the router does it.
@@ -30,7 +30,7 @@ NO_FORECASTS = Believed({}, {}, {}, {})
 
 
 class DecisionPipeline:
-    """One per router. Raises PolicyError when fallback or prefilter is unknown or unfit."""
+    """Makes the decisions of one router. Raises PolicyError when fallback or prefilter is unknown or unfit."""
 
     def __init__(self, pool: NodePool, late: LateBinding, config: RouterConfig, rng: random.Random) -> None:
         self._pool = pool
@@ -113,7 +113,7 @@ class DecisionPipeline:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _is_infeasible(self, live: LiveRequest, forecasts: Mapping[str, Forecast], now_s: float) -> bool:
-        """Whether it is forecast to miss a service level wherever it goes, and that is news."""
+        """Whether it is forecast to miss a service level wherever it goes, and this was not known before."""
         if self._config.infeasible == "serve" or not forecasts or live.infeasible or live.resumed_tokens:
             return False
         waited_s = now_s - live.arrival_s

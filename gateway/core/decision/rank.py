@@ -21,7 +21,7 @@ class Ranking(NamedTuple):
 
 
 def why_unpriced(view: NodeView, notes: Mapping[str, str]) -> str:
-    """For people."""
+    """Why a policy could not price a node, for people."""
     return notes.get(view.node_id) or (
         "its load is not known" if view.load is None else "the policy could not price it"
     )

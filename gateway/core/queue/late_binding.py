@@ -46,7 +46,7 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LateBinding:
-    """One per router."""
+    """Who joins one router's queue, who is tried again when, and who is shed."""
 
     def __init__(self, config: HoldConfig, queue: GatewayQueue, rng: random.Random, *, refuse_infeasible: bool) -> None:
         self.config = config
@@ -126,10 +126,10 @@ class LateBinding:
             if live in self._queue and now_s - live.arrival_s >= self.config.aging_s:
                 blocked.add(live.shape.model)
 
-    # --- the timer of the next look -----------------------------------------------------------------------------------
+    # --- the timer of the next recheck --------------------------------------------------------------------------------
 
-    def next_look_s(self, now_s: float) -> float | None:
-        """When a timer for the next look is to fire; None when none is needed, or one runs already."""
+    def next_recheck_s(self, now_s: float) -> float | None:
+        """When a timer is to fire for the next recheck of the queue; None when none is needed, or one runs already."""
         if not len(self._queue) or self._timer_id:
             return None
         # Not in step with other gateways: two that look at the same moment see the same seat free.
@@ -138,8 +138,8 @@ class LateBinding:
     def timer_started(self, timer_id: int) -> None:
         self._timer_id = timer_id
 
-    def is_timer(self, timer_id: int) -> bool:
-        """Whether this timer is the one of the next look."""
+    def is_recheck(self, timer_id: int) -> bool:
+        """Whether this timer is that of the next recheck."""
         return timer_id == self._timer_id
 
     def timer_fired(self) -> None:

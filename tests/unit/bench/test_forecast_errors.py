@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.measure.forecast_errors import Pair, Placed, errors_of
+from bench.measure.forecast_errors import Pair, Placed, errors_of, measures_of
+from bench.measure.measures import KNOWN, Slo, measure
 from bench.measure.results import RequestResult, summarise
 from bench.run.spec import RunSpec
 from bench.simcluster import SimCluster
@@ -44,6 +45,11 @@ def test_times_count_from_the_dispatch_and_only_whole_forecast_answers_do() -> N
     assert (errors.ttft.samples, errors.ttft.error_p50, errors.ttft.gap_s) == (2, 0.25, 0.5)
     assert errors.ttft.under_p90 == errors.e2e.under_p90 == 0.5
     assert (errors.e2e.error_p50, errors.e2e.error_p90, errors.e2e.bias) == (0.35, 0.5, -0.35)
+    measures = measures_of(errors)
+    assert measures["e2e_forecast_error_mean"] == pytest.approx((0.2 + 0.5) / 2)
+    assert measures["ttft_forecast_under_p90"] == 0.5
+    assert set(measures) <= KNOWN
+    assert measure(rows, summarise(rows), Slo()).items() >= measures.items()
 
 
 def test_nothing_forecast_gives_no_table() -> None:

@@ -15,7 +15,7 @@ import msgspec
 from simcore.types import Forecast
 
 
-class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class DispatchForecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What was forecast for a request when it was dispatched, in seconds from then."""
 
     ttft_p50_s: float
@@ -24,15 +24,15 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     e2e_p90_s: float
 
 
-def placed_by(forecast: Forecast | None) -> Placed | None:
+def dispatch_forecast(forecast: Forecast | None) -> DispatchForecast | None:
     """None when no forecast placed it."""
     if forecast is None:
         return None
     ttft, e2e = forecast.ttft_s, forecast.e2e_s
-    return Placed(ttft_p50_s=ttft.p50, ttft_p90_s=ttft.p90, e2e_p50_s=e2e.p50, e2e_p90_s=e2e.p90)
+    return DispatchForecast(ttft_p50_s=ttft.p50, ttft_p90_s=ttft.p90, e2e_p50_s=e2e.p50, e2e_p90_s=e2e.p90)
 
 
-class Pair(msgspec.Struct, frozen=True):
+class ForecastOutcome(msgspec.Struct, frozen=True):
     """One request: what was forecast at its dispatch (median, 90th percentile), and what happened, in seconds."""
 
     p50_s: float
@@ -68,7 +68,7 @@ class ForecastErrors(msgspec.Struct, frozen=True, kw_only=True):
     e2e: QuantityErrors | None = None
 
 
-def errors_of(pairs: Sequence[Pair]) -> QuantityErrors | None:
+def errors_of(pairs: Sequence[ForecastOutcome]) -> QuantityErrors | None:
     """None of nothing."""
     if not pairs:
         return None

@@ -31,14 +31,14 @@ _TIMES: tuple[tuple[str, str, Callable[[RequestResult], float | None]], ...] = (
 )
 
 
-class Slo(msgspec.Struct, frozen=True, kw_only=True):
+class GoodputSlo(msgspec.Struct, frozen=True, kw_only=True):
     """What a good answer keeps: goodput counts those that keep both."""
 
     ttft_s: float = 3.0
     tpot_s: float = 0.1
 
 
-def measure(results: Sequence[RequestResult], summary: Summary, slo: Slo) -> dict[str, float]:
+def measure(results: Sequence[RequestResult], summary: Summary, slo: GoodputSlo) -> dict[str, float]:
     """Every measure that these results can give, by our own names."""
     found: dict[str, float] = {}
     for name, unit, value in _TIMES:

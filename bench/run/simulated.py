@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from bench.measure.measures import Slo, measure
+from bench.measure.measures import GoodputSlo, measure
 from bench.measure.results import RequestResult, Run, Summary
 from bench.run.spec import RunSpec, delays_of, noise_of, router_config
 from bench.run.workload import requests_of
@@ -109,7 +109,7 @@ def run_task(
     found = cluster.run(items)
     summary = found.summary()
     cpu_s = time.process_time() - cpu_s
-    measures = measure(found.results, summary, Slo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
+    measures = measure(found.results, summary, GoodputSlo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
     measures |= observer.free_blocks()
     measures["forecasts"] = float(found.forecasts)
     measures["cpu_s"] = cpu_s

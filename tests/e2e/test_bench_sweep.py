@@ -260,7 +260,7 @@ def test_results_of_another_schema_are_not_mixed_in(capsys: pytest.CaptureFixtur
     log = Path("s/runs.jsonl")
     log.write_bytes(log.read_bytes().replace(b'"schema_version":2', b'"schema_version":7'))
     _, err = bench(capsys, *arguments, "--output", "s", code=1)
-    assert "results of schema 7, this version reads 1" in err
+    assert "results of schema 7, this version reads 2" in err
 
 
 def test_rows_that_cannot_be_read_are_named_or_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.measure.forecast_errors import Pair, Placed, errors_of, measures_of
-from bench.measure.measures import KNOWN, Slo, measure
+from bench.measure.forecast_errors import DispatchForecast, ForecastOutcome, errors_of, measures_of
+from bench.measure.measures import KNOWN, GoodputSlo, measure
 from bench.measure.results import RequestResult, summarise
 from bench.run.spec import RunSpec
 from bench.simcluster import SimCluster
@@ -14,7 +14,7 @@ from gateway.core.router import RouterConfig
 from simcore.types import Outcome
 
 
-def result(name: str, ttft_s: float, e2e_s: float | None, placed: Placed | None) -> RequestResult:
+def result(name: str, ttft_s: float, e2e_s: float | None, placed: DispatchForecast | None) -> RequestResult:
     return RequestResult(
         request_id=name,
         arrival_s=0.0,
@@ -30,7 +30,7 @@ def result(name: str, ttft_s: float, e2e_s: float | None, placed: Placed | None)
 
 
 def test_times_count_from_the_dispatch_and_only_whole_forecast_answers_do() -> None:
-    placed = Placed(ttft_p50_s=1.0, ttft_p90_s=1.2, e2e_p50_s=8.0, e2e_p90_s=11.0)
+    placed = DispatchForecast(ttft_p50_s=1.0, ttft_p90_s=1.2, e2e_p50_s=8.0, e2e_p90_s=11.0)
     rows = [
         result("good", 1.5, 10.5, placed),
         result("broken", 9.0, None, placed),
@@ -49,13 +49,13 @@ def test_times_count_from_the_dispatch_and_only_whole_forecast_answers_do() -> N
     assert measures["e2e_forecast_error_mean"] == pytest.approx((0.2 + 0.5) / 2)
     assert measures["ttft_forecast_under_p90"] == 0.5
     assert set(measures) <= KNOWN
-    assert measure(rows, summarise(rows), Slo()).items() >= measures.items()
+    assert measure(rows, summarise(rows), GoodputSlo()).items() >= measures.items()
 
 
 def test_nothing_forecast_gives_no_table() -> None:
     assert summarise([result("a", 1.0, 2.0, None)]).forecasts is None
     assert errors_of([]) is None
-    assert errors_of([Pair(2.0, 2.0, 2.0)]) is not None
+    assert errors_of([ForecastOutcome(2.0, 2.0, 2.0)]) is not None
 
 
 @pytest.mark.parametrize("lengths", ["known", "none"])

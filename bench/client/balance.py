@@ -49,10 +49,10 @@ def make_balance(name: Dispatch, servers: int) -> Balance:
     """Raises ValueError without a server."""
     if servers < 1:
         raise ValueError("there must be at least one server")
-    return RoundRobin(servers) if name == "rr" else CacheAware(servers)
+    return ServerRoundRobin(servers) if name == "rr" else CacheAware(servers)
 
 
-class RoundRobin:
+class ServerRoundRobin:
     """The index of the request modulo the number of servers."""
 
     def __init__(self, servers: int) -> None:

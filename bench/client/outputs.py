@@ -15,7 +15,7 @@ from rich.console import Console
 from bench.client.endpoints import EndpointRun
 from bench.client.server_metrics import ServerRates, rates
 from bench.measure.results import Summary, summarise
-from bench.run.files import Header
+from bench.run.files import Provenance
 from bench.show.plots import DPI, STYLE
 from bench.show.tables import print_table, rate_text, seconds, summary_lines, summary_table
 
@@ -38,7 +38,7 @@ FIGURES: tuple[tuple[str, str, Callable[[ServerRates], float | None]], ...] = (
 _SMOOTH_S = 1.0
 
 
-def write_outputs(folder: Path, head: Header, run: EndpointRun) -> tuple[Summary, list[Path]]:
+def write_outputs(folder: Path, head: Provenance, run: EndpointRun) -> tuple[Summary, list[Path]]:
     """Everything into `folder`, which is made; the paths written, figures last. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = summarise(run.results)

@@ -12,7 +12,7 @@ from bench.commands.workload_options import build_source, check_positive, one_li
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
-    from bench.profile.calibration import Course
+    from bench.profile.calibration import LearningCurve
     from simcore.cost.step_time import StepTimeModel
 
 DEFAULT_PRIORS = ("x3", "x0.333", "h100/llama-2-7b")
@@ -176,7 +176,7 @@ def _prior(name: str, hidden: StepTimeModel) -> StepTimeModel:
     return load_profile(name).step_time_model()
 
 
-def _show(out: Any, courses: Sequence[Course]) -> None:
+def _show(out: Any, courses: Sequence[LearningCurve]) -> None:
     from rich.table import Table
 
     from bench.profile.calibration import BARS

@@ -55,7 +55,7 @@ def worth(
 
     from bench.experiments import length_worth_report as report
     from bench.experiments.length_worth import ERRORS, SCHEMES, Cell, study
-    from bench.measure.measures import Slo
+    from bench.measure.measures import GoodputSlo
     from bench.run.spec import RunSpec
     from length_model.core.split import samples_of
     from length_model.models import load_model
@@ -83,7 +83,7 @@ def worth(
                 seeds=seeds,
                 requests=requests,
                 base=RunSpec(nodes=nodes),
-                slo=Slo(ttft_s=slo_ttft),
+                slo=GoodputSlo(ttft_s=slo_ttft),
                 on_cell=tell,
             )
         if output is not None:

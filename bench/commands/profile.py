@@ -118,12 +118,12 @@ def import_(
 def _kernels_of(
     layout: str, table: Path, gpu: str, model: str, tp: int, drop_bad_rows: bool
 ) -> tuple[list[Any], list[Violation]]:
-    from bench.profile.recipe import Gathered, Table, read_table
+    from bench.profile.recipe import Gathered, ProfileTable, read_table
     from simcore.cost.hardware import find_gpu
     from simcore.cost.model_shape import find_shape
 
     gathered = Gathered([], [], {"dense": [], "attention": [], "head": []})
-    wanted = Table(layout=layout, file=str(table), drop_bad_rows=drop_bad_rows)
+    wanted = ProfileTable(layout=layout, file=str(table), drop_bad_rows=drop_bad_rows)
     read_table(gathered, wanted, Path(), find_gpu(gpu), find_shape(model), tp)
     return gathered.kernels, gathered.dropped
 
@@ -247,7 +247,7 @@ def _own_recipe(
     host: str,
     drop_bad_rows: bool,
 ) -> Recipe:
-    from bench.profile.recipe import Host, Recipe, Table
+    from bench.profile.recipe import Host, ProfileTable, Recipe
     from simcore.cost.hardware import find_gpu
     from simcore.cost.model_shape import find_shape
     from simcore.cost.roofline import profile_name
@@ -259,7 +259,7 @@ def _own_recipe(
         layout, separator, file = text.partition("=")
         if not separator or layout not in LAYOUT_NAMES.split():
             raise click.UsageError(f"--table {text!r} is not LAYOUT=FILE; layouts: {LAYOUT_NAMES}")
-        parsed.append(Table(layout=layout, file=file, drop_bad_rows=drop_bad_rows))
+        parsed.append(ProfileTable(layout=layout, file=file, drop_bad_rows=drop_bad_rows))
     parts = host.split(":") if host else []
     if len(parts) not in (0, 3):
         raise click.UsageError(f"--host {host!r} is not FILE:MODEL:GPU")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.data.source import WorkloadSource
-    from bench.run.files import Header
+    from bench.run.files import Provenance
     from bench.run.simulated import Done
     from bench.run.spec import RunSpec
 
@@ -143,7 +143,7 @@ def _is_given(key: str) -> bool:
 
 def simulate_runs(
     console: Console, base: RunSpec, options: Mapping[str, Any], *, keep_results: bool = False
-) -> tuple[WorkloadSource, Header, list[Done]]:
+) -> tuple[WorkloadSource, Provenance, list[Done]]:
     """Every policy of the options at every rate and seed, policies fastest; `--output` is written."""
     import msgspec
 

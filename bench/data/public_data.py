@@ -43,7 +43,7 @@ class PublicSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.url.rsplit("/", 1)[-1]
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class DataCheck(msgspec.Struct, frozen=True, kw_only=True):
     """What lies on this machine of one entry."""
 
     name: str
@@ -125,11 +125,11 @@ def fetch(name: str, *, url: str = "", progress: Progress | None = None) -> Path
     return target
 
 
-def check(name: str) -> Found:
+def check(name: str) -> DataCheck:
     """Whether the file is here, is the published one, and reads to its end."""
     wanted, path = entry(name), path_of(name)
     if not path.is_file():
-        return Found(name=name, path=str(path), present=False)
+        return DataCheck(name=name, path=str(path), present=False)
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -137,11 +137,11 @@ def check(name: str) -> Found:
                 digest.update(piece)
         if wanted.sha256 and digest.hexdigest() != wanted.sha256:
             problem = "another file than the published one; delete it and fetch it again"
-            return Found(name=name, path=str(path), present=True, sha256=digest.hexdigest(), problem=problem)
+            return DataCheck(name=name, path=str(path), present=True, sha256=digest.hexdigest(), problem=problem)
         parsed = load_dataset(DatasetSpec(name=wanted.kind, path=str(path)))
     except (DatasetError, OSError) as error:
-        return Found(name=name, path=str(path), present=True, sha256=digest.hexdigest(), problem=str(error))
-    return Found(
+        return DataCheck(name=name, path=str(path), present=True, sha256=digest.hexdigest(), problem=str(error))
+    return DataCheck(
         name=name,
         path=str(path),
         present=True,

@@ -61,7 +61,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
         return self.lowest <= self.live <= self.highest
 
 
-class Delays(msgspec.Struct, frozen=True, kw_only=True):
+class MeasuredDelays(msgspec.Struct, frozen=True, kw_only=True):
     """What a live run told of its own surroundings, in workload seconds."""
 
     decision_s: float
@@ -108,10 +108,10 @@ def simulate_again(lines: Sequence[RunLine], folder: Path, *, time_scale: float,
     return found
 
 
-def delays_told(line: RunLine, time_scale: float) -> Delays:
+def delays_told(line: RunLine, time_scale: float) -> MeasuredDelays:
     """Read from the live run's own measures; 0 for what it does not tell."""
     delivery = line.summary.delivery_s
-    return Delays(
+    return MeasuredDelays(
         # Decisions are told in seconds of the clock, all else on the workload's scale.
         decision_s=line.measures.get("decision_mean_s", 0.0) * time_scale,
         delivery_s=0.0 if delivery is None else delivery.mean,

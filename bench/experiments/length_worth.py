@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from bench.measure.measures import Slo
+from bench.measure.measures import GoodputSlo
 from bench.run.simulated import MAX_OUTPUT_TOKENS, Task, run_task
 from bench.run.spec import RunSpec, with_values
 from bench.simcluster.noise import LARGEST_FACTOR, LEAST_FACTOR
@@ -67,7 +67,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     """All runs, and the capacity that their load is a share of."""
 
     capacity_per_s: float
-    slo: Slo
+    slo: GoodputSlo
     nodes: int
     requests: int
     cells: list[Cell]
@@ -136,7 +136,7 @@ def run_once(
     lengths: LengthKnowledge,
     seed: int,
     base: RunSpec,
-    slo: Slo,
+    slo: GoodputSlo,
 ) -> dict[str, float]:
     """The `MEASURES` of one simulated run."""
     slos = {"slo_ttft_s": slo.ttft_s, "slo_tpot_s": slo.tpot_s}
@@ -145,7 +145,7 @@ def run_once(
     return {name: found[name] for name in MEASURES}
 
 
-def capacity(samples: Sequence[LengthSample], *, requests: int, seed: int, base: RunSpec, slo: Slo) -> float:
+def capacity(samples: Sequence[LengthSample], *, requests: int, seed: int, base: RunSpec, slo: GoodputSlo) -> float:
     """The highest rate, to about 2 %, at which min_total_latency with known lengths keeps the P99 of TTFT.
 
     Raises ValueError when there is none, because the run is too short to fill the nodes.
@@ -179,7 +179,7 @@ def study(
     seeds: Sequence[int],
     requests: int,
     base: RunSpec,
-    slo: Slo,
+    slo: GoodputSlo,
     schemes: Sequence[Scheme] = tuple(SCHEMES),
     on_cell: Callable[[Cell], None] = lambda cell: None,
 ) -> Study:

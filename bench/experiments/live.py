@@ -13,7 +13,7 @@ from rich.console import Console
 from bench.client.open_loop import ReplayPlan
 from bench.experiments.catalogue import ExperimentError
 from bench.experiments.schema import Experiment, Live
-from bench.measure.measures import Slo, measure
+from bench.measure.measures import GoodputSlo, measure
 from bench.micro.process_cost import CostMeter
 from bench.run.files import commit, machine
 from bench.run.live import Job, complaints, replay_jobs, run_id
@@ -94,7 +94,7 @@ def _replay(cluster: LocalCluster, task: Task, live: Live, console: Console) -> 
     of_nodes, of_gateway = nodes.read(), gateway.read()
     for complaint in complaints(finished.summary, time_scale=live.time_scale):
         console.print(f"[yellow]warning:[/] {label}: {complaint}", highlight=False)
-    measures = measure(finished.results, finished.summary, Slo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
+    measures = measure(finished.results, finished.summary, GoodputSlo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
     measures |= {
         "predictor_cpu_share": of_nodes.cpu_share,
         "predictor_rss_mib": of_nodes.rss_mib,

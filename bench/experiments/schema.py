@@ -101,7 +101,7 @@ class Column(_Strict, frozen=True, kw_only=True):
     digits: int = 2
 
 
-class Table(_Strict, frozen=True, kw_only=True):
+class TableSpec(_Strict, frozen=True, kw_only=True):
     """One table, a row per variant."""
 
     title: str
@@ -147,7 +147,7 @@ class Experiment(_Strict, frozen=True, kw_only=True):
     variants: list[Variant] = []
     grids: list[Grid] = []
     figures: list[Figure] = []
-    tables: list[Table] = []
+    tables: list[TableSpec] = []
     claims: list[Claim] = []
     published: PublishedPoints | None = None
     live: Live | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.table import Table as RichTable
+from rich.table import Table
 
-from bench.experiments.schema import Column, Experiment, Table
+from bench.experiments.schema import Column, Experiment, TableSpec
 from bench.experiments.series import by_seed, capacity, select
 from bench.measure.statistics import Estimate, estimate, text_of
 from bench.run.simulated import RunLine
@@ -15,7 +15,7 @@ from bench.run.simulated import RunLine
 NOTHING = "–"
 
 
-def cells(experiment: Experiment, table: Table, lines: Sequence[RunLine]) -> list[list[str]]:
+def cells(experiment: Experiment, table: TableSpec, lines: Sequence[RunLine]) -> list[list[str]]:
     """Rows of text, the first column being the variant; variants that were not run are left out."""
     names = table.variants or [variant.name for variant in experiment.variants]
     rows = []
@@ -26,7 +26,7 @@ def cells(experiment: Experiment, table: Table, lines: Sequence[RunLine]) -> lis
     return rows
 
 
-def as_markdown(experiment: Experiment, table: Table, lines: Sequence[RunLine]) -> str:
+def as_markdown(experiment: Experiment, table: TableSpec, lines: Sequence[RunLine]) -> str:
     """One table."""
     head = ["", *(column.title for column in table.columns)]
     out = [f"**{table.title}**", "", _row(head), _row(["---"] * len(head))]
@@ -34,11 +34,9 @@ def as_markdown(experiment: Experiment, table: Table, lines: Sequence[RunLine]) 
     return "\n".join(out) + "\n"
 
 
-def as_rich(experiment: Experiment, table: Table, lines: Sequence[RunLine]) -> RichTable:
+def as_rich(experiment: Experiment, table: TableSpec, lines: Sequence[RunLine]) -> Table:
     """The same for a terminal."""
-    shown = RichTable(
-        title=table.title, title_justify="left", header_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0)
-    )
+    shown = Table(title=table.title, title_justify="left", header_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
     for column in table.columns:
         shown.add_column(column.title, justify="right")

@@ -10,7 +10,7 @@ import msgspec
 from bench.measure.results import Run
 
 
-class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+class InterpolatedCapacity(msgspec.Struct, frozen=True, kw_only=True):
     """Requests per second at which the P99 TTFT reaches `limit_s`."""
 
     policy: str
@@ -37,9 +37,9 @@ def crossing(points: Sequence[tuple[float, float]], limit: float) -> tuple[float
     return points[-1][0], True
 
 
-def capacities(runs: Sequence[Run], limits_s: Sequence[float]) -> list[Capacity]:
+def capacities(runs: Sequence[Run], limits_s: Sequence[float]) -> list[InterpolatedCapacity]:
     """One per policy and limit, from the mean over the seeds at each rate. Runs without a rate do not count."""
-    found: list[Capacity] = []
+    found: list[InterpolatedCapacity] = []
     for policy in dict.fromkeys(run.policy for run in runs):
         by_rate: dict[float, list[float]] = {}
         for run in runs:
@@ -48,5 +48,5 @@ def capacities(runs: Sequence[Run], limits_s: Sequence[float]) -> list[Capacity]
         points = [(rate, sum(p99s) / len(p99s)) for rate, p99s in sorted(by_rate.items())]
         for limit_s in limits_s:
             rate, is_bound = crossing(points, limit_s)
-            found.append(Capacity(policy=policy, limit_s=limit_s, rate_per_s=rate, is_bound=is_bound))
+            found.append(InterpolatedCapacity(policy=policy, limit_s=limit_s, rate_per_s=rate, is_bound=is_bound))
     return found

@@ -1,4 +1,9 @@
-"""How far forecasts were from what happened, request by request: one account for simulated and live runs. Pure."""
+"""How far forecasts were from what happened, request by request: the one definition for simulated and live runs. Pure.
+
+Which forecast: that of the chosen node at the dispatch, its median (p50), which is what correction is for; policies
+compare means, which are left as simulated. From which moment: the dispatch, so that waiting at the gateway counts on
+neither side. Of whom: requests that one node answered to the end. Errors are shares of what happened.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import msgspec
 from simcore.types import Forecast
 
 
-class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class DispatchForecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What was forecast for a request when it was dispatched, in seconds from then."""
 
     ttft_p50_s: float
@@ -19,15 +24,15 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     e2e_p90_s: float
 
 
-def placed_by(forecast: Forecast | None) -> Placed | None:
+def dispatch_forecast(forecast: Forecast | None) -> DispatchForecast | None:
     """None when no forecast placed it."""
     if forecast is None:
         return None
     ttft, e2e = forecast.ttft_s, forecast.e2e_s
-    return Placed(ttft_p50_s=ttft.p50, ttft_p90_s=ttft.p90, e2e_p50_s=e2e.p50, e2e_p90_s=e2e.p90)
+    return DispatchForecast(ttft_p50_s=ttft.p50, ttft_p90_s=ttft.p90, e2e_p50_s=e2e.p50, e2e_p90_s=e2e.p90)
 
 
-class Pair(msgspec.Struct, frozen=True):
+class ForecastOutcome(msgspec.Struct, frozen=True):
     """One request: what was forecast at its dispatch (median, 90th percentile), and what happened, in seconds."""
 
     p50_s: float
@@ -44,8 +49,9 @@ class QuantityErrors(msgspec.Struct, frozen=True, kw_only=True):
     """Errors of one quantity; shares of what happened."""
 
     samples: int
+    error_mean: float
+    """Mean of |forecast - actual| / actual; few short answers of unknown length can make most of it."""
     error_p50: float
-    """Median of |forecast - actual| / actual."""
     error_p90: float
     bias: float
     """Median of (forecast - actual) / actual: below 0 reality takes longer."""
@@ -62,16 +68,31 @@ class ForecastErrors(msgspec.Struct, frozen=True, kw_only=True):
     e2e: QuantityErrors | None = None
 
 
-def errors_of(pairs: Sequence[Pair]) -> QuantityErrors | None:
+def errors_of(pairs: Sequence[ForecastOutcome]) -> QuantityErrors | None:
     """None of nothing."""
     if not pairs:
         return None
     errors = sorted(p.error for p in pairs)
     return QuantityErrors(
         samples=len(pairs),
+        error_mean=statistics.fmean(errors),
         error_p50=statistics.median(errors),
         error_p90=errors[min(len(errors) - 1, int(0.9 * len(errors)))],
         bias=statistics.median((p.p50_s - p.actual_s) / p.actual_s for p in pairs),
         gap_s=statistics.median(p.actual_s - p.p50_s for p in pairs),
         under_p90=sum(p.actual_s <= p.p90_s for p in pairs) / len(pairs),
     )
+
+
+MEASURES = ("error_mean", "error_p50", "error_p90", "bias", "under_p90")
+QUANTITIES = ("ttft", "e2e")
+
+
+def measures_of(errors: ForecastErrors) -> dict[str, float]:
+    """As measures of a run: `e2e_forecast_error_mean`, `ttft_forecast_under_p90`, ..."""
+    return {
+        f"{quantity}_forecast_{name}": float(getattr(own, name))
+        for quantity in QUANTITIES
+        if (own := getattr(errors, quantity)) is not None
+        for name in MEASURES
+    }

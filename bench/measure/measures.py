@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.measure import forecast_errors
 from bench.measure.results import RequestResult, Summary
 from gateway.core.outcomes import COMPLETE
 
@@ -30,14 +31,14 @@ _TIMES: tuple[tuple[str, str, Callable[[RequestResult], float | None]], ...] = (
 )
 
 
-class Slo(msgspec.Struct, frozen=True, kw_only=True):
+class GoodputSlo(msgspec.Struct, frozen=True, kw_only=True):
     """What a good answer keeps: goodput counts those that keep both."""
 
     ttft_s: float = 3.0
     tpot_s: float = 0.1
 
 
-def measure(results: Sequence[RequestResult], summary: Summary, slo: Slo) -> dict[str, float]:
+def measure(results: Sequence[RequestResult], summary: Summary, slo: GoodputSlo) -> dict[str, float]:
     """Every measure that these results can give, by our own names."""
     found: dict[str, float] = {}
     for name, unit, value in _TIMES:
@@ -61,6 +62,8 @@ def measure(results: Sequence[RequestResult], summary: Summary, slo: Slo) -> dic
         found["preempted_share"] = sum(1 for r in results if r.preemptions) / max(1, len(results))
     if "decision_mean_s" in found and "e2e_mean_s" in found:
         found["decision_share"] = found["decision_mean_s"] / found["e2e_mean_s"]
+    if summary.forecasts is not None:
+        found |= forecast_errors.measures_of(summary.forecasts)
     return found | fairness(complete)
 
 
@@ -154,6 +157,7 @@ def _listed() -> str:
 
 KNOWN = frozenset(
     {f"{name}_{statistic}_{unit}" for name, unit, _ in _TIMES for statistic in STATISTICS}
+    | {f"{quantity}_forecast_{name}" for quantity in forecast_errors.QUANTITIES for name in forecast_errors.MEASURES}
     | {
         "throughput_requests_per_s",
         "output_tokens_per_s",
@@ -170,11 +174,6 @@ KNOWN = frozenset(
         "wall_s",
         "free_blocks_mean",
         "free_blocks_variance",
-        "forecast_e2e_error_mean",
-        "forecast_e2e_error_median",
-        "forecast_e2e_bias",
-        "forecast_e2e_p90_coverage",
-        "forecast_ttft_error_median_s",
         "predictor_cpu_share",
         "predictor_rss_mib",
         "predictor_rss_max_mib",

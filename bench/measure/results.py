@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 
-from bench.measure.forecast_errors import ForecastErrors, Pair, Placed, errors_of
+from bench.measure.forecast_errors import DispatchForecast, ForecastErrors, ForecastOutcome, errors_of
 from gateway.core.outcomes import COMPLETE
 from simcore.types import Outcome
 
@@ -46,7 +46,7 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Gaps between the messages that brought tokens; empty when not measured (simulations)."""
     decision_s: float | None = None
     """From arrival at the gateway to the placement."""
-    forecast: Placed | None = None
+    forecast: DispatchForecast | None = None
     """Of the dispatch; None when no forecast placed it, or more than one node worked on it."""
     preemptions: int | None = None
     """Of this request; None when unknown."""
@@ -110,15 +110,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """How far forecasts were from what happened; None when none was made."""
 
 
-def forecast_pairs(results: Sequence[RequestResult]) -> tuple[list[Pair], list[Pair]]:
+def forecast_pairs(results: Sequence[RequestResult]) -> tuple[list[ForecastOutcome], list[ForecastOutcome]]:
     """(TTFT, E2E) of the requests that a forecast placed and one node answered to the end, from the dispatch on."""
     ttft, e2e = [], []
     for r in results:
         placed, began_s = r.forecast, r.decision_s
         if placed is None or began_s is None or r.ttft_s is None or r.e2e_s is None:
             continue
-        ttft.append(Pair(placed.ttft_p50_s, placed.ttft_p90_s, r.ttft_s - began_s))
-        e2e.append(Pair(placed.e2e_p50_s, placed.e2e_p90_s, r.e2e_s - began_s))
+        ttft.append(ForecastOutcome(placed.ttft_p50_s, placed.ttft_p90_s, r.ttft_s - began_s))
+        e2e.append(ForecastOutcome(placed.e2e_p50_s, placed.e2e_p90_s, r.e2e_s - began_s))
     return ttft, e2e
 
 

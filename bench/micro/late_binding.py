@@ -34,7 +34,7 @@ T_95 = {1: 0.0, 2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for so many seeds; one seed has no interval."""
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class HoldingRun(msgspec.Struct, frozen=True, kw_only=True):
     """One run. Times in seconds."""
 
     rate_per_s: float
@@ -54,12 +54,12 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
         return self.rate_per_s, self.seed, self.lengths, self.way
 
 
-def run(base: RunSpec, rate: float, seed: int, lengths: LengthKnowledge, way: str) -> Found:
+def run(base: RunSpec, rate: float, seed: int, lengths: LengthKnowledge, way: str) -> HoldingRun:
     """One simulation of twelve A30 nodes."""
     values = {"rate": rate, "seed": seed, "lengths": lengths, "router": {"hold": WAYS[way]}}
     line = run_task(Task(group="late binding", variant=way, spec=with_values(base, values))).line
     measures = line.measures
-    return Found(
+    return HoldingRun(
         rate_per_s=rate,
         seed=seed,
         lengths=lengths,
@@ -82,7 +82,7 @@ def with_interval(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {half:.{digits}f}"
 
 
-def table(found: Sequence[Found]) -> str:
+def table(found: Sequence[HoldingRun]) -> str:
     """Markdown, one row per rate, knowledge and way: means over the seeds, and P99 TTFT as a share of what the same
     requests have when dispatched at once. The shares have intervals; the values move with the load of a seed."""
     by_key = {f.key: f for f in found}
@@ -110,7 +110,7 @@ def table(found: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Sequence[Found], file: Path) -> None:
+def draw(found: Sequence[HoldingRun], file: Path) -> None:
     """P99 TTFT and goodput over the rate, one column per knowledge of lengths."""
     from matplotlib.figure import Figure
 
@@ -130,7 +130,7 @@ def draw(found: Sequence[Found], file: Path) -> None:
 
 
 def _curves(
-    axes: Axes, found: Sequence[Found], values: Mapping[tuple[float, int, LengthKnowledge, str], float]
+    axes: Axes, found: Sequence[HoldingRun], values: Mapping[tuple[float, int, LengthKnowledge, str], float]
 ) -> None:
     for way in WAYS:
         rates = sorted({f.rate_per_s for f in found if f.way == way})
@@ -161,7 +161,7 @@ def main() -> None:
         requests=options.requests,
     )
     lines = options.output.read_bytes().splitlines() if options.output.exists() else []
-    found = {f.key: f for f in (msgspec.json.decode(line, type=Found) for line in lines)}
+    found = {f.key: f for f in (msgspec.json.decode(line, type=HoldingRun) for line in lines)}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("ab") as out:
         for seed in range(options.seeds):

@@ -52,7 +52,7 @@ class Trace(msgspec.Struct, frozen=True):
     seconds: list[float]
 
 
-class Course(msgspec.Struct, frozen=True, kw_only=True):
+class LearningCurve(msgspec.Struct, frozen=True, kw_only=True):
     """How one prior was learned."""
 
     prior: str
@@ -120,7 +120,7 @@ def record(
     return Trace(batches, seconds)
 
 
-def learn(trace: Trace, prior: StepTimeModel, *, name: str, change_at_step: int = 0) -> Course:
+def learn(trace: Trace, prior: StepTimeModel, *, name: str, change_at_step: int = 0) -> LearningCurve:
     """Predicts and then learns every step of the trace."""
     seconds = np.asarray(trace.seconds)
     learner = StepLearner(prior)
@@ -147,7 +147,7 @@ def learn(trace: Trace, prior: StepTimeModel, *, name: str, change_at_step: int 
     change = change_at_step or n
     first, then = error[: max(1, change - WINDOW_STEPS)], error[change:]
     marks = [m for m in MARKS_STEPS if m < len(first)]
-    return Course(
+    return LearningCurve(
         prior=name,
         before=float(np.median(prior_off)),
         error=error.tolist(),

@@ -61,7 +61,7 @@ FEWEST_DECODE_ROWS = 10
 Rule = Literal["all-reduce", "expert-exchange", "elementwise", "decode-attention", "prefill-attention", "head"]
 
 
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ProfileTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One table of a recipe."""
 
     layout: str
@@ -98,7 +98,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     expert_parallel: int = 1
     """Replicas that share the experts out among them (data parallel, experts parallel)."""
     quality: Literal["measured", "composed"]
-    tables: tuple[Table, ...]
+    tables: tuple[ProfileTable, ...]
     rules: tuple[Rule, ...] = ()
     decode_efficiency: float = DECODE_EFFICIENCY
     """Of the rule `decode-attention`: share of peak bandwidth."""
@@ -124,8 +124,8 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def recipes(self) -> list[Recipe]:
         """One recipe for each model."""
 
-        def table(layout: str, file: str) -> Table:
-            return Table(layout=layout, file=f"{self.folder}/{file}")
+        def table(layout: str, file: str) -> ProfileTable:
+            return ProfileTable(layout=layout, file=f"{self.folder}/{file}")
 
         attention = "aiconfigurator-attention"
         tables = (
@@ -196,7 +196,7 @@ def gather(recipe: Recipe, data: Path) -> Gathered:
     return gathered
 
 
-def read_table(gathered: Gathered, table: Table, data: Path, gpu: Gpu, shape: ModelShape, tp: int) -> None:
+def read_table(gathered: Gathered, table: ProfileTable, data: Path, gpu: Gpu, shape: ModelShape, tp: int) -> None:
     """Add one table's kernels to those gathered."""
     importer = LAYOUTS.get(table.layout)
     if importer is None:

@@ -16,7 +16,7 @@ class ProfileTableError(ValueError):
     """A table that cannot be used. The message names file, row (of the file, the header is row 1) and reason."""
 
 
-class Row(msgspec.Struct, frozen=True):
+class ProfileRow(msgspec.Struct, frozen=True):
     """One data row."""
 
     file: str
@@ -47,7 +47,7 @@ class Row(msgspec.Struct, frozen=True):
             raise self.fail(f"column {column!r} must be a number, found {text!r}") from None
 
 
-def read_rows(path: Path, needed: Sequence[str]) -> list[Row]:
+def read_rows(path: Path, needed: Sequence[str]) -> list[ProfileRow]:
     """All rows of a table that must have the columns `needed` and at least two rows.
 
     Raises `ProfileTableError` for a file that is missing, empty, cut off, of another layout, or of one row.
@@ -68,7 +68,7 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[Row]:
         raise ProfileTableError(f"{path}: row 1: missing columns {', '.join(missing)} (the header begins: {found})")
     rows = []
     for cells in reader:
-        row = Row(str(path), reader.line_num, cells)
+        row = ProfileRow(str(path), reader.line_num, cells)
         if None in cells or None in cells.values():
             raise row.fail(f"has not the {len(reader.fieldnames or ())} cells of the header")
         rows.append(row)

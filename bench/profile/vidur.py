@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from bench.profile.kernels import Kernel, Screen, attention_kernel, gemm_costs
-from bench.profile.rows import ProfileTableError, Row, read_rows
+from bench.profile.rows import ProfileRow, ProfileTableError, read_rows
 from simcore.cost.model_shape import MODELS, ModelShape
 
 ELEMENTWISE = ("input_layernorm", "attn_rope", "post_attention_layernorm", "mlp_act", "add")
@@ -26,7 +26,9 @@ def median(op: str) -> str:
     return f"time_stats.{op}.median"
 
 
-def _rows_of(path: Path, ops: tuple[str, ...], columns: tuple[str, ...], shape: ModelShape, tp: int) -> list[Row]:
+def _rows_of(
+    path: Path, ops: tuple[str, ...], columns: tuple[str, ...], shape: ModelShape, tp: int
+) -> list[ProfileRow]:
     fields = ATTENTION_SHAPE if "is_prefill" in columns else MLP_SHAPE
     rows = read_rows(path, [*map(median, ops), *columns, *fields, TP])
     for row in rows:

@@ -35,7 +35,7 @@ class Objective(msgspec.Struct, frozen=True):
         return value is not None and (value <= self.limit if self.at_most else value >= self.limit)
 
 
-class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+class SearchedCapacity(msgspec.Struct, frozen=True, kw_only=True):
     """Of one policy under one objective, over seeds."""
 
     variant: str
@@ -130,7 +130,7 @@ def combine_nodes(variant: str, objective: Objective, found: Sequence[int]) -> F
     return Fleet(variant=variant, objective=str(objective), nodes=nodes)
 
 
-def combine(variant: str, objective: Objective, found: Sequence[float]) -> Capacity:
+def combine(variant: str, objective: Objective, found: Sequence[float]) -> SearchedCapacity:
     """Of one policy over its seeds."""
     rate = None if any(value == 0.0 for value in found) else estimate(list(found))
-    return Capacity(variant=variant, objective=str(objective), rate_per_s=rate)
+    return SearchedCapacity(variant=variant, objective=str(objective), rate_per_s=rate)

@@ -23,7 +23,7 @@ CHANGED = "+changes"
 """Ends the commit of a checkout that has uncommitted changes."""
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """Where a run's numbers come from: the first line of its file."""
 
     schema_version: int
@@ -43,9 +43,9 @@ class ResultFileError(ValueError):
     """Not a result file of a version that this code reads."""
 
 
-def header(config: Mapping[str, Any], *, seed: int) -> Header:
+def header(config: Mapping[str, Any], *, seed: int) -> Provenance:
     """The provenance of a run that begins now."""
-    return Header(
+    return Provenance(
         schema_version=SCHEMA_VERSION,
         command=" ".join(["astrolabe", *sys.argv[1:]]),
         config=dict(config),
@@ -90,7 +90,7 @@ def _cpu_name() -> str:
         return platform.processor()
 
 
-def write_results(path: Path, head: Header, results: Sequence[RequestResult]) -> None:
+def write_results(path: Path, head: Provenance, results: Sequence[RequestResult]) -> None:
     """Creates the folder; an older file of that name is replaced. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoder = msgspec.json.Encoder()
@@ -133,7 +133,7 @@ def result_path(folder: Path, run: Run) -> Path:
     return folder / f"{run.policy}-{at}-{run.seed}.jsonl"
 
 
-def read_results(path: Path) -> tuple[Header, list[RequestResult]]:
+def read_results(path: Path) -> tuple[Provenance, list[RequestResult]]:
     """Raises ResultFileError naming file and line, or OSError."""
     with path.open("rb") as file:
         lines = _numbered(file)
@@ -141,7 +141,7 @@ def read_results(path: Path) -> tuple[Header, list[RequestResult]]:
         if first is None:
             raise ResultFileError(f"{path}: the file is empty; expected one written with --output")
         try:
-            head = msgspec.json.decode(first[1], type=Header)
+            head = msgspec.json.decode(first[1], type=Provenance)
         except msgspec.DecodeError as error:
             raise ResultFileError(f"{path}, line 1: not the header of a result file ({error})") from error
         if head.schema_version != SCHEMA_VERSION:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from bench.measure.measures import Slo, measure
+from bench.measure.measures import GoodputSlo, measure
 from bench.measure.results import RequestResult, Run, Summary
 from bench.run.spec import RunSpec, delays_of, noise_of, router_config
 from bench.run.workload import requests_of
@@ -18,9 +18,8 @@ from bench.simcluster import SimCluster
 from bench.workload.item import WorkloadItem, belief_of
 from gateway.core import events as ev
 from gateway.policy_files import policy_name
-from simcore.types import Forecast
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of result lines. Grows when a field changes its meaning or goes."""
 MAX_OUTPUT_TOKENS = 2048
 """Limit on the answer that simulated requests carry, if none of the workload is longer. It is not the true length: who
@@ -110,8 +109,8 @@ def run_task(
     found = cluster.run(items)
     summary = found.summary()
     cpu_s = time.process_time() - cpu_s
-    measures = measure(found.results, summary, Slo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
-    measures |= observer.forecast_errors(found.results) | observer.free_blocks()
+    measures = measure(found.results, summary, GoodputSlo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
+    measures |= observer.free_blocks()
     measures["forecasts"] = float(found.forecasts)
     measures["cpu_s"] = cpu_s
     line = RunLine(
@@ -134,7 +133,7 @@ def run_task(
 
 
 class _Observer:
-    """Looks over the router's shoulder: forecasts of the chosen nodes, and the nodes' state now and then."""
+    """Looks over the router's shoulder: the nodes' state at every n-th arrival."""
 
     cluster: SimCluster
 
@@ -142,18 +141,13 @@ class _Observer:
         self.course = Course()
         self._every = max(1, requests // COURSE_POINTS)
         self._arrived = 0
-        self._forecasts: dict[str, Forecast] = {}
 
     def __call__(self, at_s: float, event: ev.AnyEvent, actions: Sequence[Any]) -> None:
-        if type(event) is ev.Arrived:
-            self._arrived += 1
-            if self._arrived % self._every == 0:
-                self._look()
-        for action in actions:
-            if type(action) is ev.Dispatch:
-                forecast = action.decision.scores[0].forecast
-                if forecast is not None:
-                    self._forecasts[action.request_id] = forecast
+        if type(event) is not ev.Arrived:
+            return
+        self._arrived += 1
+        if self._arrived % self._every == 0:
+            self._look()
 
     def _look(self) -> None:
         free = np.array(self.cluster.free_blocks(), dtype=np.float64)
@@ -169,23 +163,4 @@ class _Observer:
         return {
             "free_blocks_mean": float(np.mean(course.free_blocks_mean)),
             "free_blocks_variance": float(np.mean(course.free_blocks_variance)),
-        }
-
-    def forecast_errors(self, results: Sequence[RequestResult]) -> dict[str, float]:
-        """Of the chosen nodes' forecasts: |measured - forecast| / measured, its signed mean, share under the P90."""
-        joined = [
-            (f.e2e_s.mean, f.e2e_s.p90, f.ttft_s.mean, r.e2e_s, r.ttft_s)
-            for r in results
-            if (f := self._forecasts.get(r.request_id)) is not None and r.e2e_s is not None and r.ttft_s is not None
-        ]
-        if not joined:
-            return {}
-        said_e2e, said_p90, said_ttft, e2e, ttft = np.array(joined, dtype=np.float64).T
-        relative = (said_e2e - e2e) / e2e
-        return {
-            "forecast_e2e_error_mean": float(np.abs(relative).mean()),
-            "forecast_e2e_error_median": float(np.median(np.abs(relative))),
-            "forecast_e2e_bias": float(relative.mean()),
-            "forecast_e2e_p90_coverage": float((e2e <= said_p90 * (1 + 1e-9)).mean()),
-            "forecast_ttft_error_median_s": float(np.median(np.abs(said_ttft - ttft))),
         }

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from bench.profile.calibration import BARS, WINDOW_STEPS, Course
+from bench.profile.calibration import BARS, WINDOW_STEPS, LearningCurve
 from bench.show.plots import DPI, STYLE, frame, save
 
 _INK, _MUTED = "#222222", "#666666"
@@ -23,7 +23,14 @@ LEAST_ERROR = 0.01
 
 
 def plot_calibration(
-    path: Path, courses: Sequence[Course], *, change_at_step: int, change: str, noise: float, title: str, caption: str
+    path: Path,
+    courses: Sequence[LearningCurve],
+    *,
+    change_at_step: int,
+    change: str,
+    noise: float,
+    title: str,
+    caption: str,
 ) -> None:
     """Error against steps, one line per prior: the first steps on a logarithmic axis, then the change of speed.
 
@@ -56,7 +63,7 @@ def plot_calibration(
         save(figure, path)
 
 
-def _axis(panel: Any, courses: Sequence[Course]) -> None:
+def _axis(panel: Any, courses: Sequence[LearningCurve]) -> None:
     errors = [e for course in courses for e in course.error if e > 0]
     panel.set_yscale("log")
     panel.set_ylim(min(LEAST_ERROR, 0.9 * min(errors)), 1.4 * max(errors))
@@ -65,7 +72,7 @@ def _axis(panel: Any, courses: Sequence[Course]) -> None:
     panel.yaxis.set_major_formatter(ticker.PercentFormatter(xmax=1.0, decimals=0))
 
 
-def _from_the_start(panel: Any, courses: Sequence[Course], change_at_step: int) -> None:
+def _from_the_start(panel: Any, courses: Sequence[LearningCurve], change_at_step: int) -> None:
     end = (change_at_step or len(courses[0].error)) - WINDOW_STEPS
     panel.set_xscale("log")
     panel.set_xlim(_FIRST_STEP, end)
@@ -97,7 +104,7 @@ def _from_the_start(panel: Any, courses: Sequence[Course], change_at_step: int) 
     panel.set_title("From a wrong prior")
 
 
-def _again(panel: Any, courses: Sequence[Course], change_at_step: int, change: str) -> None:
+def _again(panel: Any, courses: Sequence[LearningCurve], change_at_step: int, change: str) -> None:
     before = 150
     longest = min(max(len(course.error) for course in courses) - change_at_step, 800)
     panel.set_xlim(-before, longest)

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from bench.measure.capacity import Capacity, capacities
+from bench.measure.capacity import InterpolatedCapacity, capacities
 from bench.measure.differences import Compared
-from bench.run.files import Header, result_path, write_results
+from bench.run.files import Provenance, result_path, write_results
 from bench.run.simulated import Done
 from bench.run.spec import RunSpec, delays_of
 from bench.show.tables import capacity_table, comparison_table, forecast_table, print_table
@@ -40,7 +40,7 @@ def show(console: Console, notes: Sequence[str], base: RunSpec, done: Sequence[D
     )
 
 
-def capacity_rows(done: Sequence[Done]) -> list[Capacity]:
+def capacity_rows(done: Sequence[Done]) -> list[InterpolatedCapacity]:
     """Capacities, if there are rates to interpolate between."""
     runs = [one.line.run for one in done]
     several = len({run.rate_per_s for run in runs}) > 1
@@ -52,7 +52,7 @@ def title_of(base: RunSpec) -> str:
     return f"simulated nodes: {base.fleet_text}; lengths {base.lengths}; {base.router_text}"
 
 
-def as_document(head: Header, done: Sequence[Done], *, differences: Sequence[Compared] = ()) -> bytes:
+def as_document(head: Provenance, done: Sequence[Done], *, differences: Sequence[Compared] = ()) -> bytes:
     """JSON for machines."""
     return msgspec.json.encode(
         {
@@ -65,7 +65,7 @@ def as_document(head: Header, done: Sequence[Done], *, differences: Sequence[Com
     )
 
 
-def write_run(folder: Path, head: Header, done: Done) -> None:
+def write_run(folder: Path, head: Provenance, done: Done) -> None:
     """One result file per run. Raises OSError."""
     run = done.line.run
     config = {**head.config, "policy": run.policy, "rate": run.rate_per_s}

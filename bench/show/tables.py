@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from bench.measure.capacity import Capacity
+from bench.measure.capacity import InterpolatedCapacity
 from bench.measure.results import Run, Spread, Summary
 
 PLAIN_WIDTH = 100
@@ -171,7 +171,7 @@ def _cell(column: _Column, summary: Summary, group: Sequence[Run]) -> Text:
     return text
 
 
-def capacity_table(found: Sequence[Capacity]) -> Table:
+def capacity_table(found: Sequence[InterpolatedCapacity]) -> Table:
     """Requests per second per policy and P99-TTFT limit."""
     limits = list(dict.fromkeys(capacity.limit_s for capacity in found))
     table = Table(title="requests/s at a P99 TTFT of", title_justify="left", header_style="bold", box=box.SIMPLE)
@@ -184,7 +184,7 @@ def capacity_table(found: Sequence[Capacity]) -> Table:
     return table
 
 
-def _capacity(capacity: Capacity) -> str:
+def _capacity(capacity: InterpolatedCapacity) -> str:
     if capacity.rate_per_s is None:
         return "below the lowest rate"
     return f"≥ {capacity.rate_per_s:.1f}" if capacity.is_bound else f"{capacity.rate_per_s:.1f}"

@@ -20,17 +20,17 @@ _STEPS_ROW = 0
 _US = 1e6
 
 
-class Placed(msgspec.Struct, frozen=True, kw_only=True):
+class PlacedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request as it reached the node."""
 
     at_s: float
     request: SimRequest
 
 
-def placed_on(results: Iterable[RequestResult], node_id: str, *, network_one_way_s: float) -> list[Placed]:
+def placed_on(results: Iterable[RequestResult], node_id: str, *, network_one_way_s: float) -> list[PlacedRequest]:
     """What a run sent to one node, in order. Requests that never came that far are not there."""
     found = [
-        Placed(
+        PlacedRequest(
             at_s=row.arrival_s + (row.decision_s or 0.0) + network_one_way_s,
             request=SimRequest(
                 request_id=row.request_id,
@@ -46,7 +46,7 @@ def placed_on(results: Iterable[RequestResult], node_id: str, *, network_one_way
     return sorted(found, key=lambda placed: placed.at_s)
 
 
-def steps_of(spec: NodeSpec, placed: Sequence[Placed]) -> Iterator[TraceDelta]:
+def steps_of(spec: NodeSpec, placed: Sequence[PlacedRequest]) -> Iterator[TraceDelta]:
     """The node's steps under these requests, one by one until all have ended."""
     node = SimNode(spec.node_id, spec.config, spec.step_time)
     coming = iter(placed)

@@ -6,7 +6,7 @@ from collections import Counter, deque
 
 import msgspec
 
-from bench.measure.forecast_errors import Placed, placed_by
+from bench.measure.forecast_errors import DispatchForecast, dispatch_forecast
 from bench.measure.results import RequestResult, tpot_s
 from bench.workload.item import WorkloadItem
 from gateway.core import events as ev
@@ -106,7 +106,7 @@ class SimulatedRequest(msgspec.Struct, gc=False):
     """As the router got it; None before it has come."""
     node_id: str = ""
     decision_s: float | None = None
-    forecast: Placed | None = None
+    forecast: DispatchForecast | None = None
     ttft_s: float | None = None
     output_tokens: int = 0
     attempt: int = 0
@@ -118,7 +118,7 @@ class SimulatedRequest(msgspec.Struct, gc=False):
         self.node_id, self.attempt = action.node_id, action.attempt
         self.resumed_tokens = self.output_tokens
         self.decision_s = at_s - self.item.arrival_s
-        self.forecast = placed_by(action.decision.scores[0].forecast) if action.attempt == 1 else None
+        self.forecast = dispatch_forecast(action.decision.scores[0].forecast) if action.attempt == 1 else None
 
     def tokens_came(self, event: ev.TokensSeen, at_s: float) -> None:
         """Those of earlier attempts, and after the end, do not reach the client."""

@@ -26,7 +26,7 @@ from bench.client.open_loop import ReplayPlan
 from bench.client.session import connected
 from bench.data.datasets import DatasetSpec
 from bench.data.source import WorkloadSource, WorkloadSpec, load_source
-from bench.measure.forecast_errors import Pair, errors_of
+from bench.measure.forecast_errors import ForecastOutcome, errors_of
 from bench.run.spec import RunSpec
 from bench.simcluster import SimCluster
 from bench.vllm_checks.server import Server, emulated_server
@@ -48,11 +48,11 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """One request: forecasts at its dispatch, and what happened."""
 
     request_id: str
-    ttft: Pair
-    e2e: Pair
+    ttft: ForecastOutcome
+    e2e: ForecastOutcome
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class PolicyErrors(msgspec.Struct, frozen=True, kw_only=True):
     """One run in numbers; errors are shares of what happened."""
 
     world: str
@@ -88,19 +88,19 @@ def row_of(
     rate: float,
     times: Sequence[tuple[float, float]],
     placements: Sequence[Placement],
-) -> Row:
+) -> PolicyErrors:
     """`times` are (TTFT, E2E) of all requests."""
     ttft, e2e = sorted(t for t, _ in times), [e for _, e in times]
     found: dict[str, Any] = {}
     for name in ("ttft", "e2e"):
-        of: list[Pair] = [getattr(p, name) for p in placements]
+        of: list[ForecastOutcome] = [getattr(p, name) for p in placements]
         if (errors := errors_of(of)) is not None:
             found[f"{name}_error_p50"], found[f"{name}_error_p90"] = errors.error_p50, errors.error_p90
             if name == "ttft":
                 found["ttft_gap_s"] = errors.gap_s
             else:
                 found["e2e_bias"], found["e2e_under_p90"] = errors.bias, errors.under_p90
-    return Row(
+    return PolicyErrors(
         world=world,
         policy=policy,
         load=load,
@@ -117,7 +117,7 @@ def row_of(
 
 def simulated(
     base: RunSpec, items: Sequence[WorkloadItem], policy: str, load: float, rate: float, *, sync: bool = False
-) -> Row:
+) -> PolicyErrors:
     """The same requests on the simulated cluster, whose engines plan ahead as the live ones do unless `sync`."""
     specs = [
         msgspec.structs.replace(s, config=msgspec.structs.replace(s.config, async_scheduling=not sync))
@@ -127,8 +127,8 @@ def simulated(
     placements = [
         Placement(
             request_id=r.request_id,
-            ttft=Pair(r.forecast.ttft_p50_s, r.forecast.ttft_p90_s, r.ttft_s - r.decision_s),
-            e2e=Pair(r.forecast.e2e_p50_s, r.forecast.e2e_p90_s, r.e2e_s - r.decision_s),
+            ttft=ForecastOutcome(r.forecast.ttft_p50_s, r.forecast.ttft_p90_s, r.ttft_s - r.decision_s),
+            e2e=ForecastOutcome(r.forecast.e2e_p50_s, r.forecast.e2e_p90_s, r.e2e_s - r.decision_s),
         )
         for r in results
         if r.forecast is not None and r.decision_s is not None and r.ttft_s is not None and r.e2e_s is not None
@@ -161,7 +161,7 @@ class Steps:
 
 async def live(
     address: str, servers: Sequence[Server], step_time: StepTimeModel, plan: ReplayPlan, job: tuple[str, float, float]
-) -> Row:
+) -> PolicyErrors:
     """The same requests on the live cluster."""
     policy, load, rate = job
     run_id = plan.run_id
@@ -189,8 +189,8 @@ async def live(
                 placements.append(
                     Placement(
                         request_id=result.request_id,
-                        ttft=Pair(forecast.ttft_s.p50, forecast.ttft_s.p90, actual.ttft_s - began),
-                        e2e=Pair(forecast.e2e_s.p50, forecast.e2e_s.p90, actual.e2e_s - began),
+                        ttft=ForecastOutcome(forecast.ttft_s.p50, forecast.ttft_s.p90, actual.ttft_s - began),
+                        e2e=ForecastOutcome(forecast.e2e_s.p50, forecast.e2e_s.p90, actual.e2e_s - began),
                     )
                 )
     row = row_of("live vLLM", policy, load, rate, times, placements)
@@ -213,7 +213,7 @@ def servers_of(
     return [emulated_server(python, folder, *extra, **options) for _ in range(base.nodes)]
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[PolicyErrors]) -> str:
     """Markdown."""
     lines = [
         "| world | policy | load | TTFT mean / P99 s | E2E mean s | TTFT error P50 / P90 | TTFT gap ms "
@@ -273,7 +273,7 @@ def main(
     source.keep_fitting(2048)
     limit = capacity(base, with_ids_only(source, 1.0, requests))
     click.echo(f"capacity of {nodes} simulated nodes: {limit:.2f} requests/s", err=True)
-    rows: list[Row] = []
+    rows: list[PolicyErrors] = []
     jobs = [(p, load, with_ids_only(source, load * limit, requests)) for p in policies for load in loads]
     for policy, load, items in jobs:
         rows.append(simulated(base, items, policy, load, load * limit, sync=sync))
@@ -303,11 +303,11 @@ def live_rows(
     noise: float = 0.0,
     extra: Sequence[str] = (),
     time_scale: float = 1.0,
-) -> list[Row]:
+) -> list[PolicyErrors]:
     """Starts servers, daemons and a gateway, and runs each job: (policy, load, what to send)."""
     folder = Path(tempfile.mkdtemp(prefix="astrolabe-forecasts-"))
     click.echo(f"logs: {folder}", err=True)
-    rows: list[Row] = []
+    rows: list[PolicyErrors] = []
     servers = servers_of(python, base, folder, extra=extra, noise=noise, time_scale=time_scale)
     step_time = load_shipped(base.profile).scaled(1.0 / time_scale)
     try:

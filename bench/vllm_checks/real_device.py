@@ -26,7 +26,7 @@ from bench.client.open_loop import ReplayPlan
 from bench.client.session import connected
 from bench.data.datasets import DatasetName, DatasetSpec
 from bench.data.source import WorkloadSpec, load_source
-from bench.vllm_checks.forecast_error import Row, live, table, with_ids_only
+from bench.vllm_checks.forecast_error import PolicyErrors, live, table, with_ids_only
 from bench.vllm_checks.server import Server, free_port
 from bench.workload.item import WorkloadItem
 from deploy.local_cluster import ClusterSpec, LocalCluster
@@ -110,7 +110,7 @@ async def flooded(address: str, server: Server, plan: ReplayPlan, path: Path) ->
 
 async def loaded(
     address: str, server: Server, profile: str, plan: ReplayPlan, job: tuple[str, float, float], path: Path
-) -> Row:
+) -> PolicyErrors:
     with recorded(server, path):
         return await live(address, [server], load_shipped(profile), plan, job)
 
@@ -142,7 +142,7 @@ def main(
     source = load_source(WorkloadSpec(dataset=DatasetSpec(name=dataset, path=dataset_path), requests=requests))
     source.keep_fitting(CONTEXT_TOKENS)
     server = made_up_server(python, output, profile, extra)
-    rows: list[Row] = []
+    rows: list[PolicyErrors] = []
     try:
         server.start().wait_ready()
         node = {"engine": "vllm", "engine_url": server.url, "tokenizer": str(output / "model"), "profile": profile}

@@ -16,7 +16,7 @@ import click
 import msgspec
 import numpy as np
 
-from bench.measure.forecast_errors import Pair, errors_of
+from bench.measure.forecast_errors import ForecastOutcome, errors_of
 from bench.profile.calibration import Trace, learn
 from bench.profile.measured_run import MeasuredRequest
 from bench.profile.validate import METRICS, validate
@@ -88,7 +88,7 @@ def requests_of(recording: Recording) -> list[MeasuredRequest]:
     return sorted(found, key=lambda r: order[r.request_id])
 
 
-def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[Pair], list[Pair]]:
+def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[ForecastOutcome], list[ForecastOutcome]]:
     """What a daemon that knows only `prior` when the run begins would have told of each request as it came, its
     length known, beside what happened: (TTFT, E2E), in order of arrival, those cut off left out.
 
@@ -127,8 +127,8 @@ def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[Pair]
     for request_id, request in whole.items():
         forecast = told[request_id]
         first_s, last_s = request.first_token_ts - request.queued_ts, request.last_token_ts - request.queued_ts
-        ttft.append(Pair(forecast.ttft_s.p50, forecast.ttft_s.p90, first_s))
-        e2e.append(Pair(forecast.e2e_s.p50, forecast.e2e_s.p90, last_s))
+        ttft.append(ForecastOutcome(forecast.ttft_s.p50, forecast.ttft_s.p90, first_s))
+        e2e.append(ForecastOutcome(forecast.e2e_s.p50, forecast.e2e_s.p90, last_s))
     return ttft, e2e
 
 

@@ -104,7 +104,7 @@ class Ledger:
             dispatched_s=now_s,
             expected=chosen.expected,
         )
-        self.begun(live, attempt)
+        live.attempts.append(attempt)
         live.streaming = attempt
         live.decisions.append(chosen.decision)
         self.move(live, Trigger.DISPATCHED)
@@ -127,14 +127,9 @@ class Ledger:
         self.log.add(live.explain())
         self._actions.append(ev.Placed(request_id=live.request_id, decision=chosen.decision))
 
-    def begun(self, live: LiveRequest, attempt: Attempt) -> None:
-        """A node has an attempt: its account holds it already (`Node.take`)."""
-        live.attempts.append(attempt)
-        live.at_nodes.append(attempt)
-
     def over(self, live: LiveRequest, attempt: Attempt) -> None:
         """An attempt has ended, or is given up: its place in the account of its node is given back."""
-        live.at_nodes.remove(attempt)
+        attempt.is_at_node = False
         attempt.node.release(live.request_id)
         self._capacity_changed = True
         if live.streaming is attempt:
@@ -151,7 +146,7 @@ class Ledger:
         if new not in IN_LINE and live in self._queue:
             self._queue.leave(live)
         if new is State.ENDED:
-            for attempt in list(live.at_nodes):
+            for attempt in live.at_nodes:
                 self.over(live, attempt)
             self.close_round(live)
             self.timers.pop(live.deadline_timer_id, None)

@@ -11,7 +11,7 @@ import pytest
 from bench.profile import aiconfigurator, llmservingsim, vidur
 from bench.profile.kernels import Kernel
 from bench.profile.physics import accept
-from bench.profile.recipe import Recipe, Table, make_profile
+from bench.profile.recipe import ProfileTable, Recipe, make_profile
 from bench.profile.rows import ProfileTableError
 from simcore.cost.hardware import find_gpu
 from simcore.cost.model_shape import find_shape
@@ -39,7 +39,7 @@ def gemm_us(tokens: int, inputs: int, outputs: int) -> float:
 KV_US, MIXED_US, WORK_US, FLOOR_US = 1.6e-3, 1.1e-3, 3.4e-5, 8.0
 
 
-def llmservingsim_tables(folder: Path) -> tuple[Table, ...]:
+def llmservingsim_tables(folder: Path) -> tuple[ProfileTable, ...]:
     gemms = SHAPE.gemms()
     dense = [
         (layer, n, gemm_us(n, *gemms[op]) if op in gemms else 3.0 + n / 200)
@@ -60,7 +60,7 @@ def llmservingsim_tables(folder: Path) -> tuple[Table, ...]:
     head = [("lm_head", n, 400 + n / 10) for n in (1, 8, 64, 256)] + [("sampler", n, 20 + n) for n in (1, 8, 64, 256)]
     write(folder / "per_sequence.csv", "layer,sequences,time_us", head)
     return tuple(
-        Table(layout=f"llmservingsim-{name}", file=f"{name.replace('-', '_')}.csv")
+        ProfileTable(layout=f"llmservingsim-{name}", file=f"{name.replace('-', '_')}.csv")
         for name in ("dense", "attention", "per-sequence")
     )
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.commands.profile import profile as command
-from bench.profile.recipe import LAYOUTS, Recipe, Table, make_profile, shipped_recipes
+from bench.profile.recipe import LAYOUTS, ProfileTable, Recipe, make_profile, shipped_recipes
 from bench.profile.rows import ProfileTableError, read_rows
 from bench.profile.survey import survey
 from bench.profile.vidur import ATTENTION_SHAPE, ELEMENTWISE, MLP_SHAPE
@@ -73,7 +73,7 @@ def write(path: Path, rows: Rows) -> Path:
     return path
 
 
-def recipe(*tables: Table) -> Recipe:
+def recipe(*tables: ProfileTable) -> Recipe:
     return Recipe(
         name="a100/llama-2-7b", gpu="a100", model=SHAPE.name, quality="measured", tables=tables, rules=("head",)
     )
@@ -82,7 +82,10 @@ def recipe(*tables: Table) -> Recipe:
 def fit_both(folder: Path, mlp: Rows, attention: Rows) -> Any:
     write(folder / "mlp.csv", mlp)
     write(folder / "attention.csv", attention)
-    both = (Table(layout="vidur-mlp", file="mlp.csv"), Table(layout="vidur-attention", file="attention.csv"))
+    both = (
+        ProfileTable(layout="vidur-mlp", file="mlp.csv"),
+        ProfileTable(layout="vidur-attention", file="attention.csv"),
+    )
     return make_profile(recipe(*both), folder)[0]
 
 

@@ -94,7 +94,7 @@ def test_ctrl_c_keeps_what_was_finished(folder: Path) -> None:
     assert "Traceback" not in err
     kept = log.read_bytes()
     assert kept.endswith(b"\n")
-    assert all(json.loads(line)["schema_version"] == 1 for line in kept.splitlines())
+    assert all(json.loads(line)["schema_version"] == 2 for line in kept.splitlines())
 
 
 def test_workers_end_with_a_sweep_that_is_killed(folder: Path) -> None:
@@ -258,9 +258,9 @@ def test_results_of_another_schema_are_not_mixed_in(capsys: pytest.CaptureFixtur
     arguments = ("sweep", "--axis", "rate=4", *SMALL, "--set", "policy=random", "--seeds", 1, "--jobs", 1)
     bench(capsys, *arguments, "--output", "s")
     log = Path("s/runs.jsonl")
-    log.write_bytes(log.read_bytes().replace(b'"schema_version":1', b'"schema_version":7'))
+    log.write_bytes(log.read_bytes().replace(b'"schema_version":2', b'"schema_version":7'))
     _, err = bench(capsys, *arguments, "--output", "s", code=1)
-    assert "results of schema 7, this version reads 1" in err
+    assert "results of schema 7, this version reads 2" in err
 
 
 def test_rows_that_cannot_be_read_are_named_or_counted(capsys: pytest.CaptureFixture[str]) -> None:

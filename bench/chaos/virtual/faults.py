@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from bench.chaos.virtual.scenario import CUT_OFF_S, SUSPECT_S, WHOLE, Dice, Run, Scenario, World, joined
+from bench.chaos.virtual.scenario import CUT_OFF_S, SUSPECT_S, WHOLE, ChaosRun, Dice, Scenario, World, joined
 from bench.simcluster import NodeSpec
 from bench.simcluster.world import (
     ClockJumps,
@@ -81,7 +81,7 @@ def predictor_killed(dice: Dice) -> Scenario:
     items += dice.burst(10 * len(nodes), max(at_s, items[-1].arrival_s) + 200.0)
     burst_s = items[-1].arrival_s
 
-    def check(run: Run) -> str:
+    def check(run: ChaosRun) -> str:
         served = {node_id for arrival_s, node_id in run.answers if arrival_s == burst_s}
         return f"never used again: {sorted(victims - served)}" if victims - served else ""
 
@@ -152,7 +152,7 @@ def trace_frozen(dice: Dice) -> Scenario:
         (thaws_s, TraceFreezes(node_id=victim, thaws=True)),
     ]
 
-    def check(run: Run) -> str:
+    def check(run: ChaosRun) -> str:
         if "frozen" in run.alarms[victim]:
             return f"{victim} still has an alarm: {run.alarms[victim]}"
         return "" if len(nodes) == 1 or run.nodes.get(victim, 0) else f"{victim} was never used"
@@ -190,7 +190,7 @@ def full_queue(dice: Dice) -> Scenario:
     full = dice.rng.sample(nodes, dice.rng.randint(1, len(nodes)))
     world: World = [(0.0, Fills(node_id=node.node_id, queue_limit=dice.rng.randint(0, 3))) for node in full]
 
-    def check(run: Run) -> str:
+    def check(run: ChaosRun) -> str:
         ejected = [
             f"{n}: {alarm}" for n, alarms in run.seen_alarms.items() for _, alarm in alarms if "ejected" in alarm
         ]
@@ -308,7 +308,7 @@ def slow_node(dice: Dice) -> Scenario:
     nodes[0] = NodeSpec(node_id="n0", config=nodes[0].config, step_time=slow)
     items = dice.requests(400, 12.0)
 
-    def check(run: Run) -> str:
+    def check(run: ChaosRun) -> str:
         fast = sum(count for node_id, count in run.nodes.items() if node_id != "n0") / 3
         share = run.nodes.get("n0", 0) / fast
         return "" if share < 0.35 else f"the slow node completed {share:.2f} of what a fast one did"

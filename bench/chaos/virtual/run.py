@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from bench.chaos.virtual.faults import FAULTS
-from bench.chaos.virtual.scenario import WHOLE, Dice, Run, Scenario
+from bench.chaos.virtual.scenario import WHOLE, ChaosRun, Dice, Scenario
 from bench.simcluster import SimCluster
 from gateway.core import events as ev
 from gateway.core.queue.queue import HoldConfig
@@ -132,7 +132,7 @@ def run(fault: str, seed: int) -> Verdict:
     if scenario.check is not None and not broken:
         statuses = cluster.router.nodes()
         complaint = scenario.check(
-            Run(
+            ChaosRun(
                 nodes=complete,
                 answers=answers,
                 alarms={node.node_id: node.alarm for node in statuses},

@@ -49,11 +49,11 @@ class Scenario(msgspec.Struct, kw_only=True):
     """Per node, from when to when it could not be reached though nobody was told."""
     policy: str = ""
     """Empty: any."""
-    check: Callable[[Run], str] | None = None
+    check: Callable[[ChaosRun], str] | None = None
     """What must hold besides; the complaint, or empty."""
 
 
-class Run(msgspec.Struct, kw_only=True):
+class ChaosRun(msgspec.Struct, kw_only=True):
     """What came of a scenario, as far as checks look at it."""
 
     nodes: Mapping[str, int]

@@ -30,6 +30,8 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     """Whether the pace of its tokens has been compared with that."""
     output_tokens: int = 0
     """Output tokens that came of this attempt."""
+    is_at_node: bool = True
+    """Whether its node has it: then it holds a place in the node's account."""
 
 
 class ForecastRound(msgspec.Struct, kw_only=True, eq=False):

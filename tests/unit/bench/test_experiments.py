@@ -19,7 +19,7 @@ from bench.experiments.schema import (
     PublishedFile,
     PublishedPoint,
     PublishedPoints,
-    Table,
+    TableSpec,
     Variant,
 )
 from bench.experiments.series import capacity, curve, select
@@ -185,7 +185,7 @@ def test_published_points_are_set_beside_ours() -> None:
 
 
 def test_tables_have_a_row_for_each_variant_that_was_run() -> None:
-    table = Table(
+    table = TableSpec(
         title="t",
         columns=[
             Column(title="capacity", measure="ttft_p99_s", limit=4.0, digits=1),

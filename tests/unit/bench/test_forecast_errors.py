@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.measure.forecast_errors import Pair, Placed, errors_of
+from bench.measure.forecast_errors import DispatchForecast, ForecastOutcome, errors_of, measures_of
+from bench.measure.measures import KNOWN, GoodputSlo, measure
 from bench.measure.results import RequestResult, summarise
 from bench.run.spec import RunSpec
 from bench.simcluster import SimCluster
@@ -13,7 +14,7 @@ from gateway.core.router import RouterConfig
 from simcore.types import Outcome
 
 
-def result(name: str, ttft_s: float, e2e_s: float | None, placed: Placed | None) -> RequestResult:
+def result(name: str, ttft_s: float, e2e_s: float | None, placed: DispatchForecast | None) -> RequestResult:
     return RequestResult(
         request_id=name,
         arrival_s=0.0,
@@ -29,7 +30,7 @@ def result(name: str, ttft_s: float, e2e_s: float | None, placed: Placed | None)
 
 
 def test_times_count_from_the_dispatch_and_only_whole_forecast_answers_do() -> None:
-    placed = Placed(ttft_p50_s=1.0, ttft_p90_s=1.2, e2e_p50_s=8.0, e2e_p90_s=11.0)
+    placed = DispatchForecast(ttft_p50_s=1.0, ttft_p90_s=1.2, e2e_p50_s=8.0, e2e_p90_s=11.0)
     rows = [
         result("good", 1.5, 10.5, placed),
         result("broken", 9.0, None, placed),
@@ -44,12 +45,17 @@ def test_times_count_from_the_dispatch_and_only_whole_forecast_answers_do() -> N
     assert (errors.ttft.samples, errors.ttft.error_p50, errors.ttft.gap_s) == (2, 0.25, 0.5)
     assert errors.ttft.under_p90 == errors.e2e.under_p90 == 0.5
     assert (errors.e2e.error_p50, errors.e2e.error_p90, errors.e2e.bias) == (0.35, 0.5, -0.35)
+    measures = measures_of(errors)
+    assert measures["e2e_forecast_error_mean"] == pytest.approx((0.2 + 0.5) / 2)
+    assert measures["ttft_forecast_under_p90"] == 0.5
+    assert set(measures) <= KNOWN
+    assert measure(rows, summarise(rows), GoodputSlo()).items() >= measures.items()
 
 
 def test_nothing_forecast_gives_no_table() -> None:
     assert summarise([result("a", 1.0, 2.0, None)]).forecasts is None
     assert errors_of([]) is None
-    assert errors_of([Pair(2.0, 2.0, 2.0)]) is not None
+    assert errors_of([ForecastOutcome(2.0, 2.0, 2.0)]) is not None
 
 
 @pytest.mark.parametrize("lengths", ["known", "none"])

@@ -9,7 +9,7 @@ import pytest
 
 from bench.experiments import length_worth as lw
 from bench.experiments import length_worth_report as report
-from bench.measure.measures import Slo
+from bench.measure.measures import GoodputSlo
 from bench.run.spec import RunSpec
 from length_model.baseline import ConstantModel
 from tests.helpers.length_samples import made_samples
@@ -59,7 +59,7 @@ def test_a_study_runs_every_scheme_with_every_knowledge_on_the_same_requests(tmp
         seeds=(4,),
         requests=40,
         base=BASE,
-        slo=Slo(ttft_s=2.0),
+        slo=GoodputSlo(ttft_s=2.0),
         on_cell=seen.append,
     )
     assert found.cells == seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.measure.measures import ALIASES, KNOWN, Slo, as_vllm, check_measure, measure, read_measure
+from bench.measure.measures import ALIASES, KNOWN, GoodputSlo, as_vllm, check_measure, measure, read_measure
 from bench.measure.results import RequestResult, summarise
 from simcore.types import Outcome
 
@@ -34,7 +34,7 @@ ROWS = [result(i, ttft_s=1.0 + i, e2e_s=3.0 + i) for i in range(4)]
 
 
 def test_every_measure_of_a_small_run() -> None:
-    found = measure(ROWS, summarise(ROWS), Slo(ttft_s=3.0, tpot_s=0.2))
+    found = measure(ROWS, summarise(ROWS), GoodputSlo(ttft_s=3.0, tpot_s=0.2))
     assert found["ttft_mean_s"] == 2.5
     assert found["ttft_p50_s"] == 2.5
     assert found["e2e_max_s"] == 6.0
@@ -50,11 +50,11 @@ def test_every_measure_of_a_small_run() -> None:
 
 
 def test_an_answer_whose_tokens_come_too_slowly_is_no_good_one() -> None:
-    assert measure(ROWS, summarise(ROWS), Slo(ttft_s=10.0, tpot_s=0.1))["goodput_share"] == 0.0
+    assert measure(ROWS, summarise(ROWS), GoodputSlo(ttft_s=10.0, tpot_s=0.1))["goodput_share"] == 0.0
 
 
 def test_names_of_vllm_are_in_milliseconds_and_those_of_vidur_in_seconds() -> None:
-    found = measure(ROWS, summarise(ROWS), Slo())
+    found = measure(ROWS, summarise(ROWS), GoodputSlo())
     assert read_measure(found, "mean_ttft_ms") == 2500.0
     assert read_measure(found, "median_e2el_ms") == 4500.0
     assert read_measure(found, "p99_tpot_ms") == pytest.approx(200.0)
@@ -72,12 +72,12 @@ def test_every_alias_means_a_measure_that_there_is() -> None:
 
 def test_classes_are_priorities_or_else_prompt_lengths() -> None:
     by_length = [result(0, ttft_s=1, e2e_s=2, prompt=5), result(1, ttft_s=3, e2e_s=4, prompt=5000)]
-    found = measure(by_length, summarise(by_length), Slo())
+    found = measure(by_length, summarise(by_length), GoodputSlo())
     assert (found["ttft_p99_s_of_short"], found["ttft_p99_s_of_long"]) == (1.0, 3.0)
     # Normalised latencies of 2/11 and 4/11: Jain's index is (2 + 4)^2 / (2 (4 + 16)).
     assert found["fairness_jain"] == pytest.approx(36 / 40)
     by_priority = [result(0, ttft_s=1, e2e_s=2, priority=0), result(1, ttft_s=3, e2e_s=4, priority=5)]
-    assert "ttft_p99_s_of_priority_5" in measure(by_priority, summarise(by_priority), Slo())
+    assert "ttft_p99_s_of_priority_5" in measure(by_priority, summarise(by_priority), GoodputSlo())
 
 
 def test_an_unknown_name_says_what_was_meant() -> None:

@@ -37,8 +37,8 @@ def test_lines_of_another_schema_are_refused_with_what_to_do(tmp_path: Path) -> 
     path = tmp_path / "runs.jsonl"
     with RunLog(path) as log:
         log.add(line("x", 1.0))
-    path.write_bytes(path.read_bytes().replace(b'"schema_version":1', b'"schema_version":99'))
-    with pytest.raises(RunLogError, match="line 1: results of schema 99, this version reads 1; move the file away"):
+    path.write_bytes(path.read_bytes().replace(b'"schema_version":2', b'"schema_version":99'))
+    with pytest.raises(RunLogError, match="line 1: results of schema 99, this version reads 2; move the file away"):
         read_lines(path)
 
 

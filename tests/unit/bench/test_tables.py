@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure.capacity import Capacity
+from bench.measure.capacity import InterpolatedCapacity
 from bench.measure.differences import difference_table, differences
-from bench.measure.forecast_errors import Placed
+from bench.measure.forecast_errors import DispatchForecast
 from bench.measure.results import RequestResult, Run, summarise
 from bench.show.tables import capacity_table, comparison_table, forecast_table, print_table, summary_table
 from simcore.types import Outcome
@@ -29,7 +29,7 @@ def run(policy: str, seed: int) -> Run:
             tpot_s=1.23456,
             e2e_s=9_876.543 + i,
             decision_s=0.123456,
-            forecast=Placed(ttft_p50_s=1.0, ttft_p90_s=2.0, e2e_p50_s=30_000.0, e2e_p90_s=40_000.0),
+            forecast=DispatchForecast(ttft_p50_s=1.0, ttft_p90_s=2.0, e2e_p50_s=30_000.0, e2e_p90_s=40_000.0),
             preemptions=1_234,
         )
         for i in range(20)
@@ -43,7 +43,9 @@ TABLES = {
     "comparison": comparison_table(RUNS, title="t"),
     "forecasts": forecast_table(RUNS),
     "differences": difference_table(differences(RUNS)),
-    "capacity": capacity_table([Capacity(policy="min_total_unprocessed_tokens", limit_s=3.0, rate_per_s=12_345.6)]),
+    "capacity": capacity_table(
+        [InterpolatedCapacity(policy="min_total_unprocessed_tokens", limit_s=3.0, rate_per_s=12_345.6)]
+    ),
 }
 
 

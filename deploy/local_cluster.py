@@ -107,10 +107,10 @@ class Child:
         """Raises ClusterError when it has died."""
         self.check()
         try:
-            told = json.loads(self._ready_path.read_bytes())
+            ready = json.loads(self._ready_path.read_bytes())
         except (OSError, ValueError):
             return False
-        self.address, self.http_address = told["address"], told.get("http", "")
+        self.address, self.http_address = ready["address"], ready.get("http", "")
         return True
 
     def check(self) -> None:

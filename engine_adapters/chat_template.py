@@ -21,7 +21,7 @@ class TemplateError(ValueError):
 
 
 def plain_prompt(messages: Sequence[Message]) -> str:
-    """For models of which no template is known."""
+    """The plain prompt for models of which no template is known."""
     return "".join(f"{m.role}: {m.content}\n\n" for m in messages) + "assistant:"
 
 

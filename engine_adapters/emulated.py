@@ -75,7 +75,7 @@ class _Watcher:
 
 
 class EmulatedEngine:
-    """Client and probe in one."""
+    """A simulated engine on the wall clock, client and probe in one."""
 
     capabilities = Capabilities(per_request_trace=True, exact_rules=True, settable_length=True)
 

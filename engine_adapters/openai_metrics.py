@@ -33,7 +33,7 @@ PAUSE_S = 0.5
 
 
 class OpenAiEngine:
-    """Client and probe in one."""
+    """An OpenAI-compatible server, client and probe in one."""
 
     capabilities = Capabilities(per_request_trace=False, exact_rules=False)
 
@@ -98,7 +98,7 @@ class OpenAiEngine:
         return self._config
 
     def step_time(self) -> StepTimeModel | None:
-        """Of an emulated device that runs faster than its profile; else nothing is known."""
+        """Step times of an emulated device that runs faster than its profile; else nothing is known."""
         return self._step_time
 
     def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:

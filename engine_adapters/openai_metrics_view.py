@@ -16,9 +16,9 @@ from simcore.trace import TraceSnapshot
 from simcore.types import EngineConfig, RequestState
 
 STRANGER_PROMPT_TOKENS = 512
-"""Assumed of somebody else's waiting request."""
+"""Assumed length of the prompt of somebody else's waiting request."""
 STRANGER_OUTPUT_TOKENS = 1024
-"""Its limit on the answer; what it will really produce is the prior's business."""
+"""Assumed limit on its answer; what it will really produce is the prior's business."""
 
 
 class MetricsError(ValueError):

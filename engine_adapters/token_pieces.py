@@ -19,7 +19,7 @@ def byte_characters() -> list[str]:
 
 
 def piece_bytes(layout: dict[str, Any]) -> Callable[[str], bytes]:
-    """For the vocabulary of a `tokenizer.json`: byte-level pieces, or sentences' pieces with `▁` for the space."""
+    """Bytes of the pieces of a `tokenizer.json`: byte-level pieces, or sentences' pieces with `▁` for the space."""
     if '"ByteLevel"' in json.dumps([layout.get("pre_tokenizer"), layout.get("decoder")]):
         codes = {character: byte for byte, character in enumerate(byte_characters())}
 

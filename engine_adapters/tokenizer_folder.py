@@ -22,7 +22,7 @@ _HOLE = "\ue000{}\ue001"
 
 
 class FolderTokenizer:
-    """A `Tokenizer`."""
+    """The `Tokenizer` of a model's folder."""
 
     def __init__(self, name: str, folder: Path) -> None:
         """Raises OSError and ValueError for a folder that holds no tokenizer, ImportError without the packages."""
@@ -56,7 +56,7 @@ class FolderTokenizer:
         return b"".join([self._pieces.get(i, REPLACEMENT) for i in ids])
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
-        """By the model's own template. Raises TemplateError."""
+        """Token ids of a conversation by the model's own template. Raises TemplateError."""
         if self._render is None:
             return self.encode(plain_prompt(messages))
         if not any(self._control.search(m.content) for m in messages):

@@ -42,7 +42,7 @@ class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     time_scale: float = 1.0
     """How much faster than the real device."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
     async_scheduling: bool = True
     """Whether vLLM plans a step while the device runs the one before, as it does with a GPU."""
     first_text_id: int = 97

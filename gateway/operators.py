@@ -56,9 +56,9 @@ class Operators:
         if explanation is not None:
             return wire.explanation(explanation)
         if not alone:
-            told: list[pb.Explanation] = await self._ask("Explain", pb.ExplainRequest(request_id=request_id))
-            if told:
-                return told[0]
+            explanations: list[pb.Explanation] = await self._ask("Explain", pb.ExplainRequest(request_id=request_id))
+            if explanations:
+                return explanations[0]
         raise Denied(
             Denial.UNKNOWN, f"nothing is known of request {request_id!r}; the gateway remembers its latest ones only"
         )

@@ -17,7 +17,7 @@ from gateway.python_file import run_file
 
 SUFFIX = ".py"
 _MEMBERS = ("name", "cost_unit", "needs_forecasts", "costs")
-_GONE = {
+_REMOVED = {
     "shortlist": "is not called; price all nodes in costs",
     "default_sample": "is not read; say --sample K",
 }
@@ -39,18 +39,20 @@ def load_policy_file(path: str | Path) -> str:
     if not file.is_file():
         raise PolicyError(f"policy file {str(path)!r} is not there; check the path")
     module = _run(file)
-    found = [made for made in _classes(module) if all(hasattr(made, member) for member in _MEMBERS)]
-    if len(found) != 1:
-        near = {made.__name__: [m for m in _MEMBERS if not hasattr(made, m)] for made in _classes(module)}
+    policies = [candidate for candidate in _classes(module) if all(hasattr(candidate, member) for member in _MEMBERS)]
+    if len(policies) != 1:
+        near = {
+            candidate.__name__: [m for m in _MEMBERS if not hasattr(candidate, m)] for candidate in _classes(module)
+        }
         lacking = "; ".join(f"{name} lacks {', '.join(members)}" for name, members in near.items() if members)
         raise PolicyError(
-            f"policy file {str(path)!r} holds {len(found)} policies, not one"
-            + (f" ({lacking})" if lacking and not found else "")
+            f"policy file {str(path)!r} holds {len(policies)} policies, not one"
+            + (f" ({lacking})" if lacking and not policies else "")
             + "; see gateway/core/decision/policies/base.py for what a policy has"
         )
-    made = found[0]
-    _check(made, file)
-    return register_policy(made, origin=str(file.resolve()))
+    policy = policies[0]
+    _check(policy, file)
+    return register_policy(policy, origin=str(file.resolve()))
 
 
 def policy_name(name: str) -> str:
@@ -59,7 +61,7 @@ def policy_name(name: str) -> str:
 
 
 def policy_names_of(names: Iterable[str]) -> list[str]:
-    """The same for several. Raises PolicyError."""
+    """The names of several policies, as `policy_name`. Raises PolicyError."""
     return [policy_name(name) for name in names]
 
 
@@ -75,21 +77,21 @@ def _run(file: Path) -> ModuleType:
 
 def _classes(module: ModuleType) -> list[type]:
     own = inspect.getmembers(module, inspect.isclass)
-    return [made for _, made in own if made.__module__ == module.__name__]
+    return [candidate for _, candidate in own if candidate.__module__ == module.__name__]
 
 
-def _check(made: type, file: Path) -> None:
-    for member, instead in _GONE.items():
-        if hasattr(made, member):
-            raise PolicyError(f"policy file {str(file)!r}: {made.__name__}.{member} {instead}")
+def _check(policy: type, file: Path) -> None:
+    for member, instead in _REMOVED.items():
+        if hasattr(policy, member):
+            raise PolicyError(f"policy file {str(file)!r}: {policy.__name__}.{member} {instead}")
     kinds = {"name": str, "cost_unit": str, "needs_forecasts": bool}
     for member, kind in kinds.items():
-        value = getattr(made, member)
+        value = getattr(policy, member)
         if not isinstance(value, kind):
             raise PolicyError(f"policy file {str(file)!r}: {member} is {value!r}; it must be a {kind.__name__}")
     try:
-        made(rng=random.Random(0)) if takes_generator(made) else made()
+        policy(rng=random.Random(0)) if takes_generator(policy) else policy()
     except TypeError as error:
         raise PolicyError(
-            f"policy file {str(file)!r}: {made.__name__}() takes no arguments, or rng alone ({error})"
+            f"policy file {str(file)!r}: {policy.__name__}() takes no arguments, or rng alone ({error})"
         ) from None

@@ -13,6 +13,6 @@ SERVICE = "astrolabe.v1.Dispatch"
 def write_ready(path: Path, address: str, http_address: str) -> None:
     """Appears whole or not at all."""
     draft = path.with_name(f"{path.name}.tmp")
-    told = {"address": address, "http": http_address, "pid": os.getpid(), "service": SERVICE}
-    draft.write_bytes(orjson.dumps(told) + b"\n")
+    where = {"address": address, "http": http_address, "pid": os.getpid(), "service": SERVICE}
+    draft.write_bytes(orjson.dumps(where) + b"\n")
     draft.replace(path)

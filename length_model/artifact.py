@@ -1,17 +1,13 @@
-"""One file per trained model: a JSON header and raw little-endian arrays. Reading one executes nothing.
+"""One safetensors file per trained model. Reading one executes nothing.
 
-    8 bytes   MAGIC
-    4 bytes   length of the header, little-endian
-    header    JSON: format, kind, meta, arrays [{name, dtype, shape, offset}], sha256 of all the bytes that follow
-    payload   the arrays, each at its offset
-
-The hash is also taken over the header (with its own field empty), so a flipped bit anywhere is found.
+The arrays are the file's tensors. Its metadata has one entry, `astrolabe`: JSON of format, kind, meta, and the SHA-256
+of the whole file with zeros in that hash's place. So a flipped bit anywhere is found, which safetensors itself does not
+do.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,32 +16,33 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
-MAGIC = b"ASTLEN\x00\x01"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUFFIX = ".alm"
+BEFORE_SAFETENSORS = b"ASTLEN\x00\x01"
+"""First bytes of files that versions up to 0.1.0 wrote."""
 
-_DTYPES = {"float32": "<f4", "float16": "<f2", "float64": "<f8", "int8": "|i1", "uint8": "|u1", "int64": "<i8"}
-_LARGEST_HEADER_BYTES = 4 << 20
+_KEY = "astrolabe"
+_STORABLE = frozenset({"float32", "float16", "float64", "int8", "uint8", "int64"})
+_NO_HASH = "0" * 64
 
 
 class ArtifactError(ValueError):
     """The file is no artefact, is damaged, or belongs to another version. The message says which, and what to do."""
 
 
-class _ArrayEntry(msgspec.Struct, frozen=True):
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-class _Header(msgspec.Struct, frozen=True, kw_only=True):
+class _Description(msgspec.Struct, frozen=True, kw_only=True):
     format: int
     kind: str
     meta: dict[str, Any]
-    arrays: tuple[_ArrayEntry, ...]
     sha256: str
+
+
+class _TensorsHeader(msgspec.Struct, frozen=True):
+    metadata: dict[str, str] = msgspec.field(name="__metadata__", default_factory=dict)
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,60 +58,57 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
 def to_bytes(kind: str, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Raises ArtifactError for an array with a number that is not finite or a type that the format lacks."""
-    entries, chunks, offset = [], [], 0
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        if array.dtype.name not in _DTYPES:
+    for name, array in arrays.items():
+        if array.dtype.name not in _STORABLE:
             raise ArtifactError(f"array {name!r}: type {array.dtype} cannot be stored")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ArtifactError(f"array {name!r} holds numbers that are not finite; training diverged")
-        raw = array.astype(_DTYPES[array.dtype.name]).tobytes()
-        entries.append(_ArrayEntry(name, array.dtype.name, tuple(array.shape), offset))
-        chunks.append(raw)
-        offset += len(raw)
-    payload = b"".join(chunks)
-    blank = _Header(format=FORMAT_VERSION, kind=kind, meta=dict(meta), arrays=tuple(entries), sha256="")
-    header = msgspec.json.encode(msgspec.structs.replace(blank, sha256=_digest(blank, payload)))
-    return MAGIC + struct.pack("<I", len(header)) + header + payload
+    tensors = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    blank = _Description(format=FORMAT_VERSION, kind=kind, meta=dict(meta), sha256=_NO_HASH)
+
+    def written(sha256: str) -> bytes:
+        description = msgspec.json.encode(msgspec.structs.replace(blank, sha256=sha256))
+        return bytes(save_tensors(tensors, metadata={_KEY: description.decode()}))
+
+    return written(hashlib.sha256(written(_NO_HASH)).hexdigest())
 
 
 def from_bytes(data: bytes, origin: str = "artefact") -> Artifact:
     """Raises ArtifactError, naming `origin`, unless every byte is as it was written."""
-    if data[: len(MAGIC)] != MAGIC:
-        raise ArtifactError(f"{origin}: not a length model artefact (its first bytes are {data[:8]!r})")
-    body = len(MAGIC) + 4
-    size = struct.unpack("<I", data[len(MAGIC) : body])[0] if len(data) >= body else _LARGEST_HEADER_BYTES + 1
-    if size > min(_LARGEST_HEADER_BYTES, len(data) - body):
-        raise ArtifactError(f"{origin}: damaged, its header is cut off; train or fetch it again")
+    if data.startswith(BEFORE_SAFETENSORS):
+        raise ArtifactError(f"{origin}: artefact format 1, this version reads {FORMAT_VERSION}; train it anew")
+    text = _header(data, origin).metadata.get(_KEY)
+    if text is None:
+        raise ArtifactError(f"{origin}: not a length model artefact (a safetensors file of something else)")
     try:
-        header = msgspec.json.decode(data[body : body + size], type=_Header)
+        description = msgspec.json.decode(text, type=_Description)
+    except (msgspec.DecodeError, RecursionError) as bad:
+        raise ArtifactError(f"{origin}: damaged header ({bad}); train or fetch it again") from None
+    if description.format != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{origin}: artefact format {description.format}, this version reads {FORMAT_VERSION}; train it anew"
+        )
+    if (
+        hashlib.sha256(data.replace(description.sha256.encode(), _NO_HASH.encode(), 1)).hexdigest()
+        != description.sha256
+    ):
+        raise ArtifactError(f"{origin}: damaged, its content does not match its hash; train or fetch it again")
+    try:
+        arrays = load_tensors(data)
+    except SafetensorError as bad:
+        raise ArtifactError(f"{origin}: damaged ({bad}); train or fetch it again") from None
+    return Artifact(kind=description.kind, meta=description.meta, arrays=arrays, sha256=description.sha256)
+
+
+def _header(data: bytes, origin: str) -> _TensorsHeader:
+    """Eight bytes of length, then JSON: https://huggingface.co/docs/safetensors (Format)."""
+    size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if not 0 < size <= len(data) - 8:
+        raise ArtifactError(f"{origin}: not a length model artefact, or cut off (its first bytes are {data[:8]!r})")
+    try:
+        return msgspec.json.decode(data[8 : 8 + size], type=_TensorsHeader)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise ArtifactError(f"{origin}: damaged header ({bad}); train or fetch it again") from None
-    if header.format != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{origin}: artefact format {header.format}, this version reads {FORMAT_VERSION}; train it anew"
-        )
-    payload = data[body + size :]
-    if _digest(msgspec.structs.replace(header, sha256=""), payload) != header.sha256:
-        raise ArtifactError(f"{origin}: damaged, its content does not match its hash; train or fetch it again")
-    arrays = {entry.name: _array(entry, payload, origin) for entry in header.arrays}
-    return Artifact(kind=header.kind, meta=header.meta, arrays=arrays, sha256=header.sha256)
-
-
-def _array(entry: _ArrayEntry, payload: bytes, origin: str) -> NDArray[Any]:
-    code = _DTYPES.get(entry.dtype)
-    if code is None or any(n < 0 for n in entry.shape) or entry.offset < 0:
-        raise ArtifactError(f"{origin}: array {entry.name!r} is described wrongly")
-    count = math.prod(entry.shape)
-    if entry.offset + count * np.dtype(code).itemsize > len(payload):
-        raise ArtifactError(f"{origin}: array {entry.name!r} reaches beyond the file")
-    return np.frombuffer(payload, dtype=code, count=count, offset=entry.offset).reshape(entry.shape)
-
-
-def _digest(header: _Header, payload: bytes) -> str:
-    hashed = hashlib.sha256(msgspec.json.encode(header))
-    hashed.update(payload)
-    return hashed.hexdigest()
 
 
 def save(path: Path, kind: str, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -55,9 +55,9 @@ class HistogramModel:
 
     def _of(self, model: str, request_class: str) -> Floats:
         for key in ((model, request_class), (model, ""), ("", request_class), ("", "")):
-            found = self._tables.get(key)
-            if found is not None:
-                return found
+            hazards = self._tables.get(key)
+            if hazards is not None:
+                return hazards
         raise AssertionError("a histogram model always knows everybody")
 
     @classmethod
@@ -97,9 +97,9 @@ def train_histogram(samples: Iterable[LengthSample]) -> HistogramModel:
         raise ValueError("no usable samples to learn from")
     everybody = kaplan_meier(edges, grouped[("", "")], np.full(len(edges) - 1, 0.02))
     tables = {
-        key: everybody if key == ("", "") else kaplan_meier(edges, found, everybody)
-        for key, found in grouped.items()
-        if key == ("", "") or len(found) >= ENOUGH_SAMPLES
+        key: everybody if key == ("", "") else kaplan_meier(edges, answers, everybody)
+        for key, answers in grouped.items()
+        if key == ("", "") or len(answers) >= ENOUGH_SAMPLES
     }
     return HistogramModel(edges, {key: pmf_from_hazards(hazards[None])[0] for key, hazards in tables.items()})
 

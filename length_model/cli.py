@@ -74,14 +74,14 @@ def train(
         output.parent.mkdir(parents=True, exist_ok=True)
         with _progress(console) as bar:
             task = bar.add_task(f"training {kind}", total=1.0)
-            told = 0
+            printed = 0
 
-            def tell(what: str, share: float) -> None:
-                nonlocal told
+            def show_progress(what: str, share: float) -> None:
+                nonlocal printed
                 bar.update(task, description=what, completed=share)
                 # Where no bar can be drawn: a line for every twentieth.
-                if not console.is_terminal and (int(20 * share) > told or what.startswith("epoch")):
-                    told = int(20 * share)
+                if not console.is_terminal and (int(20 * share) > printed or what.startswith("epoch")):
+                    printed = int(20 * share)
                     console.print(f"{share:.0%} {what}", highlight=False)
 
             done = train_to_file(
@@ -91,7 +91,7 @@ def train(
                 output,
                 encoder=encoder,
                 recipe=_recipe(settings),
-                progress=tell,
+                progress=show_progress,
             )
     if as_json:
         click.echo(msgspec.json.encode(done, enc_hook=str))
@@ -105,16 +105,16 @@ def train(
 def _recipe(settings: tuple[str, ...]) -> dict[str, Any]:
     import msgspec
 
-    found = {}
+    recipe = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
             raise click.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--set")
         try:
-            found[name] = msgspec.json.decode(value)
+            recipe[name] = msgspec.json.decode(value)
         except msgspec.DecodeError:
-            found[name] = value
-    return found
+            recipe[name] = value
+    return recipe
 
 
 @click.command("eval", short_help="Judge models on held-out conversations.")
@@ -153,25 +153,25 @@ def evaluate(
                 model = load_model(name)
                 everyone.append(ev.judge(model, judged_on, name=report.short_name(name), sha256=model.sha256))
             cut = len(chosen) - len(judged_on)
-            found = [
+            evaluations = [
                 ev.evaluate(j, judged_on, others=everyone[:i], left_out_censored=cut, seed=seed)
                 for i, j in enumerate(everyone)
             ]
         if plot is not None:
-            report.write_plot(plot, found)
+            report.write_plot(plot, evaluations)
         if card is not None:
             report.write_card(
                 card,
-                found,
+                evaluations,
                 manifest,
                 side,
                 models=", ".join(sorted({s.query.model or "unnamed" for s in known})),
                 longest_tokens=max(s.output_tokens for s in known),
             )
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        click.echo(msgspec.json.encode(evaluations))
         return
-    for renderable in report.tables(found, side):
+    for renderable in report.tables(evaluations, side):
         report.out_console().print(renderable)
 
 

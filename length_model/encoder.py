@@ -195,9 +195,9 @@ def _packed(lengths: Sequence[int]) -> list[list[int]]:
 
 def stored_arrays(arrays: dict[str, Any], tokenizer_json: str) -> dict[str, NDArray[Any]]:
     """Arrays of `artifact.save`: matrices in half precision, the tokenizer as bytes."""
-    found: dict[str, NDArray[Any]] = {
+    stored: dict[str, NDArray[Any]] = {
         name: array.astype(np.float16) if array.ndim == 2 else array.astype(np.float32)
         for name, array in arrays.items()
     }
-    found["tokenizer.json"] = np.frombuffer(tokenizer_json.encode(), dtype=np.uint8)
-    return found
+    stored["tokenizer.json"] = np.frombuffer(tokenizer_json.encode(), dtype=np.uint8)
+    return stored

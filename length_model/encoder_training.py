@@ -66,9 +66,9 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
 
     epoch: int
     share: float
-    """Of all epochs, 0 to 1."""
+    """Share of all epochs that is done, 0 to 1."""
     calibration_crps: float
-    """Of the network alone, before it is mixed and recalibrated; tokens."""
+    """CRPS of the network alone, before it is mixed and recalibrated; tokens."""
     arrays: dict[str, Any]
     meta: dict[str, Any]
     tokenizer_json: str

@@ -53,9 +53,9 @@ class _Table:
 
     def __init__(self, samples: Sequence[LengthSample], edges: Ints, hash_buckets: int) -> None:
         self.numbers = np.stack([dense(s.query) for s in samples])
-        found = [ngrams(s.query, hash_buckets) for s in samples]
-        self.offsets = np.concatenate([[0], np.cumsum([len(f) for f in found])])
-        self.ids = np.concatenate(found)
+        bags = [ngrams(s.query, hash_buckets) for s in samples]
+        self.offsets = np.concatenate([[0], np.cumsum([len(f) for f in bags])])
+        self.ids = np.concatenate(bags)
         self.tokens = np.array([s.output_tokens for s in samples])
         self.bucket = bucket_of(edges, self.tokens)
         self.censored = np.array([s.censored for s in samples])

@@ -32,7 +32,7 @@ class LengthForecast(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counters(msgspec.Struct):
-    """Since the start."""
+    """Counts of predictions and observations since the start."""
 
     predictions: int = 0
     failed: int = 0
@@ -70,14 +70,14 @@ class OnlineLengths:
         if not queries:
             return []
         try:
-            found = self._forecasts(queries, limits)
+            forecasts = self._forecasts(queries, limits)
         except Exception:
             if len(queries) > 1:
                 return [f for q, m in zip(queries, limits, strict=True) for f in self.forecast_batch([q], [m])]
             return [self.failed(limits[0], key_of(queries[0]))]
         with self._lock:
             self.counters.predictions += len(queries)
-        return found
+        return forecasts
 
     def _forecasts(self, queries: Sequence[LengthQuery], limits: Sequence[int | None]) -> list[LengthForecast]:
         raw = self.model.pmf(queries)
@@ -130,5 +130,5 @@ class OnlineLengths:
 
 
 def key_of(query: LengthQuery) -> Key:
-    """What corrections are kept by."""
+    """The key under which corrections are kept."""
     return query.model, query.request_class

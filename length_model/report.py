@@ -102,7 +102,7 @@ def tables(found: Sequence[Evaluation], side: str) -> list[Any]:
 
 
 def groups(evaluation: Evaluation) -> tuple[Scores, ...]:
-    """Those whose answers are few enough to differ, in the order in which they are shown."""
+    """Groups whose answers are few enough to differ, in the order in which they are shown."""
     e = evaluation
     return (*e.by_class, *e.by_prompt, *e.by_predicted, *e.by_true_length)
 

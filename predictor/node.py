@@ -29,8 +29,8 @@ log = structlog.get_logger("predictor")
 HOUSEKEEPING_S = 1.0
 
 
-class Node:
-    """`start`, then use, then `close`."""
+class NodeRuntime:
+    """Engine, predictor and requests of one daemon: `start`, then use, then `close`."""
 
     engine: TracedEngine
     """What is known of the engine. It and the parts below are made by `start`."""
@@ -67,7 +67,7 @@ class Node:
         self._listeners: list[Callable[[], None]] = []
 
     async def start(self) -> None:
-        """Until the engine runs and its first snapshot is here. Raises EngineError."""
+        """Starts the engine and returns when it runs and its first snapshot is here. Raises EngineError."""
         await self._client.start()
         can = self._client.capabilities
         log_rules(self.config)
@@ -133,10 +133,10 @@ class Node:
 
     def release(self, request_id: str) -> bool:
         """A reserved request will not come. False if it was not reserved."""
-        found = self.engine.release(request_id)
-        if found:
+        was_reserved = self.engine.release(request_id)
+        if was_reserved:
             self._changed()
-        return found
+        return was_reserved
 
     def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Calls `changed` whenever what is known may have changed, until the returned function is called."""

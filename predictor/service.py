@@ -12,8 +12,8 @@ import structlog
 from engine_adapters.base import EngineError, RequestRefused
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
-from predictor.core.estimator import Refused
-from predictor.node import Node
+from predictor.core.estimator import NoForecast
+from predictor.node import NodeRuntime
 from predictor.requests import End
 from predictor.session import GatewaySession
 from protos import codec
@@ -36,10 +36,10 @@ class Gate:
 
     def __init__(self) -> None:
         self.sessions: list[GatewaySession] = []
-        self._node: Node | None = None
+        self._node: NodeRuntime | None = None
         self._why = "the node is starting; wait until its health is SERVING"
 
-    def open(self, node: Node) -> None:
+    def open(self, node: NodeRuntime) -> None:
         self._node = node
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ class Gate:
         self._node = None
         self._why = "the node is shutting down; send the request to another one"
 
-    async def enter(self, context: Context) -> Node:
+    async def enter(self, context: Context) -> NodeRuntime:
         """The node, or the call ends with UNAVAILABLE."""
         if self._node is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, self._why)
@@ -69,7 +69,7 @@ class PredictApi(predict_grpc.PredictServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(bad))
         reply = pb.PredictReply()
         for position, answer in enumerate(await node.asking.forecast(candidates)):
-            if isinstance(answer, Refused):
+            if isinstance(answer, NoForecast):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"candidates[{position}]: {answer.reason}")
             else:
                 reply.forecasts.append(codec.forecast_to_wire(answer))

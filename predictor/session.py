@@ -19,7 +19,7 @@ from engine_adapters.base import EngineError, RequestRefused
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import Answers
-from predictor.node import Node
+from predictor.node import NodeRuntime
 from predictor.requests import End
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
@@ -47,7 +47,7 @@ class _Tokens:
 class GatewaySession:
     """One gateway's session, from `run` to its end."""
 
-    def __init__(self, node: Node, context: Any) -> None:
+    def __init__(self, node: NodeRuntime, context: Any) -> None:
         self._node = node
         self._context = context
         self._loop = asyncio.get_running_loop()
@@ -68,7 +68,7 @@ class GatewaySession:
         self._finishing = False
 
     async def run(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
-        """Until the gateway leaves or `finish` has been called."""
+        """Serves the session until the gateway leaves or `finish` has been called."""
         node = self._node
         await self._context.write(wire.welcome(node.node_id, node.config, node.profile))
         unlisten = node.listen(self._wake.set)

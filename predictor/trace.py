@@ -35,7 +35,7 @@ class TraceFollower:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Until the first snapshot is here. Raises EngineError."""
+        """Begins to follow and returns when the first snapshot is here. Raises EngineError."""
         self._task = asyncio.create_task(self._follow(), name="trace")
         try:
             await asyncio.wait_for(self._first_snapshot.wait(), SNAPSHOT_TIMEOUT_S)

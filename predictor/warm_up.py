@@ -35,7 +35,7 @@ LAST_WORDS = 500
 
 
 async def warm_up() -> None:
-    """Until every kernel is compiled and loaded. Raises EngineError when compiling fails."""
+    """Returns when every kernel is compiled and loaded. Raises EngineError when compiling fails."""
     stamp = _cache_folder() / f"kernels-{_fingerprint()}"
     if not stamp.exists():
         async with _locked(stamp.with_suffix(".lock")):
@@ -105,7 +105,7 @@ def _cache_folder() -> Path:
 
 
 def _fingerprint() -> str:
-    """Of all that decides whether numba's cache fits: sources, their place, versions, numba's settings."""
+    """Hash of all that decides whether numba's cache fits: sources, their place, versions, numba's settings."""
     digest = hashlib.sha256()
     for source in _sources(importlib.resources.files("simcore")):
         digest.update(str(source).encode())

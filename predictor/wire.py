@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from engine_adapters.base import EngineRequest
 from predictor.core.calibration import ErrorSummary
-from predictor.core.estimator import Refused
+from predictor.core.estimator import NoForecast
 from predictor.core.step_learning import Learned
-from predictor.node import Node
+from predictor.node import NodeRuntime
 from predictor.requests import End
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
@@ -75,10 +75,10 @@ def welcome(node_id: str, config: EngineConfig, profile: str) -> pb.NodeFrame:
     return pb.NodeFrame(welcome=pb.Welcome(node_id=node_id, config=codec.config_to_wire(config), profile=profile))
 
 
-def answer(ask_id: int, found: Forecast | Refused) -> pb.Answer:
-    if isinstance(found, Refused):
-        return unanswerable(ask_id, found.reason)
-    return pb.Answer(ask_id=ask_id, forecast=codec.forecast_to_wire(found))
+def answer(ask_id: int, forecast: Forecast | NoForecast) -> pb.Answer:
+    if isinstance(forecast, NoForecast):
+        return unanswerable(ask_id, forecast.reason)
+    return pb.Answer(ask_id=ask_id, forecast=codec.forecast_to_wire(forecast))
 
 
 def unanswerable(ask_id: int, why: str) -> pb.Answer:
@@ -90,22 +90,22 @@ def load_note(load: NodeLoad, dispatch_seq: int) -> pb.LoadNote:
     return pb.LoadNote(load=codec.load_to_wire(load), dispatch_seq=dispatch_seq)
 
 
-def calibration(node: Node) -> pb.Calibration:
-    found = node.predictor.calibration
+def calibration(node: NodeRuntime) -> pb.Calibration:
+    errors = node.predictor.calibration
     return pb.Calibration(
         node_id=node.node_id,
         profile=step_times(node.profile, node.learned),
-        ttft=forecast_error(found.ttft.corrected()),
-        e2e=forecast_error(found.e2e.corrected()),
-        tpot=forecast_error(found.tpot.corrected()),
-        ttft_raw=forecast_error(found.ttft.raw()),
-        e2e_raw=forecast_error(found.e2e.raw()),
-        tpot_raw=forecast_error(found.tpot.raw()),
-        trusted=found.trusted,
+        ttft=forecast_error(errors.ttft.corrected()),
+        e2e=forecast_error(errors.e2e.corrected()),
+        tpot=forecast_error(errors.tpot.corrected()),
+        ttft_raw=forecast_error(errors.ttft.raw()),
+        e2e_raw=forecast_error(errors.e2e.raw()),
+        tpot_raw=forecast_error(errors.tpot.raw()),
+        trusted=errors.trusted,
     )
 
 
-def state(node: Node) -> types_pb.NodeState:
+def state(node: NodeRuntime) -> types_pb.NodeState:
     engine = node.engine
     mirror = engine.mirror
     assert mirror is not None, "the node lets nobody in before its first snapshot"

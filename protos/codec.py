@@ -307,10 +307,10 @@ def decision_from_wire(message: dispatch_pb.Decision) -> Decision:
 
 def candidates_from_wire(messages: Sequence[pb.Candidate], *, prior: LengthBelief) -> list[Candidate]:
     """All of them, in order; ValueError names the position of the first bad one."""
-    found = []
+    candidates = []
     for position, message in enumerate(messages):
         try:
-            found.append(candidate_from_wire(message, prior=prior))
+            candidates.append(candidate_from_wire(message, prior=prior))
         except ValueError as bad:
             raise ValueError(f"candidates[{position}]: {bad}") from None
-    return found
+    return candidates

@@ -44,7 +44,7 @@ class Baseline:
         return node.membership - node.interventions - self._finished == self._gone
 
     def move_on(self, now_s: float) -> tuple[float, int]:
-        """From now on times count from `now_s`. Returns the seconds gone since, and the preemptions."""
+        """Moves the origin of all times to `now_s`. Returns the seconds gone since, and the preemptions."""
         later_s, self.now_s = now_s - self.now_s, now_s
         preempted, self.preempted = self.preempted, self.node.preemptions_total
         return later_s, self.preempted - preempted

@@ -16,7 +16,7 @@ from simcore.beliefs import BeliefTable
 from simcore.compiled import layout as at
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
-from simcore.node import Arrived, SimNode
+from simcore.node import NodeRequest, SimNode
 from simcore.scenarios import final_lengths, longest_output
 from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, Quantiles
 
@@ -65,7 +65,7 @@ class WhatIf:
         self._node: SimNode | None = None
         self._node_rows = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self._membership = 0
-        self._arrived: dict[str, Arrived] = {}
+        self._arrived: dict[str, NodeRequest] = {}
         self._held: dict[str, LengthBelief] = {}
 
     def rebase_node(self, node: SimNode, beliefs: Mapping[str, LengthBelief], now_s: float) -> None:
@@ -108,8 +108,11 @@ class WhatIf:
         self._seq, self._start_s = node.seq, max(0.0, float(node.free_at_s - now_s))
 
     def reuse_baseline(self, node: SimNode, now_s: float) -> bool:
-        """As `rebase_node` for the node taken last, where that needs no new future: True if all that has happened on it
-        was forecast, and a candidate would still wait for others now. The headroom of forecasts counts from then."""
+        """Moves the baseline of the node taken last on to `now_s` where that needs no new future.
+
+        True if all that has happened on it was forecast, and a candidate would still wait for others now. The headroom
+        of forecasts counts from then.
+        """
         then, ends, progress = self._baseline, self._ends[0], self._progress[at.FIRST_CHECKPOINT]
         if then is None or not self._base_done or then.node is not node:
             return False
@@ -172,10 +175,10 @@ class WhatIf:
         if not fine:
             raise ValueError(f"{self.node_id}: a request on this node needs more KV blocks than the engine has")
         self._base_done = True
-        found = cached_tokens
-        if not found or self._sharing is not None:
-            found = (self._candidates[:n, at.C_CACHED] * block).tolist()
-        return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), found, strict=True)]
+        prefix_tokens = cached_tokens
+        if not prefix_tokens or self._sharing is not None:
+            prefix_tokens = (self._candidates[:n, at.C_CACHED] * block).tolist()
+        return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), prefix_tokens, strict=True)]
 
     def _answer(self, candidate: Candidate, out: list[float], cached_tokens: int) -> Forecast:
         return Forecast(
@@ -240,7 +243,7 @@ class WhatIf:
         self._node, self._membership = node, node.membership
         self._arrived, self._held = dict(requests), dict(beliefs)
 
-    def _rows_of(self, arrived: Sequence[Arrived], beliefs: Mapping[str, LengthBelief], most: int) -> list[int]:
+    def _rows_of(self, arrived: Sequence[NodeRequest], beliefs: Mapping[str, LengthBelief], most: int) -> list[int]:
         wanted: list[tuple[str, LengthBelief, int, int]] = []
         for request_id, request in ((a.request.request_id, a.request) for a in arrived):
             belief = beliefs.get(request_id)

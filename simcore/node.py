@@ -46,8 +46,8 @@ class NodeEvent(NamedTuple):
     at_s: float
 
 
-class Arrived(NamedTuple):
-    """What the node keeps of a request beside its arrays."""
+class NodeRequest(NamedTuple):
+    """A request that is on the node: what is kept of it beside the arrays, and its row (slot) in them."""
 
     slot: int
     request: SimRequest
@@ -68,7 +68,7 @@ class TraceView(NamedTuple):
     computed: dict[int, int]
     """Tokens computed, where the array says otherwise."""
     preempted: list[int]
-    """By the plan in flight, in the order in which it happened; they stand in `running`."""
+    """Requests preempted by the plan in flight, in the order in which it happened; they stand in `running`."""
     free_blocks: int
 
 
@@ -79,8 +79,8 @@ _EVENT_KINDS: dict[int, Literal["first_token", "finished", "preempted"]] = {
 }
 
 
-def _came(arrived: Arrived) -> RequestState:
-    """As it came."""
+def _as_it_came(arrived: NodeRequest) -> RequestState:
+    """The state of a request that has just come."""
     request = arrived.request
     return RequestState(
         request_id=request.request_id,
@@ -92,7 +92,7 @@ def _came(arrived: Arrived) -> RequestState:
 
 
 class SimNode:
-    """One engine. Methods that take a time must be called with times that do not run backwards.
+    """One simulated engine. Methods that take a time must be called with times that do not run backwards.
 
     A step is applied when it begins: what arrives or is aborted during a step counts from its end on. With
     `config.async_scheduling` the step after it has been planned by then, so an arrival joins one step later; snapshot,
@@ -116,7 +116,7 @@ class SimNode:
         """Changes whenever a request comes or goes."""
         self.interventions = 0
         """Arrivals and aborts: what the node's own state does not foretell."""
-        self.requests: dict[str, Arrived] = {}
+        self.requests: dict[str, NodeRequest] = {}
         """Those in the engine, by id."""
         self.ids: list[str] = [""] * _FIRST_CAPACITY
         """Id by slot; stale for free slots."""
@@ -129,7 +129,7 @@ class SimNode:
         self._log = self._new_log(_FIRST_CAPACITY)
         self._times_s = np.zeros(len(self._log), dtype=np.float64)
         self._free_slots = list(range(_FIRST_CAPACITY - 1, -1, -1))
-        self._arrived: list[Arrived] = []
+        self._arrived: list[NodeRequest] = []
         self._aborted: list[str] = []
 
     @staticmethod
@@ -179,7 +179,7 @@ class SimNode:
                 max_output_tokens=s.max_output_tokens,
                 priority=s.priority,
             )
-            node.requests[s.request_id] = Arrived(slot, request, s.arrival_s)
+            node.requests[s.request_id] = NodeRequest(slot, request, s.arrival_s)
         if n:
             node.req[:n] = rows
             node._free_slots = [slot for slot in node._free_slots if slot >= n]
@@ -208,7 +208,7 @@ class SimNode:
 
     @property
     def has_work(self) -> bool:
-        """Somebody is here, or a step still runs for those who have gone."""
+        """Whether a request is here, or a step still runs for those who have gone."""
         return bool(self.requests) or bool(self.head[at.IN_FLIGHT])
 
     @property
@@ -233,7 +233,7 @@ class SimNode:
     def rename(self, names: Mapping[str, str]) -> None:
         """Gives requests that are here, by id, new ids; nothing else about them changes."""
 
-        def renamed(arrived: Arrived) -> Arrived:
+        def renamed(arrived: NodeRequest) -> NodeRequest:
             new = names.get(arrived.request.request_id)
             if new is None:
                 return arrived
@@ -274,7 +274,7 @@ class SimNode:
         self.membership += 1
         self.interventions += 1
         self.ids[slot] = request_id
-        self.requests[request_id] = arrived = Arrived(slot, request, now_s)
+        self.requests[request_id] = arrived = NodeRequest(slot, request, now_s)
         ENTRIES.enqueue(self.head, self.req, self.lists, slot)
         self._arrived.append(arrived)
 
@@ -325,7 +325,7 @@ class SimNode:
             seq=self.seq,
             start_s=now_s,
             duration_s=duration_s,
-            arrived=tuple(map(_came, self._arrived)),
+            arrived=tuple(map(_as_it_came, self._arrived)),
             aborted=tuple(self._aborted),
             preempted=tuple(preempted),
             scheduled=tuple(scheduled),
@@ -515,10 +515,10 @@ class SimNode:
         return pool.copy(), table[rows], names[rows]
 
     def _name_blocks(self, slot: int, hashes: tuple[int, ...]) -> None:
-        """From the first request on that may share blocks with others, blocks are told one from another."""
+        """Gives a request's blocks their names; from the first that may share some, blocks are kept one by one."""
         if self._shared is None:
             self._shared = at.new_shared(self.config, len(self.ids))
-            ENTRIES.tell_apart(self.head, self.req, self.lists, self._shared)
+            ENTRIES.build_pool(self.head, self.req, self.lists, self._shared)
         names = self._shared[2]
         row = np.array(hashes[: names.shape[1]], dtype=np.uint64).view(np.int64)
         names[slot, : len(row)] = row

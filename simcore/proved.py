@@ -1,4 +1,7 @@
-"""Against what the scheduling rules were proved. An adapter says what else its engine does that they leave out."""
+"""The engine release against which the scheduling rules were proved.
+
+An adapter says what else its engine does that they leave out.
+"""
 
 from __future__ import annotations
 

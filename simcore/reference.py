@@ -80,7 +80,7 @@ class ReferenceStep(msgspec.Struct, frozen=True, kw_only=True):
 
     scheduled: tuple[Scheduled, ...]
     preempted: tuple[str, ...]
-    """By the plans made in this step: its own, or with asynchronous scheduling that of the next one."""
+    """Preempted by the plans made in this step: its own, or with asynchronous scheduling that of the next one."""
     first_tokens: tuple[str, ...]
     finished: tuple[str, ...]
     batch: StepBatch
@@ -287,7 +287,7 @@ class ReferenceScheduler:
         return True
 
     def _name_blocks(self, request: ReferenceRequest, tokens: int) -> None:
-        """From now on its full blocks up to `tokens` can be found by their content."""
+        """Gives its full blocks up to `tokens` the keys by which their content can be found."""
         if self.config.enable_prefix_caching:
             full = tokens // self.config.block_size_tokens
             for k in range(request.keyed_blocks, full):

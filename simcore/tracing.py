@@ -1,7 +1,7 @@
-"""A simulated node that keeps the states its trace would tell while it runs to the next event: for load notes.
+"""A simulated node that keeps the states that its trace publishes while it runs to the next event: for load notes.
 
-`SimNode.advance` tells events only. Here the state before each step is kept as well, until somebody reads the newest of
-those told so far. The steps are the same.
+`SimNode.advance` reports events only. Here the state before each step is kept as well, until somebody reads the newest
+of those published so far. The steps are the same.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ _FIRST_ROWS = 64
 
 
 class TracingNode(SimNode):
-    """States are told at multiples of `interval_s` seconds; 0: as they come about. With `lengths_known` tokens to come
-    are counted by true lengths, else by what each request is expected to have (`add_expected`)."""
+    """A simulated node whose states are published at multiples of `interval_s` seconds; 0: as they come about.
+
+    With `lengths_known` tokens to come are counted by true lengths, else by what each request is expected to have
+    (`add_expected`).
+    """
 
     def __init__(
         self, node_id: str, config: EngineConfig, step_time: StepTimeModel, *, interval_s: float, lengths_known: bool
@@ -34,7 +37,7 @@ class TracingNode(SimNode):
         """Begin of the last step."""
         self._interval_s = float(interval_s)
         self._expected = np.zeros(0 if lengths_known else len(self.ids), dtype=np.int64)
-        self._told_s = np.zeros(_FIRST_ROWS, dtype=np.float64)
+        self._published_s = np.zeros(_FIRST_ROWS, dtype=np.float64)
         self._states = np.zeros((_FIRST_ROWS, at.N_STATE), dtype=np.int64)
         self._first = 0
         self._end = 0
@@ -48,7 +51,7 @@ class TracingNode(SimNode):
             self._expected[self.requests[request.request_id].slot] = output_tokens
 
     def load(self, now_s: float, expected: Mapping[str, int] | None = None) -> NodeLoad:
-        """As of `SimNode`, by the lengths that this node goes by unless others are given."""
+        """Load summary as of `SimNode`, by this node's expected lengths unless others are given."""
         if expected is None and len(self._expected):
             expected = {i: int(self._expected[known.slot]) for i, known in self.requests.items()}
         return super().load(now_s, expected)
@@ -59,7 +62,7 @@ class TracingNode(SimNode):
 
         The states in which steps begin are kept, those from `keep_from_s` on, with `mark`.
         """
-        if self._end == len(self._told_s):
+        if self._end == len(self._published_s):
             self._make_room()
         n_log, steps, self._end, self.began_s, self.free_at_s = ENTRIES.run(
             self.head,
@@ -69,7 +72,7 @@ class TracingNode(SimNode):
             self._log,
             self._packed,
             self._expected,
-            self._told_s,
+            self._published_s,
             self._states,
             (self._end, self.seq, mark, watched),
             (self.next_step_s, float(until_s), float(keep_from_s), self._interval_s),
@@ -85,14 +88,14 @@ class TracingNode(SimNode):
 
     def keep(self, state_s: float, mark: int) -> None:
         """Keeps the state as it is now; it came about at `state_s`."""
-        if self._end == len(self._told_s):
+        if self._end == len(self._published_s):
             self._make_room()
         self._end = ENTRIES.keep(
             self.head,
             self.req,
             self.lists,
             self._expected,
-            self._told_s,
+            self._published_s,
             self._states,
             self._end,
             self.seq,
@@ -102,17 +105,19 @@ class TracingNode(SimNode):
         )
 
     @property
-    def next_told_s(self) -> float:
-        """When the oldest state that is kept is told; inf if there is none."""
-        return self._told_s.item(self._first) if self._first < self._end else math.inf
+    def next_published_s(self) -> float:
+        """When the oldest state that is kept is published; inf if there is none."""
+        return self._published_s.item(self._first) if self._first < self._end else math.inf
 
-    def read(self, now_s: float, way_s: float) -> tuple[NodeLoad, int] | None:
-        """The newest state told `way_s` before `now_s` or earlier, with its age at `now_s`, and its mark; it and older
-        ones are forgotten. None if there is none."""
-        first, end, told_s = self._first, self._end, 0.0
-        while first < end and (next_s := self._told_s.item(first)) + way_s <= now_s:
+    def read(self, now_s: float, delay_s: float) -> tuple[NodeLoad, int] | None:
+        """The newest state published `delay_s` before `now_s` or earlier, with its age at `now_s`, and its mark.
+
+        It and older ones are forgotten. None if there is none.
+        """
+        first, end, published_s = self._first, self._end, 0.0
+        while first < end and (next_s := self._published_s.item(first)) + delay_s <= now_s:
             first += 1
-            told_s = next_s
+            published_s = next_s
         if first == self._first:
             return None
         seq, running, waiting, free, blocks, tokens, preempted, mark = self._states[first - 1].tolist()
@@ -122,7 +127,7 @@ class TracingNode(SimNode):
         return NodeLoad(
             node_id=self.node_id,
             trace_seq=seq,
-            state_age_s=now_s - told_s,
+            state_age_s=now_s - published_s,
             running=running,
             waiting=waiting,
             free_blocks=free,
@@ -134,8 +139,8 @@ class TracingNode(SimNode):
 
     def _make_room(self) -> None:
         first, end = self._first, self._end
-        rows = len(self._told_s) * (2 if 2 * (end - first) > end else 1)
-        told_s, states = np.zeros(rows, dtype=np.float64), np.zeros((rows, at.N_STATE), dtype=np.int64)
-        told_s[: end - first] = self._told_s[first:end]
+        rows = len(self._published_s) * (2 if 2 * (end - first) > end else 1)
+        published_s, states = np.zeros(rows, dtype=np.float64), np.zeros((rows, at.N_STATE), dtype=np.int64)
+        published_s[: end - first] = self._published_s[first:end]
         states[: end - first] = self._states[first:end]
-        self._told_s, self._states, self._first, self._end = told_s, states, 0, end - first
+        self._published_s, self._states, self._first, self._end = published_s, states, 0, end - first

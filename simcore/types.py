@@ -179,7 +179,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     scenarios; falls along the path. Empty: not known (a forecast that is no simulation)."""
 
     def slowed(self, factor: float) -> Forecast:
-        """The same on a node whose clock runs wrong by `factor`: all its times take that much longer."""
+        """This forecast for a node whose clock runs wrong by `factor`: all its times take that much longer."""
         return msgspec.structs.replace(
             self,
             ttft_s=self.ttft_s.scaled(factor),

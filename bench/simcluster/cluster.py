@@ -23,7 +23,7 @@ from bench.measure.results import RequestResult, Summary, summarise
 from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.node import ClusterNode, Delays
 from bench.simcluster.noise import Noise
-from bench.simcluster.request import ClientRequest, RequestAccount
+from bench.simcluster.request import RequestAccount, SimulatedRequest
 from bench.simcluster.world import (
     ClockJumps,
     Fault,
@@ -154,7 +154,7 @@ class SimCluster:
         """Grows with each restart: timers of earlier gateways are lost."""
         self._ahead_s = 0.0
         """By how much the gateway's clock has jumped."""
-        self._requests: dict[str, ClientRequest] = {}
+        self._requests: dict[str, SimulatedRequest] = {}
         self._policies: Counter[str] = Counter()
 
     def run(self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, WorldEvent]] = ()) -> SimResult:
@@ -170,7 +170,7 @@ class SimCluster:
         if self._requests:
             raise ValueError("this cluster has run already; make another")
         items = sorted(workload, key=lambda item: item.arrival_s)
-        self._requests = {item.request_id: ClientRequest(item) for item in items}
+        self._requests = {item.request_id: SimulatedRequest(item) for item in items}
         if len(self._requests) < len(items):
             raise ValueError("two requests of the workload have the same id")
         self._open(items[0].arrival_s if items else 0.0)

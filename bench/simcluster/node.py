@@ -363,7 +363,7 @@ class ClusterNode:
         self._plan_note()
 
     def _plan_note(self) -> None:
-        told_s = self._engine.next_told_s
+        told_s = self._engine.next_published_s
         if self._changed and self._state_s < told_s:
             told_s = self._state_s
         self.note_s = told_s + self._one_way_s

@@ -98,7 +98,7 @@ class EngineWatch:
             lost_s[request_id] = lost_s.get(request_id, 0.0) + at_s - evicted[0]
 
 
-class ClientRequest(msgspec.Struct, gc=False):
+class SimulatedRequest(msgspec.Struct, gc=False):
     """A request as its client sees it, from arrival to result. Mutable; times in seconds of the simulation."""
 
     item: WorkloadItem

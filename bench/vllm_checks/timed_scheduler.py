@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine_adapters.vllm.recorder import Recorder
+from engine_adapters.vllm.recorder import StepRecorder
 from engine_adapters.vllm.scheduler import TraceScheduler
 
 ENV_FILE = "ASTROLABE_TIMED_FILE"
@@ -28,7 +28,7 @@ MICRO = 1e6
 class Watch:
     """Stands where the recorder's `guarded` stands."""
 
-    def __init__(self, recorder: Recorder, scheduler: Any, path: Path, least: int) -> None:
+    def __init__(self, recorder: StepRecorder, scheduler: Any, path: Path, least: int) -> None:
         self._inner = recorder.guarded
         self._ended = recorder.ended
         self._scheduler = scheduler

@@ -88,9 +88,9 @@ def sample(output: Path, as_json: bool, **options: Any) -> None:
         manifest = msgspec.structs.replace(manifest, samples_sha256=write_samples(output, samples))
         write_manifest(manifest_path(output), manifest)
     if as_json:
-        told = msgspec.to_builtins(manifest)
-        del told["side_of_group"]
-        click.echo(msgspec.json.encode({**told, "skipped": skipped, "output": str(output)}))
+        document = msgspec.to_builtins(manifest)
+        del document["side_of_group"]
+        click.echo(msgspec.json.encode({**document, "skipped": skipped, "output": str(output)}))
         return
     counts = ", ".join(f"{manifest.counts[s]:,} {s}" for s in manifest.counts)
     click.echo(f"{len(samples):,} samples ({counts}), {skipped:,} rows skipped: {output}")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from engine_adapters.vllm.frames import Delta, Row, Snapshot, pack_keys
+from engine_adapters.vllm.frames import Delta, RequestRow, Snapshot, pack_keys
 
 _OWN_ID = re.compile(r"astrolabe=(.+)=")
 _GHOST_STEPS = 4
@@ -105,8 +105,8 @@ class _Request:
         self.computed = 0
         self.preemptions = 0
 
-    def row(self) -> Row:
-        return Row(
+    def row(self) -> RequestRow:
+        return RequestRow(
             self.key,
             self.request_id,
             self.prompt,
@@ -120,7 +120,7 @@ class _Request:
 
 
 class Account:
-    """Not thread-safe; one owner."""
+    """The engine's queues as readers of its trace know them. Not thread-safe; one owner."""
 
     def __init__(self, *, by_priority: bool, free_blocks: int) -> None:
         self.seq = 0
@@ -230,8 +230,8 @@ class Account:
             (prefill, work, prefill_seqs, decode, kv),
         )
 
-    def _take_events(self, events: Sequence[Arrival | str]) -> tuple[list[Row], list[int]]:
-        arrived: dict[str, Row] = {}
+    def _take_events(self, events: Sequence[Arrival | str]) -> tuple[list[RequestRow], list[int]]:
+        arrived: dict[str, RequestRow] = {}
         aborted: list[int] = []
         for event in events:
             if isinstance(event, str):

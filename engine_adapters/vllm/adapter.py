@@ -25,7 +25,7 @@ REMIND_S = 30.0
 
 
 class VllmEngine:
-    """Client and probe in one."""
+    """A stock vLLM server, client and probe in one."""
 
     def __init__(self, options: EngineOptions) -> None:
         url = options.url or DEFAULT_URL
@@ -78,7 +78,7 @@ class VllmEngine:
         return self._config
 
     def step_time(self) -> StepTimeModel | None:
-        """Of an emulated device that runs faster than its profile; else nothing is known."""
+        """Step times of an emulated device that runs faster than its profile; else nothing is known."""
         return self._step_time
 
     def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:

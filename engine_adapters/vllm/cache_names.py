@@ -28,7 +28,10 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class CacheNames:
-    """Not thread-safe; one owner. Grows with the engine's cache, never beyond it."""
+    """The names of the blocks in one engine's prefix cache.
+
+    Not thread-safe; one owner. Grows with the engine's cache, never beyond it.
+    """
 
     def __init__(self, block_size_tokens: int) -> None:
         self._block_size_tokens = block_size_tokens

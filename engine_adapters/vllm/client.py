@@ -82,7 +82,7 @@ _chunks = msgspec.json.Decoder(_Chunk)
 
 
 class VllmClient:
-    """`start`, then `submit` or `generate`, then `close`. All on one event loop."""
+    """Requests to one server: `start`, then `submit` or `generate`, then `close`. All on one event loop."""
 
     def __init__(self, url: str, *, tls: ClientTlsFiles | None = None, tokenizer: Tokenizer | None = None) -> None:
         """With a `tokenizer`, servers that answer with text alone are understood too."""

@@ -4,8 +4,8 @@
     payload = one record of this module, as an array whose first item is its tag
 
 Records map 1:1 to those of `simcore.trace`; what makes them compact is that requests have running numbers on the wire
-(`key`), given in `Row` on arrival, and that a batch lists keys in four bytes each plus the few entries that are not a
-plain decode. New fields are added at the end; a change of meaning raises `SCHEMA`.
+(`key`), given in `RequestRow` on arrival, and that a batch lists keys in four bytes each plus the few entries that are
+not a plain decode. New fields are added at the end; a change of meaning raises `SCHEMA`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
     reason: str
 
 
-class Row(msgspec.Struct, frozen=True, array_like=True):
+class RequestRow(msgspec.Struct, frozen=True, array_like=True):
     """`RequestState` plus its number on the wire."""
 
     key: int
@@ -71,8 +71,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
     seq: int
     at_s: float
-    running: tuple[Row, ...]
-    waiting: tuple[Row, ...]
+    running: tuple[RequestRow, ...]
+    waiting: tuple[RequestRow, ...]
     free_blocks: int
     preemptions_total: int
 
@@ -81,7 +81,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     seq: int
     start_s: float
     duration_s: float
-    arrived: tuple[Row, ...]
+    arrived: tuple[RequestRow, ...]
     aborted: tuple[int, ...]
     preempted: tuple[int, ...]
     batch_keys: bytes
@@ -244,7 +244,7 @@ def _names(packed: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{len(packed) // 8}Q", packed)
 
 
-def _state(row: Row) -> RequestState:
+def _state(row: RequestRow) -> RequestState:
     return RequestState(
         request_id=row.request_id,
         prompt_tokens=row.prompt_tokens,

@@ -67,7 +67,7 @@ def emulated_launch(
     extra: Sequence[str],
     environ: Mapping[str, str],
 ) -> Launch:
-    """The same with the emulated device. Writes a model directory without weights into `folder`."""
+    """A stock server on the emulated device. Writes a model directory without weights into `folder`."""
     write_model(folder, max_model_len_tokens=config.max_model_len_tokens)
     limits = {
         "--served-model-name": config.model,

@@ -26,7 +26,10 @@ READ_LIMIT_BYTES = 1 << 20
 
 
 class TraceProbe:
-    """An EngineProbe. `exclusive` for a daemon: an engine takes one of those, and any number of onlookers."""
+    """Reads the trace of one engine (an EngineProbe).
+
+    `exclusive` for a daemon: an engine takes one of those, and any number of onlookers.
+    """
 
     def __init__(self, address: TraceAddress, *, exclusive: bool = True) -> None:
         self.address = address

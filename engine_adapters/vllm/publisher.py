@@ -38,7 +38,7 @@ log = logging.getLogger("vllm.astrolabe")
 
 ATTACH_TIMEOUT_S = 2.0
 MAX_BUFFERED_BYTES = 8 << 20
-"""For one reader; what would go beyond is dropped."""
+"""Bytes that may wait for one reader; what would go beyond is dropped."""
 HEARTBEAT_S = 0.5
 FLUSH_S = 0.02
 """How soon bytes that a reader's socket did not take are tried again."""
@@ -105,7 +105,7 @@ class _Nothing:
 
 
 class Publisher:
-    """Implements the recorder's Sink."""
+    """Serves one engine's trace to its readers; the recorder's Sink."""
 
     def __init__(self, *, config: EngineConfig, address: TraceAddress) -> None:
         self.wants_truth = False
@@ -287,7 +287,7 @@ def _step_of(raw: RawStep) -> Step:
 
 
 def _outputs(outputs: Any) -> Iterator[Output]:
-    """From `Scheduler.update_from_output`: EngineCoreOutputs by client."""
+    """The request outputs in what `Scheduler.update_from_output` returned: EngineCoreOutputs by client."""
     for of_client in outputs.values():
         for o in of_client.outputs:
             yield Output(o.request_id, len(o.new_token_ids), o.finish_reason is not None)

@@ -68,8 +68,8 @@ class Sink(Protocol):
 _NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
-class Recorder:
-    """One per scheduler; all calls come from the engine's thread."""
+class StepRecorder:
+    """Collects the steps of one scheduler; all calls come from the engine's thread."""
 
     def __init__(self, scheduler: Any, sink: Sink) -> None:
         self.on = True

@@ -19,7 +19,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from engine_adapters.vllm.address import address_for_engine, listen
 from engine_adapters.vllm.describe import config_of, missing_parts
 from engine_adapters.vllm.publisher import Publisher
-from engine_adapters.vllm.recorder import Recorder
+from engine_adapters.vllm.recorder import StepRecorder
 
 log = logging.getLogger("vllm.astrolabe")
 
@@ -30,7 +30,7 @@ ENV_PREFIX_CACHE = "ASTROLABE_TRACE_PREFIX_CACHE"
 class _Events:
     """Stands where vLLM's publisher of KV events stands, and passes them on to it."""
 
-    def __init__(self, recorder: Recorder, inner: Any) -> None:
+    def __init__(self, recorder: StepRecorder, inner: Any) -> None:
         self._recorder = recorder
         self._inner = inner
 
@@ -48,7 +48,7 @@ def traced(base: type) -> type:
 
     class Traced(base):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._astrolabe: Recorder | None = None
+            self._astrolabe: StepRecorder | None = None
             self._astrolabe_publisher: Publisher | None = None
             super().__init__(*args, **kwargs)
             try:
@@ -69,7 +69,7 @@ def traced(base: type) -> type:
             publisher = Publisher(config=config, address=address)
             publisher.start(server)
             self._astrolabe_publisher = publisher
-            self._astrolabe = recorder = Recorder(self, publisher)
+            self._astrolabe = recorder = StepRecorder(self, publisher)
             if config.prefix_cache_traced:
                 self.kv_event_publisher = _Events(recorder, self.kv_event_publisher)
             for note in config.outside_rules:

@@ -1,4 +1,4 @@
-"""A router's history as lines of JSON, and the proof that the history could not have gone otherwise. Pure.
+"""Recordings of a router's events and actions as lines of JSON, and their replay. Pure.
 
 The first line names the format and holds the router's configuration; every other line is `[now_s, event, actions]`. A
 fresh router that is fed the events must answer with the same actions. If it does not, it read something besides its
@@ -22,7 +22,7 @@ class RecordingError(ValueError):
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line."""
+    """The first line of a recording: its format and the configuration of the router."""
 
     astrolabe_recording: int
     config: RouterConfig
@@ -40,7 +40,7 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     """An event to which the fresh router answers otherwise."""
 
     line: int
-    """Of the recording, from 1."""
+    """Line number in the recording, from 1."""
     now_s: float
     event: AnyEvent
     recorded: list[AnyAction]

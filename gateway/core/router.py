@@ -16,19 +16,19 @@ from typing import Any
 from gateway.core import events as ev
 from gateway.core.decision.pipeline import DecisionPipeline
 from gateway.core.decision.policies.registry import PolicyError
-from gateway.core.decision.verdict import Ask, Chosen, Refusal, Verdict, Wait
-from gateway.core.nodes.monitor import NodeMonitor
+from gateway.core.ledger import Ledger
+from gateway.core.monitor import NodeMonitor
 from gateway.core.nodes.node import Node, NodeStatus
 from gateway.core.nodes.pool import NodePool
 from gateway.core.queue.late_binding import LateBinding, QueueStatus
 from gateway.core.queue.queue import GatewayQueue
 from gateway.core.request.attempt import Attempt
 from gateway.core.request.explanation import Explanation
-from gateway.core.request.ledger import Ledger
 from gateway.core.request.lifecycle import State, Trigger
 from gateway.core.request.live import LiveRequest
 from gateway.core.request.resume import attempt_id, remainder, why_not_resumed
 from gateway.core.request.retry_budget import RetryBudget
+from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.router_config import RouterConfig
 from simcore.types import Candidate, Forecast, Outcome
 
@@ -43,7 +43,10 @@ node that still has the request they mean that the engine gave it up by itself."
 
 
 class Router:
-    """One router. Raises PolicyError when its policy or fallback is unknown or does not serve."""
+    """Decides for every request of one gateway, event by event.
+
+    Raises PolicyError when its policy or fallback is unknown or does not serve.
+    """
 
     def __init__(self, config: RouterConfig) -> None:
         self.config = config
@@ -96,7 +99,7 @@ class Router:
 
     def wants(self, timer_id: int) -> bool:
         """Whether something still waits for this timer."""
-        return timer_id in self._ledger.timers or self._late.is_timer(timer_id)
+        return timer_id in self._ledger.timers or self._late.is_recheck(timer_id)
 
     @property
     def policy_name(self) -> str:
@@ -131,12 +134,14 @@ class Router:
         request, ledger = event.request, self._ledger
         if request.request_id in ledger.live:
             raise ValueError(f"request {request.request_id!r} is live already; give the new one an id of its own")
-        live = LiveRequest.arrived(request, self._policy, now_s)
+        policy = self._policy
+        live = LiveRequest.arrived(request, policy.name, now_s, needs_forecasts=policy.needs_forecasts)
         ledger.live[request.request_id] = live
         self._budget.earn()
         if request.policy:
             try:
-                live.policy = self._pipeline.policy(request.policy)
+                policy = self._pipeline.policy(request.policy)
+                live.policy, live.needs_forecasts = policy.name, policy.needs_forecasts
             except PolicyError as problem:
                 ledger.end(live, Trigger.REFUSED, Outcome.INVALID, str(problem), now_s)
                 return
@@ -254,7 +259,7 @@ class Router:
             self._conclude(live, now_s)
 
     def _on_timer_fired(self, event: ev.TimerFired, now_s: float) -> None:
-        if self._late.is_timer(event.timer_id):
+        if self._late.is_recheck(event.timer_id):
             self._look_at_queue(now_s)
             return
         live = self._ledger.timers.pop(event.timer_id, None)
@@ -270,12 +275,12 @@ class Router:
     def _look_at_queue(self, now_s: float) -> None:
         self._late.timer_fired()
         for live in self._late.due(now_s, capacity_changed=self._ledger.take_capacity_changed()):
-            self._ledger.move(live, Trigger.CALLED)
+            self._ledger.move(live, Trigger.RECHECKED)
             self._place(live, now_s)
         self._plan_next_look(now_s)
 
     def _plan_next_look(self, now_s: float) -> None:
-        at_s = self._late.next_look_s(now_s)
+        at_s = self._late.next_recheck_s(now_s)
         if at_s is not None:
             self._late.timer_started(self._ledger.new_timer(at_s))
 
@@ -322,7 +327,7 @@ class Router:
             self._abort_and_end(live, Trigger.CLIENT_ENDED, event.outcome, event.detail, now_s)
 
     def _failed(self, live: LiveRequest, attempt: Attempt, outcome: Outcome, detail: str, now_s: float) -> None:
-        """A node failed an attempt: another one begins, or goes on with the answer, unless that is not to be."""
+        """A node failed an attempt: another one begins, or goes on with the answer, unless `_why_given_up`."""
         self._monitor.failed(attempt.node, outcome, detail, now_s)
         if live.streaming is not attempt:
             # The client does not depend on it.
@@ -352,7 +357,7 @@ class Router:
         self._place(live, now_s)
 
     def _why_given_up(self, live: LiveRequest) -> str:
-        """Why no other node gets it, for people; empty when one does, and then it is paid for."""
+        """Why no other node gets it, for people; empty when one does, which spends a retry of the budget."""
         attempts = len(live.attempts) - live.moves
         if attempts >= self.config.max_attempts:
             return f"{attempts} of {self.config.max_attempts} attempts made"

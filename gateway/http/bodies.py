@@ -216,7 +216,7 @@ def client_request(
 
 
 def _single_precision(value: float | None) -> float | None:
-    """As engines are told it: what is checked must be what arrives (a tiny number as 0, a huge one as infinite)."""
+    """The number as engines get it: what is checked must be what arrives (a tiny one as 0, a huge one as infinite)."""
     return None if value is None else c_float(value).value
 
 

@@ -22,10 +22,10 @@ class Style(msgspec.Struct, frozen=True, kw_only=True):
     chunk_object: str
     whole_object: str
     before_text: bytes
-    """In a chunk, from inside the choice to the text."""
+    """Bytes of a chunk from inside the choice to the text."""
     before_first_text: bytes
     after_text: bytes
-    """From the text to what may follow in the choice."""
+    """Bytes of a chunk from the text to what may follow in the choice."""
     is_chat: bool
 
 

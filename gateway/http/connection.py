@@ -31,9 +31,9 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_head_bytes: int = 32 * 1024
     max_body_bytes: int = 8 * 1024 * 1024
     request_s: float = 30.0
-    """From the first byte of a request to its last."""
+    """Longest time from the first byte of a request to its last."""
     idle_s: float = 75.0
-    """Between two requests."""
+    """Longest pause between two requests."""
     linger_s: float = 10.0
     """What a client gets to read the rest of a response that is complete."""
 
@@ -125,7 +125,7 @@ Handler = Callable[[Exchange], None]
 
 
 class Connection(asyncio.Protocol):
-    """Lives from `connection_made` to `connection_lost`. `registry` holds the live ones, for sweeps and shutdown."""
+    """One connection and its requests. `registry` holds the live connections, for sweeps and shutdown."""
 
     def __init__(self, handler: Handler, limits: ConnectionLimits, registry: set[Connection]) -> None:
         self.keep_alive = True

@@ -57,15 +57,15 @@ class ResponseOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool
     token_ids: bool
-    """Beside the text."""
+    """Token ids beside the text."""
     usage: bool
-    """In a chunk of its own at the end of a stream; a whole answer always has it."""
+    """Token counts in a chunk of their own at the end of a stream; a whole answer always has them."""
     running_usage: bool
-    """In every chunk of a stream."""
+    """Token counts so far in every chunk of a stream."""
 
 
 class Delivery:
-    """From admission to the end of the response, or until the client leaves."""
+    """Delivers one answer, from admission to the end of the response or until the client leaves."""
 
     __slots__ = ("_batch", "_chunks", "_close", "_created", "_exchange", "_ids", "_options", "_sent_tokens", "_stream")
 
@@ -91,7 +91,7 @@ class Delivery:
             # The client has left while its request was looked at.
             close(stream)
             return
-        exchange.on_left = self._left
+        exchange.on_left = self._let_go
         exchange.on_writable = self.note
         self._stream.on_change = self.note
         self.note()
@@ -110,9 +110,9 @@ class Delivery:
     def give_up(self) -> None:
         """Breaks the connection and lets go of the request."""
         self._exchange.abort()
-        self._left()
+        self._let_go()
 
-    def _left(self) -> None:
+    def _let_go(self) -> None:
         self._stream.on_change = None
         self._close(self._stream)
 

@@ -13,7 +13,7 @@ BACKLOG = 1024
 
 
 class HttpServer:
-    """`start`, then `close`. Every complete request goes to `handler`."""
+    """One HTTP listener: `start`, then `close`. Every complete request goes to `handler`."""
 
     def __init__(self, handler: Handler, limits: ConnectionLimits) -> None:
         self._handler = handler

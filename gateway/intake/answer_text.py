@@ -9,7 +9,7 @@ from gateway.intake.stops import StopFinder
 
 
 class AnswerText:
-    """Mutable; one per answer."""
+    """The text of one answer so far. Mutable; one per answer."""
 
     __slots__ = ("_decoder", "_finder", "_waiting")
 

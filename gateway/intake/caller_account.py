@@ -15,7 +15,7 @@ Number = TypeVar("Number", int, float)
 
 
 class CallerLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """CallerLimits of one caller; 0 means none."""
+    """Rate and concurrency limits of one caller; 0 means none."""
 
     requests_per_s: float = 0.0
     burst: int = 1
@@ -33,7 +33,7 @@ class CallerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cells(Protocol[Number]):
-    """As much of a list, or of shared memory, as a account needs."""
+    """A row of numbers: as much of a list, or of shared memory, as an account needs."""
 
     def __getitem__(self, index: int, /) -> Number: ...
 

@@ -15,7 +15,7 @@ from gateway.core.decision.policies.registry import PolicyError, canonical_name
 from gateway.core.events import Continuation, RequestShape, Slo
 from gateway.intake.client_request import ClientRequest, Sampling
 from gateway.intake.denied import invalid
-from gateway.intake.lengths import Expected
+from gateway.intake.lengths import ExpectedLength
 from simcore.types import LengthBelief
 
 MAX_ID_CHARS = 128
@@ -133,7 +133,7 @@ def request_shape(
     request_id: str,
     prompt_tokens: int,
     max_output_tokens: int,
-    expected: Expected,
+    expected: ExpectedLength,
     place_only: bool = False,
 ) -> RequestShape:
     """What the router gets to see. Raises Denied."""

@@ -19,7 +19,7 @@ class Claims(Protocol):
 
 
 class OwnClaims:
-    """Those of one process."""
+    """The claims of one process."""
 
     def __init__(self) -> None:
         self._keys: dict[str, str] = {}

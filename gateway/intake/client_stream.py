@@ -34,7 +34,10 @@ _AS_THE_ENGINE_HAS_IT = Sampling()
 
 
 class ClientStream:
-    """Mutable; lives from `Arrived` to `Finish`. Times are on the pump's clock, in seconds."""
+    """What a client asked in one request, and what has come for it.
+
+    Mutable; lives from `Arrived` to `Finish`. Times are on the pump's clock, in seconds.
+    """
 
     __slots__ = (
         "_waiter",

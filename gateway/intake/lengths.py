@@ -44,7 +44,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     request_class: str = ""
 
 
-class Expected(msgspec.Struct, frozen=True, kw_only=True):
+class ExpectedLength(msgspec.Struct, frozen=True, kw_only=True):
     """The belief that a request goes with."""
 
     belief: LengthBelief
@@ -58,7 +58,9 @@ _Waiter = tuple[Question, int, "asyncio.Future[LengthForecast | None]"]
 
 
 class LengthDesk:
-    """Belongs to one event loop. Requests that come while the model is busy are answered together in its next call.
+    """Asks the length model on behalf of the fronts.
+
+    Belongs to one event loop. Requests that come while the model is busy are answered together in its next call.
 
     `lengths` None: there is no model. `decode` turns token ids back into text; it runs in the worker thread.
     """
@@ -74,14 +76,14 @@ class LengthDesk:
 
     async def expect(
         self, question: Question, *, said: LengthBelief | None, max_tokens: int, runs_to_limit: bool = False
-    ) -> Expected:
+    ) -> ExpectedLength:
         """The belief under the answer's limit: the client's when it `said` one; the limit itself when nothing can end
         the answer before (`ignore_eos` without stops); else the model's within the deadline; else the prior.
 
         Raises nothing but CancelledError.
         """
         if said is None and runs_to_limit:
-            return Expected(belief=known(max_tokens), source="limit: ignore_eos runs to it")
+            return ExpectedLength(belief=known(max_tokens), source="limit: ignore_eos runs to it")
         lengths = self._lengths
         if said is not None or lengths is None or not (question.text or question.token_ids):
             return expected_without_model(said, max_tokens)
@@ -100,9 +102,9 @@ class LengthDesk:
         if forecast is None:
             lengths.note_late()
             late = f"prior: no belief within {self._deadline_s * 1000:g} ms"
-            return Expected(belief=lengths.prior_for(max_tokens), source=late)
+            return ExpectedLength(belief=lengths.prior_for(max_tokens), source=late)
         source = "prior: the length model failed" if forecast.cumulated is None else lengths.model.name
-        return Expected(belief=forecast.belief, source=source, forecast=forecast)
+        return ExpectedLength(belief=forecast.belief, source=source, forecast=forecast)
 
     def _work(self, lengths: OnlineLengths, loop: asyncio.AbstractEventLoop) -> None:
         """The worker thread, until it is handed None."""
@@ -118,9 +120,9 @@ class LengthDesk:
             # Whoever has given up by now is not worth the model's time.
             batch = [w for w in batch if not w[2].done()]
             if batch and not ends:
-                found = self._answer(lengths, batch)
+                forecasts = self._answer(lengths, batch)
                 try:
-                    loop.call_soon_threadsafe(_deliver, batch, found)
+                    loop.call_soon_threadsafe(_deliver, batch, forecasts)
                 except RuntimeError:
                     # The loop has been closed meanwhile: nobody waits any more.
                     return
@@ -128,7 +130,7 @@ class LengthDesk:
                 return
 
     def _answer(self, lengths: OnlineLengths, batch: Sequence[_Waiter]) -> list[LengthForecast]:
-        """In the worker thread. Raises nothing."""
+        """Forecasts for a batch of questions, in the worker thread. Raises nothing."""
         limits = [limit for _, limit, _ in batch]
         try:
             queries = [_query(question, self._decode) for question, _, _ in batch]
@@ -161,16 +163,16 @@ def _give_up(answer: asyncio.Future[LengthForecast | None]) -> None:
         answer.set_result(None)
 
 
-def _deliver(batch: Sequence[_Waiter], found: Sequence[LengthForecast]) -> None:
-    for (_, _, answer), forecast in zip(batch, found, strict=True):
+def _deliver(batch: Sequence[_Waiter], forecasts: Sequence[LengthForecast]) -> None:
+    for (_, _, answer), forecast in zip(batch, forecasts, strict=True):
         if not answer.done():
             answer.set_result(forecast)
 
 
-def expected_without_model(said: LengthBelief | None, max_tokens: int) -> Expected:
+def expected_without_model(said: LengthBelief | None, max_tokens: int) -> ExpectedLength:
     """The client's belief if it has one, else the prior; under the answer's limit."""
     source = "prior" if said is None else "client"
-    return Expected(belief=truncated(said or DEFAULT_PRIOR, max_tokens), source=source)
+    return ExpectedLength(belief=truncated(said or DEFAULT_PRIOR, max_tokens), source=source)
 
 
 def load_lengths(name: str) -> OnlineLengths | None:

@@ -82,7 +82,7 @@ class Intake:
         return stream
 
     async def place(self, request: ClientRequest, caller: Caller = ANYONE) -> ClientStream:
-        """As `admit`, for a decision only. Raises Denied."""
+        """Checks and submits a request (as `admit`) for a decision only. Raises Denied."""
         require(caller, "client")
         self._check_open()
         request_id = checks.request_id_of(request.request_id)

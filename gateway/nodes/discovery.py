@@ -36,25 +36,25 @@ class Discovery:
         self._entries: tuple[NodeEntry, ...] = ()
         self._known: dict[str, tuple[str, ...]] = {}
         self._failing: set[str] = set()
-        self._told: list[NodeEntry] | None = None
+        self._announced: list[NodeEntry] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def set_entries(self, entries: Sequence[NodeEntry]) -> None:
-        """The configuration's entries from now on. Addresses are told at once, names when they are resolved."""
+        """The configuration's entries from now on. Addresses are announced at once, names when they are resolved."""
         self._entries = tuple(entries)
-        self._stop_asking()
-        self._tell()
+        self._stop_resolving()
+        self._announce()
         if any(entry.is_name for entry in entries):
-            self._task = asyncio.get_running_loop().create_task(self._ask_for_ever())
+            self._task = asyncio.get_running_loop().create_task(self._resolve_repeatedly())
 
     async def close(self) -> None:
         """Asks no more."""
         task = self._task
-        self._stop_asking()
+        self._stop_resolving()
         if task is not None:
             await asyncio.gather(task, return_exceptions=True)
 
-    async def ask(self) -> None:
+    async def resolve_all(self) -> None:
         """Resolves every name once."""
         for entry in self._entries:
             if not entry.is_name:
@@ -70,26 +70,26 @@ class Discovery:
                 self._failing.add(name)
             else:
                 self._failing.discard(name)
-        self._tell()
+        self._announce()
 
-    async def _ask_for_ever(self) -> None:
+    async def _resolve_repeatedly(self) -> None:
         while True:
-            await self.ask()
+            await self.resolve_all()
             await asyncio.sleep(self._interval_s)
 
-    def _stop_asking(self) -> None:
+    def _stop_resolving(self) -> None:
         if self._task is not None:
             self._task.cancel()
             self._task = None
 
-    def _tell(self) -> None:
+    def _announce(self) -> None:
         by_address: dict[str, NodeEntry] = {e.address: e for e in self._entries if not e.is_name}
         for entry in self._entries:
             for address in self._known.get(entry.address, ()) if entry.is_name else ():
                 by_address.setdefault(address, msgspec.structs.replace(entry, address=address))
         entries = list(by_address.values())
-        if entries != self._told:
-            self._told = entries
+        if entries != self._announced:
+            self._announced = entries
             self._found(entries)
 
 

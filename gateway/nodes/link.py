@@ -36,9 +36,9 @@ WRITE_STALL_S = 5.0
 PING_S = 0.25
 """A node that has said nothing for so long is pinged."""
 SUSPECT_S = 1.0
-"""And after this it gets nothing new until it speaks."""
+"""A node that has said nothing for so long gets no new requests until it speaks."""
 CUT_OFF_KEEPALIVES = 2.5
-"""And after so many `keepalive_s` its session is ended, even if its connection answers."""
+"""The session of a node silent for so many `keepalive_s` is ended, even if its connection answers."""
 FIRST_PAUSE_S = 0.1
 RESERVE_TIMEOUT_S = 2.0
 

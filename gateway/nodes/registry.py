@@ -54,7 +54,7 @@ class NodeRegistry:
             self._send_off(self.links.pop(address))
         for address, entry in wanted.items():
             if address not in self.links:
-                self.links[address] = self._called_back(entry) or self._made(entry)
+                self.links[address] = self._called_back(entry) or self._new_link(entry)
                 self._start_if_free(address)
         self.links = {a: self.links[a] for a in wanted}
 
@@ -72,7 +72,7 @@ class NodeRegistry:
         await asyncio.gather(*(link.flush() for link in links))
         await asyncio.gather(*(link.close("the gateway stops") for link in links))
 
-    def _made(self, entry: NodeEntry) -> NodeLink:
+    def _new_link(self, entry: NodeEntry) -> NodeLink:
         return NodeLink(
             entry,
             pump=self._pump,
@@ -130,7 +130,7 @@ class NodeRegistry:
         return any(link.status == "up" for link in self.links.values())
 
     def find(self, name: str) -> NodeLink | None:
-        """By name or address."""
+        """The link of a node by its name or address."""
         return next((k for k in self.links.values() if name in (k.node_id, k.entry.address)), None)
 
     def in_flight(self, node_id: str) -> int:

@@ -29,7 +29,7 @@ from gateway.intake.lengths import kind_of
 # Moments of creation double the page and no alert asks for them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-MAX_NODES_TOLD = 500
+MAX_NODE_SERIES = 500
 """Nodes with series of their own; a fleet with more has those of the first 500, and `astrolabe_nodes` counts all."""
 
 _LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
@@ -175,7 +175,7 @@ class NodeSeries:
         }
         now_s = self._clock()
         for index, node in enumerate(self._nodes()):
-            if index == MAX_NODES_TOLD:
+            if index == MAX_NODE_SERIES:
                 break
             for name, value in _values(node, now_s).items():
                 gauges[name].add_metric((node.node_id,), value)

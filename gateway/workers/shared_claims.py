@@ -10,7 +10,7 @@ from gateway.intake.claims import taken
 
 
 class SharedClaims:
-    """Those of all workers: a file each, linked under its name, which one process alone can win. Its text is the
+    """The claims of all workers: a file each, linked under its name, which one process alone can win. Its text is the
     worker's number, so that what a crashed one left can be cleared, and the request's id."""
 
     def __init__(self, folder: Path, worker: int) -> None:

@@ -41,5 +41,5 @@ class WorkerSlot(msgspec.Struct, frozen=True, kw_only=True):
 
 def own_slot() -> WorkerSlot | None:
     """This process's slot; None when it is no worker."""
-    told = os.environ.get(VARIABLE)
-    return msgspec.json.decode(told, type=WorkerSlot) if told else None
+    encoded = os.environ.get(VARIABLE)
+    return msgspec.json.decode(encoded, type=WorkerSlot) if encoded else None

@@ -40,7 +40,7 @@ PARENT_PID_VARIABLE = "ASTROLABE_PARENT_PID"
 """Whoever starts `astrolabe` with this set is not outlived by it."""
 
 
-class CannotStart(ConfigError):
+class WorkerFailed(ConfigError):
     """A worker has ended before all were ready; it has said why itself."""
 
 
@@ -57,7 +57,7 @@ class Supervisor:
         self._all_ready = False
 
     async def run(self) -> None:
-        """Raises CannotStart."""
+        """Raises WorkerFailed."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
@@ -95,7 +95,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             if not self._all_ready:
-                raise CannotStart(f"worker {index} ended with code {code} before it served; its log says why")
+                raise WorkerFailed(f"worker {index} ended with code {code} before it served; its log says why")
             pause_s = FIRST_PAUSE_S if time.monotonic() - began_s > STEADY_S else min(LAST_PAUSE_S, pause_s * 2)
             log.error("a worker has died and is started again", worker=index, code=code, pause_s=pause_s)
             is_restart = True

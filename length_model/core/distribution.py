@@ -36,8 +36,8 @@ def log_edges(per_octave: int = 5, longest_tokens: int = LONGEST_TOKENS) -> Ints
 
 def bucket_of(edges: Ints, tokens: ArrayLike) -> Ints:
     """The bucket of each length; lengths beyond the edges belong to the first and last."""
-    found = np.searchsorted(edges, np.asarray(tokens), side="right") - 1
-    return np.clip(found, 0, len(edges) - 2)
+    bucket = np.searchsorted(edges, np.asarray(tokens), side="right") - 1
+    return np.clip(bucket, 0, len(edges) - 2)
 
 
 def exposure(edges: Ints, tokens: ArrayLike, censored: ArrayLike) -> Floats:
@@ -60,7 +60,7 @@ def pmf_from_hazards(hazards: Floats) -> Floats:
 
 
 def mean_tokens(edges: Ints, pmf: Floats) -> Floats:
-    """[n]."""
+    """Mean length of each row, [n]."""
     return np.asarray(pmf @ ((edges[:-1] + edges[1:] - 1) / 2.0))
 
 
@@ -80,8 +80,8 @@ def quantiles_tokens(edges: Ints, pmf: Floats, levels: ArrayLike) -> Ints:
     upto /= upto[:, -1:]
     # The cumulated probability at edges[k] - 1 is upto[k], and between two of them it is a straight line.
     ends = edges - 1
-    found = np.array([np.interp(wanted, row, ends) for row in upto]).reshape(len(pmf), len(wanted))
-    return np.asarray(np.maximum(np.ceil(found - 1e-9), edges[0]), dtype=np.int64)
+    lengths = np.array([np.interp(wanted, row, ends) for row in upto]).reshape(len(pmf), len(wanted))
+    return np.asarray(np.maximum(np.ceil(lengths - 1e-9), edges[0]), dtype=np.int64)
 
 
 def given_produced(edges: Ints, pmf: Floats, produced_tokens: int) -> tuple[Ints, Floats]:

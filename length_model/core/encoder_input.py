@@ -19,7 +19,7 @@ _CHARS_PER_TOKEN_AT_MOST = 12
 
 
 class Encoding(Protocol):
-    """As `tokenizers` returns it."""
+    """A text's encoding, as `tokenizers` returns it."""
 
     @property
     def ids(self) -> list[int]: ...
@@ -40,14 +40,14 @@ class SpecialIds(msgspec.Struct, frozen=True):
 
 
 class InputSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much of what is read, in tokens. Belongs to the trained model: others than it was trained with spoil it."""
+    """How many tokens are read of each part of a query. Part of the trained model: no others fit it."""
 
     prompt_head: int = 48
     prompt_tail: int = 24
     answer: int = 16
-    """Of the answer before the prompt, its beginning."""
+    """Tokens of the beginning of the answer before the prompt."""
     question: int = 8
-    """Of the question before that, its beginning."""
+    """Tokens of the beginning of the question before that."""
 
 
 def token_ids(
@@ -65,14 +65,14 @@ def token_ids(
         prompt = _ids(tokenizer, text)
         if len(prompt) > room:
             prompt = prompt[: sizes.prompt_head] + prompt[-sizes.prompt_tail :]
-    found = [special.begin, *prompt, special.separator]
+    ids = [special.begin, *prompt, special.separator]
     answer = next((t.text for t in reversed(query.history) if t.role == "assistant"), "")
     question = next((t.text for t in reversed(query.history) if t.role == "user"), "")
     if answer or question:
-        found += _ids(tokenizer, answer[: sizes.answer * _CHARS_PER_TOKEN_AT_MOST])[: sizes.answer]
-        found += _ids(tokenizer, question[: sizes.question * _CHARS_PER_TOKEN_AT_MOST])[: sizes.question]
-        found.append(special.separator)
-    return found
+        ids += _ids(tokenizer, answer[: sizes.answer * _CHARS_PER_TOKEN_AT_MOST])[: sizes.answer]
+        ids += _ids(tokenizer, question[: sizes.question * _CHARS_PER_TOKEN_AT_MOST])[: sizes.question]
+        ids.append(special.separator)
+    return ids
 
 
 def _ids(tokenizer: FastTokenizer, text: str) -> list[int]:

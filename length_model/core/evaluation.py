@@ -29,7 +29,7 @@ _BATCH = 512
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one group of answers. The point prediction is the median. Lengths in tokens, shares in 0..1."""
+    """Scores of one group of answers. The point prediction is the median. Lengths in tokens, shares in 0..1."""
 
     name: str
     count: int
@@ -95,7 +95,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     by_class: tuple[Scores, ...]
     by_prompt: tuple[Scores, ...]
     by_predicted: tuple[Scores, ...]
-    """By the predicted median."""
+    """Scores of groups by the predicted median."""
     by_true_length: tuple[Scores, ...]
     remaining: tuple[Remaining, ...]
     reliability: Reliability
@@ -116,11 +116,11 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def finished(samples: Sequence[LengthSample]) -> list[LengthSample]:
-    """Those whose length is known. Raises ValueError if there are none."""
-    found = [s for s in samples if not s.censored]
-    if not found:
+    """Samples whose length is known. Raises ValueError if there are none."""
+    ended = [s for s in samples if not s.censored]
+    if not ended:
         raise ValueError("no finished answers to judge by")
-    return found
+    return ended
 
 
 def judge(model: LengthModel, samples: Sequence[LengthSample], *, name: str = "", sha256: str = "") -> Judged:
@@ -254,5 +254,5 @@ def _paired(judged: Judged, other: Judged, groups: Ints, own: Interval, seed: in
 
 
 def _reliability(judged: Judged, tokens: Ints) -> Reliability:
-    found = pits(judged.edges, judged.pmf, tokens, np.zeros(len(tokens), dtype=np.bool_))
-    return Reliability(RELIABILITY_LEVELS, tuple(float(np.mean(found <= level)) for level in RELIABILITY_LEVELS))
+    values = pits(judged.edges, judged.pmf, tokens, np.zeros(len(tokens), dtype=np.bool_))
+    return Reliability(RELIABILITY_LEVELS, tuple(float(np.mean(values <= level)) for level in RELIABILITY_LEVELS))

@@ -142,23 +142,23 @@ def ngrams(query: LengthQuery, buckets: int) -> NDArray[np.int32]:
     words = _WORDS.findall(text[:_LOOK_HEAD_CHARS].lower())[:_HEAD_WORDS]
     if len(text) > _LOOK_HEAD_CHARS:
         words += _WORDS.findall(text[-_LOOK_TAIL_CHARS:].lower())[-_TAIL_WORDS:]
-    found = {f"w {w}" for w in words}
-    found.update(f"b {a} {b}" for a, b in itertools.pairwise(words))
-    found.update(f"f{i} {w}" for i, w in enumerate(words[:4]))
-    found.update(f"l{i} {w}" for i, w in enumerate(words[:-4:-1]))
-    found.add("f " + " ".join(words[:3]))
-    found.add("c " + query.request_class)
+    features = {f"w {w}" for w in words}
+    features.update(f"b {a} {b}" for a, b in itertools.pairwise(words))
+    features.update(f"f{i} {w}" for i, w in enumerate(words[:4]))
+    features.update(f"l{i} {w}" for i, w in enumerate(words[:-4:-1]))
+    features.add("f " + " ".join(words[:3]))
+    features.add("c " + query.request_class)
     if len(words) <= 4:
-        found.add("t " + " ".join(words))
+        features.add("t " + " ".join(words))
     answer = next((t.text for t in reversed(query.history) if t.role == "assistant"), None)
     question = next((t.text for t in reversed(query.history) if t.role == "user"), None)
     if answer is not None:
-        found.update(f"a {w}" for w in _WORDS.findall(answer[:240].lower())[:_PAST_WORDS])
+        features.update(f"a {w}" for w in _WORDS.findall(answer[:240].lower())[:_PAST_WORDS])
     if question is not None:
         past = _WORDS.findall(question[:240].lower())[:_PAST_WORDS]
-        found.update(f"q {w}" for w in past)
-        found.add("q3 " + " ".join(past[:3]))
-    hashes = np.array([zlib.crc32(g.encode("utf-8", "replace")) for g in found], dtype=np.uint32) % buckets
+        features.update(f"q {w}" for w in past)
+        features.add("q3 " + " ".join(past[:3]))
+    hashes = np.array([zlib.crc32(g.encode("utf-8", "replace")) for g in features], dtype=np.uint32) % buckets
     # In order, so that sums over them come out the same everywhere: a set has its own order in every process.
     return np.sort(hashes).astype(np.int32)
 

@@ -25,10 +25,10 @@ from length_model.core.distribution import Floats, Ints, bucket_of, cdf
 from length_model.core.query import Key
 
 KNOTS = 20
-"""Pieces of G."""
+"""Pieces of the correction G."""
 
 IDENTITY: Floats = np.linspace(0.0, 1.0, KNOTS + 1)
-"""G where nothing is to be corrected."""
+"""The correction G where nothing is to be corrected."""
 
 WINDOW = 1024
 """Answers remembered per model and class."""
@@ -43,7 +43,7 @@ TRUST_SAMPLES = 100.0
 """Answers at which the estimate counts as much as "the model is right"."""
 
 SIGNIFICANCE = 1e-3
-"""Of the test that declares a drift."""
+"""Significance level of the test that declares a drift."""
 
 _BOUND = NormalDist().inv_cdf(1 - SIGNIFICANCE / 4)
 """What the supremum of a Brownian motion's absolute value on [0, 1] passes that rarely."""
@@ -62,12 +62,12 @@ def pits(edges: Ints, pmf: Floats, tokens: Ints, censored: NDArray[np.bool_]) ->
     return np.where(censored, below, (upto + below) / 2)
 
 
-def knots_from_pits(found: Floats, censored: NDArray[np.bool_], prior_weight: float = TRUST_SAMPLES) -> Floats:
+def knots_from_pits(pits: Floats, censored: NDArray[np.bool_], prior_weight: float = TRUST_SAMPLES) -> Floats:
     """G at 0, 1/KNOTS, ... 1: Kaplan-Meier over the PITs, mixed with the identity as if `prior_weight` more uniform
     answers had been seen. Ascends strictly from 0 to 1."""
-    if len(found) == 0:
+    if len(pits) == 0:
         return IDENTITY
-    place = np.clip(found, 0, 1) * KNOTS
+    place = np.clip(pits, 0, 1) * KNOTS
     cell = np.clip(place.astype(np.int64), 0, KNOTS - 1)
     ended = np.bincount(cell[~censored], minlength=KNOTS).astype(np.float64) + prior_weight / KNOTS
     cut = np.bincount(cell[censored], minlength=KNOTS).astype(np.float64)
@@ -150,10 +150,10 @@ class Recalibrator:
 
     def knots(self, key: Key) -> Floats:
         """[KNOTS + 1]: the correction for this group; the identity when nothing is known."""
-        found = self._groups.get(key)
-        if found is None or len(found) < REFIT_EVERY:
-            found = self._groups.get((key[0], ""))
-        return IDENTITY if found is None else found.knots
+        group = self._groups.get(key)
+        if group is None or len(group) < REFIT_EVERY:
+            group = self._groups.get((key[0], ""))
+        return IDENTITY if group is None else group.knots
 
     def drifts(self) -> int:
         """Times that answers of some group were found to have changed."""

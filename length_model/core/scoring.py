@@ -22,7 +22,7 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 def crps(edges: Ints, pmf: Floats, tokens: Ints) -> Floats:
-    """[n] tokens. A length outside the edges costs its distance on top."""
+    """Continuous ranked probability score of each answer, [n] tokens. A length outside the edges adds its distance."""
     width = np.diff(edges).astype(np.float64)
     upto = np.cumsum(pmf, axis=1)
     before = upto - pmf
@@ -49,7 +49,7 @@ def _squares(start: Floats, slope: Floats, count: Floats, *, reverse: bool = Fal
 
 
 def pinball(quantile_tokens: Floats | Ints, tokens: Floats | Ints, level: float) -> Floats:
-    """[n] tokens: level * shortfall, (1 - level) * excess (Koenker and Bassett, 1978)."""
+    """Pinball loss of each answer, [n] tokens: level * shortfall, (1 - level) * excess (Koenker and Bassett, 1978)."""
     over = tokens - np.asarray(quantile_tokens, dtype=np.float64)
     return np.maximum(level * over, (level - 1) * over)
 

@@ -102,14 +102,14 @@ def split_samples(
 
 def samples_of(samples: Iterable[LengthSample], manifest: SplitManifest, side: Side) -> list[LengthSample]:
     """Raises ValueError for a sample whose group the manifest does not know."""
-    found = []
+    chosen = []
     for sample in samples:
         where = manifest.side_of_group.get(sample.group)
         if where is None:
             raise ValueError(f"sample {sample.sample_id}: the split does not know its conversation {sample.group!r}")
         if where == side:
-            found.append(sample)
-    return found
+            chosen.append(sample)
+    return chosen
 
 
 def _clusters(samples: Sequence[LengthSample]) -> dict[str, int]:

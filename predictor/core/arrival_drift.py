@@ -1,4 +1,4 @@
-"""What the present arrival rate says of a forecast: requests that come later slow a request down. Pure.
+"""Corrects forecasts for requests yet to come, by the arrival rate: they slow a request down. Pure.
 
 A what-if holds the requests of now. Those that come while the candidate runs are not in it; how many, the node's own
 arrival rate says, exponentially weighted (`ArrivalRate`). The term:
@@ -26,13 +26,13 @@ RATE_TAU_S = 20.0
 """Time constant of the arrival rate."""
 MEMORY_PAIRS = 2000
 LARGEST_MISS = 0.3
-"""Of the logarithm of actual / forecast, beyond its octave's median."""
+"""Largest log(actual / forecast) from which is learned, beyond its octave's median; larger ones are cut off."""
 DOUBT = 2.0
 LARGEST_SLOPE = 0.02
 LARGEST_TERM = math.log(2.0)
 """A forecast is never more than doubled by the rate."""
 LEAST_PAIRS = 64
-"""No slope from fewer."""
+"""Pairs before a slope is taken from them."""
 
 Floats = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""How far forecasts were from what happened, and what follows: they are corrected, or no longer to be trusted. Pure.
+"""Joins forecasts with what happened: measures their error, corrects later ones, withdraws trust in them. Pure.
 
 Medians and 90th percentiles are for people, deadlines and service levels: they are corrected as well as experience can
 (`predictor.core.correction`). Means are for comparing nodes. What slows all nodes alike, such as later arrivals, need
@@ -32,16 +32,17 @@ OPEN_FORECASTS = 4096
 TRUST_PAIRS = 50
 """The latest pairs by which trust is given and taken, TRUST_LEAST_PAIRS at the least."""
 TRUST_LEAST_PAIRS = 20
-LOST_FACTOR = 1.5
+TRUST_LOST_FACTOR = 1.5
 """Trust is lost when corrected medians are off by more than this factor in every second request (TTFT; seconds per
-token), or when more than LOST_OVER of the answers take longer than that factor times the corrected p90 ..."""
-LOST_OVER = 0.3
-FOUND_FACTOR = 1.3
-"""... and found again when both are under this factor and FOUND_OVER. Not the end-to-end median: where lengths are
-guessed it cannot be right, and says so in its p90."""
-FOUND_OVER = 0.1
+token), or when more than TRUST_LOST_OVER of the answers take longer than that factor times the corrected p90."""
+TRUST_LOST_OVER = 0.3
+TRUST_REGAINED_FACTOR = 1.3
+"""Trust is regained when both are under this factor and TRUST_REGAINED_OVER. Not the end-to-end median: where lengths
+are guessed it cannot be right, and says so in its p90."""
+TRUST_REGAINED_OVER = 0.1
 IGNORED_TEMPO, FULL_TEMPO = 1.3, 1.6
-"""Factors, or their inverses."""
+"""The bias of the pace is not applied to means below the first factor, and in full from the second (or below their
+inverses); in between in part (`_ramped`)."""
 COUNTS_SPREAD = 0.4
 """How far forecasts are thought to stray at first where only counts are known of the engine."""
 TTFT_GRACE_S = 0.1
@@ -112,15 +113,15 @@ class Joined:
         self._raw.append(_Pair(raw.p50, raw.p90, actual_s))
         self._corrected.append(_Pair(corrected.p50, corrected.p90, actual_s))
         off = math.log((actual_s + self._grace_s) / (corrected.p50 + self._grace_s))
-        self._note_latest(abs(off), actual_s > LOST_FACTOR * corrected.p90)
+        self._note_latest(abs(off), actual_s > TRUST_LOST_FACTOR * corrected.p90)
         self.correction.add(raw, actual_s, size_s=size_s, expected=expected)
 
     def raw(self) -> ErrorSummary:
-        """Of what the simulation said."""
+        """Error of the simulation's own forecasts."""
         return _summary(self._raw)
 
     def corrected(self) -> ErrorSummary:
-        """Of what was told."""
+        """Error of the corrected forecasts, as they were answered."""
         return _summary(self._corrected)
 
     def typical_factor(self) -> float:
@@ -130,7 +131,7 @@ class Joined:
         return math.exp(_nearest_rank(self._ascending, 0.5))
 
     def far_over_p90(self) -> float:
-        """Share of the latest actuals over LOST_FACTOR times the corrected p90."""
+        """Share of the latest actuals over TRUST_LOST_FACTOR times the corrected p90."""
         if len(self._latest) < TRUST_LEAST_PAIRS:
             return 0.0
         return self._far_over / len(self._latest)
@@ -157,7 +158,7 @@ class Calibration:
         self.e2e = Joined(window_pairs, prior_spread=prior_spread, arrivals=arrivals)
         self.tpot = Joined(window_pairs, prior_spread=prior_spread, arrivals=arrivals)
         self.trusted = True
-        """False while even corrected forecasts are too far off to place by: see LOST_FACTOR."""
+        """False while even corrected forecasts are too far off to place by: see TRUST_LOST_FACTOR."""
         self._tempo = 1.0
         self._arrivals = ArrivalRate()
         self._open: OrderedDict[str, _Answered] = OrderedDict()
@@ -165,7 +166,7 @@ class Calibration:
 
     @classmethod
     def of_counts(cls) -> Calibration:
-        """For an engine that tells how many requests it has, and not which."""
+        """The calibration for an engine that tells how many requests it has, and not which."""
         return cls(prior_spread=COUNTS_SPREAD)
 
     def forecast(self, raw: Forecast, now_s: float = -math.inf) -> Forecast:
@@ -232,9 +233,9 @@ class Calibration:
         before = self.trusted
         over = self.e2e.far_over_p90()
         off = max(self.ttft.typical_factor(), self.tpot.typical_factor())
-        if off > LOST_FACTOR or over > LOST_OVER:
+        if off > TRUST_LOST_FACTOR or over > TRUST_LOST_OVER:
             self.trusted = False
-        elif off < FOUND_FACTOR and over < FOUND_OVER:
+        elif off < TRUST_REGAINED_FACTOR and over < TRUST_REGAINED_OVER:
             self.trusted = True
         return self.trusted != before
 

@@ -50,7 +50,7 @@ _OCTAVES = LAST_OCTAVE - FIRST_OCTAVE + 1
 
 
 class Correction:
-    """Of one quantity on one node. Not thread-safe; one owner."""
+    """The learned correction of one quantity (as TTFT) on one node. Not thread-safe; one owner."""
 
     def __init__(
         self, *, window_pairs: int = WINDOW_PAIRS, prior_spread: float = PRIOR_SPREAD, arrivals: bool = False

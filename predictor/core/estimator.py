@@ -28,13 +28,13 @@ OVERDUE_LEAST_S. Until then the engine is taken to have gone on as simulated, af
 OVERDUE_LEAST_S = 0.1
 
 
-class Refused(msgspec.Struct, frozen=True):
+class NoForecast(msgspec.Struct, frozen=True):
     """Why a candidate has no forecast, for people."""
 
     reason: str
 
 
-Answers = list[Forecast | Refused]
+Answers = list[Forecast | NoForecast]
 
 
 class EngineState(Protocol):
@@ -111,10 +111,10 @@ class Estimator:
     def begin(self, candidates: Sequence[Candidate], now_s: float) -> Callable[[], Answers]:
         """`forecast` in two halves: this one reads the state, the function it returns simulates. The second half may
         run on another thread, provided that no other forecast is begun meanwhile; all else may go on."""
-        never: dict[int, Refused] = {}
+        never: dict[int, NoForecast] = {}
         for position, candidate in enumerate(candidates):
             if why := self.why_never(candidate):
-                never[position] = Refused(why)
+                never[position] = NoForecast(why)
         if not never:
             return self._simulation(candidates, now_s)
         simulate = self._simulation([c for i, c in enumerate(candidates) if i not in never], now_s)
@@ -176,7 +176,7 @@ class Estimator:
 
 def _refusing(candidates: Sequence[Candidate], why: ValueError) -> Callable[[], Answers]:
     """The engine's state itself is beyond the simulation's rules: no forecast is better than a wrong one."""
-    answers: Answers = [Refused(f"the engine's state cannot be simulated: {why}") for _ in candidates]
+    answers: Answers = [NoForecast(f"the engine's state cannot be simulated: {why}") for _ in candidates]
     return lambda: answers
 
 

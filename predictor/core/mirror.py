@@ -113,11 +113,11 @@ class NodeMirror:
         return request_id in self._requests
 
     def running(self) -> Iterator[MirrorRequest]:
-        """In the scheduler's order."""
+        """Running requests, in the scheduler's order."""
         return iter(self._running.values())
 
     def waiting(self) -> Iterator[MirrorRequest]:
-        """In the order in which they will be tried."""
+        """Waiting requests, in the order in which they will be tried."""
         return iter(self._waiting.values())
 
     @property

@@ -48,7 +48,7 @@ class NodePredictor:
         return self.estimator.begin(candidates, now_s)
 
     def corrected(self, answers: Answers, now_s: float) -> Answers:
-        """The simulation's answers as they are to be told. They are remembered until their requests come."""
+        """The simulation's answers, corrected by experience. They are remembered until their requests come."""
         self.forecasts_total += len(answers)
         if not self._correcting:
             return answers

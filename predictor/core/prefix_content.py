@@ -18,7 +18,7 @@ class PrefixContent:
         self._most_blocks = most_blocks
         self._names: set[int] = set()
         self._number: int | None = None
-        """Of the last change; None until the whole content has been told."""
+        """Number of the last change; None until a trace has given the whole content."""
 
     def __len__(self) -> int:
         return len(self._names)
@@ -50,7 +50,7 @@ class PrefixContent:
         which the engine computes a whole block (`KVCacheManager.get_computed_blocks`)."""
         size = self._block_size_tokens
         usable = min(len(block_hashes), (prompt_tokens - 1) // size)
-        found = 0
-        while found < usable and block_hashes[found] in self._names:
-            found += 1
-        return found * size
+        blocks = 0
+        while blocks < usable and block_hashes[blocks] in self._names:
+            blocks += 1
+        return blocks * size

@@ -23,7 +23,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reservations:
-    """In order of dispatch. Not thread-safe; one owner."""
+    """The reservations of one node, in order of dispatch. Not thread-safe; one owner."""
 
     def __init__(self) -> None:
         self.version = 0

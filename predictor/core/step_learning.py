@@ -45,7 +45,7 @@ SIZES = 9
 """Powers of two: sequences of a step that decodes, tokens of one that prefills (in units of PREFILL_UNIT_TOKENS)."""
 PREFILL_UNIT_TOKENS = 16
 KEPT_STEPS = 64
-"""Of each kind and size."""
+"""Latest steps kept of each kind and size."""
 HALF_LIFE_STEPS = 4000.0
 """Age at which a step counts half."""
 
@@ -56,7 +56,7 @@ SMALLEST_SPREAD = 0.01
 """Relative errors below count as noise of the engine."""
 
 RECENT_STEPS = 64
-"""Over which errors are judged."""
+"""Latest steps over which errors are judged."""
 CONFIDENT_ERROR = 0.25
 WORSE_THAN_PRIOR = 1.1
 MOVED = 0.01
@@ -77,7 +77,7 @@ class Learned(msgspec.Struct, frozen=True, kw_only=True):
     error: float
     """Median of |predicted - actual| / actual of `model` over the last steps, before it had seen them; nan without."""
     prior_error: float
-    """The same of the prior."""
+    """Median relative error of the prior over the same steps."""
     steps: int
     """Steps learned from (a count)."""
     speed_changes: int

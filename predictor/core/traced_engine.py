@@ -136,9 +136,9 @@ class TracedEngine:
 
     def release(self, request_id: str) -> bool:
         """It will not come, or it has ended. False if it was not reserved."""
-        found = self.reservations.drop(request_id)
+        was_reserved = self.reservations.drop(request_id)
         self._forget(request_id)
-        return found
+        return was_reserved
 
     def ended(self, request_id: str) -> None:
         """A dispatched request has ended."""
@@ -294,10 +294,10 @@ class TracedEngine:
 
     def _belief(self, request_id: str, max_output_tokens: int) -> _Belief:
         """What is believed of a request on the node; the prior for one that others sent."""
-        found = self._beliefs.get(request_id)
-        if found is None:
-            found = self._beliefs[request_id] = _Belief(truncated(DEFAULT_PRIOR, max_output_tokens))
-        return found
+        belief = self._beliefs.get(request_id)
+        if belief is None:
+            belief = self._beliefs[request_id] = _Belief(truncated(DEFAULT_PRIOR, max_output_tokens))
+        return belief
 
     def _is_here(self, request_id: str) -> bool:
         return request_id in self.reservations or (self.mirror is not None and request_id in self.mirror)

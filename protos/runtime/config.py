@@ -129,7 +129,7 @@ def _unknown_key(kind: type[msgspec.Struct], values: Mapping[str, Any]) -> str:
 
 
 def _successor(kind: type[msgspec.Struct], key: str) -> str:
-    """For a key that moved into a table: where it is. The option of that name still exists, and leads to the field."""
+    """Where a key is that moved into a table. The option of that name still exists, and leads to the field."""
     from protos.runtime.options import options_of
 
     for option in options_of(kind):
@@ -141,10 +141,9 @@ def _successor(kind: type[msgspec.Struct], key: str) -> str:
 
 def _advice(kind: type[msgspec.Struct], path: tuple[str, ...], key: str, known: tuple[str, ...]) -> str:
     """`unknown key`, with the nearest key of the same table or, for one outside of tables, of any table."""
-    elsewhere = {} if path else {t.__struct_fields__: ".".join(p) for p, t in tables_of(kind).items()}
-    places = {name: table for names, table in elsewhere.items() for name in names} | dict.fromkeys(
-        known, ".".join(path)
-    )
+    tables = {} if path else tables_of(kind)
+    places = {name: ".".join(at) for at, table in tables.items() for name in table.__struct_fields__}
+    places |= dict.fromkeys(known, ".".join(path))
     near = difflib.get_close_matches(key, places, n=1)
     hint = f"did you mean {_in_table(near[0], places[near[0]])}?" if near else f"known keys: {', '.join(known)}"
     return f"unknown key {_in_table(key, '.'.join(path))}; {hint}"

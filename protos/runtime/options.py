@@ -81,6 +81,12 @@ def options_of(kind: type[msgspec.Struct]) -> tuple[Option, ...]:
     return tuple(_walk(kind, (), ()))
 
 
+class CannotStart(click.ClickException):
+    """A process cannot start: its configuration, its address or what it stands beside will not do."""
+
+    exit_code = 2
+
+
 def config_option(command: F) -> F:
     """Adds --config: the TOML file over which the other options win."""
     file = click.Path(path_type=Path)
@@ -94,7 +100,7 @@ def json_option(command: F) -> F:
 
 
 def given_tables(kind: type[msgspec.Struct], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that were given, as `tables`."""
+    """The options that were given, as `tables`."""
     return tables(kind, {name: value for name, value in given.items() if value not in (None, ())})
 
 

@@ -61,13 +61,13 @@ class ServerTls:
 
 
 def channel_credentials(files: ClientTlsFiles) -> grpc.ChannelCredentials:
-    """For a client: trusts `ca`, shows `cert` if one is given. Raises ConfigError."""
+    """gRPC credentials of a client: trusts `ca`, shows `cert` if one is given. Raises ConfigError."""
     cert, key = (_bytes(files.cert), _bytes(files.key)) if files.cert else (None, None)
     return grpc.ssl_channel_credentials(_bytes(files.ca), key, cert)
 
 
 def client_context(files: ClientTlsFiles) -> ssl.SSLContext:
-    """The same for HTTPS; an empty `ca`: the system's. Raises ConfigError."""
+    """The `ssl` context of an HTTPS client; an empty `ca`: the system's. Raises ConfigError."""
     try:
         context = ssl.create_default_context(cafile=files.ca or None)
         if files.cert:

@@ -146,7 +146,7 @@ def take_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, blocks: int) -
 
 @njit(nogil=True)
 def name_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, tokens: int) -> None:
-    """From now on the slot's full blocks up to `tokens` can be found by their content."""
+    """Gives the slot's full blocks up to `tokens` their content keys, by which they can be found from now on."""
     pool, table, _ = shared
     if head[at.CACHING]:
         for index in range(req[slot, at.KEYED] // head[at.BLOCK], tokens // head[at.BLOCK]):
@@ -174,8 +174,8 @@ def release_blocks(head: Ints, req: Ints, shared: Arrays, slot: int) -> None:
 
 
 @njit(nogil=True)
-def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
-    """Turns a state in which blocks are counted (`block_counts`) into one in which they are told apart.
+def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
+    """Turns a state in which blocks are counted (`block_counts`) into one in which they are kept one by one.
 
     `shared` is empty before.
     """

@@ -32,7 +32,7 @@ class Entries(NamedTuple):
     run: Callable[..., Any]
     enqueue: Callable[..., Any]
     remove: Callable[..., Any]
-    tell_apart: Callable[..., Any]
+    build_pool: Callable[..., Any]
     known_prefix: Callable[..., Any]
     count_shares: Callable[..., Any]
     take_node: Callable[..., Any]
@@ -96,7 +96,7 @@ def _compile(fingerprint: int) -> Entries:
         req: Ints,
         lists: Ints,
         totals: Ints,
-        told_s: Floats,
+        published_s: Floats,
         states: Ints,
         row: int,
         seq: int,
@@ -106,7 +106,7 @@ def _compile(fingerprint: int) -> Entries:
     ) -> int:
         """`run_to_event.keep`."""
         assert fingerprint >= 0
-        return run_to_event.keep(head, req, lists, totals, told_s, states, row, seq, mark, state_s, interval_s)
+        return run_to_event.keep(head, req, lists, totals, published_s, states, row, seq, mark, state_s, interval_s)
 
     @cached
     def run(
@@ -117,14 +117,14 @@ def _compile(fingerprint: int) -> Entries:
         log: Ints,
         packed: Floats,
         totals: Ints,
-        told_s: Floats,
+        published_s: Floats,
         states: Ints,
         counters: tuple[int, int, int, int],
         times_s: tuple[float, float, float, float],
     ) -> tuple[int, int, int, float, float]:
         """`run_to_event.run`; `counters` are (row, seq, mark, watched), `times_s` its four times."""
         assert fingerprint >= 0
-        return run_to_event.run(head, req, lists, shared, log, packed, totals, told_s, states, *counters, *times_s)
+        return run_to_event.run(head, req, lists, shared, log, packed, totals, published_s, states, *counters, *times_s)
 
     @cached
     def enqueue(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
@@ -139,10 +139,10 @@ def _compile(fingerprint: int) -> Entries:
         step.remove(head, req, lists, shared, slot)
 
     @cached
-    def tell_apart(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
-        """`block_pool.tell_apart`."""
+    def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
+        """`block_pool.build_pool`."""
         assert fingerprint >= 0
-        block_pool.tell_apart(head, req, lists, shared)
+        block_pool.build_pool(head, req, lists, shared)
 
     @cached
     def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
@@ -242,7 +242,7 @@ def _compile(fingerprint: int) -> Entries:
         run,
         enqueue,
         remove,
-        tell_apart,
+        build_pool,
         known_prefix,
         count_shares,
     )

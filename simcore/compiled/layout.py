@@ -40,7 +40,7 @@ N_RUNNING = 8
 N_WAITING = 9
 FREE = 10
 PREEMPTED_TOTAL = 11
-"""Of those that are told of: not of who ended or was aborted before the step that preempted it began."""
+"""Preemptions that a trace tells of: not of a request that ended or was aborted before the step in question began."""
 # head: free queue; meaningful only while OWNED > 0 (else no free block is worth telling from another)
 OWNED = 12
 FRONT = 13
@@ -99,7 +99,7 @@ BORROWED = 16
 ASSUMED = 17
 """What-ifs: blocks of a waiting request that are taken to be found cached at its admission."""
 ASSUMED_HELD = 18
-"""Those of them that somebody holds already."""
+"""What-ifs: blocks of `ASSUMED` that somebody holds already."""
 N_COLS = 19
 
 # lists rows
@@ -218,7 +218,7 @@ def list_width(capacity: int, block_size_tokens: int) -> int:
 
 
 def new_shared(config: EngineConfig, capacity: int) -> Arrays:
-    """Empty arrays for telling blocks apart; `block_pool.tell_apart` fills them."""
+    """Empty arrays of a block pool; `block_pool.build_pool` fills them."""
     blocks = config.num_blocks
     width = 1 << (2 * blocks + 3).bit_length()
     longest = min(blocks, -(-config.max_model_len_tokens // config.block_size_tokens))

@@ -1,7 +1,7 @@
-"""Runs a simulated node to its next event, and keeps the states on the way: what a trace tells.
+"""Runs a simulated node to its next event, and keeps the states on the way: what a trace publishes.
 
-A row of `states` is the summary of one state (`STATE_`...), and `told_s` when it is told: at the next multiple of an
-interval. A state that a later one has overtaken by then is overwritten by it.
+A row of `states` is the summary of one state (`STATE_`...), and `published_s` when the trace publishes it: at the next
+multiple of an interval. A state that a later one has overtaken by then is overwritten by it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def keep(
     req: Ints,
     lists: Ints,
     totals: Ints,
-    told_s: Floats,
+    published_s: Floats,
     states: Ints,
     row: int,
     seq: int,
@@ -43,10 +43,10 @@ def keep(
     interval_s: float,
 ) -> int:
     """Keeps the summary of a state that came about at `state_s` in row `row`, or in the one before if that has not been
-    told by then. Lengths are known if `totals` is empty. Returns the rows used."""
-    if row > 0 and told_s[row - 1] >= state_s:
+    published by then. Lengths are known if `totals` is empty. Returns the rows used."""
+    if row > 0 and published_s[row - 1] >= state_s:
         row -= 1
-    told_s[row] = math.ceil(state_s / interval_s) * interval_s if interval_s > 0.0 else state_s
+    published_s[row] = math.ceil(state_s / interval_s) * interval_s if interval_s > 0.0 else state_s
     running = head[at.N_BEFORE] if head[at.ASYNC] else head[at.N_RUNNING]
     blocks, tokens = measure(head, req, lists)
     state = states[row]
@@ -70,7 +70,7 @@ def run(
     log: Ints,
     packed: Floats,
     totals: Ints,
-    told_s: Floats,
+    published_s: Floats,
     states: Ints,
     row: int,
     seq: int,
@@ -90,10 +90,12 @@ def run(
     steps = n_log = 0
     began_s = next_s
     while (
-        next_s < until_s and row < len(told_s) and (head[at.N_RUNNING] + head[at.N_WAITING] > 0 or head[at.IN_FLIGHT])
+        next_s < until_s
+        and row < len(published_s)
+        and (head[at.N_RUNNING] + head[at.N_WAITING] > 0 or head[at.IN_FLIGHT])
     ):
         if next_s >= keep_from_s:
-            row = keep(head, req, lists, totals, told_s, states, row, seq + steps, mark, next_s, interval_s)
+            row = keep(head, req, lists, totals, published_s, states, row, seq + steps, mark, next_s, interval_s)
         began_s = next_s
         n_log, prefill, work, prefill_seqs, decode, read, _ = step.step(head, req, lists, shared, log, False)
         next_s += step_time.step_seconds(packed, prefill + decode, work, read, prefill_seqs + decode)

@@ -35,7 +35,7 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     bytes_per_s: float
     """One direction, per GPU, as it is reached."""
     latency_s: float
-    """Of one message."""
+    """Latency of one message."""
     source: str
 
 

@@ -12,7 +12,7 @@ import msgspec
 from simcore.cost.hardware import UnknownHardwareError
 
 BYTES = 2
-"""Of one weight, activation or KV element."""
+"""Bytes of one weight, activation or KV element."""
 
 
 class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,7 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int
     head_dim: int
     intermediate: int
-    """Of one expert in a mixture of experts."""
+    """Width of the MLP; of one expert in a mixture of experts."""
     vocab: int
     experts: int = 1
     experts_per_token: int = 1
@@ -62,7 +62,7 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
         return self.hidden, -(-self.vocab // tp)
 
     def weight_bytes(self, tp: int = 1) -> float:
-        """Of the whole model on one GPU, with embedding and head."""
+        """Bytes of the weights on one GPU, with embedding and head."""
         in_layer = sum(k * n for k, n in self.gemms(tp).values())
         if self.experts > 1:
             in_layer += self.experts * 3 * self.hidden * self.intermediate // tp

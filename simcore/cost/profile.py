@@ -64,7 +64,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     from peaks alone."""
     note: str = ""
     constant_s: Coefficient
-    """Of the GPU: head and launches."""
+    """Constant part of the GPU's time: head and launches."""
     prefill_work_s_per_token2: Coefficient
     decode_kv_s_per_token: Coefficient
     per_seq_s: Coefficient
@@ -73,7 +73,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     host_s: Coefficient
     """Host work that the GPU waits for in every step, unless the engine schedules asynchronously."""
     host_seq_s: Coefficient
-    """The same, per sequence of the batch."""
+    """Host work that the GPU waits for, per sequence of the batch."""
     dense: DenseCurve
     kv: KvHint
     fit: FitReport

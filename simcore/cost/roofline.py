@@ -16,13 +16,13 @@ from simcore.cost.profile import Coefficient, DenseCurve, FitReport, KvHint, Pro
 MEMORY_EFFICIENCY = 0.8
 TENSOR_EFFICIENCY = 0.7
 DECODE_EFFICIENCY = 0.85
-"""Of decode attention: share of peak bandwidth."""
+"""Share of peak bandwidth that decode attention reaches."""
 PREFILL_EFFICIENCY = 0.5
-"""Of prefill attention: share of peak FLOPS."""
+"""Share of peak FLOPS that prefill attention reaches."""
 NVLINK_EFFICIENCY = 0.5
-"""Of an all-reduce: share of the links' bandwidth, as AIConfigurator measured it on H100."""
+"""Share of the links' bandwidth that an all-reduce reaches, as AIConfigurator measured it on H100."""
 PCIE_EFFICIENCY = {2: 0.6, 4: 0.16, 8: 0.045}
-"""The same without NVLink by number of GPUs, as it measured it on L40S: two reach each other's memory, more stand in
+"""The same without NVLink, by number of GPUs, as measured there on L40S: two reach each other's memory, more stand in
 each other's way."""
 SLOWEST_NVLINK_BYTES_PER_S = 100e9
 LAUNCH_S = 3e-6

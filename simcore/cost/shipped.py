@@ -26,8 +26,8 @@ class UnknownProfileError(ValueError):
 def _catalogue() -> dict[str, Profile]:
     """Profiles by name, sorted."""
     folder = importlib.resources.files("simcore") / "profiles"
-    found = [decode_profile(entry.read_bytes()) for entry in folder.iterdir() if entry.name.endswith(".json")]
-    return {p.name: p for p in sorted(found, key=lambda p: p.name)}
+    profiles = [decode_profile(entry.read_bytes()) for entry in folder.iterdir() if entry.name.endswith(".json")]
+    return {p.name: p for p in sorted(profiles, key=lambda p: p.name)}
 
 
 @functools.cache

@@ -70,7 +70,7 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"{self.name}: dense seconds must not fall with more tokens")
 
     def scaled(self, factor: float) -> StepTimeModel:
-        """The same hardware, `factor` times slower (0.1 = ten times faster)."""
+        """The model of the same hardware, `factor` times slower (0.1 = ten times faster)."""
         return msgspec.structs.replace(
             self,
             constant_s=self.constant_s * factor,

@@ -16,7 +16,7 @@ from gateway.core.nodes.node import NodeStatus
 from gateway.core.queue.late_binding import QueueStatus
 from gateway.intake.client_stream import ClientStream
 from gateway.main import Gateway
-from gateway.observe.metrics import MAX_NODES_TOLD, Metrics
+from gateway.observe.metrics import MAX_NODE_SERIES, Metrics
 from gateway.workers.slot import WorkerSlot
 from length_model.core.belief import known
 from simcore.types import Decision, EngineConfig, NodeLoad, Outcome
@@ -99,9 +99,9 @@ def test_the_gateways_page_is_what_the_documentation_says() -> None:
 
 
 def test_node_series_are_capped_and_go_with_their_node() -> None:
-    nodes = [status(f"n{index}") for index in range(MAX_NODES_TOLD + 20)]
+    nodes = [status(f"n{index}") for index in range(MAX_NODE_SERIES + 20)]
     metrics = Metrics(lambda: nodes, lambda: 12.0)
-    assert metrics.page()[1].decode().count("astrolabe_node_alarm{") == MAX_NODES_TOLD
+    assert metrics.page()[1].decode().count("astrolabe_node_alarm{") == MAX_NODE_SERIES
     del nodes[1:]
     assert re.findall(r'astrolabe_node_alarm\{node="(\w+)"\}', metrics.page()[1].decode()) == ["n0"]
 

@@ -14,8 +14,8 @@ from aiohttp import web
 from engine_adapters.base import EngineOptions, EngineOutput, EngineRequest, RequestRefused
 from engine_adapters.openai_metrics import OpenAiEngine
 from length_model.core.belief import known
-from predictor.core.estimator import Refused
-from predictor.node import Node
+from predictor.core.estimator import NoForecast
+from predictor.node import NodeRuntime
 from simcore.cost.shipped import load_shipped
 from simcore.trace import TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast
@@ -135,12 +135,12 @@ async def test_its_counts_become_a_state_and_forecasts_say_that_they_are_rough(p
         assert (len(item.running), len(item.waiting)) == (3, 1)
         break
     step_time = load_shipped("a30/llama-2-7b")
-    node = Node("n", engine, engine, profile=step_time, reservation_ttl_s=30.0, scenarios=4)
+    node = NodeRuntime("n", engine, engine, profile=step_time, reservation_ttl_s=30.0, scenarios=4)
     await node.start()
     try:
         candidate = Candidate(request_id="c", prompt_tokens=100, max_output_tokens=50, belief=known(50))
         forecast = (await node.asking.forecast([candidate]))[0]
-        assert isinstance(forecast, Forecast), isinstance(forecast, Refused)
+        assert isinstance(forecast, Forecast), isinstance(forecast, NoForecast)
         assert forecast.source == "approximate"
         assert forecast.e2e_s.p90 > 1.5 * forecast.e2e_s.p50, "a length that is known, a state that is not"
         assert any(server.dialect in note for note in msgspec.to_builtins(node.config)["outside_rules"])

@@ -21,7 +21,7 @@ from engine_adapters.vllm.account import Arrival, Truth
 from engine_adapters.vllm.address import AddressError, TraceAddress, address_for_engine, listen, parse_address
 from engine_adapters.vllm.probe import TraceProbe
 from engine_adapters.vllm.publisher import MAX_QUEUED_STEPS, Publisher
-from engine_adapters.vllm.recorder import RawStep, Recorder
+from engine_adapters.vllm.recorder import RawStep, StepRecorder
 from predictor.core.mirror import Applied, NodeMirror
 from simcore.prefix import block_hashes
 from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
@@ -263,7 +263,7 @@ def test_the_engines_address_follows_its_port() -> None:
 def test_a_defect_in_our_hooks_ends_the_trace_not_the_engine(caplog: pytest.LogCaptureFixture) -> None:
     pool = SimpleNamespace(get_num_free_blocks=lambda: 1)
     scheduler = SimpleNamespace(kv_cache_manager=SimpleNamespace(block_pool=pool), running=[], requests={})
-    recorder = Recorder(scheduler, SimpleNamespace(wants_truth=False))
+    recorder = StepRecorder(scheduler, SimpleNamespace(wants_truth=False))
     recorder.guarded(recorder.planned, object())
     recorder.guarded(recorder.arrived, "not a request")
     assert not recorder.on

@@ -9,19 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core import events as ev
-from gateway.core.decision.policies.registry import make_policy
 from gateway.core.queue.queue import CLASSES, GatewayQueue, HoldConfig, HoldOrder, class_of, due_s, tokens_of
 from gateway.core.request.live import LiveRequest
 from simcore.types import LengthBelief
 from tests.helpers.routing import shape
 
-POLICY = make_policy("least_requests", random.Random(0))
 orders = st.sampled_from(["fcfs", "shortest_forecast", "deadline"])
 
 
 def held(request_id: str, arrival_s: float, **changes: object) -> LiveRequest:
     request = shape(request_id, **changes)
-    return LiveRequest.arrived(request, POLICY, arrival_s)
+    return LiveRequest.arrived(request, "least_requests", arrival_s, needs_forecasts=False)
 
 
 @st.composite

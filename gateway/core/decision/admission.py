@@ -11,8 +11,8 @@ IN_ENGINE_QUEUE = 1
 again; more would be bound to a node before it is known which node is free first."""
 
 
-def worth_asking(view: NodeView, shape: RequestShape) -> bool:
-    """By its load, a seat is free, the engine's own queue is short, and the prompt fits behind it.
+def has_room_for_prompt(view: NodeView, shape: RequestShape) -> bool:
+    """Whether, by the node's load, a seat is free, the engine's own queue is short, and the prompt fits behind it.
 
     An idle node can always start it. One of which nothing is known can as long as we alone do not fill it.
     """
@@ -29,23 +29,23 @@ def worth_asking(view: NodeView, shape: RequestShape) -> bool:
 
 
 def can_start_by_load(view: NodeView, shape: RequestShape) -> bool:
-    """`worth_asking`, and the expected answer fits as well: all that can be said without a forecast."""
+    """`has_room_for_prompt`, for the expected answer as well: all that can be said without a forecast."""
     load = view.load
     if load is None or load.running + load.waiting == 0:
-        return worth_asking(view, shape)
-    if not worth_asking(view, shape):
+        return has_room_for_prompt(view, shape)
+    if not has_room_for_prompt(view, shape):
         return False
     tokens = shape.prompt_tokens + round(shape.expected_tokens)
     return load.waiting_prompt_blocks + view.config.blocks_for(tokens) <= load.free_blocks
 
 
 def can_start_by_forecast(view: NodeView, shape: RequestShape, forecast: Forecast | None, *, preemption: float) -> bool:
-    """Nobody has to wait there for a clear start, or the start preempts somebody with a probability of at most
-    `preemption`. Without a forecast from the node's state its load decides."""
+    """Whether the node is forecast to start it at once, waiting for nobody, or to preempt anybody for it with a
+    probability of at most `preemption`. Without a forecast from the node's state its load decides."""
     if forecast is None or forecast.source == "prior":
         return can_start_by_load(view, shape)
     if view.load is not None and view.load.running + view.load.waiting == 0:
         return True
-    if not worth_asking(view, shape):
+    if not has_room_for_prompt(view, shape):
         return False
     return forecast.clear_start_s.p90 <= 0.0 or forecast.preemption_probability <= preemption

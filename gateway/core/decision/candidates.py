@@ -9,13 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from gateway.core.decision.admission import can_start_by_load, worth_asking
+from gateway.core.decision.admission import can_start_by_load, has_room_for_prompt
 from gateway.core.decision.policies.base import Policy
-from gateway.core.decision.verdict import Refusal
 from gateway.core.nodes.node import Node
 from gateway.core.nodes.pool import NodePool
 from gateway.core.nodes.view import NodeView
 from gateway.core.request.live import LiveRequest
+from gateway.core.request.verdict import Refusal
 from gateway.core.router_config import RouterConfig
 from simcore.types import Outcome
 
@@ -66,18 +66,19 @@ def worth_comparing(
     now_s: float,
     *,
     startable_only: bool,
+    policy: Policy,
     prefilter: Policy,
     config: RouterConfig,
     rng: random.Random,
 ) -> Sequence[NodeView]:
-    """Those of the eligible `nodes` that the policy is to price, or to ask for forecasts first.
+    """Those of the eligible `nodes` that `policy` is to price, or to ask for forecasts first.
 
     A sample, if configuration or policy say so. With `startable_only` those that could start the request now by their
     load, which may be none. Of a policy that asks, then, the `ask` nodes that cost least by the policy `prefilter`,
     equals in random order; nodes that it cannot price, because nothing is known of them, come after all others, fewest
     requests of ours first.
     """
-    shape, policy = live.shape, live.policy
+    shape = live.shape
     k = config.sample or SAMPLE_OF.get(policy.name, 0)
     if policy.needs_forecasts and config.ask and not k:
         k = config.look
@@ -85,7 +86,7 @@ def worth_comparing(
         nodes = rng.sample(nodes, k)
     views = pool.views(nodes, shape, now_s)
     if startable_only:
-        can_start = worth_asking if policy.needs_forecasts else can_start_by_load
+        can_start = has_room_for_prompt if policy.needs_forecasts else can_start_by_load
         views = [view for view in views if can_start(view, shape)]
     if not policy.needs_forecasts or not 0 < config.ask < len(views):
         return views

@@ -1,4 +1,4 @@
-"""What an answer is still worth when a decision is made: too old, not believed, corrected, overtaken. Pure.
+"""Reads nodes' forecasts for a decision: drops stale and untrusted ones, corrects biased ones, adds dispatches. Pure.
 
 A forecast answers for the state of its node when the question got there. What we dispatched to that node in the
 meantime it cannot know, and in a burst all questions are asked before the first answer is in. Such requests are added
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.core.nodes.accuracy import Expected
+from gateway.core.nodes.accuracy import ExpectedTimes
 from gateway.core.nodes.node import InFlight, Node
 from gateway.core.request.attempt import ForecastRound
 from gateway.core.router_config import RouterConfig
@@ -23,10 +23,10 @@ class Believed(NamedTuple):
     """The answers of a round, by node."""
 
     forecasts: dict[str, Forecast]
-    """Those that count, as they are to be read now."""
+    """Forecasts that count, as they are to be read now."""
     notes: dict[str, str]
     """Why a node has none, or how its own was changed, for people."""
-    expected: dict[str, Expected]
+    expected: dict[str, ExpectedTimes]
     """What was forecast, with what was known better by now but uncorrected: to be compared with what happens."""
     delays_s: dict[str, float]
     """By how much the request would delay each other one of a node: by the node's own forecast alone, or what earlier
@@ -35,8 +35,8 @@ class Believed(NamedTuple):
 
 def believe(asked: ForecastRound, ready: Sequence[Node], now_s: float, config: RouterConfig) -> Believed:
     """Reads the answers of `ready` nodes. `asked` is closed: what is still pending has not come in time."""
-    found = Believed({}, dict(asked.failures), {}, {})
-    notes = found.notes
+    believed = Believed({}, dict(asked.failures), {}, {})
+    notes = believed.notes
     for node_id in asked.pending.values():
         notes[node_id] = f"no forecast within {config.forecast_timeout_s:g} s"
     answered = [(node, forecast) for node in ready if (forecast := asked.forecasts.get(node.node_id)) is not None]
@@ -49,11 +49,11 @@ def believe(asked: ForecastRound, ready: Sequence[Node], now_s: float, config: R
         node_id, sent = node.node_id, overtaken_by[node.node_id]
         why_not = _why_not_believed(node, forecast, config.state_stale_s)
         delay_s = delay_to_each_s(forecast, max_num_seqs=node.config.max_num_seqs, prefill_s=prefill_s)
-        found.delays_s[node_id] = delay_s
+        believed.delays_s[node_id] = delay_s
         if sent:
             forecast = with_later_dispatches(forecast, sent, delay_s)
             notes[node_id] = f"{len(sent)} dispatched there since it was asked: added to its forecast"
-        found.expected[node_id] = Expected(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
+        believed.expected[node_id] = ExpectedTimes(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
         if not why_not and node_id in to_test:
             why_not = "its forecasts are still to be tested"
         if why_not:
@@ -62,8 +62,8 @@ def believe(asked: ForecastRound, ready: Sequence[Node], now_s: float, config: R
         if node.accuracy.use == "corrected":
             forecast = forecast.slowed(node.accuracy.factor)
             notes[node_id] = f"its forecast was corrected by a factor of {node.accuracy.factor:.2g}"
-        found.forecasts[node_id] = forecast
-    return found
+        believed.forecasts[node_id] = forecast
+    return believed
 
 
 def delay_to_each_s(forecast: Forecast, *, max_num_seqs: int, prefill_s: float) -> float:

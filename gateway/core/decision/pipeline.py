@@ -1,4 +1,4 @@
-"""One decision, from the wish to the verdict: filter, sample, ask, believe, admit, rank. Pure.
+"""One decision, from the request to the verdict: filter, sample, ask, believe, admit, rank. Pure.
 
 `begin` takes a request as far as it gets without forecasts, `conclude` from the forecasts to the end. Both only say
 what is to be done; the router does it.
@@ -14,15 +14,15 @@ from gateway.core.decision.candidates import eligible, worth_comparing
 from gateway.core.decision.forecasts import Believed, believe
 from gateway.core.decision.policies.base import Policy
 from gateway.core.decision.policies.registry import PolicyError, canonical_name, make_policy
-from gateway.core.decision.rank import is_priced, rank, sentence, why_unpriced
+from gateway.core.decision.rank import rank, sentence, why_unpriced
 from gateway.core.decision.service_levels import is_infeasible
-from gateway.core.decision.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.nodes.pool import NodePool
 from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
 from gateway.core.queue.late_binding import LateBinding
 from gateway.core.request.attempt import ForecastRound
 from gateway.core.request.live import LiveRequest
+from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.router_config import RouterConfig
 from simcore.types import Decision, Forecast, Outcome
 
@@ -30,7 +30,7 @@ NO_FORECASTS = Believed({}, {}, {}, {})
 
 
 class DecisionPipeline:
-    """One per router. Raises PolicyError when fallback or prefilter is unknown or unfit."""
+    """Makes the decisions of one router. Raises PolicyError when fallback or prefilter is unknown or unfit."""
 
     def __init__(self, pool: NodePool, late: LateBinding, config: RouterConfig, rng: random.Random) -> None:
         self._pool = pool
@@ -66,6 +66,7 @@ class DecisionPipeline:
             live,
             self._pool,
             now_s,
+            policy=self._policies[live.policy],
             startable_only=self._late.may_wait(live, now_s),
             prefilter=self._prefilter,
             config=self._config,
@@ -73,7 +74,7 @@ class DecisionPipeline:
         )
         if not views:
             return Wait()
-        if live.policy.needs_forecasts:
+        if live.needs_forecasts:
             return Ask([self._pool.nodes[view.node_id] for view in views])
         return self._choose(live, views, NO_FORECASTS, now_s)
 
@@ -86,9 +87,9 @@ class DecisionPipeline:
         views = self._pool.views(ready, live.shape, now_s)
         believed = believe(asked, ready, now_s, self._config)
         forecasts = believed.forecasts
-        starts_s = [forecast.clear_start_s.mean for forecast in forecasts.values()]
         may_wait = self._late.may_wait(live, now_s)
         if self._is_infeasible(live, forecasts, now_s):
+            starts_s = [forecast.clear_start_s.mean for forecast in forecasts.values()]
             if self._config.infeasible == "refuse":
                 detail = f"all {len(forecasts)} nodes asked are forecast to miss a service level of the request"
                 return Refusal(Outcome.OVERLOADED, detail, min(starts_s))
@@ -102,7 +103,7 @@ class DecisionPipeline:
                 if can_start_by_forecast(view, live.shape, forecasts.get(view.node_id), preemption=preemption)
             ]
             if not views:
-                return Wait(min(starts_s, default=0.0))
+                return Wait(min([forecast.clear_start_s.mean for forecast in forecasts.values()], default=0.0))
         return self._choose(live, views, believed, now_s)
 
     def has_room(self, live: LiveRequest, now_s: float) -> bool:
@@ -112,18 +113,20 @@ class DecisionPipeline:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _is_infeasible(self, live: LiveRequest, forecasts: Mapping[str, Forecast], now_s: float) -> bool:
-        """Whether it is forecast to miss a service level wherever it goes, and that is news."""
-        if not forecasts or live.infeasible or live.resumed_tokens or self._config.infeasible == "serve":
+        """Whether it is forecast to miss a service level wherever it goes, and this was not known before."""
+        if self._config.infeasible == "serve" or not forecasts or live.infeasible or live.resumed_tokens:
             return False
         waited_s = now_s - live.arrival_s
         return all(is_infeasible(live.shape.slo, forecast, waited_s=waited_s) for forecast in forecasts.values())
 
     def _choose(self, live: LiveRequest, views: Sequence[NodeView], believed: Believed, now_s: float) -> Chosen:
         """The cheapest by the policy; if it can price nobody, by the fallback."""
-        shape, policy, forecasts, notes = live.shape, live.policy, believed.forecasts, believed.notes
+        shape, policy = live.shape, self._policies[live.policy]
+        forecasts, notes = believed.forecasts, believed.notes
         costs = policy.costs(shape, views, forecasts)
+        ranking = rank(costs, views, forecasts=forecasts, notes=notes, rng=self._rng)
         preface = ""
-        if not any(map(is_priced, costs)):
+        if not ranking.priced:
             missing = "forecast came" if policy.needs_forecasts else "load is known"
             preface = f"{policy.name} could not price {len(views)} nodes as no {missing} "
             preface += f"({views[0].node_id}: {why_unpriced(views[0], notes)}); {self._fallback.name} stepped in: "
@@ -133,7 +136,7 @@ class DecisionPipeline:
                 views = self._pool.views(nodes, shape, now_s)
             policy, forecasts = self._fallback, {}
             costs = policy.costs(shape, views, forecasts)
-        ranking = rank(costs, views, forecasts=forecasts, notes=notes, rng=self._rng)
+            ranking = rank(costs, views, forecasts=forecasts, notes=notes, rng=self._rng)
         best = ranking.scores[0]
         decision = Decision(
             request_id=live.request_id,

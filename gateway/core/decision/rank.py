@@ -20,13 +20,8 @@ class Ranking(NamedTuple):
     """Nodes that have a cost."""
 
 
-def is_priced(cost: float | None) -> bool:
-    """NaN compares unequal to itself; it must not win or lose by accident."""
-    return cost is not None and cost == cost
-
-
 def why_unpriced(view: NodeView, notes: Mapping[str, str]) -> str:
-    """For people."""
+    """Why a policy could not price a node, for people."""
     return notes.get(view.node_id) or (
         "its load is not known" if view.load is None else "the policy could not price it"
     )
@@ -42,7 +37,8 @@ def rank(
 ) -> Ranking:
     """Puts the nodes in order of the costs that a policy `said`, and draws among the cheapest. `notes` are remarks per
     node for people."""
-    priced = sum([is_priced(cost) for cost in said])
+    # NaN compares unequal to itself; it must not win or lose by accident.
+    priced = sum([cost is not None and cost == cost for cost in said])
     if not priced:
         return Ranking([_score(view, None, forecasts, notes) for view in views], 0, 0)
     costs = [cost or 0.0 for cost in said] if priced == len(said) else by_our_account(said, views)

@@ -25,11 +25,11 @@ MEMORY = 32
 BIAS = 1.3
 """Steady factors below this are left alone."""
 ABSURD_BIAS = 10.0
-"""No clock is off by more than this; what is, is no forecast."""
+"""A node is demoted when its forecasts are off by more than this factor: no clock is that wrong, so they are none."""
 SPREAD = 2.0
 """A node is demoted when its answers scatter by this factor more than the median node's."""
 ABSURD_SPREAD = 6.0
-"""And whatever the others do, when they scatter by this factor."""
+"""A node is demoted when its answers scatter by this factor, whatever those of the others do."""
 FLOOR_S = 0.05
 """Added to both times of a comparison: errors below it are nobody's concern."""
 FORGET_S = 60.0
@@ -39,11 +39,11 @@ REMEMBERED = 2
 SILENT_AFTER = 3
 """Questions in a row without an answer in time, after which a node is no longer waited for."""
 PROBE_S = 0.5
-"""Then one question in this time tries whether it answers again."""
+"""Time between two questions to a silent node that try whether it answers again."""
 
 
 class AccuracyStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """For operators and metrics."""
+    """How accurate a node's forecasts are, for operators and metrics."""
 
     use: Use = "used"
     bias: float = 1.0
@@ -57,7 +57,7 @@ class AccuracyStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How often the use has changed."""
 
 
-class Expected(msgspec.Struct, frozen=True, gc=False):
+class ExpectedTimes(msgspec.Struct, frozen=True, gc=False):
     """What a forecast said when it placed a request, uncorrected. Seconds from the dispatch."""
 
     ttft_s: float
@@ -87,7 +87,7 @@ class _Errors:
 
 
 class ForecastAccuracy:
-    """One node's."""
+    """The accuracy of one node's forecasts, learned from the requests placed by them, and what use follows."""
 
     def __init__(self) -> None:
         self.use: Use = "used"
@@ -103,15 +103,15 @@ class ForecastAccuracy:
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
-    def first_token(self, expected: Expected, actual_s: float, now_s: float) -> None:
+    def first_token(self, expected: ExpectedTimes, actual_s: float, now_s: float) -> None:
         self._first.add(actual_s, expected.ttft_s)
         self._seen_s = now_s
 
-    def part(self, expected: Expected, actual_s: float, output_tokens: int) -> None:
-        """So many tokens came: enough to tell its pace before an answer ends."""
+    def part(self, expected: ExpectedTimes, actual_s: float, output_tokens: int) -> None:
+        """The first `output_tokens` tokens of an answer came: enough to judge its pace before it ends."""
         self._whole.add(actual_s, expected.total_s(output_tokens))
 
-    def ended(self, expected: Expected, actual_s: float, output_tokens: int) -> None:
+    def ended(self, expected: ExpectedTimes, actual_s: float, output_tokens: int) -> None:
         """A whole answer came."""
         self._whole.add(actual_s, expected.total_s(output_tokens))
         weight = 1 / min(self._whole.count, MEMORY)
@@ -122,7 +122,7 @@ class ForecastAccuracy:
         self._unanswered = 0
 
     def unanswered(self, now_s: float) -> None:
-        """A question was not."""
+        """A question was not answered in time."""
         self._unanswered += 1
         self._probe_s = now_s
 
@@ -192,7 +192,7 @@ class ForecastAccuracy:
         )
 
     def alarm(self) -> str:
-        """For operators; empty when all is well."""
+        """What is wrong with the forecasts, for operators; empty when all is well."""
         if self.is_silent:
             return f"its predictor does not answer ({self._unanswered} questions)"
         if self.use == "used":

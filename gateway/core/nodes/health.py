@@ -22,7 +22,7 @@ RECOVERED_AT = 64
 
 
 class Standing(enum.IntEnum):
-    """Lower is better."""
+    """How fit a node is for new requests; lower is better."""
 
     HEALTHY = 0
     BACKING_OFF = 1
@@ -32,7 +32,7 @@ class Standing(enum.IntEnum):
 
 
 class Health:
-    """One node's. Times are the router's."""
+    """The health of one node: ejected, backing off, slowly started, or none of these. Times are the router's."""
 
     def __init__(self) -> None:
         self.suspicion = ""
@@ -92,7 +92,7 @@ class Health:
 
     @property
     def alarm(self) -> str:
-        """For operators; empty when all is well."""
+        """Why the node is ejected or backing off, for operators; empty when all is well."""
         if self.suspicion or self.stalled:
             return self.suspicion or self.stalled
         if self._ejected_until_s:

@@ -14,7 +14,7 @@ FROZEN_AFTER_S = 0.8
 
 
 class Liveness:
-    """One node's."""
+    """Signs of life of one node, in its trace and in the tokens that come from it."""
 
     __slots__ = ("_busy_s", "_seq", "_tokens_s", "moved_s")
 

@@ -19,11 +19,11 @@ class ModelNodes(NamedTuple):
     members: Sequence[Node]
     """All that are configured, down ones too, in the order in which they joined."""
     ready: Sequence[Node]
-    """Those that may get new requests."""
+    """Members that may get new requests."""
     longest_tokens: int
     """Prompt and output limit of the most generous member."""
     shortest_ready_tokens: int
-    """The same of the meanest ready node."""
+    """Prompt and output limit of the ready node that offers least."""
 
     def states(self) -> str:
         """Why nobody is ready, for people."""
@@ -108,9 +108,9 @@ class NodePool:
 
     def serving(self, model: str) -> ModelNodes | str:
         """The nodes of a model (empty: of the only one there is), or why there are none, for people."""
-        found = self._models.get(model) if model else None
-        if found is not None:
-            return found
+        nodes = self._models.get(model) if model else None
+        if nodes is not None:
+            return nodes
         if not model and len(self._models) == 1:
             return next(iter(self._models.values()))
         if not self._models:

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gateway.core.decision.verdict import Refusal, Wait
 from gateway.core.queue.queue import GatewayQueue, HoldConfig
 from gateway.core.request.lifecycle import State
 from gateway.core.request.live import LiveRequest
+from gateway.core.request.verdict import Refusal, Wait
 from simcore.types import Outcome
 
 LONGEST_PAUSE_S = 0.2
@@ -46,7 +46,7 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LateBinding:
-    """One per router."""
+    """Who joins one router's queue, who is tried again when, and who is shed."""
 
     def __init__(self, config: HoldConfig, queue: GatewayQueue, rng: random.Random, *, refuse_infeasible: bool) -> None:
         self.config = config
@@ -126,10 +126,10 @@ class LateBinding:
             if live in self._queue and now_s - live.arrival_s >= self.config.aging_s:
                 blocked.add(live.shape.model)
 
-    # --- the timer of the next look -----------------------------------------------------------------------------------
+    # --- the timer of the next recheck --------------------------------------------------------------------------------
 
-    def next_look_s(self, now_s: float) -> float | None:
-        """When a timer for the next look is to fire; None when none is needed, or one runs already."""
+    def next_recheck_s(self, now_s: float) -> float | None:
+        """When a timer is to fire for the next recheck of the queue; None when none is needed, or one runs already."""
         if not len(self._queue) or self._timer_id:
             return None
         # Not in step with other gateways: two that look at the same moment see the same seat free.
@@ -138,8 +138,8 @@ class LateBinding:
     def timer_started(self, timer_id: int) -> None:
         self._timer_id = timer_id
 
-    def is_timer(self, timer_id: int) -> bool:
-        """Whether this timer is the one of the next look."""
+    def is_recheck(self, timer_id: int) -> bool:
+        """Whether this timer is that of the next recheck."""
         return timer_id == self._timer_id
 
     def timer_fired(self) -> None:
@@ -160,7 +160,7 @@ class LateBinding:
 
     def _may_queue(self, live: LiveRequest) -> bool:
         when = self.config.when
-        queues = when == "always" or (when == "forecast" and live.policy.needs_forecasts)
+        queues = when == "always" or (when == "forecast" and live.needs_forecasts)
         return queues and not live.resumed_tokens
 
     def _make_room(self, live: LiveRequest) -> list[tuple[LiveRequest, Refusal]]:

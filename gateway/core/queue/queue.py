@@ -101,15 +101,15 @@ class GatewayQueue:
         most = self._config.heads
         wanted = {model: min(most, count) for model, count in self._models.items()}
         left = sum(wanted.values())
-        found = []
+        heads: list[LiveRequest] = []
         for _, _, live in self._entries:
             if not left:
                 break
             if wanted[live.shape.model]:
                 wanted[live.shape.model] -= 1
                 left -= 1
-                found.append(live)
-        return found
+                heads.append(live)
+        return heads
 
     def oldest_arrival_s(self) -> float | None:
         """When the longest waiting of all came; None when there is none."""
@@ -152,7 +152,7 @@ class GatewayQueue:
         return fill > begin and rng.random() * (1.0 - begin) < fill - begin
 
     def victim_for(self, live: LiveRequest) -> LiveRequest | None:
-        """Of the lowest class held, if that is below this request's, the last to be served: it makes room."""
+        """The request that makes room for this one: the last of the lowest class held, if that is below its own."""
         lowest = max(self._classes, default=None)
         if lowest is None or lowest <= class_of(live):
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.events import RequestShape
-from gateway.core.nodes.accuracy import Expected
+from gateway.core.nodes.accuracy import ExpectedTimes
 from gateway.core.nodes.node import Node
 from simcore.types import Decision, Forecast
 
@@ -24,12 +24,14 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     """After a resume the prompt holds the tokens so far."""
     decision: Decision
     dispatched_s: float
-    expected: Expected | None = None
+    expected: ExpectedTimes | None = None
     """What the node forecast when it was chosen; None when it did not."""
     pace_compared: bool = False
     """Whether the pace of its tokens has been compared with that."""
     output_tokens: int = 0
-    """That came of this attempt."""
+    """Output tokens that came of this attempt."""
+    is_at_node: bool = True
+    """Whether its node has it: then it holds a place in the node's account."""
 
 
 class ForecastRound(msgspec.Struct, kw_only=True, eq=False):

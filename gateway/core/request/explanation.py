@@ -15,7 +15,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One per attempt, in order; empty when it was refused."""
     prompt_tokens: int
     belief: LengthBelief | None = None
-    """Of the answer's length; of what is left of it when another node goes on with it."""
+    """Belief of the answer's length; of what is left of it when another node goes on with it."""
     belief_source: str = ""
     output_tokens: int = 0
     """Tokens that came so far."""

@@ -36,7 +36,7 @@ class Trigger(enum.Enum):
     """A node was chosen for somebody else to send it to."""
     HELD = "held"
     """Every node would make it wait."""
-    CALLED = "called"
+    RECHECKED = "rechecked"
     """Its turn has come to be tried again."""
     REFUSED = "refused"
     """No node can or may take it."""
@@ -61,7 +61,7 @@ TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.PLACING, Trigger.CLIENT_ENDED): State.ENDED,
     (State.PLACING, Trigger.DEADLINE): State.ENDED,
     (State.PLACING, Trigger.HELD): State.HELD,
-    (State.HELD, Trigger.CALLED): State.PLACING,
+    (State.HELD, Trigger.RECHECKED): State.PLACING,
     (State.HELD, Trigger.REFUSED): State.ENDED,
     (State.HELD, Trigger.CLIENT_ENDED): State.ENDED,
     (State.HELD, Trigger.DEADLINE): State.ENDED,

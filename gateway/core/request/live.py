@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.core.decision.policies.base import Policy
 from gateway.core.events import RequestShape
 from gateway.core.request.attempt import Attempt, ForecastRound
 from gateway.core.request.explanation import Explanation
@@ -18,17 +17,18 @@ from simcore.types import Decision, Outcome
 class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
     """One request between `Arrived` and its end."""
 
+    request_id: str
     request: RequestShape
     """As it arrived."""
     arrival_s: float
-    policy: Policy
+    policy: str
+    """By its name; `needs_forecasts` of it."""
+    needs_forecasts: bool
     shape: RequestShape
     """What the next node will be asked for: after a resume the prompt holds the tokens so far."""
     state: State = State.PLACING
     attempts: list[Attempt] = []
     """All that were dispatched, in order."""
-    at_nodes: list[Attempt] = []
-    """Those that a node has now: each holds a place in its account."""
     streaming: Attempt | None = None
     """The one of them whose tokens go to the client."""
     moves: int = 0
@@ -51,13 +51,16 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
     ttft_s: float | None = None
 
     @classmethod
-    def arrived(cls, request: RequestShape, policy: Policy, now_s: float) -> LiveRequest:
+    def arrived(cls, request: RequestShape, policy: str, now_s: float, *, needs_forecasts: bool) -> LiveRequest:
         """A request of which nothing has been decided."""
-        return cls(request=request, shape=request, arrival_s=now_s, policy=policy)
-
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
+        return cls(
+            request_id=request.request_id,
+            request=request,
+            shape=request,
+            arrival_s=now_s,
+            policy=policy,
+            needs_forecasts=needs_forecasts,
+        )
 
     @property
     def next_attempt(self) -> int:
@@ -69,12 +72,17 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
         """Output tokens that the next node gets as part of its prompt."""
         return self.shape.prompt_tokens - self.request.prompt_tokens
 
+    @property
+    def at_nodes(self) -> list[Attempt]:
+        """The attempts that a node has now."""
+        return [attempt for attempt in self.attempts if attempt.is_at_node]
+
     def attempt_at(self, node_id: str, number: int) -> Attempt | None:
         """The attempt of that number, if that node has it now."""
-        for attempt in self.at_nodes:
-            if attempt.number == number and attempt.node.node_id == node_id:
-                return attempt
-        return None
+        if not 0 < number <= len(self.attempts):
+            return None
+        attempt = self.attempts[number - 1]
+        return attempt if attempt.is_at_node and attempt.node.node_id == node_id else None
 
     def explain(self, *, outcome: Outcome | None = None, detail: str = "", e2e_s: float | None = None) -> Explanation:
         return Explanation(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_adapters.vllm import frames
-from engine_adapters.vllm.frames import HEADER, Delta, FrameError, Hello, PrefixCache, Reader, Row, Snapshot
+from engine_adapters.vllm.frames import HEADER, Delta, FrameError, Hello, PrefixCache, Reader, RequestRow, Snapshot
 from simcore.trace import CacheDelta, Scheduled, StepBatch, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig, RequestState
 
@@ -17,8 +17,8 @@ CONFIG = EngineConfig(model="m", engine="vllm", engine_version="0.32.0")
 HELLO = Hello(frames.SCHEMA, CONFIG, 42)
 
 
-def row(key: int, name: str) -> Row:
-    return Row(key, name, 10, 2, 3, 40, 1, 5.0, 0)
+def row(key: int, name: str) -> RequestRow:
+    return RequestRow(key, name, 10, 2, 3, 40, 1, 5.0, 0)
 
 
 SNAPSHOT = Snapshot(7, 1.5, (row(1, "a"),), (row(2, "b"),), 99, 3)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
-from length_model.artifact import MAGIC, ArtifactError, from_bytes, to_bytes
+from length_model.artifact import BEFORE_SAFETENSORS, ArtifactError, from_bytes, to_bytes
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -49,22 +50,27 @@ def test_a_cut_off_file_is_refused(length: int) -> None:
 
 
 def test_another_format_version_says_so() -> None:
-    other = DATA.replace(b'"format":1', b'"format":2', 1)
-    with pytest.raises(ArtifactError, match=r"format 2.*reads 1.*train it anew"):
+    other = DATA.replace(b'\\"format\\":2', b'\\"format\\":3', 1)
+    assert other != DATA
+    with pytest.raises(ArtifactError, match=r"format 3.*reads 2.*train it anew"):
         from_bytes(other)
+    with pytest.raises(ArtifactError, match=r"mine\.alm: artefact format 1.*reads 2.*train it anew"):
+        from_bytes(BEFORE_SAFETENSORS + DATA, "mine.alm")
 
 
-def test_a_pickle_is_no_artefact() -> None:
+def test_other_files_are_no_artefacts() -> None:
     with pytest.raises(ArtifactError, match="not a length model artefact"):
-        from_bytes(pickle.dumps({"weights": [1, 2]}))
-    with pytest.raises(ArtifactError, match="header"):
-        from_bytes(MAGIC + pickle.dumps({"weights": list(range(100))}))
+        from_bytes(pickle.dumps({"weights": list(range(100))}))
+    with pytest.raises(ArtifactError, match="safetensors file of something else"):
+        from_bytes(bytes(save(ARRAYS)))
+    with pytest.raises(ArtifactError, match="safetensors file of something else"):
+        from_bytes(bytes(save(ARRAYS, metadata={"format": "pt"})))
 
 
 def test_a_header_nested_without_end_is_an_error_and_not_a_crash() -> None:
-    deep = b'{"format":1,"kind":"hashed","meta":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b'},"arrays":[],"sha256":""}'
+    deep = b'{"__metadata__":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
     with pytest.raises(ArtifactError, match="damaged header"):
-        from_bytes(MAGIC + struct.pack("<I", len(deep)) + deep)
+        from_bytes(struct.pack("<Q", len(deep)) + deep)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from length_model.core.belief import DEFAULT_PRIOR, known
-from predictor.core.estimator import OVERDUE_LEAST_S, Estimator, Refused
+from predictor.core.estimator import OVERDUE_LEAST_S, Estimator, NoForecast
 from predictor.core.traced_engine import TracedEngine
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest
@@ -155,7 +155,7 @@ def test_a_batch_of_questions_is_answered_in_order_and_a_bad_one_harms_no_other(
         [candidate("a"), candidate("too long", prompt_tokens=5000), candidate("b", prompt_tokens=60)], 0.0
     )
     assert isinstance(answers[0], Forecast)
-    assert isinstance(answers[1], Refused)
+    assert isinstance(answers[1], NoForecast)
     assert "5000" in answers[1].reason
     assert isinstance(answers[2], Forecast)
     assert answers[2].request_id == "b"
@@ -177,7 +177,7 @@ def test_without_any_state_the_answer_is_a_pessimistic_prior() -> None:
     assert blind.ttft_s.p50 > busy.ttft_s.p50
     assert blind.e2e_s.p50 > busy.e2e_s.p50
     (refused,) = Rig().estimator.forecast([candidate("x", prompt_tokens=401)], 0.0)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, NoForecast)
 
 
 def test_an_idle_node_that_is_followed_is_never_stale() -> None:

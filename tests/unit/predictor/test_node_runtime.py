@@ -11,8 +11,8 @@ from msgspec import structs
 from engine_adapters.base import EngineError, EngineOptions, EngineProbe, EngineRequest, RequestRefused
 from engine_adapters.emulated import EmulatedEngine
 from length_model.core.belief import known
-from predictor.core.estimator import Refused
-from predictor.node import Node
+from predictor.core.estimator import NoForecast
+from predictor.node import NodeRuntime
 from predictor.requests import End
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceItem
@@ -60,7 +60,7 @@ class Rig:
     def __init__(self) -> None:
         self.engine = EmulatedEngine(EngineOptions(node_id="n", config=CONFIG, step_time=STEP_TIME))
         self.probe = UnreliableProbe(self.engine)
-        self.node = Node("n", self.engine, self.probe, profile=STEP_TIME, reservation_ttl_s=30.0, scenarios=4)
+        self.node = NodeRuntime("n", self.engine, self.probe, profile=STEP_TIME, reservation_ttl_s=30.0, scenarios=4)
         self.ends: dict[str, End] = {}
         self.tokens: dict[str, int] = {}
 
@@ -169,7 +169,7 @@ async def test_many_questions_leave_the_loop_free_and_are_answered_in_order(rig:
     rig.node.asking._candidate_s = 1.0
     answers = await asyncio.gather(*(rig.node.asking.forecast(candidates) for candidates in asked))
     for candidates, found in zip(asked, answers, strict=True):
-        assert isinstance(found[0], Refused)
+        assert isinstance(found[0], NoForecast)
         assert [f.request_id for f in found[1:] if isinstance(f, Forecast)] == [c.request_id for c in candidates[1:]]
     assert not rig.node.asking.is_simulating
     for i in range(20):

@@ -10,7 +10,7 @@ from gateway.core.nodes.accuracy import (
     FORGET_S,
     SAMPLES,
     SILENT_AFTER,
-    Expected,
+    ExpectedTimes,
     ForecastAccuracy,
     judge_all,
 )
@@ -22,7 +22,7 @@ def told(factor: float, count: int = 40, scatter: float = 1.0, seed: int = 0) ->
     rng = random.Random(seed)
     accuracy = ForecastAccuracy()
     for i in range(count):
-        expected = Expected(ttft_s=1.0, tpot_s=0.05, e2e_p90_s=8.0)
+        expected = ExpectedTimes(ttft_s=1.0, tpot_s=0.05, e2e_p90_s=8.0)
         tokens = rng.randrange(50, 200)
         actual_s = expected.total_s(tokens) * factor * scatter ** rng.choice((-1, 1))
         accuracy.first_token(expected, factor, now_s=float(i))
@@ -71,7 +71,7 @@ def test_what_nothing_has_confirmed_for_long_must_be_tested_anew() -> None:
 def test_coverage_is_the_share_of_answers_within_the_p90() -> None:
     accuracy = ForecastAccuracy()
     for i in range(20):
-        accuracy.ended(Expected(1.0, 0.05, 5.0), 4.0 if i % 2 else 6.0, 60)
+        accuracy.ended(ExpectedTimes(1.0, 0.05, 5.0), 4.0 if i % 2 else 6.0, 60)
     assert accuracy.status().coverage_p90 == pytest.approx(0.5, abs=0.1)
 
 

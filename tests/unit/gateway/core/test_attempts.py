@@ -35,7 +35,7 @@ class TwoAttempts(CheckedRouter):
             decision=live.decisions[0],
             dispatched_s=self.now_s,
         )
-        self.router._ledger.begun(live, self.ready)
+        live.attempts.append(self.ready)
 
     def in_flight(self) -> dict[str, int]:
         return {node.node_id: node.in_flight for node in self.router.nodes()}

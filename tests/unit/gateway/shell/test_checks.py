@@ -11,7 +11,7 @@ from gateway.intake import checks
 from gateway.intake.checks import MAX_BELIEF_ATOMS
 from gateway.intake.client_request import ClientRequest, Sampling
 from gateway.intake.denied import Denied
-from gateway.intake.lengths import Expected, expected_without_model
+from gateway.intake.lengths import ExpectedLength, expected_without_model
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from simcore.types import LengthBelief
@@ -123,7 +123,7 @@ def test_a_shape_carries_all_that_the_router_needs() -> None:
         resume="off",
         sampling=Sampling(seed=1),
     )
-    expected = Expected(belief=LengthBelief((4,)), source="hashed")
+    expected = ExpectedLength(belief=LengthBelief((4,)), source="hashed")
     shape = checks.request_shape(request, request_id="r", prompt_tokens=7, max_output_tokens=9, expected=expected)
     assert (shape.belief, shape.belief_source) == (LengthBelief((4,)), "hashed")
     assert (shape.model, shape.priority, shape.session, shape.policy) == ("m", -2, "s", "random")

@@ -71,10 +71,10 @@ async def test_an_outage_of_the_name_service_takes_no_node_away(names: Names) ->
     discovery.set_entries([NodeEntry(address="dns:gpu:1")])
     await until(lambda: names.told[-1] == ["10.0.0.2:1"])
     names.answers["gpu"] = None
-    await discovery.ask()
+    await discovery.resolve_all()
     assert names.told[-1] == ["10.0.0.2:1"]
     names.answers["gpu"] = []
-    await discovery.ask()
+    await discovery.resolve_all()
     assert names.told[-1] == [], "an answer without addresses is an answer"
     await discovery.close()
 
@@ -83,7 +83,7 @@ async def test_an_address_named_twice_is_one_node(names: Names) -> None:
     names.answers["gpu"] = ["10.0.0.1"]
     discovery = names.discovery()
     discovery.set_entries([NodeEntry(address="10.0.0.1:1", name="a"), NodeEntry(address="dns:gpu:1")])
-    await discovery.ask()
+    await discovery.resolve_all()
     assert names.told == [["10.0.0.1:1"]]
     await discovery.close()
 

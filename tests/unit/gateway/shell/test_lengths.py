@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.events import RequestShape
 from gateway.intake.client_stream import ClientStream
-from gateway.intake.lengths import MAX_BATCH, Expected, LengthDesk, Question, kind_of, load_lengths
+from gateway.intake.lengths import MAX_BATCH, ExpectedLength, LengthDesk, Question, kind_of, load_lengths
 from length_model.artifact import ArtifactError
 from length_model.baseline import ConstantModel
 from length_model.core.belief import DEFAULT_PRIOR, known, truncated
@@ -52,11 +52,11 @@ def desk_of(
     return LengthDesk(lengths, deadline_s=deadline_s, decode=decode)
 
 
-async def ask(desk: LengthDesk, text: str = "x", max_tokens: int = 10_000) -> Expected:
+async def ask(desk: LengthDesk, text: str = "x", max_tokens: int = 10_000) -> ExpectedLength:
     return await desk.expect(Question(text=text), said=None, max_tokens=max_tokens)
 
 
-def ended(expected: Expected, *, tokens: int, outcome: Outcome) -> ClientStream:
+def ended(expected: ExpectedLength, *, tokens: int, outcome: Outcome) -> ClientStream:
     shape = RequestShape(request_id="r", prompt_tokens=1, max_output_tokens=10_000, belief=expected.belief)
     stream = ClientStream(shape, forecast=expected.forecast)
     if tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gateway.core.nodes.accuracy import Expected
+from gateway.core.nodes.accuracy import ExpectedTimes
 from gateway.core.nodes.node import Node
 from simcore.types import Decision, Outcome
 
@@ -15,7 +15,7 @@ class Chosen(NamedTuple):
 
     node: Node
     decision: Decision
-    expected: Expected | None = None
+    expected: ExpectedTimes | None = None
     """What the node forecast, to be compared with what happens; None if it did not."""
     delay_s: float | None = None
     """By how much the request delays each other one of the node, by the node's own forecast; None without one."""

@@ -1,4 +1,4 @@
-"""The books of a router: live requests, open questions, wanted timers, and the actions of the event in hand. Pure.
+"""The bookkeeping of a router: live requests, open questions, wanted timers, actions of the event in hand. Pure.
 
 Nothing here decides. The one rule it keeps: a state changes in `move` only, so accounts, questions and timers are given
 back there on every path.
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.core import events as ev
-from gateway.core.decision.verdict import Chosen
 from gateway.core.nodes.node import InFlight, Node
 from gateway.core.queue.queue import GatewayQueue
 from gateway.core.request.attempt import Attempt, ForecastRound
 from gateway.core.request.explanation import Explanation, ExplanationLog
 from gateway.core.request.lifecycle import HOLDS_ACCOUNT, IN_LINE, State, Trigger, follow
 from gateway.core.request.live import LiveRequest
+from gateway.core.request.verdict import Chosen
 from simcore.types import Candidate, Outcome
 
 
 class Ledger:
-    """One per router. `explain_keep` ended requests stay explainable."""
+    """What one router has in hand. `explain_keep` ended requests stay explainable."""
 
     def __init__(self, explain_keep: int, queue: GatewayQueue) -> None:
         self.live: dict[str, LiveRequest] = {}
@@ -104,7 +104,7 @@ class Ledger:
             dispatched_s=now_s,
             expected=chosen.expected,
         )
-        self.begun(live, attempt)
+        live.attempts.append(attempt)
         live.streaming = attempt
         live.decisions.append(chosen.decision)
         self.move(live, Trigger.DISPATCHED)
@@ -127,14 +127,9 @@ class Ledger:
         self.log.add(live.explain())
         self._actions.append(ev.Placed(request_id=live.request_id, decision=chosen.decision))
 
-    def begun(self, live: LiveRequest, attempt: Attempt) -> None:
-        """A node has an attempt: its account holds it already (`Node.take`)."""
-        live.attempts.append(attempt)
-        live.at_nodes.append(attempt)
-
     def over(self, live: LiveRequest, attempt: Attempt) -> None:
         """An attempt has ended, or is given up: its place in the account of its node is given back."""
-        live.at_nodes.remove(attempt)
+        attempt.is_at_node = False
         attempt.node.release(live.request_id)
         self._capacity_changed = True
         if live.streaming is attempt:
@@ -151,7 +146,7 @@ class Ledger:
         if new not in IN_LINE and live in self._queue:
             self._queue.leave(live)
         if new is State.ENDED:
-            for attempt in list(live.at_nodes):
+            for attempt in live.at_nodes:
                 self.over(live, attempt)
             self.close_round(live)
             self.timers.pop(live.deadline_timer_id, None)

@@ -17,7 +17,10 @@ LATE_S = 0.5
 
 
 class NodeMonitor:
-    """One per router. `stall_s`: how long a node may show no sign of life while it has requests of ours."""
+    """Keeps health, liveness and forecast accuracy of one router's nodes.
+
+    `stall_s`: how long a node may show no sign of life while it has requests of ours.
+    """
 
     def __init__(self, pool: NodePool, *, stall_s: float) -> None:
         self._pool = pool

@@ -180,6 +180,7 @@ def _show(out: Any, courses: Sequence[LearningCurve]) -> None:
     from rich.table import Table
 
     from bench.profile.calibration import BARS
+    from bench.show.tables import print_table
 
     errors = Table(title="Step-time error after learning from so many steps", title_justify="left", header_style="bold")
     errors.add_column("prior", no_wrap=True)
@@ -209,5 +210,5 @@ def _show(out: Any, courses: Sequence[LearningCurve]) -> None:
             str(course.versions),
             f"{course.cost_s_per_step * 1e6:.0f} us",
         )
-    out.print(errors)
-    out.print(speed)
+    print_table(out, errors)
+    print_table(out, speed)

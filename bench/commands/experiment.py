@@ -134,7 +134,7 @@ def _list(found: list[Experiment], *, as_json: bool) -> None:
     from rich import box
     from rich.table import Table
 
-    from bench.show.tables import out_console
+    from bench.show.tables import out_console, print_table
 
     table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0))
     for title in ("name", "system", "what", "state"):
@@ -142,4 +142,4 @@ def _list(found: list[Experiment], *, as_json: bool) -> None:
     for e in found:
         state = {"ready": "", "live": "with --live", "later": "later"}[e.status]
         table.add_row(e.name, e.system, e.title, state)
-    out_console().print(table)
+    print_table(out_console(), table)

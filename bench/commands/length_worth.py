@@ -57,6 +57,7 @@ def worth(
     from bench.experiments.length_worth import ERRORS, SCHEMES, Cell, study
     from bench.measure.measures import GoodputSlo
     from bench.run.spec import RunSpec
+    from bench.show.tables import print_table
     from length_model.core.split import samples_of
     from length_model.models import load_model
     from length_model.report import out_console, short_name
@@ -97,5 +98,5 @@ def worth(
         return
     out = out_console()
     for table in report.tables(found):
-        out.print(table)
+        print_table(out, table)
     out.print(report.caption(found), highlight=False)

@@ -181,9 +181,3 @@ KNOWN = frozenset(
         "gateway_rss_mib",
     }
 )
-
-
-def as_vllm(measures: Mapping[str, float]) -> dict[str, float]:
-    """The measures under the names of vLLM's `bench serve --save-result`."""
-    wanted = [name for name in ALIASES if name.endswith(("_ms", "throughput")) or "goodput" in name]
-    return {name: value for name in wanted if (value := read_measure(measures, name)) is not None}

@@ -57,7 +57,7 @@ def as_document(head: Provenance, done: Sequence[Done], *, differences: Sequence
     return msgspec.json.encode(
         {
             "header": head,
-            "runs": [one.line.run for one in done],
+            "runs": [{**msgspec.to_builtins(one.line.run), "router": one.line.spec.router_text} for one in done],
             "capacities": capacity_rows(done),
             "differences": differences,
             "wall_s": [round(one.line.wall_s, 3) for one in done],

@@ -110,13 +110,6 @@ def test_messages_are_made_by_the_translators_only() -> None:
             assert made <= SMALL_MESSAGES.get(relative(path), set()), relative(path)
 
 
-SAME_THING_TWICE = {
-    "RoundRobin": "the rule itself, as a placement policy and as a client that needs no gateway",
-    "Slo": "what one request asks for, and by what a whole run is measured",
-}
-BENCH_FOR_NOW = {"Capacity", "Course", "Delays", "Found", "Header", "Pair", "Placed", "Row", "Run", "Table"}
-
-
 def test_no_public_class_name_stands_for_two_things() -> None:
     places: dict[str, list[str]] = {}
     for path in SOURCES:
@@ -126,5 +119,4 @@ def test_no_public_class_name_stands_for_two_things() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(f"{relative(path)}:{node.lineno}")
     doubled = {name: where for name, where in places.items() if len(where) > 1}
-    assert {n: where for n, where in doubled.items() if n not in SAME_THING_TWICE | dict.fromkeys(BENCH_FOR_NOW)} == {}
-    assert set(SAME_THING_TWICE) <= set(doubled), "an exception that is none any more"
+    assert doubled == {}

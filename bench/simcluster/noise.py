@@ -7,7 +7,7 @@ import random
 
 import msgspec
 
-from simcore.types import Forecast, LengthBelief, Quantiles
+from simcore.types import Forecast, LengthBelief
 
 LEAST_FACTOR, LARGEST_FACTOR = 0.1, 5.0
 """Block's limits on the factor."""
@@ -52,15 +52,11 @@ class NoiseSource:
         factor = self._factor(self._noise.latency)
         return msgspec.structs.replace(
             forecast,
-            ttft_s=_scaled(forecast.ttft_s, factor),
-            tpot_s=_scaled(forecast.tpot_s, factor),
-            e2e_s=_scaled(forecast.e2e_s, factor),
-            harm_s=_scaled(forecast.harm_s, factor),
+            ttft_s=forecast.ttft_s.scaled(factor),
+            tpot_s=forecast.tpot_s.scaled(factor),
+            e2e_s=forecast.e2e_s.scaled(factor),
+            harm_s=forecast.harm_s.scaled(factor),
         )
 
     def _factor(self, deviation: float) -> float:
         return min(LARGEST_FACTOR, max(LEAST_FACTOR, 1.0 + self._rng.gauss(0.0, deviation)))
-
-
-def _scaled(q: Quantiles, factor: float) -> Quantiles:
-    return Quantiles(q.mean * factor, q.p50 * factor, q.p90 * factor)

@@ -31,18 +31,13 @@ class Ledger:
         self._capacity_changed = False
         self._last_ask_id = 0
         self._last_timer_id = 0
-        self._actions: list[ev.AnyAction] = []
+        self.actions: list[ev.AnyAction] = []
+        """Of the event in hand: the router puts a fresh list here for each."""
 
     # --- actions ------------------------------------------------------------------------------------------------------
 
-    def begin(self) -> list[ev.AnyAction]:
-        """A new event is taken in hand: the list to which its actions will be added."""
-        actions: list[ev.AnyAction] = []
-        self._actions = actions
-        return actions
-
     def want(self, action: ev.AnyAction) -> None:
-        self._actions.append(action)
+        self.actions.append(action)
 
     def start_timer(self, live: LiveRequest, at_s: float) -> int:
         timer_id = self.new_timer(at_s)
@@ -52,13 +47,13 @@ class Ledger:
     def new_timer(self, at_s: float) -> int:
         """A timer that belongs to no request."""
         self._last_timer_id = timer_id = self._last_timer_id + 1
-        self._actions.append(ev.StartTimer(timer_id=timer_id, at_s=at_s))
+        self.actions.append(ev.StartTimer(timer_id=timer_id, at_s=at_s))
         return timer_id
 
     def ask(self, node: Node, candidate: Candidate) -> int:
         """Asks a node for a forecast; the number of the question, which belongs to no request yet."""
         self._last_ask_id = ask_id = self._last_ask_id + 1
-        self._actions.append(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
+        self.actions.append(ev.AskForecast(ask_id=ask_id, node_id=node.node_id, candidate=candidate))
         return ask_id
 
     # --- capacity -----------------------------------------------------------------------------------------------------
@@ -108,7 +103,7 @@ class Ledger:
         live.streaming = attempt
         live.decisions.append(chosen.decision)
         self.move(live, Trigger.DISPATCHED)
-        self._actions.append(
+        self.actions.append(
             ev.Dispatch(
                 request_id=live.request_id,
                 node_id=node.node_id,
@@ -125,7 +120,7 @@ class Ledger:
         live.decisions.append(chosen.decision)
         self.move(live, Trigger.PLACED)
         self.log.add(live.explain())
-        self._actions.append(ev.Placed(request_id=live.request_id, decision=chosen.decision))
+        self.actions.append(ev.Placed(request_id=live.request_id, decision=chosen.decision))
 
     def over(self, live: LiveRequest, attempt: Attempt) -> None:
         """An attempt has ended, or is given up: its place in the account of its node is given back."""
@@ -176,7 +171,7 @@ class Ledger:
         self.move(live, trigger)
         if self.log.keeps:
             self.log.add(live.explain(outcome=outcome, detail=detail, e2e_s=now_s - live.arrival_s))
-        self._actions.append(
+        self.actions.append(
             ev.Finish(request_id=live.request_id, outcome=outcome, detail=detail, retry_after_s=retry_after_s)
         )
 

@@ -89,7 +89,7 @@ class Router:
                 first request is not disturbed.
             PolicyError: `PolicySet` with an unknown name.
         """
-        actions = self._ledger.begin()
+        actions = self._ledger.actions = []
         self._handlers[type(event)](event, now_s)
         return actions
 

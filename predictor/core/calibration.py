@@ -186,7 +186,7 @@ class Calibration:
             e2e_s=Quantiles(e2e_s.mean, max(e2e_s.p50, ttft_s.p50), max(e2e_s.p90, ttft_s.p90)),
         )
         if tempo != 1.0:
-            harm_s, clear_start_s = _scaled(raw.harm_s, tempo), _scaled(raw.clear_start_s, tempo)
+            harm_s, clear_start_s = raw.harm_s.scaled(tempo), raw.clear_start_s.scaled(tempo)
             corrected = msgspec.structs.replace(corrected, harm_s=harm_s, clear_start_s=clear_start_s)
         self._open[raw.request_id] = _Answered(raw, corrected, expected)
         self._open.move_to_end(raw.request_id)
@@ -246,10 +246,6 @@ def _ramped(bias: float) -> float:
     low, high = math.log(IGNORED_TEMPO), math.log(FULL_TEMPO)
     share = min(1.0, max(0.0, (size - low) / (high - low)))
     return math.pow(bias, share)
-
-
-def _scaled(quantiles: Quantiles, factor: float) -> Quantiles:
-    return Quantiles(quantiles.mean * factor, quantiles.p50 * factor, quantiles.p90 * factor)
 
 
 def _summary(pairs: Sequence[_Pair]) -> ErrorSummary:

@@ -223,12 +223,12 @@ class SimNode:
     def output_tokens(self, request_id: str) -> int | None:
         """Tokens that a request has produced; None if it is not here."""
         known = self.requests.get(request_id)
-        return None if known is None else int(self.req[known.slot, at.OUT])
+        return None if known is None else self.req.item(known.slot, at.OUT)
 
     def computed_tokens(self, request_id: str) -> int | None:
         """Tokens of its prompt and answer whose KV is computed; None if it is not here."""
         known = self.requests.get(request_id)
-        return None if known is None else int(self.req[known.slot, at.COMPUTED])
+        return None if known is None else self.req.item(known.slot, at.COMPUTED)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Gives requests that are here, by id, new ids; nothing else about them changes."""

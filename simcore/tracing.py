@@ -35,6 +35,8 @@ class TracingNode(SimNode):
         super().__init__(node_id, config, step_time)
         self.began_s = 0.0
         """Begin of the last step."""
+        self.next_published_s = math.inf
+        """When the oldest state that is kept is published; inf if there is none."""
         self._interval_s = float(interval_s)
         self._expected = np.zeros(0 if lengths_known else len(self.ids), dtype=np.int64)
         self._published_s = np.zeros(_FIRST_ROWS, dtype=np.float64)
@@ -78,6 +80,8 @@ class TracingNode(SimNode):
             (self.next_step_s, float(until_s), float(keep_from_s), self._interval_s),
         )
         self.seq += steps
+        if self._first < self._end:
+            self.next_published_s = self._published_s.item(self._first)
         self._arrived.clear()
         self._aborted.clear()
         events: list[NodeEvent] = []
@@ -103,23 +107,21 @@ class TracingNode(SimNode):
             float(state_s),
             self._interval_s,
         )
-
-    @property
-    def next_published_s(self) -> float:
-        """When the oldest state that is kept is published; inf if there is none."""
-        return self._published_s.item(self._first) if self._first < self._end else math.inf
+        self.next_published_s = self._published_s.item(self._first)
 
     def read(self, now_s: float, delay_s: float) -> tuple[NodeLoad, int] | None:
         """The newest state published `delay_s` before `now_s` or earlier, with its age at `now_s`, and its mark.
 
         It and older ones are forgotten. None if there is none.
         """
-        first, end, published_s = self._first, self._end, 0.0
-        while first < end and (next_s := self._published_s.item(first)) + delay_s <= now_s:
+        first, end, next_s = self._first, self._end, self.next_published_s
+        if next_s + delay_s > now_s:
+            return None
+        while next_s + delay_s <= now_s:
             first += 1
             published_s = next_s
-        if first == self._first:
-            return None
+            next_s = self._published_s.item(first) if first < end else math.inf
+        self.next_published_s = next_s
         seq, running, waiting, free, blocks, tokens, preempted, mark = self._states[first - 1].tolist()
         if first == end:
             first = self._end = 0

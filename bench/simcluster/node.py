@@ -190,7 +190,7 @@ class ClusterNode:
             engine.keep(self._state_s, self._mark)
             self._changed = False
         told = engine.read(now_s, one_way_s)
-        self._plan_note()
+        self._plan()
         if told is None:
             return None
         load, mark = told
@@ -359,11 +359,9 @@ class ClusterNode:
         self._plan()
 
     def _plan(self) -> None:
-        self.next_s = self._engine.next_step_s
-        self._plan_note()
-
-    def _plan_note(self) -> None:
-        told_s = self._engine.next_published_s
+        engine = self._engine
+        self.next_s = engine.next_step_s
+        told_s = engine.next_published_s
         if self._changed and self._state_s < told_s:
             told_s = self._state_s
         self.note_s = told_s + self._one_way_s

@@ -71,11 +71,10 @@ class EngineWatch:
         if self._fresh:
             self._note_starts(began_s)
         if self._evicted:
-            engine = self._engine
-            for request_id, (_, before) in list(self._evicted.items()):
-                tokens = engine.output_tokens(request_id)
-                if tokens is None or tokens > before:
-                    self._returned(request_id, engine.free_at_s)
+            tokens_of = self._engine.output_tokens
+            evicted = self._evicted.items()
+            for back in [i for i, (_, before) in evicted if (now := tokens_of(i)) is None or now > before]:
+                self._returned(back, self._engine.free_at_s)
 
     def _note_starts(self, began_s: float) -> None:
         engine, fresh, started_s = self._engine, self._fresh, self._account.started_s

@@ -49,8 +49,9 @@ from length_model.core.belief import DEFAULT_PRIOR, truncated
 from simcore.types import LengthBelief, Outcome
 
 # As plain numbers: looking up a member costs more than most events.
-NODE_TOLD, FORECAST, CLIENT, TIMER, ABORT, DISPATCH, ASK = (
-    int(rank) for rank in (Rank.NODE_TOLD, Rank.FORECAST, Rank.CLIENT, Rank.TIMER, Rank.ABORT, Rank.DISPATCH, Rank.ASK)
+NODE_REPORT, FORECAST, CLIENT, TIMER, ABORT, DISPATCH, ASK = (
+    int(rank)
+    for rank in (Rank.NODE_REPORT, Rank.FORECAST, Rank.CLIENT, Rank.TIMER, Rank.ABORT, Rank.DISPATCH, Rank.ASK)
 )
 
 DRAIN_CHECK_S = 0.1
@@ -97,7 +98,7 @@ class _Drains(NamedTuple):
 class SimCluster:
     """One cluster for one run.
 
-    `lengths` is what the router and the predictors are told of each answer's length, apart from its true length; with
+    `lengths` is what the router and the predictors know of each answer's length, apart from its true length; with
     `none` they hold `prior`. `max_output_tokens` is the limit that requests carry. `scenarios` are those of a what-if,
     `correcting` lets predictors correct them by experience, `noise` is put on what predictors believe and say.
     `observe` sees all that the router hears and wants, for recording.
@@ -125,14 +126,14 @@ class SimCluster:
         self.delays = Delays() if delays is None else delays
         self.router = Router(router)
         self._heap = EventHeap()
-        self._told = EventHeap(self._heap)
+        self._reports = EventHeap(self._heap)
         """Tokens and complete answers on their way to the router."""
         self._account = RequestAccount()
         self._make_node = functools.partial(
             ClusterNode,
             delays=self.delays,
             heap=self._heap,
-            told=self._told,
+            reports=self._reports,
             account=self._account,
             scenarios=scenarios,
             lengths_known=lengths == "known",
@@ -216,8 +217,8 @@ class SimCluster:
 
     def _join(self, node: ClusterNode, at_s: float) -> None:
         spec = node.spec
-        self._tell(ev.NodeJoined(node_id=spec.node_id, config=spec.config, profile=spec.step_time.name), at_s)
-        self._tell(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
+        self._hand_over(ev.NodeJoined(node_id=spec.node_id, config=spec.config, profile=spec.step_time.name), at_s)
+        self._hand_over(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
 
     def _schedule_next(self, arrivals: Iterator[WorkloadItem]) -> None:
         item = next(arrivals, None)
@@ -225,7 +226,7 @@ class SimCluster:
             self._heap.push(item.arrival_s, Rank.CLIENT, item)
 
     def _drive(self, arrivals: Iterator[WorkloadItem]) -> int:
-        heap, told, nodes = self._heap, self._told, self._nodes.values()
+        heap, reports, nodes = self._heap, self._reports, self._nodes.values()
         one_way_s = self.delays.network_one_way_s
         events, at_s, next_s, looked_s = 0, 0.0, -math.inf, -math.inf
         while True:
@@ -235,12 +236,12 @@ class SimCluster:
                 for node in nodes:
                     if node.next_s < heard_s:
                         node.run_until(heard_s)
-            while told.first < heap.first:
-                at_s, _, _, (node, epoch, heard) = told.pop()
+            while reports.first < heap.first:
+                at_s, _, _, (node, epoch, heard) = reports.pop()
                 events += len(heard)
                 if epoch == node.epoch:
                     for event in heard:
-                        self._tell(event, at_s)
+                        self._hand_over(event, at_s)
                     assert heap.next_s >= next_s, "the router sent something because of tokens or a complete answer"
             if next_s == math.inf:
                 # Their last words, which nobody has asked to see.
@@ -253,21 +254,21 @@ class SimCluster:
                 self._reach(rank, what, at_s)
                 looked_s = -math.inf
                 continue
-            if rank != NODE_TOLD and looked_s != at_s:
+            if rank != NODE_REPORT and looked_s != at_s:
                 # The router may look at its nodes now.
                 self._hear_notes(at_s)
                 looked_s = at_s
-            if rank in (NODE_TOLD, FORECAST):
+            if rank in (NODE_REPORT, FORECAST):
                 node, epoch, event = what
                 if epoch == node.epoch:
-                    self._tell(event, at_s)
+                    self._hand_over(event, at_s)
             elif rank == CLIENT:
                 self._schedule_next(arrivals)
-                self._tell(ev.Arrived(request=self._shape(what)), at_s)
+                self._hand_over(ev.Arrived(request=self._shape(what)), at_s)
             elif rank == TIMER:
                 gateway, event = what
                 if gateway == self._gateway:
-                    self._tell(event, at_s)
+                    self._hand_over(event, at_s)
             else:
                 self._change_world(what, at_s)
                 looked_s = -math.inf
@@ -275,7 +276,7 @@ class SimCluster:
     def _hear_notes(self, at_s: float) -> None:
         for node in self._nodes.values():
             if node.note_s <= at_s and (note := node.note(at_s)) is not None:
-                self._tell(note, at_s)
+                self._hand_over(note, at_s)
 
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""
@@ -311,7 +312,7 @@ class SimCluster:
             self._add(event.spec, at_s)
             return
         if isinstance(event, Leaves):
-            self._tell(ev.DrainAsked(node_id=self._node(event.node_id).node_id), at_s)
+            self._hand_over(ev.DrainAsked(node_id=self._node(event.node_id).node_id), at_s)
             event = _Drains(event.node_id)
         if isinstance(event, _Drains):
             self._remove_when_empty(self._node(event.node_id), at_s)
@@ -325,7 +326,7 @@ class SimCluster:
             node.faults.repair()
             self._join(node, at_s)
             return
-        self._tell(event, at_s)
+        self._hand_over(event, at_s)
 
     def _add(self, spec: NodeSpec, at_s: float) -> None:
         if spec.node_id in self._nodes:
@@ -340,7 +341,7 @@ class SimCluster:
             return
         self._break(node, at_s)
         self._left.append(self._nodes.pop(node.node_id))
-        self._tell(ev.NodeRemoved(node_id=node.node_id), at_s)
+        self._hand_over(ev.NodeRemoved(node_id=node.node_id), at_s)
 
     def _go_wrong(self, fault: Fault, at_s: float) -> None:
         match fault:
@@ -358,7 +359,7 @@ class SimCluster:
                 self._fail(self._node(fault.node_id), fault.count, at_s)
             case PredictorDies():
                 node = self._node(fault.node_id)
-                self._tell_progress(node, node.progress(at_s), at_s)
+                self._catch_up(node, node.progress(at_s), at_s)
                 node.lose_daemon(at_s)
             case PredictorReturns():
                 self._node(fault.node_id).find_daemon(at_s)
@@ -375,7 +376,7 @@ class SimCluster:
     def _fail(self, node: ClusterNode, count: int, at_s: float) -> None:
         progress = node.progress(at_s)
         for request_id in list(progress)[:count]:
-            self._tell_progress(node, {request_id: progress[request_id]}, at_s)
+            self._catch_up(node, {request_id: progress[request_id]}, at_s)
             node.abort(request_id, at_s)
             ended = ev.StreamEnded(
                 request_id=request_id,
@@ -383,7 +384,7 @@ class SimCluster:
                 outcome=Outcome.ENGINE_FAILED,
                 attempt=self._requests[request_id].attempt,
             )
-            self._tell(ended, at_s)
+            self._hand_over(ended, at_s)
 
     def _restart_gateway(self, at_s: float) -> None:
         self.router = Router(self.router.config)
@@ -399,10 +400,10 @@ class SimCluster:
 
     def _break(self, node: ClusterNode, at_s: float) -> None:
         """Engine and session are gone; what had left the node before has reached the router."""
-        self._tell_progress(node, node.progress(at_s), at_s)
+        self._catch_up(node, node.progress(at_s), at_s)
         node.restart()
 
-    def _tell_progress(self, node: ClusterNode, progress: Mapping[str, int], at_s: float) -> None:
+    def _catch_up(self, node: ClusterNode, progress: Mapping[str, int], at_s: float) -> None:
         """Between first token and end nodes tell nothing, to save events: what they would have told by now."""
         for request_id, tokens in progress.items():
             request = self._requests[request_id]
@@ -411,7 +412,7 @@ class SimCluster:
                 seen = ev.TokensSeen(
                     request_id=request_id, node_id=node.node_id, tokens=untold, attempt=request.attempt
                 )
-                self._tell(seen, at_s)
+                self._hand_over(seen, at_s)
 
     def _node(self, node_id: str) -> ClusterNode:
         node = self._nodes.get(node_id)
@@ -419,7 +420,7 @@ class SimCluster:
             raise ValueError(f"the world names node {node_id!r}; this cluster has {', '.join(self._nodes)}")
         return node
 
-    def _tell(self, event: ev.AnyEvent, at_s: float) -> None:
+    def _hand_over(self, event: ev.AnyEvent, at_s: float) -> None:
         """The router hears an event; its wishes are carried out."""
         if type(event) is ev.TokensSeen:
             self._requests[event.request_id].tokens_came(event, at_s)

@@ -1,6 +1,6 @@
 """What a simulated node's predictor knows of its engine: all of it, at once. Pure.
 
-Read from the engine itself, which is what a trace without delay would tell (`predictor.core.estimator.EngineState`).
+Read from the engine itself, which is what a trace without delay would say (`predictor.core.estimator.EngineState`).
 """
 
 from __future__ import annotations

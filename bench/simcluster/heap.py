@@ -17,14 +17,14 @@ from typing import Any
 class Rank(enum.IntEnum):
     """Who goes first when times are equal.
 
-    What nodes have told comes before what follows from it: an answer that arrives with its timeout is in time, and an
+    What nodes report comes before what follows from it: an answer that arrives with its timeout is in time, and an
     arrival sees everything that came with it. A node takes aborts, dispatches and asks in that order, as the frames of
     a session do.
     """
 
     WORLD = 0
     """Nodes join and break, operators act."""
-    NODE_TOLD = 1
+    NODE_REPORT = 1
     """Load notes, tokens and ends reach the router."""
     FORECAST = 2
     TIMER = 3

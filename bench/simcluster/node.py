@@ -1,6 +1,6 @@
 """One node of the simulated cluster: an engine, its predictor, and the wire between them and the router. Pure.
 
-State is told as a real node tells it: a note carries the state after the last step that has *ended*. Notes are made
+State is published as a real node does it: a note carries the state after the last step that has *ended*. Notes are made
 when the router is about to look: one that a newer one has overtaken by then has been seen by nobody.
 """
 
@@ -26,7 +26,7 @@ from simcore.trace import StepBatch
 from simcore.tracing import NOBODY, TracingNode
 from simcore.types import Candidate, Forecast, LengthBelief, NodeLoad, Outcome
 
-NODE_TOLD = int(Rank.NODE_TOLD)
+NODE_REPORT = int(Rank.NODE_REPORT)
 
 
 class Delays(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +60,7 @@ class ClusterNode:
         spec: NodeSpec,
         delays: Delays,
         heap: EventHeap,
-        told: EventHeap,
+        reports: EventHeap,
         *,
         account: RequestAccount,
         scenarios: int,
@@ -85,7 +85,7 @@ class ClusterNode:
         self._delays = delays
         self._one_way_s = delays.network_one_way_s
         self._heap = heap
-        self._told = told
+        self._reports = reports
         self._account = account
         self._correcting = correcting
         self._lengths_known = lengths_known and not (noise and noise.length)
@@ -168,7 +168,7 @@ class ClusterNode:
             watched = watch.watched
             events = engine.run(until_s, keep_from_s=keep_from_s, watched=watched, mark=self._mark)
             if events:
-                self._tell(events)
+                self._report(events)
             elif watched == NOBODY:
                 continue
             if watch.is_waiting:
@@ -189,11 +189,11 @@ class ClusterNode:
         if self._changed and self._state_s + one_way_s <= now_s:
             engine.keep(self._state_s, self._mark)
             self._changed = False
-        told = engine.read(now_s, one_way_s)
+        published = engine.read(now_s, one_way_s)
         self._plan()
-        if told is None:
+        if published is None:
             return None
-        load, mark = told
+        load, mark = published
         if not mark % 2:
             load = msgspec.structs.replace(load, trusted=False)
         return LoadNoted(load=load, dispatch_seq=mark // 2)
@@ -232,7 +232,7 @@ class ClusterNode:
             )
             self._dispatched(dispatch_seq)
             self._touch(now_s)
-            self._heap.push(now_s + self._delays.network_one_way_s, Rank.NODE_TOLD, (self, self.epoch, full))
+            self._heap.push(now_s + self._delays.network_one_way_s, Rank.NODE_REPORT, (self, self.epoch, full))
             return
         config = self.spec.config
         room = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens) - shape.prompt_tokens
@@ -314,8 +314,8 @@ class ClusterNode:
         self._changed = False
         self.note_s = math.inf
 
-    def _tell(self, events: list[NodeEvent]) -> None:
-        push, one_way_s, epoch, node_id = self._told.push, self._one_way_s, self.epoch, self.node_id
+    def _report(self, events: list[NodeEvent]) -> None:
+        push, one_way_s, epoch, node_id = self._reports.push, self._one_way_s, self.epoch, self.node_id
         watch, predictor = self._watch, self.predictor
         for kind, request_id, at_s in events:
             if kind == "preempted":
@@ -329,7 +329,7 @@ class ClusterNode:
                 attempt = self._ends[request_id][2]
                 predictor.first_token(request_id, at_s)
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1, attempt=attempt)
-                push(at_s + one_way_s, NODE_TOLD, (self, epoch, (seen,)))
+                push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen,)))
                 continue
             watch.left(request_id, at_s)
             tokens, outcome, attempt = self._ends[request_id]
@@ -338,9 +338,9 @@ class ClusterNode:
             ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt)
             if tokens > 1:
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1, attempt=attempt)
-                push(at_s + one_way_s, NODE_TOLD, (self, epoch, (seen, ended)))
+                push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen, ended)))
             else:
-                push(at_s + one_way_s, NODE_TOLD, (self, epoch, (ended,)))
+                push(at_s + one_way_s, NODE_REPORT, (self, epoch, (ended,)))
             self._forget(request_id)
 
     def _orphan_left(self, orphan: str, at_s: float) -> None:
@@ -361,10 +361,10 @@ class ClusterNode:
     def _plan(self) -> None:
         engine = self._engine
         self.next_s = engine.next_step_s
-        told_s = engine.next_published_s
-        if self._changed and self._state_s < told_s:
-            told_s = self._state_s
-        self.note_s = told_s + self._one_way_s
+        noted_s = engine.next_published_s
+        if self._changed and self._state_s < noted_s:
+            noted_s = self._state_s
+        self.note_s = noted_s + self._one_way_s
 
     def _forget(self, request_id: str) -> None:
         del self._ends[request_id]

@@ -114,7 +114,7 @@ class Router:
         """All nodes, in the order in which they joined."""
         return [node.status() for node in self._pool.nodes.values()]
 
-    def holding(self) -> QueueStatus:
+    def queue_status(self) -> QueueStatus:
         """The queue of requests that no node can take yet."""
         return self._late.status()
 

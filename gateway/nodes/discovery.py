@@ -27,11 +27,11 @@ class Discovery:
     """Keeps the node table at what the configuration names and the name service says."""
 
     def __init__(
-        self, *, interval_s: float, found: Callable[[Sequence[NodeEntry]], None], resolve: Resolve | None = None
+        self, *, interval_s: float, on_change: Callable[[Sequence[NodeEntry]], None], resolve: Resolve | None = None
     ) -> None:
-        """`found` gets all entries, resolved ones included, whenever they are not what they were."""
+        """`on_change` gets all entries, resolved ones included, whenever they are not what they were."""
         self._interval_s = interval_s
-        self._found = found
+        self._on_change = on_change
         self._resolve = resolve or resolve_by_dns
         self._entries: tuple[NodeEntry, ...] = ()
         self._known: dict[str, tuple[str, ...]] = {}
@@ -90,7 +90,7 @@ class Discovery:
         entries = list(by_address.values())
         if entries != self._announced:
             self._announced = entries
-            self._found(entries)
+            self._on_change(entries)
 
 
 async def resolve_by_dns(host: str, port: int) -> Sequence[str]:

@@ -167,7 +167,7 @@ class NodeRegistry:
         """All nodes as `ListNodes` tells them."""
         now_s = self._pump.now_s()
         known = {n.node_id: n for n in self._pump.router.nodes()}
-        holding = self._pump.router.holding()
+        holding = self._pump.router.queue_status()
         return wire.node_list(
             [
                 wire.node_info(

@@ -231,5 +231,5 @@ def test_simultaneous_events_go_by_rank_and_then_by_age() -> None:
 
 
 def test_an_answer_that_comes_with_its_timeout_is_in_time() -> None:
-    assert Rank.NODE_TOLD < Rank.FORECAST < Rank.TIMER < Rank.CLIENT
+    assert Rank.NODE_REPORT < Rank.FORECAST < Rank.TIMER < Rank.CLIENT
     assert Rank.ABORT < Rank.DISPATCH < Rank.ASK, "as a frame of a session is applied"

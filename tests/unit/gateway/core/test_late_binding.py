@@ -38,7 +38,7 @@ def wait(made: CheckedRouter, seconds: float) -> list[ev.AnyAction]:
 
 
 def held(made: CheckedRouter) -> int:
-    return made.router.holding().held
+    return made.router.queue_status().held
 
 
 def test_a_request_waits_until_a_node_can_take_it() -> None:
@@ -168,7 +168,7 @@ def test_a_full_queue_turns_away_with_a_time_to_come_back() -> None:
     assert finish.retry_after_s > 0
     assert "try again in" in finish.detail
     assert only(made.arrive("urgent", priority=-1), ev.Finish).request_id == "r3", "the last of the lowest class goes"
-    status = made.router.holding()
+    status = made.router.queue_status()
     assert (status.held, status.held_total, status.shed_total) == (4, 5, 2)
 
 
@@ -180,7 +180,7 @@ def test_the_predicted_wait_is_the_queue_over_its_pace() -> None:
     for i in range(10):
         made.note("a", running=SEATS - 1, free_blocks=500)
         assert len(every(wait(made, 1.0), ev.Dispatch)) == 1, i
-    assert made.router.holding().predicted_wait_s == pytest.approx(10.0, rel=0.05)
+    assert made.router.queue_status().predicted_wait_s == pytest.approx(10.0, rel=0.05)
 
 
 @pytest.mark.parametrize("way", ["left", "cancelled", "deadline", "drained", "nodes lost", "nodes removed"])

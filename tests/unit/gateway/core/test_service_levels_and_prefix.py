@@ -114,7 +114,7 @@ def test_it_can_wait_behind_all_others() -> None:
     made = world(infeasible="hold")
     assert not every(arrive(made, 9.0, "late"), ev.Dispatch)
     made.arrive("fine", slo=ev.Slo(deadline_s=5.0))
-    assert made.router.holding().held == 2
+    assert made.router.queue_status().held == 2
     made.now_s = 0.3
     asks = every(made.fire_due(), ev.AskForecast)
     assert [ask.candidate.request_id for ask in asks] == ["fine", "fine", "late", "late"]

@@ -28,7 +28,7 @@ class Names:
         self.told.append([entry.address for entry in entries])
 
     def discovery(self, interval_s: float = 3600.0) -> Discovery:
-        return Discovery(interval_s=interval_s, found=self.tell, resolve=self.resolve)
+        return Discovery(interval_s=interval_s, on_change=self.tell, resolve=self.resolve)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ once per base state.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -233,10 +232,8 @@ class WhatIf:
         if node is not self._node:
             self._arrived, self._held = {}, {}
         self._node = None
-        generation = table.generation
-        seen = map(self._arrived.get, requests)
-        believed = map(operator.is_, map(self._held.get, requests), map(beliefs.get, requests))
-        fresh = [a for a, was, same in zip(requests.values(), seen, believed, strict=True) if was is not a or not same]
+        known, held, generation = self._arrived.get, self._held.get, table.generation
+        fresh = [a for i, a in requests.items() if known(i) is not a or held(i) is not beliefs.get(i)]
         rows = self._rows_of(fresh, beliefs, len(requests))
         if table.generation != generation and len(fresh) < len(requests):
             fresh = [*requests.values()]

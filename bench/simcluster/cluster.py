@@ -229,20 +229,28 @@ class SimCluster:
         heap, reports, nodes = self._heap, self._reports, self._nodes.values()
         one_way_s = self.delays.network_one_way_s
         events, at_s, next_s, looked_s = 0, 0.0, -math.inf, -math.inf
+        # Before it no node has anything to do.
+        busy_s = -math.inf
         while True:
-            if heap.next_s != next_s:
-                next_s = heap.next_s
+            first = heap.first
+            if first[0] != next_s:
+                next_s = first[0]
                 heard_s = next_s - one_way_s
-                for node in nodes:
-                    if node.next_s < heard_s:
-                        node.run_until(heard_s)
-            while reports.first < heap.first:
+                if busy_s < heard_s:
+                    busy_s = math.inf
+                    for node in nodes:
+                        if node.next_s < heard_s:
+                            node.run_until(heard_s)
+                        if node.next_s < busy_s:
+                            busy_s = node.next_s
+            while reports.first < first:
                 at_s, _, _, (node, epoch, heard) = reports.pop()
                 events += len(heard)
                 if epoch == node.epoch:
                     for event in heard:
                         self._hand_over(event, at_s)
-                    assert heap.next_s >= next_s, "the router sent something because of tokens or a complete answer"
+                    first = heap.first
+                    assert first[0] >= next_s, "the router sent something because of tokens or a complete answer"
             if next_s == math.inf:
                 # Their last words, which nobody has asked to see.
                 at_s += self.delays.note_interval_s + one_way_s
@@ -252,6 +260,7 @@ class SimCluster:
             events += 1
             if rank >= ABORT:
                 self._reach(rank, what, at_s)
+                busy_s = min(busy_s, what[0].next_s)
                 looked_s = -math.inf
                 continue
             if rank != NODE_REPORT and looked_s != at_s:
@@ -271,7 +280,7 @@ class SimCluster:
                     self._hand_over(event, at_s)
             else:
                 self._change_world(what, at_s)
-                looked_s = -math.inf
+                busy_s = looked_s = -math.inf
 
     def _hear_notes(self, at_s: float) -> None:
         for node in self._nodes.values():

@@ -78,11 +78,15 @@ class ArrivalDrift:
     def learn(self, logs: Floats, expected: Floats, octaves: NDArray[np.int64], new: NDArray[np.bool_]) -> None:
         """Learns from a window of n pairs (all arguments of shape (n,)): log(actual / forecast), requests expected to
         come, octave of the forecast size; `new` marks the pairs that have not been learned from yet."""
-        for octave in np.unique(octaves[new]).tolist():
+        # The helpers of numpy (`median`, `mean`, `clip`, `unique`) take longer than the work on so few numbers.
+        for octave in sorted(set(octaves[new].tolist())):
             here = octaves == octave
             fresh = here & new
-            y = np.clip(logs[fresh] - np.median(logs[here]), -LARGEST_MISS, LARGEST_MISS)
-            x = expected[fresh] - expected[here].mean()
+            ascending = np.sort(logs[here])
+            n = len(ascending)
+            median = 0.5 * (ascending[(n - 1) // 2] + ascending[n // 2])
+            y = np.minimum(np.maximum(logs[fresh] - median, -LARGEST_MISS), LARGEST_MISS)
+            x = expected[fresh] - np.add.reduce(expected[here]) / n
             keep = (1.0 - 1.0 / MEMORY_PAIRS) ** len(x)
             self._xx = keep * self._xx + float(x @ x)
             self._xy = keep * self._xy + float(x @ y)

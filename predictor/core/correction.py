@@ -56,7 +56,7 @@ class Correction:
         self, *, window_pairs: int = WINDOW_PAIRS, prior_spread: float = PRIOR_SPREAD, arrivals: bool = False
     ) -> None:
         """`arrivals`: with the term for the arrival rate."""
-        self._prior = prior_spread * _NORMAL
+        self._prior = prior_spread * np.stack((_NORMAL, _NORMAL), axis=1)
         self.bias = 1.0
         """Median of actual / p50 over the whole window, after the term for the arrival rate."""
         self.drift: ArrivalDrift | None = ArrivalDrift() if arrivals else None
@@ -118,25 +118,25 @@ class Correction:
             if self.drift.slope > 0.0:
                 logs = logs - self.drift.terms(expected)[:, None]
         self._stale = 0
-        pseudo = []
-        for column, ratios in enumerate((self._p50, self._p90)):
-            pooled = np.sort(np.concatenate((self._prior, logs[:, column])))
-            # Linear between order statistics.
-            pseudo.append(np.interp(_AT * (len(pooled) - 1), np.arange(len(pooled)), pooled))
-            ratios[:] = [_ratio(pooled, column)] * _OCTAVES
-        self.bias = self._p50[0]
+        pooled = np.concatenate((self._prior, logs))
+        pooled.sort(axis=0)
+        self.bias, upper = _ratios(pooled)
+        self._p50[:], self._p90[:] = [self.bias] * _OCTAVES, [upper] * _OCTAVES
+        # Linear between order statistics.
+        places, ranks = _AT * (len(pooled) - 1), np.arange(len(pooled))
+        pseudo = np.stack([np.interp(places, ranks, pooled[:, column]) for column in (0, 1)], axis=1)
         for octave in np.flatnonzero(np.bincount(octaves, minlength=1)).tolist() if n else ():
-            here = logs[octaves == octave]
-            for column, ratios in enumerate((self._p50, self._p90)):
-                ratios[octave] = _ratio(np.sort(np.concatenate((pseudo[column], here[:, column]))), column)
+            here = np.concatenate((pseudo, logs[octaves == octave]))
+            here.sort(axis=0)
+            self._p50[octave], self._p90[octave] = _ratios(here)
 
 
-def _ratio(ascending: Floats, column: int) -> float:
-    """The median, or the order statistic that a further draw stays under nine times of ten."""
+def _ratios(ascending: Floats) -> tuple[float, float]:
+    """Of each column of logarithms, shape (n, 2): the median of the first, and of the second the order statistic that a
+    further draw stays under nine times of ten."""
     n = len(ascending)
-    if column == 0:
-        return math.exp(0.5 * (float(ascending[(n - 1) // 2]) + float(ascending[n // 2])))
-    return math.exp(float(ascending[min(n, math.ceil(0.9 * (n + 1))) - 1]))
+    median = 0.5 * (ascending.item((n - 1) // 2, 0) + ascending.item(n // 2, 0))
+    return math.exp(median), math.exp(ascending.item(min(n, math.ceil(0.9 * (n + 1))) - 1, 1))
 
 
 def _log_ratio(actual_s: float, forecast_s: float) -> float:

@@ -44,6 +44,7 @@ from bench.simcluster.world import (
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
 from bench.workload.prefix import item_block_hashes
 from gateway.core import events as ev
+from gateway.core.events import StreamEnded, TokensSeen
 from gateway.core.router import Router, RouterConfig
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from simcore.types import LengthBelief, Outcome
@@ -226,13 +227,13 @@ class SimCluster:
             self._heap.push(item.arrival_s, Rank.CLIENT, item)
 
     def _drive(self, arrivals: Iterator[WorkloadItem]) -> int:
-        heap, reports, nodes = self._heap, self._reports, self._nodes.values()
+        heap, reports, nodes = self._heap.entries, self._reports.entries, self._nodes.values()
         one_way_s = self.delays.network_one_way_s
         events, at_s, next_s, looked_s = 0, 0.0, -math.inf, -math.inf
         # Before it no node has anything to do.
         busy_s = -math.inf
         while True:
-            first = heap.first
+            first = heap[0]
             if first[0] != next_s:
                 next_s = first[0]
                 heard_s = next_s - one_way_s
@@ -243,20 +244,20 @@ class SimCluster:
                             node.run_until(heard_s)
                         if node.next_s < busy_s:
                             busy_s = node.next_s
-            while reports.first < first:
-                at_s, _, _, (node, epoch, heard) = reports.pop()
+            while reports[0] < first:
+                at_s, _, _, (node, epoch, heard) = self._reports.pop()
                 events += len(heard)
                 if epoch == node.epoch:
                     for event in heard:
                         self._hand_over(event, at_s)
-                    first = heap.first
+                    first = heap[0]
                     assert first[0] >= next_s, "the router sent something because of tokens or a complete answer"
             if next_s == math.inf:
                 # Their last words, which nobody has asked to see.
                 at_s += self.delays.note_interval_s + one_way_s
                 self._hear_notes(at_s)
                 return events
-            at_s, rank, _, what = heap.pop()
+            at_s, rank, _, what = self._heap.pop()
             events += 1
             if rank >= ABORT:
                 self._reach(rank, what, at_s)
@@ -431,9 +432,9 @@ class SimCluster:
 
     def _hand_over(self, event: ev.AnyEvent, at_s: float) -> None:
         """The router hears an event; its wishes are carried out."""
-        if type(event) is ev.TokensSeen:
+        if type(event) is TokensSeen:
             self._requests[event.request_id].tokens_came(event, at_s)
-        elif type(event) is ev.StreamEnded:
+        elif type(event) is StreamEnded:
             self._requests[event.request_id].attempt_ended(event)
         actions = self.router.handle(event, at_s + self._ahead_s)
         if self._observe is not None:

@@ -36,33 +36,30 @@ class Rank(enum.IntEnum):
     ASK = 7
 
 
+Entry = tuple[float, int, int, Any]
+
+END_OF_TIME: Entry = (math.inf, len(Rank), 0, None)
+
+
 class EventHeap:
     """Holds (time, rank, sequence, what). `what` is never compared."""
 
     def __init__(self, beside: EventHeap | None = None) -> None:
         """`beside`: a heap with which it shares the sequence, so that their firsts can be compared."""
-        self._heap: list[tuple[float, int, int, Any]] = []
+        self.entries: list[Entry] = [END_OF_TIME]
+        """The first is the next event; the last of all to come, and never taken, is the end of time."""
         self._sequence: Iterator[int] = itertools.count(1) if beside is None else beside._sequence
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self.entries) - 1
 
     def push(self, at_s: float, rank: int, what: Any) -> None:
-        heapq.heappush(self._heap, (at_s, rank, next(self._sequence), what))
+        heapq.heappush(self.entries, (at_s, rank, next(self._sequence), what))
 
-    def pop(self) -> tuple[float, int, int, Any]:
-        return heapq.heappop(self._heap)
+    def pop(self) -> Entry:
+        """The next event; not to be called at the end of time."""
+        return heapq.heappop(self.entries)
 
-    def of_rank(self, rank: Rank) -> list[tuple[float, int, int, Any]]:
+    def of_rank(self, rank: Rank) -> list[Entry]:
         """All that are due of one rank, in no order."""
-        return [entry for entry in self._heap if entry[1] == rank]
-
-    @property
-    def first(self) -> tuple[float, int, int, Any] | tuple[float]:
-        """The next event; the end of time if there is none."""
-        return self._heap[0] if self._heap else (math.inf,)
-
-    @property
-    def next_s(self) -> float:
-        """When the next event is due; inf if there is none."""
-        return self._heap[0][0] if self._heap else math.inf
+        return [entry for entry in self.entries if entry[1] == rank]

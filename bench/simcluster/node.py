@@ -341,7 +341,7 @@ class ClusterNode:
                 push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen, ended)))
             else:
                 push(at_s + one_way_s, NODE_REPORT, (self, epoch, (ended,)))
-            self._forget(request_id)
+            del self._ends[request_id]
 
     def _orphan_left(self, orphan: str, at_s: float) -> None:
         self._watch.left(orphan, at_s)

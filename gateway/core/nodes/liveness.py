@@ -16,11 +16,13 @@ FROZEN_AFTER_S = 0.8
 class Liveness:
     """Signs of life of one node, in its trace and in the tokens that come from it."""
 
-    __slots__ = ("_busy_s", "_seq", "_tokens_s", "moved_s")
+    __slots__ = ("_busy_s", "_seq", "_tokens_s", "may_be_frozen", "moved_s")
 
     def __init__(self) -> None:
         self._seq = -1
         self.moved_s = math.inf
+        self.may_be_frozen = False
+        """False: `frozen_s` is 0. Looked at for every node at every decision."""
         self._tokens_s = -math.inf
         self._busy_s = -math.inf
 
@@ -29,9 +31,11 @@ class Liveness:
         if seq != self._seq:
             self._seq = seq
             self.moved_s = now_s
+            self.may_be_frozen = False
 
     def tokens(self, now_s: float) -> None:
         self._tokens_s = now_s
+        self.may_be_frozen = now_s - self.moved_s > FROZEN_AFTER_S
 
     def busy(self, now_s: float) -> None:
         """The node, idle as far as we know, gets a request."""

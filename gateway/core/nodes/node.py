@@ -180,7 +180,7 @@ class Node:
             load = self._merged
             if load is not None and age_s > stale_after_s and (load.running or load.waiting):
                 load = None
-            if self.liveness.frozen_s:
+            if self.liveness.may_be_frozen and self.liveness.frozen_s:
                 load = None
         recent = self._recent
         while recent and recent[0] <= now_s - QPM_WINDOW_S:
@@ -221,10 +221,10 @@ class Node:
         return "; ".join(filter(None, (self.health.alarm, frozen, self.accuracy.alarm())))
 
     def _merge(self, note: NodeLoad) -> NodeLoad:
+        if not self._unnoted and not self._promised:
+            return note
         promised = [sent for _, sent in self._promised]
         ours = len(self._unnoted) + len(promised)
-        if not ours:
-            return note
         blocks = self._unnoted_blocks + sum(sent.prompt_blocks for sent in promised)
         tokens = self._unnoted_tokens + sum(sent.tokens for sent in promised)
         return NodeLoad(

@@ -7,12 +7,13 @@ it asks for one; ASTROLABE_API_KEY: our key.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from protos.runtime.channels import Options, open_blocking_channel, open_channel
 from protos.runtime.config import ConfigError
 from protos.runtime.tls import channel_credentials
 from protos.runtime.tls_files import ClientTlsFiles
@@ -21,19 +22,16 @@ from protos.runtime.tls_files import ClientTlsFiles
 def blocking_channel(gateway: str) -> grpc.Channel:
     """Raises ConfigError for files that cannot be read."""
     credentials = _credentials()
+    channel = open_blocking_channel(gateway, credentials=credentials)
     if credentials is not None:
-        return grpc.secure_channel(gateway, credentials)
-    channel = grpc.insecure_channel(gateway)
+        return channel
     key = os.environ.get("ASTROLABE_API_KEY", "")
     return grpc.intercept_channel(channel, _WithKey(key)) if key else channel
 
 
-def async_channel(gateway: str, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+def async_channel(gateway: str, options: Options) -> grpc.aio.Channel:
     """The same for asyncio; without TLS no key is sent. Raises ConfigError."""
-    credentials = _credentials()
-    if credentials is not None:
-        return grpc.aio.secure_channel(gateway, credentials, options=options)
-    return grpc.aio.insecure_channel(gateway, options=options)
+    return open_channel(gateway, credentials=_credentials(), options=options)
 
 
 def _credentials() -> grpc.ChannelCredentials | None:

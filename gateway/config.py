@@ -108,6 +108,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Tokens that may wait for one slow client before its request is ended."""
     keepalive_s: Annotated[float, msgspec.Meta(ge=0.1)] = 2.0
     """Pause between probes of a silent node connection, and longest wait for the answer."""
+    min_ping_interval_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """How often gRPC clients and proxies may ping to keep a connection; 0: as often as they like."""
     reconnect_max_s: Positive = 3.0
     """Longest pause between attempts to reach a node."""
     lame_duck_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0

@@ -22,6 +22,7 @@ from length_model.core.model import LengthModel
 from length_model.core.query import LengthQuery, make_query
 from length_model.online import LengthForecast, OnlineLengths
 from protos import codec
+from protos.runtime.channels import server_options
 from protos.v1 import astrolabe_length_pb2 as pb
 from protos.v1 import astrolabe_length_pb2_grpc as pb_grpc
 
@@ -110,7 +111,7 @@ async def serve(model: LengthModel, *, listen: str, ready_file: Path | None = No
     """Serves until SIGINT or SIGTERM. Raises OSError when the address cannot be bound."""
     log = structlog.get_logger("length")
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="length")
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MOST_MESSAGE_BYTES)])
+    server = grpc.aio.server(options=server_options(max_message_bytes=MOST_MESSAGE_BYTES))
     lengths = OnlineLengths(model)
     pb_grpc.add_LengthServicer_to_server(LengthApi(lengths, worker), server)
     checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from engine_adapters.openai_metrics_view import Aggregates, MetricsError, OwnReq
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import load_tokenizer
 from engine_adapters.vllm.client import VllmClient, https
+from protos.runtime.channels import uses_proxy
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig
@@ -136,7 +137,8 @@ class OpenAiEngine:
                 await asyncio.sleep(POLL_S)
 
     def _session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=https(self._url, self._tls)))
+        connector = aiohttp.TCPConnector(ssl=https(self._url, self._tls))
+        return aiohttp.ClientSession(connector=connector, trust_env=uses_proxy())
 
     async def _page(self, session: aiohttp.ClientSession) -> Aggregates:
         """Raises EngineError."""

@@ -24,6 +24,7 @@ from engine_adapters.base import (
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.account import engine_request_id
+from protos.runtime.channels import uses_proxy
 from protos.runtime.tls_files import ClientTlsFiles
 from simcore.types import EngineConfig
 
@@ -107,6 +108,7 @@ class VllmClient:
                 connector=aiohttp.TCPConnector(limit=0, ssl=https(self.url, self._tls)),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 read_bufsize=MAX_LINE_BYTES,
+                trust_env=uses_proxy(),
             )
         try:
             async with self._session.get(

@@ -10,6 +10,7 @@ import time
 
 from gateway.core.outcomes import COMPLETE
 from gateway.intake.client_stream import ClientStream
+from protos.runtime.channels import uses_proxy
 from protos.runtime.config import ConfigError
 
 SERVICE_NAME = "astrolabe-gateway"
@@ -24,6 +25,7 @@ class Spans:
     def __init__(self, endpoint: str, *, gateway_id: str) -> None:
         """`endpoint`: an OTLP/HTTP collector, for example http://127.0.0.1:4318/v1/traces. Raises ConfigError."""
         try:
+            import requests
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
@@ -37,7 +39,11 @@ class Spans:
             ) from None
         resource = Resource.create({"service.name": SERVICE_NAME, "service.instance.id": gateway_id})
         self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_S)))
+        session = requests.Session()
+        # Else it would take the environment's proxy, also to a collector on this host.
+        session.trust_env = uses_proxy()
+        exporter = OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_S, session=session)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("astrolabe")
         self._propagator = TraceContextTextMapPropagator()
         self._in_context = set_span_in_context

@@ -20,6 +20,7 @@ from engine_adapters.openai_metrics_view import Aggregates, MetricsError, OwnReq
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import load_tokenizer
 from engine_adapters.vllm.client import VllmClient, https
+from protos.runtime.addresses import parse_url
 from protos.runtime.channels import uses_proxy
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceSnapshot
@@ -43,9 +44,10 @@ class OpenAiEngine:
             raise EngineError(
                 "an engine known by its metrics needs its limits (max_num_seqs, num_blocks, ...) configured"
             )
-        self._url = (options.url or DEFAULT_URL).rstrip("/")
-        if not self._url.startswith(("http://", "https://")):
-            raise EngineError(f"the engine's URL must begin with http:// or https://, got {self._url!r}")
+        try:
+            self._url = parse_url(options.url or DEFAULT_URL)
+        except ValueError as bad:
+            raise EngineError(f"the engine's URL: {bad}") from None
         self._limits = options.config
         self._wait_s = options.wait_s
         self._wanted_model = options.model

@@ -51,8 +51,9 @@ from gateway.workers.shared_quotas import shared_quotas
 from gateway.workers.siblings import Siblings
 from gateway.workers.slot import WorkerSlot
 from length_model.artifact import ArtifactError
+from protos.runtime.addresses import is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
-from protos.runtime.config import ConfigError, differing_keys, is_loopback, parse_address
+from protos.runtime.config import ConfigError, differing_keys
 from protos.runtime.log import log_json_lines
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from protos.runtime.config import Address, FileName, check_key, is_loopback, load_config, parse_address
+from protos.runtime.addresses import is_loopback, parse_address, parse_url
+from protos.runtime.config import Address, FileName, check_key, load_config
 from protos.runtime.tls_files import ClientTlsFiles, ServerTlsFiles
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class EngineSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dialect: Annotated[str, msgspec.Meta(extra={"option": "", "metavar": "NAME"})] = "emulated"
     """Engine dialect: emulated, vllm or openai_metrics."""
     url: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
-    """HTTP server of an engine that runs by itself (vllm); empty: http://127.0.0.1:8000."""
+    """HTTP server of an engine that runs by itself (vllm), with or without /v1; empty: http://127.0.0.1:8000."""
     trace: Annotated[str, msgspec.Meta(extra={"metavar": "ADDRESS"})] = ""
     """Where that engine serves its trace (unix:/path or tcp:127.0.0.1:port); empty: as follows from its URL."""
     tls: Annotated[ClientTlsFiles, msgspec.Meta(extra={"option": ""})] = ClientTlsFiles()
@@ -110,6 +111,8 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             )
         if self.metrics_listen:
             check_key("metrics_listen", lambda: parse_address(self.metrics_listen, any_port=True))
+        if self.engine.url:
+            check_key("engine.url", lambda: parse_url(self.engine.url))
         check_key("engine.dialect", lambda: check_name(self.engine.dialect))
         check_key("profile", lambda: load_any_profile(self.profile))
         if self.emulated.profile:

@@ -24,8 +24,9 @@ from predictor.metrics import MetricsServer, families
 from predictor.node import NodeRuntime
 from predictor.service import EngineApi, Gate, PredictApi
 from predictor.warm_up import warm_up
+from protos.runtime.addresses import HostPort, is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
-from protos.runtime.config import ConfigError, HostPort, is_loopback, parse_address
+from protos.runtime.config import ConfigError
 from protos.runtime.log import log_json_lines
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server

@@ -13,6 +13,7 @@ from engine_adapters.base import Capabilities, EngineError, EngineOptions, Engin
 from engine_adapters.vllm.address import AddressError, address_for_url, parse_address
 from engine_adapters.vllm.client import VllmClient
 from engine_adapters.vllm.probe import TraceProbe
+from protos.runtime.addresses import parse_url
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceItem, TraceSnapshot
 from simcore.types import EngineConfig
@@ -28,13 +29,13 @@ class VllmEngine:
     """A stock vLLM server, client and probe in one."""
 
     def __init__(self, options: EngineOptions) -> None:
-        url = options.url or DEFAULT_URL
-        if not url.startswith(("http://", "https://")):
-            raise EngineError(f"the engine's URL must begin with http:// or https://, got {url!r}")
         try:
+            url = parse_url(options.url or DEFAULT_URL)
             address = parse_address(options.trace) if options.trace else address_for_url(url, os.environ)
         except AddressError as bad:
             raise EngineError(str(bad)) from None
+        except ValueError as bad:
+            raise EngineError(f"the engine's URL: {bad}") from None
         self.capabilities = Capabilities(per_request_trace=True, exact_rules=False)
         self._wanted_model = options.model
         self._step_time = None

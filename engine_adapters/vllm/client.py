@@ -24,6 +24,7 @@ from engine_adapters.base import (
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.account import engine_request_id
+from protos.runtime.addresses import parse_url
 from protos.runtime.channels import uses_proxy
 from protos.runtime.tls_files import ClientTlsFiles
 from simcore.types import EngineConfig
@@ -87,7 +88,7 @@ class VllmClient:
 
     def __init__(self, url: str, *, tls: ClientTlsFiles | None = None, tokenizer: Tokenizer | None = None) -> None:
         """With a `tokenizer`, servers that answer with text alone are understood too."""
-        self.url = url.rstrip("/")
+        self.url = parse_url(url)
         self._tls = tls
         self._tokenizer = tokenizer
         self.model = ""

@@ -7,9 +7,11 @@ The span begins where the client's `traceparent` left off and its own goes to th
 from __future__ import annotations
 
 import time
+from urllib.parse import urlsplit
 
 from gateway.core.outcomes import COMPLETE
 from gateway.intake.client_stream import ClientStream
+from protos.runtime.addresses import parse_url
 from protos.runtime.channels import uses_proxy
 from protos.runtime.config import ConfigError
 
@@ -17,6 +19,12 @@ SERVICE_NAME = "astrolabe-gateway"
 EXPORT_S = 2.0
 """What a collector gets to take a batch, also when the gateway stops."""
 _NS = 1_000_000_000
+
+
+def collector_url(text: str) -> str:
+    """Where spans go: a URL with a path as it is, one without with the path of OTLP. Raises ValueError."""
+    url = parse_url(text, default_port=4318)
+    return f"{url}/v1/traces" if urlsplit(url).path in ("", "/v1/traces") else url
 
 
 class Spans:
@@ -42,7 +50,7 @@ class Spans:
         session = requests.Session()
         # Else it would take the environment's proxy, also to a collector on this host.
         session.trust_env = uses_proxy()
-        exporter = OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_S, session=session)
+        exporter = OTLPSpanExporter(endpoint=collector_url(endpoint), timeout=EXPORT_S, session=session)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("astrolabe")
         self._propagator = TraceContextTextMapPropagator()

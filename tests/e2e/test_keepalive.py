@@ -43,18 +43,22 @@ async def test_a_client_that_pings_every_second_keeps_its_slow_answer(node: Scri
 
 
 async def test_it_may_ping_without_calls_too(node: ScriptedNode) -> None:
-    async with running(node.address) as (gateway, _):
-        async with grpc.aio.insecure_channel(gateway.address, options=pinging(1.0)) as channel:
-            await channel.channel_ready()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), SILENCE_S)
+    async with (
+        running(node.address) as (gateway, _),
+        grpc.aio.insecure_channel(gateway.address, options=pinging(1.0)) as channel,
+    ):
+        await channel.channel_ready()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), SILENCE_S)
 
 
 async def test_pings_beyond_the_configured_interval_end_the_connection(node: ScriptedNode) -> None:
-    async with running(node.address, min_ping_interval_s=60.0) as (gateway, _):
-        async with grpc.aio.insecure_channel(gateway.address, options=pinging(0.2)) as channel:
-            await channel.channel_ready()
-            await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), SILENCE_S)
+    async with (
+        running(node.address, min_ping_interval_s=60.0) as (gateway, _),
+        grpc.aio.insecure_channel(gateway.address, options=pinging(0.2)) as channel,
+    ):
+        await channel.channel_ready()
+        await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), SILENCE_S)
 
 
 async def test_a_node_takes_any_pings(tmp_path: Path) -> None:

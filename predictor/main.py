@@ -94,6 +94,7 @@ class Predictor:
                     tokenizer=config.tokenizer_name,
                     url=config.engine.url,
                     tls=config.engine.tls,
+                    key=config.engine.key(os.environ),
                     trace=config.engine.trace,
                     model=config.model,
                     wait_s=config.engine.wait_s,

@@ -243,11 +243,8 @@ class Connection(asyncio.Protocol):
         self._bare_bytes = 0
         if self._refusal is not None:
             return
-        path = (
-            (self._url if self._url.startswith(b"/") else _ABSOLUTE.sub(b"", self._url, count=1))
-            .partition(b"?")[0]
-            .decode("latin-1")
-        )
+        url = self._url if self._url.startswith(b"/") else _ABSOLUTE.sub(b"", self._url, count=1)
+        path = url.partition(b"?")[0].decode("latin-1")
         parser = self._parser
         request = Request(
             method=parser.get_method().decode("latin-1"),

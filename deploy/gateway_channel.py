@@ -7,33 +7,47 @@ it asks for one; ASTROLABE_API_KEY: our key.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from protos.runtime.addresses import parse_address
+from protos.runtime.channels import Options, open_blocking_channel, open_channel
 from protos.runtime.config import ConfigError
 from protos.runtime.tls import channel_credentials
 from protos.runtime.tls_files import ClientTlsFiles
 
+DEFAULT_PORT = 8200
+_GRPC_NAME = re.compile(r"(?:dns|unix|unix-abstract|ipv4|ipv6|xds|vsock):", re.IGNORECASE)
+
 
 def blocking_channel(gateway: str) -> grpc.Channel:
-    """Raises ConfigError for files that cannot be read."""
+    """Raises ConfigError for files that cannot be read, and for what is no address."""
     credentials = _credentials()
+    channel = open_blocking_channel(target_of(gateway), credentials=credentials)
     if credentials is not None:
-        return grpc.secure_channel(gateway, credentials)
-    channel = grpc.insecure_channel(gateway)
+        return channel
     key = os.environ.get("ASTROLABE_API_KEY", "")
     return grpc.intercept_channel(channel, _WithKey(key)) if key else channel
 
 
-def async_channel(gateway: str, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+def async_channel(gateway: str, options: Options) -> grpc.aio.Channel:
     """The same for asyncio; without TLS no key is sent. Raises ConfigError."""
-    credentials = _credentials()
-    if credentials is not None:
-        return grpc.aio.secure_channel(gateway, credentials, options=options)
-    return grpc.aio.insecure_channel(gateway, options=options)
+    return open_channel(target_of(gateway), credentials=_credentials(), options=options)
+
+
+def target_of(gateway: str) -> str:
+    """What gRPC is told of an address as people write it; its own names (`dns:///`, `unix:`, a list) stay as they are.
+    Raises ConfigError."""
+    if _GRPC_NAME.match(gateway):
+        return gateway
+    try:
+        return str(parse_address(gateway, default_port=DEFAULT_PORT))
+    except ValueError as bad:
+        raise ConfigError(f"the gateway's address {bad}") from None
 
 
 def _credentials() -> grpc.ChannelCredentials | None:

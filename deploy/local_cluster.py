@@ -29,6 +29,8 @@ from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 POLL_S = 0.02
 START_S = 240.0
 """The first start on a machine compiles the simulator's kernels, which takes a minute or more of one core."""
+NODES_UP_S = 20.0
+"""What a gateway gets to find nodes that serve already."""
 STOP_S = 5.0
 """What a child gets to end by itself."""
 LAST_LINES = 12
@@ -96,9 +98,11 @@ class Child:
                 env={**os.environ, PARENT_PID_VARIABLE: str(os.getpid())},
             )
 
-    def wait_ready(self, deadline_s: float) -> None:
-        """Until it serves; `deadline_s` on the monotonic clock. Raises ClusterError."""
+    def wait_ready(self, deadline_s: float, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Until it serves; `deadline_s` on the monotonic clock. Raises ClusterError, also when cancelled."""
         while not self.is_ready():
+            if cancelled():
+                raise ClusterError(f"stopped before {self.name} was ready")
             if time.monotonic() > deadline_s:
                 raise ClusterError(f"{self.name} does not serve in time", self.last_words())
             time.sleep(POLL_S)
@@ -190,28 +194,30 @@ class LocalCluster:
                 time.sleep(POLL_S)
             self.gateway.options = self._gateway_options()
             self.gateway.start()
-            self.gateway.wait_ready(deadline_s)
-            self.wait_nodes_up(deadline_s)
+            self.gateway.wait_ready(deadline_s, cancelled)
+            self.wait_nodes_up(min(deadline_s, time.monotonic() + NODES_UP_S), cancelled)
             on_ready(self.gateway)
         except BaseException:
             self.stop()
             raise
 
-    def wait_nodes_up(self, deadline_s: float) -> None:
-        """Until the gateway sees all nodes up. Raises ClusterError."""
+    def wait_nodes_up(self, deadline_s: float, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Until the gateway sees all nodes up. Raises ClusterError, also when cancelled."""
         with self.stub() as stub:
-            while True:
+            while not cancelled():
                 self.check()
                 try:
-                    nodes = stub.ListNodes(pb.ListNodesRequest(), timeout=2.0).nodes
-                except grpc.RpcError:
-                    nodes = []
+                    nodes = stub.ListNodes(pb.ListNodesRequest(), timeout=1.0).nodes
+                    missing = ", ".join(_state(n) for n in nodes if n.status != "up")
+                    state = f"the gateway does not see all nodes up: {missing or 'it has none'}"
+                except grpc.RpcError as error:
+                    nodes, state = [], f"the gateway cannot be asked: {error.details()}"
                 if nodes and all(n.status == "up" for n in nodes):
                     return
                 if time.monotonic() > deadline_s:
-                    state = ", ".join(f"{n.node_id} {n.status} {n.detail}".strip() for n in nodes)
-                    raise ClusterError(f"the gateway does not see all nodes up: {state}", self.gateway.last_words())
+                    raise ClusterError(state, self.gateway.last_words())
                 time.sleep(POLL_S)
+        raise ClusterError("stopped before the gateway saw all nodes up")
 
     @contextlib.contextmanager
     def stub(self) -> Iterator[Any]:
@@ -263,6 +269,10 @@ class LocalCluster:
             "drain_grace_s": 2.0,
             **self.spec.gateway,
         }
+
+
+def _state(node: pb.NodeInfo) -> str:
+    return f"{node.node_id or node.address} is {node.status}{': ' if node.detail else ''}{node.detail}"
 
 
 def _arguments(options: Mapping[str, Any]) -> Sequence[str]:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from protos.runtime.secret import NO_SECRET, Secret
 from protos.runtime.tls_files import ClientTlsFiles
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceItem
@@ -20,6 +21,10 @@ FinishReason = Literal["stop", "length", "aborted"]
 
 class EngineError(Exception):
     """The engine failed or cannot be reached. The message is for people."""
+
+
+class EngineMisconfigured(EngineError):
+    """The engine is there, and we are configured wrongly for it. Waiting will not help."""
 
 
 class RequestRefused(EngineError):
@@ -42,6 +47,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     emulated_output_tokens: int = 0
     """Tokens after which the answer ends by itself; 0: as the engine has it. For engines with `settable_length`."""
     priority: int = 0
+    model: str = ""
+    """The name under which the engine serves the model that the client wants; empty: its own."""
     traceparent: str = ""
     """W3C trace context of the client's call, for engines that trace; empty: none."""
 
@@ -75,6 +82,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """HTTP server of an engine that runs elsewhere."""
     tls: ClientTlsFiles = ClientTlsFiles()
     """For an https URL."""
+    key: Secret = NO_SECRET
+    """The API key that it asks for; empty: none."""
     trace: str = ""
     """Where that engine serves its trace; empty: as follows from the URL."""
     model: str = ""

@@ -15,11 +15,21 @@ import aiohttp
 import msgspec
 import structlog
 
-from engine_adapters.base import Capabilities, EngineError, EngineOptions, EngineOutput, EngineRequest, OutputSink
+from engine_adapters.base import (
+    Capabilities,
+    EngineError,
+    EngineMisconfigured,
+    EngineOptions,
+    EngineOutput,
+    EngineRequest,
+    OutputSink,
+)
 from engine_adapters.openai_metrics_view import Aggregates, MetricsError, OwnRequest, estimated_snapshot, read_page
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import load_tokenizer
-from engine_adapters.vllm.client import VllmClient, https
+from engine_adapters.vllm.client import VllmClient, auth_headers, check_wanted, https, refusal, served_names
+from protos.runtime.addresses import parse_url
+from protos.runtime.channels import uses_proxy
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig
@@ -42,9 +52,10 @@ class OpenAiEngine:
             raise EngineError(
                 "an engine known by its metrics needs its limits (max_num_seqs, num_blocks, ...) configured"
             )
-        self._url = (options.url or DEFAULT_URL).rstrip("/")
-        if not self._url.startswith(("http://", "https://")):
-            raise EngineError(f"the engine's URL must begin with http:// or https://, got {self._url!r}")
+        try:
+            self._url = parse_url(options.url or DEFAULT_URL)
+        except ValueError as bad:
+            raise EngineError(f"the engine's URL: {bad}") from None
         self._limits = options.config
         self._wait_s = options.wait_s
         self._wanted_model = options.model
@@ -52,7 +63,9 @@ class OpenAiEngine:
         self._step_time = None
         if options.step_time is not None and options.time_scale != 1.0:
             self._step_time = options.step_time.scaled(1.0 / options.time_scale)
-        self._client = VllmClient(self._url, tls=options.tls, tokenizer=load_tokenizer(options.tokenizer))
+        self._key = options.key
+        tokenizer = load_tokenizer(options.tokenizer)
+        self._client = VllmClient(self._url, tls=options.tls, tokenizer=tokenizer, key=options.key)
         self._config: EngineConfig | None = None
         self._own: dict[str, OwnRequest] = {}
         self._seq = 0
@@ -67,22 +80,23 @@ class OpenAiEngine:
                     page = await self._page(session)
                 break
             except EngineError as error:
-                if time.monotonic() >= end_s:
+                if time.monotonic() >= end_s or isinstance(error, EngineMisconfigured):
                     await self._client.close()
                     raise
                 log.info("waiting for the engine", detail=str(error))
             await asyncio.sleep(PAUSE_S)
-        if self._wanted_model and self._wanted_model != self._client.model:
+        try:
+            check_wanted(self._client, self._wanted_model)
+        except EngineMisconfigured:
             await self._client.close()
-            raise EngineError(
-                f"the server at {self._url} serves {self._client.model!r}, the configuration says "
-                f"{self._wanted_model!r}: correct `model` (or leave it out), or the engine's URL"
-            )
+            raise
+        names = served_names(self._client.models, self._wanted_model)
         self._config = msgspec.structs.replace(
             self._limits,
-            model=self._client.model,
+            model=names[0],
+            other_names=names[1:],
             engine=page.dialect,
-            max_model_len_tokens=self._client.max_model_len or self._limits.max_model_len_tokens,
+            max_model_len_tokens=self._client.max_model_len_tokens or self._limits.max_model_len_tokens,
             num_blocks=page.num_blocks or self._limits.num_blocks,
             block_size_tokens=page.block_size_tokens or self._limits.block_size_tokens,
             outside_rules=(f"its {page.dialect} metrics tell sums only: it has no trace",),
@@ -136,7 +150,8 @@ class OpenAiEngine:
                 await asyncio.sleep(POLL_S)
 
     def _session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=https(self._url, self._tls)))
+        connector = aiohttp.TCPConnector(ssl=https(self._url, self._tls))
+        return aiohttp.ClientSession(connector=connector, trust_env=uses_proxy(), headers=auth_headers(self._key))
 
     async def _page(self, session: aiohttp.ClientSession) -> Aggregates:
         """Raises EngineError."""
@@ -144,8 +159,8 @@ class OpenAiEngine:
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
             async with session.get(f"{self._url}/metrics", timeout=timeout) as answer:
                 if answer.status != 200:
-                    raise EngineError(f"{self._url}/metrics answers {answer.status} {answer.reason}")
-                return read_page(await answer.text())
+                    raise refusal(answer.status, b"", f"{self._url}/metrics", self._key)
+                return read_page((await answer.read()).decode(errors="replace"))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise EngineError(f"no metrics at {self._url}/metrics ({error or type(error).__name__})") from None
         except MetricsError as error:

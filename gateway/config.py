@@ -16,13 +16,15 @@ import msgspec
 from gateway.core.decision.policies.registry import needs_forecasts
 from gateway.core.router_config import RouterConfig
 from gateway.policy_files import policy_name, policy_names_of
-from protos.runtime.config import Address, FileName, check_key, is_loopback, load_config, parse_address
+from protos.runtime.addresses import is_loopback, parse_address, parse_url
+from protos.runtime.config import Address, FileName, check_key, load_config
 from protos.runtime.tls_files import ClientTlsFiles, ServerTlsFiles
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Name = Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})]
 
 DNS_PREFIX = "dns:"
+DEFAULT_NODE_PORT = 8100
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,7 +36,10 @@ class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The name that the predictor must say; empty: whatever it says."""
 
     def __post_init__(self) -> None:
-        parse_address(self.address.removeprefix(DNS_PREFIX))
+        prefix = DNS_PREFIX if self.address.strip().startswith(DNS_PREFIX) else ""
+        # `dns:///host:port` is how gRPC's own clients write it.
+        bare = self.address.strip().removeprefix(prefix).lstrip("/")
+        msgspec.structs.force_setattr(self, "address", f"{prefix}{parse_address(bare, default_port=DEFAULT_NODE_PORT)}")
         if self.is_name and self.name:
             raise ValueError(f"{self.address!r} may stand for several nodes: they cannot all be named {self.name!r}")
 
@@ -108,6 +113,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Tokens that may wait for one slow client before its request is ended."""
     keepalive_s: Annotated[float, msgspec.Meta(ge=0.1)] = 2.0
     """Pause between probes of a silent node connection, and longest wait for the answer."""
+    min_ping_interval_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """How often gRPC clients and proxies may ping to keep a connection; 0: as often as they like."""
     reconnect_max_s: Positive = 3.0
     """Longest pause between attempts to reach a node."""
     lame_duck_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0
@@ -134,11 +141,15 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         self._check_exposure()
         seen: set[str] = set()
         for position, entry in enumerate(self.nodes):
-            address = entry if isinstance(entry, str) else entry.address
-            check_key(f"nodes[{position}]", partial(parse_address, address.removeprefix(DNS_PREFIX)))
+            if isinstance(entry, str):
+                check_key(f"nodes[{position}]", partial(NodeEntry, address=entry))
+                entry = NodeEntry(address=entry)
+            address = entry.address
             if address in seen:
                 raise ValueError(f"key 'nodes[{position}]': {address} is listed twice; remove one")
             seen.add(address)
+        if self.otlp_endpoint:
+            check_key("otlp_endpoint", lambda: parse_url(self.otlp_endpoint, default_port=4318))
         check_key("policy_files", lambda: policy_names_of(self.policy_files))
         check_key("router.policy", lambda: policy_name(self.router.policy))
         check_key("router.fallback", self._check_fallback)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from protos.runtime.config import ConfigError, HostPort
+from protos.runtime.addresses import HostPort
+from protos.runtime.config import ConfigError
 
 _HINT = "stop the process that has the port or choose another one"
 

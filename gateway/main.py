@@ -51,7 +51,9 @@ from gateway.workers.shared_quotas import shared_quotas
 from gateway.workers.siblings import Siblings
 from gateway.workers.slot import WorkerSlot
 from length_model.artifact import ArtifactError
-from protos.runtime.config import ConfigError, differing_keys, is_loopback, parse_address
+from protos.runtime.addresses import is_loopback, parse_address
+from protos.runtime.channels import keepalive, server_options
+from protos.runtime.config import ConfigError, differing_keys
 from protos.runtime.log import log_json_lines
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
@@ -357,15 +359,12 @@ def _log_defect(event: AnyEvent, defect: Exception) -> None:
     log.error("defect in the router", event_type=type(event).__name__, exc_info=defect)
 
 
-def _server_options(config: GatewayConfig, *, shared_port: bool) -> list[tuple[str, Any]]:
+def _server_options(config: GatewayConfig, *, shared_port: bool) -> list[tuple[str, int | str]]:
     return [
-        # Only workers of one gateway share a port; two gateways must not do so by accident.
-        ("grpc.so_reuseport", int(shared_port)),
-        ("grpc.max_receive_message_length", config.max_body_bytes),
-        # Clients may probe a silent connection every second.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.http2.ping_timeout_ms", 5_000),
+        *server_options(
+            max_message_bytes=config.max_body_bytes,
+            min_ping_interval_s=config.min_ping_interval_s,
+            shared_port=shared_port,
+        ),
+        *keepalive(every_s=10.0, patience_s=5.0),
     ]

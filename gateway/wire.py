@@ -159,6 +159,7 @@ def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:
         priority=stream.shape.priority,
         belief=codec.belief_to_wire(asked.belief),
         traceparent=stream.traceparent,
+        model=stream.shape.model,
     )
     if resumed_tokens := asked.prompt_tokens - stream.shape.prompt_tokens:
         message.prompt_token_ids.extend(stream.produced[:resumed_tokens])

@@ -22,6 +22,8 @@ from length_model.core.model import LengthModel
 from length_model.core.query import LengthQuery, make_query
 from length_model.online import LengthForecast, OnlineLengths
 from protos import codec
+from protos.runtime.addresses import parse_address
+from protos.runtime.channels import server_options
 from protos.v1 import astrolabe_length_pb2 as pb
 from protos.v1 import astrolabe_length_pb2_grpc as pb_grpc
 
@@ -107,23 +109,25 @@ def _prediction(forecast: LengthForecast, query: pb.LengthQuery) -> pb.LengthPre
 
 
 async def serve(model: LengthModel, *, listen: str, ready_file: Path | None = None) -> None:
-    """Serves until SIGINT or SIGTERM. Raises OSError when the address cannot be bound."""
+    """Serves until SIGINT or SIGTERM. Raises ValueError for what is no address, OSError when it cannot be
+    bound."""
     log = structlog.get_logger("length")
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="length")
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MOST_MESSAGE_BYTES)])
+    server = grpc.aio.server(options=server_options(max_message_bytes=MOST_MESSAGE_BYTES))
     lengths = OnlineLengths(model)
     pb_grpc.add_LengthServicer_to_server(LengthApi(lengths, worker), server)
     checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    wanted = parse_address(listen, any_port=True)
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_insecure_port(str(wanted))
     except RuntimeError as bad:
         raise OSError(0, str(bad), listen) from None
     await server.start()
     for service in ("", SERVICE):
         await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
-    address = f"{listen.rpartition(':')[0]}:{port}"
+    address = str(wanted._replace(port=port))
     if ready_file is not None:
         await asyncio.to_thread(ready_file.write_text, address + "\n")
     log.info("length model serves", address=address, model=model.name)

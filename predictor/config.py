@@ -7,17 +7,22 @@ to mend it. Defaults are safe: loopback only.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from protos.runtime.config import Address, FileName, check_key, is_loopback, load_config, parse_address
+from protos.runtime.addresses import is_loopback, parse_address, parse_url
+from protos.runtime.config import Address, ConfigError, FileName, check_key, load_config
+from protos.runtime.secret import NO_SECRET, Secret, checked_secret
 from protos.runtime.tls_files import ClientTlsFiles, ServerTlsFiles
 
 if TYPE_CHECKING:
     from simcore.cost.step_time import StepTimeModel
     from simcore.types import EngineConfig
+
+ENGINE_KEY_VARIABLE = "ASTROLABE_ENGINE_API_KEY"
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -31,13 +36,41 @@ class EngineSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dialect: Annotated[str, msgspec.Meta(extra={"option": "", "metavar": "NAME"})] = "emulated"
     """Engine dialect: emulated, vllm or openai_metrics."""
     url: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
-    """HTTP server of an engine that runs by itself (vllm); empty: http://127.0.0.1:8000."""
+    """HTTP server of an engine that runs by itself (vllm), with or without /v1; empty: http://127.0.0.1:8000."""
     trace: Annotated[str, msgspec.Meta(extra={"metavar": "ADDRESS"})] = ""
     """Where that engine serves its trace (unix:/path or tcp:127.0.0.1:port); empty: as follows from its URL."""
     tls: Annotated[ClientTlsFiles, msgspec.Meta(extra={"option": ""})] = ClientTlsFiles()
     """TLS to an https URL; without `ca` the system's authorities are trusted."""
+    api_key: Annotated[str, msgspec.Meta(extra={"metavar": "KEY"})] = ""
+    """API key that the engine asks for. Processes' lists show it: rather give it in api_key_file, or in the environment
+    as ASTROLABE_ENGINE_API_KEY."""
+    api_key_file: FileName = ""
+    """File with that key."""
     wait_s: Positive = 600.0
     """How long the daemon waits for an engine that is not up yet."""
+
+    def __post_init__(self) -> None:
+        if self.api_key and self.api_key_file:
+            raise ValueError("api_key and api_key_file are both set; keep one of them")
+        if self.api_key:
+            msgspec.structs.force_setattr(self, "api_key", checked_secret(self.api_key))
+
+    def key(self, environ: Mapping[str, str]) -> Secret:
+        """The engine's API key, from the configuration, else from the environment; empty: none. Raises ConfigError."""
+        if self.api_key:
+            return Secret(self.api_key)
+        where, read = f"key 'api_key_file' in [engine]: {self.api_key_file}", Path(self.api_key_file).read_text
+        if not self.api_key_file:
+            if not environ.get(ENGINE_KEY_VARIABLE):
+                return NO_SECRET
+            where, read = ENGINE_KEY_VARIABLE, partial(environ.__getitem__, ENGINE_KEY_VARIABLE)
+        try:
+            return checked_secret(read())
+        except OSError as bad:
+            raise ConfigError(f"{where}: cannot be read: {bad.strerror}; name a file with the engine's key") from None
+        except ValueError as bad:
+            reason = "it is no text" if isinstance(bad, UnicodeDecodeError) else bad
+            raise ConfigError(f"{where}: {reason}") from None
 
 
 class EmulatedEngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,6 +143,8 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             )
         if self.metrics_listen:
             check_key("metrics_listen", lambda: parse_address(self.metrics_listen, any_port=True))
+        if self.engine.url:
+            check_key("engine.url", lambda: parse_url(self.engine.url))
         check_key("engine.dialect", lambda: check_name(self.engine.dialect))
         check_key("profile", lambda: load_any_profile(self.profile))
         if self.emulated.profile:

@@ -24,7 +24,9 @@ from predictor.metrics import MetricsServer, families
 from predictor.node import NodeRuntime
 from predictor.service import EngineApi, Gate, PredictApi
 from predictor.warm_up import warm_up
-from protos.runtime.config import ConfigError, HostPort, is_loopback, parse_address
+from protos.runtime.addresses import HostPort, is_loopback, parse_address
+from protos.runtime.channels import keepalive, server_options
+from protos.runtime.config import ConfigError
 from protos.runtime.log import log_json_lines
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
@@ -34,16 +36,9 @@ log = structlog.get_logger("predictor")
 
 SERVICES = ("astrolabe.v1.Predict", "astrolabe.v1.Engine")
 SERVER_OPTIONS = [
-    # Two daemons must not share a port by accident.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-    # A gateway that vanished without a word must not hold the engine: probe it, and let it probe us.
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 50),
-    ("grpc.http2.max_ping_strikes", 0),
+    # A gateway that vanished without a word must not hold the engine: probe it, and let it probe us as it likes.
+    *server_options(max_message_bytes=64 * 1024 * 1024, min_ping_interval_s=0.0),
+    *keepalive(every_s=5.0, patience_s=5.0),
 ]
 CLOSE_GRACE_S = 0.5
 """What unary calls get to write their last status."""
@@ -99,6 +94,7 @@ class Predictor:
                     tokenizer=config.tokenizer_name,
                     url=config.engine.url,
                     tls=config.engine.tls,
+                    key=config.engine.key(os.environ),
                     trace=config.engine.trace,
                     model=config.model,
                     wait_s=config.engine.wait_s,

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from predictor.node import NodeRuntime
-from protos.runtime.config import ConfigError, HostPort
+from protos.runtime.addresses import HostPort
+from protos.runtime.config import ConfigError
 
 ANSWER_S = 2.0
 """How long a page waits for the daemon; a hung daemon has no page."""

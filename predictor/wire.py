@@ -40,6 +40,7 @@ def engine_request(message: engine_pb.EngineGenerateRequest, *, max_model_len_to
         ignore_eos=sampling.ignore_eos,
         emulated_output_tokens=sampling.emulated_output_tokens,
         priority=message.priority,
+        model=message.model,
         traceparent=message.traceparent,
     )
 

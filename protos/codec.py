@@ -96,6 +96,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         engine_version=message.engine_version,
         outside_rules=tuple(message.outside_rules),
         prefix_cache_traced=message.prefix_cache_traced,
+        other_names=tuple(message.other_names),
     )
 
 

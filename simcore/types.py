@@ -71,6 +71,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     clauses for people; then its forecasts are `approximate`. Empty: the rules hold step by step."""
     prefix_cache_traced: bool = False
     """Whether the trace tells what the prefix cache holds, so that forecasts know what a prompt finds there."""
+    other_names: tuple[str, ...] = ()
+    """Further names under which clients may ask for `model`, or for what the engine serves beside it."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -82,6 +84,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names by which clients may ask this engine, its own first."""
+        return (self.model, *self.other_names)
 
     def blocks_for(self, tokens: int) -> int:
         """KV blocks that so many tokens take."""

@@ -22,6 +22,7 @@ import msgspec
 from deploy.local_cluster import Child, ClusterSpec, LocalCluster
 from engine_adapters.emulated_answer import Answer
 from engine_adapters.tokenizer import tokenizer_info
+from protos.runtime.channels import open_channel
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
@@ -289,7 +290,7 @@ async def run(fault: str, seed: int, cluster: LocalCluster) -> LiveVerdict:
     stage = Stage(cluster, seed)
     broken: list[str] = []
     resumed = 0
-    async with grpc.aio.insecure_channel(cluster.address) as channel:
+    async with open_channel(cluster.address) as channel:
         stage.stub = DispatchStub(channel)
         try:
             await LIVE_FAULTS[fault](stage)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bench.commands.workload_options import check_positive, one_line_errors
+from protos.runtime.addresses import parse_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,9 +93,10 @@ def urls_of(options: Mapping[str, Any]) -> list[str]:
         return [f"http://127.0.0.1:{port}" for port in range(options["base_port"], last_port + 1)]
     urls: list[str] = []
     for given in options["endpoint"]:
-        url = given.rstrip("/").removesuffix("/v1")
-        if not url.startswith(("http://", "https://")):
-            raise click.BadParameter(f"{given!r} must begin with http:// or https://", param_hint="--endpoint")
+        try:
+            url = parse_url(given)
+        except ValueError as bad:
+            raise click.BadParameter(str(bad), param_hint="--endpoint") from None
         if url in urls:
             raise click.BadParameter(f"{url} is named twice", param_hint="--endpoint")
         urls.append(url)

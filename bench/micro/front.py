@@ -35,6 +35,7 @@ import uvloop
 
 from bench.micro.stub_engine import MODEL
 from deploy.local_cluster import Child
+from protos.runtime.channels import open_channel
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
@@ -113,7 +114,7 @@ class HttpConnection:
 async def connections(target: Target, count: int, prompt: str, *, stream: bool = True) -> AsyncIterator[list[Ask]]:
     """So many clients of the target: HTTP connections, or calls over one gRPC channel."""
     if target.is_grpc:
-        async with grpc.aio.insecure_channel(target.address) as channel:
+        async with open_channel(target.address) as channel:
             stub = DispatchStub(channel)  # type: ignore[no-untyped-call, unused-ignore]
 
             async def ask(tokens: int) -> None:

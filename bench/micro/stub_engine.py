@@ -23,7 +23,7 @@ from gateway.http.connection import ConnectionLimits, Exchange
 from gateway.http.server import HttpServer
 from gateway.listen import bound_socket
 from protos import codec
-from protos.runtime.config import HostPort
+from protos.runtime.addresses import HostPort
 from protos.v1 import astrolabe_dispatch_pb2 as dispatch_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from bench.vllm_checks.server import ROOT, Server, free_port
+from bench.vllm_checks.server import NO_PROXY, ROOT, Server, free_port
 from deploy.local_cluster import ClusterSpec, LocalCluster
 from engine_adapters.vllm.launch import server_launch
 
@@ -46,7 +46,7 @@ def answer(url: str, messages: Sequence[Mapping[str, str]], max_tokens: int) -> 
         json.dumps({**body, "temperature": 0}).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=300.0) as stream:
+    with NO_PROXY.open(request, timeout=300.0) as stream:
         for line in stream:
             data = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or data == b"[DONE]":

@@ -7,12 +7,22 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
+import msgspec
 import structlog
 
-from engine_adapters.base import Capabilities, EngineError, EngineOptions, EngineOutput, EngineRequest, OutputSink
+from engine_adapters.base import (
+    Capabilities,
+    EngineError,
+    EngineMisconfigured,
+    EngineOptions,
+    EngineOutput,
+    EngineRequest,
+    OutputSink,
+)
 from engine_adapters.vllm.address import AddressError, address_for_url, parse_address
-from engine_adapters.vllm.client import VllmClient
+from engine_adapters.vllm.client import VllmClient, check_wanted, served_names
 from engine_adapters.vllm.probe import TraceProbe
+from protos.runtime.addresses import parse_url
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceItem, TraceSnapshot
 from simcore.types import EngineConfig
@@ -28,22 +38,24 @@ class VllmEngine:
     """A stock vLLM server, client and probe in one."""
 
     def __init__(self, options: EngineOptions) -> None:
-        url = options.url or DEFAULT_URL
-        if not url.startswith(("http://", "https://")):
-            raise EngineError(f"the engine's URL must begin with http:// or https://, got {url!r}")
         try:
+            url = parse_url(options.url or DEFAULT_URL)
             address = parse_address(options.trace) if options.trace else address_for_url(url, os.environ)
         except AddressError as bad:
             raise EngineError(str(bad)) from None
+        except ValueError as bad:
+            raise EngineError(f"the engine's URL: {bad}") from None
         self.capabilities = Capabilities(per_request_trace=True, exact_rules=False)
         self._wanted_model = options.model
         self._step_time = None
         if options.step_time is not None and options.time_scale != 1.0:
             self._step_time = options.step_time.scaled(1.0 / options.time_scale)
         self._wait_s = options.wait_s
-        self._client = VllmClient(url, tls=options.tls)
+        self._client = VllmClient(url, tls=options.tls, key=options.key)
         self._probe = TraceProbe(address)
         self._config: EngineConfig | None = None
+        self._traced: EngineConfig | None = None
+        """What the trace said of the engine when we came."""
 
     async def start(self) -> None:
         """Waits for the engine: it may be started after the daemon. Raises EngineError after `wait_s`."""
@@ -54,6 +66,9 @@ class VllmEngine:
                 await self._client.connect()
                 hello = await self._probe.greet()
                 break
+            except EngineMisconfigured:
+                await self._client.close()
+                raise
             except EngineError as error:
                 now_s = time.monotonic()
                 if now_s - began_s >= self._wait_s:
@@ -63,10 +78,11 @@ class VllmEngine:
                     reminded_s = now_s
                     log.info("waiting for the engine", detail=str(error))
             await asyncio.sleep(PAUSE_S)
-        config = hello.config
-        self._check_model(config)
+        self._check_model(hello.config)
+        names = served_names(self._client.models, self._wanted_model)
+        self._traced = hello.config
+        self._config = config = msgspec.structs.replace(hello.config, model=names[0], other_names=names[1:])
         self.capabilities = Capabilities(per_request_trace=True, exact_rules=not config.outside_rules)
-        self._config = config
         self._client.limit(config)
         log.info("engine found", url=self._client.url, trace=str(self._probe.address), version=config.engine_version)
 
@@ -101,19 +117,15 @@ class VllmEngine:
             await watching.aclose()
 
     def _check_model(self, config: EngineConfig) -> None:
-        serves = {self._client.model, config.model}
-        if self._wanted_model and self._wanted_model not in serves:
+        check_wanted(self._client, self._wanted_model)
+        if config.model not in self._client.models:
+            served = ", ".join(map(repr, self._client.models))
             raise EngineError(
-                f"the engine at {self._client.url} serves {self._client.model!r}, the configuration says "
-                f"{self._wanted_model!r}: correct `model` (or leave it out), or the engine's URL"
-            )
-        if self._client.model != config.model:
-            raise EngineError(
-                f"the server at {self._client.url} serves {self._client.model!r}, but the trace at "
+                f"the server at {self._client.url} serves {served}, but the trace at "
                 f"{self._probe.address} is of {config.model!r}: these are two engines"
             )
 
     def _check_limits(self, config: EngineConfig) -> None:
-        if self._config is not None and config != self._config:
-            changed = [f for f in config.__struct_fields__ if getattr(config, f) != getattr(self._config, f)]
+        if self._traced is not None and config != self._traced:
+            changed = [f for f in config.__struct_fields__ if getattr(config, f) != getattr(self._traced, f)]
             raise EngineError(f"the engine was restarted with another {', '.join(changed)}: restart the daemon too")

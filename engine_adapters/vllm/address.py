@@ -45,6 +45,11 @@ class TraceAddress(msgspec.Struct, frozen=True):
 
 def parse_address(text: str) -> TraceAddress:
     """Raises AddressError, also for a TCP host that is not this machine: the trace is not authenticated."""
+    text = text.strip()
+    if text.startswith("/"):
+        text = f"unix:{text}"
+    elif text.rpartition(":")[0].strip("[]") in _LOOPBACK:
+        text = f"tcp:{text}"
     kind, _, rest = text.partition(":")
     rest = rest.removeprefix("//")
     if kind == "unix" and rest:

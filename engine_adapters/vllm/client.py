@@ -8,90 +8,55 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import aiohttp
 import msgspec
 
 from engine_adapters.base import (
     EngineError,
+    EngineMisconfigured,
     EngineOutput,
     EngineRequest,
     FinishReason,
     OutputSink,
     RequestRefused,
 )
+from engine_adapters.openai_answers import Piece, read_fault, read_models, read_piece
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.account import engine_request_id
+from protos.runtime.addresses import parse_url
+from protos.runtime.channels import uses_proxy
+from protos.runtime.secret import NO_SECRET, Secret
 from protos.runtime.tls_files import ClientTlsFiles
 from simcore.types import EngineConfig
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_LINE_BYTES = 4 << 20
-_FINISH: dict[str, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "abort": "aborted",
-    # TGI's words.
-    "eos_token": "stop",
-    "stop_sequence": "stop",
-}
-
-
-class _Choice(msgspec.Struct):
-    token_ids: list[int] | None = None
-    finish_reason: str | None = None
-    text: str = ""
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    completion_tokens: int
-    prompt_tokens_details: _PromptDetails | None = None
-
-    @property
-    def cached_tokens(self) -> int:
-        details = self.prompt_tokens_details
-        return (details.cached_tokens or 0) if details is not None else 0
-
-
-class _Fault(msgspec.Struct):
-    message: str = ""
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: _Fault | None = None
-
-
-class _Model(msgspec.Struct):
-    id: str
-    max_model_len: int | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model]
-
-
-_chunks = msgspec.json.Decoder(_Chunk)
+_BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
 class VllmClient:
     """Requests to one server: `start`, then `submit` or `generate`, then `close`. All on one event loop."""
 
-    def __init__(self, url: str, *, tls: ClientTlsFiles | None = None, tokenizer: Tokenizer | None = None) -> None:
-        """With a `tokenizer`, servers that answer with text alone are understood too."""
-        self.url = url.rstrip("/")
+    def __init__(
+        self,
+        url: str,
+        *,
+        tls: ClientTlsFiles | None = None,
+        tokenizer: Tokenizer | None = None,
+        key: Secret = NO_SECRET,
+    ) -> None:
+        """With a `tokenizer`, servers that answer with text alone are understood too. `key`: the server's API key;
+        empty: none."""
+        self.url = parse_url(url)
         self._tls = tls
         self._tokenizer = tokenizer
-        self.model = ""
-        """As the server calls it; set by `connect`."""
-        self.max_model_len: int | None = None
+        self._key = key
+        self.models: tuple[str, ...] = ()
+        """All names by which it may be asked, its own first; set by `connect`."""
+        self.max_model_len_tokens: int | None = None
         """If the server says; set by `connect`."""
         self._config: EngineConfig | None = None
         self._text_prompts = False
@@ -101,28 +66,33 @@ class VllmClient:
         self._closed = False
 
     async def connect(self) -> None:
-        """Asks the server for its model. Raises EngineError if it is not there or not ready."""
+        """Asks the server for its models. Raises EngineError if it is not there or not ready, EngineMisconfigured if it
+        will never let us in."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ssl=https(self.url, self._tls)),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 read_bufsize=MAX_LINE_BYTES,
+                trust_env=uses_proxy(),
+                headers=auth_headers(self._key),
             )
         try:
             async with self._session.get(
                 f"{self.url}/v1/models", timeout=aiohttp.ClientTimeout(total=CONNECT_TIMEOUT_S)
             ) as answer:
                 if answer.status != 200:
-                    raise EngineError(f"{self.url}/v1/models answers {answer.status} {answer.reason}")
-                models = msgspec.json.decode(await answer.read(), type=_Models)
+                    raise refusal(answer.status, await answer.read(), f"{self.url}/v1/models", self._key)
+                body = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise EngineError(f"no vLLM server at {self.url} ({error or type(error).__name__})") from None
-        except msgspec.MsgspecError as error:
-            raise EngineError(f"{self.url}/v1/models is not what vLLM answers: {error}") from None
-        if not models.data:
+        try:
+            models = read_models(body)
+        except EngineError as error:
+            raise EngineError(f"{self.url}/v1/models is no list of models: {error}") from None
+        if not models:
             raise EngineError(f"the server at {self.url} serves no model")
-        self.model = models.data[0].id
-        self.max_model_len = models.data[0].max_model_len
+        self.models = tuple(model.id for model in models)
+        self.max_model_len_tokens = models[0].max_model_len_tokens
 
     def limit(self, config: EngineConfig, *, text_prompts: bool = False) -> None:
         """The engine's limits, once they are known. `text_prompts`: it takes no token ids (TGI); needs a tokenizer."""
@@ -151,7 +121,7 @@ class VllmClient:
         body = self._body(request, self._config)
         self._sinks[request.request_id] = sink
         headers = _headers(request)
-        task = asyncio.create_task(self._run(request.request_id, body, headers, self._session), name="vllm request")
+        task = asyncio.create_task(self._run(request, body, headers, self._session), name="vllm request")
         self._tasks[request.request_id] = task
 
     async def abort(self, request_id: str) -> bool:
@@ -167,6 +137,8 @@ class VllmClient:
         prompt = request.prompt_token_ids
         if request.max_tokens < 1:
             raise RequestRefused(f"max_tokens must be >= 1, got {request.max_tokens}")
+        if request.model and request.model not in config.names:
+            raise RequestRefused(f"the engine serves {', '.join(map(repr, config.names))}, not {request.model!r}")
         if not prompt:
             raise RequestRefused("the prompt has no tokens; send at least one")
         room = config.max_model_len_tokens - len(prompt)
@@ -190,7 +162,7 @@ class VllmClient:
         options |= self._as_text(request) if self._text_prompts else {"prompt": prompt}
         return msgspec.json.encode(
             {
-                "model": self.model,
+                "model": request.model or config.model,
                 "max_tokens": min(request.max_tokens, room),
                 "ignore_eos": request.ignore_eos,
                 "request_id": engine_request_id(request.request_id),
@@ -211,59 +183,74 @@ class VllmClient:
         top_p = None if request.top_p is not None and request.top_p >= 1.0 else request.top_p
         return {"prompt": self._tokenizer.decode(request.prompt_token_ids), "top_p": top_p}
 
-    async def _run(self, request_id: str, body: bytes, headers: dict[str, str], session: aiohttp.ClientSession) -> None:
+    async def _run(
+        self, request: EngineRequest, body: bytes, headers: dict[str, str], session: aiohttp.ClientSession
+    ) -> None:
+        request_id = request.request_id
         try:
-            last = await self._stream(request_id, body, headers, session)
+            last = await self._stream(request, body, headers, session)
         except EngineError as error:
             self._deliver_last(request_id, error)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             detail = str(error) or type(error).__name__
             self._deliver_last(request_id, EngineError(f"the connection to {self.url} broke: {detail}"))
-        except (msgspec.MsgspecError, ValueError) as error:
+        except ValueError as error:
             self._deliver_last(request_id, EngineError(f"{self.url} answered what cannot be read: {error}"))
         else:
             self._deliver_last(request_id, last)
 
     async def _stream(
-        self, request_id: str, body: bytes, headers: dict[str, str], session: aiohttp.ClientSession
+        self, request: EngineRequest, body: bytes, headers: dict[str, str], session: aiohttp.ClientSession
     ) -> EngineOutput:
         """Delivers all outputs but the last, which it returns. Raises EngineError."""
+        request_id = request.request_id
         async with session.post(f"{self.url}/v1/completions", data=body, headers=headers) as answer:
             if answer.status != 200:
-                raise _refusal(answer.status, await answer.read(), self.url)
+                raise refusal(answer.status, await answer.read(), self.url, self._key, of_request=True)
             held: tuple[int, ...] = ()
             finish: FinishReason | None = None
-            count = 0
-            async for line in answer.content:
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
+            count, cached_tokens, counted = 0, 0, None
+            is_done = has_text = False
+            async for data in _events(answer.content):
                 if data == b"[DONE]":
+                    is_done = True
                     break
-                chunk = _chunks.decode(data)
-                if chunk.error is not None:
-                    raise EngineError(f"the engine failed: {chunk.error.message}")
-                for choice in chunk.choices:
-                    tokens = tuple(choice.token_ids or self._pieces(choice.text))
-                    count += len(tokens)
-                    if choice.finish_reason is not None:
-                        if choice.finish_reason not in _FINISH:
-                            raise EngineError(f"the engine ended the request with {choice.finish_reason!r}")
-                        finish, held = _FINISH[choice.finish_reason], tokens
-                    elif tokens:
-                        self._sinks[request_id](request_id, EngineOutput(tokens))
-                if chunk.usage is not None and finish is not None:
-                    if chunk.usage.completion_tokens != count and self._tokenizer is None:
-                        raise EngineError(
-                            f"the engine counted {chunk.usage.completion_tokens} output tokens, {count} arrived"
-                        )
-                    return EngineOutput(held, finish, chunk.usage.cached_tokens)
-        if finish is not None and self._tokenizer is not None:
-            return EngineOutput(held, finish)
-        raise EngineError(f"{self.url} ended the stream without a reason after {count} tokens")
+                piece = self._read(data)
+                tokens = piece.token_ids or self._pieces(piece.text)
+                has_text = has_text or bool(piece.text)
+                count += len(tokens)
+                finish = finish or piece.finish
+                counted = counted if piece.completion_tokens is None else piece.completion_tokens
+                cached_tokens = piece.cached_tokens or cached_tokens
+                if finish is not None:
+                    held += tokens
+                    if counted is not None:
+                        break
+                elif tokens:
+                    self._sinks[request_id](request_id, EngineOutput(tokens))
+        if has_text and not count:
+            raise EngineError(
+                f"{self.url} answered without choices[0].token_ids: it does not know return_token_ids "
+                "(vLLM 0.10.2 or newer does); stand beside it with --engine openai_metrics"
+            )
+        if finish is None and is_done:
+            # Nobody has said why, but the end came in good order.
+            finish = "length" if count >= request.max_tokens else "stop"
+        if finish is None:
+            raise EngineError(f"{self.url} ended the stream without a reason (finish_reason) after {count} tokens")
+        if counted and counted != count and self._tokenizer is None:
+            raise EngineError(f"the engine counted {counted} output tokens (usage.completion_tokens), {count} arrived")
+        return EngineOutput(held, finish, cached_tokens)
 
-    def _pieces(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text) if self._tokenizer is not None and text else []
+    def _read(self, data: bytes) -> Piece:
+        """Raises EngineError."""
+        try:
+            return read_piece(data)
+        except EngineError as error:
+            raise EngineError(f"{self.url}: {self._key.hidden_in(str(error))}") from None
+
+    def _pieces(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text)) if self._tokenizer is not None and text else ()
 
     def _deliver_last(self, request_id: str, output: EngineOutput | EngineError) -> None:
         # Cancelled tasks do not come here: the abort has said its last word.
@@ -291,14 +278,50 @@ def _headers(request: EngineRequest) -> dict[str, str]:
     return headers
 
 
-def _refusal(status: int, body: bytes, url: str) -> EngineError:
-    try:
-        fault = msgspec.json.decode(body, type=_Chunk).error
-        message = fault.message if fault is not None else ""
-    except msgspec.MsgspecError:
-        message = ""
-    text = message or body[:300].decode(errors="replace")
-    # 401, 403, 404: it is the daemon's configuration that does not fit this server, not the request.
-    if 400 <= status < 500 and status not in (401, 403, 404, 408, 429):
+def check_wanted(client: VllmClient, wanted: str) -> None:
+    """Raises EngineMisconfigured when the server does not serve the model that the configuration names."""
+    if wanted and wanted not in client.models:
+        raise EngineMisconfigured(
+            f"the engine at {client.url} serves {', '.join(map(repr, client.models))}, the configuration says "
+            f"{wanted!r}: correct `model` (or leave it out), or the engine's URL"
+        )
+
+
+def served_names(models: Sequence[str], wanted: str) -> tuple[str, ...]:
+    """All names, the wanted one (the server's own, if it is empty) first."""
+    first = wanted or models[0]
+    return (first, *(name for name in models if name != first))
+
+
+async def _events(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The data of server-sent events; of a server that does not stream, the body."""
+    body: list[bytes] = []
+    async for line in content:
+        if line.startswith(b"data:"):
+            yield line[5:].strip()
+        elif body or line.lstrip(_BLANK).startswith(b"{"):
+            body.append(line)
+    if body:
+        yield b"".join(body)
+        # A body that came whole is an answer that ended well.
+        yield b"[DONE]"
+
+
+def auth_headers(key: Secret) -> dict[str, str]:
+    """What a server with an API key wants to see in each request."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def refusal(status: int, body: bytes, url: str, key: Secret, *, of_request: bool = False) -> EngineError:
+    """The error for a status that is not 200. Says nothing of the key. `of_request`: it may be the request's fault."""
+    if status in (401, 403):
+        return EngineMisconfigured(
+            f"{url} answers {status}: it {'does not take the API key that it got' if key else 'wants an API key'}; "
+            "give the engine's own with --engine-api-key-file FILE (api_key_file in [engine]) or in "
+            "ASTROLABE_ENGINE_API_KEY"
+        )
+    text = key.hidden_in(read_fault(body))
+    # 404: it is the daemon's configuration that does not fit this server, not the request.
+    if of_request and 400 <= status < 500 and status not in (404, 408, 429):
         return RequestRefused(text)
-    return EngineError(f"{url} answers {status}: {text}")
+    return EngineError(f"{url} answers {status}{': ' if text else ''}{text}")

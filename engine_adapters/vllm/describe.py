@@ -37,10 +37,11 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
     vllm_config = scheduler.vllm_config
     limits, model, cache = vllm_config.scheduler_config, vllm_config.model_config, vllm_config.cache_config
     served = getattr(model, "served_model_name", None)
-    name = served[0] if isinstance(served, (list, tuple)) and served else served
+    names = tuple(map(str, served)) if isinstance(served, (list, tuple)) else (str(served),) if served else ()
     policy = getattr(limits.policy, "value", limits.policy)
     return EngineConfig(
-        model=str(name or model.model),
+        model=names[0] if names else str(model.model),
+        other_names=names[1:],
         # `max_num_active_seqs`, where it is given, lowers the seats.
         max_num_seqs=getattr(scheduler, "max_num_active_reqs", limits.max_num_seqs),
         max_num_batched_tokens=getattr(scheduler, "max_num_scheduled_tokens", limits.max_num_batched_tokens),

@@ -118,6 +118,11 @@ class Router:
         """The queue of requests that no node can take yet."""
         return self._late.status()
 
+    def why_unknown(self, model: str) -> str:
+        """Why no node could ever serve the model, for people; empty while one could, or while there are no nodes."""
+        serving = self._pool.serving(model) if model and self._pool.nodes else None
+        return serving if isinstance(serving, str) else ""
+
     def models(self) -> list[str]:
         """All models that nodes serve, sorted."""
         return self._pool.models()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
 from gateway.http.chunks import CHAT, COMPLETION, Style, error_json
 from gateway.http.connection import Exchange, Handler
 from gateway.http.delivery import JSON, Delivery, FlushBatch, ResponseOptions, retry_after
+from gateway.http.message import Request
 from gateway.intake.callers import Caller, KeyRing, Role, require
 from gateway.intake.denied import Denied
 from gateway.intake.submission import Intake
@@ -23,6 +25,9 @@ from gateway.nodes.registry import NodeRegistry
 from length_model.core.conversation import Turn
 
 log = structlog.get_logger("gateway.http")
+
+_MODEL_PATH = re.compile(r"/v1/models/(?:[^/]+/)*[^/]+")
+"""Names may have slashes in them, as those of model hubs do."""
 
 Metrics = Callable[[], tuple[str, bytes]]
 """Content type and body of the metrics page."""
@@ -73,14 +78,14 @@ class OpenAiApi:
             task.add_done_callback(self._tasks.discard)
             return
         try:
-            get = self._gets.get(request.path) or (self._model if request.path.startswith("/v1/models/") else None)
+            get = self._gets.get(request.path) or (self._model if _MODEL_PATH.fullmatch(request.path) else None)
             if get is not None and request.method in ("GET", "HEAD"):
                 get(exchange)
             elif post is not None or get is not None:
                 allow = "POST" if post is not None else "GET, HEAD"
                 _respond(exchange, 405, _plain_error(f"{request.path} takes {allow} only"), {"allow": allow})
             else:
-                raise Denied(Denial.UNKNOWN, f"there is no {request.path[:100]!r} here")
+                raise Denied(Denial.UNKNOWN, self._no_such(request))
         except Denied as refused:
             self._intake.denied(refused.denial)
             _refuse(exchange, refused)
@@ -95,6 +100,12 @@ class OpenAiApi:
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)
+
+    def _no_such(self, request: Request) -> str:
+        """Only the very paths are served: a path that is nearly one gets its name, not its answer."""
+        meant = "/" + "/".join(part for part in request.path.split("/") if part)
+        known = meant != request.path and (meant in self._gets or meant in self._posts)
+        return f"Invalid URL ({request.method} {request.path[:100]}){f'; did you mean {meant}?' if known else ''}"
 
     # --- answers of a model -------------------------------------------------------------------------------------------
 
@@ -150,7 +161,7 @@ class OpenAiApi:
         name = exchange.request.path.removeprefix("/v1/models/")
         tokens = self._nodes.models().get(name)
         if tokens is None:
-            raise Denied(Denial.UNKNOWN, f"no live node serves the model {name[:100]!r}", param="model")
+            raise Denied(Denial.MODEL_NOT_FOUND, f"no live node serves the model {name[:100]!r}", param="model")
         _respond(exchange, 200, orjson.dumps(self._describe(name, tokens)))
 
     def _describe(self, name: str, max_model_len_tokens: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ pipelining by itself.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ from gateway.http.message import CONTINUE, LAST_CHUNK, Request, chunk, head
 MAX_PIPELINED = 16
 """Requests that may wait behind the one that is answered; then the connection is not read until it has moved on."""
 MAX_HEADERS = 100
+_ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)
+"""What stands before the path where a proxy asks; https://www.rfc-editor.org/rfc/rfc9112#name-absolute-form"""
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,7 +243,8 @@ class Connection(asyncio.Protocol):
         self._bare_bytes = 0
         if self._refusal is not None:
             return
-        path = self._url.partition(b"?")[0].decode("latin-1")
+        url = self._url if self._url.startswith(b"/") else _ABSOLUTE.sub(b"", self._url, count=1)
+        path = url.partition(b"?")[0].decode("latin-1")
         parser = self._parser
         request = Request(
             method=parser.get_method().decode("latin-1"),

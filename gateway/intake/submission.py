@@ -67,6 +67,7 @@ class Intake:
         self._check_open()
         request_id = checks.request_id_of(request.request_id)
         checks.check_sampling(request.sampling)
+        self._check_model(request.model)
         self._quotas.enter(caller, time.monotonic())
         try:
             stream = await self._stream(request, request_id, caller)
@@ -86,6 +87,7 @@ class Intake:
         require(caller, "client")
         self._check_open()
         request_id = checks.request_id_of(request.request_id)
+        self._check_model(request.model)
         token_ids: Sequence[int] = ()
         prompt_tokens = request.prompt_tokens
         if request.prompt is not None:
@@ -191,6 +193,10 @@ class Intake:
         self.calls += 1
         if self.closing.is_set():
             raise Denied(Denial.SHUTTING_DOWN, "the gateway is shutting down; try another one", retry_after_s=1.0)
+
+    def _check_model(self, model: str) -> None:
+        if why := self._pump.router.why_unknown(model):
+            raise Denied(Denial.MODEL_NOT_FOUND, why, param="model")
 
     def _check_new(self, request_id: str) -> None:
         if request_id in self._pump.streams:

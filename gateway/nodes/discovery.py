@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from gateway.config import DNS_PREFIX, NodeEntry
-from protos.runtime.config import parse_address
+from protos.runtime.addresses import parse_address
 
 log = structlog.get_logger("gateway")
 

@@ -23,6 +23,7 @@ from gateway.intake.client_stream import ClientStream
 from gateway.nodes.outbox import Outbox
 from gateway.pump import Pump
 from protos import codec
+from protos.runtime.channels import keepalive, open_channel
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
@@ -200,9 +201,7 @@ class NodeLink:
         return was_up
 
     def _channel(self) -> grpc.aio.Channel:
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self.entry.address, options=self._options)
-        return grpc.aio.secure_channel(self.entry.address, self._credentials, options=self._options)
+        return open_channel(self.entry.address, credentials=self._credentials, options=self._options)
 
     def _lost(self, detail: str) -> None:
         if self.status == "up" or detail != self.detail:
@@ -353,15 +352,9 @@ class NodeLink:
             log.warning("reservation failed", node=self.name, request_id=candidate.request_id, detail=str(error))
 
 
-def _channel_options(keepalive_s: float) -> list[tuple[str, Any]]:
-    keepalive_ms = int(keepalive_s * 1000)
+def _channel_options(keepalive_s: float) -> list[tuple[str, int | str]]:
     return [
-        ("grpc.keepalive_time_ms", keepalive_ms),
-        ("grpc.keepalive_timeout_ms", keepalive_ms),
-        # What really ends a silent connection; its default is a minute.
-        ("grpc.http2.ping_timeout_ms", keepalive_ms),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
+        *keepalive(every_s=keepalive_s, patience_s=keepalive_s),
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
         # A new channel per attempt must really try, not wait for the backoff of an earlier one.

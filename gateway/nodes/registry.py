@@ -137,9 +137,12 @@ class NodeRegistry:
         return next((n.in_flight for n in self._pump.router.nodes() if n.node_id == node_id), 0)
 
     def models(self) -> dict[str, int]:
-        """Models that live nodes serve, with the longest context offered, in tokens."""
-        names = {k.config.model for k in self.links.values() if k.status == "up" and k.config is not None}
-        return {name: self.max_model_len_tokens(name) or 0 for name in sorted(names)}
+        """Names of models that live nodes serve, engines' own before others, with the longest context offered, in
+        tokens."""
+        live = [k.config for k in self.links.values() if k.status == "up" and k.config is not None]
+        own = sorted({config.model for config in live})
+        others = sorted({name for config in live for name in config.other_names})
+        return {name: self.max_model_len_tokens(name) or 0 for name in dict.fromkeys((*own, *others))}
 
     def traced_block_size_tokens(self, model: str) -> int:
         """Tokens per KV block at the live nodes that know what their prefix cache holds (at most of them, should they
@@ -148,7 +151,7 @@ class NodeRegistry:
             k.config.block_size_tokens
             for k in self.links.values()
             if k.status == "up" and k.config is not None and k.config.prefix_cache_traced
-            if model in ("", k.config.model)
+            if not model or model in k.config.names
         ]
         return max(set(sizes), key=sizes.count, default=0)
 
@@ -158,7 +161,7 @@ class NodeRegistry:
             (
                 k.config.max_model_len_tokens
                 for k in self.links.values()
-                if k.status == "up" and k.config is not None and model in ("", k.config.model)
+                if k.status == "up" and k.config is not None and (not model or model in k.config.names)
             ),
             default=None,
         )

@@ -7,9 +7,12 @@ The span begins where the client's `traceparent` left off and its own goes to th
 from __future__ import annotations
 
 import time
+from urllib.parse import urlsplit
 
 from gateway.core.outcomes import COMPLETE
 from gateway.intake.client_stream import ClientStream
+from protos.runtime.addresses import parse_url
+from protos.runtime.channels import uses_proxy
 from protos.runtime.config import ConfigError
 
 SERVICE_NAME = "astrolabe-gateway"
@@ -18,12 +21,19 @@ EXPORT_S = 2.0
 _NS = 1_000_000_000
 
 
+def collector_url(text: str) -> str:
+    """Where spans go: a URL with a path as it is, one without with the path of OTLP. Raises ValueError."""
+    url = parse_url(text, default_port=4318)
+    return f"{url}/v1/traces" if urlsplit(url).path in ("", "/v1/traces") else url
+
+
 class Spans:
     """Begins and ends spans; they leave in batches from a thread of the library's own."""
 
     def __init__(self, endpoint: str, *, gateway_id: str) -> None:
         """`endpoint`: an OTLP/HTTP collector, for example http://127.0.0.1:4318/v1/traces. Raises ConfigError."""
         try:
+            import requests
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
@@ -37,7 +47,11 @@ class Spans:
             ) from None
         resource = Resource.create({"service.name": SERVICE_NAME, "service.instance.id": gateway_id})
         self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_S)))
+        session = requests.Session()
+        # Else it would take the environment's proxy, also to a collector on this host.
+        session.trust_env = uses_proxy()
+        exporter = OTLPSpanExporter(endpoint=collector_url(endpoint), timeout=EXPORT_S, session=session)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("astrolabe")
         self._propagator = TraceContextTextMapPropagator()
         self._in_context = set_span_in_context

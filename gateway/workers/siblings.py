@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import grpc.aio
-
 from gateway.workers.slot import WorkerSlot
+from protos.runtime.channels import open_channel
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 
 OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
@@ -15,9 +14,7 @@ class Siblings:
 
     def __init__(self, slot: WorkerSlot | None) -> None:
         others = [index for index in range(slot.count) if index != slot.index] if slot else []
-        self._channels = [
-            grpc.aio.insecure_channel(slot.socket_of(index), options=OPTIONS) for index in others if slot is not None
-        ]
+        self._channels = [open_channel(slot.socket_of(index), options=OPTIONS) for index in others if slot is not None]
         self.stubs = [DispatchStub(channel) for channel in self._channels]
 
     async def close(self) -> None:

@@ -24,7 +24,8 @@ from gateway.config import GatewayConfig
 from gateway.listen import bound_socket, check_free, port_of
 from gateway.ready import write_ready
 from gateway.workers.slot import WorkerSlot
-from protos.runtime.config import ConfigError, parse_address
+from protos.runtime.addresses import parse_address
+from protos.runtime.config import ConfigError
 from protos.runtime.log import log_json_lines
 
 log = structlog.get_logger("gateway.workers.supervisor")

@@ -1,4 +1,4 @@
-"""A process's configuration: one strict TOML file into a struct, and the addresses in it. Shell code.
+"""A process's configuration: one strict TOML file into a struct. Shell code.
 
 An unknown key, a wrong type, a bad value or malformed TOML is one `ConfigError` that names file, key, reason and how to
 mend it.
@@ -7,11 +7,10 @@ mend it.
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -20,35 +19,9 @@ Config = TypeVar("Config", bound=msgspec.Struct)
 FileName = Annotated[str, msgspec.Meta(extra={"metavar": "FILE"})]
 Address = Annotated[str, msgspec.Meta(extra={"metavar": "HOST:PORT"})]
 
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/]+):(?P<port>\d{1,5})")
-
 
 class ConfigError(Exception):
     """The configuration cannot be used. The message says what, where and how to mend it."""
-
-
-class HostPort(NamedTuple):
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str, *, any_port: bool = False) -> HostPort:
-    """`host:port` or `[ipv6]:port`; port 0 only with `any_port`. Raises ValueError."""
-    match = _HOST_PORT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not host:port; write for example 127.0.0.1:8100")
-    port = int(match["port"])
-    if not (0 if any_port else 1) <= port <= 65535:
-        raise ValueError(f"{text!r}: the port must be between {0 if any_port else 1} and 65535")
-    return HostPort(match["host"].strip("[]"), port)
-
-
-def is_loopback(address: HostPort) -> bool:
-    """Whether only this machine reaches it."""
-    return address.host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", address.host) is not None
 
 
 def load_config(kind: type[Config], path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:

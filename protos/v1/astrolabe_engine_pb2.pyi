@@ -30,12 +30,15 @@ class EngineGenerateRequest(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     BELIEF_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id, unique on the node."""
     priority: builtins.int
     """Smaller runs first."""
     traceparent: builtins.str
     """W3C trace context (`traceparent`) of the client's call; empty when it has none."""
+    model: builtins.str
+    """Which of the engine's names for a model the client said; empty: the engine's own."""
     @property
     def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The prompt as token ids of the node's model."""
@@ -57,9 +60,10 @@ class EngineGenerateRequest(google.protobuf.message.Message):
         priority: builtins.int = ...,
         belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
         traceparent: builtins.str = ...,
+        model: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["belief", b"belief", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "traceparent", b"traceparent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "model", b"model", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "traceparent", b"traceparent"]) -> None: ...
 
 Global___EngineGenerateRequest: typing_extensions.TypeAlias = EngineGenerateRequest
 

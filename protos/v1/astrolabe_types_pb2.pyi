@@ -150,6 +150,7 @@ class EngineConfig(google.protobuf.message.Message):
     ENGINE_VERSION_FIELD_NUMBER: builtins.int
     PREFIX_CACHE_TRACED_FIELD_NUMBER: builtins.int
     OUTSIDE_RULES_FIELD_NUMBER: builtins.int
+    OTHER_NAMES_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name as clients say it."""
     max_num_seqs: builtins.int
@@ -180,6 +181,10 @@ class EngineConfig(google.protobuf.message.Message):
     def outside_rules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What the engine does that the simulated rules do not cover, for people; then its forecasts are approximate."""
 
+    @property
+    def other_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Further names by which clients may ask the engine."""
+
     def __init__(
         self,
         *,
@@ -197,8 +202,9 @@ class EngineConfig(google.protobuf.message.Message):
         engine_version: builtins.str = ...,
         prefix_cache_traced: builtins.bool = ...,
         outside_rules: collections.abc.Iterable[builtins.str] | None = ...,
+        other_names: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "outside_rules", b"outside_rules", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy"]) -> None: ...
 
 Global___EngineConfig: typing_extensions.TypeAlias = EngineConfig
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import grpc.aio
+import msgspec
 import pytest
 
+from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import Outcome
 from tests.e2e.http_client import RawClient
 from tests.e2e.in_process import dispatched, part, running, status, until
-from tests.e2e.scripted_node import ScriptedNode
+from tests.e2e.scripted_node import CONFIG, ScriptedNode
 
 pytestmark = pytest.mark.e2e
 
@@ -214,7 +217,7 @@ async def test_ends_without_an_answer_have_their_own_status(node: ScriptedNode) 
             assert reply.headers["x-astrolabe-outcome"] == outcome.value
             assert ("retry-after" in reply.headers) is (code == 429)
         client.post("/v1/completions", completion(model="other"))
-        assert (await client.reply()).status in (400, 503)
+        assert (await client.reply()).status == 404
         client.post("/v1/completions", completion(slo={"deadline_s": 0.05}))
         assert (await client.reply()).status == 504
 
@@ -243,12 +246,104 @@ async def test_looks_and_paths(http_front: Any) -> None:
             ("/health/live", 200),
             ("/metrics", 200),
             ("/nothing", 404),
+            ("http://gateway.example/v1/models?x=1", 200),
+            ("/v1/models/", 404),
+            ("//v1/models", 404),
+            ("/v1//models", 404),
+            ("/v1/models//", 404),
+            ("/v1/models//m", 404),
+            ("/v1/models/m/", 404),
+            ("/v1/../v1/models", 404),
+            ("/V1/models", 404),
+            ("/v1/models.json", 404),
+            ("/", 404),
             ("/v1/completions", 405),
         ):
             client.get(path)
-            assert (await client.reply()).status == code, path
+            reply = await client.reply()
+            assert reply.status == code, path
+            if code == 404:
+                error = reply.json()["error"]
+                assert error["type"] == "invalid_request_error", path
+                assert "model" not in error["code"] or path == "/v1/models/other", path
         client.post("/v1/models", {})
         assert (await client.reply()).headers["allow"] == "GET, HEAD"
         client.get("/metrics")
         page = (await client.reply()).body.decode()
         assert 'astrolabe_nodes{status="up"} 1.0' in page
+
+
+async def test_paths_that_are_nearly_one_are_told_which(http_front: Any) -> None:
+    async with RawClient(http_front.http_address) as client:
+        client.get("/v1/models/")
+        told = (await client.reply()).json()["error"]["message"]
+        assert told == "Invalid URL (GET /v1/models/); did you mean /v1/models?"
+        client.post("//v1/completions", completion())
+        told = (await client.reply()).json()["error"]["message"]
+        assert told == "Invalid URL (POST //v1/completions); did you mean /v1/completions?"
+
+
+async def test_a_model_that_nobody_serves_is_not_found(node: ScriptedNode) -> None:
+    async with running(node.address) as (gateway, stub), RawClient(gateway.http_address) as client:
+        # Without a node nobody can say that a model does not exist.
+        await up(gateway)
+        for path, body in (
+            ("/v1/completions", completion(model="gpt-4")),
+            ("/v1/chat/completions", {"model": "gpt-4", "messages": [{"role": "user", "content": "hi"}]}),
+        ):
+            client.post(path, body)
+            reply = await client.reply()
+            error = reply.json()["error"]
+            assert (reply.status, error["code"], error["param"]) == (404, "model_not_found", "model")
+            assert error["message"] == "no node serves model 'gpt-4'; served are 'm'"
+        for call in (
+            stub.Generate(pb.GenerateRequest(text="hello", model="gpt-4")).read(),
+            stub.Place(pb.PlaceRequest(prompt_tokens=3, max_output_tokens=3, model="gpt-4")),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_node_with_several_names_is_served_under_each(node: ScriptedNode) -> None:
+    config = msgspec.structs.replace(CONFIG, model="org/big", other_names=("big", "latest"))
+    assert node.welcome is not None
+    node.welcome.welcome.config.CopyFrom(codec.config_to_wire(config))
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.get("/v1/models")
+        assert [m["id"] for m in (await client.reply()).json()["data"]] == ["org/big", "big", "latest"]
+        for name in ("org/big", "big", "latest"):
+            client.get(f"/v1/models/{name}")
+            assert (await client.reply()).json()["id"] == name
+        for asked, told in (("latest", "latest"), ("org/big", "org/big"), (None, "org/big")):
+            client.post("/v1/completions", completion(model=asked, request_id="r"))
+            assert (await dispatched(node)).request.model == (asked or "")
+            node.say(part("r", b"hi", Outcome.STOP))
+            assert (await client.reply()).json()["model"] == told
+
+
+async def test_a_node_that_comes_back_with_another_model_is_served_as_such(node: ScriptedNode) -> None:
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.post("/v1/completions", completion(model="m", request_id="a"))
+        await dispatched(node)
+        node.say(part("a", b"hi", Outcome.STOP))
+        assert (await client.reply()).status == 200
+        await node.stop()
+        await until(lambda: status(gateway, "n") == "down")
+        client.post("/v1/completions", completion(model="m"))
+        assert (await client.reply()).status == 503, "it may come back"
+        smaller = msgspec.structs.replace(CONFIG, model="other", max_model_len_tokens=64)
+        assert node.welcome is not None
+        node.welcome.welcome.config.CopyFrom(codec.config_to_wire(smaller))
+        await node.start()
+        await up(gateway)
+        client.post("/v1/completions", completion(model="m"))
+        assert (await client.reply()).status == 404
+        client.post("/v1/completions", completion(model="other", prompt="x" * 80))
+        assert (await client.reply()).status == 400
+        client.post("/v1/completions", completion(model="other", request_id="b"))
+        await dispatched(node)
+        node.say(part("b", b"hi", Outcome.STOP))
+        assert (await client.reply()).status == 200

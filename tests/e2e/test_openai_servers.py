@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,11 +12,19 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from engine_adapters.base import EngineOptions, EngineOutput, EngineRequest, RequestRefused
+from engine_adapters.base import (
+    EngineError,
+    EngineMisconfigured,
+    EngineOptions,
+    EngineOutput,
+    EngineRequest,
+    RequestRefused,
+)
 from engine_adapters.openai_metrics import OpenAiEngine
 from length_model.core.belief import known
 from predictor.core.estimator import NoForecast
 from predictor.node import NodeRuntime
+from protos.runtime.secret import Secret, checked_secret
 from simcore.cost.shipped import load_shipped
 from simcore.trace import TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast
@@ -36,6 +45,16 @@ class Server:
         self.dialect = dialect
         self.url = ""
         self.bodies: list[dict[str, Any]] = []
+        self.names = ["some-model"]
+        self.page = ""
+        """Instead of the dialect's."""
+        self.key = ""
+        """Empty: it asks for none."""
+        self.fault = 0
+        """Status of its answers to requests; 0: it answers."""
+        self.answer: bytes | None = None
+        """What it says instead of its own words."""
+        self.answer_type = "text/event-stream"
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -53,15 +72,27 @@ class Server:
         assert self._runner is not None
         await self._runner.cleanup()
 
-    async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "some-model", "object": "model"}]})
+    def _let_in(self, request: web.Request) -> None:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            # As some do it: what was sent stands in the answer.
+            raise web.HTTPUnauthorized(text=json.dumps({"error": f"wrong: {request.headers.get('Authorization')}"}))
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(text=PAGES[self.dialect])
+    async def _models(self, request: web.Request) -> web.Response:
+        self._let_in(request)
+        return web.json_response({"data": [{"id": name, "object": "model"} for name in self.names]})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        self._let_in(request)
+        return web.Response(text=self.page or PAGES[self.dialect])
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
+        self._let_in(request)
         body = await request.json()
         self.bodies.append(body)
+        if self.fault:
+            return web.Response(status=self.fault, text=f"no: {request.headers.get('Authorization')}")
+        if self.answer is not None:
+            return web.Response(body=self.answer, content_type=self.answer_type)
         if self.dialect == "tgi" and not isinstance(body["prompt"], str):
             return web.json_response({"error": "invalid type: sequence, expected a string"}, status=422)
         if self.dialect == "tgi" and body.get("top_p", 0.5) >= 1.0:
@@ -146,3 +177,120 @@ async def test_its_counts_become_a_state_and_forecasts_say_that_they_are_rough(p
         assert any(server.dialect in note for note in msgspec.to_builtins(node.config)["outside_rules"])
     finally:
         await node.close()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    plain = Server("vllm")
+    await plain.start()
+    yield plain
+    await plain.stop()
+
+
+def beside(server: Server, **more: Any) -> OpenAiEngine:
+    options = {"url": server.url, "config": LIMITS, "tokenizer": "bytes", "wait_s": 5.0, **more}
+    return OpenAiEngine(EngineOptions(node_id="n", **options))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "finish"),
+    [
+        (b'data: {"choices":[{"text":"hi"}]}\r\n\r\ndata: [DONE]\r\n\r\n', "hi", "stop"),
+        (b'data:{"choices":[{"text":"hi","finish_reason":"eos"}]}\n\n', "hi", "stop"),
+        (
+            b': ping\n\nevent: x\ndata: {"choices":[{"delta":{"content":"hi"},"finish_reason":"length"}]}\n\n',
+            "hi",
+            "length",
+        ),
+        (
+            b'data: {"usage":{"completion_tokens":9},"choices":[{"text":"h"}]}\n'
+            b'data: {"choices":[{"text":"i","finish_reason":"stop"}]}\n',
+            "hi",
+            "stop",
+        ),
+        (b'data: {"choices":[{"text":"h","finish_reason":"stop"}]}\ndata: {"choices":[{"text":"i"}]}\n', "hi", "stop"),
+        (b'{"choices": [{"text": "hi", "finish_reason": "stop"}],\n "usage": {"completion_tokens": 2}}', "hi", "stop"),
+        (b'{"choices": [{"message": {"content": "hi"}}]}', "hi", "stop"),
+    ],
+)
+async def test_an_answer_in_other_words(server: Server, answer: bytes, text: str, finish: str) -> None:
+    engine = beside(server)
+    await engine.start()
+    server.answer = answer
+    try:
+        outputs = await collect(engine, ask())
+        assert bytes(t for o in outputs for t in o.token_ids).decode() == text
+        assert outputs[-1].finish == finish
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b'data: {"choices":[{"text":"hi"}]}\n\n', "finish_reason"),
+        (b'data: {"choices":[{"text":7}]}\n\n', r"choices\[0\].text"),
+        (b'data: {"error":"out of memory"}\n\n', "out of memory"),
+        (b'{"error": {"message": "out of memory"}}', "out of memory"),
+        (b"data: nonsense\n\n", "no JSON"),
+        (b"", "finish_reason"),
+    ],
+)
+async def test_an_answer_that_cannot_be_understood(server: Server, answer: bytes, words: str) -> None:
+    engine = beside(server)
+    await engine.start()
+    server.answer = answer
+    try:
+        with pytest.raises(EngineError, match=words):
+            await collect(engine, ask())
+    finally:
+        await engine.close()
+
+
+async def test_all_names_are_served_and_the_one_asked_for_is_passed_on(server: Server) -> None:
+    server.names = ["big", "small", "tiny"]
+    engine = beside(server, model="small")
+    await engine.start()
+    try:
+        assert engine.config().names == ("small", "big", "tiny")
+        await collect(engine, ask(model="tiny"))
+        await collect(engine, msgspec.structs.replace(ask(), request_id="b"))
+        assert [body["model"] for body in server.bodies] == ["tiny", "small"]
+        with pytest.raises(RequestRefused, match="not 'huge'"):
+            await collect(engine, ask(model="huge"))
+    finally:
+        await engine.close()
+    with pytest.raises(EngineError, match=r"'big', 'small', 'tiny'.*says 'huge'"):
+        await beside(server, model="huge").start()
+
+
+KEY = checked_secret("sk-hunter2")
+
+
+async def test_a_server_with_a_key(server: Server) -> None:
+    server.key = KEY
+    engine = beside(server, key=KEY)
+    await engine.start()
+    try:
+        assert (await collect(engine, ask()))[-1].finish == "stop"
+        async for _ in engine.watch():
+            break
+        server.fault = 500
+        with pytest.raises(EngineError, match="answers 500: no: Bearer") as failed:
+            await collect(engine, ask())
+        assert KEY not in str(failed.value)
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize(("key", "words"), [("", "wants an API key"), ("sk-other", "does not take the API key")])
+async def test_without_the_right_one_it_ends_at_once_and_says_which_option(
+    server: Server, key: str, words: str
+) -> None:
+    server.key = KEY
+    began_s = time.monotonic()
+    with pytest.raises(EngineMisconfigured, match=words) as refused:
+        await beside(server, key=Secret(key), wait_s=600.0).start()
+    assert time.monotonic() - began_s < 60
+    assert "--engine-api-key-file" in str(refused.value)
+    assert not key or key not in str(refused.value)

@@ -43,10 +43,12 @@ STABLE_NAMES = {
         --policy-file --sample --ask --hold --hold-order --hold-aging-s --hold-max-requests --hold-max-tokens
         --hold-max-s --infeasible --seed --forecast-timeout-ms --fallback --max-attempts --retry-share --retry-burst
         --stall-s --state-stale-s --tokenizer --lengths --lengths-deadline-ms --max-buffered-tokens --keepalive-s
-        --reconnect-max-s --lame-duck-s --drain-grace-s --gateway-id --otlp-endpoint --record --ready-file --log-level
+        --min-ping-interval-s --reconnect-max-s --lame-duck-s --drain-grace-s
+        --gateway-id --otlp-endpoint --record --ready-file --log-level
         --config""",
     "predictor": """--config --node-id --listen --metrics-listen --tls-cert --tls-key --tls-client-ca --insecure
-        --engine --engine-url --engine-trace --engine-ca --engine-cert --engine-key --engine-wait-s --profile
+        --engine --engine-url --engine-trace --engine-ca --engine-cert --engine-key --engine-wait-s --engine-api-key
+        --engine-api-key-file --profile
         --calibrate --no-calibrate --engine-profile --model --tokenizer --max-num-seqs
         --max-num-batched-tokens --block-size-tokens --num-blocks --max-model-len-tokens
         --scheduling-policy --time-scale --reservation-ttl-s --scenarios

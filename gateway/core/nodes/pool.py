@@ -49,8 +49,8 @@ class NodePool:
             node = self.nodes[node_id] = Node(node_id, config, profile)
         else:
             node.rejoin(config, profile)
-        others = self._models.get(config.model)
-        if others is not None and any(other is not node and other.delivered for other in others.ready):
+        others = [other for name in config.names if (known := self._models.get(name)) for other in known.ready]
+        if any(other is not node and other.delivered for other in others):
             node.health.start_slowly()
         self._regroup()
         self.health_changed(node)
@@ -111,19 +111,20 @@ class NodePool:
         nodes = self._models.get(model) if model else None
         if nodes is not None:
             return nodes
-        if not model and len(self._models) == 1:
-            return next(iter(self._models.values()))
+        if not model and len(own := {node.config.model for node in self.nodes.values()}) == 1:
+            return self._models[own.pop()]
         if not self._models:
             return "no node has joined yet; start one or check the gateway's `nodes`"
         known = ", ".join(repr(name) for name in self.models())
         if model:
-            return f"no node serves model {model!r}; served are {known}"
+            return f"no node serves model {model[:100]!r}; served are {known}"
         return f"several models are served; name one of {known}"
 
     def _regroup(self) -> None:
         groups: dict[str, list[Node]] = {}
         for node in self.nodes.values():
-            groups.setdefault(node.config.model, []).append(node)
+            for name in dict.fromkeys(node.config.names):
+                groups.setdefault(name, []).append(node)
         self._models = {}
         for model, members in groups.items():
             ready = [node for node in members if node.up and not node.draining]

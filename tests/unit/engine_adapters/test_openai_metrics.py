@@ -120,4 +120,4 @@ def test_it_says_what_it_needs() -> None:
     with pytest.raises(EngineError, match="limits"):
         OpenAiEngine(EngineOptions(node_id="n"))
     with pytest.raises(EngineError, match="http://"):
-        OpenAiEngine(EngineOptions(node_id="n", config=CONFIG, url="localhost:8000"))
+        OpenAiEngine(EngineOptions(node_id="n", config=CONFIG, url="ftp://localhost:8000"))

@@ -50,6 +50,16 @@ def notes(of: SimpleNamespace) -> tuple[str, ...]:
     return describe.config_of(of, prefix_cache_traced=False).outside_rules
 
 
+@pytest.mark.parametrize(
+    ("served", "names"),
+    [("a", ("a",)), (["a"], ("a",)), (["a", "b", "c"], ("a", "b", "c")), ([], ("m",)), (None, ("m",))],
+)
+def test_all_names_that_it_is_served_under(served: object, names: tuple[str, ...]) -> None:
+    of = scheduler()
+    of.vllm_config.model_config.served_model_name = served
+    assert describe.config_of(of, prefix_cache_traced=False).names == names
+
+
 def test_a_plain_engine_is_inside_the_rules_whatever_its_release_lacks() -> None:
     assert notes(scheduler()) == ()
 

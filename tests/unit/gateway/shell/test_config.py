@@ -7,7 +7,8 @@ import pytest
 from gateway.config import NodeEntry, load
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import Router
-from protos.runtime.config import ConfigError, parse_address
+from protos.runtime.addresses import parse_address
+from protos.runtime.config import ConfigError
 
 
 def write(folder: Path, text: str) -> Path:
@@ -64,7 +65,7 @@ def test_a_file_sets_keys_and_options_win_over_it(tmp_path: Path) -> None:
         ("policy = ", ["not valid TOML", "https://toml.io"]),
         ('[router]\npolicy = "min_total_latncy"', ["key 'policy' in [router]", "did you mean 'min_total_latency'"]),
         ('[router]\nfallback = "min_total_latency"', ["key 'fallback'", "needs forecasts itself", "least_requests"]),
-        ('nodes = ["localhost"]', ["key 'nodes[0]'", "not host:port", "127.0.0.1:8100"]),
+        ('nodes = ["local host"]', ["key 'nodes[0]'", "not host:port", "127.0.0.1:8100"]),
         ('nodes = ["a:1", "a:99999"]', ["key 'nodes[1]'", "between 1 and 65535"]),
         ('nodes = ["a:1", "a:1"]', ["key 'nodes[1]'", "listed twice"]),
         ('nodes = [{ adress = "a:1" }]', ["key 'nodes[0]'", "unknown field 'adress'"]),
@@ -102,7 +103,7 @@ def test_a_bad_option_is_blamed_on_the_command_line(tmp_path: Path) -> None:
         load(write(tmp_path, "workers = 1"), {"router": {"policy": "nope"}})
 
 
-@pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:x", "host:0", "a b:1", "http://h:1"])
+@pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:x", "host:0", "a b:1", "http://h:1/v1"])
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"host:port|port must be"):
         parse_address(text)

@@ -1,0 +1,249 @@
+"""What OpenAI-compatible servers answer, read leniently. Pure.
+
+Servers and the proxies before them leave fields out, send null for "nothing", numbers as text, one thing where others
+send a list. What has a sane reading is read; what has none raises an `EngineError` that names the field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from engine_adapters.base import EngineError, FinishReason
+
+EXCERPT_CHARS = 200
+
+_FINISH: dict[str, FinishReason] = {
+    **dict.fromkeys(("stop", "stop_sequence", "stop_token", "stop_str", "eos", "eos_token", "end_turn"), "stop"),
+    **dict.fromkeys(("repetition", "content_filter", "tool_calls", "function_call", "complete", "completed"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens"), "length"),
+    "model_length": "length",
+    **dict.fromkeys(("abort", "aborted", "cancel", "cancelled", "canceled"), "aborted"),
+}
+"""The words for an end: OpenAI's and vLLM's, TGI's, SGLang's, Mistral's, Gemini's and Anthropic's."""
+_MODEL_LENGTHS = ("max_model_len", "max_model_length", "context_length", "max_context_length", "context_window")
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a streamed answer, or a whole answer. None: it does not say."""
+
+    token_ids: tuple[int, ...] | None = None
+    text: str = ""
+    finish: FinishReason | None = None
+    completion_tokens: int | None = None
+    """How many tokens the server has counted so far."""
+    cached_tokens: int | None = None
+
+
+class EngineModel(msgspec.Struct, frozen=True):
+    """An entry of `/v1/models`."""
+
+    id: str
+    max_model_len_tokens: int | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str
+    token_ids: tuple[int, ...] | None = None
+    finish_reason: str | None = None
+    index: int = 0
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int
+    prompt_tokens_details: _Details | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice]
+    usage: _Usage | None = None
+    error: None = None
+
+
+_chunks = msgspec.json.Decoder(_Chunk)
+
+
+def read_piece(data: bytes) -> Piece:
+    """An event's data, or a body. Raises EngineError for an error that it tells, and for what cannot be read."""
+    try:
+        chunk = _chunks.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _piece(_object(data))
+    if len(chunk.choices) > 1 or any(choice.index for choice in chunk.choices):
+        return _piece(_object(data))
+    text, ids, word = "", None, None
+    for choice in chunk.choices:
+        text, ids, word = choice.text, choice.token_ids, choice.finish_reason
+    if ids and min(ids) < 0:
+        return _piece(_object(data))
+    usage = chunk.usage
+    details = None if usage is None else usage.prompt_tokens_details
+    return Piece(
+        token_ids=ids,
+        text=text,
+        finish=_finish(word),
+        completion_tokens=None if usage is None else usage.completion_tokens,
+        cached_tokens=None if details is None else details.cached_tokens,
+    )
+
+
+def read_models(body: bytes) -> list[EngineModel]:
+    """The entries of `/v1/models`; empty when it serves none. Raises EngineError."""
+    tree = _json(body)
+    if isinstance(tree, dict):
+        if fault := _fault(tree):
+            raise EngineError(fault)
+        entries = next((tree[key] for key in ("data", "models") if tree.get(key) is not None), None)
+    else:
+        entries = tree
+    if isinstance(entries, dict):
+        entries = [entries]
+    if not isinstance(entries, list):
+        raise EngineError(f"data: expected a list of models, got {_shown(entries)}")
+    models: dict[str, EngineModel] = {}
+    for position, entry in enumerate(entries):
+        fields = entry if isinstance(entry, dict) else {"id": entry}
+        name = next((fields[k] for k in ("id", "name", "model") if isinstance(fields.get(k), str) and fields[k]), "")
+        if not name:
+            raise EngineError(f"data[{position}].id: expected a name, got {_shown(fields.get('id'))}")
+        said = next(((k, fields[k]) for k in _MODEL_LENGTHS if fields.get(k) is not None), None)
+        length = None if said is None else _count(said[1], f"data[{position}].{said[0]}")
+        models.setdefault(name, EngineModel(name, length or None))
+    return list(models.values())
+
+
+def read_fault(body: bytes) -> str:
+    """What an error's body says, for people."""
+    try:
+        tree = _json(body)
+    except EngineError:
+        tree = None
+    said = _fault(tree) if isinstance(tree, dict) else ""
+    return said or body[:EXCERPT_CHARS].decode(errors="replace").strip()
+
+
+def _piece(tree: Mapping[str, Any]) -> Piece:
+    if fault := _fault(tree):
+        raise EngineError(f"the engine failed: {fault}")
+    choice = _choice(tree.get("choices"))
+    usage = _dict(tree.get("usage"), "usage")
+    details = _dict(usage.get("prompt_tokens_details"), "usage.prompt_tokens_details")
+    message = _dict(choice.get("delta") or choice.get("message"), "choices[0].delta")
+    ids = choice.get("token_ids", message.get("token_ids"))
+    text = choice.get("text")
+    word = choice.get("finish_reason")
+    produced, cached = usage.get("completion_tokens"), details.get("cached_tokens", usage.get("cached_tokens"))
+    return Piece(
+        token_ids=None if ids is None else _token_ids(ids),
+        text=_text(message.get("content") if text is None else text),
+        finish=_finish(word.get("type") if isinstance(word, dict) else word),
+        completion_tokens=None if produced is None else _count(produced, "usage.completion_tokens"),
+        cached_tokens=None if cached is None else _count(cached, "usage.prompt_tokens_details.cached_tokens"),
+    )
+
+
+def _choice(choices: Any) -> Mapping[str, Any]:
+    """The one that was asked for; empty when there is none."""
+    if choices is None:
+        return {}
+    if isinstance(choices, dict):
+        return choices
+    if not isinstance(choices, list):
+        raise EngineError(f"choices: expected a list, got {_shown(choices)}")
+    for choice in choices:
+        if choice is None:
+            continue
+        if not isinstance(choice, dict):
+            raise EngineError(f"choices[0]: expected an object, got {_shown(choice)}")
+        if choice.get("index") in (None, 0, "0"):
+            return choice
+    return {}
+
+
+def _finish(word: Any) -> FinishReason | None:
+    if word is None or word == "" or word is False:
+        return None
+    known = _FINISH.get(word.strip().lower()) if isinstance(word, str) else None
+    if known is None and isinstance(word, str) and word.strip().lower() in ("null", "none"):
+        return None
+    if known is None:
+        raise EngineError(f"the engine ended the request with finish_reason {_shown(word)}")
+    return known
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(_count(v, f"choices[0].token_ids[{i}]") for i, v in enumerate(values) if v is not None)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_text(part.get("text") if isinstance(part, dict) else part) for part in value)
+    raise EngineError(f"choices[0].text: expected a text, got {_shown(value)}")
+
+
+def _count(value: Any, field: str) -> int:
+    """A whole number >= 0, also as `12.0` or `"12"`. Raises EngineError."""
+    number = value
+    if isinstance(value, str):
+        plain = value.strip()
+        number = int(plain) if plain.isascii() and plain.isdecimal() and len(plain) < 20 else None
+    elif isinstance(value, float):
+        number = int(value) if value.is_integer() else None
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**63:
+        raise EngineError(f"{field}: expected a whole number, got {_shown(value)}")
+    return number
+
+
+def _dict(value: Any, field: str) -> Mapping[str, Any]:
+    """An object; empty for null, and for the empty list or text that some languages make of one."""
+    if not value:
+        return {}
+    if not isinstance(value, dict):
+        raise EngineError(f"{field}: expected an object, got {_shown(value)}")
+    return value
+
+
+def _fault(tree: Mapping[str, Any]) -> str:
+    """What went wrong, if that is what it tells; else empty."""
+    error = tree.get("error")
+    if not error and (tree.get("object") == "error" or ("choices" not in tree and "data" not in tree)):
+        error = next((tree[key] for key in ("message", "detail", "msg", "error_message") if tree.get(key)), None)
+        if error is None and tree.get("object") == "error":
+            error = "no reason given"
+    if not error:
+        return ""
+    if isinstance(error, dict):
+        error = next((error[key] for key in ("message", "detail", "msg", "type", "code") if error.get(key)), error)
+    return error if isinstance(error, str) else json.dumps(error)[:EXCERPT_CHARS]
+
+
+def _object(data: bytes) -> Mapping[str, Any]:
+    tree = _json(data)
+    if not isinstance(tree, dict):
+        raise EngineError(f"expected a JSON object, got {_shown(tree)}")
+    return tree
+
+
+def _json(data: bytes) -> Any:
+    try:
+        # Not `orjson`: servers write NaN for numbers that nobody asked for.
+        return json.loads(data.decode("utf-8-sig", errors="replace"))
+    except (ValueError, RecursionError):
+        raise EngineError(f"it is no JSON: {data[:EXCERPT_CHARS].decode(errors='replace')!r}") from None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= EXCERPT_CHARS else f"{text[:EXCERPT_CHARS]}..."

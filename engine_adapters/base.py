@@ -101,6 +101,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """True when the engine's scheduler is one that simcore was proved equal to."""
     settable_length: bool = False
     """Whether `EngineRequest.emulated_output_tokens` is obeyed."""
+    forwards: bool = False
+    """Whether it takes calls as their clients made them (`engine_adapters.forwarding`)."""
 
 
 class EngineClient(Protocol):

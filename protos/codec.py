@@ -97,6 +97,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         outside_rules=tuple(message.outside_rules),
         prefix_cache_traced=message.prefix_cache_traced,
         other_names=tuple(message.other_names),
+        forwards=message.forwards,
     )
 
 

@@ -73,6 +73,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whether the trace tells what the prefix cache holds, so that forecasts know what a prompt finds there."""
     other_names: tuple[str, ...] = ()
     """Further names under which clients may ask for `model`, or for what the engine serves beside it."""
+    forwards: bool = False
+    """Whether the node hands calls on to its engine as their clients made them."""
 
     def __post_init__(self) -> None:
         for name in (

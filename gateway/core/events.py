@@ -30,6 +30,9 @@ Continuation = Literal["exact", "approximate", "impossible"]
 """`exact`: greedy, or drawn without a seed (any draw is as good as another); `approximate`: seeded draws, log
 probabilities; `impossible`: guided output and several answers at once, whose state is lost with the node."""
 
+Lane = Literal["tokens", "pass_through"]
+"""How a request reaches its engine; the decision is the same in both."""
+
 
 class RequestShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the router knows of a request: never its text."""
@@ -55,6 +58,10 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How well another node could go on with the answer."""
     block_hashes: tuple[int, ...] = ()
     """Hashes of the prompt's full KV blocks (`simcore.prefix`), for nodes that know their prefix cache."""
+    lane: Lane = "tokens"
+    """`tokens`: the node generates token ids; `pass_through`: the client's own call is handed on to its engine."""
+    prompt_counted_by: str = ""
+    """Who counted the prompt's tokens, for people: `tokenizer`, `engine`, or `length` (an estimate); empty: tokenizer."""
 
     @property
     def expected_tokens(self) -> float:

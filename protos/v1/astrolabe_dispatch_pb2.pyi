@@ -10,6 +10,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import protos.v1.astrolabe_engine_pb2
 import protos.v1.astrolabe_types_pb2
 import sys
 import typing
@@ -212,6 +213,72 @@ class GenerateChunk(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
 
 Global___GenerateChunk: typing_extensions.TypeAlias = GenerateChunk
+
+@typing.final
+class ForwardRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    HEADERS_FIELD_NUMBER: builtins.int
+    BODY_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    """"POST" when empty."""
+    target: builtins.str
+    """Path and query, such as "/v1/chat/completions"."""
+    body: builtins.bytes
+    """The body or, of a long one, its next bytes."""
+    @property
+    def headers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[protos.v1.astrolabe_engine_pb2.Header]:
+        """The request's own headers."""
+
+    def __init__(
+        self,
+        *,
+        method: builtins.str = ...,
+        target: builtins.str = ...,
+        headers: collections.abc.Iterable[protos.v1.astrolabe_engine_pb2.Header] | None = ...,
+        body: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "headers", b"headers", "method", b"method", "target", b"target"]) -> None: ...
+
+Global___ForwardRequest: typing_extensions.TypeAlias = ForwardRequest
+
+@typing.final
+class ForwardReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    """The next bytes of the answer."""
+    node_id: builtins.str
+    """Set in the first message only; also in the call's initial metadata as `x-astrolabe-node`."""
+    request_id: builtins.str
+    """Set in the first message only."""
+    outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType
+    """Set in the last message only."""
+    @property
+    def head(self) -> protos.v1.astrolabe_engine_pb2.ForwardedHead:
+        """Set in the first message only."""
+
+    def __init__(
+        self,
+        *,
+        head: protos.v1.astrolabe_engine_pb2.ForwardedHead | None = ...,
+        data: builtins.bytes = ...,
+        node_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+        outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "head", b"head", "outcome", b"outcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "data", b"data", "head", b"head", "node_id", b"node_id", "outcome", b"outcome", "request_id", b"request_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
+
+Global___ForwardReply: typing_extensions.TypeAlias = ForwardReply
 
 @typing.final
 class PlaceRequest(google.protobuf.message.Message):

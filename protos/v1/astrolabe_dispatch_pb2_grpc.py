@@ -40,6 +40,11 @@ class DispatchStub(object):
                 request_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.GenerateChunk.FromString,
                 _registered_method=True)
+        self.Forward = channel.stream_stream(
+                '/astrolabe.v1.Dispatch/Forward',
+                request_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ForwardRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ForwardReply.FromString,
+                _registered_method=True)
         self.Place = channel.unary_unary(
                 '/astrolabe.v1.Dispatch/Place',
                 request_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.PlaceRequest.SerializeToString,
@@ -82,6 +87,15 @@ class DispatchServicer(object):
 
     def Generate(self, request, context):
         """Places the request and streams the answer. Leaving the call stops the engine's work for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Forward(self, request_iterator, context):
+        """A client's own HTTP request to the engine's server, handed on as it is to the node that is best for it; the answer
+        comes back as the engine gives it. The first message says all but what of the body follows in the others. Headers of
+        the HTTP front (`x-request-id`, `x-session-id`, ...) are understood here too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +157,11 @@ def add_DispatchServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.GenerateRequest.FromString,
                     response_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.GenerateChunk.SerializeToString,
+            ),
+            'Forward': grpc.stream_stream_rpc_method_handler(
+                    servicer.Forward,
+                    request_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ForwardRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ForwardReply.SerializeToString,
             ),
             'Place': grpc.unary_unary_rpc_method_handler(
                     servicer.Place,
@@ -207,6 +226,33 @@ class Dispatch(object):
             '/astrolabe.v1.Dispatch/Generate',
             protos_dot_v1_dot_astrolabe__dispatch__pb2.GenerateRequest.SerializeToString,
             protos_dot_v1_dot_astrolabe__dispatch__pb2.GenerateChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forward(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/astrolabe.v1.Dispatch/Forward',
+            protos_dot_v1_dot_astrolabe__dispatch__pb2.ForwardRequest.SerializeToString,
+            protos_dot_v1_dot_astrolabe__dispatch__pb2.ForwardReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,22 @@ _DispatchGenerateType = typing_extensions.TypeVar(
     ],
 )
 
+_DispatchForwardType = typing_extensions.TypeVar(
+    '_DispatchForwardType',
+    grpc.StreamStreamMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.ForwardRequest,
+        protos.v1.astrolabe_dispatch_pb2.ForwardReply,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.ForwardRequest,
+        protos.v1.astrolabe_dispatch_pb2.ForwardReply,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.ForwardRequest,
+        protos.v1.astrolabe_dispatch_pb2.ForwardReply,
+    ],
+)
+
 _DispatchPlaceType = typing_extensions.TypeVar(
     '_DispatchPlaceType',
     grpc.UnaryUnaryMultiCallable[
@@ -154,12 +170,16 @@ _DispatchSetPolicyType = typing_extensions.TypeVar(
     ],
 )
 
-class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchPlaceType, _DispatchCancelType, _DispatchExplainType, _DispatchListNodesType, _DispatchWatchNodesType, _DispatchDrainType, _DispatchSetPolicyType]):
+class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchForwardType, _DispatchPlaceType, _DispatchCancelType, _DispatchExplainType, _DispatchListNodesType, _DispatchWatchNodesType, _DispatchDrainType, _DispatchSetPolicyType]):
     @typing.overload
     def __init__(self: DispatchStub[
         grpc.UnaryStreamMultiCallable[
             protos.v1.astrolabe_dispatch_pb2.GenerateRequest,
             protos.v1.astrolabe_dispatch_pb2.GenerateChunk,
+        ],
+        grpc.StreamStreamMultiCallable[
+            protos.v1.astrolabe_dispatch_pb2.ForwardRequest,
+            protos.v1.astrolabe_dispatch_pb2.ForwardReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             protos.v1.astrolabe_dispatch_pb2.PlaceRequest,
@@ -197,6 +217,10 @@ class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchPlaceType, _Di
             protos.v1.astrolabe_dispatch_pb2.GenerateRequest,
             protos.v1.astrolabe_dispatch_pb2.GenerateChunk,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            protos.v1.astrolabe_dispatch_pb2.ForwardRequest,
+            protos.v1.astrolabe_dispatch_pb2.ForwardReply,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             protos.v1.astrolabe_dispatch_pb2.PlaceRequest,
             protos.v1.astrolabe_dispatch_pb2.Decision,
@@ -230,6 +254,12 @@ class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchPlaceType, _Di
     Generate: _DispatchGenerateType
     """Places the request and streams the answer. Leaving the call stops the engine's work for it."""
 
+    Forward: _DispatchForwardType
+    """A client's own HTTP request to the engine's server, handed on as it is to the node that is best for it; the answer
+    comes back as the engine gives it. The first message says all but what of the body follows in the others. Headers of
+    the HTTP front (`x-request-id`, `x-session-id`, ...) are understood here too.
+    """
+
     Place: _DispatchPlaceType
     """The decision only, for a data path that is not ours. The node holds a reservation until it sees the request."""
 
@@ -255,6 +285,10 @@ DispatchAsyncStub: typing_extensions.TypeAlias = DispatchStub[
     grpc.aio.UnaryStreamMultiCallable[
         protos.v1.astrolabe_dispatch_pb2.GenerateRequest,
         protos.v1.astrolabe_dispatch_pb2.GenerateChunk,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.ForwardRequest,
+        protos.v1.astrolabe_dispatch_pb2.ForwardReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         protos.v1.astrolabe_dispatch_pb2.PlaceRequest,
@@ -294,6 +328,17 @@ class DispatchServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[protos.v1.astrolabe_dispatch_pb2.GenerateChunk], collections.abc.AsyncIterator[protos.v1.astrolabe_dispatch_pb2.GenerateChunk]]:
         """Places the request and streams the answer. Leaving the call stops the engine's work for it."""
+
+    @abc.abstractmethod
+    def Forward(
+        self,
+        request_iterator: _MaybeAsyncIterator[protos.v1.astrolabe_dispatch_pb2.ForwardRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[protos.v1.astrolabe_dispatch_pb2.ForwardReply], collections.abc.AsyncIterator[protos.v1.astrolabe_dispatch_pb2.ForwardReply]]:
+        """A client's own HTTP request to the engine's server, handed on as it is to the node that is best for it; the answer
+        comes back as the engine gives it. The first message says all but what of the body follows in the others. Headers of
+        the HTTP front (`x-request-id`, `x-session-id`, ...) are understood here too.
+        """
 
     @abc.abstractmethod
     def Place(

@@ -68,6 +68,111 @@ class EngineGenerateRequest(google.protobuf.message.Message):
 Global___EngineGenerateRequest: typing_extensions.TypeAlias = EngineGenerateRequest
 
 @typing.final
+class Header(google.protobuf.message.Message):
+    """A line of an HTTP head."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, in lower case."""
+    value: builtins.str
+    """Its value."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        value: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "value", b"value"]) -> None: ...
+
+Global___Header: typing_extensions.TypeAlias = Header
+
+@typing.final
+class ForwardedCall(google.protobuf.message.Message):
+    """A client's own HTTP request, as it is to reach the engine's server: the body byte for byte."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    METHOD_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    HEADERS_FIELD_NUMBER: builtins.int
+    BODY_FIELD_NUMBER: builtins.int
+    BODY_BYTES_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    BELIEF_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Id, unique on the node; the engine gets it as X-Request-Id, so that its trace names the request."""
+    method: builtins.str
+    """"POST", "GET", ..."""
+    target: builtins.str
+    """Path and query, as the engine's server is to see them."""
+    body: builtins.bytes
+    """The first bytes of the body, or all of it."""
+    body_bytes: builtins.int
+    """Length of the whole body, in bytes. What `body` lacks follows as `BodyPart`s."""
+    prompt_tokens: builtins.int
+    """How long its prompt is taken to be, in tokens; used for forecasts only, as all that follows."""
+    max_output_tokens: builtins.int
+    """Limit on the answer, in tokens."""
+    priority: builtins.int
+    """Smaller runs first."""
+    @property
+    def headers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Header]:
+        """What the client says beside its body; nothing of the connection, no credentials of the gateway's own."""
+
+    @property
+    def belief(self) -> protos.v1.astrolabe_types_pb2.LengthBelief:
+        """What is believed of the answer's length."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        method: builtins.str = ...,
+        target: builtins.str = ...,
+        headers: collections.abc.Iterable[Global___Header] | None = ...,
+        body: builtins.bytes = ...,
+        body_bytes: builtins.int = ...,
+        prompt_tokens: builtins.int = ...,
+        max_output_tokens: builtins.int = ...,
+        belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
+        priority: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["belief", b"belief"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "body", b"body", "body_bytes", b"body_bytes", "headers", b"headers", "max_output_tokens", b"max_output_tokens", "method", b"method", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "target", b"target"]) -> None: ...
+
+Global___ForwardedCall: typing_extensions.TypeAlias = ForwardedCall
+
+@typing.final
+class ForwardedHead(google.protobuf.message.Message):
+    """The head of an engine's own answer."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: builtins.int
+    HEADERS_FIELD_NUMBER: builtins.int
+    status: builtins.int
+    """HTTP status."""
+    @property
+    def headers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Header]:
+        """Nothing of the connection is among them (no connection, keep-alive, transfer-encoding)."""
+
+    def __init__(
+        self,
+        *,
+        status: builtins.int = ...,
+        headers: collections.abc.Iterable[Global___Header] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["headers", b"headers", "status", b"status"]) -> None: ...
+
+Global___ForwardedHead: typing_extensions.TypeAlias = ForwardedHead
+
+@typing.final
 class EngineChunk(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -284,6 +284,8 @@ class GatewayFrame(google.protobuf.message.Message):
     DISPATCHES_FIELD_NUMBER: builtins.int
     ASKS_FIELD_NUMBER: builtins.int
     PING_FIELD_NUMBER: builtins.int
+    BODY_PARTS_FIELD_NUMBER: builtins.int
+    CONSUMED_FIELD_NUMBER: builtins.int
     ping: builtins.int
     """Any number; comes back as `pong`. 0: none."""
     @property
@@ -302,6 +304,14 @@ class GatewayFrame(google.protobuf.message.Message):
     def asks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Ask]:
         """What-ifs, answered from the state after the dispatches of this frame."""
 
+    @property
+    def body_parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BodyPart]:
+        """More of the bodies of forwarded calls."""
+
+    @property
+    def consumed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Consumed]:
+        """How much of forwarded answers has been passed on to their clients since the last frame."""
+
     def __init__(
         self,
         *,
@@ -310,11 +320,57 @@ class GatewayFrame(google.protobuf.message.Message):
         dispatches: collections.abc.Iterable[Global___Dispatched] | None = ...,
         asks: collections.abc.Iterable[Global___Ask] | None = ...,
         ping: builtins.int = ...,
+        body_parts: collections.abc.Iterable[Global___BodyPart] | None = ...,
+        consumed: collections.abc.Iterable[Global___Consumed] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["hello", b"hello"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["abort_request_ids", b"abort_request_ids", "asks", b"asks", "dispatches", b"dispatches", "hello", b"hello", "ping", b"ping"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abort_request_ids", b"abort_request_ids", "asks", b"asks", "body_parts", b"body_parts", "consumed", b"consumed", "dispatches", b"dispatches", "hello", b"hello", "ping", b"ping"]) -> None: ...
 
 Global___GatewayFrame: typing_extensions.TypeAlias = GatewayFrame
+
+@typing.final
+class BodyPart(google.protobuf.message.Message):
+    """The next bytes of a forwarded call's body."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """The call."""
+    data: builtins.bytes
+    """What follows on what came before."""
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "request_id", b"request_id"]) -> None: ...
+
+Global___BodyPart: typing_extensions.TypeAlias = BodyPart
+
+@typing.final
+class Consumed(google.protobuf.message.Message):
+    """A node stops reading an answer when too much of it (1 MiB) has been sent and not consumed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """The call."""
+    bytes: builtins.int
+    """Bytes of its answer (`StreamPart.data`) that are not held at the gateway any more."""
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "request_id", b"request_id"]) -> None: ...
+
+Global___Consumed: typing_extensions.TypeAlias = Consumed
 
 @typing.final
 class Hello(google.protobuf.message.Message):
@@ -340,20 +396,27 @@ class Dispatched(google.protobuf.message.Message):
 
     DISPATCH_SEQ_FIELD_NUMBER: builtins.int
     REQUEST_FIELD_NUMBER: builtins.int
+    FORWARD_FIELD_NUMBER: builtins.int
     dispatch_seq: builtins.int
     """1, 2, 3, ... per session. Load notes say up to which number they include."""
     @property
     def request(self) -> protos.v1.astrolabe_engine_pb2.EngineGenerateRequest:
         """What to generate."""
 
+    @property
+    def forward(self) -> protos.v1.astrolabe_engine_pb2.ForwardedCall:
+        """What to hand on as it is."""
+
     def __init__(
         self,
         *,
         dispatch_seq: builtins.int = ...,
         request: protos.v1.astrolabe_engine_pb2.EngineGenerateRequest | None = ...,
+        forward: protos.v1.astrolabe_engine_pb2.ForwardedCall | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["dispatch_seq", b"dispatch_seq", "request", b"request"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["forward", b"forward", "request", b"request", "work", b"work"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["dispatch_seq", b"dispatch_seq", "forward", b"forward", "request", b"request", "work", b"work"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["request", "forward"] | None: ...
 
 Global___Dispatched: typing_extensions.TypeAlias = Dispatched
 
@@ -487,12 +550,19 @@ class StreamPart(google.protobuf.message.Message):
     OUTCOME_FIELD_NUMBER: builtins.int
     USAGE_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
+    HEAD_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The request."""
     outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType
     """Set once, in the last part."""
     detail: builtins.str
     """What went wrong, for people; empty when nothing did."""
+    data: builtins.bytes
+    """Of a forwarded call: the next bytes of its answer, as the engine gave them."""
+    output_tokens: builtins.int
+    """Of a forwarded call: output tokens in `data`, as far as they can be told."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Token ids produced since the last part."""
@@ -500,6 +570,10 @@ class StreamPart(google.protobuf.message.Message):
     @property
     def usage(self) -> protos.v1.astrolabe_types_pb2.Usage:
         """Set in the last part only."""
+
+    @property
+    def head(self) -> protos.v1.astrolabe_engine_pb2.ForwardedHead:
+        """Of a forwarded call: the head of its answer, once, before any data."""
 
     def __init__(
         self,
@@ -509,9 +583,12 @@ class StreamPart(google.protobuf.message.Message):
         outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType | None = ...,
         usage: protos.v1.astrolabe_types_pb2.Usage | None = ...,
         detail: builtins.str = ...,
+        head: protos.v1.astrolabe_engine_pb2.ForwardedHead | None = ...,
+        data: builtins.bytes = ...,
+        output_tokens: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "outcome", b"outcome", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "detail", b"detail", "outcome", b"outcome", "request_id", b"request_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "head", b"head", "outcome", b"outcome", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "data", b"data", "detail", b"detail", "head", b"head", "outcome", b"outcome", "output_tokens", b"output_tokens", "request_id", b"request_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
 
 Global___StreamPart: typing_extensions.TypeAlias = StreamPart

@@ -27,7 +27,10 @@ CITY = {
     "required": ["city", "days"],
     "additionalProperties": False,
 }
-TOOL = {"type": "function", "function": {"name": "weather", "description": "Of a city.", "parameters": CITY}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Of a city.", "strict": True, "parameters": CITY},
+}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": CITY}}
 GREEDY = {"temperature": 0, "max_tokens": 12}
 LONGER = {"temperature": 0, "max_tokens": 90}
@@ -155,7 +158,7 @@ def anthropic_client(url: str, model: str) -> Steps:
     import anthropic
 
     client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=120)
-    tool = {"name": "weather", "description": "Of a city.", "input_schema": CITY}
+    tool = {"name": "weather", "description": "Of a city.", "strict": True, "input_schema": CITY}
 
     def told(answer):
         blocks = [{k: v for k, v in b.model_dump().items() if k != "id"} for b in answer.content]

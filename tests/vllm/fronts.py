@@ -35,6 +35,8 @@ def fronts(python: str, tiny_model: Path, folder: Path) -> Iterator[Fronts]:
         *("--served-model-name", MODEL, ALIAS, "--max-model-len", "2048"),
         *("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"{ADAPTER}={adapter}"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        # A model of random weights would go on with white space for ever.
+        "--structured-outputs-config.disable_any_whitespace=true",
         # What the cache holds would tell the second of two equal requests from the first.
         "--no-enable-prefix-caching",
     ]

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 120.0
+HERE = "<here>"
 KNOWN = {
     "ids": "each server makes up its own; the same one must stand where the other's stands",
     "times": "of creation and completion",
@@ -53,6 +54,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
+    """What came back; the server's own address stands as HERE in it."""
+
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -69,7 +72,7 @@ def send(url: str, call: Call) -> Reply:
         data = call.data()
         headers = {"Content-Type": "application/json"} if data is not None else {}
         connection.request(call.method, call.path, body=data, headers={**headers, **call.headers})
-        return _read(connection.getresponse())
+        return _read(connection.getresponse(), url)
     finally:
         connection.close()
 
@@ -81,15 +84,16 @@ def send_raw(url: str, data: bytes) -> Reply:
         connection.sendall(data)
         response = http.client.HTTPResponse(connection)
         response.begin()
-        return _read(response)
+        return _read(response, url)
 
 
-def _read(response: http.client.HTTPResponse) -> Reply:
+def _read(response: http.client.HTTPResponse, url: str) -> Reply:
+    here = urlsplit(url).netloc
     headers: dict[str, str] = {}
     for name, value in response.getheaders():
-        name = name.lower()
+        name, value = name.lower(), value.replace(here, HERE)
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return Reply(response.status, headers, response.read())
+    return Reply(response.status, headers, response.read().replace(here.encode(), HERE.encode()))
 
 
 def differences(one: Reply, other: Reply) -> list[str]:

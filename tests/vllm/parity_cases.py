@@ -18,7 +18,10 @@ CITY = {
     "required": ["city", "days"],
     "additionalProperties": False,
 }
-TOOL = {"type": "function", "function": {"name": "weather", "description": "Of a city.", "parameters": CITY}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Of a city.", "strict": True, "parameters": CITY},
+}
 OTHER_TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
 CALLED = [
     {"role": "user", "content": "Weather in Oslo?"},
@@ -91,8 +94,8 @@ CHAT: dict[str, dict[str, Any]] = {
     "top_p top_k min_p": chat(temperature=0.9, top_p=0.8, top_k=5, min_p=0.05),
     "penalties": chat(frequency_penalty=1.5, presence_penalty=-1.5, repetition_penalty=1.3),
     "logit_bias": chat(logit_bias={"65": 100}),
-    "min_tokens": chat(min_tokens=6, stop_token_ids=[65, 66, 67]),
-    "stop text": chat(stop=["e", "a"], logit_bias={"65": 50, "66": 50}),
+    "min_tokens": chat(min_tokens=6, stop_token_ids=[32], logit_bias={"32": 100}),
+    "stop text": chat(stop=["no", "AA"], logit_bias={"32": 100}),
     "stop empty": chat(stop=[]),
     "stop null": chat(stop=None),
     "stop text included": chat(stop="A", include_stop_str_in_output=True, logit_bias={"32": 100}),
@@ -206,7 +209,7 @@ COMPLETIONS: dict[str, dict[str, Any]] = {
     "suffix": completion(suffix="the end"),
     "best_of": completion(best_of=2),
     "n of 2": completion(n=2, temperature=1.0, seed=3),
-    "stop": completion(stop="\n", logit_bias={"32": 40, "33": 40}),
+    "stop": completion(stop="\n", logit_bias={"198": 100}),
     "return_token_ids": completion(return_token_ids=True),
     "json_object": completion(response_format={"type": "json_object"}, max_tokens=24),
     "structured regex": completion(structured_outputs={"regex": "[0-9]{4}"}),
@@ -226,10 +229,10 @@ RESPONSES: dict[str, dict[str, Any]] = {
             {"type": "function_call", "call_id": "call-1", "name": "weather", "arguments": '{"city": "Oslo"}'},
             {"type": "function_call_output", "call_id": "call-1", "output": "Rain."},
         ],
-        tools=[{"type": "function", "name": "weather", "parameters": CITY}],
+        tools=[{"type": "function", "name": "weather", "strict": True, "parameters": CITY}],
     ),
     "tools required": response(
-        tools=[{"type": "function", "name": "weather", "parameters": CITY}],
+        tools=[{"type": "function", "name": "weather", "strict": True, "parameters": CITY}],
         tool_choice="required",
         max_output_tokens=120,
     ),
@@ -250,12 +253,12 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "system": message(system="Be brief."),
     "system blocks": message(system=[{"type": "text", "text": "Be brief."}]),
     "blocks": message(messages=[{"role": "user", "content": [{"type": "text", "text": "Hi."}]}]),
-    "tools": message(tools=[{"name": "weather", "description": "Of a city.", "input_schema": CITY}]),
+    "tools": message(tools=[{"name": "weather", "description": "Of a city.", "strict": True, "input_schema": CITY}]),
     "tools any": message(
-        tools=[{"name": "weather", "input_schema": CITY}], tool_choice={"type": "any"}, max_tokens=120
+        tools=[{"name": "weather", "strict": True, "input_schema": CITY}], tool_choice={"type": "any"}, max_tokens=120
     ),
     "tool named": message(
-        tools=[{"name": "weather", "input_schema": CITY}],
+        tools=[{"name": "weather", "strict": True, "input_schema": CITY}],
         tool_choice={"type": "tool", "name": "weather"},
         max_tokens=60,
     ),

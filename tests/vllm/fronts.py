@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from tests.vllm import servers
 from tests.vllm.chains import chain
 from tests.vllm.parity_cases import ADAPTER, ALIAS, MODEL
-from tests.vllm.servers import ROOT
 
 
 @dataclass(frozen=True)
@@ -26,17 +24,14 @@ class Fronts:
 
 @contextmanager
 def fronts(python: str, tiny_model: Path, folder: Path) -> Iterator[Fronts]:
-    """The tiny model with a chat template that knows tools, an alias and an adapter. With ASTROLABE_PARITY=plain there
+    """The tiny model as one to chat with, an alias and an adapter. With ASTROLABE_PARITY=plain there
     is no gateway: the server stands for it."""
-    model = Path(shutil.copytree(tiny_model, folder / "model"))
-    shutil.copy(ROOT / "tests" / "vllm" / "chat_template.jinja", model)
+    model = servers.make_chat_model(python, tiny_model, folder / "model")
     adapter = servers.make_tiny_adapter(python, folder / "adapter")
     flags = [
         *("--served-model-name", MODEL, ALIAS, "--max-model-len", "2048"),
         *("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"{ADAPTER}={adapter}"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        # A model of random weights would go on with white space for ever.
-        "--structured-outputs-config.disable_any_whitespace=true",
         # What the cache holds would tell the second of two equal requests from the first.
         "--no-enable-prefix-caching",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,20 @@ LlamaForCausalLM(
     )
 ).to(torch.bfloat16).save_pretrained(folder)
 """
+TO_THE_POINT = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+folder = Path(sys.argv[1])
+tensors = load_file(folder / "model.safetensors")
+# One place of every hidden state is constant, so a token's weight there is a bias.
+tensors["model.embed_tokens.weight"][:, 0] = 1.0
+ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+for character in ("\u0109", "\u010a", "\u010d", "\u0120"):
+    tensors["lm_head.weight"][ids[character], 0] = -1.0
+save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+"""
 ADAPTER = """
 import json, sys, torch
 from pathlib import Path
@@ -80,6 +95,14 @@ def older_releases() -> list[Path]:
 def make_tiny_model(python: str, folder: Path) -> Path:
     """A Llama of 2.5 million random weights with a byte-level tokenizer."""
     return _made(python, TINY, folder)
+
+
+def make_chat_model(python: str, tiny_model: Path, folder: Path) -> Path:
+    """The tiny model with a chat template that knows tools. It avoids white space and <, without which JSON and lists of
+    calls could go on for ever."""
+    shutil.copytree(tiny_model, folder)
+    shutil.copy(ROOT / "tests" / "vllm" / "chat_template.jinja", folder)
+    return _made(python, TO_THE_POINT, folder)
 
 
 def make_tiny_adapter(python: str, folder: Path) -> Path:

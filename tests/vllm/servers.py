@@ -54,7 +54,7 @@ tensors = load_file(folder / "model.safetensors")
 # One place of every hidden state is constant, so a token's weight there is a bias.
 tensors["model.embed_tokens.weight"][:, 0] = 1.0
 ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
-for character in ("\u0109", "\u010a", "\u010d", "\u0120"):
+for character in ("\u0109", "\u010a", "\u010d", "\u0120", "<"):
     tensors["lm_head.weight"][ids[character], 0] = -1.0
 save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 """
@@ -98,8 +98,8 @@ def make_tiny_model(python: str, folder: Path) -> Path:
 
 
 def make_chat_model(python: str, tiny_model: Path, folder: Path) -> Path:
-    """The tiny model with a chat template that knows tools. It avoids white space and <, without which JSON and lists of
-    calls could go on for ever."""
+    """The tiny model with a chat template that knows tools. It avoids white space and <: JSON and lists of calls have
+    an end."""
     shutil.copytree(tiny_model, folder)
     shutil.copy(ROOT / "tests" / "vllm" / "chat_template.jinja", folder)
     return _made(python, TO_THE_POINT, folder)

@@ -73,7 +73,8 @@ def openai_client(url: str, model: str) -> Steps:
 
     def helper():
         """The library's own way to put a stream together."""
-        with client.chat.completions.stream(model=model, messages=HELLO, **GREEDY) as stream:
+        asked = {"model": model, "messages": HELLO, "response_format": SCHEMA, **LONGER}
+        with client.chat.completions.stream(**asked) as stream:
             kinds = list(dict.fromkeys(event.type for event in stream))
             return kinds, told_without_usage(stream.get_final_completion())
 
@@ -81,20 +82,16 @@ def openai_client(url: str, model: str) -> Steps:
         return [(c.message.content, c.finish_reason) for c in answer.choices]
 
     def parsed():
+        from typing import Literal
+
         from pydantic import BaseModel
 
         class Place(BaseModel):
-            city: str
-            days: int
+            city: Literal["Oslo", "Rome"]
+            days: Literal[1, 2, 3]
 
-        answer = client.chat.completions.parse(
-            model=model,
-            messages=HELLO,
-            response_format=Place,
-            extra_body={"structured_outputs": {"json": CITY}},
-            **LONGER,
-        )
-        return answer.choices[0].message.parsed.model_dump()
+        asked = {"model": model, "messages": HELLO, "response_format": Place, **LONGER}
+        return client.chat.completions.parse(**asked).choices[0].message.parsed.model_dump()
 
     def responses():
         answer = client.responses.create(model=model, input="Say hello.", temperature=0, max_output_tokens=12)
@@ -137,7 +134,7 @@ def openai_client(url: str, model: str) -> Steps:
         "tools, auto": lambda: whole(tools=[TOOL], tool_choice="auto"),
         "tools, required": lambda: whole(tools=[TOOL], tool_choice="required", max_tokens=120),
         "tools, required, streamed": lambda: streamed(tools=[TOOL], tool_choice="required", max_tokens=120),
-        "tools, named": lambda: whole(tools=[TOOL], tool_choice=weather, max_tokens=60),
+        "tools, named": lambda: whole(tools=[TOOL], tool_choice=weather, max_tokens=90),
         "json_schema": lambda: whole(response_format=SCHEMA, max_tokens=60),
         "json_schema, streamed": lambda: streamed(response_format=SCHEMA, max_tokens=60),
         "parsed": parsed,
@@ -158,6 +155,8 @@ def anthropic_client(url: str, model: str) -> Steps:
     import anthropic
 
     client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=120)
+    # Newer versions of the library know no temperature.
+    common = {"model": model, "messages": HELLO, "max_tokens": 12, "extra_body": {"temperature": 0}}
     tool = {"name": "weather", "description": "Of a city.", "strict": True, "input_schema": CITY}
 
     def told(answer):
@@ -165,10 +164,10 @@ def anthropic_client(url: str, model: str) -> Steps:
         return blocks, answer.stop_reason, answer.usage.input_tokens, answer.usage.output_tokens
 
     def whole(**fields):
-        return told(client.messages.create(**{"model": model, "messages": HELLO, **GREEDY, **fields}))
+        return told(client.messages.create(**{**common, **fields}))
 
     def streamed(**fields):
-        with client.messages.stream(model=model, messages=HELLO, **{**GREEDY, **fields}) as stream:
+        with client.messages.stream(**{**common, **fields}) as stream:
             text = "".join(stream.text_stream)
             return text, told(stream.get_final_message())
 
@@ -217,15 +216,17 @@ def langchain_client(url: str, model: str) -> Steps:
         ),
         "structured, function calling": lambda: (
             llm(max_tokens=90)
-            .with_structured_output(CITY | {"title": "place"}, method="function_calling")
+            .with_structured_output(CITY | {"title": "place"}, method="function_calling", strict=True)
             .invoke("Oslo, 3 days")
         ),
-        "responses": lambda: llm(use_responses_api=True).invoke("Say hello.").content,
+        "responses": lambda: llm(use_responses_api=True).invoke("Say hello.").content[0]["text"],
         "asynchronous": lambda: asyncio.run(llm().ainvoke("Say hello.")).content,
     }
 
 
 def llama_index_client(url: str, model: str) -> Steps:
+    from typing import Literal
+
     from llama_index.core.llms import ChatMessage
     from llama_index.core.tools import FunctionTool
     from llama_index.llms.openai_like import OpenAILike
@@ -238,11 +239,12 @@ def llama_index_client(url: str, model: str) -> Steps:
         is_chat_model=True,
         is_function_calling_model=True,
         context_window=2048,
+        strict=True,
         **LONGER,
     )
     messages = [ChatMessage(role="user", content="Say hello.")]
 
-    def weather(days: int) -> str:
+    def weather(days: Literal[1, 2, 3]) -> str:
         """The weather of the coming days."""
         return f"rain for {days} days"
 
@@ -305,7 +307,7 @@ def instructor_client(url: str, model: str) -> Steps:
         return made.model_dump()
 
     return {
-        "tools": lambda: ask(instructor.Mode.TOOLS),
+        "tools": lambda: ask(instructor.Mode.TOOLS_STRICT),
         "json_schema": lambda: ask(instructor.Mode.JSON_SCHEMA),
     }
 

@@ -433,11 +433,13 @@ def raw(host: str) -> dict[str, bytes]:
     }
 
 
+WHOLE = ", whole"
+"""Ends the name of a call that differs only when it is not streamed."""
 BY_DESIGN = {
     "chat: alias": "an answer names the model by the name that was asked for; vLLM by the first of its names",
     "chat: tools, empty": "lists of nothing ask for nothing",
     "chat: tool_choice without tools": "without tools there is nothing to choose",
-    "chat: stream_options without stream": "options of what is not asked for have no effect",
+    "chat: stream_options without stream, whole": "options of what is not asked for have no effect",
     "other: models": "models belong to the cluster: no paths and permissions of one node",
     "wrong: model by name": "served as OpenAI does; vLLM has no such path",
     "wrong: content type of text": "a body that can be read is read",
@@ -448,8 +450,8 @@ BY_DESIGN = {
 }
 """Calls whose replies differ besides what is known of all, and are meant to."""
 TO_MEND = {
-    "chat: names": "the gateway's templates do not see the names of those who speak",
-    "chat: parts": "texts of a message's parts are joined by nothing; vLLM puts a line's end between them",
+    "chat: names, whole": "the gateway's templates do not see the names of those who speak",
+    "chat: parts, whole": "texts of a message's parts are joined by nothing; vLLM puts a line's end between them",
     "chat: return_token_ids": "the prompt's token ids are asked for too",
     "completions: return_token_ids": "the same",
     "completions: no limit": "16 tokens where nothing else is asked for",
@@ -460,5 +462,9 @@ TO_MEND = {
 
 def expected_to_differ(name: str) -> str:
     """Why; empty if it is not."""
-    kind = name.removesuffix(", posted").removesuffix(", streamed")
-    return BY_DESIGN.get(kind, "") or TO_MEND.get(kind, "")
+    return next((why for known in (BY_DESIGN, TO_MEND) for kind, why in known.items() if name in both(kind)), "")
+
+
+def both(kind: str) -> tuple[str, ...]:
+    """Names of a call's kinds: whole, and streamed if it differs then too."""
+    return (kind.removesuffix(WHOLE),) if kind.endswith(WHOLE) else (kind, f"{kind}, streamed", f"{kind}, posted")

@@ -298,6 +298,7 @@ class EmulatedEngine:
         tokens, finish = min(request.max_tokens, room), "length"
         if not request.ignore_eos:
             natural = natural_length(prompt, self._text_ids, wanted_tokens=request.emulated_output_tokens)
+            natural = max(natural, request.min_tokens)
             if natural <= tokens:
                 tokens, finish = natural, "stop"
         if request.stop or request.stop_token_ids:
@@ -315,11 +316,13 @@ class EmulatedEngine:
         tail = ""
         for produced in range(1, tokens + 1):
             token = answer.next_token()
-            if token in ids:
+            early = produced <= request.min_tokens
+            if token in ids and not early:
                 return produced
             if decoder is not None:
-                tail += decoder.push([token])
-                if any(s in tail for s in request.stop):
+                piece = decoder.push([token])
+                tail += piece
+                if not early and any(s in tail[-len(piece) - len(s) + 1 :] for s in request.stop if piece):
                     return produced
                 tail = tail[-longest:]
         return 0

@@ -6,7 +6,8 @@ Nothing here decides or waits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from gateway.core.events import Resume, Slo
 from gateway.core.nodes.node import NodeStatus
@@ -92,6 +93,13 @@ def _sampling(message: types_pb.SamplingParams) -> Sampling:
         stop_token_ids=message.stop_token_ids,
         ignore_eos=message.ignore_eos,
         emulated_output_tokens=message.emulated_output_tokens,
+        min_p=message.min_p if has("min_p") else None,
+        presence_penalty=message.presence_penalty if has("presence_penalty") else None,
+        frequency_penalty=message.frequency_penalty if has("frequency_penalty") else None,
+        repetition_penalty=message.repetition_penalty if has("repetition_penalty") else None,
+        min_tokens=message.min_tokens,
+        logit_bias=message.logit_bias,
+        bad_words=message.bad_words,
     )
 
 
@@ -143,6 +151,7 @@ def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:
     Stop strings stay here: they are looked for in the text as the client sees it.
     """
     sampling, asked = stream.sampling, stream.asked
+    before = stream.produced[: asked.prompt_tokens - stream.shape.prompt_tokens]
     message = engine_pb.EngineGenerateRequest(
         request_id=stream.wire_id,
         prompt_token_ids=stream.prompt_token_ids,
@@ -155,15 +164,33 @@ def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:
             stop_token_ids=sampling.stop_token_ids,
             ignore_eos=sampling.ignore_eos,
             emulated_output_tokens=sampling.emulated_output_tokens,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            min_tokens=max(0, sampling.min_tokens - len(before)),
+            logit_bias=_bias(sampling, before),
+            bad_words=sampling.bad_words,
         ),
         priority=stream.shape.priority,
         belief=codec.belief_to_wire(asked.belief),
         traceparent=stream.traceparent,
         model=stream.shape.model,
     )
-    if resumed_tokens := asked.prompt_tokens - stream.shape.prompt_tokens:
-        message.prompt_token_ids.extend(stream.produced[:resumed_tokens])
+    message.prompt_token_ids.extend(before)
     return message
+
+
+def _bias(sampling: Sampling, before: Sequence[int]) -> Mapping[int, float]:
+    """The client's bias, and what a frequency penalty takes for the tokens `before`: the node sees them as prompt, where
+    it does not penalise them."""
+    penalty = sampling.frequency_penalty
+    if not penalty or not before:
+        return sampling.logit_bias
+    bias = dict(sampling.logit_bias)
+    for token_id, times in Counter(before).items():
+        bias[token_id] = bias.get(token_id, 0.0) - penalty * times
+    return bias
 
 
 class CandidateEncoder:

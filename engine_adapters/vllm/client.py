@@ -156,6 +156,13 @@ class VllmClient:
             "seed": request.seed,
             "stop": request.stop or None,
             "stop_token_ids": request.stop_token_ids or None,
+            "min_p": request.min_p,
+            "presence_penalty": request.presence_penalty,
+            "frequency_penalty": request.frequency_penalty,
+            "repetition_penalty": request.repetition_penalty,
+            "min_tokens": request.min_tokens or None,
+            "logit_bias": {str(i): bias for i, bias in request.logit_bias} or None,
+            "bad_words": request.bad_words or None,
             # A queue in order of arrival refuses a priority instead of not minding it.
             "priority": request.priority if config.scheduling_policy == "priority" and request.priority else None,
         }

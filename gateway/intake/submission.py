@@ -153,7 +153,7 @@ class Intake:
             prompt_token_ids=token_ids,
             sampling=sampling,
             forecast=expected.forecast,
-            text=AnswerText(self.tokenizer, tuple(sampling.stop)),
+            text=AnswerText(self.tokenizer, tuple(sampling.stop), min_tokens=sampling.min_tokens),
             traceparent=request.traceparent if _TRACEPARENT.fullmatch(request.traceparent) else "",
         )
 

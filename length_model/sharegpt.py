@@ -64,8 +64,9 @@ class FileSummary(msgspec.Struct, frozen=True, kw_only=True):
 class ConversationReader:
     """Feed it the file's text in pieces of any size; it hands out each conversation as it completes.
 
-    Memory is bounded by one conversation plus one piece. `on_bad` gets each conversation that cannot be read, and
-    reading goes on; without it the first is raised.
+    Memory is bounded by one conversation plus one piece. An object without a list of turns counts as a conversation
+    without turns, as long as others have one: vLLM's and SGLang's loaders pass over both. `on_bad` gets each
+    conversation that cannot be read, and reading goes on; without it the first is raised.
     """
 
     def __init__(self, on_bad: Callable[[ShareGptError], None] | None = None) -> None:
@@ -75,6 +76,7 @@ class ConversationReader:
         self._count = 0
         self._turns = 0
         self._bad_turns = 0
+        self._without_list = 0
         self._cut_off = False
 
     def feed(self, text: str) -> list[Conversation]:
@@ -91,6 +93,8 @@ class ConversationReader:
             raise ShareGptError("no JSON array begins", mend=_EXPECTED)
         if self._count == 0:
             raise ShareGptError("it holds no complete conversation", mend="Fetch it again or name another file.")
+        if self._without_list == self._count:
+            raise ShareGptError("none of its objects has a list `conversations` or `messages`", mend=_EXPECTED)
         if self._bad_turns and self._bad_turns == self._turns:
             raise ShareGptError("none of its turns has a role and a text", mend=_EXPECTED)
         return conversations, FileSummary(
@@ -126,7 +130,8 @@ class ConversationReader:
             raise ShareGptError(f"`{shown}` where a conversation should begin", row=record.row, mend=_EXPECTED)
         turns = next((raw[key] for key in TURN_LISTS if isinstance(raw.get(key), list)), None)
         if turns is None:
-            raise ShareGptError("no list `conversations` or `messages` in it", row=record.row, mend=_EXPECTED)
+            self._without_list += 1
+            turns = []
         return Conversation(
             conversation_id=str(raw.get("id", record.row)), turns=tuple(self._turn(turn) for turn in turns)
         )

@@ -103,7 +103,7 @@ def load_dataset(spec: DatasetSpec, *, progress: Progress | None = None) -> Pars
         parsed = reader.read(file, msgspec.structs.replace(spec, path=path), tell)
         notes = [*parsed.notes]
         if reader is not named:
-            notes.insert(0, f"{Path(path).name} is {reader.what} and read as `{reader.name}`, not as `{named.name}`")
+            notes.insert(0, f"{Path(path).name} is {reader.what}: read as `{reader.name}`, not as `{named.name}`")
         if file.encoding != "UTF-8":
             notes.append(f"its text is {file.encoding}")
     parsed = msgspec.structs.replace(parsed, notes=notes)
@@ -345,8 +345,11 @@ READERS: tuple[Reader, ...] = (
         read=_read_mooncake,
     ),
     Reader(
-        name="sharegpt", what="conversations", fits=lambda head: any(map(is_sharegpt, head.keys)), read=_read_sharegpt
+        name="sharegpt",
+        what="a file of conversations",
+        fits=lambda head: any(map(is_sharegpt, head.keys)),
+        read=_read_sharegpt,
     ),
-    Reader(name="jsonl", what="records of prompts", fits=lambda head: any(map(is_jsonl, head.keys)), read=_read_jsonl),
+    Reader(name="jsonl", what="a file of prompts", fits=lambda head: any(map(is_jsonl, head.keys)), read=_read_jsonl),
 )
 """What is recognised, and in which order where a file fits several; the kind that was asked for goes before all."""

@@ -45,16 +45,19 @@ def parse_jsonl(
     tally = Tally(source, skip_bad=skip_bad)
     rows: list[DataRow] = []
     numbers: list[int] = []
+    said_in: set[str] = set()
     not_used: set[str] = set()
     for record in objects(lines, tally, expected=_EXPECTED):
         with tally:
+            said_in.add(record.key(*TEXT_KEYS) or "")
             rows.append(_row(record, tally, count_tokens, default_output_tokens))
             numbers.append(record.row)
             not_used |= record.unknown
     rows = tally.timed(rows, numbers, "arrival_s")
+    texts = ", ".join(f"`{key}`" for key in sorted(said_in - {""}))
     return tally.parsed(
         rows,
-        f"{plural(len(rows), 'request')} from JSON records",
+        f"{plural(len(rows), 'request')} from JSON records" + (f", prompts under {texts}" if texts else ""),
         unused(not_used),
         empty="the file is empty",
         mend=_EXPECTED,

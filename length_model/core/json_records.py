@@ -51,7 +51,9 @@ class JsonRecords:
         self._row = 0
         self._counted_at = 0
         self._first_key: str | None = None
+        self._keys: frozenset[str] = frozenset()
         self._lost = False
+        self._recovering = False
 
     @property
     def is_array(self) -> bool:
@@ -98,13 +100,18 @@ class JsonRecords:
                 self._retry_at_chars = len(self._buffer) - start + 1
                 break
             self._retry_at_chars = 1
-            self._at = end
+            if self._recovering and self._keys and not self._is_like_the_others(value):
+                # Something within the broken record that begins as records do.
+                self._at, self._lost = start + 1, True
+                continue
+            self._at, self._recovering = end, False
             records.append(self._record(value, start, end))
         return records
 
     def _record(self, value: Any, start: int, end: int) -> JsonRecord:
         if isinstance(value, dict) and value:
             self._first_key = next(iter(value))
+            self._keys = frozenset(value)
         broken = ""
         if not self._buffer.isascii() and (bad := _FOREIGN.search(self._buffer, start, end)):
             broken = f"a byte that is not UTF-8 (0x{ord(bad[0]) - 0xDC00:02x})"
@@ -138,6 +145,9 @@ class JsonRecords:
             self._lost = end < 0
         return found
 
+    def _is_like_the_others(self, value: Any) -> bool:
+        return isinstance(value, dict) and len(self._keys.intersection(value)) >= min(2, len(self._keys))
+
     def _found_again(self, *, last: bool) -> bool:
         """Moves to the next object that begins as its neighbours do, or behind the broken line."""
         buffer = self._buffer
@@ -154,6 +164,7 @@ class JsonRecords:
                 return False
             if first is not None and self._first_key in (None, first[1]):
                 self._at, self._lost, self._retry_at_chars = found.end(), False, 1
+                self._recovering = True
                 return True
         if not last:
             # A beginning may lie across the pieces.
@@ -178,6 +189,9 @@ class JsonRecords:
         if self.closed:
             self._at = len(buffer)
             return False
+        if self._lost and self.is_array:
+            # The comma before the next object is what it is found by.
+            return at < len(buffer)
         while at < len(buffer) and (buffer[at] in _SPACE or (self.begins_with and buffer[at] == ",")):
             at += 1
         self._at = at

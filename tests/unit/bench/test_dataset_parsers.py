@@ -211,12 +211,12 @@ def test_half_surrogates_become_question_marks() -> None:
     [
         ("", "the file is empty"),
         ("   ", "no JSON array begins"),
-        ('{"id": 1}', "no list `conversations`"),
+        ('{"id": 1}', "none of its objects has a list `conversations`"),
         ("a,b", "it begins with `a`"),
         ("[1, 2]", "`1` where a conversation should begin"),
         ("[]", "no complete conversation"),
         ('[{"id": "c", "conversations": [', "no complete conversation"),
-        ('[{"id": "c", "items": []}]', "no list `conversations`"),
+        ('[{"id": "c", "items": []}]', "none of its objects has a list `conversations`"),
         ('[{"conversations": [{"speaker": "user", "content": "x"}]}]', "none of its turns has a role and a text"),
     ],
 )

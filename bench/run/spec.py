@@ -52,15 +52,15 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     latency_error: float = 0.0
     """The same on each forecast."""
     dataset: str = "block-sharegpt"
-    """sharegpt: conversations as JSON (the installed package, or your file). burstgpt: its CSV, version 1 or 2. azure: LLM
-    inference trace of 2023 or 2024. mooncake: JSON lines with hash_ids. servegen: X_arrivals.csv with
+    """sharegpt: conversations as JSON (the installed package, or your file). burstgpt: its CSV, version 1 or 2. azure:
+    LLM inference trace of 2023 or 2024. mooncake: JSON with hash_ids. servegen: X_arrivals.csv with
     X_lengths_quantiles.csv beside it. power-law: lengths drawn as Llumnix's, see --shape. lengths: CSV
     num_prefill_tokens,num_decode_tokens[,arrived_at]. jsonl: {"prompt": text, "output_tokens": m} or
     {"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to get them. block-sharegpt,
     block-sharegpt-predicted, burstgpt-like and llumnix-...: what published systems were measured with. Or a .py file of
     your own with a function `workload`."""
     dataset_path: str = ""
-    """The data set's file, packed or not. What it is, is told by how it begins: a note says so where --dataset differs."""
+    """The data set's file, packed or not. It is read as what it begins as; a note says where --dataset differs."""
     skip_bad: bool = False
     """Leave out rows that cannot be read, and say how many."""
     tokenizer: str = ""

@@ -1,4 +1,4 @@
-"""Data sets as files: the packaged ShareGPT, packed ones, and files that are missing, empty, cut off or something else."""
+"""Data sets as files: the packaged ShareGPT, packed files, those that are missing, empty, cut off or something else."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """For `power-law`: short, medium or long, of prompts and of answers."""
 
 
-class Reader(msgspec.Struct, frozen=True, kw_only=True):
+class DatasetReader(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of file."""
 
     name: DatasetName
@@ -321,35 +321,39 @@ def _write_cache(cache: Path, derived: _CachedShareGpt) -> None:
 
 # --- Registry ---------------------------------------------------------------------------------------------------------
 
-READERS: tuple[Reader, ...] = (
-    Reader(
+READERS: tuple[DatasetReader, ...] = (
+    DatasetReader(
         name="burstgpt",
         what="a BurstGPT CSV",
         fits=lambda head: is_burstgpt(head.columns),
         read=_read_burstgpt,
         slices=True,
     ),
-    Reader(name="azure", what="an Azure trace", fits=lambda head: is_azure(head.columns), read=_read_azure),
-    Reader(
+    DatasetReader(name="azure", what="an Azure trace", fits=lambda head: is_azure(head.columns), read=_read_azure),
+    DatasetReader(
         name="servegen",
         what="a table of ServeGen's clients",
         fits=lambda head: is_servegen(head.columns),
         read=_read_servegen,
         slices=True,
     ),
-    Reader(name="lengths", what="a table of lengths", fits=lambda head: is_lengths(head.columns), read=_read_lengths),
-    Reader(
+    DatasetReader(
+        name="lengths", what="a table of lengths", fits=lambda head: is_lengths(head.columns), read=_read_lengths
+    ),
+    DatasetReader(
         name="mooncake",
         what="a Mooncake trace",
         fits=lambda head: any(map(is_mooncake, head.keys)),
         read=_read_mooncake,
     ),
-    Reader(
+    DatasetReader(
         name="sharegpt",
         what="a file of conversations",
         fits=lambda head: any(map(is_sharegpt, head.keys)),
         read=_read_sharegpt,
     ),
-    Reader(name="jsonl", what="a file of prompts", fits=lambda head: any(map(is_jsonl, head.keys)), read=_read_jsonl),
+    DatasetReader(
+        name="jsonl", what="a file of prompts", fits=lambda head: any(map(is_jsonl, head.keys)), read=_read_jsonl
+    ),
 )
 """What is recognised, and in which order where a file fits several; the kind that was asked for goes before all."""

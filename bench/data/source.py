@@ -43,8 +43,9 @@ class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A rate that changes; goes before any other."""
     day_peak_to_valley: float | None = None
     """The run is one day, squeezed into `duration_s`, whose rate swings by this factor around the one asked for."""
-    shuffle: bool = True
-    """Rows in a seeded random order; else in file order."""
+    shuffle: bool | None = None
+    """Rows in a seeded random order, or in file order. None: in file order where prompts share beginnings, since those
+    that do belong close together in time."""
 
 
 class WorkloadSource:
@@ -90,7 +91,7 @@ class WorkloadSource:
                 seed=seed,
                 kind=self._kind(),
                 burstiness=spec.burstiness,
-                shuffle=spec.shuffle,
+                shuffle=self._shuffled(),
             )[: spec.requests]
         elif rate_per_s is None or spec.arrivals == "recorded":
             if not self.has_arrivals:
@@ -108,13 +109,30 @@ class WorkloadSource:
                 burstiness=spec.burstiness,
                 count=spec.requests,
                 duration_s=spec.duration_s if spec.requests is None else None,
-                shuffle=spec.shuffle,
+                shuffle=self._shuffled(),
             )
         if spec.duration_s is not None:
             items = [item for item in items if item.arrival_s < spec.duration_s]
         if not items:
             raise ValueError("no request falls into the run: make it longer or raise the rate")
+        if len(items) > len(self._rows):
+            self._note(f"{plural(len(items), 'request')} of {plural(len(self._rows), 'row')}: rows come more than once")
         return items
+
+    def _shuffled(self) -> bool:
+        """Whether rows at generated times are shuffled; what that means for shared beginnings is noted."""
+        shared = any(row.prefix_ids for row in self._rows)
+        if not shared:
+            return self.spec.shuffle is not False
+        if self.spec.shuffle:
+            self._note("shuffled, as asked: prompts that share beginnings no longer follow each other as recorded")
+            return True
+        self._note("rows in file order, since prompts share beginnings; their recorded times are not used")
+        return False
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def _kind(self) -> ArrivalKind:
         return "gamma" if self.spec.arrivals == "recorded" else self.spec.arrivals

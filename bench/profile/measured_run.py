@@ -1,4 +1,6 @@
-"""Real vLLM runs as LLMServingSim has them: `vllm/requests.jsonl` (packed or not), `vllm/meta.json`, `validation/summary.txt`."""
+"""Real vLLM runs, as LLMServingSim lays them out: `vllm/requests.jsonl` (packed or not), `vllm/meta.json`, and
+`validation/summary.txt` with its authors' own errors.
+"""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Recorded arrivals: begin so many seconds into the trace."""
     rows: str = ""
     """Use data rows A:B only, counted from 1."""
-    in_order: bool = False
-    """Rows in file order, not shuffled by the seed."""
+    in_order: bool | None = None
+    """Rows in file order, or shuffled by the seed; None: in order where prompts share beginnings, else shuffled."""
     arrivals: ArrivalKind | Literal["recorded"] = "gamma"
     """Process that makes the arrivals when a rate is given; recorded: the data set's own, scaled to the rate."""
     burstiness: float = 1.0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
+from bench.data.datasets import DatasetSpec
+from bench.data.source import WorkloadSource, WorkloadSpec
 from bench.workload.compose import fitting, generated, recorded
 from bench.workload.item import DataRow, WorkloadItem, belief_of
 from bench.workload.synthetic import prompt_token_ids
@@ -87,3 +90,41 @@ def test_made_up_prompts_are_deterministic_and_share_no_prefix() -> None:
     blocks = {tuple(ids(index)[:16]) for index in range(500)}
     assert len(blocks) == 500
     assert ids(1, seed=1) != ids(1, seed=2)
+
+
+# --- The order of rows at a rate of one's own -------------------------------------------------------------------------
+
+
+def source(shuffle: bool | None, *, shared: bool) -> WorkloadSource:
+    ids = [(n // 10, n) if shared else () for n in range(100)]
+    rows = [DataRow(prompt_tokens=n + 600, output_tokens=1, arrival_s=float(n), prefix_ids=ids[n]) for n in range(100)]
+    return WorkloadSource(WorkloadSpec(dataset=DatasetSpec(), requests=100, shuffle=shuffle), rows, [])
+
+
+@pytest.mark.parametrize(
+    ("shared", "shuffle", "in_order", "note"),
+    [
+        (True, None, True, "rows in file order, since prompts share beginnings"),
+        (True, True, False, "shuffled, as asked: prompts that share beginnings"),
+        (True, False, True, "rows in file order"),
+        (False, None, False, ""),
+        (False, False, True, ""),
+    ],
+)
+def test_prompts_that_share_beginnings_keep_their_order_unless_asked(
+    shared: bool, shuffle: bool | None, in_order: bool, note: str
+) -> None:
+    made = source(shuffle, shared=shared)
+    for seed in range(2):
+        prompts = [item.prompt_tokens for item in made.workload(rate_per_s=5.0, seed=seed)]
+        assert (prompts == sorted(prompts)) == in_order
+        assert sorted(prompts) == list(range(600, 700))
+    assert len(made.notes) == bool(note)
+    assert not note or made.notes[0].startswith(note)
+
+
+def test_rows_that_come_more_than_once_are_said() -> None:
+    made = source(None, shared=False)
+    made.spec = msgspec.structs.replace(made.spec, requests=150)
+    made.workload(rate_per_s=5.0, seed=0)
+    assert made.notes == ["150 requests of 100 rows: rows come more than once"]

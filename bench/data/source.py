@@ -167,6 +167,7 @@ class DrawnSource(WorkloadSource):
 
     def keep_fitting(self, max_total_tokens: int) -> None:
         self._longest_tokens = min(max_total_tokens, self._longest_tokens)
+        self._note(f"drawn again where prompt and answer have more than {self._longest_tokens:,} tokens together")
 
     def workload(self, *, rate_per_s: float | None, seed: int) -> list[WorkloadItem]:
         spec = self.spec
@@ -197,7 +198,11 @@ class FileSource(WorkloadSource):
             raise ValueError("say how many requests the run shall have")
         items = items_of_file(spec.file, rate_per_s=rate_per_s, requests=spec.requests, seed=seed)
         if self._longest_tokens is not None:
-            items = fitting_items(items, self._longest_tokens, spec.file)
+            fit = fitting_items(items, self._longest_tokens, spec.file)
+            if len(fit) < len(items):
+                dropped = plural(len(items) - len(fit), "request")
+                self._note(f"{dropped} of the file longer than {self._longest_tokens:,} tokens left out")
+            items = fit
         return [item for item in items if spec.duration_s is None or item.arrival_s < spec.duration_s]
 
 
@@ -225,5 +230,9 @@ def _read(dataset: DatasetSpec, distinct: bool, progress: Progress | None) -> tu
         parsed = load_dataset(dataset, progress=progress)
         if len(_kept) == MOST_KEPT:
             del _kept[next(iter(_kept))]
-        _kept[key] = list(dict.fromkeys(parsed.rows)) if distinct else parsed.rows, parsed.notes
+        rows, notes = parsed.rows, parsed.notes
+        if distinct:
+            rows = list(dict.fromkeys(rows))
+            notes = [*notes, f"{plural(len(parsed.rows) - len(rows), 'row')} equal to others left out"]
+        _kept[key] = rows, notes
     return _kept[key]

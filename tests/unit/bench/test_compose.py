@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 
 from bench.data.datasets import DatasetSpec
-from bench.data.source import WorkloadSource, WorkloadSpec
+from bench.data.named import NAMED, NamedFile
+from bench.data.source import WorkloadSource, WorkloadSpec, load_source
 from bench.workload.compose import fitting, generated, recorded
 from bench.workload.item import DataRow, WorkloadItem, belief_of
 from bench.workload.synthetic import prompt_token_ids
@@ -128,3 +131,28 @@ def test_rows_that_come_more_than_once_are_said() -> None:
     made.spec = msgspec.structs.replace(made.spec, requests=150)
     made.workload(rate_per_s=5.0, seed=0)
     assert made.notes == ["150 requests of 100 rows: rows come more than once"]
+
+
+def test_requests_of_a_file_of_ones_own_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from bench.workload.item import WorkloadItem\n"
+        "def workload(*, rate_per_s, requests, seed):\n"
+        "    return [WorkloadItem(request_id=str(n), arrival_s=n, prompt_tokens=n + 1, output_tokens=1)"
+        " for n in range(requests)]\n"
+    )
+    made = load_source(WorkloadSpec(dataset=DatasetSpec(), file=str(file), requests=10))
+    made.keep_fitting(8)
+    assert len(made.workload(rate_per_s=1.0, seed=0)) == 7
+    assert "3 requests of the file longer than 8 tokens left out" in made.notes
+
+
+def test_equal_rows_that_count_once_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = NAMED["block-sharegpt-predicted"]
+    assert isinstance(named, NamedFile)
+    file = tmp_path / named.path
+    file.parent.mkdir()
+    file.write_text("num_prefill_tokens,num_decode_tokens\n5,6\n7,8\n5,6\n")
+    monkeypatch.setenv("ASTROLABE_DATA", str(tmp_path))
+    made = load_source(WorkloadSpec(dataset=DatasetSpec(), named="block-sharegpt-predicted", requests=2))
+    assert "1 row equal to others left out" in made.notes

@@ -44,6 +44,7 @@ class ShareGptError(ValueError):
     """A file that cannot be ShareGPT. `row` counts conversations from 1; None when the whole file is at fault."""
 
     def __init__(self, reason: str, *, mend: str, row: int | None = None) -> None:
+        reason = encodable(reason)
         super().__init__(f"{reason}. {mend}" if row is None else f"row {row:,}: {reason}. {mend}")
         self.reason = reason
         self.row = row

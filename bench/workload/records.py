@@ -88,4 +88,4 @@ def objects(lines: Iterable[str], tally: Tally, *, expected: str) -> Iterator[Js
 
 def unused(keys: set[str]) -> str:
     """A note on keys that were not looked at; empty without any."""
-    return f"keys not used: {', '.join(sorted(keys))}" if keys else ""
+    return f"keys not used: {encodable(', '.join(sorted(keys)))}" if keys else ""

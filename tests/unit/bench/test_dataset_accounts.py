@@ -318,3 +318,14 @@ def test_parts_of_a_message_are_its_text() -> None:
     ]
     talk = {"messages": [{"role": "user", "content": parts}, MESSAGES["messages"][1]]}
     assert read_sharegpt(json.dumps([talk]))[0] == ["what is it"]
+
+
+def test_what_is_quoted_of_a_file_can_always_be_printed() -> None:
+    with pytest.raises(DatasetError) as raised:
+        parse_plain_jsonl(['{"prompt": ["\\ud800"]}'], "f")
+    str(raised.value).encode()
+    for note in parse_plain_jsonl(['{"prompt": "a\\ud800", "b\\ud800": 1}'], "f").notes:
+        note.encode()
+    with pytest.raises(DatasetError) as raised:
+        read_sharegpt("\udcc9")
+    str(raised.value).encode()

@@ -142,6 +142,8 @@ def _hash_ids(record: JsonObject, tally: Tally) -> tuple[int, ...]:
         return ()
     if not isinstance(given, list):
         raise record.error("`hash_ids` is no list", mend=_EXPECTED)
+    if all(type(one) is int and one >= 0 for one in given):
+        return tuple(given)
     return tuple(whole_number(one, "hash_ids", tally.source, record.row) for one in given)
 
 

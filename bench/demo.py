@@ -21,8 +21,7 @@ from bench.run.spec import RunSpec, with_values
 from bench.run.workload import workload_spec
 from bench.show.plots import plot_demo
 from bench.show.simulated import CAPACITY_LIMITS_S
-from bench.show.tables import capacity_table, comparison_table, milliseconds, rate_text
-from protos.runtime.terminal import print_table
+from bench.show.tables import capacity_table, comparison_table, milliseconds, print_table, rate_text
 
 POLICIES = ("round_robin", "llumnix_freeness", "min_total_latency")
 NODES = 4

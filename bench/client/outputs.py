@@ -17,8 +17,7 @@ from bench.client.server_metrics import ServerRates, rates
 from bench.measure.results import Summary, summarise
 from bench.run.files import Provenance
 from bench.show.plots import DPI, STYLE
-from bench.show.tables import rate_text, seconds, summary_lines, summary_table
-from protos.runtime.terminal import print_table
+from bench.show.tables import print_table, rate_text, seconds, summary_lines, summary_table
 
 RESULTS_FILE = "experiment_results.json"
 THROUGHPUT_FILE = "throughput_records.json"

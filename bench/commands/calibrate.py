@@ -98,7 +98,7 @@ def calibrate(priors: Sequence[str], plot: str, as_json: bool, **options: Any) -
     from rich.console import Console
 
     from bench.profile.calibration import Hardware, learn, record
-    from protos.runtime.terminal import out_console
+    from bench.show.tables import out_console
     from simcore.cost.shipped import load_profile
     from simcore.types import EngineConfig
 
@@ -180,7 +180,7 @@ def _show(out: Any, courses: Sequence[LearningCurve]) -> None:
     from rich.table import Table
 
     from bench.profile.calibration import BARS
-    from protos.runtime.terminal import print_table
+    from bench.show.tables import print_table
 
     errors = Table(title="Step-time error after learning from so many steps", title_justify="left", header_style="bold")
     errors.add_column("prior", no_wrap=True)

@@ -175,7 +175,7 @@ def _print(
     from rich import box
     from rich.table import Table
 
-    from protos.runtime.terminal import out_console, print_table
+    from bench.show.tables import out_console, print_table
 
     title, cells = shown
     table = Table(box=box.SIMPLE)

@@ -119,7 +119,7 @@ def compare(as_json: bool, **options: Any) -> None:
 def _simulated(console: Console, options: dict[str, Any], *, as_json: bool) -> None:
     from bench.measure.differences import difference_table, differences
     from bench.show import simulated
-    from protos.runtime.terminal import out_console, print_table
+    from bench.show.tables import out_console, print_table
 
     base = simulated_spec(options, DEFAULT_SIMULATED_REQUESTS)
     source, head, done = simulate_runs(console, base, options)
@@ -208,8 +208,7 @@ def _report(
     from bench.measure.differences import difference_table, differences
     from bench.run.files import header, result_path, write_results
     from bench.run.live import complaints
-    from bench.show.tables import comparison_table
-    from protos.runtime.terminal import out_console, print_table
+    from bench.show.tables import comparison_table, out_console, print_table
 
     head = header({**options, "dataset_notes": source.notes}, seed=0)
     runs = [one.run for one in done]

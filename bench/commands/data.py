@@ -27,7 +27,7 @@ def list_sets(as_json: bool) -> None:
     from rich.table import Table
 
     from bench.data.public_data import catalogue, path_of
-    from protos.runtime.terminal import out_console, print_table
+    from bench.show.tables import out_console, print_table
 
     if as_json:
         rows = {

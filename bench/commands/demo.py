@@ -61,8 +61,8 @@ def demo(requests: int, time_scale: float, fleet_requests: int, seed: int, folde
 
     from bench.commands.workload_options import one_line_errors
     from bench.demo import DemoSpec, run_demo
+    from bench.show.tables import out_console
     from deploy.local_cluster import ClusterError
-    from protos.runtime.terminal import out_console
 
     out = out_console()
     spec = DemoSpec(

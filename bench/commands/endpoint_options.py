@@ -129,8 +129,7 @@ def replay_endpoints(
     from bench.client.server_metrics import rates
     from bench.run.files import header
     from bench.run.live import complaints, run_async, shown
-    from bench.show.tables import summary_lines, summary_table
-    from protos.runtime.terminal import out_console, print_table
+    from bench.show.tables import out_console, print_table, summary_lines, summary_table
 
     if options["policy"]:
         raise click.UsageError("--policy is a gateway's; among endpoints --dispatch decides")

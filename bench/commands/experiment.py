@@ -87,7 +87,7 @@ def experiment(
 
         click.echo(msgspec.json.encode(reports))
     elif len(reports) > 1:
-        from protos.runtime.terminal import out_console
+        from bench.show.tables import out_console
 
         total_s = sum(report.wall_s for report in reports)
         out_console().print(f"{len(reports)} experiments in {total_s / 60:.1f} minutes: {output}/", highlight=False)

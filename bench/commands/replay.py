@@ -96,8 +96,7 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
 
     from bench.run.files import header, write_results
     from bench.run.live import Job, complaints, context_tokens, look_up, replay_jobs
-    from bench.show.tables import summary_lines, summary_table
-    from protos.runtime.terminal import out_console, print_table
+    from bench.show.tables import out_console, print_table, summary_lines, summary_table
 
     console = Console(stderr=True)
     options = with_aliases(options)

@@ -26,7 +26,7 @@ def report(folder: Path, output: str, as_json: bool) -> None:
 
     from bench.commands.run_errors import run_errors
     from bench.show.html_report import as_html, sections_of
-    from protos.runtime.terminal import out_console, print_table
+    from bench.show.tables import out_console, print_table
 
     with run_errors():
         sections = sections_of(folder)

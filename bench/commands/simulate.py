@@ -101,7 +101,7 @@ def simulate(as_json: bool, **options: Any) -> None:
     from rich.console import Console
 
     from bench.show import simulated
-    from protos.runtime.terminal import out_console
+    from bench.show.tables import out_console
 
     console = Console(stderr=True)
     base = simulated_spec(options, DEFAULT_REQUESTS)

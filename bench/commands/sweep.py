@@ -133,7 +133,7 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
 
     from bench.experiments.series import by_seed
     from bench.measure.statistics import estimate, text_of
-    from protos.runtime.terminal import out_console, print_table
+    from bench.show.tables import out_console, print_table
 
     groups: dict[tuple[str, float | None], list[RunLine]] = {}
     for line in lines:

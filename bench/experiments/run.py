@@ -23,7 +23,7 @@ from bench.run.grid import make_tasks
 from bench.run.log import FILE_NAME, RunLog
 from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
-from protos.runtime.terminal import print_table
+from bench.show.tables import print_table
 
 MOST_DATA_SETS = 2
 """As many as a caption has room for."""

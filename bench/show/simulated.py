@@ -13,9 +13,8 @@ from bench.measure.differences import Compared
 from bench.run.files import Provenance, result_path, write_results
 from bench.run.simulated import Done
 from bench.run.spec import RunSpec, delays_of
-from bench.show.tables import capacity_table, comparison_table, forecast_table
+from bench.show.tables import capacity_table, comparison_table, forecast_table, print_table
 from bench.show.timeline import placed_on, steps_of, timeline
-from protos.runtime.terminal import print_table
 
 CAPACITY_LIMITS_S = (3.0, 10.0)
 """P99-TTFT limits under which the reference systems report capacity."""

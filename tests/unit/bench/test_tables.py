@@ -12,8 +12,7 @@ from bench.measure.capacity import InterpolatedCapacity
 from bench.measure.differences import difference_table, differences
 from bench.measure.forecast_errors import DispatchForecast
 from bench.measure.results import RequestResult, Run, summarise
-from bench.show.tables import capacity_table, comparison_table, forecast_table, summary_table
-from protos.runtime.terminal import print_table
+from bench.show.tables import capacity_table, comparison_table, forecast_table, print_table, summary_table
 from simcore.types import Outcome
 
 

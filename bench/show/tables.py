@@ -11,10 +11,9 @@ from rich.text import Text
 
 from bench.measure.capacity import InterpolatedCapacity
 from bench.measure.results import Run, Spread, Summary
-from protos.runtime.terminal import PLAIN_WIDTH, out_console, print_table
+from protos.runtime.terminal import out_console, print_table
 
 __all__ = [
-    "PLAIN_WIDTH",
     "capacity_table",
     "comparison_table",
     "forecast_table",

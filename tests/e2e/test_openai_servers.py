@@ -294,3 +294,29 @@ async def test_without_the_right_one_it_ends_at_once_and_says_which_option(
     assert time.monotonic() - began_s < 60
     assert "--engine-api-key-file" in str(refused.value)
     assert not key or key not in str(refused.value)
+
+
+async def test_a_page_that_turns_odd_leaves_the_daemon_alive(server: Server) -> None:
+    engine = beside(server)
+    node = NodeRuntime("n", engine, engine, profile=load_shipped("a30/llama-2-7b"), reservation_ttl_s=30.0, scenarios=4)
+    await node.start()
+    try:
+        assert node.engine.synchronised
+        server.page = "vllm:num_requests_running +Inf\nvllm:num_requests_waiting 1e300\n"
+        seq = node.engine.version
+        async with asyncio.timeout(10.0):
+            while node.engine.version < seq + 2:  # noqa: ASYNC110 - the server's page sets no event here
+                await asyncio.sleep(0.02)
+        assert node.engine.synchronised
+        load = node.load()
+        assert load is not None
+        assert (load.running, load.waiting) == (0, 0)
+        for page in ("<html>", "vllm:num_requests_running \xff"):
+            server.page = page
+            await asyncio.sleep(0.6)
+        server.page = ""
+        async with asyncio.timeout(10.0):
+            while not (node.engine.synchronised and (node.load() or load).running == 3):
+                await asyncio.sleep(0.02)
+    finally:
+        await node.close()

@@ -28,6 +28,7 @@ from protos.runtime.secret import Secret, checked_secret
 from simcore.cost.shipped import load_shipped
 from simcore.trace import TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast
+from tests.e2e.in_process import until
 
 LIMITS = EngineConfig(model="", num_blocks=1000, max_model_len_tokens=2048)
 PAGES = {
@@ -296,6 +297,11 @@ async def test_without_the_right_one_it_ends_at_once_and_says_which_option(
     assert not key or key not in str(refused.value)
 
 
+def loaded(node: NodeRuntime) -> tuple[int, int] | None:
+    load = node.load()
+    return None if load is None else (load.running, load.waiting)
+
+
 async def test_a_page_that_turns_odd_leaves_the_daemon_alive(server: Server) -> None:
     engine = beside(server)
     node = NodeRuntime("n", engine, engine, profile=load_shipped("a30/llama-2-7b"), reservation_ttl_s=30.0, scenarios=4)
@@ -303,20 +309,12 @@ async def test_a_page_that_turns_odd_leaves_the_daemon_alive(server: Server) -> 
     try:
         assert node.engine.synchronised
         server.page = "vllm:num_requests_running +Inf\nvllm:num_requests_waiting 1e300\n"
-        seq = node.engine.version
-        async with asyncio.timeout(10.0):
-            while node.engine.version < seq + 2:  # noqa: ASYNC110 - the server's page sets no event here
-                await asyncio.sleep(0.02)
+        await until(lambda: loaded(node) == (0, 0))
         assert node.engine.synchronised
-        load = node.load()
-        assert load is not None
-        assert (load.running, load.waiting) == (0, 0)
-        for page in ("<html>", "vllm:num_requests_running \xff"):
+        for page in ("<html>", "vllm:num_requests_running one"):
             server.page = page
-            await asyncio.sleep(0.6)
-        server.page = ""
-        async with asyncio.timeout(10.0):
-            while not (node.engine.synchronised and (node.load() or load).running == 3):
-                await asyncio.sleep(0.02)
+            await until(lambda: not node.engine.synchronised)
+            server.page = ""
+            await until(lambda: node.engine.synchronised and loaded(node) == (3, 1))
     finally:
         await node.close()

@@ -91,6 +91,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """TLS of the sessions with nodes."""
     insecure: bool = False
     """Listen beyond this machine although connections are not encrypted or callers not known."""
+    stream_comment_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    """How long a streamed HTTP answer may take to begin before its client gets headers and a comment, once a node has
+    it, and how often from then on; 0: never."""
     max_body_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 8 * 1024 * 1024
     """Longest body of an HTTP request and longest gRPC message."""
     max_prompt_tokens: Annotated[int, msgspec.Meta(ge=1)] = 1_048_576

@@ -125,6 +125,7 @@ class Gateway:
             keys=self.keys,
             metrics=self._metrics_page,
             is_leaving=lambda: self._stopping,
+            stream_comment_s=config.stream_comment_s,
         )
         self._http = HttpServer(front.handle, ConnectionLimits(max_body_bytes=config.max_body_bytes))
         self._stopping = False

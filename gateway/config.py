@@ -24,7 +24,6 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Name = Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})]
 
 DNS_PREFIX = "dns:"
-DEFAULT_NODE_PORT = 8100
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +38,7 @@ class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         prefix = DNS_PREFIX if self.address.strip().startswith(DNS_PREFIX) else ""
         # `dns:///host:port` is how gRPC's own clients write it.
         bare = self.address.strip().removeprefix(prefix).lstrip("/")
-        msgspec.structs.force_setattr(self, "address", f"{prefix}{parse_address(bare, default_port=DEFAULT_NODE_PORT)}")
+        msgspec.structs.force_setattr(self, "address", f"{prefix}{parse_address(bare)}")
         if self.is_name and self.name:
             raise ValueError(f"{self.address!r} may stand for several nodes: they cannot all be named {self.name!r}")
 

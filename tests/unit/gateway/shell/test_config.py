@@ -65,7 +65,7 @@ def test_a_file_sets_keys_and_options_win_over_it(tmp_path: Path) -> None:
         ("policy = ", ["not valid TOML", "https://toml.io"]),
         ('[router]\npolicy = "min_total_latncy"', ["key 'policy' in [router]", "did you mean 'min_total_latency'"]),
         ('[router]\nfallback = "min_total_latency"', ["key 'fallback'", "needs forecasts itself", "least_requests"]),
-        ('nodes = ["local host"]', ["key 'nodes[0]'", "not host:port", "127.0.0.1:8100"]),
+        ('nodes = ["localhost"]', ["key 'nodes[0]'", "not host:port", "127.0.0.1:8100"]),
         ('nodes = ["a:1", "a:99999"]', ["key 'nodes[1]'", "between 1 and 65535"]),
         ('nodes = ["a:1", "a:1"]', ["key 'nodes[1]'", "listed twice"]),
         ('nodes = [{ adress = "a:1" }]', ["key 'nodes[0]'", "unknown field 'adress'"]),

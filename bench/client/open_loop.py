@@ -19,7 +19,7 @@ from bench.measure.results import RequestResult, tpot_s
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
 from bench.workload.prefix import prefix_token_ids
 from bench.workload.synthetic import prompt_token_ids
-from gateway.core.outcomes import CODES, COMPLETE
+from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Denial
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
@@ -40,9 +40,12 @@ OUTCOME_KEY = "x-astrolabe-outcome"
 """Trailing metadata of calls that failed."""
 
 _OUTCOME_OF_CODE: dict[int, Outcome] = {
-    code.grpc: outcome
-    for outcome, code in reversed(CODES.items())
-    if outcome not in (Outcome.STOP, Outcome.LENGTH, Outcome.CLIENT_LEFT)
+    DENIALS[Denial.MODEL_NOT_FOUND].grpc: Outcome.INVALID,
+    **{
+        code.grpc: outcome
+        for outcome, code in reversed(CODES.items())
+        if outcome not in (Outcome.STOP, Outcome.LENGTH, Outcome.CLIENT_LEFT)
+    },
 }
 """For servers that do not say the outcome in their trailing metadata: the first outcome with that status."""
 

@@ -19,7 +19,7 @@ from bench.measure.results import RequestResult, tpot_s
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
 from bench.workload.prefix import prefix_token_ids
 from bench.workload.synthetic import prompt_token_ids
-from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Denial
+from gateway.core.outcomes import CODES, COMPLETE
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
@@ -40,12 +40,9 @@ OUTCOME_KEY = "x-astrolabe-outcome"
 """Trailing metadata of calls that failed."""
 
 _OUTCOME_OF_CODE: dict[int, Outcome] = {
-    DENIALS[Denial.MODEL_NOT_FOUND].grpc: Outcome.INVALID,
-    **{
-        code.grpc: outcome
-        for outcome, code in reversed(CODES.items())
-        if outcome not in (Outcome.STOP, Outcome.LENGTH, Outcome.CLIENT_LEFT)
-    },
+    code.grpc: outcome
+    for outcome, code in reversed(CODES.items())
+    if outcome not in (Outcome.STOP, Outcome.LENGTH, Outcome.CLIENT_LEFT)
 }
 """For servers that do not say the outcome in their trailing metadata: the first outcome with that status."""
 
@@ -258,4 +255,7 @@ def _failure(error: grpc.aio.AioRpcError) -> tuple[Outcome, str]:
                 return Outcome(value), detail
             except ValueError:
                 break
+    if error.code() is grpc.StatusCode.NOT_FOUND:
+        # The model: a call that was turned away, of which no outcome tells.
+        return Outcome.INVALID, detail
     return _OUTCOME_OF_CODE.get(error.code().value[0], Outcome.INTERNAL), detail

@@ -69,6 +69,8 @@ class OpenAiEngine:
         self._config: EngineConfig | None = None
         self._own: dict[str, OwnRequest] = {}
         self._seq = 0
+        self._preemptions: int | None = None
+        """As a page told them last; one that does not know must not seem to count anew."""
 
     async def start(self) -> None:
         """Waits for the server. Raises EngineError after `wait_s`."""
@@ -146,6 +148,9 @@ class OpenAiEngine:
             while True:
                 page = await self._page(session)
                 self._seq += 1
+                if page.preemptions is None:
+                    page = msgspec.structs.replace(page, preemptions=self._preemptions)
+                self._preemptions = page.preemptions
                 yield estimated_snapshot(page, self._own.values(), self.config(), seq=self._seq, at_s=time.monotonic())
                 await asyncio.sleep(POLL_S)
 

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from gateway import wire
-from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Codes
+from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Codes, Denial
 from gateway.intake.callers import ANYONE, Caller, KeyRing, require
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied
@@ -37,7 +37,17 @@ class DispatchApi(DispatchServicer):
     there is asked of it alone.
     """
 
-    def __init__(self, *, intake: Intake, operators: Operators, keys: KeyRing, of_siblings: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        operators: Operators,
+        keys: KeyRing,
+        of_siblings: bool = False,
+        max_message_bytes: int = 0,
+    ) -> None:
+        """`max_message_bytes`: the longest request with a prompt; 0: as long as gRPC lets in."""
+        self._max_message_bytes = max_message_bytes
         self._intake = intake
         self._operators = operators
         self._keys = keys
@@ -56,6 +66,7 @@ class DispatchApi(DispatchServicer):
         metadata = _metadata(context)
         try:
             caller = self.caller(metadata)
+            self._check_size(request)
             asked = wire.client_request(
                 request,
                 request_id=metadata.get("x-request-id", ""),
@@ -74,9 +85,11 @@ class DispatchApi(DispatchServicer):
 
     async def Place(self, request: pb.PlaceRequest, context: Context) -> pb.Decision:
         metadata = _metadata(context)
-        asked = wire.placement_request(request, request_id=metadata.get("x-request-id", ""))
         try:
-            stream = await self._intake.place(asked, self.caller(metadata))
+            caller = self.caller(metadata)
+            self._check_size(request)
+            asked = wire.placement_request(request, request_id=metadata.get("x-request-id", ""))
+            stream = await self._intake.place(asked, caller)
         except Denied as denied:
             self._deny(context, denied)
             return pb.Decision()
@@ -145,6 +158,15 @@ class DispatchApi(DispatchServicer):
         except Denied as denied:
             self._deny(context, denied)
             return empty
+
+    def _check_size(self, request: pb.GenerateRequest | pb.PlaceRequest) -> None:
+        """Raises Denied."""
+        size_bytes, most_bytes = request.ByteSize(), self._max_message_bytes
+        if most_bytes and size_bytes > most_bytes:
+            raise Denied(
+                Denial.TOO_LARGE,
+                f"the message has {size_bytes} bytes, the gateway takes {most_bytes} (max_body_bytes); send less",
+            )
 
     def _deny(self, context: Context, denied: Denied) -> None:
         """The status of a call that is turned away."""

@@ -63,6 +63,8 @@ log = structlog.get_logger("gateway")
 
 OBSERVE_S = 1.0
 """How old a worker's part of the metrics may be: the page is made of all parts by whichever worker is asked."""
+TRANSPORT_ROOM = 4
+"""How many times the longest message gRPC itself lets in."""
 CLOSE_GRACE_S = 0.5
 """What calls get to write their last status once their requests have ended."""
 
@@ -125,6 +127,7 @@ class Gateway:
             keys=self.keys,
             metrics=self._metrics_page,
             is_leaving=lambda: self._stopping,
+            stream_comment_s=config.stream_comment_s,
         )
         self._http = HttpServer(front.handle, ConnectionLimits(max_body_bytes=config.max_body_bytes))
         self._stopping = False
@@ -239,7 +242,8 @@ class Gateway:
         """Raises PortBusy."""
         if self._slot is None:
             check_free(self.bound, key="listen")
-        api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys)
+        most_bytes = self.config.max_body_bytes
+        api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys, max_message_bytes=most_bytes)
         add_DispatchServicer_to_server(api, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -362,7 +366,8 @@ def _log_defect(event: AnyEvent, defect: Exception) -> None:
 def _server_options(config: GatewayConfig, *, shared_port: bool) -> list[tuple[str, int | str]]:
     return [
         *server_options(
-            max_message_bytes=config.max_body_bytes,
+            # Longer ones are refused by us, who can say what the limit is and where it stands.
+            max_message_bytes=TRANSPORT_ROOM * config.max_body_bytes,
             min_ping_interval_s=config.min_ping_interval_s,
             shared_port=shared_port,
         ),

@@ -255,4 +255,7 @@ def _failure(error: grpc.aio.AioRpcError) -> tuple[Outcome, str]:
                 return Outcome(value), detail
             except ValueError:
                 break
+    if error.code() is grpc.StatusCode.NOT_FOUND:
+        # The model: a call that was turned away, of which no outcome tells.
+        return Outcome.INVALID, detail
     return _OUTCOME_OF_CODE.get(error.code().value[0], Outcome.INTERNAL), detail

@@ -84,6 +84,8 @@ def _option(key: str, defaults: Mapping[str, Any]) -> Callable[[F], F]:
     default = defaults.get(field, getattr(struct(), field))
     kind, text = _kind(typing.get_type_hints(struct)[field]), _docs(struct)[field]
     flag = f"--{name.replace('_', '-')}"
+    if kind is bool and default is None:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
     if kind is bool:
         return click.option(flag, name, is_flag=True, default=default, help=text)
     more: dict[str, Any] = {"type": kind, "metavar": name.upper() if kind is str else "X"}

@@ -52,15 +52,15 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     latency_error: float = 0.0
     """The same on each forecast."""
     dataset: str = "block-sharegpt"
-    """sharegpt: JSON conversations (the installed package, or your file). burstgpt: its CSV, version 1 or 2. azure: LLM
-    inference trace of 2023 or 2024. mooncake: JSON lines with hash_ids. servegen: X_arrivals.csv with
+    """sharegpt: conversations as JSON (the installed package, or your file). burstgpt: its CSV, version 1 or 2. azure:
+    LLM inference trace of 2023 or 2024. mooncake: JSON with hash_ids. servegen: X_arrivals.csv with
     X_lengths_quantiles.csv beside it. power-law: lengths drawn as Llumnix's, see --shape. lengths: CSV
-    num_prefill_tokens,num_decode_tokens[,arrived_at]. jsonl: {"workload": text} or {"prompt_tokens": n,
-    "output_tokens": m} a line. `astrolabe bench data list` says where to get them. block-sharegpt,
+    num_prefill_tokens,num_decode_tokens[,arrived_at]. jsonl: {"prompt": text, "output_tokens": m} or
+    {"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to get them. block-sharegpt,
     block-sharegpt-predicted, burstgpt-like and llumnix-...: what published systems were measured with. Or a .py file of
     your own with a function `workload`."""
     dataset_path: str = ""
-    """The data set's file; .gz is undone."""
+    """The data set's file, packed or not. It is read as what it begins as; a note says where --dataset differs."""
     skip_bad: bool = False
     """Leave out rows that cannot be read, and say how many."""
     tokenizer: str = ""
@@ -73,8 +73,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Recorded arrivals: begin so many seconds into the trace."""
     rows: str = ""
     """Use data rows A:B only, counted from 1."""
-    in_order: bool = False
-    """Rows in file order, not shuffled by the seed."""
+    in_order: bool | None = None
+    """Rows in file order, or shuffled by the seed; None: in order where prompts share beginnings, else shuffled."""
     arrivals: ArrivalKind | Literal["recorded"] = "gamma"
     """Process that makes the arrivals when a rate is given; recorded: the data set's own, scaled to the rate."""
     burstiness: float = 1.0

@@ -6,32 +6,25 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from rich import box
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from bench.measure.capacity import InterpolatedCapacity
 from bench.measure.results import Run, Spread, Summary
+from protos.runtime.terminal import out_console, print_table
 
-PLAIN_WIDTH = 100
-"""Columns when the output is no terminal."""
-_WIDEST = 10_000
-
-
-def out_console() -> Console:
-    """Standard output for people: as wide as the terminal, or PLAIN_WIDTH into files and pipes."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
-
-
-def print_table(console: Console, table: Table) -> None:
-    """A table of numbers in its natural width, wider than the terminal if need be: a number is never cut or folded."""
-    natural = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
-    width = console.width
-    console.width = max(width, natural)
-    console.print(table)
-    console.width = width
+__all__ = [
+    "capacity_table",
+    "comparison_table",
+    "forecast_table",
+    "milliseconds",
+    "out_console",
+    "print_table",
+    "rate_text",
+    "seconds",
+    "summary_lines",
+    "summary_table",
+]
 
 
 def seconds(value: float | None) -> str:

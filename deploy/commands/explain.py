@@ -50,6 +50,8 @@ def _print_decision(console: Console, decision: pb.Decision) -> None:
     from rich import box
     from rich.table import Table
 
+    from protos.runtime.terminal import print_table
+
     table = Table(
         title=f"attempt {decision.attempt}: {decision.node_id or 'no node'}, by {decision.policy} "
         f"in {decision.decision_s * 1000:.2f} ms",
@@ -87,7 +89,7 @@ def _print_decision(console: Console, decision: pb.Decision) -> None:
             score.note,
             style="bold" if chosen else "",
         )
-    console.print(table)
+    print_table(console, table, prose=True)
     console.print(decision.reason, highlight=False)
     for score in decision.scores:
         if score.node_id == decision.node_id and score.HasField("forecast"):

@@ -78,7 +78,11 @@ class VllmEngine:
                     reminded_s = now_s
                     log.info("waiting for the engine", detail=str(error))
             await asyncio.sleep(PAUSE_S)
-        self._check_model(hello.config)
+        try:
+            self._check_model(hello.config)
+        except EngineError:
+            await self._client.close()
+            raise
         names = served_names(self._client.models, self._wanted_model)
         self._traced = hello.config
         self._config = config = msgspec.structs.replace(hello.config, model=names[0], other_names=names[1:])

@@ -17,6 +17,7 @@ from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
 from gateway.http.chunks import CHAT, COMPLETION, Style, error_json
 from gateway.http.connection import Exchange, Handler
 from gateway.http.delivery import JSON, Delivery, FlushBatch, ResponseOptions, retry_after
+from gateway.http.heartbeats import Heartbeats
 from gateway.http.message import Request
 from gateway.intake.callers import Caller, KeyRing, Role, require
 from gateway.intake.denied import Denied
@@ -26,6 +27,9 @@ from length_model.core.conversation import Turn
 
 log = structlog.get_logger("gateway.http")
 
+EARLY_HEADERS = "x-astrolabe-early-headers"
+"""`off`: the status of this request waits for the first token, or for what went wrong before it."""
+_OFF = ("off", "0", "false", "no")
 _MODEL_PATH = re.compile(r"/v1/models/(?:[^/]+/)*[^/]+")
 """Names may have slashes in them, as those of model hubs do."""
 
@@ -46,14 +50,17 @@ class OpenAiApi:
         keys: KeyRing,
         metrics: Metrics,
         is_leaving: Callable[[], bool] = lambda: False,
+        stream_comment_s: float = 0.0,
     ) -> None:
-        """`is_leaving`: whether clients should go elsewhere, though requests are still taken."""
+        """`is_leaving`: whether clients should go elsewhere, though requests are still taken. `stream_comment_s`: how
+        long a streamed answer may take to begin before its client gets a comment; 0: for ever."""
         self._is_leaving = is_leaving
         self._intake = intake
         self._nodes = nodes
         self._keys = keys
         self._metrics = metrics
         self._batch = FlushBatch()
+        self._heartbeats = Heartbeats(stream_comment_s)
         self._started = int(time.time())
         self._tasks: set[asyncio.Task[None]] = set()
         self._posts: dict[str, AsyncHandler] = {
@@ -143,8 +150,9 @@ class OpenAiApi:
             token_ids=bool(body.return_token_ids),
             usage=wanted is not None and wanted.include_usage,
             running_usage=wanted is not None and wanted.continuous_usage_stats,
+            early_headers=exchange.request.headers.get(EARLY_HEADERS, "").strip().lower() not in _OFF,
         )
-        Delivery(stream, self._intake.close, exchange, options, self._batch)
+        Delivery(stream, self._intake.close, exchange, options, self._batch, self._heartbeats)
 
     def _only_model(self) -> str:
         return next(iter(self._nodes.models()), "")

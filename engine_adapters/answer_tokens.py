@@ -32,6 +32,11 @@ _NO_TOKEN = b'"role":"assistant"'
 """The first event of each answer of a chat says who speaks, and nothing yet."""
 
 
+def is_event_stream(headers: Headers) -> bool:
+    """Whether the answer with these headers comes as it is produced."""
+    return any(n == "content-type" and v.lower().startswith("text/event-stream") for n, v in headers)
+
+
 class Counted(NamedTuple):
     """What an answer's own usage says; None where it says nothing."""
 
@@ -48,9 +53,8 @@ class AnswerTokens:
     def __init__(self, target: str, headers: Headers) -> None:
         """Path and query of the call; the headers of its answer."""
         path = target.partition("?")[0]
-        types = [value for name, value in headers if name == "content-type"]
         encoded = any(name == "content-encoding" and value.lower() != "identity" for name, value in headers)
-        self.is_stream = bool(types) and types[0].startswith("text/event-stream")
+        self.is_stream = is_event_stream(headers)
         """Whether it comes as it is produced, so that its first bytes are its first token."""
         self.at_limit = False
         """Whether it says that it stops at its limit of tokens."""

@@ -1,7 +1,7 @@
 """`Predict.Session`: the hot path between one gateway and this node.
 
-One task reads frames and applies each at once: aborts, then dispatches and bodies, then asks. Everything that goes back is
-gathered and leaves with one write per turn of the event loop, so a step of the engine makes one frame, with all its
+One task reads frames and applies each at once: aborts, then dispatches and bodies, then asks. Everything that goes back
+is gathered and leaves with one write per turn of the event loop, so a step of the engine makes one frame, with all its
 tokens. While a write waits for the connection, what comes up meanwhile is gathered too. When the session ends, however
 it ends, its requests are aborted in the engine.
 """

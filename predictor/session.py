@@ -39,8 +39,8 @@ UNCONSUMED_BYTES = 1024 * 1024
 """What of a forwarded answer may be on its way to its client before its engine is read no more."""
 RESUME_BYTES = UNCONSUMED_BYTES // 2
 """When it is read again."""
-FRAME_BYTES = 4 * 1024 * 1024
-"""Forwarded bytes after which the rest waits for the next frame, so that none exceeds what a gateway takes."""
+FRAME_BYTES = 1024 * 1024
+"""Forwarded bytes after which the rest waits for the next frame: tokens, answers and loads come between them."""
 
 
 class _Tokens:

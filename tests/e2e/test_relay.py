@@ -13,7 +13,7 @@ import pytest
 from engine_adapters.base import EngineError, RequestRefused
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ReplyEnd
 from engine_adapters.relay import REPLAY_BYTES, EngineRelay
-from protos.runtime.secret import Secret
+from protos.runtime.secret import NO_SECRET, Secret
 from tests.helpers.scripted_http import (
     CHUNKED,
     LAST,
@@ -31,11 +31,11 @@ EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
 
 
 @asynccontextmanager
-async def relayed(answer: Answer, **options: Secret) -> AsyncIterator[tuple[ScriptedHttp, EngineRelay]]:
+async def relayed(answer: Answer, *, key: Secret = NO_SECRET) -> AsyncIterator[tuple[ScriptedHttp, EngineRelay]]:
     """A server and a relay to it; afterwards neither a connection nor a task of the relay is left."""
     tasks = asyncio.all_tasks()
     async with scripted_http(answer) as server:
-        relay = EngineRelay(server.url, named=lambda name: f"<{name}>", **options)
+        relay = EngineRelay(server.url, key=key, named=lambda name: f"<{name}>")
         yield server, relay
         await relay.close()
         await relay.close()

@@ -89,7 +89,7 @@ class NodeRuntime:
             source="simulated" if can.per_request_trace and can.exact_rules else "approximate",
         )
         self.asking = Asking(self.predictor)
-        self.requests = Requests(self.node_id, self._client, self.predictor, self.asking, self._changed)
+        self.requests = Requests(self.node_id, self._client, self.engine, self.predictor, self.asking, self._changed)
         self.trace = TraceFollower(self._probe, self.engine, self._changed)
         self._housekeeping = asyncio.create_task(self._housekeep(), name="housekeeping")
         await self.trace.start()

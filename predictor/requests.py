@@ -16,10 +16,14 @@ from engine_adapters.forwarding import BodyFeed, ForwardCall, Forwarder, ReplyDa
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.asking import Asking
 from predictor.core.node_predictor import NodePredictor
+from predictor.core.traced_engine import TracedEngine
 from predictor.notices import log_trust
 from simcore.types import Candidate, LengthBelief, Outcome
 
 log = structlog.get_logger("predictor")
+
+UNNAMED_PATH = "/responses"
+"""Calls that vLLM names by an id of its own (`resp_...`), whatever their X-Request-Id."""
 
 
 class CannotForward(EngineError):
@@ -172,7 +176,13 @@ class Requests:
     """All methods run on the event loop."""
 
     def __init__(
-        self, node_id: str, client: EngineClient, predictor: NodePredictor, asking: Asking, changed: Callable[[], None]
+        self,
+        node_id: str,
+        client: EngineClient,
+        engine: TracedEngine,
+        predictor: NodePredictor,
+        asking: Asking,
+        changed: Callable[[], None],
     ) -> None:
         """`changed` is called when what is known of the node has changed."""
         self.node_id = node_id
@@ -180,6 +190,7 @@ class Requests:
         self.closing = False
         """From then on none is taken, and those that the engine aborts are lost with the node."""
         self._client = client
+        self._engine = engine
         self._asking = asking
         self._changed = changed
         self._forwarder = cast(Forwarder, client) if client.capabilities.forwards else None
@@ -232,6 +243,8 @@ class Requests:
                 priority=call.priority,
             )
             self.predictor.dispatched(candidate, forwarded.arrived_s, busy=self._asking.is_simulating)
+            if call.target.partition("?")[0].endswith(UNNAMED_PATH):
+                self._engine.comes_unnamed(call.request_id)
             self._changed()
 
     def hold(self, request_id: str, held: bool) -> None:
@@ -255,8 +268,9 @@ class Requests:
         now_s = time.monotonic()
         request_id = running.request_id
         del self._running[request_id]
-        # An answer whose tokens nobody has counted says nothing of how long they take.
-        complete = end.outcome in (Outcome.STOP, Outcome.LENGTH) and end.output_tokens > 0
+        # Neither an answer whose tokens nobody has counted nor several at once say how long those of one take.
+        is_one = end.output_tokens > 0 and self._engine.names(request_id) <= 1
+        complete = is_one and end.outcome in (Outcome.STOP, Outcome.LENGTH)
         if self.predictor.ended(request_id, now_s, complete=complete, output_tokens=end.output_tokens):
             log_trust(self.predictor.calibration)
         self._changed()

@@ -28,7 +28,7 @@ _MARKS: tuple[tuple[str, tuple[bytes, ...]], ...] = (
     ("/messages", (b"event: content_block_delta",)),
 )
 """What stands once in each event with tokens, by the path's end."""
-_NO_TOKEN = b'"role":"assistant"'
+_NO_TOKEN = b'"role"'
 """The first event of each answer of a chat says who speaks, and nothing yet."""
 
 

@@ -23,6 +23,7 @@ from engine_adapters.base import (
     RequestRefused,
 )
 from engine_adapters.openai_answers import Piece, read_fault, read_models, read_piece
+from engine_adapters.relay import EngineRelay
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.account import engine_request_id
@@ -276,6 +277,14 @@ def https(url: str, tls: ClientTlsFiles | None) -> ssl.SSLContext | bool:
         return client_context(tls)
     except ConfigError as bad:
         raise EngineError(str(bad)) from None
+
+
+def relay_to(url: str, *, tls: ClientTlsFiles, key: Secret) -> EngineRelay:
+    """Hands calls on to that server, named so that its trace says whose they are. Raises EngineError."""
+    context = https(url, tls)
+    return EngineRelay(
+        url, tls=context if isinstance(context, ssl.SSLContext) else None, key=key, named=engine_request_id
+    )
 
 
 def _headers(request: EngineRequest) -> dict[str, str]:

@@ -127,6 +127,8 @@ def explanation(record: Explanation) -> pb.Explanation:
         actual=actual,
         belief=codec.belief_to_wire(record.belief) if record.belief is not None else None,
         belief_source=record.belief_source,
+        lane=record.lane,
+        prompt_counted_by=record.prompt_counted_by,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine_adapters.forwarding import ReplyHead
 from gateway.core.events import Resume, Slo
 from gateway.core.nodes.node import NodeStatus
 from gateway.core.request.explanation import Explanation
@@ -137,6 +138,37 @@ def explanation(record: Explanation) -> pb.Explanation:
 
 def dispatched(dispatch_seq: int, stream: ClientStream) -> predict_pb.Dispatched:
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, request=engine_request(stream))
+
+
+def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> predict_pb.Dispatched:
+    """The client's own call for the present node, with at most `first_bytes` of its body."""
+    call, asked = stream.call, stream.asked
+    assert call is not None, "it is to be handed on"
+    body = bytes(call.body) if len(call.body) <= first_bytes else bytes(memoryview(call.body)[:first_bytes])
+    message = engine_pb.ForwardedCall(
+        request_id=stream.wire_id,
+        method=call.method,
+        target=call.target,
+        headers=[engine_pb.Header(name=name, value=value) for name, value in call.headers],
+        body=body,
+        body_bytes=call.body_bytes,
+        prompt_tokens=asked.prompt_tokens,
+        max_output_tokens=asked.max_output_tokens,
+        belief=codec.belief_to_wire(asked.belief),
+        priority=asked.priority,
+    )
+    if stream.traceparent:
+        message.headers.add(name="traceparent", value=stream.traceparent)
+    return predict_pb.Dispatched(dispatch_seq=dispatch_seq, forward=message)
+
+
+def reply_head(message: engine_pb.ForwardedHead) -> ReplyHead:
+    return ReplyHead(message.status, tuple((line.name, line.value) for line in message.headers))
+
+
+def forwarded_head(head: ReplyHead) -> engine_pb.ForwardedHead:
+    lines = [engine_pb.Header(name=name, value=value) for name, value in head.headers]
+    return engine_pb.ForwardedHead(status=head.status, headers=lines)
 
 
 def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:

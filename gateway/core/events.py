@@ -61,7 +61,7 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lane: Lane = "tokens"
     """`tokens`: the node generates token ids; `pass_through`: the client's own call is handed on to its engine."""
     prompt_counted_by: str = ""
-    """Who counted the prompt's tokens, for people: `tokenizer`, `engine`, or `length` (an estimate); empty: tokenizer."""
+    """Who counted the prompt, for people: `tokenizer`, `engine`, or `length` (an estimate); empty: tokenizer."""
     answers: int = 1
     """How many answers it asks for at once; their tokens, and those of several prompts, are counted together."""
     node: str = ""

@@ -140,17 +140,13 @@ class DispatchApi(DispatchServicer):
                 # An end without an answer is told by the status alone.
                 _finish(context, stream)
                 return
-            reply = pb.ForwardReply(data=data)
+            is_whole = kept is not None or answer.is_complete
+            reply = wire.forward_reply(stream, head, data, is_first=is_first, outcome=outcome if is_whole else None)
             if is_first:
                 is_first = False
-                reply.head.CopyFrom(wire.forwarded_head(head))
-                reply.node_id, reply.request_id = stream.node_id, stream.shape.request_id
                 await context.send_initial_metadata(_initial_metadata(stream))
                 if stream.call is not None and stream.call.target.startswith("/v1/responses") and head.status == 200:
                     self._desk.heard(stream, data)
-            is_whole = kept is not None or answer.is_complete
-            if outcome is not None and is_whole:
-                reply.outcome = codec.outcome_to_wire(outcome)
             await context.write(reply)
             self._intake.consumed(stream)
             if outcome is not None:

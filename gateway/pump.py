@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from engine_adapters.forwarding import ReplyHead
 from gateway.core.events import (
     Abort,
     AnswerBegan,
@@ -34,7 +33,7 @@ from gateway.core.events import (
 from gateway.core.outcomes import COMPLETE
 from gateway.core.request.resume import attempt_id
 from gateway.core.router import Router
-from gateway.intake.client_call import REPORT_BYTES
+from gateway.intake.client_call import REPORT_BYTES, AnswerHead
 from gateway.intake.client_stream import ClientStream
 from simcore.types import Candidate, EngineConfig, Outcome
 
@@ -215,7 +214,7 @@ class Pump:
                 StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, detail=detail, attempt=attempt)
             )
 
-    def answered(self, node_id: str, wire_id: str, head: ReplyHead | None, data: bytes, output_tokens: int) -> None:
+    def answered(self, node_id: str, wire_id: str, head: AnswerHead | None, data: bytes, output_tokens: int) -> None:
         """The head or the next bytes of an engine's own answer to a call that was handed on, with the output tokens in
         them as far as they can be told. Words of attempts that are over go no further."""
         stream = self._sent.get(wire_id)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine_adapters.forwarding import ReplyHead
 from gateway.core.events import Resume, Slo
 from gateway.core.nodes.node import NodeStatus
 from gateway.core.request.explanation import Explanation
+from gateway.intake.client_call import AnswerHead
 from gateway.intake.client_request import ClientRequest, Sampling
 from gateway.intake.client_stream import ClientStream, Usage
 from gateway.intake.denied import invalid
@@ -20,7 +20,7 @@ from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from simcore.types import Candidate, EngineConfig
+from simcore.types import Candidate, EngineConfig, Outcome
 
 _RESUME: dict[int, Resume] = {
     pb.RESUME_UNSPECIFIED: "exact",
@@ -162,13 +162,22 @@ def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> pred
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, forward=message)
 
 
-def reply_head(message: engine_pb.ForwardedHead) -> ReplyHead:
-    return ReplyHead(message.status, tuple((line.name, line.value) for line in message.headers))
+def reply_head(message: engine_pb.ForwardedHead) -> AnswerHead:
+    return AnswerHead(message.status, tuple((line.name, line.value) for line in message.headers))
 
 
-def forwarded_head(head: ReplyHead) -> engine_pb.ForwardedHead:
-    lines = [engine_pb.Header(name=name, value=value) for name, value in head.headers]
-    return engine_pb.ForwardedHead(status=head.status, headers=lines)
+def forward_reply(
+    stream: ClientStream, head: AnswerHead, data: bytes, *, is_first: bool, outcome: Outcome | None
+) -> pb.ForwardReply:
+    """A piece of an engine's own answer; `outcome` when it is the last of a whole one."""
+    reply = pb.ForwardReply(data=data)
+    if is_first:
+        lines = [engine_pb.Header(name=name, value=value) for name, value in head.headers]
+        reply.head.CopyFrom(engine_pb.ForwardedHead(status=head.status, headers=lines))
+        reply.node_id, reply.request_id = stream.node_id, stream.shape.request_id
+    if outcome is not None:
+        reply.outcome = codec.outcome_to_wire(outcome)
+    return reply
 
 
 def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:

@@ -10,14 +10,13 @@ from collections.abc import Callable
 
 import orjson
 
-from engine_adapters.forwarding import ReplyHead
 from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Denial
 from gateway.http.chunks import error_json
 from gateway.http.connection import Exchange
 from gateway.http.delivery import JSON, FlushBatch, answer_headers, retry_after
 from gateway.intake.call_desk import OF_THE_CONNECTION, without
 from gateway.intake.call_paths import CallKind
-from gateway.intake.client_call import CallAnswer, header
+from gateway.intake.client_call import AnswerHead, CallAnswer, header
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.submission import Intake
 from simcore.types import Outcome
@@ -103,7 +102,7 @@ class CallDelivery:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, head: ReplyHead, data: bytes) -> None:
+    def _begin(self, head: AnswerHead, data: bytes) -> None:
         length = header(head.headers, "content-length")
         self._left_bytes = int(length) if length.isdecimal() else None
         self._is_plain_stream = self._answer.is_streamed and self._left_bytes is None

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from engine_adapters.forwarding import Headers
 from gateway.core.outcomes import Denial
 from gateway.intake.call_facts import facts_of, said_in_headers
-from gateway.intake.call_paths import ADAPTER_PATHS, RESPONSES, Target, may_be_handed_on
+from gateway.intake.call_paths import ADAPTER_PATHS, RESPONSES, CallTarget, may_be_handed_on
 from gateway.intake.callers import Caller, require
-from gateway.intake.client_call import ClientCall
+from gateway.intake.client_call import ClientCall, Headers
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied, invalid
 from gateway.intake.held_responses import HeldResponses
@@ -48,7 +47,7 @@ class FrontCall(msgspec.Struct, frozen=True, kw_only=True):
     """A call as a front has it."""
 
     method: str
-    target: Target
+    target: CallTarget
     headers: Mapping[str, str]
     """By lower-case name."""
     lines: Sequence[tuple[str, str]]
@@ -64,7 +63,7 @@ class CallDesk:
         self._nodes = nodes
         self._held = HeldResponses(intake, nodes)
 
-    def takes(self, target: Target) -> bool:
+    def takes(self, target: CallTarget) -> bool:
         """Whether some node could answer. Raises Denied for what is never handed on."""
         if not target.is_canonical:
             return False

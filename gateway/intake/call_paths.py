@@ -1,4 +1,4 @@
-"""The paths of engines' own APIs: what a call to each asks for, and what is never handed on. Pure.
+"""The paths of engines' own APIs: what a call to each asks for, and what is never handed on.
 
 One table for every front. A path that is not in it is handed on too: the node's own 404 is the answer then.
 """
@@ -102,7 +102,7 @@ _DEEPEST = 8
 """Layers of percent-encoding that are looked through; whoever needs more is up to something."""
 
 
-class Target(NamedTuple):
+class CallTarget(NamedTuple):
     """Where a call goes."""
 
     path: str
@@ -140,10 +140,10 @@ class Target(NamedTuple):
         return f"{path}?{quote(self.query, safe=_SAFE_QUERY)}" if self.query else path
 
 
-def target_of(url: str) -> Target:
+def target_of(url: str) -> CallTarget:
     """Of a request's target in origin form, fragments dropped."""
     path, _, query = url.partition("#")[0].partition("?")
-    return Target(unquote(path) if "%" in path else path, query)
+    return CallTarget(unquote(path) if "%" in path else path, query)
 
 
 def may_be_handed_on(path: str) -> bool:

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine_adapters.forwarding import Headers, ReplyHead
 from gateway.core.outcomes import COMPLETE
 from simcore.types import Outcome
+
+Headers = tuple[tuple[str, str], ...]
+"""Names in lower case, values as they came; a name may come twice."""
 
 KEPT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """Answers that another node may spare the client."""
@@ -36,10 +38,17 @@ class ClientCall(msgspec.Struct, kw_only=True):
     """Length of the whole body."""
 
 
+class AnswerHead(msgspec.Struct, frozen=True):
+    """The head of an engine's own answer."""
+
+    status: int
+    headers: Headers
+
+
 class KeptAnswer(NamedTuple):
     """A complete answer that was kept back while another node was tried."""
 
-    head: ReplyHead
+    head: AnswerHead
     data: bytes
 
 
@@ -53,7 +62,7 @@ class CallAnswer:
     __slots__ = ("_is_held", "_pieces", "has_begun", "head", "is_complete", "kept", "unread_bytes", "unreported_bytes")
 
     def __init__(self) -> None:
-        self.head: ReplyHead | None = None
+        self.head: AnswerHead | None = None
         self.has_begun = False
         """Whether its reader may have it."""
         self.is_complete = False
@@ -76,7 +85,7 @@ class CallAnswer:
         self.head = None
         self._drop()
 
-    def put_head(self, head: ReplyHead) -> None:
+    def put_head(self, head: AnswerHead) -> None:
         self.head = head
         self._is_held = head.status in KEPT_STATUSES
 

@@ -176,6 +176,7 @@ class Connection(asyncio.Protocol):
         self._refusal: tuple[int, str] | None = None
         """Why this connection takes no more requests."""
         self._in_request = False
+        self._is_head_whole = False
         self._bare_bytes = 0
         """What has come of the request since the last of its body: head or trailer."""
         self._url = b""
@@ -232,6 +233,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._in_request = True
+        self._is_head_whole = False
         self._url = b""
         self._headers = {}
         self._lines = []
@@ -242,6 +244,9 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_head_whole:
+            # A trailer: nothing in it may pass for what the head said.
+            return
         if len(self._lines) >= MAX_HEADERS:
             self._refuse(431, f"more than {MAX_HEADERS} headers")
             return
@@ -250,6 +255,7 @@ class Connection(asyncio.Protocol):
         self._headers[line[0]] = line[1]
 
     def on_headers_complete(self) -> None:
+        self._is_head_whole = True
         size_bytes = len(self._url) + sum(len(k) + len(v) + 4 for k, v in self._lines)
         if size_bytes > self._limits.max_head_bytes:
             self._refuse(431, f"the request's head exceeds {self._limits.max_head_bytes} bytes")

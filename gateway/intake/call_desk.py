@@ -88,6 +88,8 @@ class CallDesk:
         node = self._adapter_node(call, caller) if target.path in ADAPTER_PATHS else ""
         facts = facts_of(target.kind, call.headers, call.body)
         if instead_of is not None and not self._intake.forwards(facts.model):
+            if self._intake.forwards(""):
+                self._intake.check_model(facts.model)
             raise instead_of
         said_in_headers(call.headers, facts)
         is_held = target.path.startswith(RESPONSES)

@@ -87,7 +87,7 @@ class Intake:
         self._check_open()
         request_id = checks.request_id_of(request.request_id)
         checks.check_sampling(request.sampling)
-        self._check_model(request.model)
+        self.check_model(request.model)
         return await self._submit(lambda: self._stream(request, request_id, caller), request_id, caller)
 
     async def forward(
@@ -98,7 +98,7 @@ class Intake:
         require(caller, "client")
         self._check_open()
         request_id = checks.request_id_of(facts.request_id)
-        self._check_model(facts.model)
+        self.check_model(facts.model)
         return await self._submit(lambda: self._call_stream(call, facts, request_id, caller, node), request_id, caller)
 
     async def _submit(
@@ -123,7 +123,7 @@ class Intake:
         require(caller, "client")
         self._check_open()
         request_id = checks.request_id_of(request.request_id)
-        self._check_model(request.model)
+        self.check_model(request.model)
         token_ids: Sequence[int] = ()
         prompt_tokens = request.prompt_tokens
         if request.prompt is not None:
@@ -333,7 +333,8 @@ class Intake:
         if self.closing.is_set():
             raise Denied(Denial.SHUTTING_DOWN, "the gateway is shutting down; try another one", retry_after_s=1.0)
 
-    def _check_model(self, model: str) -> None:
+    def check_model(self, model: str) -> None:
+        """Raises Denied for a model that no node could serve."""
         if why := self._pump.router.why_unknown(model):
             raise Denied(Denial.MODEL_NOT_FOUND, why, param="model")
 

@@ -95,6 +95,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     it, and how often from then on; 0: never."""
     max_body_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 8 * 1024 * 1024
     """Longest body of an HTTP request and longest gRPC message."""
+    max_call_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 64 * 1024 * 1024
+    """Longest body of an HTTP request that is handed on to its engine as it is."""
     max_prompt_tokens: Annotated[int, msgspec.Meta(ge=1)] = 1_048_576
     """Longest prompt."""
     nodes: Annotated[tuple[str | NodeEntry, ...], msgspec.Meta(extra={"metavar": "HOST:PORT"})] = ()

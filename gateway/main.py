@@ -29,6 +29,7 @@ from gateway.grpc_api import DispatchApi
 from gateway.http.api import OpenAiApi
 from gateway.http.connection import ConnectionLimits
 from gateway.http.server import HttpServer
+from gateway.intake.call_desk import CallDesk
 from gateway.intake.callers import KeyRing
 from gateway.intake.claims import OwnClaims
 from gateway.intake.client_stream import ClientStream
@@ -121,15 +122,21 @@ class Gateway:
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=_server_options(config, shared_port=slot is not None))
         self._private = grpc.aio.server() if slot else None
+        self._desk = desk = CallDesk(self.intake, self.nodes)
         front = OpenAiApi(
             intake=self.intake,
             nodes=self.nodes,
             keys=self.keys,
             metrics=self._metrics_page,
+            desk=desk,
+            max_body_bytes=config.max_body_bytes,
             is_leaving=lambda: self._stopping,
             stream_comment_s=config.stream_comment_s,
         )
-        self._http = HttpServer(front.handle, ConnectionLimits(max_body_bytes=config.max_body_bytes))
+        limits = ConnectionLimits(
+            max_body_bytes=config.max_body_bytes, max_call_bytes=max(config.max_body_bytes, config.max_call_bytes)
+        )
+        self._http = HttpServer(front.handle, limits, front.takes_long)
         self._stopping = False
         self._observing: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -143,7 +150,9 @@ class Gateway:
             await self._http.start(listener, self._tls.context if self._tls else None)
         self.discovery.set_entries(self.config.entries())
         if self._slot is not None and self._private is not None:
-            api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys, of_siblings=True)
+            api = DispatchApi(
+                intake=self.intake, operators=self.operators, keys=self.keys, desk=self._desk, of_siblings=True
+            )
             add_DispatchServicer_to_server(api, self._private)
             self._private.add_insecure_port(self._slot.socket_of(self._slot.index))
             await self._private.start()
@@ -242,8 +251,14 @@ class Gateway:
         """Raises PortBusy."""
         if self._slot is None:
             check_free(self.bound, key="listen")
-        most_bytes = self.config.max_body_bytes
-        api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys, max_message_bytes=most_bytes)
+        api = DispatchApi(
+            intake=self.intake,
+            operators=self.operators,
+            keys=self.keys,
+            desk=self._desk,
+            max_message_bytes=self.config.max_body_bytes,
+            max_call_bytes=self.config.max_call_bytes,
+        )
         add_DispatchServicer_to_server(api, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from gateway.core.events import (
     Abort,
+    AnswerBegan,
     AnyAction,
     AnyEvent,
     Arrived,
@@ -29,8 +30,10 @@ from gateway.core.events import (
     TimerFired,
     TokensSeen,
 )
+from gateway.core.outcomes import COMPLETE
 from gateway.core.request.resume import attempt_id
 from gateway.core.router import Router
+from gateway.intake.client_call import REPORT_BYTES, AnswerHead
 from gateway.intake.client_stream import ClientStream
 from simcore.types import Candidate, EngineConfig, Outcome
 
@@ -47,6 +50,12 @@ class NodePort(Protocol):
     def ask(self, ask_id: int, candidate: Candidate) -> None: ...
 
     def abort(self, wire_id: str) -> None: ...
+
+    def consumed(self, wire_id: str, data_bytes: int) -> None:
+        """So many bytes more of a call's answer have gone to its client."""
+
+    def forget(self, wire_id: str) -> None:
+        """The node has ended the call: what it lacks of the body is not sent."""
 
     def reserve(self, candidate: Candidate) -> None:
         """Announces a request that somebody else will send."""
@@ -73,6 +82,7 @@ class Pump:
         defect: Callable[[AnyEvent, Exception], None],
         recorder: Recorder | None = None,
         max_buffered_tokens: int = 16384,
+        max_unread_bytes: int = 4 * 1024 * 1024,
     ) -> None:
         self.router = router
         self.streams: dict[str, ClientStream] = {}
@@ -87,6 +97,7 @@ class Pump:
         self._defect = defect
         self._recorder = recorder
         self._max_buffered_tokens = max_buffered_tokens
+        self._max_unread_bytes = max_unread_bytes
         self._events: deque[AnyEvent] = deque()
         self._busy = False
 
@@ -197,9 +208,84 @@ class Pump:
         if outcome is not None:
             self._sent.pop(wire_id, None)
             stream.cached_tokens = cached_tokens
+            if stream.answer is not None:
+                self._answer_ended(stream, outcome, detail)
             self.post(
                 StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, detail=detail, attempt=attempt)
             )
+
+    def answered(self, node_id: str, wire_id: str, head: AnswerHead | None, data: bytes, output_tokens: int) -> None:
+        """The head or the next bytes of an engine's own answer to a call that was handed on, with the output tokens in
+        them as far as they can be told. Words of attempts that are over go no further."""
+        stream = self._sent.get(wire_id)
+        if stream is None or stream.node_id != node_id or (answer := stream.answer) is None:
+            return
+        if head is not None:
+            answer.put_head(head)
+        if not data:
+            return
+        had_begun = answer.has_begun
+        answer.put(data)
+        if not answer.has_begun:
+            return
+        if not had_begun:
+            self._answer_began(stream)
+        if output_tokens:
+            self._count(stream, output_tokens)
+        stream.wake()
+        if answer.unread_bytes > self._max_unread_bytes:
+            # The node holds an answer long before this, as long as it keeps to what it was told.
+            detail = f"{answer.unread_bytes} bytes of the answer wait for the client, which is more than may"
+            self.expel(stream, Outcome.CLIENT_SLOW, detail)
+
+    def consumed(self, stream: ClientStream) -> None:
+        """The reader has taken some of a call's answer: its node is told, now and then."""
+        answer = stream.answer
+        assert answer is not None, "only bytes of a call's answer are counted"
+        if answer.unreported_bytes < REPORT_BYTES or self._sent.get(stream.wire_id) is not stream:
+            return
+        port = self.ports.get(stream.node_id)
+        if port is not None:
+            port.consumed(stream.wire_id, answer.unreported_bytes)
+        answer.unreported_bytes = 0
+
+    def _answer_began(self, stream: ClientStream) -> None:
+        assert stream.answer is not None, "it was handed on"
+        assert stream.call is not None, "it was handed on"
+        if stream.answer.is_streamed and stream.first_token_s is None:
+            stream.first_token_s = self._clock()
+        # No other node can be asked any more.
+        stream.call.body = b""
+        self.post(
+            AnswerBegan(request_id=stream.shape.request_id, node_id=stream.node_id, attempt=stream.attempt),
+        )
+
+    def _answer_ended(self, stream: ClientStream, outcome: Outcome, detail: str) -> None:
+        answer = stream.answer
+        assert answer is not None, "it was handed on"
+        port = self.ports.get(stream.node_id)
+        if port is not None:
+            port.forget(stream.wire_id)
+        had_begun = answer.has_begun
+        answer.end(outcome, detail)
+        if answer.has_begun and not had_begun:
+            self._answer_began(stream)
+        if outcome in COMPLETE and not stream.output_tokens and stream.shape.max_output_tokens == 1:
+            # An embedding or a score: a step's work, which no usage counts as output.
+            self._count(stream, 1)
+
+    def _count(self, stream: ClientStream, output_tokens: int) -> None:
+        assert stream.answer is not None, "it was handed on"
+        stream.output_tokens += output_tokens
+        self.post(
+            TokensSeen(
+                request_id=stream.shape.request_id,
+                node_id=stream.node_id,
+                tokens=output_tokens,
+                attempt=stream.attempt,
+                whole=not stream.answer.is_streamed,
+            )
+        )
 
     # --- what the router wants ----------------------------------------------------------------------------------------
 

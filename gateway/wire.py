@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from gateway.core.events import Resume, Slo
 from gateway.core.nodes.node import NodeStatus
 from gateway.core.request.explanation import Explanation
+from gateway.intake.client_call import AnswerHead
 from gateway.intake.client_request import ClientRequest, Sampling
 from gateway.intake.client_stream import ClientStream, Usage
 from gateway.intake.denied import invalid
@@ -20,7 +21,7 @@ from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from simcore.types import Candidate, EngineConfig
+from simcore.types import Candidate, EngineConfig, Outcome
 
 _RESUME: dict[int, Resume] = {
     pb.RESUME_UNSPECIFIED: "exact",
@@ -135,6 +136,8 @@ def explanation(record: Explanation) -> pb.Explanation:
         actual=actual,
         belief=codec.belief_to_wire(record.belief) if record.belief is not None else None,
         belief_source=record.belief_source,
+        lane=record.lane,
+        prompt_counted_by=record.prompt_counted_by,
     )
 
 
@@ -143,6 +146,46 @@ def explanation(record: Explanation) -> pb.Explanation:
 
 def dispatched(dispatch_seq: int, stream: ClientStream) -> predict_pb.Dispatched:
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, request=engine_request(stream))
+
+
+def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> predict_pb.Dispatched:
+    """The client's own call for the present node, with at most `first_bytes` of its body."""
+    call, asked = stream.call, stream.asked
+    assert call is not None, "it is to be handed on"
+    body = bytes(call.body) if len(call.body) <= first_bytes else bytes(memoryview(call.body)[:first_bytes])
+    message = engine_pb.ForwardedCall(
+        request_id=stream.wire_id,
+        method=call.method,
+        target=call.target,
+        headers=[engine_pb.Header(name=name, value=value) for name, value in call.headers],
+        body=body,
+        body_bytes=call.body_bytes,
+        prompt_tokens=asked.prompt_tokens,
+        max_output_tokens=asked.max_output_tokens,
+        belief=codec.belief_to_wire(asked.belief),
+        priority=asked.priority,
+    )
+    if stream.traceparent:
+        message.headers.add(name="traceparent", value=stream.traceparent)
+    return predict_pb.Dispatched(dispatch_seq=dispatch_seq, forward=message)
+
+
+def reply_head(message: engine_pb.ForwardedHead) -> AnswerHead:
+    return AnswerHead(message.status, tuple((line.name, line.value) for line in message.headers))
+
+
+def forward_reply(
+    stream: ClientStream, head: AnswerHead, data: bytes, *, is_first: bool, outcome: Outcome | None
+) -> pb.ForwardReply:
+    """A piece of an engine's own answer; `outcome` when it is the last of a whole one."""
+    reply = pb.ForwardReply(data=data)
+    if is_first:
+        lines = [engine_pb.Header(name=name, value=value) for name, value in head.headers]
+        reply.head.CopyFrom(engine_pb.ForwardedHead(status=head.status, headers=lines))
+        reply.node_id, reply.request_id = stream.node_id, stream.shape.request_id
+    if outcome is not None:
+        reply.outcome = codec.outcome_to_wire(outcome)
+    return reply
 
 
 def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:
@@ -182,8 +225,10 @@ def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:
 
 
 def _bias(sampling: Sampling, before: Sequence[int]) -> Mapping[int, float]:
-    """The client's bias, and what a frequency penalty takes for the tokens `before`: the node sees them as prompt, where
-    it does not penalise them."""
+    """The client's bias, and what a frequency penalty takes for the tokens `before`.
+
+    The node sees them as prompt, where it does not penalise them.
+    """
     penalty = sampling.frequency_penalty
     if not penalty or not before:
         return sampling.logit_bias

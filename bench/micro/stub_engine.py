@@ -221,6 +221,9 @@ class BareDispatch(DispatchServicer):  # type: ignore[misc, unused-ignore]
         chunk.usage.CopyFrom(types_pb.Usage(prompt_tokens=1, output_tokens=1))
         await context.write(chunk)
 
+    def Forward(self, request_iterator: Any, context: Any) -> Any:
+        raise NotImplementedError
+
     Place = Cancel = Explain = ListNodes = WatchNodes = Drain = SetPolicy = StubEngine._absent
 
 

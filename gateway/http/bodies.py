@@ -141,12 +141,12 @@ class ChatBody(Body, frozen=True, kw_only=True):
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
-def completion_body(data: bytes) -> CompletionBody:
+def completion_body(data: bytes | bytearray) -> CompletionBody:
     """Raises Denied."""
     return _read(data, CompletionBody)
 
 
-def chat_body(data: bytes) -> ChatBody:
+def chat_body(data: bytes | bytearray) -> ChatBody:
     """Raises Denied."""
     return _read(data, ChatBody)
 
@@ -232,7 +232,7 @@ _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
-def _read(data: bytes, kind: type[AnyBody]) -> AnyBody:
+def _read(data: bytes | bytearray, kind: type[AnyBody]) -> AnyBody:
     try:
         fields = orjson.loads(data)
     except orjson.JSONDecodeError as bad:

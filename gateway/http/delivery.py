@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -30,14 +31,24 @@ COMMENT = b": waiting for the first token\n\n"
 _FINISH = {Outcome.STOP: b'"stop"', Outcome.LENGTH: b'"length"'}
 
 
+class Deliverer(Protocol):
+    """Brings one answer to its client."""
+
+    def serve(self) -> None:
+        """Passes on what has come."""
+
+    def give_up(self) -> None:
+        """Breaks the connection and lets go of the request."""
+
+
 class FlushBatch:
     """Collects the deliveries that have something to send and flushes them once per turn of the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pending: dict[Delivery, None] = {}
+        self._pending: dict[Deliverer, None] = {}
 
-    def add(self, delivery: Delivery) -> None:
+    def add(self, delivery: Deliverer) -> None:
         if not self._pending:
             self._loop.call_soon(self._flush)
         self._pending[delivery] = None

@@ -144,6 +144,17 @@ class NodeRegistry:
         others = sorted({name for config in live for name in config.other_names})
         return {name: self.max_model_len_tokens(name) or 0 for name in dict.fromkeys((*own, *others))}
 
+    def forwards(self, model: str) -> bool:
+        """Whether a live node hands calls for the model (any, if it is empty) on as they are."""
+        return any(
+            k.status == "up" and k.config is not None and k.config.forwards and (not model or model in k.config.names)
+            for k in self.links.values()
+        )
+
+    def forwarding(self) -> list[str]:
+        """Names of the live nodes that hand calls on, in the order of the configuration."""
+        return [k.node_id for k in self.links.values() if k.status == "up" and k.config and k.config.forwards]
+
     def traced_block_size_tokens(self, model: str) -> int:
         """Tokens per KV block at the live nodes that know what their prefix cache holds (at most of them, should they
         differ), for the model (any, if it is empty); 0 if no node knows."""

@@ -66,6 +66,12 @@ class RecordingPort:
     def abort(self, request_id: str) -> None:
         self.sent.append(("abort", request_id))
 
+    def consumed(self, wire_id: str, data_bytes: int) -> None:
+        self.sent.append(("consumed", wire_id, data_bytes))
+
+    def forget(self, wire_id: str) -> None:
+        self.sent.append(("forget", wire_id))
+
     def reserve(self, candidate: Candidate) -> None:
         self.sent.append(("reserve", candidate.request_id))
 

@@ -96,7 +96,11 @@ class VllmChecks:
         if adapter is None:
             return
         try:
-            adapter.validate_python(json.loads(body))
+            tree = json.loads(body)
+        except ValueError as bad:
+            raise invalid(f"JSON decode error: {bad}", "body", kind="json_invalid") from None
+        try:
+            adapter.validate_python(tree)
         except ValidationError as bad:
             errors = bad.errors(include_url=False)
             first = errors[0]
@@ -107,15 +111,18 @@ class VllmChecks:
             noun = "error" if len(errors) == 1 else "errors"
             message = f"{len(errors)} validation {noun}:\n  {entry}"
             raise ApiError(message, kind="Bad Request", param=param or path) from None
-        except ValueError as bad:
-            raise invalid(f"JSON decode error: {bad}", "body", kind="json_invalid") from None
+        except (TypeError, ValueError) as bad:
+            # Validators that run before the types are known trip over wrong ones; vLLM's server answers with that.
+            raise ApiError(str(bad)) from None
 
     def completed(self, kind: str, tree: dict[str, Any]) -> dict[str, Any]:
-        adapter = self._adapters.get(kind)
-        if adapter is None or kind not in _WHOLE:
-            return tree
-        made: dict[str, Any] = adapter.dump_python(adapter.validate_python(tree), mode="json")
-        return made
+        return self.written(kind, tree, whole=True) if kind in _WHOLE and kind in self._adapters else tree
+
+    def written(self, kind: str, tree: Any, *, whole: bool) -> Any:
+        """An answer as vLLM's model writes it, with all of its fields (`whole`) or those given. Raises ValueError for
+        one that the model does not take."""
+        adapter = self._adapters[kind]
+        return adapter.dump_python(adapter.validate_python(tree), mode="json", by_alias=True, exclude_unset=not whole)
 
 
 def load_checks() -> BodyChecks:

@@ -142,6 +142,12 @@ class Caller:
     async def get(self, path: str) -> Answered:
         return await self.call(path, method="GET")
 
+    async def until_scheduled(self, count: int) -> None:
+        """Waits until so many requests are in the scheduler."""
+        async with asyncio.timeout(DEADLINE_S):
+            while len(self.scheduled()) != count:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
     def scheduled(self) -> list[str]:
         """Names of the requests in the scheduler."""
         return sorted(self.engine._node.requests)

@@ -28,7 +28,7 @@ def matching_text(pattern: str, rng: random.Random, *, whole: bool) -> str:
     or uses more than sets, groups, choices, repetitions and anchors at its ends."""
     try:
         parsed = _parser.parse(pattern)
-        text = "".join(_said(op, argument, rng, {}) for op, argument in parsed)
+        text = _all(parsed, rng, {})
         found = re.fullmatch(pattern, text) if whole else re.search(pattern, text)
     except (re.error, NotImplementedError, RecursionError) as bad:
         raise ApiError(f"Failed to convert regex pattern {pattern!r}: {bad}") from None

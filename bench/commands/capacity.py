@@ -93,7 +93,7 @@ def capacity(
     from bench.measure.statistics import text_of
     from bench.run.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
     from bench.run.executor import run_chains
-    from bench.run.log import FILE_NAME
+    from bench.run.files import FILE_NAME
     from bench.run.spec import check_spec, with_values
 
     check_positive("--low", low, "requests per second")

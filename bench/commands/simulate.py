@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.data.source import WorkloadSource
-    from bench.run.files import Provenance
+    from bench.run.provenance import Provenance
     from bench.run.simulated import Done
     from bench.run.spec import RunSpec
 
@@ -128,17 +128,19 @@ def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec
     points = rates(options["rate"])
     workload = workload_of(options, rate=points[0], default_requests=default_requests)
     try:
-        keys = ("nodes", "fleet", "as_published", *NODE_KEYS, *(key for key in ROUTER_KEYS if _is_given(key)))
-        base = with_values(workload, spec_values(options, *keys))
+        values = spec_values(options, "nodes", "fleet", "as_published", *NODE_KEYS)
+        base = with_values(workload, values | given_router(options))
         check_spec(base)
     except SpecError as error:
         raise click.ClickException(str(error)) from None
     return base
 
 
-def _is_given(key: str) -> bool:
-    source = click.get_current_context().get_parameter_source(option_name(key))
-    return source != click.core.ParameterSource.DEFAULT
+def given_router(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those keys of the router that were given; the others stay as the router has them."""
+    source = click.get_current_context().get_parameter_source
+    given = (key for key in ROUTER_KEYS if source(option_name(key)) != click.core.ParameterSource.DEFAULT)
+    return spec_values(options, *given)
 
 
 def simulate_runs(
@@ -148,10 +150,10 @@ def simulate_runs(
     import msgspec
 
     from bench.run.executor import run_all
-    from bench.run.files import header
+    from bench.run.files import write_run
     from bench.run.grid import make_tasks
+    from bench.run.provenance import header
     from bench.run.simulated import Done
-    from bench.show.simulated import write_run
     from bench.workload.item import belief_of
 
     source = read_source(console, base)
@@ -160,7 +162,7 @@ def simulate_runs(
     with one_line_errors(), run_errors():
         source.keep_fitting(base.longest_tokens)
         belief_of(source.workload(rate_per_s=base.rate_per_s, seed=0)[0], base.lengths)
-        head = header({**options, **msgspec.to_builtins(base), "dataset_notes": source.notes}, seed=0)
+        head = header({**options, **msgspec.to_builtins(base), "dataset_notes": source.notes})
         tasks = [
             task
             for rate in rates(options["rate"])
@@ -171,7 +173,7 @@ def simulate_runs(
 
         def on_results(done: Done) -> None:
             if folder is not None:
-                write_run(folder, head, done)
+                write_run(folder, head, done.line.run, done.results)
             results[done.line.key] = done
 
         executed = run_all(

@@ -70,9 +70,8 @@ def sweep(
     from bench.commands.run_errors import run_errors
     from bench.measure.measures import check_measure
     from bench.run.executor import run_all
-    from bench.run.files import records_writer
+    from bench.run.files import FILE_NAME, records_writer
     from bench.run.grid import make_tasks
-    from bench.run.log import FILE_NAME
     from bench.run.spec import check_field
 
     pairs = [read_axis(text) for text in axes]

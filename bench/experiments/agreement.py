@@ -71,7 +71,7 @@ class MeasuredDelays(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def simulate_again(lines: Sequence[RunLine], folder: Path, *, time_scale: float, console: Console) -> list[Agreement]:
-    """Simulates what was run live. Raises ExecutorError, RunLogError.
+    """Simulates what was run live. Raises ExecutorError, ResultFileError.
 
     Engines on a faster clock see slower surroundings: delays of gateway and network are stretched by `time_scale`.
     """

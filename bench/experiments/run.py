@@ -18,9 +18,9 @@ from bench.experiments.figures import draw
 from bench.experiments.schema import Experiment, Grid
 from bench.experiments.tables import as_markdown, as_rich
 from bench.run.executor import run_all
-from bench.run.files import commit, records_writer
+from bench.run.files import FILE_NAME, RunLog, records_writer
 from bench.run.grid import make_tasks
-from bench.run.log import FILE_NAME, RunLog
+from bench.run.provenance import commit
 from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
 from bench.show.tables import print_table
@@ -80,7 +80,7 @@ def run_experiment(
 
     `live` carries the experiment out on real processes instead.
 
-    Raises ExperimentError, ExecutorError, RunLogError, SpecError, PolicyError, DatasetError, OSError.
+    Raises ExperimentError, ExecutorError, ResultFileError, SpecError, PolicyError, DatasetError, OSError.
     """
     if experiment.status == "later":
         raise ExperimentError(f"{experiment.name} cannot be run yet: {experiment.why_later}")

@@ -16,8 +16,8 @@ from bench.measure.forecast_errors import DispatchForecast, ForecastErrors, Fore
 from gateway.core.outcomes import COMPLETE
 from simcore.types import Outcome
 
-SCHEMA_VERSION = 1
-"""Of the result files. Grows when a field changes its meaning or goes."""
+SCHEMA_VERSION = 2
+"""Of everything that is written of runs. Grows when a field changes its meaning or goes."""
 
 
 class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -141,6 +141,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """As asked for; None when the data set's own arrivals were used."""
     seed: int
     summary: Summary
+    router: str
+    """Which router decided, for people."""
 
 
 def spread(values: Iterable[float]) -> Spread | None:

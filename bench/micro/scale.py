@@ -12,7 +12,7 @@ import random
 import time
 
 from bench.measure.results import spread
-from bench.run.files import machine
+from bench.run.provenance import machine
 from gateway.core import events as ev
 from gateway.core.router import Router, RouterConfig
 from simcore.types import EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome, Quantiles

@@ -16,7 +16,7 @@ from bench.experiments.schema import Experiment, Figure, Panel, Variant
 from bench.experiments.series import by_seed
 from bench.experiments.tables import cells
 from bench.measure.statistics import estimate, text_of
-from bench.run.log import FILE_NAME, read_lines
+from bench.run.files import FILE_NAME, read_lines
 from bench.run.simulated import RunLine
 from bench.workload.rows import plural
 
@@ -62,7 +62,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sections_of(folder: Path) -> list[Section]:
-    """One per folder with result lines, `folder` and those in it. Raises ExperimentError, RunLogError, OSError."""
+    """One per folder with result lines, `folder` and those in it. Raises ExperimentError, ResultFileError, OSError."""
     logs = sorted(folder.rglob(FILE_NAME)) if folder.is_dir() else []
     if not logs:
         raise ExperimentError(

@@ -52,8 +52,10 @@ def workload_of(options: Mapping[str, Any], *, rate: float | None, default_reque
 
     Without a rate the data set's own arrivals are used, all of them unless the options say how many.
     """
+    from bench.data.named import check_name
     from bench.run.spec import RunSpec, SpecError, with_values
     from bench.run.workload import row_range
+    from bench.workload.dataset_error import DatasetError
     from bench.workload.rate_profile import parse_steps
 
     if options["rate_steps"]:
@@ -68,6 +70,11 @@ def workload_of(options: Mapping[str, Any], *, rate: float | None, default_reque
     is_file = options["dataset"].endswith(".py")
     if is_file:
         _check_own_file(options)
+    else:
+        try:
+            check_name(options["dataset"])
+        except DatasetError as error:
+            raise click.BadParameter(str(error), param_hint="--dataset") from None
     try:
         row_range(options["rows"])
     except SpecError as error:

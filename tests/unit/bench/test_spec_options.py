@@ -47,10 +47,10 @@ def test_an_option_has_the_default_of_its_field_or_of_its_command() -> None:
     }
 
 
-def test_its_help_is_the_docstring_of_the_field_and_says_what_nothing_means() -> None:
+def test_its_help_is_the_first_sentence_of_the_field_and_says_what_nothing_means() -> None:
     words = " ".join(run("--help")[1].split())
     assert "Equal nodes." in words
-    assert "KV blocks of a node. [default: what the profile's memory gives]" in words
+    assert "KV blocks of a node; not given: what the profile's memory gives." in words
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Which."""
     limit: int | None = None
     """How many."""
+    attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
+    """How often."""
     router: Annotated[Router, msgspec.Meta(extra={"option": ""})] = Router()
     """Its rules."""
     extra: Annotated[dict[str, Any], msgspec.Meta(extra={"no_option": "only programs set it"})] = {}
@@ -116,3 +118,18 @@ def test_a_field_that_says_why_has_no_option() -> None:
 def test_a_field_that_can_be_no_option_must_say_why() -> None:
     with pytest.raises(TypeError, match="extra cannot be an option"):
         options(Silent)(lambda: None)
+
+
+def test_a_command_without_other_sources_gets_defaults_and_checks_bounds() -> None:
+    @click.command()
+    @options(Record, only=("limit", "learn", "attempts", "timeout_ms"), defaults={"limit": 7})
+    @click.pass_obj
+    def final(found: dict[str, Any], /, **values: Any) -> None:
+        found.update(values)
+
+    found: dict[str, Any] = {}
+    assert CliRunner().invoke(final, ["--no-learn"], obj=found).exit_code == 0
+    assert found == {"limit": 7, "learn": False, "attempts": 3, "timeout_ms": 50.0}
+    refused = CliRunner().invoke(final, ["--attempts", "0"])
+    assert refused.exit_code == 2
+    assert "0 is not in the range x>=1" in refused.output

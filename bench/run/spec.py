@@ -199,12 +199,15 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def fleet_text(self) -> str:
         """The nodes in a line, for people."""
         kinds = " and ".join(f"{count} {profile}" for count, profile in self.groups)
+        return f"{kinds}, {self.limits_text}"
+
+    @property
+    def limits_text(self) -> str:
+        """What one node can hold, for people."""
         blocks = "/".join(
             f"{n:,}" for n in dict.fromkeys(self.engine(profile).num_blocks for _, profile in self.groups)
         )
-        return (
-            f"{kinds}, {self.max_num_seqs} sequences, {self.max_num_batched_tokens:,} tokens a step, {blocks} KV blocks"
-        )
+        return f"{self.max_num_seqs} sequences, {self.max_num_batched_tokens:,} tokens a step, {blocks} KV blocks"
 
 
 def fleet_groups(text: str) -> list[tuple[int, str]]:

@@ -94,8 +94,8 @@ class ReplaySession:
         """
         answered = [index for index, result in enumerate(results) if result.ttft_s is not None]
         wanted = answered[:: max(1, math.ceil(len(answered) / EXPLAINED))]
-        told = await asyncio.gather(*(self._gateway_ttft_s(f"{plan.run_id}-{results[i].request_id}") for i in wanted))
-        for index, gateway_ttft_s in zip(wanted, told, strict=True):
+        ttfts_s = await asyncio.gather(*(self._gateway_ttft_s(f"{plan.run_id}-{results[i].request_id}") for i in wanted))
+        for index, gateway_ttft_s in zip(wanted, ttfts_s, strict=True):
             ttft_s = results[index].ttft_s
             if gateway_ttft_s is not None and ttft_s is not None:
                 outside_s = ttft_s - gateway_ttft_s * plan.time_scale
@@ -105,10 +105,10 @@ class ReplaySession:
     async def _gateway_ttft_s(self, request_id: str) -> float | None:
         """The gateway's own seconds from arrival to first token; None when it no longer knows the request."""
         try:
-            told = await self._stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=CALL_S)
+            explained = await self._stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=CALL_S)
         except grpc.aio.AioRpcError:
             return None
-        return told.actual.ttft_s if told.actual.HasField("ttft_s") else None
+        return explained.actual.ttft_s if explained.actual.HasField("ttft_s") else None
 
     async def _settled(self) -> pb.NodeList:
         """The nodes once they report that nothing runs, or after SETTLE_S."""

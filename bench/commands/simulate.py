@@ -41,7 +41,7 @@ NODE_KEYS = (
 )
 ROUTER_KEYS = ("router.ask", "router.hold.when", "router.hold.order", "sample")
 node_options = spec_options(*NODE_KEYS)
-"""What an emulated or simulated node can be told."""
+"""The engine of an emulated or simulated node."""
 
 
 def simulation_options(command: F) -> F:

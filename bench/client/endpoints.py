@@ -135,12 +135,12 @@ async def _one(
     count.sent += 1
     body = completion_body(item, model=plan.model, prompt=prompt, natural_length=plan.natural_length)
 
-    def came(tokens: int) -> None:
+    def on_tokens(tokens: int) -> None:
         count.tokens += tokens
 
     begun_s = time.perf_counter()
     result = await complete(
-        http, plan.urls[server], body, item=item, due_s=due_s, timeout_s=plan.timeout_s, tokens_came=came
+        http, plan.urls[server], body, item=item, due_s=due_s, timeout_s=plan.timeout_s, on_tokens=on_tokens
     )
     balance.ended(server, tokens, time.perf_counter() - begun_s)
     count.ended += 1

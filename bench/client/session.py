@@ -93,9 +93,10 @@ class ReplaySession:
         time, tokens come at their pace, and all of them wait equally long on the way.
         """
         answered = [index for index, result in enumerate(results) if result.ttft_s is not None]
-        wanted = answered[:: max(1, math.ceil(len(answered) / EXPLAINED))]
-        ttfts_s = await asyncio.gather(*(self._gateway_ttft_s(f"{plan.run_id}-{results[i].request_id}") for i in wanted))
-        for index, gateway_ttft_s in zip(wanted, ttfts_s, strict=True):
+        sample = answered[:: max(1, math.ceil(len(answered) / EXPLAINED))]
+        request_ids = [f"{plan.run_id}-{results[index].request_id}" for index in sample]
+        ttfts_s = await asyncio.gather(*map(self._gateway_ttft_s, request_ids))
+        for index, gateway_ttft_s in zip(sample, ttfts_s, strict=True):
             ttft_s = results[index].ttft_s
             if gateway_ttft_s is not None and ttft_s is not None:
                 outside_s = ttft_s - gateway_ttft_s * plan.time_scale

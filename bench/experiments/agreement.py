@@ -155,8 +155,9 @@ def as_markdown(found: Sequence[Agreement], lines: Sequence[RunLine], *, time_sc
     for line in lines:
         delays = measured_delays(line, time_scale)
         rate = "–" if line.spec.rate_per_s is None else f"{line.spec.rate_per_s:g}"
+        decision_ms, delivery_ms = (s / time_scale * 1e3 for s in (delays.decision_s, delays.delivery_s))
         out.append(
-            f"- {line.variant}, {rate}/s, seed {line.spec.seed}: a decision {delays.decision_s / time_scale * 1e3:.2f}, "
-            f"between client and gateway {delays.delivery_s / time_scale * 1e3:.2f}"
+            f"- {line.variant}, {rate}/s, seed {line.spec.seed}: a decision {decision_ms:.2f}, "
+            f"between client and gateway {delivery_ms:.2f}"
         )
     return "\n".join(out) + "\n"

@@ -82,7 +82,7 @@ class OpenAiApi:
             else:
                 raise Denied(Denial.UNKNOWN, f"there is no {request.path[:100]!r} here")
         except Denied as refused:
-            self._intake.denied(refused.denial)
+            self._intake.on_denial(refused.denial)
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)
@@ -91,7 +91,7 @@ class OpenAiApi:
         try:
             await handler(exchange)
         except Denied as refused:
-            self._intake.denied(refused.denial)
+            self._intake.on_denial(refused.denial)
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)

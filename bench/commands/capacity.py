@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, policy_variants, spec_options
+from bench.commands.spec_options import JOBS, SET, base_spec, policy_option, seeds_option, spec_options
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
@@ -42,14 +42,7 @@ p99, max; s. And goodput_share (limits: --set slo_ttft_s=3 --set slo_tpot_s=0.1)
 Runs are finite: a long queue needs time to grow, so take --set requests=N for minutes of arrivals, not seconds.
 """
 )
-@click.option(
-    "--policy",
-    multiple=True,
-    default=("round_robin", "llumnix_freeness", "min_total_latency"),
-    show_default=True,
-    metavar="NAME",
-    help="A name or a file; may be repeated, or several with commas.",
-)
+@policy_option()
 @click.option("--slo", multiple=True, default=OBJECTIVES, show_default=True, metavar="M<=X", help="May be repeated.")
 @click.option(
     "--nodes-for",
@@ -62,7 +55,7 @@ Runs are finite: a long queue needs time to grow, so take --set requests=N for m
 @click.option("--step", type=float, default=0.25, show_default=True, metavar="R", help="Rates are multiples of this.")
 @spec_options("as_published")
 @SET
-@SEEDS
+@seeds_option(3)
 @JOBS
 @click.option("--output", default="results/capacity", show_default=True, metavar="DIR", help="Where runs are kept.")
 @json_option
@@ -87,12 +80,13 @@ def capacity(
     from rich.console import Console
 
     from bench.commands.run_errors import run_errors
-    from bench.commands.workload_options import check_positive
+    from bench.commands.workload_options import check_positive, policy_variants
     from bench.measure.statistics import text_of
     from bench.run.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
     from bench.run.executor import run_chains
     from bench.run.files import FILE_NAME
     from bench.run.spec import check_spec, with_values
+    from bench.workload.rows import plural
 
     check_positive("--low", low, "requests per second")
     check_positive("--step", step, "requests per second")
@@ -146,7 +140,7 @@ def capacity(
 
         click.echo(msgspec.json.encode({key: rows, "runs": len(lines), "seeds": seeds, "router": base.router_text}))
         return
-    runs = f"{seeds} seed{'s' if seeds > 1 else ''}, {len(lines)} runs of {base.requests:,} requests"
+    runs = f"{plural(seeds, 'seed')}, {plural(len(lines), 'run')} of {base.requests:,} requests"
     setting = f"{nodes}; {base.dataset}, lengths {base.lengths}; {base.router_text}"
     _show(cells, [f"{title}; {runs}", setting])
 

@@ -17,12 +17,12 @@ from bench.commands.simulate import (
     simulated_spec,
     simulation_options,
 )
-from bench.commands.spec_options import spec_values
+from bench.commands.spec_options import RATES, policy_option, seeds_option, spec_values
 from bench.commands.workload_options import (
     build_source,
     one_line_errors,
     policies,
-    policy_files,
+    policy_paths,
     rates,
     workload_options,
 )
@@ -58,29 +58,9 @@ Example: simulated, over several rates.
   astrolabe bench compare --simulate --rate 20 --rate 28 --rate 36 --requests 10000
 """
 )
-@click.option(
-    "--policy",
-    multiple=True,
-    default=("round_robin", "llumnix_freeness", "min_total_latency"),
-    show_default=True,
-    metavar="NAME",
-    help="A name or a policy file; may be repeated, or several with commas. The first is the baseline.",
-)
-@click.option(
-    "--rate",
-    type=float,
-    multiple=True,
-    metavar="R",
-    help="Requests per second; may be repeated. [default: the data set's own arrivals]",
-)
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Runs per point, seeds 0 to N - 1.",
-)
+@policy_option(" The first is the baseline.")
+@RATES
+@seeds_option(1)
 @click.option("--simulate", "simulated", is_flag=True, help="Simulated nodes instead of processes.")
 @click.option(
     "--gateway",
@@ -171,7 +151,7 @@ def _live(
         predictor={**engine, "time_scale": options["time_scale"]},
         gateway={
             **{name: options[name] for name in ("sample", "ask", "hold", "hold_order")},
-            "policy_file": policy_files(options["policy"]),
+            "policy_file": [path for path in policy_paths(options["policy"]).values() if path.endswith(".py")],
         },
     )
     try:

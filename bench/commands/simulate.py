@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bench.commands.run_errors import run_errors
-from bench.commands.spec_options import JOBS, option_name, spec_options, spec_values
+from bench.commands.spec_options import (
+    JOBS,
+    RATES,
+    option_name,
+    policy_option,
+    seeds_option,
+    spec_options,
+    spec_values,
+)
 from bench.commands.workload_options import (
     one_line_errors,
-    policy_paths,
+    policy_variants,
     rates,
     read_source,
     workload_of,
@@ -56,29 +64,9 @@ Example: three policies at five rates over 12 A30 nodes with ShareGPT requests.
       --rate 20 --rate 24 --rate 28 --rate 32 --rate 36 --requests 10000
 """
 )
-@click.option(
-    "--policy",
-    multiple=True,
-    default=("round_robin", "llumnix_freeness", "min_total_latency"),
-    show_default=True,
-    metavar="NAME",
-    help="May be repeated, or several with commas.",
-)
-@click.option(
-    "--rate",
-    type=float,
-    multiple=True,
-    metavar="R",
-    help="Requests per second; may be repeated. [default: the data set's own arrivals]",
-)
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Runs per point, with seeds 0 to N - 1.",
-)
+@policy_option()
+@RATES
+@seeds_option(1)
 @spec_options("nodes")
 @node_options
 @simulation_options
@@ -157,7 +145,7 @@ def simulate_runs(
     from bench.workload.item import belief_of
 
     source = read_source(console, base)
-    variants = {name: {"policy": path} for name, path in policy_paths(options["policy"]).items()}
+    variants = policy_variants(options["policy"])
     folder = Path(options["output"]) if options["output"] else None
     with one_line_errors(), run_errors():
         source.keep_fitting(base.longest_tokens)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -25,12 +24,40 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="A key of the run: requests=2000, nodes=4, profile=./my_gpu.json, dataset=./my_workload.py, router.ask=4, ...",
 )
-SEEDS = click.option(
-    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Seeds 0 to N - 1."
+RATES = click.option(
+    "--rate",
+    type=float,
+    multiple=True,
+    metavar="R",
+    help="Requests per second; may be repeated. [default: the data set's own arrivals]",
 )
 JOBS = click.option(
     "--jobs", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Side by side; 0: all cores."
 )
+
+
+def policy_option(more: str = "") -> Callable[[F], F]:
+    """Adds --policy, with more words for its help."""
+    return click.option(
+        "--policy",
+        multiple=True,
+        default=("round_robin", "llumnix_freeness", "min_total_latency"),
+        show_default=True,
+        metavar="NAME",
+        help=f"A name or a policy file; may be repeated, or several with commas.{more}",
+    )
+
+
+def seeds_option(default: int) -> Callable[[F], F]:
+    """Adds --seeds."""
+    return click.option(
+        "--seeds",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="Runs per point, with seeds 0 to N - 1.",
+    )
 
 
 @functools.cache
@@ -109,13 +136,3 @@ def base_spec(settings: Sequence[str], *, as_published: bool = False) -> RunSpec
 
     pairs = (split_pair(text, "--set") for text in settings)
     return with_values(RunSpec(as_published=as_published), {key: read_value(value) for key, value in pairs})
-
-
-def policy_variants(names: Sequence[str]) -> Mapping[str, dict[str, Any]]:
-    """Variant name -> values: names and files, with commas or repeated. Raises PolicyError."""
-    from gateway.policy_files import policy_name
-
-    found: dict[str, dict[str, Any]] = {}
-    for name in (part.strip() for text in names for part in text.split(",") if part.strip()):
-        found[policy_name(name)] = {"policy": str(Path(name).resolve()) if name.endswith(".py") else name}
-    return found

@@ -141,10 +141,9 @@ def policies(names: Sequence[str]) -> list[str]:
     return list(policy_paths(names))
 
 
-def policy_files(names: Sequence[str]) -> list[str]:
-    """Absolute paths of those policies that are given by a file."""
-    parts = (part.strip() for value in names for part in value.split(","))
-    return [str(Path(part).resolve()) for part in parts if part.endswith(".py")]
+def policy_variants(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The same as the values of a run by which each differs from the others."""
+    return {name: {"policy": path} for name, path in policy_paths(names).items()}
 
 
 def check_positive(option: str, value: float | None, unit: str) -> None:

@@ -24,6 +24,7 @@ from bench.run.provenance import commit
 from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
 from bench.show.tables import print_table
+from bench.workload.rows import plural
 
 MOST_DATA_SETS = 2
 """As many as a caption has room for."""
@@ -169,7 +170,7 @@ def _header(lines: Sequence[RunLine]) -> str:
         data = [*data[:MOST_DATA_SETS], f"and {len(data) - MOST_DATA_SETS} more"]
     sizes = "/".join(f"{number:,}" for number in requests)
     return (
-        f"{len(lines)} {first.mode} runs, {seeds} seed{'s' if seeds > 1 else ''}, {sizes} requests each; "
+        f"{len(lines)} {first.mode} runs, {plural(seeds, 'seed')}, {sizes} requests each; "
         f"{'; '.join(data)}; commit {(commit() or 'unknown')[:12]}"
     )
 

@@ -123,14 +123,17 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 def forecast_pairs(results: Sequence[RequestResult]) -> tuple[list[ForecastOutcome], list[ForecastOutcome]]:
     """(TTFT, E2E) of the requests that a forecast placed and one node answered to the end, from the dispatch on."""
-    ttft, e2e = [], []
-    for r in results:
-        placed, began_s = r.forecast, r.decision_s
-        if placed is None or began_s is None or r.ttft_s is None or r.e2e_s is None:
-            continue
-        ttft.append(ForecastOutcome(placed.ttft_p50_s, placed.ttft_p90_s, r.ttft_s - began_s))
-        e2e.append(ForecastOutcome(placed.e2e_p50_s, placed.e2e_p90_s, r.e2e_s - began_s))
-    return ttft, e2e
+    pairs = [pair for r in results if (pair := forecast_pair(r)) is not None]
+    return [ttft for ttft, _ in pairs], [e2e for _, e2e in pairs]
+
+
+def forecast_pair(result: RequestResult) -> tuple[ForecastOutcome, ForecastOutcome] | None:
+    """(TTFT, E2E) of one request; None if no forecast placed it or no node answered it to the end."""
+    placed, began_s = result.forecast, result.decision_s
+    if placed is None or began_s is None or result.ttft_s is None or result.e2e_s is None:
+        return None
+    ttft = ForecastOutcome(placed.ttft_p50_s, placed.ttft_p90_s, result.ttft_s - began_s)
+    return ttft, ForecastOutcome(placed.e2e_p50_s, placed.e2e_p90_s, result.e2e_s - began_s)
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

@@ -182,16 +182,21 @@ def _seconds_axis(panel: Any, measure: Measure, values: Sequence[float]) -> None
         for slo_s in SLO_S:
             if low < slo_s < high:
                 panel.axhline(slo_s, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-                panel.annotate(
-                    f"limit {slo_s:g} s",
-                    (0.0, slo_s),
-                    xycoords=panel.get_yaxis_transform(),
-                    xytext=(4, 3),
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=_INK,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-                )
+                name_line(panel, slo_s, f"limit {slo_s:g} s")
+
+
+def name_line(panel: Any, y: float, text: str) -> None:
+    """Words at the left end of a horizontal line."""
+    panel.annotate(
+        text,
+        (0.0, y),
+        xycoords=panel.get_yaxis_transform(),
+        xytext=(4, 3),
+        textcoords="offset points",
+        fontsize=8,
+        color=_INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+    )
 
 
 def _policies(runs: Sequence[Run]) -> list[str]:

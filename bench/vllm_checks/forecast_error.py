@@ -26,7 +26,7 @@ from bench.client.session import connected
 from bench.data.datasets import DatasetSpec
 from bench.data.source import WorkloadSource, WorkloadSpec, load_source
 from bench.measure.forecast_errors import ForecastOutcome, errors_of
-from bench.measure.results import spread
+from bench.measure.results import forecast_pair, spread
 from bench.run.spec import RunSpec
 from bench.simcluster import SimCluster
 from bench.vllm_checks.server import Server, emulated_server
@@ -127,13 +127,9 @@ def simulated(
     ]
     results = SimCluster(specs, RouterConfig(policy=policy, seed=0)).run(items).results
     placements = [
-        Placement(
-            request_id=r.request_id,
-            ttft=ForecastOutcome(r.forecast.ttft_p50_s, r.forecast.ttft_p90_s, r.ttft_s - r.decision_s),
-            e2e=ForecastOutcome(r.forecast.e2e_p50_s, r.forecast.e2e_p90_s, r.e2e_s - r.decision_s),
-        )
+        Placement(request_id=r.request_id, ttft=pair[0], e2e=pair[1])
         for r in results
-        if r.forecast is not None and r.decision_s is not None and r.ttft_s is not None and r.e2e_s is not None
+        if (pair := forecast_pair(r)) is not None
     ]
     times = [(r.ttft_s, r.e2e_s) for r in results if r.ttft_s is not None and r.e2e_s is not None]
     return row_of("simulated", policy, load, rate, times, placements)

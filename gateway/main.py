@@ -97,7 +97,7 @@ class Gateway:
         )
         gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
         self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, on_change=self._nodes_changed)
-        self.discovery = Discovery(interval_s=config.dns_interval_s, on_entries=self.nodes.set_entries)
+        self.discovery = Discovery(interval_s=config.dns_interval_s, found=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
         self.lengths = _length_desk(config.lengths, tokenizer)
         self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None

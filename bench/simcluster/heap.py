@@ -17,7 +17,7 @@ from typing import Any
 class Rank(enum.IntEnum):
     """Who goes first when times are equal.
 
-    What nodes publish comes before what follows from it: an answer that arrives with its timeout is in time, and an
+    What nodes have told comes before what follows from it: an answer that arrives with its timeout is in time, and an
     arrival sees everything that came with it. A node takes aborts, dispatches and asks in that order, as the frames of
     a session do.
     """

@@ -27,14 +27,14 @@ class Discovery:
     """Keeps the node table at what the configuration names and the name service says."""
 
     def __init__(
-        self, *, interval_s: float, on_entries: Callable[[Sequence[NodeEntry]], None], resolve: Resolve | None = None
+        self, *, interval_s: float, found: Callable[[Sequence[NodeEntry]], None], resolve: Resolve | None = None
     ) -> None:
-        """`on_entries` gets all entries, resolved ones included, whenever they are not what they were."""
+        """`found` gets all entries, resolved ones included, whenever they are not what they were."""
         self._interval_s = interval_s
-        self._on_entries = on_entries
+        self._found = found
         self._resolve = resolve or resolve_by_dns
         self._entries: tuple[NodeEntry, ...] = ()
-        self._resolved: dict[str, tuple[str, ...]] = {}
+        self._known: dict[str, tuple[str, ...]] = {}
         self._failing: set[str] = set()
         self._announced: list[NodeEntry] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -62,10 +62,10 @@ class Discovery:
             name = entry.address
             host, port = parse_address(name.removeprefix(DNS_PREFIX))
             try:
-                self._resolved[name] = tuple(sorted(set(await self._resolve(host, port))))
+                self._known[name] = tuple(sorted(set(await self._resolve(host, port))))
             except OSError as error:
                 if name not in self._failing:
-                    kept = len(self._resolved.get(name, ()))
+                    kept = len(self._known.get(name, ()))
                     log.warning("name not resolved, its last answer holds", name=host, kept=kept, detail=str(error))
                 self._failing.add(name)
             else:
@@ -85,12 +85,12 @@ class Discovery:
     def _announce(self) -> None:
         by_address: dict[str, NodeEntry] = {e.address: e for e in self._entries if not e.is_name}
         for entry in self._entries:
-            for address in self._resolved.get(entry.address, ()) if entry.is_name else ():
+            for address in self._known.get(entry.address, ()) if entry.is_name else ():
                 by_address.setdefault(address, msgspec.structs.replace(entry, address=address))
         entries = list(by_address.values())
         if entries != self._announced:
             self._announced = entries
-            self._on_entries(entries)
+            self._found(entries)
 
 
 async def resolve_by_dns(host: str, port: int) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Nodes by name: what is published to the table when answers come, change and fail."""
+"""Nodes by name: what the table is told when answers come, change and fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Names:
 
     def __init__(self) -> None:
         self.answers: dict[str, list[str] | None] = {}
-        self.published: list[list[str]] = []
+        self.told: list[list[str]] = []
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
         answer = self.answers[host]
@@ -24,11 +24,11 @@ class Names:
             raise OSError("no such name")
         return [f"{address}:{port}" for address in answer]
 
-    def publish(self, entries: Sequence[NodeEntry]) -> None:
-        self.published.append([entry.address for entry in entries])
+    def tell(self, entries: Sequence[NodeEntry]) -> None:
+        self.told.append([entry.address for entry in entries])
 
     def discovery(self, interval_s: float = 3600.0) -> Discovery:
-        return Discovery(interval_s=interval_s, on_entries=self.publish, resolve=self.resolve)
+        return Discovery(interval_s=interval_s, found=self.tell, resolve=self.resolve)
 
 
 @pytest.fixture
@@ -44,24 +44,24 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came to be")
 
 
-async def test_addresses_are_published_at_once_and_names_when_resolved(names: Names) -> None:
+async def test_addresses_are_told_at_once_and_names_when_resolved(names: Names) -> None:
     names.answers["gpu"] = ["10.0.0.3", "10.0.0.2", "10.0.0.3"]
     discovery = names.discovery()
     discovery.set_entries([NodeEntry(address="10.0.0.1:8100"), NodeEntry(address="dns:gpu:8100")])
-    assert names.published == [["10.0.0.1:8100"]]
-    await until(lambda: len(names.published) == 2)
-    assert names.published[1] == ["10.0.0.1:8100", "10.0.0.2:8100", "10.0.0.3:8100"]
+    assert names.told == [["10.0.0.1:8100"]]
+    await until(lambda: len(names.told) == 2)
+    assert names.told[1] == ["10.0.0.1:8100", "10.0.0.2:8100", "10.0.0.3:8100"]
     await discovery.close()
 
 
-async def test_what_changes_is_published_and_what_does_not_is_not(names: Names) -> None:
+async def test_what_changes_is_told_and_what_does_not_is_not(names: Names) -> None:
     names.answers["gpu"] = ["10.0.0.2"]
     discovery = names.discovery(interval_s=0.001)
     discovery.set_entries([NodeEntry(address="dns:gpu:1")])
-    await until(lambda: names.published[-1] == ["10.0.0.2:1"])
+    await until(lambda: names.told[-1] == ["10.0.0.2:1"])
     names.answers["gpu"] = ["10.0.0.4"]
-    await until(lambda: names.published[-1] == ["10.0.0.4:1"])
-    assert names.published == [[], ["10.0.0.2:1"], ["10.0.0.4:1"]]
+    await until(lambda: names.told[-1] == ["10.0.0.4:1"])
+    assert names.told == [[], ["10.0.0.2:1"], ["10.0.0.4:1"]]
     await discovery.close()
 
 
@@ -69,13 +69,13 @@ async def test_an_outage_of_the_name_service_takes_no_node_away(names: Names) ->
     names.answers["gpu"] = ["10.0.0.2"]
     discovery = names.discovery()
     discovery.set_entries([NodeEntry(address="dns:gpu:1")])
-    await until(lambda: names.published[-1] == ["10.0.0.2:1"])
+    await until(lambda: names.told[-1] == ["10.0.0.2:1"])
     names.answers["gpu"] = None
     await discovery.resolve_all()
-    assert names.published[-1] == ["10.0.0.2:1"]
+    assert names.told[-1] == ["10.0.0.2:1"]
     names.answers["gpu"] = []
     await discovery.resolve_all()
-    assert names.published[-1] == [], "an answer without addresses is an answer"
+    assert names.told[-1] == [], "an answer without addresses is an answer"
     await discovery.close()
 
 
@@ -84,7 +84,7 @@ async def test_an_address_named_twice_is_one_node(names: Names) -> None:
     discovery = names.discovery()
     discovery.set_entries([NodeEntry(address="10.0.0.1:1", name="a"), NodeEntry(address="dns:gpu:1")])
     await discovery.resolve_all()
-    assert names.published == [["10.0.0.1:1"]]
+    assert names.told == [["10.0.0.1:1"]]
     await discovery.close()
 
 

@@ -155,9 +155,9 @@ def _histogram(samples: Samples, names: Sequence[str]) -> tuple[float | None, fl
 
 
 def _kv_use(samples: Samples) -> float | None:
-    used = _first(samples, _KV_USE, largest=True)
+    told = _first(samples, _KV_USE, largest=True)
     free, total = _first(samples, _FREE), _first(samples, _TOTAL)
-    return used if used is not None or free is None or not total else 1.0 - free / total
+    return told if told is not None or free is None or not total else 1.0 - free / total
 
 
 def _first(samples: Samples, names: Sequence[str], *, largest: bool = False) -> float | None:

@@ -247,7 +247,8 @@ def _click_option(option: Option, help: str, *, is_final: bool) -> Callable[[F],
     text = f"{help} [default: {shown}]" if shown else help
     one = _scalar(option.type)
     if isinstance(one, types.BoolType):
-        flag = f"--{option.flag}/--no-{option.flag}" if option.default else f"--{option.flag}"
+        # What is off can only be turned on; what is on, or nobody's choice yet, either way.
+        flag = f"--{option.flag}" if option.default is False else f"--{option.flag}/--no-{option.flag}"
         return click.option(flag, option.parameter, is_flag=True, default=default, help=text)
     choices = _choices(option.type)
     if not choices and not isinstance(one, (types.IntType, types.FloatType, types.StrType)):

@@ -82,16 +82,21 @@ class Requests:
     """All methods run on the event loop."""
 
     def __init__(
-        self, node_id: str, client: EngineClient, predictor: NodePredictor, asking: Asking, changed: Callable[[], None]
+        self,
+        node_id: str,
+        client: EngineClient,
+        predictor: NodePredictor,
+        asking: Asking,
+        on_change: Callable[[], None],
     ) -> None:
-        """`changed` is called when what is known of the node has changed."""
+        """`on_change` is called when what is known of the node has changed."""
         self.node_id = node_id
         self.predictor = predictor
         self.closing = False
         """From then on none is taken, and those that the engine aborts are lost with the node."""
         self._client = client
         self._asking = asking
-        self._changed = changed
+        self._on_change = on_change
         self._running: dict[str, _Running] = {}
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -120,7 +125,7 @@ class Requests:
             priority=request.priority,
         )
         self.predictor.dispatched(candidate, running.arrived_s, busy=self._asking.is_simulating)
-        self._changed()
+        self._on_change()
 
     async def abort(self, request_id: str) -> bool:
         """False: the engine has no such request."""
@@ -141,7 +146,7 @@ class Requests:
         complete = end.outcome in (Outcome.STOP, Outcome.LENGTH)
         if self.predictor.ended(request_id, now_s, complete=complete, output_tokens=end.output_tokens):
             log_trust(self.predictor.calibration)
-        self._changed()
+        self._on_change()
         log.info(
             "request finished",
             request_id=request_id,

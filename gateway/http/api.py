@@ -94,7 +94,7 @@ class OpenAiApi:
             else:
                 raise Denied(Denial.UNKNOWN, self._no_such(request))
         except Denied as refused:
-            self._intake.denied(refused.denial)
+            self._intake.on_denial(refused.denial)
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)
@@ -103,7 +103,7 @@ class OpenAiApi:
         try:
             await handler(exchange)
         except Denied as refused:
-            self._intake.denied(refused.denial)
+            self._intake.on_denial(refused.denial)
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)

@@ -245,7 +245,7 @@ class DispatchApi(DispatchServicer):
 
     def _deny(self, context: Context, denied: Denied) -> None:
         """The status of a call that is turned away."""
-        self._intake.denied(denied.denial)
+        self._intake.on_denial(denied.denial)
         _set_status(context, DENIALS[denied.denial], str(denied))
         if denied.retry_after_s is not None:
             context.set_trailing_metadata((("retry-after-s", f"{denied.retry_after_s:.3f}"),))

@@ -95,13 +95,13 @@ class Gateway:
             Router(router),
             clock=time.monotonic,
             call_at=_timers(loop),
-            finished=self._finished,
-            defect=_log_defect,
+            on_finish=self._finished,
+            on_defect=_log_defect,
             recorder=self._recorder,
             max_buffered_tokens=config.max_buffered_tokens,
         )
         gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
-        self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, changed=self._nodes_changed)
+        self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, on_change=self._nodes_changed)
         self.discovery = Discovery(interval_s=config.dns_interval_s, on_change=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
         self.lengths = _length_desk(config.lengths, tokenizer)
@@ -114,8 +114,8 @@ class Gateway:
             quotas=shared_quotas(slot.path / "quotas", worker=slot.index, workers=slot.count) if slot else Quotas(),
             claims=SharedClaims(slot.path / "claims", slot.index) if slot else OwnClaims(),
             max_prompt_tokens=config.max_prompt_tokens,
-            denied=lambda denial: self.metrics.denied(denial.value),
-            begins=self.spans.begin if self.spans else lambda _stream: None,
+            on_denial=lambda denial: self.metrics.denied(denial.value),
+            on_begin=self.spans.begin if self.spans else lambda _stream: None,
         )
         self._siblings = Siblings(slot)
         self.operators = Operators(pump=self.pump, nodes=self.nodes, intake=self.intake, siblings=self._siblings.stubs)

@@ -69,7 +69,7 @@ class Pump:
     """Holds the router and the table of client streams.
 
     `clock` gives monotonic seconds and stamps every event; `call_at(when_s, callback)` runs a callback at a time of
-    that clock; `finished` is told of each request that has ended, `defect` of exceptions that no event should cause.
+    that clock; `on_finish` gets each request that has ended, `on_defect` exceptions that no event should cause.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Pump:
         *,
         clock: Callable[[], float],
         call_at: Callable[[float, Callable[[], None]], object],
-        finished: Callable[[ClientStream], None],
-        defect: Callable[[AnyEvent, Exception], None],
+        on_finish: Callable[[ClientStream], None],
+        on_defect: Callable[[AnyEvent, Exception], None],
         recorder: Recorder | None = None,
         max_buffered_tokens: int = 16384,
         max_unread_bytes: int = 4 * 1024 * 1024,
@@ -93,8 +93,8 @@ class Pump:
         """Live sessions by node id."""
         self._clock = clock
         self._call_at = call_at
-        self._finished = finished
-        self._defect = defect
+        self._on_finish = on_finish
+        self._on_defect = on_defect
         self._recorder = recorder
         self._max_buffered_tokens = max_buffered_tokens
         self._max_unread_bytes = max_unread_bytes
@@ -119,7 +119,7 @@ class Pump:
                     self._handle(event, now_s)
                 except Exception as defect:
                     # One request's defect must not take the others' session or call down with it.
-                    self._defect(event, defect)
+                    self._on_defect(event, defect)
                     self._end_after_defect(event, now_s)
         finally:
             self._busy = False
@@ -320,7 +320,7 @@ class Pump:
         if stream is not None:
             self._sent.pop(stream.wire_id, None)
             stream.end(outcome, detail, now_s)
-            self._finished(stream)
+            self._on_finish(stream)
 
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]

@@ -138,10 +138,10 @@ class NodeRuntime:
             self._changed()
         return was_reserved
 
-    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Calls `changed` whenever what is known may have changed, until the returned function is called."""
-        self._listeners.append(changed)
-        return lambda: self._listeners.remove(changed)
+    def listen(self, on_change: Callable[[], None]) -> Callable[[], None]:
+        """Calls `on_change` whenever what is known may have changed, until the returned function is called."""
+        self._listeners.append(on_change)
+        return lambda: self._listeners.remove(on_change)
 
     async def _housekeep(self) -> None:
         while True:
@@ -156,5 +156,5 @@ class NodeRuntime:
                 log_learned(learned, self.profile)
 
     def _changed(self) -> None:
-        for changed in self._listeners:
-            changed()
+        for on_change in self._listeners:
+            on_change()

@@ -182,9 +182,9 @@ class Requests:
         engine: TracedEngine,
         predictor: NodePredictor,
         asking: Asking,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
-        """`changed` is called when what is known of the node has changed."""
+        """`on_change` is called when what is known of the node has changed."""
         self.node_id = node_id
         self.predictor = predictor
         self.closing = False
@@ -192,7 +192,7 @@ class Requests:
         self._client = client
         self._engine = engine
         self._asking = asking
-        self._changed = changed
+        self._on_change = on_change
         self._forwarder = cast(Forwarder, client) if client.capabilities.forwards else None
         self._running: dict[str, _Running | _Forwarded] = {}
         self._aborts: set[asyncio.Task[None]] = set()
@@ -219,7 +219,7 @@ class Requests:
             priority=request.priority,
         )
         self.predictor.dispatched(candidate, running.arrived_s, busy=self._asking.is_simulating)
-        self._changed()
+        self._on_change()
 
     def forward(self, order: ForwardOrder, body: BodyFeed, sink: ReplySink) -> None:
         """Hands a call on to the engine's server. Raises RequestRefused, CannotForward or EngineError; then the sink is
@@ -245,7 +245,7 @@ class Requests:
             self.predictor.dispatched(candidate, forwarded.arrived_s, busy=self._asking.is_simulating)
             if call.target.partition("?")[0].endswith(UNNAMED_PATH):
                 self._engine.comes_unnamed(call.request_id)
-            self._changed()
+            self._on_change()
 
     def hold(self, request_id: str, held: bool) -> None:
         """Stops reading a forwarded call's answer, or goes on with it."""
@@ -273,7 +273,7 @@ class Requests:
         complete = is_one and end.outcome in (Outcome.STOP, Outcome.LENGTH)
         if self.predictor.ended(request_id, now_s, complete=complete, output_tokens=end.output_tokens):
             log_trust(self.predictor.calibration)
-        self._changed()
+        self._on_change()
         log.info(
             "request finished",
             request_id=request_id,

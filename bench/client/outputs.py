@@ -15,7 +15,7 @@ from rich.console import Console
 from bench.client.endpoints import EndpointRun
 from bench.client.server_metrics import ServerRates, rates
 from bench.measure.results import Summary, summarise
-from bench.run.files import Provenance
+from bench.run.provenance import Provenance
 from bench.show.plots import DPI, STYLE
 from bench.show.tables import print_table, rate_text, seconds, summary_lines, summary_table
 

@@ -129,8 +129,8 @@ def replay_endpoints(
     from bench.client.open_loop import Progress
     from bench.client.outputs import server_line, write_outputs
     from bench.client.server_metrics import rates
-    from bench.run.files import header
     from bench.run.live import complaints, run_async, shown
+    from bench.run.provenance import header
     from bench.show.tables import out_console, print_table, summary_lines, summary_table
 
     if options["policy"]:

@@ -107,7 +107,7 @@ class OpenAiApi:
             else:
                 raise Denied(Denial.UNKNOWN, self._no_such(request))
         except Denied as refused:
-            self._intake.denied(refused.denial)
+            self._intake.on_denial(refused.denial)
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)
@@ -131,7 +131,7 @@ class OpenAiApi:
         try:
             await handler(exchange)
         except Denied as refused:
-            self._intake.denied(refused.denial)
+            self._intake.on_denial(refused.denial)
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)

@@ -63,10 +63,10 @@ class Intake:
         quotas: Quotas,
         claims: Claims,
         max_prompt_tokens: int,
-        denied: Callable[[Denial], None],
-        begins: Callable[[ClientStream], None] = lambda _stream: None,
+        on_denial: Callable[[Denial], None],
+        on_begin: Callable[[ClientStream], None] = lambda _stream: None,
     ) -> None:
-        """`denied` is told of each call that a front turns away, `begins` of each request before it is submitted."""
+        """`on_denial` gets each call that a front turns away, `on_begin` each request before it is submitted."""
         self.tokenizer = tokenizer
         self.closing = asyncio.Event()
         """Set: the gateway takes no more requests."""
@@ -78,8 +78,8 @@ class Intake:
         self._quotas = quotas
         self._claims = claims
         self._max_prompt_tokens = max_prompt_tokens
-        self.denied = denied
-        self._begins = begins
+        self.on_denial = on_denial
+        self._on_begin = on_begin
 
     async def admit(self, request: ClientRequest, caller: Caller = ANYONE) -> ClientStream:
         """Checks and submits; whoever gets the stream calls `close` once nobody reads it any more. Raises Denied."""
@@ -114,7 +114,7 @@ class Intake:
         except BaseException:
             self._quotas.leave(caller)
             raise
-        self._begins(stream)
+        self._on_begin(stream)
         self._pump.submit(stream)
         return stream
 

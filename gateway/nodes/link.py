@@ -72,7 +72,7 @@ class NodeLink:
         gateway_id: str,
         keepalive_s: float,
         reconnect_max_s: float,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
         candidates: Callable[[Candidate], types_pb.Candidate],
         credentials: grpc.ChannelCredentials | None = None,
         server_name: str = "",
@@ -91,7 +91,7 @@ class NodeLink:
         self._names = names
         self._gateway_id = gateway_id
         self._reconnect_max_s = reconnect_max_s
-        self._changed = changed
+        self._on_change = on_change
         self._candidates = candidates
         self._options = _channel_options(keepalive_s)
         if server_name:
@@ -224,7 +224,7 @@ class NodeLink:
         if was_up:
             self._names.release(self.node_id, self.entry.address)
             self._pump.node_down(self.node_id, detail)
-        self._changed()
+        self._on_change()
 
     async def _converse(self, call: SessionCall) -> None:
         """Welcome, then frames both ways until the session breaks, which is always an exception."""
@@ -273,7 +273,7 @@ class NodeLink:
         self.status, self.detail = "up", ""
         log.info("node is up", node=self.node_id, address=self.entry.address, model=config.model, profile=self.profile)
         self._pump.node_up(self.node_id, self, config, welcome.profile)
-        self._changed()
+        self._on_change()
 
     async def _ping(self) -> None:
         """Watches over the silence of the node: its connection may live while it does not."""

@@ -17,16 +17,16 @@ from simcore.proved import PROVED_VLLM_VERSION
 
 
 class NodeRegistry:
-    """Starts, replaces and ends links. `changed` is called when a node comes up or goes down."""
+    """Starts, replaces and ends links. `on_change` is called when a node comes up or goes down."""
 
-    def __init__(self, config: GatewayConfig, *, pump: Pump, gateway_id: str, changed: Callable[[], None]) -> None:
+    def __init__(self, config: GatewayConfig, *, pump: Pump, gateway_id: str, on_change: Callable[[], None]) -> None:
         self.links: dict[str, NodeLink] = {}
         """By address, in the order of the configuration."""
         self._config = config
         self._pump = pump
         self._gateway_id = gateway_id
         self._credentials = channel_credentials(config.node_tls) if config.node_tls.ca else None
-        self._changed = changed
+        self._on_change = on_change
         self._candidates = wire.CandidateEncoder()
         self._holders: dict[str, str] = {}
         self._leaving: dict[NodeLink, asyncio.Task[None]] = {}
@@ -80,7 +80,7 @@ class NodeRegistry:
             gateway_id=self._gateway_id,
             keepalive_s=self._config.keepalive_s,
             reconnect_max_s=self._config.reconnect_max_s,
-            changed=self._changed,
+            on_change=self._on_change,
             candidates=self._candidates,
             credentials=self._credentials,
             server_name=self._config.node_tls.server_name,

@@ -15,7 +15,7 @@ from aiohttp import web
 from bench.client.endpoints import EndpointError, EndpointPlan, run_endpoints, served_models
 from bench.client.outputs import FIGURES, RESULTS_FILE, SUMMARY_FILE, THROUGHPUT_FILE, write_outputs
 from bench.commands.endpoint_options import RESULTS_FOLDER, output_places, urls_of, with_aliases
-from bench.run.files import header
+from bench.run.provenance import header
 from bench.workload.item import WorkloadItem
 from simcore.types import Outcome
 

@@ -22,7 +22,6 @@ from bench.experiments.tables import as_rich
 from bench.measure.measures import GoodputSlo
 from bench.profile.calibration import BARS, MARKS_STEPS, LearningCurve
 from bench.run.capacity_search import Objective
-from bench.run.spec import RunSpec
 from bench.show import html_report
 from deploy.commands import explain
 from length_model.core.evaluation import Evaluation
@@ -72,7 +71,7 @@ def show_sweep() -> None:
 def show_capacity() -> None:
     objectives = [Objective(name, True, 12.345) for name in MEASURES]
     cells = {(name, objective): "12,345.6 ± 1,234.5" for name in (LONG, "random") for objective in objectives}
-    capacity._print("capacities", [], ("t", cells), base=RunSpec(), lines=LINES, seeds=3, as_json=False)
+    capacity._show(cells, ["t"])
 
 
 def show_calibration() -> None:

@@ -52,10 +52,10 @@ def test_a_choice_that_nobody_made_can_be_made_either_way() -> None:
     assert run("--no-in-order")[2]["in_order"] is False
 
 
-def test_its_help_is_the_docstring_of_the_field_and_says_what_nothing_means() -> None:
+def test_its_help_is_the_first_sentence_of_the_field_and_says_what_nothing_means() -> None:
     words = " ".join(run("--help")[1].split())
     assert "Equal nodes." in words
-    assert "KV blocks of a node. [default: what the profile's memory gives]" in words
+    assert "KV blocks of a node; not given: what the profile's memory gives." in words
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,8 @@ class World:
             cast(Router, self.router),
             clock=lambda: self.now_s,
             call_at=self._call_at,
-            finished=self.finished.append,
-            defect=lambda event, defect: self.defects.append(defect),
+            on_finish=self.finished.append,
+            on_defect=lambda event, defect: self.defects.append(defect),
             recorder=self,
             max_buffered_tokens=max_buffered_tokens,
         )

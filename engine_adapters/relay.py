@@ -288,6 +288,8 @@ class _Connection(asyncio.Protocol):
 
     def hold(self, held: bool) -> None:
         """Reads no more for now, or goes on."""
+        if self._transport.is_closing():
+            return
         if held:
             self._transport.pause_reading()
         else:
@@ -434,6 +436,8 @@ class _Connection(asyncio.Protocol):
                     exchange.kept.append(piece)
                 if self._writable is not None:
                     await self._writable.wait()
+                if self._transport.is_closing():
+                    return
                 self._transport.write(piece)
         except EngineError as gone:
             exchange.pump = None

@@ -236,7 +236,10 @@ class EngineRelay:
                 dropped = dropped | {token.strip().lower() for token in value.split(",")}
         lines = [f"{call.method} {self._path}{call.target} HTTP/1.1", *self._heads]
         lines += [f"{name}: {value}" for name, value in call.headers if name not in dropped]
-        lines.append(f"x-request-id: {self._named(call.request_id)}")
+        name = self._named(call.request_id)
+        if not _VALUE.fullmatch(name):
+            raise RequestRefused(f"request_id {call.request_id!r} holds a line break: give the request another name")
+        lines.append(f"x-request-id: {name}")
         if call.body_bytes or call.method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
             lines.append(f"content-length: {call.body_bytes}")
         try:
@@ -288,6 +291,8 @@ class _Connection(asyncio.Protocol):
 
     def hold(self, held: bool) -> None:
         """Reads no more for now, or goes on."""
+        if self._transport.is_closing():
+            return
         if held:
             self._transport.pause_reading()
         else:
@@ -434,6 +439,8 @@ class _Connection(asyncio.Protocol):
                     exchange.kept.append(piece)
                 if self._writable is not None:
                     await self._writable.wait()
+                if self._transport.is_closing():
+                    return
                 self._transport.write(piece)
         except EngineError as gone:
             exchange.pump = None

@@ -127,8 +127,8 @@ class _Forwarded:
     def __call__(self, request_id: str, reply: ReplyHead | ReplyData | ReplyEnd | EngineError) -> None:
         if isinstance(reply, ReplyData):
             self.output_tokens += reply.output_tokens
-            # The first bytes of an answer that comes whole are its last token.
-            if self.first_s is None and self._is_stream:
+            # An answer that comes whole has its first token long behind it, the first events of others say nothing yet.
+            if self.first_s is None and self._is_stream and reply.output_tokens:
                 self.first_s = time.monotonic()
                 self._owner.predictor.first_token(request_id, self.first_s)
             self._sink(request_id, reply, None)

@@ -252,7 +252,7 @@ async def test_a_body_that_does_not_come_ends_the_call(adapter: Adapter) -> None
 
 async def test_abort_is_the_last_word_and_frees_the_name(adapter: Adapter) -> None:
     caller = Caller()
-    adapter.call(caller, tokens=300)
+    adapter.call(caller, tokens=150)
     await caller.until(lambda: caller.output_tokens >= 3)
     assert await adapter.forwarder.abort("a")
     assert caller.end == ReplyEnd(aborted=True)
@@ -266,7 +266,7 @@ async def test_abort_is_the_last_word_and_frees_the_name(adapter: Adapter) -> No
 
 async def test_a_name_that_runs_is_refused(adapter: Adapter) -> None:
     caller, other = Caller(), Caller()
-    adapter.call(caller, tokens=300)
+    adapter.call(caller, tokens=150)
     with pytest.raises(RequestRefused, match="'a'"):
         adapter.call(other)
     assert await adapter.forwarder.abort("a")
@@ -301,7 +301,7 @@ async def test_many_at_once(adapter: Adapter) -> None:
 
 async def test_close_ends_what_runs_and_takes_no_more(adapter: Adapter) -> None:
     caller = Caller()
-    adapter.call(caller, tokens=300)
+    adapter.call(caller, tokens=150)
     await caller.until(lambda: bool(caller.data))
     await adapter.client.close()
     assert caller.end == ReplyEnd(aborted=True)
@@ -336,7 +336,7 @@ async def test_the_trace_names_the_call_and_shows_it_leave(adapter: Adapter, ans
 
     following = asyncio.create_task(follow())
     async with asyncio.timeout(DEADLINE_S):
-        adapter.call(caller, tokens=300, n=answers)
+        adapter.call(caller, tokens=150, n=answers)
         await was_here.wait()
         assert await adapter.forwarder.abort("a")
         await is_gone.wait()

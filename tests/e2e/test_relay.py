@@ -268,6 +268,8 @@ async def test_what_is_no_request_is_refused(method: str, target: str, headers: 
     call = ForwardCall(request_id="a", method=method, target=target, headers=headers, body_bytes=0)
     with pytest.raises(RequestRefused):
         relay.forward(call, BodyFeed(0), Caller())
+    with pytest.raises(RequestRefused, match="line break"):
+        Caller("a\r\nx: y").call(relay)
     assert len(relay) == 0
     await relay.close()
     with pytest.raises(EngineError, match="closed"):

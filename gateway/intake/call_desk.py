@@ -82,7 +82,7 @@ class CallDesk:
         """Submits a call that `takes` has let pass.
 
         `trying` is told of each stream by which a node is asked before there is one to be read: to be closed when the
-        client leaves. `instead_of`: why it is not served by tokens, which is raised if no node hands calls for its model
+        client leaves. `instead_of`: why it is not served by tokens, which is raised if no node of its model hands calls
         on. Raises Denied.
         """
         target = call.target

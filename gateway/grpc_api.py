@@ -98,7 +98,7 @@ class DispatchApi(DispatchServicer):
             call = await self._front_call(request_iterator, metadata)
             if not self._desk.takes(call.target):
                 raise Denied(Denial.UNKNOWN, f"no node is up that hands {call.target.path[:100]} on")
-            stream = await self._desk.admit(call, caller, is_over=context.cancelled)
+            stream = await self._desk.admit(call, caller)
         except Denied as denied:
             self._deny(context, denied)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from gateway.http.message import Request
 from gateway.intake.call_desk import CallDesk, FrontCall
 from gateway.intake.call_paths import may_be_handed_on, target_of
 from gateway.intake.callers import Caller, KeyRing, Role, require
+from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied
 from gateway.intake.submission import Intake
 from gateway.nodes.registry import NodeRegistry
@@ -219,7 +221,11 @@ class OpenAiApi:
         call = FrontCall(
             method=request.method, target=target, headers=request.headers, lines=request.lines, body=request.body
         )
-        stream = await self._desk.admit(call, caller, is_over=lambda: exchange.is_over, instead_of=instead_of)
+
+        def trying(stream: ClientStream) -> None:
+            exchange.on_left = functools.partial(self._intake.close, stream)
+
+        stream = await self._desk.admit(call, caller, trying=trying, instead_of=instead_of)
         heard = self._desk.heard if target.kind == "responses" else None
         CallDelivery(stream, self._intake, exchange, target.kind, self._batch, heard)
 

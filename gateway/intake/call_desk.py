@@ -76,13 +76,14 @@ class CallDesk:
         call: FrontCall,
         caller: Caller,
         *,
-        is_over: Callable[[], bool] = lambda: False,
+        trying: Callable[[ClientStream], None] = lambda _stream: None,
         instead_of: Denied | None = None,
     ) -> ClientStream:
         """Submits a call that `takes` has let pass.
 
-        `is_over`: whether its client has left meanwhile; `instead_of`: why it is not served by tokens, which is raised
-        if no node hands calls for its model on. Raises Denied.
+        `trying` is told of each stream by which a node is asked before there is one to be read: to be closed when the
+        client leaves. `instead_of`: why it is not served by tokens, which is raised if no node of its model hands calls
+        on. Raises Denied.
         """
         target = call.target
         node = self._adapter_node(call, caller) if target.path in ADAPTER_PATHS else ""
@@ -103,7 +104,7 @@ class CallDesk:
             body_bytes=len(call.body),
         )
         if is_held and not node:
-            return await self._held.search(handed_on, facts, caller, is_over)
+            return await self._held.search(handed_on, facts, caller, trying)
         return await self._intake.forward(handed_on, facts, caller, node=node)
 
     def heard(self, stream: ClientStream, data: bytes) -> None:

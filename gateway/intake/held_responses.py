@@ -46,15 +46,16 @@ class HeldResponses:
         return node if node in self._nodes.forwarding() else ""
 
     async def search(
-        self, call: ClientCall, facts: CallFacts, caller: Caller, is_over: Callable[[], bool]
+        self, call: ClientCall, facts: CallFacts, caller: Caller, trying: Callable[[ClientStream], None]
     ) -> ClientStream:
-        """Asks one node after the other until one does not say 404, or the client has left (`is_over`); its stream, or
-        the last one's. Raises Denied."""
+        """Asks one node after the other until one does not say 404; its stream, or the last one's. `trying` is told of
+        each: whoever closes it, because the client has left, ends the search. Raises Denied."""
         nodes = self._nodes.forwarding()
         for position, node in enumerate(nodes):
             # Each gets a call of its own: what was sent is emptied.
             stream = await self._intake.forward(msgspec.structs.replace(call), facts, caller, node=node)
-            if position == len(nodes) - 1 or is_over() or not await self._is_unknown(stream):
+            trying(stream)
+            if position == len(nodes) - 1 or not await self._is_unknown(stream) or stream.closed:
                 return stream
             self._intake.close(stream)
         raise Denied(Denial.UNKNOWN, "no node that hands calls on is up")

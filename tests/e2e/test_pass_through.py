@@ -328,6 +328,17 @@ async def test_a_response_that_nobody_remembers_is_looked_for_everywhere() -> No
         assert (await client.reply()).body == b"not in c"
 
 
+async def test_a_client_that_leaves_ends_the_search_for_a_response() -> None:
+    nodes = [ForwardingNode("a"), ForwardingNode("b")]
+    async with before(*nodes) as (gateway, client, _):
+        client.get("/v1/responses/resp_7")
+        call = await nodes[0].call()
+        client.writer.close()
+        await until(lambda: call.is_aborted)
+        await until(lambda: not gateway.pump.streams)
+        assert not nodes[1].by_id
+
+
 async def test_all_names_of_nodes_are_listed() -> None:
     async with before(ForwardingNode("n", names=("alias", "adapter"))) as (_, client, _):
         client.get("/v1/models")

@@ -79,7 +79,13 @@ class RecordingPort:
 class World:
     """Everything around one pump."""
 
-    def __init__(self, *, router: Router | ScriptedRouter | None = None, max_buffered_tokens: int = 100) -> None:
+    def __init__(
+        self,
+        *,
+        router: Router | ScriptedRouter | None = None,
+        max_buffered_tokens: int = 100,
+        max_unread_bytes: int = 1_000_000,
+    ) -> None:
         self.now_s = 100.0
         self.router = router if router is not None else ScriptedRouter()
         self.port = RecordingPort()
@@ -96,6 +102,7 @@ class World:
             on_defect=lambda event, defect: self.defects.append(defect),
             recorder=self,
             max_buffered_tokens=max_buffered_tokens,
+            max_unread_bytes=max_unread_bytes,
         )
 
     @property

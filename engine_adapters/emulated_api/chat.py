@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from engine_adapters.emulated_api.bodies import ChatCall, OpenAiCall
-from engine_adapters.emulated_api.errors import invalid
+from engine_adapters.emulated_api.errors import refused
 from engine_adapters.emulated_api.exchange import Exchange
 from engine_adapters.emulated_api.logprobs import Likelihoods
 from engine_adapters.emulated_api.pieces import CallBegun, CallWords, Part, SaidText, Segment
@@ -97,14 +97,14 @@ def _tool_choice(body: ChatCall) -> Any:
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str) or not name:
-            raise invalid(f"Invalid value for `function`: `{function}` in `tool_choice`!", "tool_choice.function")
+            raise refused(f"Invalid value for `function`: `{function}` in `tool_choice`!", "tool_choice.function")
         if all(tool.function.name != name for tool in body.tools or ()):
-            raise invalid(
+            raise refused(
                 "The tool specified in `tool_choice` does not match any of the specified `tools`", "tool_choice"
             )
         return (name,)
     if choice not in ("none", "auto", "required"):
-        raise invalid(
+        raise refused(
             f'Invalid value for `tool_choice`: {choice}! Only named tools, "none", "auto" or "required" are supported.',
             "tool_choice",
         )

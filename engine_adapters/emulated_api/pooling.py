@@ -11,7 +11,7 @@ from typing import Any
 from engine_adapters.emulated_answer import mix, rolling
 from engine_adapters.emulated_api.bodies import PoolingCall, Prompts, RerankCall, ScoreCall, Text
 from engine_adapters.emulated_api.chat import whole_usage
-from engine_adapters.emulated_api.errors import ApiError, invalid
+from engine_adapters.emulated_api.errors import ApiError, invalid, refused
 from engine_adapters.emulated_api.exchange import Exchange
 from engine_adapters.emulated_api.prompts import content_text, conversation, fitting, prompt_list
 
@@ -180,7 +180,7 @@ def _encoder(encoding: str) -> Callable[[list[float]], Any]:
         return list
     if encoding == "base64":
         return lambda vector: base64.b64encode(array("f", vector).tobytes()).decode()
-    raise invalid(f"encoding_format {encoding!r} is not one of an emulated engine: float, base64", "encoding_format")
+    raise refused(f"encoding_format {encoding!r} is not one of an emulated engine: float, base64", "encoding_format")
 
 
 def _vector(prompt: Sequence[int], size: int) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 from engine_adapters.base import EngineError
 from engine_adapters.emulated_api.bodies import ResponsesCall
 from engine_adapters.emulated_api.chat import CALL_ID
-from engine_adapters.emulated_api.errors import ApiError, invalid
+from engine_adapters.emulated_api.errors import ApiError, invalid, refused
 from engine_adapters.emulated_api.exchange import Exchange
 from engine_adapters.emulated_api.logprobs import Likelihoods
 from engine_adapters.emulated_api.pieces import CallBegun, CallWords, Part, SaidText, Segment
@@ -388,10 +388,10 @@ def _script(body: ResponsesCall, prompt: tuple[int, ...], tools: Sequence[dict[s
     if isinstance(choice, dict):
         name = choice.get("name")
         if choice.get("type") != "function" or name not in schemas:
-            raise invalid("Tool choice 'function' not found in 'tools' parameter.", "tool_choice")
+            raise refused("Tool choice 'function' not found in 'tools' parameter.", "tool_choice")
         choice = (name,)
     elif choice not in ("none", "auto", "required"):
-        raise invalid(f"Invalid value for `tool_choice`: {choice}!", "tool_choice")
+        raise refused(f"Invalid value for `tool_choice`: {choice}!", "tool_choice")
     held = constraint(
         (body.text or {}).get("format"),
         body.structured_outputs,

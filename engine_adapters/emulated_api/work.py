@@ -9,7 +9,7 @@ import msgspec
 
 from engine_adapters.base import EngineError, EngineOutput, EngineRequest, FinishReason, OutputSink, RequestRefused
 from engine_adapters.emulated_answer import natural_length
-from engine_adapters.emulated_api.errors import ApiError
+from engine_adapters.emulated_api.errors import ApiError, refused
 from engine_adapters.emulated_api.pieces import CallBegun, CallWords, Part, SaidText, Segment, Voice
 from engine_adapters.tokenizer import Tokenizer, tokenizer_info
 from simcore.types import EngineConfig
@@ -120,7 +120,7 @@ class Work:
         except (ApiError, EngineError) as error:
             self.drop()
             if isinstance(error, RequestRefused):
-                raise ApiError(str(error), param="input_tokens") from None
+                raise refused(str(error), "input_tokens", len(self.choices[0].prompt)) from None
             raise
 
     def read(

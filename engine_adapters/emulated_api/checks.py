@@ -27,7 +27,7 @@ MODELS = {
     "completion": (_PLAIN, "CompletionResponse"),
     "completion chunk": (_PLAIN, "CompletionStreamResponse"),
     "response": (f"{_ENTRY}openai.responses.protocol", "ResponsesResponse"),
-    "response event": (f"{_ENTRY}openai.responses.protocol", "StreamingResponsesResponse"),
+    "response event": ("openai.types.responses", "ResponseStreamEvent"),
     "message": (f"{_ENTRY}anthropic.protocol", "AnthropicMessagesResponse"),
     "message event": (f"{_ENTRY}anthropic.protocol", "AnthropicStreamEvent"),
     "message count": (f"{_ENTRY}anthropic.protocol", "AnthropicCountTokensResponse"),

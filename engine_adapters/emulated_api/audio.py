@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
+from engine_adapters.emulated_api.api_call import ApiCall
 from engine_adapters.emulated_api.chat import usage
 from engine_adapters.emulated_api.errors import ApiError, invalid
-from engine_adapters.emulated_api.exchange import Exchange
 from engine_adapters.emulated_api.pieces import Part, SaidText
 from engine_adapters.emulated_api.prompts import fitting
-from engine_adapters.emulated_api.work import Choice, Sampling
+from engine_adapters.emulated_api.work import AnswerWish, Choice
 
 BYTES_PER_S = 16_000
 """Of sound whose length its head does not tell: 128 kbit/s."""
@@ -31,9 +31,9 @@ class _Form(msgspec.Struct):
     file: bytes | None = None
 
 
-def transcribe(exchange: Exchange) -> None:
+def transcribe(call: ApiCall) -> None:
     """Makes up what was said. Raises ApiError."""
-    form = _form(exchange)
+    form = _form(call)
     fields = form.fields
     if form.file is None:
         if "file" in fields:
@@ -41,7 +41,7 @@ def transcribe(exchange: Exchange) -> None:
                 "Expected 'file' to be a file-like object, not 'str'.", status=422, kind="Unprocessable Entity"
             )
         raise invalid("Field required", "body.file", kind="missing")
-    model = exchange.model(fields.get("model"))
+    model = call.model(fields.get("model"))
     wanted = fields.get("response_format", "json")
     if wanted not in FORMATS:
         raise ApiError("Currently only support response_format: `text`, `json` or `verbose_json`")
@@ -49,19 +49,19 @@ def transcribe(exchange: Exchange) -> None:
     if stream and wanted == "verbose_json":
         raise ApiError("verbose_json format doesn't support streaming case")
     seconds = _seconds(form.file)
-    heard = exchange.tokenizer.encode(f"<{exchange.call.target}> {fields.get('prompt', '')}")
-    prompt, room = fitting((*heard, len(form.file)), exchange.config, max_tokens=None)
+    heard = call.tokenizer.encode(f"<{call.call.target}> {fields.get('prompt', '')}")
+    prompt, room = fitting((*heard, len(form.file)), call.config, max_tokens=None)
     tokens = min(room, max(1, math.ceil(seconds * TOKENS_PER_S)))
-    answer = _Stream(exchange, model, fields) if stream else _Whole(exchange, wanted, seconds)
+    answer = _Stream(call, model, fields) if stream else _Whole(call, wanted, seconds)
     # The end is that of the sound.
-    exchange.generate([prompt], Sampling(max_tokens=room, emulated_output_tokens=tokens), answer)
+    call.generate([prompt], AnswerWish(max_tokens=room, emulated_output_tokens=tokens), answer)
     if stream:
-        exchange.reply.begin_events()
+        call.reply.begin_events()
 
 
 class _Whole:
-    def __init__(self, exchange: Exchange, wanted: str, seconds: float) -> None:
-        self._exchange = exchange
+    def __init__(self, call: ApiCall, wanted: str, seconds: float) -> None:
+        self._call = call
         self._wanted = wanted
         self._seconds = seconds
 
@@ -69,10 +69,10 @@ class _Whole:
         pass
 
     def done(self) -> None:
-        text = self._exchange.work.choices[0].text
+        text = self._call.work.choices[0].text
         if self._wanted != "verbose_json":
             usage = {"type": "duration", "seconds": math.ceil(self._seconds)}
-            self._exchange.answer("transcription", {"text": text, "usage": usage})
+            self._call.answer("transcription", {"text": text, "usage": usage})
             return
         segment = {
             "id": 0,
@@ -84,7 +84,7 @@ class _Whole:
             "start": 0.0,
             "temperature": 0.0,
             "text": text,
-            "tokens": list(self._exchange.work.choices[0].token_ids),
+            "tokens": list(self._call.work.choices[0].token_ids),
         }
         whole = {
             "duration": self._seconds,
@@ -93,24 +93,24 @@ class _Whole:
             "segments": [segment],
             "words": None,
         }
-        self._exchange.answer("transcription verbose", whole)
+        self._call.answer("transcription verbose", whole)
 
 
 class _Stream:
-    def __init__(self, exchange: Exchange, model: str, fields: dict[str, str]) -> None:
-        kind = "translation" if exchange.call.target.startswith("/v1/audio/translations") else "transcription"
+    def __init__(self, call: ApiCall, model: str, fields: dict[str, str]) -> None:
+        kind = "translation" if call.call.target.startswith("/v1/audio/translations") else "transcription"
         prefix = "trsl" if kind == "translation" else "trsc"
-        self._exchange = exchange
+        self._call = call
         self._with_usage = fields.get("stream_include_usage", "").lower() in ("1", "true")
         self._base = {
-            "id": exchange.answer_id(prefix),
+            "id": call.answer_id(prefix),
             "object": f"{kind}.chunk",
-            "created": exchange.created,
+            "created": call.created,
             "model": model,
         }
 
     def step(self, choice: Choice, token_ids: Sequence[int], parts: Sequence[Part]) -> None:
-        reply = self._exchange.reply
+        reply = self._call.reply
         reply.count(len(token_ids))
         said: dict[str, Any] = {"delta": {"content": "".join(p.text for p in parts if isinstance(p, SaidText))}}
         if choice.finish is not None:
@@ -118,19 +118,19 @@ class _Stream:
         reply.event({**self._base, "choices": [said]})
 
     def done(self) -> None:
-        work, reply = self._exchange.work, self._exchange.reply
+        work, reply = self._call.work, self._call.reply
         if self._with_usage:
             reply.event({**self._base, "choices": [], "usage": usage(work.prompt_tokens, work.output_tokens)})
         reply.data(b"data: [DONE]\n\n")
         reply.end(work.prompt_tokens)
 
 
-def _form(exchange: Exchange) -> _Form:
-    kind = exchange.header("content-type")
+def _form(call: ApiCall) -> _Form:
+    kind = call.header("content-type")
     if not kind.lower().startswith("multipart/form-data"):
         raise invalid("Field required", "body.file", kind="missing")
     head = b"Content-Type: " + kind.encode("latin-1") + b"\r\n\r\n"
-    mime: MimeMessage = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + exchange.body)
+    mime: MimeMessage = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + call.body)
     if not mime.is_multipart():
         raise ApiError("There was an error parsing the body", kind="Bad Request")
     form = _Form({})

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from engine_adapters.emulated_api.errors import ApiError, invalid
+from engine_adapters.emulated_api.errors import ApiError, invalid, refused
 
 Ids = list[Annotated[int, msgspec.Meta(ge=0)]]
 Prompts = str | list[str | int | Ids]
@@ -64,9 +64,9 @@ class GenerationCall(msgspec.Struct, frozen=True, kw_only=True):
     def check_sampling(self) -> None:
         """Raises ApiError for numbers that no sampler takes."""
         if self.temperature is not None and self.temperature < 0:
-            raise ApiError(f"temperature must be non-negative, got {self.temperature}.", param="temperature")
+            raise refused(f"temperature must be non-negative, got {self.temperature}.", "temperature", self.temperature)
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ApiError(f"top_p must be in (0, 1], got {self.top_p}.", param="top_p")
+            raise refused(f"top_p must be in (0, 1], got {self.top_p}.", "top_p", self.top_p)
 
 
 class OpenAiCall(GenerationCall, frozen=True, kw_only=True):
@@ -88,13 +88,13 @@ class OpenAiCall(GenerationCall, frozen=True, kw_only=True):
         """Raises ApiError for fields that contradict each other."""
         self.check_sampling()
         if self.stream_options is not None and not self.stream:
-            raise invalid("Stream options can only be defined when `stream=True`.", "stream_options")
+            raise refused("Stream options can only be defined when `stream=True`.", "stream_options")
         if self.n is not None and self.n < 1:
             raise ApiError(f"n must be at least 1, got {self.n}.", param="n")
         if self.min_tokens < 0:
             raise ApiError(f"min_tokens must be greater than or equal to 0, got {self.min_tokens}.")
         if self.prompt_logprobs is not None and self.stream and self.prompt_logprobs != 0:
-            raise invalid("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
+            raise refused("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
         wanted = self.response_format
         if wanted is not None:
             if wanted.get("type") not in ("text", "json_object", "json_schema"):
@@ -103,7 +103,7 @@ class OpenAiCall(GenerationCall, frozen=True, kw_only=True):
                     param="response_format",
                 )
             if wanted["type"] == "json_schema" and not isinstance(wanted.get("json_schema"), dict):
-                raise invalid(
+                raise refused(
                     "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
                     "response_format",
                 )
@@ -133,16 +133,16 @@ class ChatCall(OpenAiCall, frozen=True, kw_only=True):
         super().check()
         top = self.top_logprobs or 0
         if top < -1:
-            raise invalid("`top_logprobs` must be a positive value or -1.", "top_logprobs")
+            raise refused("`top_logprobs` must be a positive value or -1.", "top_logprobs", top)
         if top and not self.logprobs:
-            raise invalid("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
+            raise refused("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
         if self.tools is not None and not self.tools:
-            raise invalid(
+            raise refused(
                 "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely.",
                 "tools",
             )
         if self.tool_choice not in (None, "none") and not self.tools:
-            raise invalid("When using `tool_choice`, `tools` must be set.", "tool_choice")
+            raise refused("When using `tool_choice`, `tools` must be set.", "tool_choice")
 
 
 class CompletionCall(OpenAiCall, frozen=True, kw_only=True):
@@ -155,9 +155,9 @@ class CompletionCall(OpenAiCall, frozen=True, kw_only=True):
     def check(self) -> None:
         super().check()
         if self.prompt is None or self.prompt == "":
-            raise invalid("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+            raise refused("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
         if self.logprobs is not None and self.logprobs < -1:
-            raise invalid("`logprobs` must be a positive value or -1.", "logprobs")
+            raise refused("`logprobs` must be a positive value or -1.", "logprobs", self.logprobs)
 
 
 class ResponsesCall(GenerationCall, frozen=True, kw_only=True):
@@ -189,11 +189,11 @@ class ResponsesCall(GenerationCall, frozen=True, kw_only=True):
         """Raises ApiError for fields that contradict each other."""
         self.check_sampling()
         if self.background and not self.store:
-            raise invalid("background can only be used when `store` is true", "background")
+            raise refused("background can only be used when `store` is true", "background")
         if self.prompt is not None:
-            raise invalid("prompt template is not supported", "prompt")
+            raise refused("prompt template is not supported", "prompt")
         if not self.tools and self.tool_choice == "required":
-            raise invalid("Tool choice 'required' must be specified with 'tools' parameter.", "tool_choice")
+            raise refused("Tool choice 'required' must be specified with 'tools' parameter.", "tool_choice")
 
 
 class ToolOfMessages(msgspec.Struct, frozen=True):

@@ -7,36 +7,36 @@ from typing import Any
 
 import msgspec
 
+from engine_adapters.emulated_api.api_call import ApiCall
 from engine_adapters.emulated_api.bodies import ChatCall, OpenAiCall
-from engine_adapters.emulated_api.errors import invalid
-from engine_adapters.emulated_api.exchange import Exchange
+from engine_adapters.emulated_api.errors import refused
 from engine_adapters.emulated_api.logprobs import Likelihoods
 from engine_adapters.emulated_api.pieces import CallBegun, CallWords, Part, SaidText, Segment
 from engine_adapters.emulated_api.prompts import content_text, conversation, fitting
 from engine_adapters.emulated_api.scripts import chosen_tools, constrained, constraint, luck, tool_calls
-from engine_adapters.emulated_api.work import Choice, Sampling
+from engine_adapters.emulated_api.work import AnswerWish, Choice
 
 CALL_ID = "chatcmpl-tool-"
 
 
-def chat(exchange: Exchange) -> None:
+def chat(call: ApiCall) -> None:
     """Answers a chat. Raises ApiError."""
-    body = exchange.read(ChatCall)
+    body = call.read(ChatCall)
     body.check()
-    model = exchange.model(body.model)
+    model = call.model(body.model)
     tools = [msgspec.to_builtins(tool) for tool in body.tools or ()]
-    prompt = conversation(body.messages, exchange.tokenizer, model, tools=tools)
+    prompt = conversation(body.messages, call.tokenizer, model, tools=tools)
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    prompt, limit = fitting(prompt, exchange.config, max_tokens=limit, truncate=body.truncate_prompt_tokens)
-    answer = _Stream(exchange, body, model, prompt) if body.stream else _Whole(exchange, body, model, prompt)
-    exchange.generate([prompt], sampling(body, limit), answer, n=body.n or 1, scripts=_scripts(body, prompt))
+    prompt, limit = fitting(prompt, call.config, max_tokens=limit, truncate=body.truncate_prompt_tokens)
+    answer = _Stream(call, body, model, prompt) if body.stream else _Whole(call, body, model, prompt)
+    call.generate([prompt], sampling(body, limit), answer, n=body.n or 1, scripts=_scripts(body, prompt))
     if body.stream:
-        exchange.reply.begin_events()
+        call.reply.begin_events()
 
 
-def sampling(body: OpenAiCall, limit: int) -> Sampling:
+def sampling(body: OpenAiCall, limit: int) -> AnswerWish:
     """What a body says of how answers are made."""
-    return Sampling(
+    return AnswerWish(
         max_tokens=limit,
         stop=body.stops(),
         stop_token_ids=tuple(body.stop_token_ids or ()),
@@ -97,14 +97,14 @@ def _tool_choice(body: ChatCall) -> Any:
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str) or not name:
-            raise invalid(f"Invalid value for `function`: `{function}` in `tool_choice`!", "tool_choice.function")
+            raise refused(f"Invalid value for `function`: `{function}` in `tool_choice`!", "tool_choice.function")
         if all(tool.function.name != name for tool in body.tools or ()):
-            raise invalid(
+            raise refused(
                 "The tool specified in `tool_choice` does not match any of the specified `tools`", "tool_choice"
             )
         return (name,)
     if choice not in ("none", "auto", "required"):
-        raise invalid(
+        raise refused(
             f'Invalid value for `tool_choice`: {choice}! Only named tools, "none", "auto" or "required" are supported.',
             "tool_choice",
         )
@@ -112,12 +112,12 @@ def _tool_choice(body: ChatCall) -> Any:
 
 
 class _Answer:
-    def __init__(self, exchange: Exchange, body: ChatCall, model: str, prompt: tuple[int, ...]) -> None:
-        self._exchange = exchange
+    def __init__(self, call: ApiCall, body: ChatCall, model: str, prompt: tuple[int, ...]) -> None:
+        self._call = call
         self._body = body
         self._prompt = prompt
-        self._likely = Likelihoods(exchange.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
-        self._base = {"id": exchange.answer_id("chatcmpl"), "object": "", "created": exchange.created, "model": model}
+        self._likely = Likelihoods(call.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
+        self._base = {"id": call.answer_id("chatcmpl"), "object": "", "created": call.created, "model": model}
         last = body.messages[-1] if body.echo and body.messages else {}
         self._echo = content_text(last.get("content"), model) if last.get("role") == "assistant" else ""
 
@@ -136,9 +136,9 @@ class _Whole(_Answer):
         pass
 
     def done(self) -> None:
-        body, work = self._body, self._exchange.work
+        body, work = self._body, self._call.work
         likely = body.prompt_logprobs
-        self._exchange.answer(
+        self._call.answer(
             "chat",
             {
                 **self._base,
@@ -187,14 +187,14 @@ class _Whole(_Answer):
 
 
 class _Stream(_Answer):
-    def __init__(self, exchange: Exchange, body: ChatCall, model: str, prompt: tuple[int, ...]) -> None:
-        super().__init__(exchange, body, model, prompt)
+    def __init__(self, call: ApiCall, body: ChatCall, model: str, prompt: tuple[int, ...]) -> None:
+        super().__init__(call, body, model, prompt)
         self._base["object"] = "chat.completion.chunk"
         self._begun = False
         self._usage = body.continuous_usage
 
     def step(self, choice: Choice, token_ids: Sequence[int], parts: Sequence[Part]) -> None:
-        reply = self._exchange.reply
+        reply = self._call.reply
         if not self._begun:
             self._begin()
         reply.count(len(token_ids))
@@ -225,7 +225,7 @@ class _Stream(_Answer):
         self._tell(said, choice)
 
     def done(self) -> None:
-        work, reply = self._exchange.work, self._exchange.reply
+        work, reply = self._call.work, self._call.reply
         if self._body.include_usage:
             reply.event({**self._base, "choices": [], "usage": usage(work.prompt_tokens, work.output_tokens)})
         reply.data(b"data: [DONE]\n\n")
@@ -234,7 +234,7 @@ class _Stream(_Answer):
     def _begin(self) -> None:
         self._begun = True
         ids = list(self._prompt) if self._body.return_token_ids else None
-        for choice in self._exchange.work.choices:
+        for choice in self._call.work.choices:
             said = {
                 "index": choice.index,
                 "delta": {"role": "assistant", "content": ""},
@@ -243,7 +243,7 @@ class _Stream(_Answer):
             }
             self._tell(said, None, prompt_token_ids=ids, prompt_text=None)
         if self._echo:
-            for choice in self._exchange.work.choices:
+            for choice in self._call.work.choices:
                 said = {
                     "index": choice.index,
                     "delta": {"content": self._echo},
@@ -257,4 +257,4 @@ class _Stream(_Answer):
         if self._usage:
             made = 0 if choice is None else len(choice.token_ids)
             chunk["usage"] = usage(len(self._prompt), made)
-        self._exchange.reply.event(chunk)
+        self._call.reply.event(chunk)

@@ -27,7 +27,7 @@ MODELS = {
     "completion": (_PLAIN, "CompletionResponse"),
     "completion chunk": (_PLAIN, "CompletionStreamResponse"),
     "response": (f"{_ENTRY}openai.responses.protocol", "ResponsesResponse"),
-    "response event": (f"{_ENTRY}openai.responses.protocol", "StreamingResponsesResponse"),
+    "response event": ("openai.types.responses", "ResponseStreamEvent"),
     "message": (f"{_ENTRY}anthropic.protocol", "AnthropicMessagesResponse"),
     "message event": (f"{_ENTRY}anthropic.protocol", "AnthropicStreamEvent"),
     "message count": (f"{_ENTRY}anthropic.protocol", "AnthropicCountTokensResponse"),
@@ -111,9 +111,10 @@ class VllmChecks:
             noun = "error" if len(errors) == 1 else "errors"
             message = f"{len(errors)} validation {noun}:\n  {entry}"
             raise ApiError(message, kind="Bad Request", param=param or path) from None
-        except (TypeError, ValueError) as bad:
-            # Validators that run before the types are known trip over wrong ones; vLLM's server answers with that.
-            raise ApiError(str(bad)) from None
+        except Exception as bad:
+            # vLLM's own refusals are of no type that all its releases have. Its validators run before types are known
+            # and trip over wrong ones; its server answers with what they say.
+            raise ApiError(str(bad), param=getattr(bad, "parameter", None)) from None
 
     def completed(self, kind: str, tree: dict[str, Any]) -> dict[str, Any]:
         return self.written(kind, tree, whole=True) if kind in _WHOLE and kind in self._adapters else tree

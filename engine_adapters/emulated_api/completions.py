@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from engine_adapters.emulated_api.api_call import ApiCall
 from engine_adapters.emulated_api.bodies import CompletionCall
 from engine_adapters.emulated_api.chat import held_to, sampling, usage, whole_usage
-from engine_adapters.emulated_api.exchange import Exchange
 from engine_adapters.emulated_api.logprobs import Likelihoods
 from engine_adapters.emulated_api.pieces import Part, SaidText
 from engine_adapters.emulated_api.prompts import fitting, prompt_list
@@ -17,11 +17,11 @@ from engine_adapters.emulated_api.scripts import constrained, luck
 from engine_adapters.emulated_api.work import Choice
 
 
-def complete(exchange: Exchange) -> None:
+def complete(call: ApiCall) -> None:
     """Answers a completion. Raises ApiError."""
-    body = exchange.read(CompletionCall)
+    body = call.read(CompletionCall)
     body.check()
-    model = exchange.model(body.model)
+    model = call.model(body.model)
     assert body.prompt is not None
     limit = 16 if body.max_tokens is None else body.max_tokens
     # Nothing but the prompt is wanted back: the engine computes it and one token more.
@@ -29,39 +29,39 @@ def complete(exchange: Exchange) -> None:
     fitted = [
         fitting(
             prompt,
-            exchange.config,
+            call.config,
             max_tokens=1 if prompt_only else limit,
             truncate=body.truncate_prompt_tokens,
-            vocab_size=exchange.tokenizer.vocab_size,
+            vocab_size=call.tokenizer.vocab_size,
         )
-        for prompt in prompt_list(body.prompt, exchange.tokenizer)
+        for prompt in prompt_list(body.prompt, call.tokenizer)
     ]
     prompts = [prompt for prompt, _ in fitted]
     held, n = held_to(body), body.n or 1
     scripts = [constrained(held, luck(p, body.seed or 0, i)) for p in prompts for i in range(n)] if held else []
     if prompt_only:
         body = msgspec.structs.replace(body, ignore_eos=True, stop=None, stop_token_ids=None)
-    answer = _Stream(exchange, body, model, prompt_only) if body.stream else _Whole(exchange, body, model, prompt_only)
-    exchange.generate(prompts, sampling(body, 1 if prompt_only else limit), answer, n=n, scripts=scripts)
+    answer = _Stream(call, body, model, prompt_only) if body.stream else _Whole(call, body, model, prompt_only)
+    call.generate(prompts, sampling(body, 1 if prompt_only else limit), answer, n=n, scripts=scripts)
     if body.stream:
-        exchange.reply.begin_events()
+        call.reply.begin_events()
 
 
 class _Answer:
-    def __init__(self, exchange: Exchange, body: CompletionCall, model: str, prompt_only: bool) -> None:
-        self._exchange = exchange
+    def __init__(self, call: ApiCall, body: CompletionCall, model: str, prompt_only: bool) -> None:
+        self._call = call
         self._body = body
         self._prompt_only = prompt_only
-        self._likely = Likelihoods(exchange.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
+        self._likely = Likelihoods(call.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
         self._base = {
-            "id": exchange.answer_id("cmpl"),
+            "id": call.answer_id("cmpl"),
             "object": "text_completion",
-            "created": exchange.created,
+            "created": call.created,
             "model": model,
         }
 
     def _echo(self, choice: Choice) -> str:
-        return self._exchange.tokenizer.decode(choice.prompt) if self._body.echo else ""
+        return self._call.tokenizer.decode(choice.prompt) if self._body.echo else ""
 
     def _logprobs(self, tokens: Sequence[int], *, offset: int, first: bool) -> dict[str, Any] | None:
         if self._body.logprobs is None:
@@ -74,8 +74,8 @@ class _Whole(_Answer):
         pass
 
     def done(self) -> None:
-        work = self._exchange.work
-        self._exchange.answer(
+        work = self._call.work
+        self._call.answer(
             "completion",
             {
                 **self._base,
@@ -108,12 +108,12 @@ class _Whole(_Answer):
 
 
 class _Stream(_Answer):
-    def __init__(self, exchange: Exchange, body: CompletionCall, model: str, prompt_only: bool) -> None:
-        super().__init__(exchange, body, model, prompt_only)
+    def __init__(self, call: ApiCall, body: CompletionCall, model: str, prompt_only: bool) -> None:
+        super().__init__(call, body, model, prompt_only)
         self._offsets: dict[int, int] = {}
 
     def step(self, choice: Choice, token_ids: Sequence[int], parts: Sequence[Part]) -> None:
-        body, reply = self._body, self._exchange.reply
+        body, reply = self._body, self._call.reply
         reply.count(len(token_ids))
         first = choice.index not in self._offsets
         offset = self._offsets.get(choice.index, 0)
@@ -140,7 +140,7 @@ class _Stream(_Answer):
         reply.event(chunk)
 
     def done(self) -> None:
-        work, reply = self._exchange.work, self._exchange.reply
+        work, reply = self._call.work, self._call.reply
         if self._body.include_usage:
             reply.event({**self._base, "choices": [], "usage": usage(work.prompt_tokens, work.output_tokens)})
         reply.data(b"data: [DONE]\n\n")

@@ -26,10 +26,16 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, *, kind: str = "value_error") -> ApiError:
-    """A body that does not pass validation."""
+    """A body that is not of the right form."""
     said = f"Value error, {message}" if kind == "value_error" else message
     entry = {"type": kind, "loc": param if param and param.startswith("body") else "body", "msg": said}
     return ApiError(f"1 validation error:\n  {entry}", kind="Bad Request", param=param)
+
+
+def refused(message: str, param: str, value: object = None) -> ApiError:
+    """Fields that are well formed and cannot be followed; `value`: the one at fault."""
+    what = f"parameter={param}" if value is None else f"parameter={param}, value={value}"
+    return ApiError(f"{message} ({what})", param=param)
 
 
 def unknown_model(name: str) -> ApiError:

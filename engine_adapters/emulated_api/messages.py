@@ -7,47 +7,47 @@ from typing import Any
 
 import msgspec
 
+from engine_adapters.emulated_api.api_call import ApiCall
 from engine_adapters.emulated_api.bodies import MessagesCall, MessagesCount
 from engine_adapters.emulated_api.chat import CALL_ID
 from engine_adapters.emulated_api.errors import ApiError, invalid
-from engine_adapters.emulated_api.exchange import Exchange
 from engine_adapters.emulated_api.pieces import CallBegun, CallWords, Part, SaidText, Segment
 from engine_adapters.emulated_api.prompts import content_text, conversation, fitting
 from engine_adapters.emulated_api.scripts import chosen_tools, constrained, constraint, luck, tool_calls
-from engine_adapters.emulated_api.work import Choice, MadeCall, Sampling
+from engine_adapters.emulated_api.work import AnswerWish, Choice, MadeCall
 
 
-def answer_messages(exchange: Exchange) -> None:
+def answer_messages(call: ApiCall) -> None:
     """Answers a conversation. Raises ApiError."""
-    body = exchange.read(MessagesCall)
-    model = exchange.model(body.model)
-    prompt = _prompt(exchange, body, model)
-    prompt, limit = fitting(prompt, exchange.config, max_tokens=body.max_tokens)
+    body = call.read(MessagesCall)
+    model = call.model(body.model)
+    prompt = _prompt(call, body, model)
+    prompt, limit = fitting(prompt, call.config, max_tokens=body.max_tokens)
     stops = tuple(body.stop_sequences or ())
     if "" in stops:
         raise ApiError("stop cannot contain an empty string.", param="stop_sequences")
-    answer = _Stream(exchange, model) if body.stream else _Whole(exchange, model)
-    wanted = Sampling(max_tokens=limit, stop=stops, emulated_output_tokens=body.emulated_output_tokens)
-    exchange.generate([prompt], wanted, answer, scripts=[_script(body, prompt)])
+    answer = _Stream(call, model) if body.stream else _Whole(call, model)
+    wanted = AnswerWish(max_tokens=limit, stop=stops, emulated_output_tokens=body.emulated_output_tokens)
+    call.generate([prompt], wanted, answer, scripts=[_script(body, prompt)])
     if body.stream:
-        exchange.reply.begin_events()
+        call.reply.begin_events()
 
 
-def count_messages(exchange: Exchange) -> None:
+def count_messages(call: ApiCall) -> None:
     """How many tokens a conversation has. Raises ApiError."""
-    body = exchange.read(MessagesCount)
-    tokens = len(_prompt(exchange, body, exchange.model(body.model)))
-    exchange.answer(
+    body = call.read(MessagesCount)
+    tokens = len(_prompt(call, body, call.model(body.model)))
+    call.answer(
         "message count",
         {"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}},
     )
 
 
-def _prompt(exchange: Exchange, body: MessagesCount, model: str) -> tuple[int, ...]:
+def _prompt(call: ApiCall, body: MessagesCount, model: str) -> tuple[int, ...]:
     system = content_text(body.system, model)
     turns = [{"role": "system", "content": system}] if system else []
     tools = [msgspec.to_builtins(tool) for tool in body.tools or ()]
-    return conversation([*turns, *body.messages], exchange.tokenizer, model, tools=tools)
+    return conversation([*turns, *body.messages], call.tokenizer, model, tools=tools)
 
 
 def _script(body: MessagesCall, prompt: tuple[int, ...]) -> list[Segment]:
@@ -81,13 +81,13 @@ def _why(choice: Choice, calls: Sequence[MadeCall]) -> tuple[str, str | None]:
 
 
 class _Answer:
-    def __init__(self, exchange: Exchange, model: str) -> None:
-        self._exchange = exchange
-        self._base = {"id": exchange.answer_id("chatcmpl"), "type": "message", "role": "assistant"}
+    def __init__(self, call: ApiCall, model: str) -> None:
+        self._call = call
+        self._base = {"id": call.answer_id("chatcmpl"), "type": "message", "role": "assistant"}
         self._model = model
 
     def _usage(self) -> dict[str, int]:
-        work = self._exchange.work
+        work = self._call.work
         return {"input_tokens": work.prompt_tokens, "output_tokens": work.output_tokens}
 
 
@@ -96,7 +96,7 @@ class _Whole(_Answer):
         pass
 
     def done(self) -> None:
-        choice = self._exchange.work.choices[0]
+        choice = self._call.work.choices[0]
         calls = choice.calls if choice.finish == "stop" else []
         text = choice.text if calls else choice.raw
         content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text or not calls else []
@@ -108,12 +108,12 @@ class _Whole(_Answer):
         # Fields without a value are left out here, and only here.
         if sequence is not None:
             said["stop_sequence"] = sequence
-        self._exchange.answer("message", {**said, "usage": self._usage()})
+        self._call.answer("message", {**said, "usage": self._usage()})
 
 
 class _Stream(_Answer):
-    def __init__(self, exchange: Exchange, model: str) -> None:
-        super().__init__(exchange, model)
+    def __init__(self, call: ApiCall, model: str) -> None:
+        super().__init__(call, model)
         self._block = -1
         self._kind = ""
         self._begun = False
@@ -127,10 +127,10 @@ class _Stream(_Answer):
                 "model": self._model,
                 "stop_reason": None,
                 "stop_sequence": None,
-                "usage": {"input_tokens": self._exchange.work.prompt_tokens, "output_tokens": 0},
+                "usage": {"input_tokens": self._call.work.prompt_tokens, "output_tokens": 0},
             }
             self._tell({"type": "message_start", "message": message})
-        self._exchange.reply.count(len(token_ids))
+        self._call.reply.count(len(token_ids))
         for part in parts:
             if isinstance(part, SaidText):
                 if self._kind != "text":
@@ -143,12 +143,12 @@ class _Stream(_Answer):
 
     def done(self) -> None:
         self._close()
-        choice, reply = self._exchange.work.choices[0], self._exchange.reply
+        choice, reply = self._call.work.choices[0], self._call.reply
         reason, sequence = _why(choice, choice.calls)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         self._tell({"type": "message_delta", "delta": delta, "usage": self._usage()})
         self._tell({"type": "message_stop"})
-        reply.end(self._exchange.work.prompt_tokens)
+        reply.end(self._call.work.prompt_tokens)
 
     def _open(self, block: dict[str, Any]) -> None:
         self._close()
@@ -165,4 +165,4 @@ class _Stream(_Answer):
         self._tell({"type": "content_block_delta", "delta": delta, "index": self._block})
 
     def _tell(self, event: dict[str, Any]) -> None:
-        self._exchange.reply.event(event, event["type"])
+        self._call.reply.event(event, event["type"])

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
+from engine_adapters.emulated_api.api_call import ApiCall
 from engine_adapters.emulated_api.bodies import DetokenizeCall, TokenizeCall
 from engine_adapters.emulated_api.errors import ApiError, invalid
-from engine_adapters.emulated_api.exchange import Exchange
 from engine_adapters.emulated_api.prompts import conversation
 from engine_adapters.forwarding import Headers
 
@@ -16,11 +16,11 @@ VERSION = "0.0.0+emulated"
 """Told where the engine's configuration names none."""
 
 
-def tokenize(exchange: Exchange) -> None:
+def tokenize(call: ApiCall) -> None:
     """`/tokenize`. Raises ApiError."""
-    body = exchange.read(TokenizeCall)
-    model = exchange.model(body.model)
-    tokenizer = exchange.tokenizer
+    body = call.read(TokenizeCall)
+    model = call.model(body.model)
+    tokenizer = call.tokenizer
     if body.messages is not None:
         tools = [msgspec.to_builtins(tool) for tool in body.tools or ()]
         ids = list(conversation(body.messages, tokenizer, model, tools=tools))
@@ -28,43 +28,43 @@ def tokenize(exchange: Exchange) -> None:
         ids = tokenizer.encode(body.prompt)
     else:
         raise invalid("Field required", "body.prompt", kind="missing")
-    exchange.answer(
+    call.answer(
         "tokens",
         {
             "count": len(ids),
-            "max_model_len": exchange.config.max_model_len_tokens,
+            "max_model_len": call.config.max_model_len_tokens,
             "tokens": ids,
             "token_strs": [tokenizer.decode([i]) for i in ids] if body.return_token_strs else None,
         },
     )
 
 
-def detokenize(exchange: Exchange) -> None:
+def detokenize(call: ApiCall) -> None:
     """`/detokenize`. Raises ApiError."""
-    body = exchange.read(DetokenizeCall)
-    exchange.model(body.model)
+    body = call.read(DetokenizeCall)
+    call.model(body.model)
     beyond = max(body.tokens, default=0)
-    if beyond >= exchange.tokenizer.vocab_size:
+    if beyond >= call.tokenizer.vocab_size:
         raise ApiError(f"Token id {beyond} is out of vocabulary")
-    exchange.answer("detokenized", {"prompt": exchange.tokenizer.decode(body.tokens)})
+    call.answer("detokenized", {"prompt": call.tokenizer.decode(body.tokens)})
 
 
-def list_models(exchange: Exchange) -> None:
+def list_models(call: ApiCall) -> None:
     """`/v1/models`."""
-    config = exchange.config
-    cards = [_card(name, config.model, config.max_model_len_tokens, exchange.created) for name in config.names]
-    exchange.answer("models", {"object": "list", "data": cards})
+    config = call.config
+    cards = [_card(name, config.model, config.max_model_len_tokens, call.created) for name in config.names]
+    call.answer("models", {"object": "list", "data": cards})
 
 
-def version(exchange: Exchange) -> None:
+def version(call: ApiCall) -> None:
     """`/version`."""
-    exchange.reply.json(200, {"version": exchange.config.engine_version or VERSION})
+    call.reply.json(200, {"version": call.config.engine_version or VERSION})
 
 
-def healthy(exchange: Exchange) -> None:
+def healthy(call: ApiCall) -> None:
     """`/health` and `/ping`: an empty answer."""
     none: Headers = ()
-    exchange.reply.whole(200, b"", none)
+    call.reply.whole(200, b"", none)
 
 
 def _card(name: str, root: str, max_model_len: int, created: int) -> dict[str, Any]:

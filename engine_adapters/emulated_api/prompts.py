@@ -8,7 +8,7 @@ from typing import Any
 
 from engine_adapters.chat_template import Message, TemplateError
 from engine_adapters.emulated_api.bodies import Prompts
-from engine_adapters.emulated_api.errors import ApiError, invalid
+from engine_adapters.emulated_api.errors import ApiError, invalid, refused
 from engine_adapters.tokenizer import Tokenizer
 from simcore.types import EngineConfig
 
@@ -99,13 +99,14 @@ def fitting(
     if vocab_size and max(prompt) >= vocab_size:
         raise ApiError(f"Token id {max(prompt)} is out of vocabulary")
     if max_tokens is not None and max_tokens < 1:
-        raise ApiError(f"max_tokens must be at least 1, got {max_tokens}.", param="max_tokens")
+        raise refused(f"max_tokens must be at least 1, got {max_tokens}.", "max_tokens", max_tokens)
     if len(prompt) + (max_tokens or 1) > longest:
         wanted = f"you requested {max_tokens} output tokens and " if max_tokens else ""
-        raise ApiError(
+        raise refused(
             f"This model's maximum context length is {longest} tokens. However, {wanted}your prompt contains "
             f"{len(prompt)} input tokens. Please reduce the length of the input prompt or the number of requested "
             "output tokens.",
-            param="input_tokens",
+            "input_tokens",
+            len(prompt),
         )
     return prompt, max_tokens if max_tokens is not None else longest - len(prompt)

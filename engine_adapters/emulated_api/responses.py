@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine_adapters.base import EngineError
+from engine_adapters.emulated_api.api_call import ApiCall
 from engine_adapters.emulated_api.bodies import ResponsesCall
 from engine_adapters.emulated_api.chat import CALL_ID
-from engine_adapters.emulated_api.errors import ApiError, invalid
-from engine_adapters.emulated_api.exchange import Exchange
+from engine_adapters.emulated_api.errors import ApiError, invalid, refused
 from engine_adapters.emulated_api.logprobs import Likelihoods
 from engine_adapters.emulated_api.pieces import CallBegun, CallWords, Part, SaidText, Segment
 from engine_adapters.emulated_api.prompts import conversation, fitting
 from engine_adapters.emulated_api.reply import Reply
 from engine_adapters.emulated_api.scripts import chosen_tools, constrained, constraint, luck, tool_calls
-from engine_adapters.emulated_api.work import Choice, Sampling, Work
+from engine_adapters.emulated_api.work import AnswerWish, Choice, Work
 
 KEPT = 1000
 """Responses that are kept; the oldest goes first."""
@@ -45,20 +45,20 @@ class ResponseBook:
     def __init__(self) -> None:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
-    def create(self, exchange: Exchange) -> None:
+    def create(self, call: ApiCall) -> None:
         """Answers a call, or begins to. Raises ApiError."""
-        body = exchange.read(ResponsesCall)
+        body = call.read(ResponsesCall)
         body.check()
-        model = exchange.model(body.model)
+        model = call.model(body.model)
         before: list[dict[str, Any]] = []
         if body.previous_response_id is not None:
             before = [*self._known(body.previous_response_id).turns]
         turns = [*before, *_turns(body)]
         instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []
         tools = [tool for tool in body.tools if tool.get("type") == "function"]
-        prompt = conversation([*instructions, *turns], exchange.tokenizer, model, tools=tools)
-        prompt, limit = fitting(prompt, exchange.config, max_tokens=body.max_output_tokens)
-        sampling = Sampling(
+        prompt = conversation([*instructions, *turns], call.tokenizer, model, tools=tools)
+        prompt, limit = fitting(prompt, call.config, max_tokens=body.max_output_tokens)
+        sampling = AnswerWish(
             max_tokens=limit,
             stop=body.stops(),
             stop_token_ids=tuple(body.stop_token_ids or ()),
@@ -67,36 +67,36 @@ class ResponseBook:
             priority=body.priority,
             emulated_output_tokens=body.emulated_output_tokens,
         )
-        answer = _Answer(exchange, body, model, limit, turns, self)
+        answer = _Answer(call, body, model, limit, turns, self)
         script = _script(body, prompt, tools)
-        exchange.generate([prompt], sampling, answer, scripts=[script], failed=answer.failed)
+        call.generate([prompt], sampling, answer, scripts=[script], failed=answer.failed)
         answer.begin()
 
-    def retrieve(self, exchange: Exchange) -> None:
+    def retrieve(self, call: ApiCall) -> None:
         """Gives back a response that was kept. Raises ApiError."""
-        kept = self._known(exchange.path["response_id"])
-        if exchange.query.get("stream", "").lower() not in ("1", "true"):
-            exchange.reply.json(200, kept.response)
+        kept = self._known(call.path["response_id"])
+        if call.query.get("stream", "").lower() not in ("1", "true"):
+            call.reply.json(200, kept.response)
             return
         if not kept.events:
-            raise ApiError(f"Unknown response_id: {exchange.path['response_id']}")
-        after = exchange.query.get("starting_after")
-        exchange.reply.begin_events()
+            raise ApiError(f"Unknown response_id: {call.path['response_id']}")
+        after = call.query.get("starting_after")
+        call.reply.begin_events()
         for event in kept.events:
             if after is None or event["sequence_number"] > int(after):
-                exchange.reply.event(event, event["type"])
+                call.reply.event(event, event["type"])
         if kept.work is None:
-            exchange.reply.end()
+            call.reply.end()
         else:
-            kept.readers.append(exchange.reply)
+            kept.readers.append(call.reply)
 
-    def cancel(self, exchange: Exchange) -> None:
+    def cancel(self, call: ApiCall) -> None:
         """Ends the making of a response in the background. Raises ApiError."""
-        kept = self._known(exchange.path["response_id"])
+        kept = self._known(call.path["response_id"])
         if kept.response["status"] not in ("queued", "in_progress"):
             raise ApiError("Cannot cancel a synchronous response.", kind="invalid_request_error", param="response_id")
         self._stop(kept)
-        exchange.reply.json(200, kept.response)
+        call.reply.json(200, kept.response)
 
     def keep(self, response: dict[str, Any], turns: list[dict[str, Any]]) -> _Kept:
         """Keeps a response, or its next state."""
@@ -141,21 +141,21 @@ class _Answer:
 
     def __init__(
         self,
-        exchange: Exchange,
+        call: ApiCall,
         body: ResponsesCall,
         model: str,
         limit: int,
         turns: list[dict[str, Any]],
         book: ResponseBook,
     ) -> None:
-        self._exchange = exchange
+        self._call = call
         self._body = body
         self._model = model
         self._limit = limit
         self._turns = turns
         self._book = book
-        self._id = exchange.answer_id("resp").replace("-", "_", 1)
-        self._likely = Likelihoods(exchange.tokenizer)
+        self._id = call.answer_id("resp").replace("-", "_", 1)
+        self._likely = Likelihoods(call.tokenizer)
         self._kept: _Kept | None = None
         self._sequence = 0
         self._output: list[dict[str, Any]] = []
@@ -165,12 +165,12 @@ class _Answer:
 
     def begin(self) -> None:
         """Says what can be said before the first token."""
-        body, reply = self._body, self._exchange.reply
+        body, reply = self._body, self._call.reply
         if body.background:
             response = self._response("queued", [], None)
             self._kept = self._book.keep(response, self._turns)
-            self._kept.work = self._exchange.work
-            self._exchange.detached = True
+            self._kept.work = self._call.work
+            self._call.detached = True
             if not body.stream:
                 reply.json(200, response)
                 return
@@ -183,7 +183,7 @@ class _Answer:
 
     def step(self, choice: Choice, token_ids: Sequence[int], parts: Sequence[Part]) -> None:
         if self._body.stream:
-            self._exchange.reply.count(len(token_ids))
+            self._call.reply.count(len(token_ids))
         if self._kept is not None and self._kept.response["status"] == "queued":
             self._kept.response = {**self._kept.response, "status": "in_progress"}
         self._words.extend(token_ids)
@@ -208,7 +208,7 @@ class _Answer:
                 self._tell("response.function_call_arguments.delta", **self._place(), delta=part.text)
 
     def done(self) -> None:
-        work, reply = self._exchange.work, self._exchange.reply
+        work, reply = self._call.work, self._call.reply
         choice = work.choices[0]
         self._close()
         status = "incomplete" if choice.finish == "length" else "completed"
@@ -248,12 +248,12 @@ class _Answer:
         elif self._body.stream:
             reply.end(taken)
         else:
-            self._exchange.answer("response", response)
+            self._call.answer("response", response)
 
     def failed(self, error: EngineError) -> None:
         """The engine failed."""
         if self._kept is None:
-            self._exchange.reply.fail(error)
+            self._call.reply.fail(error)
             return
         self._kept.work = None
         self._kept.response = {**self._kept.response, "status": "failed"}
@@ -317,7 +317,7 @@ class _Answer:
         told = {**fields, "sequence_number": self._sequence, "type": event}
         self._sequence += 1
         if self._kept is None:
-            self._exchange.reply.event(told, event)
+            self._call.reply.event(told, event)
             return
         self._kept.events.append(told)
         for reader in self._kept.readers:
@@ -327,7 +327,7 @@ class _Answer:
         body = self._body
         return {
             "id": self._id,
-            "created_at": self._exchange.created,
+            "created_at": self._call.created,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "instructions": body.instructions,
             "metadata": body.metadata,
@@ -388,10 +388,10 @@ def _script(body: ResponsesCall, prompt: tuple[int, ...], tools: Sequence[dict[s
     if isinstance(choice, dict):
         name = choice.get("name")
         if choice.get("type") != "function" or name not in schemas:
-            raise invalid("Tool choice 'function' not found in 'tools' parameter.", "tool_choice")
+            raise refused("Tool choice 'function' not found in 'tools' parameter.", "tool_choice")
         choice = (name,)
     elif choice not in ("none", "auto", "required"):
-        raise invalid(f"Invalid value for `tool_choice`: {choice}!", "tool_choice")
+        raise refused(f"Invalid value for `tool_choice`: {choice}!", "tool_choice")
     held = constraint(
         (body.text or {}).get("format"),
         body.structured_outputs,

@@ -10,12 +10,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import structlog
 
 from engine_adapters.base import EngineError
+from engine_adapters.emulated_api.api_call import ApiCall
 from engine_adapters.emulated_api.audio import transcribe
 from engine_adapters.emulated_api.chat import chat
 from engine_adapters.emulated_api.checks import BodyChecks, load_checks
 from engine_adapters.emulated_api.completions import complete
 from engine_adapters.emulated_api.errors import ApiError
-from engine_adapters.emulated_api.exchange import Exchange
 from engine_adapters.emulated_api.messages import answer_messages, count_messages
 from engine_adapters.emulated_api.plain import detokenize, healthy, list_models, tokenize, version
 from engine_adapters.emulated_api.pooling import classify, embed, pool, rerank, score
@@ -27,7 +27,7 @@ from engine_adapters.tokenizer import load_tokenizer
 
 log = structlog.get_logger("engine_adapters.emulated_api")
 
-Handler = Callable[[Exchange], None]
+Handler = Callable[[ApiCall], None]
 
 
 class EmulatedApi:
@@ -87,8 +87,8 @@ class EmulatedApi:
             return False
         if call.task is not None:
             call.task.cancel()
-        if call.exchange is not None and not call.exchange.detached:
-            call.exchange.work.drop()
+        if call.answered is not None and not call.answered.detached:
+            call.answered.work.drop()
         call.reply.abort()
         return True
 
@@ -110,7 +110,7 @@ class EmulatedApi:
         url = urlsplit(call.target)
         try:
             handler, path = self._find(call.method, url.path)
-            made.exchange = Exchange(
+            made.answered = ApiCall(
                 call,
                 b"".join(pieces),
                 made.reply,
@@ -120,7 +120,7 @@ class EmulatedApi:
                 path=path,
                 query=dict(parse_qsl(url.query)),
             )
-            handler(made.exchange)
+            handler(made.answered)
         except _NoRoute as none:
             headers = (*JSON, ("allow", ", ".join(none.allowed))) if none.allowed else JSON
             detail = "Method Not Allowed" if none.allowed else "Not Found"
@@ -131,8 +131,8 @@ class EmulatedApi:
             made.reply.fail(error)
         except Exception as defect:
             log.exception("emulated call failed", path=url.path)
-            if made.exchange is not None:
-                made.exchange.work.drop()
+            if made.answered is not None:
+                made.answered.work.drop()
             said = ApiError(f"the emulated engine failed: {defect!r}", status=500, kind="InternalServerError")
             self._refuse(made.reply, said, url.path)
 
@@ -161,12 +161,12 @@ class EmulatedApi:
 class _Call:
     """One call under way."""
 
-    __slots__ = ("exchange", "reply", "task")
+    __slots__ = ("answered", "reply", "task")
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
         self.task: asyncio.Task[None] | None = None
-        self.exchange: Exchange | None = None
+        self.answered: ApiCall | None = None
 
 
 class _NoRoute(Exception):

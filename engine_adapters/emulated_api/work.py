@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from engine_adapters.base import EngineError, EngineOutput, EngineRequest, FinishReason, OutputSink, RequestRefused
 from engine_adapters.emulated_answer import natural_length
-from engine_adapters.emulated_api.errors import ApiError
+from engine_adapters.emulated_api.errors import ApiError, refused
 from engine_adapters.emulated_api.pieces import CallBegun, CallWords, Part, SaidText, Segment, Voice
 from engine_adapters.tokenizer import Tokenizer, tokenizer_info
 from simcore.types import EngineConfig
+
+log = structlog.get_logger("engine_adapters.emulated_api")
 
 
 class TokenEngine(Protocol):
@@ -27,7 +30,7 @@ class TokenEngine(Protocol):
     def drop(self, request_id: str) -> bool: ...
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+class AnswerWish(msgspec.Struct, frozen=True, kw_only=True):
     """How answers are made."""
 
     max_tokens: int
@@ -102,7 +105,7 @@ class Work:
     def generate(
         self,
         prompts: Sequence[tuple[int, ...]],
-        sampling: Sampling,
+        sampling: AnswerWish,
         listener: Listener,
         failed: Callable[[EngineError], None],
         *,
@@ -120,14 +123,14 @@ class Work:
         except (ApiError, EngineError) as error:
             self.drop()
             if isinstance(error, RequestRefused):
-                raise ApiError(str(error), param="input_tokens") from None
+                raise refused(str(error), "input_tokens", len(self.choices[0].prompt)) from None
             raise
 
     def read(
         self, prompts: Sequence[tuple[int, ...]], done: Callable[[], None], failed: Callable[[EngineError], None]
     ) -> None:
         """Computes prompts and nothing behind them (embeddings, scores). As `generate`."""
-        sampling = Sampling(max_tokens=1, ignore_eos=True)
+        sampling = AnswerWish(max_tokens=1, ignore_eos=True)
         self.generate(prompts, sampling, _Read(done), failed)
 
     def drop(self) -> None:
@@ -136,7 +139,7 @@ class Work:
         for name in left:
             self._engine.drop(name)
 
-    def _submit(self, choice: Choice, variant: int, sampling: Sampling, script: Sequence[Segment]) -> None:
+    def _submit(self, choice: Choice, variant: int, sampling: AnswerWish, script: Sequence[Segment]) -> None:
         # The trace knows the first by the call's own name.
         name = self._request_id if not choice.index else f"{choice.index}_{self._request_id}"
         # What is said hangs on the prompt's tokens alone: another last one makes another answer.
@@ -192,9 +195,15 @@ class Work:
             del self._open[name]
             choice.finish, choice.stop_reason = output.finish, voice.stop_reason
             choice.raw = self._tokenizer.decode(choice.token_ids) if choice.calls_tools else choice.text
-        self._listener.step(choice, output.token_ids, parts)
-        if not self._open:
-            self._listener.done()
+        try:
+            self._listener.step(choice, output.token_ids, parts)
+            if not self._open:
+                self._listener.done()
+        except Exception as defect:
+            # The engine must not fall for the words of one answer.
+            log.exception("emulated call failed", request=self._request_id)
+            self.drop()
+            self._failed(EngineError(f"the emulated engine failed: {defect!r}"))
 
 
 class _Read:

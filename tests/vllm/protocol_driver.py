@@ -4,7 +4,7 @@
 
 Runs in vLLM's environment. Answers with one JSON object a line: `error` (empty: taken) and `lost`, the fields that vLLM
 would write into a whole answer and that are missing in ours, or that ours has beyond. A kind `schema` is a JSON schema
-(`tree[0]`) with a value for it (`tree[1]`).
+(`tree[0]`) with a value for it (`tree[1]`), `anthropic.Message` a type of that client library.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def differing(ours: Any, theirs: Any, path: str = "") -> list[str]:
 
 
 def main() -> None:
+    from pydantic import TypeAdapter
+
     jsonschema = importlib.import_module("jsonschema")
     checks = VllmChecks()
     for line in sys.stdin:
@@ -41,6 +43,10 @@ def main() -> None:
         try:
             if kind == "schema":
                 jsonschema.validate(tree[1], tree[0])
+            elif kind.startswith("anthropic."):
+                TypeAdapter(
+                    getattr(importlib.import_module("anthropic.types"), kind.partition(".")[2])
+                ).validate_python(tree)
             elif kind not in checks.kinds():
                 error = "vLLM has no model of this kind"
             elif asked.get("body"):

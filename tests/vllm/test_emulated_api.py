@@ -17,6 +17,12 @@ from tests.vllm.servers import ROOT
 WHOLE = {"chat", "completion", "embeddings", "pooling", "classes", "scores", "ranks", "tokens", "detokenized", "models"}
 """Answers that vLLM writes with every field of its model."""
 
+LIBRARY = {
+    "message": "anthropic.Message",
+    "message event": "anthropic.RawMessageStreamEvent",
+    "message count": "anthropic.MessageTokensCount",
+}
+
 
 def judged(python: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     done = subprocess.run(
@@ -45,6 +51,8 @@ async def test_bodies_and_answers_are_those_of_vllm(vllm_python: str) -> None:
             whole = sample.answer in WHOLE
             heard = [tree for tree in trees if tree != "[DONE]"]
             asked += [(what, True, {"kind": sample.answer, "tree": tree, "whole": whole}) for tree in heard]
+            if library := LIBRARY.get(sample.answer):
+                asked += [(what, True, {"kind": library, "tree": {"stop_sequence": None, **tree}}) for tree in heard]
         models = (await caller.get("/v1/models")).json()
         asked.append(("/v1/models", True, {"kind": "models", "tree": models, "whole": True}))
         for sample in REFUSED:

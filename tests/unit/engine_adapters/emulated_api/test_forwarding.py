@@ -148,6 +148,22 @@ async def test_a_defect_of_the_engine_is_the_last_word_of_its_calls(monkeypatch:
         assert "broken on purpose" in str(answered.last)
 
 
+async def test_a_defect_in_the_words_of_one_answer_ends_that_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with emulated_caller() as caller:
+        other = caller.begin("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 20})
+
+        def broken(*args: object) -> None:
+            raise ArithmeticError("broken on purpose")
+
+        monkeypatch.setattr("engine_adapters.emulated_api.completions._Stream.step", broken)
+        answered = caller.begin(PATH, {**LONG, "n": 2})
+        await ended(answered)
+        assert isinstance(answered.last, EngineError)
+        await ended(other)
+        assert other.status == 200
+        assert caller.scheduled() == []
+
+
 async def test_a_thousand_clients_that_leave_leave_nothing() -> None:
     async with emulated_caller() as caller:
         for _ in range(10):

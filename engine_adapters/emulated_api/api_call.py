@@ -12,13 +12,13 @@ from engine_adapters.emulated_api.checks import BodyChecks
 from engine_adapters.emulated_api.errors import ApiError, invalid, unknown_model
 from engine_adapters.emulated_api.pieces import Segment
 from engine_adapters.emulated_api.reply import Reply
-from engine_adapters.emulated_api.work import Listener, Sampling, TokenEngine, Work
+from engine_adapters.emulated_api.work import AnswerWish, Listener, TokenEngine, Work
 from engine_adapters.forwarding import ForwardCall
 from engine_adapters.tokenizer import Tokenizer
 from simcore.types import EngineConfig
 
 
-class Exchange:
+class ApiCall:
     """What a handler gets: it reads the body, starts work, and answers by `reply` at once or as the work proceeds."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Exchange:
     def generate(
         self,
         prompts: Sequence[tuple[int, ...]],
-        sampling: Sampling,
+        sampling: AnswerWish,
         listener: Listener,
         *,
         n: int = 1,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vllm import fronts as apart
 from tests.vllm import servers
 
 
@@ -46,6 +47,13 @@ def sync_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> I
     """The same with the synchronous scheduler and a queue by priority."""
     flags = ("--no-async-scheduling", "--scheduling-policy", "priority")
     yield from _hurried(vllm_python, tmp_path_factory.mktemp("sync"), *flags)
+
+
+@pytest.fixture(scope="session")
+def fronts(vllm_python: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[apart.Fronts]:
+    """A server with all that its API can do, and a gateway before it."""
+    with apart.fronts(vllm_python, tiny_model, tmp_path_factory.mktemp("fronts")) as both:
+        yield both
 
 
 def _hurried(python: str, folder: Path, *flags: str) -> Iterator[servers.Server]:

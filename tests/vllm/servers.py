@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.vllm_checks.server import Server, emulated_server, free_port, until
@@ -43,6 +44,37 @@ LlamaForCausalLM(
     )
 ).to(torch.bfloat16).save_pretrained(folder)
 """
+TO_THE_POINT = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+folder = Path(sys.argv[1])
+tensors = load_file(folder / "model.safetensors")
+# One place of every hidden state is constant, so a token's weight there is a bias.
+tensors["model.embed_tokens.weight"][:, 0] = 1.0
+ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+for character in ("\u0109", "\u010a", "\u010d", "\u0120", "<"):
+    tensors["lm_head.weight"][ids[character], 0] = -1.0
+save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+"""
+ADAPTER = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+folder = Path(sys.argv[1])
+folder.mkdir()
+torch.manual_seed(1)
+tensors = {}
+for layer in range(4):
+    for name, width in (("q", 256), ("v", 128)):
+        place = f"base_model.model.model.layers.{layer}.self_attn.{name}_proj"
+        tensors[f"{place}.lora_A.weight"] = torch.randn(8, 256)
+        tensors[f"{place}.lora_B.weight"] = torch.randn(width, 8)
+save_file(tensors, folder / "adapter_model.safetensors")
+kind = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
+(folder / "adapter_config.json").write_text(json.dumps(kind))
+"""
 
 
 def vllm_python() -> str:
@@ -62,8 +94,25 @@ def older_releases() -> list[Path]:
 
 def make_tiny_model(python: str, folder: Path) -> Path:
     """A Llama of 2.5 million random weights with a byte-level tokenizer."""
+    return _made(python, TINY, folder)
+
+
+def make_chat_model(python: str, tiny_model: Path, folder: Path) -> Path:
+    """The tiny model with a chat template that knows tools. It avoids white space and <: JSON and lists of calls have
+    an end."""
+    shutil.copytree(tiny_model, folder)
+    shutil.copy(ROOT / "tests" / "vllm" / "chat_template.jinja", folder)
+    return _made(python, TO_THE_POINT, folder)
+
+
+def make_tiny_adapter(python: str, folder: Path) -> Path:
+    """A LoRA adapter of random weights for the tiny model."""
+    return _made(python, ADAPTER, folder)
+
+
+def _made(python: str, script: str, folder: Path) -> Path:
     done = subprocess.run(
-        [python, "-c", TINY, str(folder)],
+        [python, "-c", script, str(folder)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -74,7 +123,9 @@ def make_tiny_model(python: str, folder: Path) -> Path:
     return folder
 
 
-def real_server(python: str, model: Path, folder: Path, *, extra: Sequence[str] = ()) -> Server:
+def real_server(
+    python: str, model: Path, folder: Path, *, extra: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Server:
     """The tiny model on a CPU; its trace tells what the prefix cache holds."""
     port = free_port()
     options = ["--max-model-len", "1024", "--max-num-seqs", "16", "--max-num-batched-tokens", "256", "--enforce-eager"]
@@ -84,6 +135,6 @@ def real_server(python: str, model: Path, folder: Path, *, extra: Sequence[str] 
         host="127.0.0.1",
         port=port,
         extra=[*options, "--enable-prompt-tokens-details", *extra],
-        environ={**os.environ, **QUIET, "ASTROLABE_TRACE_PREFIX_CACHE": "1"},
+        environ={**os.environ, **QUIET, "ASTROLABE_TRACE_PREFIX_CACHE": "1", **(environ or {})},
     )
     return Server(launch.command, launch.environment, port=port, folder=folder)

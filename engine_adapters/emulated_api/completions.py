@@ -37,7 +37,8 @@ def complete(call: ApiCall) -> None:
         for prompt in prompt_list(body.prompt, call.tokenizer)
     ]
     prompts = [prompt for prompt, _ in fitted]
-    limit = min(room for _, room in fitted)
+    # The engine cuts each answer to what its own prompt leaves.
+    limit = max(room for _, room in fitted)
     held, n = held_to(body), body.n or 1
     scripts = [constrained(held, luck(p, body.seed or 0, i)) for p in prompts for i in range(n)] if held else []
     if prompt_only:

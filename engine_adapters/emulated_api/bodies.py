@@ -58,7 +58,7 @@ class GenerationCall(msgspec.Struct, frozen=True, kw_only=True):
         """The stop texts; an empty one is refused as vLLM does."""
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if "" in stops:
-            raise ApiError("stop cannot contain an empty string.", param="stop")
+            raise ApiError("stop cannot contain an empty string.")
         return stops
 
     def check_sampling(self) -> None:
@@ -90,7 +90,7 @@ class OpenAiCall(GenerationCall, frozen=True, kw_only=True):
         if self.stream_options is not None and not self.stream:
             raise refused("Stream options can only be defined when `stream=True`.", "stream_options")
         if self.n is not None and self.n < 1:
-            raise ApiError(f"n must be at least 1, got {self.n}.", param="n")
+            raise ApiError(f"n must be at least 1, got {self.n}.")
         if self.min_tokens < 0:
             raise ApiError(f"min_tokens must be greater than or equal to 0, got {self.min_tokens}.")
         if self.prompt_logprobs is not None and self.stream and self.prompt_logprobs != 0:

@@ -37,12 +37,14 @@ def complete(call: ApiCall) -> None:
         for prompt in prompt_list(body.prompt, call.tokenizer)
     ]
     prompts = [prompt for prompt, _ in fitted]
+    # The engine cuts each answer to what its own prompt leaves.
+    limit = max(room for _, room in fitted)
     held, n = held_to(body), body.n or 1
     scripts = [constrained(held, luck(p, body.seed or 0, i)) for p in prompts for i in range(n)] if held else []
     if prompt_only:
         body = msgspec.structs.replace(body, ignore_eos=True, stop=None, stop_token_ids=None)
     answer = _Stream(call, body, model, prompt_only) if body.stream else _Whole(call, body, model, prompt_only)
-    call.generate(prompts, sampling(body, 1 if prompt_only else limit), answer, n=n, scripts=scripts)
+    call.generate(prompts, sampling(body, limit), answer, n=n, scripts=scripts)
     if body.stream:
         call.reply.begin_events()
 
@@ -61,7 +63,9 @@ class _Answer:
         }
 
     def _echo(self, choice: Choice) -> str:
-        return self._call.tokenizer.decode(choice.prompt) if self._body.echo else ""
+        # Who asks for ids gets the prompt as ids.
+        wanted = self._body.echo and not self._body.return_token_ids
+        return self._call.tokenizer.decode(choice.prompt) if wanted else ""
 
     def _logprobs(self, tokens: Sequence[int], *, offset: int, first: bool) -> dict[str, Any] | None:
         if self._body.logprobs is None:
@@ -131,7 +135,7 @@ class _Stream(_Answer):
             "logprobs": logprobs,
             "finish_reason": choice.finish,
             "stop_reason": choice.stop_reason,
-            "prompt_token_ids": list(choice.prompt) if first and body.return_token_ids else None,
+            "prompt_token_ids": list(choice.prompt) if first and (body.echo or body.return_token_ids) else None,
             "token_ids": list(token_ids) if body.return_token_ids else None,
         }
         chunk: dict[str, Any] = {**self._base, "choices": [said]}

@@ -25,7 +25,7 @@ def answer_messages(call: ApiCall) -> None:
     prompt, limit = fitting(prompt, call.config, max_tokens=body.max_tokens)
     stops = tuple(body.stop_sequences or ())
     if "" in stops:
-        raise ApiError("stop cannot contain an empty string.", param="stop_sequences")
+        raise ApiError("stop cannot contain an empty string.")
     answer = _Stream(call, model) if body.stream else _Whole(call, model)
     wanted = AnswerWish(max_tokens=limit, stop=stops, emulated_output_tokens=body.emulated_output_tokens)
     call.generate([prompt], wanted, answer, scripts=[_script(body, prompt)])

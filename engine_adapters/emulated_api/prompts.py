@@ -87,26 +87,34 @@ def fitting(
     max_tokens: int | None,
     truncate: int | None = None,
     vocab_size: int = 0,
+    name: str = "max_tokens",
 ) -> tuple[tuple[int, ...], int]:
     """(prompt, limit of the answer), the prompt cut to its last `truncate` tokens where that is asked (-1: to what
-    fits). Raises ApiError, in vLLM's words, for what the model's context cannot hold."""
+    fits) and the limit to what the context has left. Raises ApiError, in vLLM's words, for what it cannot hold.
+    `name`: how the body calls `max_tokens`."""
     longest = config.max_model_len_tokens
+    if max_tokens is not None and max_tokens > longest:
+        message = (
+            f"{name}={max_tokens} cannot be greater than max_model_len={longest}. Please request fewer output tokens."
+        )
+        raise refused(message, name, max_tokens)
     if truncate is not None:
-        keep = truncate if truncate >= 0 else longest - (max_tokens or 1)
+        keep = truncate if truncate >= 0 else longest - 1
         prompt = prompt[len(prompt) - keep :] if 0 < keep < len(prompt) else prompt
     if not prompt:
         raise ApiError("The decoder prompt cannot be empty")
     if vocab_size and max(prompt) >= vocab_size:
         raise ApiError(f"Token id {max(prompt)} is out of vocabulary")
-    if max_tokens is not None and max_tokens < 1:
-        raise refused(f"max_tokens must be at least 1, got {max_tokens}.", "max_tokens", max_tokens)
-    if len(prompt) + (max_tokens or 1) > longest:
-        wanted = f"you requested {max_tokens} output tokens and " if max_tokens else ""
+    if len(prompt) > longest:
         raise refused(
-            f"This model's maximum context length is {longest} tokens. However, {wanted}your prompt contains "
-            f"{len(prompt)} input tokens. Please reduce the length of the input prompt or the number of requested "
-            "output tokens.",
+            f"This model's maximum context length is {longest} tokens. However, your prompt contains {len(prompt)} "
+            "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the "
+            "input prompt.",
             "input_tokens",
             len(prompt),
         )
-    return prompt, max_tokens if max_tokens is not None else longest - len(prompt)
+    room = longest - len(prompt)
+    limit = room if max_tokens is None else min(max_tokens, room)
+    if limit < 1:
+        raise refused(f"max_tokens must be at least 1, got {limit}.", "max_tokens", limit)
+    return prompt, limit

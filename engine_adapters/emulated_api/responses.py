@@ -57,7 +57,7 @@ class ResponseBook:
         instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []
         tools = [tool for tool in body.tools if tool.get("type") == "function"]
         prompt = conversation([*instructions, *turns], call.tokenizer, model, tools=tools)
-        prompt, limit = fitting(prompt, call.config, max_tokens=body.max_output_tokens)
+        prompt, limit = fitting(prompt, call.config, max_tokens=body.max_output_tokens, name="max_output_tokens")
         sampling = AnswerWish(
             max_tokens=limit,
             stop=body.stops(),

@@ -228,6 +228,8 @@ async def test_methods_queries_and_unknown_paths_are_the_nodes_to_answer() -> No
             client.send(f"{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
             call = await node.call()
             assert (call.call.method, call.call.target) == (method, path)
+            # Nothing that the node would wait for in its engine's trace.
+            assert (call.call.prompt_tokens, call.call.HasField("belief")) == (0, False)
             node.answer(call, 404, b'{"detail":"Not Found"}', Outcome.INVALID)
             reply = await client.reply()
             assert (reply.status, reply.body) == (404, b'{"detail":"Not Found"}')

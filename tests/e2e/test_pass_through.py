@@ -415,6 +415,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_of_its_api(path: str, eve
         assert body.startswith(b"data: 1\n\n" + event)
         assert body.endswith(b"\n\n")
         assert b"the connection broke" in body
+        assert b"cannot go on elsewhere" in body
         assert b"[DONE]" not in body
         assert sum(len(node.by_id) for node in nodes) == 1
 

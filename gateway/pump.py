@@ -209,7 +209,7 @@ class Pump:
             self._sent.pop(wire_id, None)
             stream.cached_tokens = cached_tokens
             if stream.answer is not None:
-                self._answer_ended(stream, outcome, detail)
+                self._answer_ended(stream, outcome)
             self.post(
                 StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, detail=detail, attempt=attempt)
             )
@@ -260,17 +260,19 @@ class Pump:
             AnswerBegan(request_id=stream.shape.request_id, node_id=stream.node_id, attempt=stream.attempt),
         )
 
-    def _answer_ended(self, stream: ClientStream, outcome: Outcome, detail: str) -> None:
+    def _answer_ended(self, stream: ClientStream, outcome: Outcome) -> None:
         answer = stream.answer
         assert answer is not None, "it was handed on"
         port = self.ports.get(stream.node_id)
         if port is not None:
             port.forget(stream.wire_id)
         had_begun = answer.has_begun
-        answer.end(outcome, detail)
+        answer.end(outcome)
         if answer.has_begun and not had_begun:
             self._answer_began(stream)
-        if outcome in COMPLETE and not stream.output_tokens and stream.shape.max_output_tokens == 1:
+        assert stream.call is not None, "it was handed on"
+        is_step = stream.shape.max_output_tokens == 1 and not stream.call.is_light
+        if outcome in COMPLETE and is_step and not stream.output_tokens:
             # An embedding or a score: a step's work, which no usage counts as output.
             self._count(stream, 1)
 

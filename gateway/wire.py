@@ -160,11 +160,12 @@ def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> pred
         headers=[engine_pb.Header(name=name, value=value) for name, value in call.headers],
         body=body,
         body_bytes=call.body_bytes,
-        prompt_tokens=asked.prompt_tokens,
-        max_output_tokens=asked.max_output_tokens,
-        belief=codec.belief_to_wire(asked.belief),
         priority=asked.priority,
     )
+    if not call.is_light:
+        message.prompt_tokens = asked.prompt_tokens
+        message.max_output_tokens = asked.max_output_tokens
+        message.belief.CopyFrom(codec.belief_to_wire(asked.belief))
     if stream.traceparent:
         message.headers.add(name="traceparent", value=stream.traceparent)
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, forward=message)

@@ -102,6 +102,7 @@ class CallDesk:
             headers=without(call.lines, _NOT_HANDED_ON),
             body=call.body,
             body_bytes=len(call.body),
+            is_light=facts.is_light,
         )
         if is_held and not node:
             return await self._held.search(handed_on, facts, caller, trying)

@@ -67,6 +67,8 @@ class CallFacts(msgspec.Struct, kw_only=True):
     max_output_tokens: int | None = None
     """Limit on one answer; None: what the context leaves."""
     answers: int = 1
+    is_light: bool = False
+    """Whether the engine has no part in it."""
     runs_to_limit: bool = False
     request_id: str = ""
     session: str = ""
@@ -87,9 +89,10 @@ def facts_of(kind: CallKind, headers: Mapping[str, str], body: Body) -> CallFact
         _read(kind, fields, facts)
     elif kind == "audio":
         facts.prompt.media_tokens = MEDIA_TOKENS["audio"]
-    if kind in ("pooled", "light") or (kind == "other" and not _has_prompt(facts)):
+    facts.is_light = kind == "light" or not body or (kind in ("other", "pooled") and not _has_prompt(facts))
+    if kind == "pooled" or facts.is_light:
         facts.max_output_tokens = facts.answers = 1
-    if kind == "light":
+    if facts.is_light:
         facts.prompt, facts.turns = Prompt(), []
     return facts
 

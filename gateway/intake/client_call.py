@@ -36,6 +36,8 @@ class ClientCall(msgspec.Struct, kw_only=True):
     """Emptied when no other node can be asked any more."""
     body_bytes: int
     """Length of the whole body."""
+    is_light: bool = False
+    """Whether the engine's server answers it without the engine: then there is nothing to forecast."""
 
 
 class AnswerHead(msgspec.Struct, frozen=True):
@@ -59,7 +61,17 @@ class CallAnswer:
     be asked.
     """
 
-    __slots__ = ("_is_held", "_pieces", "has_begun", "head", "is_complete", "kept", "unread_bytes", "unreported_bytes")
+    __slots__ = (
+        "_came_bytes",
+        "_is_held",
+        "_pieces",
+        "has_begun",
+        "head",
+        "is_complete",
+        "kept",
+        "unread_bytes",
+        "unreported_bytes",
+    )
 
     def __init__(self) -> None:
         self.head: AnswerHead | None = None
@@ -72,6 +84,7 @@ class CallAnswer:
         self.unreported_bytes = 0
         """Taken by the reader since the node was last told."""
         self._pieces: list[bytes] = []
+        self._came_bytes = 0
         self._is_held = False
 
     @property
@@ -87,6 +100,7 @@ class CallAnswer:
 
     def put_head(self, head: AnswerHead) -> None:
         self.head = head
+        self._came_bytes = 0
         self._is_held = head.status in KEPT_STATUSES
 
     def put(self, data: bytes) -> None:
@@ -95,15 +109,16 @@ class CallAnswer:
             return
         self._pieces.append(data)
         self.unread_bytes += len(data)
+        self._came_bytes += len(data)
         if not self._is_held or self.unread_bytes > KEEP_BYTES:
             self._is_held = False
             self.has_begun = True
 
-    def end(self, outcome: Outcome, detail: str) -> None:
-        """No more comes of this attempt. It is complete unless its engine failed in the middle, of which the detail
-        tells."""
+    def end(self, outcome: Outcome) -> None:
+        """No more comes of this attempt. It is complete unless its engine failed in the middle of it; an engine's word
+        that it fails (a status from 400 on) is complete as far as its stated length says nothing else."""
         is_complete = self.head is not None and (
-            outcome in COMPLETE or outcome is Outcome.INVALID or (self.head.status >= 400 and not detail)
+            outcome in COMPLETE or outcome is Outcome.INVALID or (self.head.status >= 400 and self._has_its_length())
         )
         if self.head is not None and is_complete and self._is_held:
             self.kept = KeptAnswer(self.head, b"".join(self._pieces))
@@ -125,6 +140,12 @@ class CallAnswer:
     def last_words(self, outcome: Outcome) -> KeptAnswer | None:
         """What the client gets when no node's answer was shown: what the last one said, if that tells why."""
         return self.kept if outcome in SOMEBODY_FAILED or outcome in COMPLETE else None
+
+    def _has_its_length(self) -> bool:
+        assert self.head is not None, "asked of an answer with a head"
+        length = header(self.head.headers, "content-length")
+        # None of it comes where only the head was asked for.
+        return not length.isdecimal() or self._came_bytes in (0, int(length))
 
     def _drop(self) -> None:
         self._pieces = []

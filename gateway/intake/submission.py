@@ -236,7 +236,6 @@ class Intake:
             session=facts.session,
             slo=facts.slo,
             policy=facts.policy,
-            resume="off",
         )
         shape = checks.request_shape(
             request,

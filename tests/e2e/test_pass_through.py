@@ -228,6 +228,8 @@ async def test_methods_queries_and_unknown_paths_are_the_nodes_to_answer() -> No
             client.send(f"{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
             call = await node.call()
             assert (call.call.method, call.call.target) == (method, path)
+            # Nothing that the node would wait for in its engine's trace.
+            assert (call.call.prompt_tokens, call.call.HasField("belief")) == (0, False)
             node.answer(call, 404, b'{"detail":"Not Found"}', Outcome.INVALID)
             reply = await client.reply()
             assert (reply.status, reply.body) == (404, b'{"detail":"Not Found"}')
@@ -413,6 +415,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_of_its_api(path: str, eve
         assert body.startswith(b"data: 1\n\n" + event)
         assert body.endswith(b"\n\n")
         assert b"the connection broke" in body
+        assert b"cannot go on elsewhere" in body
         assert b"[DONE]" not in body
         assert sum(len(node.by_id) for node in nodes) == 1
 
@@ -516,3 +519,57 @@ async def test_grpc_clients_get_no_further_than_others() -> None:
                 async for _ in stub.Forward(iter([pb.ForwardRequest(target=target)])):
                     pass
             assert refused.value.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+async def test_calls_that_are_pipelined_are_answered_in_their_order() -> None:
+    node = ForwardingNode("n")
+    async with before(node) as (_, client, _):
+        for number in range(3):
+            client.get(f"/version?{number}")
+        for number in range(3):
+            call = await node.call()
+            assert call.call.target == f"/version?{number}"
+            node.answer(call, 200, b"%d" % number)
+        assert [(await client.reply()).body for _ in range(3)] == [b"0", b"1", b"2"]
+
+
+async def test_an_http10_client_reads_a_stream_to_the_end_of_its_connection() -> None:
+    node = ForwardingNode("n")
+    async with before(node) as (_, client, _):
+        client.send(b"GET /version HTTP/1.0\r\nhost: x\r\n\r\n")
+        call = await node.call()
+        node.head(call, 200, EVENTS)
+        node.data(call, b"data: 1\n\n")
+        node.end(call)
+        reply = await client.reply()
+        assert (reply.body, "transfer-encoding" in reply.headers) == (b"data: 1\n\n", False)
+
+
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind() -> None:
+    """With long bodies half sent, before and after the head, with bytes that nobody has read."""
+    nodes = [ForwardingNode("a"), ForwardingNode("b")]
+    async with before(*nodes) as (gateway, _, _):
+        body = tools_call(stream=True, padding="x" * 700_000)
+        clients = [RawClient(gateway.http_address) for _ in range(60)]
+        for number, client in enumerate(clients):
+            await client.__aenter__()
+            client.post(CHAT, body, {"x-request-id": f"r{number}"})
+        await until(lambda: any(node.by_id for node in nodes))
+        for number, client in enumerate(clients):
+            for node in nodes:
+                call = node.by_id.get(f"r{number}")
+                if call is not None and number % 3:
+                    node.head(call, 200, EVENTS)
+                    if number % 3 == 2:
+                        node.data(call, b"data: " + b"y" * 300_000, 1)
+            if number % 2:
+                await asyncio.sleep(0)
+            client.writer.close()
+        await until(lambda: not gateway.pump.streams)
+        await until(lambda: all(call.is_aborted for node in nodes for call in node.by_id.values()))
+        assert not gateway.pump._sent
+        for link in gateway.nodes.links.values():
+            await until(lambda link=link: not link._outbox)  # type: ignore[misc]

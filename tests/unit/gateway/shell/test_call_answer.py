@@ -85,6 +85,14 @@ def test_an_answer_that_broke_is_not_complete() -> None:
     assert (answer_of(stream).has_begun, answer_of(stream).is_complete) == (True, False)
 
 
+@pytest.mark.parametrize(("length", "is_kept"), [("4", True), ("9", False), ("", True)])
+def test_a_failing_answer_is_whole_when_its_length_says_so(length: str, is_kept: bool) -> None:
+    world, stream = submitted()
+    world.pump.answered("n", "r", AnswerHead(500, (("content-length", length),)), b"oops", 0)
+    world.pump.part("n", "r", (), outcome=Outcome.ENGINE_FAILED, detail="the engine's server answers 500")
+    assert (answer_of(stream).kept is not None) is is_kept
+
+
 def test_bytes_before_any_head_are_nobodys() -> None:
     world, stream = submitted()
     world.pump.answered("n", "r", None, b"lost", 1)

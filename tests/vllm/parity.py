@@ -24,14 +24,23 @@ KNOWN = {
     "pieces": "in how many events a stream comes, and so their sequence numbers",
 }
 """What may differ in every reply, and why."""
+OWN_ANSWERS = {
+    "nulls": "fields that say nothing are left out",
+    "cache": "vLLM's own count of tokens that are new in a node's cache",
+    "fingerprint": "of the node's server: an answer that the gateway puts together from tokens may come from several",
+    "shapes": "the first event of a stream has the role and the first text, vLLM's the role alone",
+    "caches": "headers that ask caches and proxies to hold nothing back, and no `vary`",
+}
+"""What may differ besides where the gateway has made the answer of an engine's tokens."""
+OWN_REFUSALS = "the gateway's errors have words, types and codes of its own; their statuses are those of vLLM"
 FRAMING = frozenset(
     {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding", "x-request-id"}
 )
+CACHES = frozenset({"cache-control", "vary", "x-accel-buffering"})
+OF_ONE_NODE = frozenset({"system_fingerprint", "created_cache_tokens"})
 OURS = "x-astrolabe-"
 TIMES = frozenset({"created", "created_at", "completed_at"})
-MADE_UP = re.compile(
-    r"\b((?:chatcmpl|cmpl|resp|msg|call|fc|rs|modelperm|embd|pool|score|rerank|classify|tool|[a-z]+)[-_])+[0-9a-f]{16,}\S*"
-)
+MADE_UP = re.compile(r"((?:chatcmpl-tool|chatcmpl|cmpl|resp|msg|fc|rs|modelperm|call)[-_])[\w=-]{8,}")
 TEXTS = frozenset(
     {"content", "text", "arguments", "reasoning", "reasoning_content", "delta", "partial_json", "thinking"}
 )
@@ -101,18 +110,38 @@ def differences(one: Reply, other: Reply) -> list[str]:
     return list(_compare("", told(one), told(other)))
 
 
-def told(reply: Reply) -> dict[str, Any]:
-    """A reply without what is KNOWN to differ."""
-    headers = {k: v for k, v in reply.headers.items() if k not in FRAMING and not k.startswith(OURS)}
+def differences_from_the_server(plain: Reply, through: Reply) -> list[str]:
+    """The same for a server's reply and one through a gateway: less is asked of those that are the gateway's own."""
+    if "server" in through.headers:
+        return differences(plain, through)
+    if through.status < 400:
+        return list(_compare("", told(plain, lean=True), told(through, lean=True)))
+    if plain.status != through.status:
+        return differences(plain, through)
+    error = json.loads(through.body).get("error", {})
+    return [] if error.get("message") and error.get("type") else [f"no error: {through.body.decode()[:300]}"]
+
+
+def told(reply: Reply, *, lean: bool = False) -> dict[str, Any]:
+    """A reply without what is KNOWN to differ; a lean one also without what differs in OWN_ANSWERS."""
+    apart = FRAMING | (CACHES if lean else frozenset())
+    headers = {k: v for k, v in reply.headers.items() if k not in apart and not k.startswith(OURS)}
     body: Any
     if reply.is_stream:
-        body = _stream(reply.body.decode())
+        body = _stream(reply.body.decode(), lean=lean)
     else:
         try:
             body = json.loads(reply.body)
         except ValueError:
             body = reply.body.decode(errors="replace")
+        body = _without_nothing(body) if lean else body
     return {"status": reply.status, "headers": headers, "body": _neutral(body, {})}
+
+
+def _without_nothing(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nothing(v) for k, v in value.items() if v is not None and k not in OF_ONE_NODE}
+    return [_without_nothing(v) for v in value] if isinstance(value, list) else value
 
 
 def events(text: str) -> list[tuple[str, Any]]:
@@ -131,12 +160,13 @@ def events(text: str) -> list[tuple[str, Any]]:
     return found
 
 
-def _stream(text: str) -> dict[str, Any]:
+def _stream(text: str, *, lean: bool) -> dict[str, Any]:
     sums: dict[str, Any] = {}
     shapes: dict[str, set[str]] = {}
     order: list[str] = []
     for name, data in events(text):
         part = data if isinstance(data, dict) else {}
+        part = _without_nothing(part) if lean else part
         place = [str(part[k]) for k in ("output_index", "content_index", "index") if k in part]
         kind = " ".join([name, str(part.get("type", part.get("object", "" if part else data))), *place]).strip()
         if not order or order[-1] != kind:
@@ -144,7 +174,8 @@ def _stream(text: str) -> dict[str, Any]:
         part = {k: v for k, v in part.items() if k != "sequence_number"}
         sums[kind] = _added(sums[kind], part) if kind in sums else part
         shapes.setdefault(kind, set()).add(_shape(part))
-    return {"order": order, "sum": sums, "shapes": {k: sorted(v) for k, v in shapes.items()}}
+    told = {"order": order, "sum": sums}
+    return told if lean else {**told, "shapes": {k: sorted(v) for k, v in shapes.items()}}
 
 
 def _added(before: Any, now: Any, key: str = "") -> Any:
@@ -188,7 +219,7 @@ def _neutral(value: Any, names: dict[str, str], key: str = "") -> Any:
 def _numbered(text: str, names: dict[str, str]) -> str:
     def number(found: re.Match[str]) -> str:
         made_up = found.group()
-        return names.setdefault(made_up, f"<{re.split('[0-9a-f]{16,}', made_up)[0]}{len(names)}>")
+        return names.setdefault(made_up, f"<{found.group(1)}{len(names)}>")
 
     return MADE_UP.sub(number, text)
 

@@ -431,3 +431,34 @@ def raw(host: str) -> dict[str, bytes]:
         "pipelined": f"{get}\r\n{get}Connection: close\r\n\r\n".encode(),
         "whole url": f"GET http://{host}/version HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode(),
     }
+
+
+BY_DESIGN = {
+    "chat: alias": "an answer names the model by the name that was asked for; vLLM by the first of its names",
+    "chat: tools, empty": "lists of nothing ask for nothing",
+    "chat: tool_choice without tools": "without tools there is nothing to choose",
+    "chat: stream_options without stream": "options of what is not asked for have no effect",
+    "other: models": "models belong to the cluster: no paths and permissions of one node",
+    "wrong: model by name": "served as OpenAI does; vLLM has no such path",
+    "wrong: content type of text": "a body that can be read is read",
+    "wrong: limit too long": "a limit that no answer can reach is none",
+    "wrong: load metrics": "what one engine is busy with is not the client's matter",
+    "wrong: slash at the end": "no path leads to another: the error says which one is meant",
+    "wrong: head": "for those that look whether a server is there",
+}
+"""Calls whose replies differ besides what is known of all, and are meant to."""
+TO_MEND = {
+    "chat: names": "the gateway's templates do not see the names of those who speak",
+    "chat: parts": "texts of a message's parts are joined by nothing; vLLM puts a line's end between them",
+    "chat: return_token_ids": "the prompt's token ids are asked for too",
+    "completions: return_token_ids": "the same",
+    "completions: no limit": "16 tokens where nothing else is asked for",
+    "completions: ids out of range": "it is the request's fault, and no other node will take it",
+}
+"""Calls whose replies differ and should not."""
+
+
+def expected_to_differ(name: str) -> str:
+    """Why; empty if it is not."""
+    kind = name.removesuffix(", posted").removesuffix(", streamed")
+    return BY_DESIGN.get(kind, "") or TO_MEND.get(kind, "")

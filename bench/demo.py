@@ -13,15 +13,26 @@ from bench.data.source import WorkloadSource, load_source
 from bench.measure.capacity import capacities
 from bench.measure.results import Run
 from bench.run.executor import run_all
-from bench.run.files import header, result_path, write_results
-from bench.run.live import complaints, context_tokens, look_up, run_id
-from bench.run.live_comparison import ClusterSpec, LiveRun, compare_live, lateness_warnings, local_cluster
+from bench.run.files import write_run
+from bench.run.live import (
+    LiveRun,
+    complaints,
+    context_tokens,
+    jobs_of,
+    lateness_warnings,
+    local_cluster,
+    look_up,
+    replay_jobs,
+    run_id,
+)
+from bench.run.provenance import header
 from bench.run.simulated import Task
 from bench.run.spec import RunSpec, with_values
 from bench.run.workload import workload_spec
 from bench.show.plots import plot_demo
 from bench.show.simulated import CAPACITY_LIMITS_S
 from bench.show.tables import capacity_table, comparison_table, milliseconds, print_table, rate_text
+from deploy.local_cluster import ClusterSpec
 
 POLICIES = ("round_robin", "llumnix_freeness", "min_total_latency")
 NODES = 4
@@ -75,10 +86,8 @@ def run_demo(out: Console, progress: Console, spec: DemoSpec) -> None:
         caption=f"{base.profile}, ShareGPT conversations, lengths known to the router. Live at {spec.time_scale:g} "
         f"times the profile's speed, times in its own seconds. {head.machine['cores']} cores, {head.machine['cpu']}.",
     )
-    files = [result_path(spec.folder / "demo", one.run) for one in live]
-    for file, one in zip(files, live, strict=True):
-        config = {**head.config, "policy": one.run.policy, "rate": rate}
-        write_results(file, msgspec.structs.replace(head, config=config), one.results)
+    for one in live:
+        write_run(spec.folder / "demo", head, one.run, one.results)
     out.print(f"picture: [bold]{picture}[/]; one line per live request: {spec.folder / 'demo'}/", highlight=False)
 
 
@@ -139,7 +148,8 @@ def _live(
 
     with local_cluster(progress, cluster_spec) as cluster:
         source.keep_fitting(context_tokens(look_up(cluster.address)))
-        live = compare_live(progress, cluster.address, plan, policies=POLICIES, rates=[rate], seeds=[spec.seed])
+        jobs = jobs_of(plan, policies=POLICIES, rates=[rate], seeds=[spec.seed], router=base.router_text)
+        live = replay_jobs(cluster.address, jobs, console=progress)
         for warning in lateness_warnings(cluster):
             out.print(f"[yellow]warning:[/] {warning}", highlight=False)
     return live

@@ -59,6 +59,8 @@ def explain(error: Any, gateway: str) -> str:
         return f"{details}; this command sends the one in ASTROLABE_API_KEY ({code.name} from the gateway at {gateway})"
     if code == grpc.StatusCode.UNIMPLEMENTED and not details.startswith("stop"):
         return f"{gateway} is not an astrolabe gateway; name one with --gateway"
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return f"the message is too long for the gateway at {gateway} ({details}); its max_body_bytes sets the limit"
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and details.startswith("Deadline"):
         return f"the gateway at {gateway} did not answer in time"
     return f"{details} ({code.name} from the gateway at {gateway})"

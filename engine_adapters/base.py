@@ -46,6 +46,15 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     emulated_output_tokens: int = 0
     """Tokens after which the answer ends by itself; 0: as the engine has it. For engines with `settable_length`."""
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int = 0
+    """Before so many the answer does not end by itself."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit)"""
+    bad_words: tuple[str, ...] = ()
     priority: int = 0
     model: str = ""
     """The name under which the engine serves the model that the client wants; empty: its own."""

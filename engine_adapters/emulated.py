@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -26,6 +27,8 @@ from engine_adapters.base import (
     RequestRefused,
 )
 from engine_adapters.emulated_answer import Answer, natural_length
+from engine_adapters.emulated_api.server import EmulatedApi
+from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import StreamDecoder, load_tokenizer, tokenizer_info
 from simcore.cost.step_time import StepTimeModel
@@ -50,12 +53,26 @@ class Pacing(msgspec.Struct, frozen=True):
     max_late_s: float
 
 
+class _Words(Protocol):
+    def next_token(self) -> int: ...
+
+
+class _Script:
+    """An answer whose tokens are given."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens: Iterator[int] = iter(tokens)
+
+    def next_token(self) -> int:
+        return next(self._tokens)
+
+
 class _Running:
     """One request in the engine."""
 
     __slots__ = ("answer", "finish", "sink")
 
-    def __init__(self, answer: Answer, finish: FinishReason, sink: OutputSink) -> None:
+    def __init__(self, answer: _Words, finish: FinishReason, sink: OutputSink) -> None:
         self.answer = answer
         self.finish = finish
         self.sink = sink
@@ -75,9 +92,9 @@ class _Watcher:
 
 
 class EmulatedEngine:
-    """A simulated engine on the wall clock, client and probe in one."""
+    """A simulated engine on the wall clock, client and probe in one; takes calls of vLLM's HTTP API too."""
 
-    capabilities = Capabilities(per_request_trace=True, exact_rules=True, settable_length=True)
+    capabilities = Capabilities(per_request_trace=True, exact_rules=True, settable_length=True, forwards=True)
 
     def __init__(self, options: EngineOptions) -> None:
         if options.config is None or options.step_time is None:
@@ -89,6 +106,7 @@ class EmulatedEngine:
         self._tokenizer = options.tokenizer
         self._text_ids = tokenizer_info(options.tokenizer).text_ids
         self._node = SimNode(options.node_id, options.config, self._step_time)
+        self._api = EmulatedApi(self, options.tokenizer)
         self._here: dict[str, _Running] = {}
         self._aborted: list[str] = []
         self._idle_deltas = 0
@@ -118,6 +136,7 @@ class EmulatedEngine:
                     mean_late_ms=round(1e3 * kept.mean_late_s, 3),
                     max_late_ms=round(1e3 * kept.max_late_s, 3),
                 )
+        self._api.close()
         for request_id in list(self._here):
             self._abort(request_id)
         for watcher in self._watchers:
@@ -144,21 +163,33 @@ class EmulatedEngine:
         if self._task is None:
             raise EngineError("the engine is not started")
         tokens, finish = self._length(request)
-        sim = SimRequest(
-            request_id=request.request_id,
-            prompt_tokens=len(request.prompt_token_ids),
-            output_tokens=tokens,
-            max_output_tokens=min(request.max_tokens, self._room(request)),
-            priority=request.priority,
-        )
-        try:
-            self._node.add(sim, time.monotonic())
-        except ValueError as refused:
-            raise RequestRefused(str(refused)) from None
-        self._here[request.request_id] = _Running(Answer(request.prompt_token_ids, self._text_ids), finish, sink)
-        self._wake.set()
+        self._enter(request, tokens, _Running(Answer(request.prompt_token_ids, self._text_ids), finish, sink))
+
+    def submit_script(self, request: EngineRequest, script: Sequence[int], sink: OutputSink) -> None:
+        """As `submit`, with the answer's tokens given (at least one); it ends with them, or at `max_tokens`."""
+        if self._failure is not None:
+            raise self._failure
+        limit = min(request.max_tokens, self._room(request))
+        if limit < 1:
+            raise RequestRefused(self._too_long(request))
+        tokens, finish = min(len(script), limit), "stop" if len(script) <= limit else "length"
+        self._enter(request, tokens, _Running(_Script(script), "stop" if finish == "stop" else "length", sink))
+
+    def forward(self, call: ForwardCall, body: BodyFeed, sink: ForwardSink) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._task is None:
+            raise EngineError("the engine is not started")
+        self._api.forward(call, body, sink)
+
+    def hold(self, request_id: str, held: bool) -> None:
+        self._api.hold(request_id, held)
 
     async def abort(self, request_id: str) -> bool:
+        return self._api.abort(request_id) or self._abort(request_id)
+
+    def drop(self, request_id: str) -> bool:
+        """As `abort`, at once, of a request in the scheduler."""
         return self._abort(request_id)
 
     async def watch(self) -> AsyncIterator[TraceSnapshot | TraceDelta]:
@@ -176,6 +207,21 @@ class EmulatedEngine:
                 await watcher.ready.wait()
         finally:
             self._watchers.remove(watcher)
+
+    def _enter(self, request: EngineRequest, tokens: int, running: _Running) -> None:
+        sim = SimRequest(
+            request_id=request.request_id,
+            prompt_tokens=len(request.prompt_token_ids),
+            output_tokens=tokens,
+            max_output_tokens=min(request.max_tokens, self._room(request)),
+            priority=request.priority,
+        )
+        try:
+            self._node.add(sim, time.monotonic())
+        except ValueError as refused:
+            raise RequestRefused(str(refused)) from None
+        self._here[request.request_id] = running
+        self._wake.set()
 
     async def _run(self) -> None:
         try:
@@ -289,15 +335,11 @@ class EmulatedEngine:
             raise RequestRefused("stop holds an empty text, which would end every answer: leave it out")
         room = self._room(request)
         if room < 1:
-            config = self._config
-            raise RequestRefused(
-                f"the prompt has {len(prompt)} tokens; with one token of answer the engine takes "
-                f"{config.max_model_len_tokens} (max_model_len_tokens) and holds "
-                f"{config.num_blocks * config.block_size_tokens} in its KV cache: shorten the prompt"
-            )
+            raise RequestRefused(self._too_long(request))
         tokens, finish = min(request.max_tokens, room), "length"
         if not request.ignore_eos:
             natural = natural_length(prompt, self._text_ids, wanted_tokens=request.emulated_output_tokens)
+            natural = max(natural, request.min_tokens)
             if natural <= tokens:
                 tokens, finish = natural, "stop"
         if request.stop or request.stop_token_ids:
@@ -305,6 +347,14 @@ class EmulatedEngine:
             if stopped:
                 tokens, finish = stopped, "stop"
         return tokens, "stop" if finish == "stop" else "length"
+
+    def _too_long(self, request: EngineRequest) -> str:
+        config = self._config
+        return (
+            f"the prompt has {len(request.prompt_token_ids)} tokens; with one token of answer the engine takes "
+            f"{config.max_model_len_tokens} (max_model_len_tokens) and holds "
+            f"{config.num_blocks * config.block_size_tokens} in its KV cache: shorten the prompt"
+        )
 
     def _stopped_at(self, request: EngineRequest, tokens: int) -> int:
         """How many tokens the answer has when a stop token or text appears; 0 if none does within `tokens`."""
@@ -315,11 +365,13 @@ class EmulatedEngine:
         tail = ""
         for produced in range(1, tokens + 1):
             token = answer.next_token()
-            if token in ids:
+            early = produced <= request.min_tokens
+            if token in ids and not early:
                 return produced
             if decoder is not None:
-                tail += decoder.push([token])
-                if any(s in tail for s in request.stop):
+                piece = decoder.push([token])
+                tail += piece
+                if not early and any(s in tail[-len(piece) - len(s) + 1 :] for s in request.stop if piece):
                     return produced
                 tail = tail[-longest:]
         return 0

@@ -29,6 +29,10 @@ class ForwardCall(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers
     body_bytes: int
     """Length of the whole body."""
+    prompt_tokens: int = 0
+    """How long its prompt is taken to be; 0: it has none. For accounts only, as what follows."""
+    max_output_tokens: int = 0
+    priority: int = 0
 
 
 class ReplyHead(msgspec.Struct, frozen=True):
@@ -50,8 +54,12 @@ class ReplyEnd(msgspec.Struct, frozen=True):
     """The answer is complete, or (`aborted`) nobody wants more of it."""
 
     aborted: bool = False
+    at_limit: bool = False
+    """The answer says that it stops at its limit of tokens."""
     prompt_tokens: int | None = None
     """As the answer's own usage says; None where it says nothing."""
+    output_tokens: int | None = None
+    """The same for the output."""
     cached_tokens: int = 0
 
 
@@ -69,6 +77,15 @@ class BodyFeed:
         self._pieces: deque[bytes] = deque()
         self._wake = asyncio.Event()
         self._broken = False
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether all of it has come and been taken."""
+        return not self._missing_bytes and not self._pieces
+
+    def take(self) -> bytes:
+        """The next piece, if one is here; else empty."""
+        return self._pieces.popleft() if self._pieces else b""
 
     def feed(self, data: bytes) -> None:
         """Raises ValueError for more than the whole body."""

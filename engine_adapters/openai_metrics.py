@@ -24,10 +24,11 @@ from engine_adapters.base import (
     EngineRequest,
     OutputSink,
 )
+from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink, ReplyData, ReplyEnd, ReplyHead
 from engine_adapters.openai_metrics_view import Aggregates, MetricsError, OwnRequest, estimated_snapshot, read_page
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import load_tokenizer
-from engine_adapters.vllm.client import VllmClient, auth_headers, check_wanted, https, refusal, served_names
+from engine_adapters.vllm.client import VllmClient, auth_headers, check_wanted, https, refusal, relay_to, served_names
 from protos.runtime.addresses import parse_url
 from protos.runtime.channels import uses_proxy
 from simcore.cost.step_time import StepTimeModel
@@ -45,7 +46,7 @@ PAUSE_S = 0.5
 class OpenAiEngine:
     """An OpenAI-compatible server, client and probe in one."""
 
-    capabilities = Capabilities(per_request_trace=False, exact_rules=False)
+    capabilities = Capabilities(per_request_trace=False, exact_rules=False, forwards=True)
 
     def __init__(self, options: EngineOptions) -> None:
         if options.config is None:
@@ -66,9 +67,12 @@ class OpenAiEngine:
         self._key = options.key
         tokenizer = load_tokenizer(options.tokenizer)
         self._client = VllmClient(self._url, tls=options.tls, tokenizer=tokenizer, key=options.key)
+        self._relay = relay_to(self._url, tls=options.tls, key=options.key)
         self._config: EngineConfig | None = None
         self._own: dict[str, OwnRequest] = {}
         self._seq = 0
+        self._preemptions: int | None = None
+        """As a page told them last; one that does not know must not seem to count anew."""
 
     async def start(self) -> None:
         """Waits for the server. Raises EngineError after `wait_s`."""
@@ -105,6 +109,7 @@ class OpenAiEngine:
         log.info("engine found", url=self._url, dialect=page.dialect)
 
     async def close(self) -> None:
+        await self._relay.close()
         await self._client.close()
 
     def config(self) -> EngineConfig:
@@ -138,7 +143,30 @@ class OpenAiEngine:
         self._own[request.request_id] = own
 
     async def abort(self, request_id: str) -> bool:
-        return await self._client.abort(request_id)
+        return await self._client.abort(request_id) or await self._relay.abort(request_id)
+
+    def forward(self, call: ForwardCall, body: BodyFeed, sink: ForwardSink) -> None:
+        own = OwnRequest(
+            request_id=call.request_id,
+            prompt_tokens=call.prompt_tokens,
+            max_output_tokens=call.max_output_tokens,
+            priority=call.priority,
+            sent_s=time.monotonic(),
+        )
+
+        def accounted(request_id: str, output: ReplyHead | ReplyData | ReplyEnd | EngineError) -> None:
+            if isinstance(output, ReplyData):
+                own.output_tokens += output.output_tokens
+            elif not isinstance(output, ReplyHead):
+                self._own.pop(request_id, None)
+            sink(request_id, output)
+
+        self._relay.forward(call, body, accounted)
+        if call.prompt_tokens:
+            self._own[call.request_id] = own
+
+    def hold(self, request_id: str, held: bool) -> None:
+        self._relay.hold(request_id, held)
 
     async def watch(self) -> AsyncGenerator[TraceSnapshot | TraceDelta, None]:
         """A snapshot every quarter of a second."""
@@ -146,6 +174,9 @@ class OpenAiEngine:
             while True:
                 page = await self._page(session)
                 self._seq += 1
+                if page.preemptions is None:
+                    page = msgspec.structs.replace(page, preemptions=self._preemptions)
+                self._preemptions = page.preemptions
                 yield estimated_snapshot(page, self._own.values(), self.config(), seq=self._seq, at_s=time.monotonic())
                 await asyncio.sleep(POLL_S)
 

@@ -7,11 +7,11 @@ sizes follow from the KV tokens that are not ours. Absent series stay unknown: t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import msgspec
-from prometheus_client.parser import text_string_to_metric_families
 
+from engine_adapters.metrics_page import Samples, mean, parse_page, total, total_of
 from simcore.trace import TraceSnapshot
 from simcore.types import EngineConfig, RequestState
 
@@ -19,6 +19,10 @@ STRANGER_PROMPT_TOKENS = 512
 """Assumed length of the prompt of somebody else's waiting request."""
 STRANGER_OUTPUT_TOKENS = 1024
 """Assumed limit on its answer; what it will really produce is the prior's business."""
+MOST_STRANGERS = 2048
+"""More are not made up: a page is read four times a second."""
+MOST_REQUESTS = 1_000_000
+MOST_COUNTED = 2**40
 
 
 class MetricsError(ValueError):
@@ -57,6 +61,9 @@ DIALECTS = (
 
 
 _CACHE_CONFIG = "vllm:cache_config_info"
+_ENGINE_LABELS = frozenset(
+    {"engine", "engine_id", "dp_rank", "data_parallel_rank", "model_name", "replica", "instance"}
+)
 _NAMES = frozenset(
     {_CACHE_CONFIG}.union(*({*d.running, *d.waiting, *d.kv_used_share, *d.preemptions, *d.kv_tokens} for d in DIALECTS))
 )
@@ -67,8 +74,8 @@ class Aggregates(msgspec.Struct, frozen=True, kw_only=True):
     """A page, read. None: the page does not say."""
 
     dialect: str
-    running: int
-    waiting: int
+    running: int | None
+    waiting: int | None
     kv_used_share: float | None = None
     preemptions: int | None = None
     num_blocks: int | None = None
@@ -86,43 +93,22 @@ class OwnRequest(msgspec.Struct, kw_only=True):
     sent_s: float = 0.0
 
 
-def parse_page(text: str, names: Collection[str] | None = None) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Samples by name, of these names only where some are given. Lines that are no samples are skipped."""
-    samples: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for line in text.splitlines():
-        name = line.partition("{")[0].split(maxsplit=1)[:1]
-        if not name or name[0].startswith("#") or (names is not None and name[0] not in names):
-            continue
-        try:
-            # A line at a time: whole pages are refused for one bad line, and counters get other names.
-            families = list(text_string_to_metric_families(line))
-        except ValueError:
-            continue
-        for family in families:
-            for sample in family.samples:
-                samples.setdefault(sample.name, []).append((dict(sample.labels), float(sample.value)))
-    return samples
-
-
 def read_page(text: str) -> Aggregates:
     """Raises MetricsError if none of the dialects fits."""
     samples = parse_page(text, _NAMES)
     for dialect in DIALECTS:
-        running = _total(samples, dialect.running)
-        if running is None:
+        if not any(name in samples for name in dialect.running):
             continue
-        waiting = _total(samples, dialect.waiting)
-        if waiting is None:
+        if not any(name in samples for name in dialect.waiting):
             raise MetricsError(f"the page has {dialect.running[0]} but none of {', '.join(dialect.waiting)}")
-        used = _total(samples, dialect.kv_used_share, largest=True)
-        preemptions = _total(samples, dialect.preemptions)
+        used = mean(samples, dialect.kv_used_share)
         blocks, size = _cache_of(samples, dialect)
         return Aggregates(
             dialect=dialect.name,
-            running=max(0, round(running)),
-            waiting=max(0, round(waiting)),
+            running=_whole(total(samples, dialect.running), MOST_REQUESTS),
+            waiting=_whole(total(samples, dialect.waiting), MOST_REQUESTS),
             kv_used_share=None if used is None else min(1.0, max(0.0, used)),
-            preemptions=None if preemptions is None else max(0, round(preemptions)),
+            preemptions=_whole(total(samples, dialect.preemptions), MOST_COUNTED),
             num_blocks=blocks,
             block_size_tokens=size,
         )
@@ -133,18 +119,18 @@ def read_page(text: str) -> Aggregates:
 def estimated_snapshot(
     page: Aggregates, own: Iterable[OwnRequest], config: EngineConfig, *, seq: int, at_s: float
 ) -> TraceSnapshot:
-    """The engine as it may stand: own requests, then strangers up to the counts."""
+    """The engine as it may stand: own requests, then strangers up to the counts; none where a count is not known."""
     mine = list(own)
     running = [r for r in mine if r.output_tokens]
     pending = [r for r in mine if not r.output_tokens]
     # Those without a first token are in a prefill or in the queue: as many wait as the page says at most.
-    waiting_here = min(len(pending), page.waiting)
+    waiting_here = min(len(pending), page.waiting or 0)
     running += pending[: len(pending) - waiting_here]
     waiting = pending[len(pending) - waiting_here :]
     size = config.block_size_tokens
     share = page.kv_used_share
     own_tokens = sum(r.prompt_tokens + r.output_tokens for r in running)
-    strangers = max(0, page.running - len(running))
+    strangers = min(MOST_STRANGERS, max(0, (page.running or 0) - len(running)))
     left_tokens = 0 if share is None else max(0, round(share * config.num_blocks * size) - own_tokens)
     each = left_tokens // strangers if strangers and share is not None else STRANGER_PROMPT_TOKENS
     each = max(1, min(each, config.max_model_len_tokens - 2))
@@ -152,7 +138,7 @@ def estimated_snapshot(
     states += [_stranger(f"running-{i}", each, computed=each - 1, config=config) for i in range(strangers)]
     queue = [_own_state(r, running=False) for r in waiting]
     prompt = max(1, min(STRANGER_PROMPT_TOKENS, config.max_model_len_tokens - 2))
-    others = max(0, page.waiting - len(waiting))
+    others = min(MOST_STRANGERS, max(0, (page.waiting or 0) - len(waiting)))
     queue += [_stranger(f"waiting-{i}", prompt, computed=0, config=config) for i in range(others)]
     held = sum(-(-max(1, s.computed_tokens) // size) for s in states)
     used = held if share is None else round(share * config.num_blocks)
@@ -190,23 +176,27 @@ def _stranger(name: str, tokens: int, *, computed: int, config: EngineConfig) ->
     )
 
 
-def _total(
-    samples: Mapping[str, Sequence[tuple[dict[str, str], float]]], names: Iterable[str], *, largest: bool = False
-) -> float | None:
-    """Over all label sets (models, ranks) of the first name that is there."""
-    for name in names:
-        values = [v for _, v in samples.get(name, ()) if v == v]
-        if values:
-            return max(values) if largest else sum(values)
-    return None
+def _whole(value: float | None, most: int) -> int | None:
+    """A count; one beyond all reason is not known."""
+    return None if value is None or value > most else max(0, round(value))
 
 
-def _cache_of(
-    samples: Mapping[str, Sequence[tuple[dict[str, str], float]]], dialect: Dialect
-) -> tuple[int | None, int | None]:
+def _cache_of(samples: Samples, dialect: Dialect) -> tuple[int | None, int | None]:
+    """Blocks of all engines together, and tokens in a block."""
+    caches: list[tuple[dict[str, str], float]] = []
+    sizes: list[int] = []
     for labels, _ in samples.get(_CACHE_CONFIG, ()):
-        blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
-        if blocks.isdigit() and size.isdigit() and int(blocks) > 1:
-            return int(blocks) - 1, int(size)
-    tokens = _total(samples, dialect.kv_tokens)
-    return (int(tokens), 1) if tokens else (None, None)
+        blocks, size = _digits(labels.get("num_gpu_blocks", "")), _digits(labels.get("block_size", ""))
+        if blocks > 1 and size > 0:
+            # All the configuration stands in the labels: which engine's it is, only a few of them say.
+            whose = {name: value for name, value in labels.items() if name in _ENGINE_LABELS}
+            caches.append((whose, blocks - 1))
+            sizes.append(size)
+    if sizes:
+        return _whole(total_of(caches), MOST_COUNTED), sizes[0]
+    tokens = _whole(total(samples, dialect.kv_tokens), MOST_COUNTED)
+    return (tokens, 1) if tokens else (None, None)
+
+
+def _digits(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0

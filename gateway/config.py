@@ -24,7 +24,6 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Name = Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})]
 
 DNS_PREFIX = "dns:"
-DEFAULT_NODE_PORT = 8100
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +38,7 @@ class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         prefix = DNS_PREFIX if self.address.strip().startswith(DNS_PREFIX) else ""
         # `dns:///host:port` is how gRPC's own clients write it.
         bare = self.address.strip().removeprefix(prefix).lstrip("/")
-        msgspec.structs.force_setattr(self, "address", f"{prefix}{parse_address(bare, default_port=DEFAULT_NODE_PORT)}")
+        msgspec.structs.force_setattr(self, "address", f"{prefix}{parse_address(bare)}")
         if self.is_name and self.name:
             raise ValueError(f"{self.address!r} may stand for several nodes: they cannot all be named {self.name!r}")
 
@@ -91,8 +90,13 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """TLS of the sessions with nodes."""
     insecure: bool = False
     """Listen beyond this machine although connections are not encrypted or callers not known."""
+    stream_comment_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    """How long a streamed HTTP answer may take to begin before its client gets headers and a comment, once a node has
+    it, and how often from then on; 0: never."""
     max_body_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 8 * 1024 * 1024
     """Longest body of an HTTP request and longest gRPC message."""
+    max_call_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 64 * 1024 * 1024
+    """Longest body of an HTTP request that is handed on to its engine as it is."""
     max_prompt_tokens: Annotated[int, msgspec.Meta(ge=1)] = 1_048_576
     """Longest prompt."""
     nodes: Annotated[tuple[str | NodeEntry, ...], msgspec.Meta(extra={"metavar": "HOST:PORT"})] = ()

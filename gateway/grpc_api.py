@@ -11,10 +11,12 @@ import grpc
 import grpc.aio
 
 from gateway import wire
-from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Codes
+from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Codes, Denial
+from gateway.intake.call_desk import CallDesk, FrontCall
+from gateway.intake.call_paths import target_of
 from gateway.intake.callers import ANYONE, Caller, KeyRing, require
 from gateway.intake.client_stream import ClientStream
-from gateway.intake.denied import Denied
+from gateway.intake.denied import Denied, invalid
 from gateway.intake.submission import Intake
 from gateway.operators import OWNER_MARK, SIBLING_MARK, Operators
 from protos import codec
@@ -37,8 +39,23 @@ class DispatchApi(DispatchServicer):
     there is asked of it alone.
     """
 
-    def __init__(self, *, intake: Intake, operators: Operators, keys: KeyRing, of_siblings: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        operators: Operators,
+        keys: KeyRing,
+        desk: CallDesk,
+        max_message_bytes: int = 0,
+        max_call_bytes: int = 0,
+        of_siblings: bool = False,
+    ) -> None:
+        """`max_message_bytes`: the longest request with a prompt; 0: as long as gRPC lets in. `max_call_bytes`: longest
+        body of a call that is to be handed on."""
+        self._max_message_bytes = max_message_bytes
         self._intake = intake
+        self._desk = desk
+        self._max_call_bytes = max_call_bytes
         self._operators = operators
         self._keys = keys
         self._alone = of_siblings
@@ -56,6 +73,7 @@ class DispatchApi(DispatchServicer):
         metadata = _metadata(context)
         try:
             caller = self.caller(metadata)
+            self._check_size(request)
             asked = wire.client_request(
                 request,
                 request_id=metadata.get("x-request-id", ""),
@@ -72,11 +90,81 @@ class DispatchApi(DispatchServicer):
             self._intake.close(stream)
         _finish(context, stream)
 
+    async def Forward(self, request_iterator: AsyncIterator[pb.ForwardRequest], context: Context) -> None:  # type: ignore[override]
+        metadata = _metadata(context)
+        try:
+            caller = self.caller(metadata)
+            require(caller, "client")
+            call = await self._front_call(request_iterator, metadata)
+            if not self._desk.takes(call.target):
+                raise Denied(Denial.UNKNOWN, f"no node is up that hands {call.target.path[:100]} on")
+            stream = await self._desk.admit(call, caller)
+        except Denied as denied:
+            self._deny(context, denied)
+            return
+        del call
+        try:
+            await self._hand_back(stream, context)
+        finally:
+            self._intake.close(stream)
+
+    async def _front_call(self, parts: AsyncIterator[pb.ForwardRequest], metadata: dict[str, str]) -> FrontCall:
+        """The call, its body whole. Raises Denied."""
+        first: pb.ForwardRequest | None = None
+        body = bytearray()
+        async for part in parts:
+            first = first or part
+            if len(body) + len(part.body) > self._max_call_bytes:
+                raise Denied(Denial.TOO_LARGE, f"the body exceeds {self._max_call_bytes} bytes (max_call_bytes)")
+            body += part.body
+        if first is None or not first.target.startswith("/"):
+            raise invalid("the first message needs a target, such as /v1/chat/completions", param="target")
+        lines = [(line.name.lower(), line.value) for line in first.headers]
+        if any(c in value or c in name for name, value in lines for c in "\r\n\0"):
+            raise invalid("a header holds a line break", param="headers")
+        mine: dict[str, str] = {name: metadata[name] for name in ("x-request-id", "traceparent") if name in metadata}
+        return FrontCall(
+            method=first.method or "POST",
+            target=target_of(first.target),
+            headers={**mine, **dict(lines)},
+            lines=[*((name, value) for name, value in mine.items() if name not in dict(lines)), *lines],
+            body=body,
+        )
+
+    async def _hand_back(self, stream: ClientStream, context: Context) -> None:
+        answer = stream.answer
+        assert answer is not None, "it was handed on"
+        is_first = True
+        while True:
+            await stream.changed()
+            outcome = stream.outcome
+            kept = None if answer.has_begun or outcome is None else answer.last_words(outcome)
+            head, data = (answer.head, answer.take()) if kept is None else kept
+            if head is None:
+                # An end without an answer is told by the status alone.
+                _finish(context, stream)
+                return
+            is_whole = kept is not None or answer.is_complete
+            reply = wire.forward_reply(stream, head, data, is_first=is_first, outcome=outcome if is_whole else None)
+            if is_first:
+                is_first = False
+                await context.send_initial_metadata(_initial_metadata(stream))
+                if stream.call is not None and stream.call.target.startswith("/v1/responses") and head.status == 200:
+                    self._desk.heard(stream, data)
+            await context.write(reply)
+            self._intake.consumed(stream)
+            if outcome is not None:
+                if not is_whole:
+                    _finish(context, stream)
+                return
+
     async def Place(self, request: pb.PlaceRequest, context: Context) -> pb.Decision:
         metadata = _metadata(context)
-        asked = wire.placement_request(request, request_id=metadata.get("x-request-id", ""))
         try:
-            stream = await self._intake.place(asked, self.caller(metadata))
+            caller = self.caller(metadata)
+            self._check_size(request)
+            asked = wire.placement_request(request, request_id=metadata.get("x-request-id", ""))
+            stream = await self._intake.place(asked, caller)
         except Denied as denied:
             self._deny(context, denied)
             return pb.Decision()
@@ -146,9 +234,18 @@ class DispatchApi(DispatchServicer):
             self._deny(context, denied)
             return empty
 
+    def _check_size(self, request: pb.GenerateRequest | pb.PlaceRequest) -> None:
+        """Raises Denied."""
+        size_bytes, most_bytes = request.ByteSize(), self._max_message_bytes
+        if most_bytes and size_bytes > most_bytes:
+            raise Denied(
+                Denial.TOO_LARGE,
+                f"the message has {size_bytes} bytes, the gateway takes {most_bytes} (max_body_bytes); send less",
+            )
+
     def _deny(self, context: Context, denied: Denied) -> None:
         """The status of a call that is turned away."""
-        self._intake.denied(denied.denial)
+        self._intake.on_denial(denied.denial)
         _set_status(context, DENIALS[denied.denial], str(denied))
         if denied.retry_after_s is not None:
             context.set_trailing_metadata((("retry-after-s", f"{denied.retry_after_s:.3f}"),))

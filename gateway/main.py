@@ -29,6 +29,7 @@ from gateway.grpc_api import DispatchApi
 from gateway.http.api import OpenAiApi
 from gateway.http.connection import ConnectionLimits
 from gateway.http.server import HttpServer
+from gateway.intake.call_desk import CallDesk
 from gateway.intake.callers import KeyRing
 from gateway.intake.claims import OwnClaims
 from gateway.intake.client_stream import ClientStream
@@ -63,6 +64,8 @@ log = structlog.get_logger("gateway")
 
 OBSERVE_S = 1.0
 """How old a worker's part of the metrics may be: the page is made of all parts by whichever worker is asked."""
+TRANSPORT_ROOM = 4
+"""How many times the longest message gRPC itself lets in."""
 CLOSE_GRACE_S = 0.5
 """What calls get to write their last status once their requests have ended."""
 
@@ -92,13 +95,13 @@ class Gateway:
             Router(router),
             clock=time.monotonic,
             call_at=_timers(loop),
-            finished=self._finished,
-            defect=_log_defect,
+            on_finish=self._finished,
+            on_defect=_log_defect,
             recorder=self._recorder,
             max_buffered_tokens=config.max_buffered_tokens,
         )
         gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
-        self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, changed=self._nodes_changed)
+        self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, on_change=self._nodes_changed)
         self.discovery = Discovery(interval_s=config.dns_interval_s, on_change=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
         self.lengths = _length_desk(config.lengths, tokenizer)
@@ -111,22 +114,29 @@ class Gateway:
             quotas=shared_quotas(slot.path / "quotas", worker=slot.index, workers=slot.count) if slot else Quotas(),
             claims=SharedClaims(slot.path / "claims", slot.index) if slot else OwnClaims(),
             max_prompt_tokens=config.max_prompt_tokens,
-            denied=lambda denial: self.metrics.denied(denial.value),
-            begins=self.spans.begin if self.spans else lambda _stream: None,
+            on_denial=lambda denial: self.metrics.denied(denial.value),
+            on_begin=self.spans.begin if self.spans else lambda _stream: None,
         )
         self._siblings = Siblings(slot)
         self.operators = Operators(pump=self.pump, nodes=self.nodes, intake=self.intake, siblings=self._siblings.stubs)
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=_server_options(config, shared_port=slot is not None))
         self._private = grpc.aio.server() if slot else None
+        self._desk = desk = CallDesk(self.intake, self.nodes)
         front = OpenAiApi(
             intake=self.intake,
             nodes=self.nodes,
             keys=self.keys,
             metrics=self._metrics_page,
+            desk=desk,
+            max_body_bytes=config.max_body_bytes,
             is_leaving=lambda: self._stopping,
+            stream_comment_s=config.stream_comment_s,
         )
-        self._http = HttpServer(front.handle, ConnectionLimits(max_body_bytes=config.max_body_bytes))
+        limits = ConnectionLimits(
+            max_body_bytes=config.max_body_bytes, max_call_bytes=max(config.max_body_bytes, config.max_call_bytes)
+        )
+        self._http = HttpServer(front.handle, limits, front.takes_long)
         self._stopping = False
         self._observing: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,7 +150,9 @@ class Gateway:
             await self._http.start(listener, self._tls.context if self._tls else None)
         self.discovery.set_entries(self.config.entries())
         if self._slot is not None and self._private is not None:
-            api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys, of_siblings=True)
+            api = DispatchApi(
+                intake=self.intake, operators=self.operators, keys=self.keys, desk=self._desk, of_siblings=True
+            )
             add_DispatchServicer_to_server(api, self._private)
             self._private.add_insecure_port(self._slot.socket_of(self._slot.index))
             await self._private.start()
@@ -239,7 +251,14 @@ class Gateway:
         """Raises PortBusy."""
         if self._slot is None:
             check_free(self.bound, key="listen")
-        api = DispatchApi(intake=self.intake, operators=self.operators, keys=self.keys)
+        api = DispatchApi(
+            intake=self.intake,
+            operators=self.operators,
+            keys=self.keys,
+            desk=self._desk,
+            max_message_bytes=self.config.max_body_bytes,
+            max_call_bytes=self.config.max_call_bytes,
+        )
         add_DispatchServicer_to_server(api, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -362,7 +381,8 @@ def _log_defect(event: AnyEvent, defect: Exception) -> None:
 def _server_options(config: GatewayConfig, *, shared_port: bool) -> list[tuple[str, int | str]]:
     return [
         *server_options(
-            max_message_bytes=config.max_body_bytes,
+            # Longer ones are refused by us, who can say what the limit is and where it stands.
+            max_message_bytes=TRANSPORT_ROOM * config.max_body_bytes,
             min_ping_interval_s=config.min_ping_interval_s,
             shared_port=shared_port,
         ),

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from gateway.core.events import (
     Abort,
+    AnswerBegan,
     AnyAction,
     AnyEvent,
     Arrived,
@@ -29,8 +30,10 @@ from gateway.core.events import (
     TimerFired,
     TokensSeen,
 )
+from gateway.core.outcomes import COMPLETE
 from gateway.core.request.resume import attempt_id
 from gateway.core.router import Router
+from gateway.intake.client_call import REPORT_BYTES, AnswerHead
 from gateway.intake.client_stream import ClientStream
 from simcore.types import Candidate, EngineConfig, Outcome
 
@@ -48,6 +51,12 @@ class NodePort(Protocol):
 
     def abort(self, wire_id: str) -> None: ...
 
+    def consumed(self, wire_id: str, data_bytes: int) -> None:
+        """So many bytes more of a call's answer have gone to its client."""
+
+    def forget(self, wire_id: str) -> None:
+        """The node has ended the call: what it lacks of the body is not sent."""
+
     def reserve(self, candidate: Candidate) -> None:
         """Announces a request that somebody else will send."""
 
@@ -60,7 +69,7 @@ class Pump:
     """Holds the router and the table of client streams.
 
     `clock` gives monotonic seconds and stamps every event; `call_at(when_s, callback)` runs a callback at a time of
-    that clock; `finished` is told of each request that has ended, `defect` of exceptions that no event should cause.
+    that clock; `on_finish` gets each request that has ended, `on_defect` exceptions that no event should cause.
     """
 
     def __init__(
@@ -69,10 +78,11 @@ class Pump:
         *,
         clock: Callable[[], float],
         call_at: Callable[[float, Callable[[], None]], object],
-        finished: Callable[[ClientStream], None],
-        defect: Callable[[AnyEvent, Exception], None],
+        on_finish: Callable[[ClientStream], None],
+        on_defect: Callable[[AnyEvent, Exception], None],
         recorder: Recorder | None = None,
         max_buffered_tokens: int = 16384,
+        max_unread_bytes: int = 4 * 1024 * 1024,
     ) -> None:
         self.router = router
         self.streams: dict[str, ClientStream] = {}
@@ -83,10 +93,11 @@ class Pump:
         """Live sessions by node id."""
         self._clock = clock
         self._call_at = call_at
-        self._finished = finished
-        self._defect = defect
+        self._on_finish = on_finish
+        self._on_defect = on_defect
         self._recorder = recorder
         self._max_buffered_tokens = max_buffered_tokens
+        self._max_unread_bytes = max_unread_bytes
         self._events: deque[AnyEvent] = deque()
         self._busy = False
 
@@ -108,7 +119,7 @@ class Pump:
                     self._handle(event, now_s)
                 except Exception as defect:
                     # One request's defect must not take the others' session or call down with it.
-                    self._defect(event, defect)
+                    self._on_defect(event, defect)
                     self._end_after_defect(event, now_s)
         finally:
             self._busy = False
@@ -197,9 +208,86 @@ class Pump:
         if outcome is not None:
             self._sent.pop(wire_id, None)
             stream.cached_tokens = cached_tokens
+            if stream.answer is not None:
+                self._answer_ended(stream, outcome)
             self.post(
                 StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, detail=detail, attempt=attempt)
             )
+
+    def answered(self, node_id: str, wire_id: str, head: AnswerHead | None, data: bytes, output_tokens: int) -> None:
+        """The head or the next bytes of an engine's own answer to a call that was handed on, with the output tokens in
+        them as far as they can be told. Words of attempts that are over go no further."""
+        stream = self._sent.get(wire_id)
+        if stream is None or stream.node_id != node_id or (answer := stream.answer) is None:
+            return
+        if head is not None:
+            answer.put_head(head)
+        if not data:
+            return
+        had_begun = answer.has_begun
+        answer.put(data)
+        if not answer.has_begun:
+            return
+        if not had_begun:
+            self._answer_began(stream)
+        if output_tokens:
+            self._count(stream, output_tokens)
+        stream.wake()
+        if answer.unread_bytes > self._max_unread_bytes:
+            # The node holds an answer long before this, as long as it keeps to what it was told.
+            detail = f"{answer.unread_bytes} bytes of the answer wait for the client, which is more than may"
+            self.expel(stream, Outcome.CLIENT_SLOW, detail)
+
+    def consumed(self, stream: ClientStream) -> None:
+        """The reader has taken some of a call's answer: its node is told, now and then."""
+        answer = stream.answer
+        assert answer is not None, "only bytes of a call's answer are counted"
+        if answer.unreported_bytes < REPORT_BYTES or self._sent.get(stream.wire_id) is not stream:
+            return
+        port = self.ports.get(stream.node_id)
+        if port is not None:
+            port.consumed(stream.wire_id, answer.unreported_bytes)
+        answer.unreported_bytes = 0
+
+    def _answer_began(self, stream: ClientStream) -> None:
+        assert stream.answer is not None, "it was handed on"
+        assert stream.call is not None, "it was handed on"
+        if stream.answer.is_streamed and stream.first_token_s is None:
+            stream.first_token_s = self._clock()
+        # No other node can be asked any more.
+        stream.call.body = b""
+        self.post(
+            AnswerBegan(request_id=stream.shape.request_id, node_id=stream.node_id, attempt=stream.attempt),
+        )
+
+    def _answer_ended(self, stream: ClientStream, outcome: Outcome) -> None:
+        answer = stream.answer
+        assert answer is not None, "it was handed on"
+        port = self.ports.get(stream.node_id)
+        if port is not None:
+            port.forget(stream.wire_id)
+        had_begun = answer.has_begun
+        answer.end(outcome)
+        if answer.has_begun and not had_begun:
+            self._answer_began(stream)
+        assert stream.call is not None, "it was handed on"
+        is_step = stream.shape.max_output_tokens == 1 and not stream.call.is_light
+        if outcome in COMPLETE and is_step and not stream.output_tokens:
+            # An embedding or a score: a step's work, which no usage counts as output.
+            self._count(stream, 1)
+
+    def _count(self, stream: ClientStream, output_tokens: int) -> None:
+        assert stream.answer is not None, "it was handed on"
+        stream.output_tokens += output_tokens
+        self.post(
+            TokensSeen(
+                request_id=stream.shape.request_id,
+                node_id=stream.node_id,
+                tokens=output_tokens,
+                attempt=stream.attempt,
+                whole=not stream.answer.is_streamed,
+            )
+        )
 
     # --- what the router wants ----------------------------------------------------------------------------------------
 
@@ -234,7 +322,7 @@ class Pump:
         if stream is not None:
             self._sent.pop(stream.wire_id, None)
             stream.end(outcome, detail, now_s)
-            self._finished(stream)
+            self._on_finish(stream)
 
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]

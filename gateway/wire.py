@@ -6,11 +6,13 @@ Nothing here decides or waits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from gateway.core.events import Resume, Slo
 from gateway.core.nodes.node import NodeStatus
 from gateway.core.request.explanation import Explanation
+from gateway.intake.client_call import AnswerHead
 from gateway.intake.client_request import ClientRequest, Sampling
 from gateway.intake.client_stream import ClientStream, Usage
 from gateway.intake.denied import invalid
@@ -19,7 +21,7 @@ from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from simcore.types import Candidate, EngineConfig
+from simcore.types import Candidate, EngineConfig, Outcome
 
 _RESUME: dict[int, Resume] = {
     pb.RESUME_UNSPECIFIED: "exact",
@@ -92,6 +94,13 @@ def _sampling(message: types_pb.SamplingParams) -> Sampling:
         stop_token_ids=message.stop_token_ids,
         ignore_eos=message.ignore_eos,
         emulated_output_tokens=message.emulated_output_tokens,
+        min_p=message.min_p if has("min_p") else None,
+        presence_penalty=message.presence_penalty if has("presence_penalty") else None,
+        frequency_penalty=message.frequency_penalty if has("frequency_penalty") else None,
+        repetition_penalty=message.repetition_penalty if has("repetition_penalty") else None,
+        min_tokens=message.min_tokens,
+        logit_bias=message.logit_bias,
+        bad_words=message.bad_words,
     )
 
 
@@ -127,6 +136,8 @@ def explanation(record: Explanation) -> pb.Explanation:
         actual=actual,
         belief=codec.belief_to_wire(record.belief) if record.belief is not None else None,
         belief_source=record.belief_source,
+        lane=record.lane,
+        prompt_counted_by=record.prompt_counted_by,
     )
 
 
@@ -137,12 +148,54 @@ def dispatched(dispatch_seq: int, stream: ClientStream) -> predict_pb.Dispatched
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, request=engine_request(stream))
 
 
+def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> predict_pb.Dispatched:
+    """The client's own call for the present node, with at most `first_bytes` of its body."""
+    call, asked = stream.call, stream.asked
+    assert call is not None, "it is to be handed on"
+    body = bytes(call.body) if len(call.body) <= first_bytes else bytes(memoryview(call.body)[:first_bytes])
+    message = engine_pb.ForwardedCall(
+        request_id=stream.wire_id,
+        method=call.method,
+        target=call.target,
+        headers=[engine_pb.Header(name=name, value=value) for name, value in call.headers],
+        body=body,
+        body_bytes=call.body_bytes,
+        priority=asked.priority,
+    )
+    if not call.is_light:
+        message.prompt_tokens = asked.prompt_tokens
+        message.max_output_tokens = asked.max_output_tokens
+        message.belief.CopyFrom(codec.belief_to_wire(asked.belief))
+    if stream.traceparent:
+        message.headers.add(name="traceparent", value=stream.traceparent)
+    return predict_pb.Dispatched(dispatch_seq=dispatch_seq, forward=message)
+
+
+def reply_head(message: engine_pb.ForwardedHead) -> AnswerHead:
+    return AnswerHead(message.status, tuple((line.name, line.value) for line in message.headers))
+
+
+def forward_reply(
+    stream: ClientStream, head: AnswerHead, data: bytes, *, is_first: bool, outcome: Outcome | None
+) -> pb.ForwardReply:
+    """A piece of an engine's own answer; `outcome` when it is the last of a whole one."""
+    reply = pb.ForwardReply(data=data)
+    if is_first:
+        lines = [engine_pb.Header(name=name, value=value) for name, value in head.headers]
+        reply.head.CopyFrom(engine_pb.ForwardedHead(status=head.status, headers=lines))
+        reply.node_id, reply.request_id = stream.node_id, stream.shape.request_id
+    if outcome is not None:
+        reply.outcome = codec.outcome_to_wire(outcome)
+    return reply
+
+
 def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:
     """What the present node is asked for. A node that goes on gets the answer so far at the end of its prompt.
 
     Stop strings stay here: they are looked for in the text as the client sees it.
     """
     sampling, asked = stream.sampling, stream.asked
+    before = stream.produced[: asked.prompt_tokens - stream.shape.prompt_tokens]
     message = engine_pb.EngineGenerateRequest(
         request_id=stream.wire_id,
         prompt_token_ids=stream.prompt_token_ids,
@@ -155,15 +208,35 @@ def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:
             stop_token_ids=sampling.stop_token_ids,
             ignore_eos=sampling.ignore_eos,
             emulated_output_tokens=sampling.emulated_output_tokens,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            min_tokens=max(0, sampling.min_tokens - len(before)),
+            logit_bias=_bias(sampling, before),
+            bad_words=sampling.bad_words,
         ),
         priority=stream.shape.priority,
         belief=codec.belief_to_wire(asked.belief),
         traceparent=stream.traceparent,
         model=stream.shape.model,
     )
-    if resumed_tokens := asked.prompt_tokens - stream.shape.prompt_tokens:
-        message.prompt_token_ids.extend(stream.produced[:resumed_tokens])
+    message.prompt_token_ids.extend(before)
     return message
+
+
+def _bias(sampling: Sampling, before: Sequence[int]) -> Mapping[int, float]:
+    """The client's bias, and what a frequency penalty takes for the tokens `before`.
+
+    The node sees them as prompt, where it does not penalise them.
+    """
+    penalty = sampling.frequency_penalty
+    if not penalty or not before:
+        return sampling.logit_bias
+    bias = dict(sampling.logit_bias)
+    for token_id, times in Counter(before).items():
+        bias[token_id] = bias.get(token_id, 0.0) - penalty * times
+    return bias
 
 
 class CandidateEncoder:

@@ -139,6 +139,7 @@ def evaluate(
     from length_model.core import evaluation as ev
     from length_model.core.split import samples_of
     from length_model.models import DEFAULT_MODEL, load_model
+    from protos.runtime.terminal import out_console, print_table
 
     console = _console()
     with one_line_errors():
@@ -171,8 +172,8 @@ def evaluate(
     if as_json:
         click.echo(msgspec.json.encode(evaluations))
         return
-    for renderable in report.tables(evaluations, side):
-        report.out_console().print(renderable)
+    for table in report.tables(evaluations, side):
+        print_table(out_console(), table)
 
 
 @click.command(short_help="Write predicted lengths into a workload.")

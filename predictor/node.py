@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from engine_adapters.base import EngineClient, EngineProbe
@@ -32,8 +33,10 @@ HOUSEKEEPING_S = 1.0
 class NodeRuntime:
     """Engine, predictor and requests of one daemon: `start`, then use, then `close`."""
 
+    config: EngineConfig
+    """The engine's limits. It and what is below are there after `start`."""
     engine: TracedEngine
-    """What is known of the engine. It and the parts below are made by `start`."""
+    """What is known of the engine."""
     predictor: NodePredictor
     asking: Asking
     requests: Requests
@@ -70,6 +73,7 @@ class NodeRuntime:
         """Starts the engine and returns when it runs and its first snapshot is here. Raises EngineError."""
         await self._client.start()
         can = self._client.capabilities
+        self.config = msgspec.structs.replace(self._client.config(), forwards=can.forwards)
         log_rules(self.config)
         self.engine = TracedEngine(
             self.node_id,
@@ -85,7 +89,7 @@ class NodeRuntime:
             source="simulated" if can.per_request_trace and can.exact_rules else "approximate",
         )
         self.asking = Asking(self.predictor)
-        self.requests = Requests(self.node_id, self._client, self.predictor, self.asking, self._changed)
+        self.requests = Requests(self.node_id, self._client, self.engine, self.predictor, self.asking, self._changed)
         self.trace = TraceFollower(self._probe, self.engine, self._changed)
         self._housekeeping = asyncio.create_task(self._housekeep(), name="housekeeping")
         await self.trace.start()
@@ -102,10 +106,6 @@ class NodeRuntime:
         if started is not None:
             await self.asking.close()
             await self.requests.close()
-
-    @property
-    def config(self) -> EngineConfig:
-        return self._client.config()
 
     @property
     def profile(self) -> str:
@@ -138,10 +138,10 @@ class NodeRuntime:
             self._changed()
         return was_reserved
 
-    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Calls `changed` whenever what is known may have changed, until the returned function is called."""
-        self._listeners.append(changed)
-        return lambda: self._listeners.remove(changed)
+    def listen(self, on_change: Callable[[], None]) -> Callable[[], None]:
+        """Calls `on_change` whenever what is known may have changed, until the returned function is called."""
+        self._listeners.append(on_change)
+        return lambda: self._listeners.remove(on_change)
 
     async def _housekeep(self) -> None:
         while True:
@@ -156,5 +156,5 @@ class NodeRuntime:
                 log_learned(learned, self.profile)
 
     def _changed(self) -> None:
-        for changed in self._listeners:
-            changed()
+        for on_change in self._listeners:
+            on_change()

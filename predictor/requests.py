@@ -5,18 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import msgspec
 import structlog
 
+from engine_adapters.answer_tokens import is_event_stream
 from engine_adapters.base import EngineClient, EngineError, EngineOutput, EngineRequest, RequestRefused
+from engine_adapters.forwarding import BodyFeed, ForwardCall, Forwarder, ReplyData, ReplyEnd, ReplyHead
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.asking import Asking
 from predictor.core.node_predictor import NodePredictor
+from predictor.core.traced_engine import TracedEngine
 from predictor.notices import log_trust
 from simcore.types import Candidate, LengthBelief, Outcome
 
 log = structlog.get_logger("predictor")
+
+UNNAMED_PATH = "/responses"
+"""Calls that vLLM names by an id of its own (`resp_...`), whatever their X-Request-Id."""
+
+
+class CannotForward(EngineError):
+    """The node's engine takes generated tokens only. Another node may take the call."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +44,18 @@ Sink = Callable[[str, Sequence[int], End | None], None]
 """Takes (request id, new token ids, how it ended or None). Called on the event loop; must not raise."""
 
 
+class ForwardOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """A call to be handed on, and what is believed of its work. A call without a prompt does none."""
+
+    call: ForwardCall
+    belief: LengthBelief | None
+
+
+ReplySink = Callable[[str, ReplyHead | ReplyData | None, End | None], None]
+"""Takes (request id, what came of the engine's own answer or None, how it ended or None). Called on the event loop;
+must not raise."""
+
+
 class _Running:
     """One request between the engine and its sink."""
 
@@ -45,6 +68,10 @@ class _Running:
         self.arrived_s = time.monotonic()
         self.first_s: float | None = None
         self.output_tokens = 0
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
 
     def __call__(self, request_id: str, output: EngineOutput | EngineError) -> None:
         if isinstance(output, EngineError):
@@ -78,21 +105,96 @@ class _Running:
         self._sink(self.request.request_id, tokens, end)
 
 
+class _Forwarded:
+    """One call between the engine's server and its sink."""
+
+    __slots__ = ("_is_stream", "_owner", "_sink", "_status", "arrived_s", "call", "first_s", "output_tokens")
+
+    def __init__(self, owner: Requests, call: ForwardCall, sink: ReplySink) -> None:
+        self._owner = owner
+        self._sink = sink
+        self._status = 0
+        self._is_stream = False
+        self.call = call
+        self.arrived_s = time.monotonic()
+        self.first_s: float | None = None
+        self.output_tokens = 0
+
+    @property
+    def request_id(self) -> str:
+        return self.call.request_id
+
+    def __call__(self, request_id: str, reply: ReplyHead | ReplyData | ReplyEnd | EngineError) -> None:
+        if isinstance(reply, ReplyData):
+            self.output_tokens += reply.output_tokens
+            # An answer that comes whole has its first token long behind it, the first events of others say nothing yet.
+            if self.first_s is None and self._is_stream and reply.output_tokens:
+                self.first_s = time.monotonic()
+                self._owner.predictor.first_token(request_id, self.first_s)
+            self._sink(request_id, reply, None)
+        elif isinstance(reply, ReplyHead):
+            self._status = reply.status
+            self._is_stream = reply.status < 400 and is_event_stream(reply.headers)
+            self._sink(request_id, reply, None)
+        elif isinstance(reply, EngineError):
+            refused = isinstance(reply, RequestRefused)
+            self._end(Outcome.INVALID if refused else Outcome.ENGINE_FAILED, ReplyEnd(), str(reply))
+        elif not reply.aborted:
+            outcome = outcome_of_status(self._status)
+            detail = "" if outcome is Outcome.STOP else f"the engine's server answers {self._status}"
+            self._end(Outcome.LENGTH if outcome is Outcome.STOP and reply.at_limit else outcome, reply, detail)
+        elif self._owner.closing:
+            self._end(Outcome.NODE_LOST, reply, f"node {self._owner.node_id} is shutting down")
+        else:
+            self._end(Outcome.CANCELLED, reply)
+
+    def _end(self, outcome: Outcome, reply: ReplyEnd, detail: str = "") -> None:
+        call = self.call
+        if reply.output_tokens is not None:
+            self.output_tokens = reply.output_tokens
+        end = End(
+            outcome=outcome,
+            prompt_tokens=call.prompt_tokens if reply.prompt_tokens is None else reply.prompt_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=reply.cached_tokens,
+            detail=detail,
+        )
+        self._owner.ended(self, end)
+        self._sink(call.request_id, None, end)
+
+
+def outcome_of_status(status: int) -> Outcome:
+    """How a request ended whose answer is complete and has that status."""
+    if status < 400:
+        return Outcome.STOP
+    if status in (429, 503):
+        return Outcome.OVERLOADED
+    return Outcome.ENGINE_FAILED if status >= 500 or status == 408 else Outcome.INVALID
+
+
 class Requests:
     """All methods run on the event loop."""
 
     def __init__(
-        self, node_id: str, client: EngineClient, predictor: NodePredictor, asking: Asking, changed: Callable[[], None]
+        self,
+        node_id: str,
+        client: EngineClient,
+        engine: TracedEngine,
+        predictor: NodePredictor,
+        asking: Asking,
+        on_change: Callable[[], None],
     ) -> None:
-        """`changed` is called when what is known of the node has changed."""
+        """`on_change` is called when what is known of the node has changed."""
         self.node_id = node_id
         self.predictor = predictor
         self.closing = False
         """From then on none is taken, and those that the engine aborts are lost with the node."""
         self._client = client
+        self._engine = engine
         self._asking = asking
-        self._changed = changed
-        self._running: dict[str, _Running] = {}
+        self._on_change = on_change
+        self._forwarder = cast(Forwarder, client) if client.capabilities.forwards else None
+        self._running: dict[str, _Running | _Forwarded] = {}
         self._aborts: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -101,10 +203,7 @@ class Requests:
     def dispatch(self, request: EngineRequest, belief: LengthBelief | None, sink: Sink) -> None:
         """Hands it to the engine. Raises RequestRefused or EngineError; then the sink is never called."""
         request_id = request.request_id
-        if not request_id:
-            raise RequestRefused("request_id is empty; give each request a name of its own")
-        if request_id in self._running:
-            raise RequestRefused(f"request {request_id!r} runs here already; give each request a name of its own")
+        self._check_name(request_id)
         if request.emulated_output_tokens and not self._client.capabilities.settable_length:
             raise RequestRefused("emulated_output_tokens is for emulated engines; leave it out, or use ignore_eos")
         if self.closing:
@@ -120,7 +219,38 @@ class Requests:
             priority=request.priority,
         )
         self.predictor.dispatched(candidate, running.arrived_s, busy=self._asking.is_simulating)
-        self._changed()
+        self._on_change()
+
+    def forward(self, order: ForwardOrder, body: BodyFeed, sink: ReplySink) -> None:
+        """Hands a call on to the engine's server. Raises RequestRefused, CannotForward or EngineError; then the sink is
+        never called."""
+        call = order.call
+        self._check_name(call.request_id)
+        if self._forwarder is None:
+            raise CannotForward(f"the engine of node {self.node_id} takes no calls as their clients made them")
+        if self.closing:
+            raise EngineError(f"node {self.node_id} is shutting down")
+        forwarded = _Forwarded(self, call, sink)
+        self._forwarder.forward(call, body, forwarded)
+        self._running[call.request_id] = forwarded
+        if call.prompt_tokens:
+            limit_tokens = max(1, call.max_output_tokens)
+            candidate = Candidate(
+                request_id=call.request_id,
+                prompt_tokens=call.prompt_tokens,
+                max_output_tokens=limit_tokens,
+                belief=truncated(order.belief or DEFAULT_PRIOR, limit_tokens),
+                priority=call.priority,
+            )
+            self.predictor.dispatched(candidate, forwarded.arrived_s, busy=self._asking.is_simulating)
+            if call.target.partition("?")[0].endswith(UNNAMED_PATH):
+                self._engine.comes_unnamed(call.request_id)
+            self._on_change()
+
+    def hold(self, request_id: str, held: bool) -> None:
+        """Stops reading a forwarded call's answer, or goes on with it."""
+        if self._forwarder is not None:
+            self._forwarder.hold(request_id, held)
 
     async def abort(self, request_id: str) -> bool:
         """False: the engine has no such request."""
@@ -133,15 +263,17 @@ class Requests:
             self._aborts.add(task)
             task.add_done_callback(self._aborts.discard)
 
-    def ended(self, running: _Running, end: End) -> None:
+    def ended(self, running: _Running | _Forwarded, end: End) -> None:
         """The engine has ended it, well or badly."""
         now_s = time.monotonic()
-        request_id = running.request.request_id
+        request_id = running.request_id
         del self._running[request_id]
-        complete = end.outcome in (Outcome.STOP, Outcome.LENGTH)
+        # Neither an answer whose tokens nobody has counted nor several at once say how long those of one take.
+        is_one = end.output_tokens > 0 and self._engine.names(request_id) <= 1
+        complete = is_one and end.outcome in (Outcome.STOP, Outcome.LENGTH)
         if self.predictor.ended(request_id, now_s, complete=complete, output_tokens=end.output_tokens):
             log_trust(self.predictor.calibration)
-        self._changed()
+        self._on_change()
         log.info(
             "request finished",
             request_id=request_id,
@@ -158,6 +290,12 @@ class Requests:
         for task in self._aborts:
             task.cancel()
         await asyncio.gather(*self._aborts, return_exceptions=True)
+
+    def _check_name(self, request_id: str) -> None:
+        if not request_id:
+            raise RequestRefused("request_id is empty; give each request a name of its own")
+        if request_id in self._running:
+            raise RequestRefused(f"request {request_id!r} runs here already; give each request a name of its own")
 
     async def _abandon(self, request_id: str) -> None:
         try:

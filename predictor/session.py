@@ -1,7 +1,7 @@
 """`Predict.Session`: the hot path between one gateway and this node.
 
-One task reads frames and applies each at once: aborts, then dispatches, then asks. Everything that goes back is
-gathered and leaves with one write per turn of the event loop, so a step of the engine makes one frame, with all its
+One task reads frames and applies each at once: aborts, then dispatches and bodies, then asks. Everything that goes back
+is gathered and leaves with one write per turn of the event loop, so a step of the engine makes one frame, with all its
 tokens. While a write waits for the connection, what comes up meanwhile is gathered too. When the session ends, however
 it ends, its requests are aborted in the engine.
 """
@@ -16,11 +16,12 @@ from typing import Any
 import structlog
 
 from engine_adapters.base import EngineError, RequestRefused
+from engine_adapters.forwarding import BodyFeed, ReplyData, ReplyHead
 from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import Answers
 from predictor.node import NodeRuntime
-from predictor.requests import End
+from predictor.requests import CannotForward, End
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
 from simcore.types import Candidate, Outcome
@@ -34,6 +35,14 @@ FINISH_S = 1.0
 """What a session gets to write its last frames at shutdown."""
 
 
+UNCONSUMED_BYTES = 1024 * 1024
+"""What of a forwarded answer may be on its way to its client before its engine is read no more."""
+RESUME_BYTES = UNCONSUMED_BYTES // 2
+"""When it is read again."""
+FRAME_BYTES = 1024 * 1024
+"""Forwarded bytes after which the rest waits for the next frame: tokens, answers and loads come between them."""
+
+
 class _Tokens:
     """What is waiting to be sent of one request."""
 
@@ -42,6 +51,41 @@ class _Tokens:
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.end: End | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return 0
+
+    def message(self, request_id: str) -> pb.StreamPart:
+        return wire.part(request_id, self.ids, self.end)
+
+
+class _Reply:
+    """What is waiting to be sent of one forwarded answer."""
+
+    __slots__ = ("end", "head", "output_tokens", "pieces", "size_bytes")
+
+    def __init__(self) -> None:
+        self.head: ReplyHead | None = None
+        self.pieces: list[bytes] = []
+        self.size_bytes = 0
+        self.output_tokens = 0
+        self.end: End | None = None
+
+    def message(self, request_id: str) -> pb.StreamPart:
+        data = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+        return wire.forwarded_part(request_id, self.head, data, self.output_tokens, self.end)
+
+
+class _Forwarding:
+    """A forwarded call while it runs: the rest of its body, and how much of its answer is not consumed."""
+
+    __slots__ = ("body", "held", "unconsumed_bytes")
+
+    def __init__(self, body: BodyFeed) -> None:
+        self.body = body
+        self.unconsumed_bytes = 0
+        self.held = False
 
 
 class GatewaySession:
@@ -55,8 +99,9 @@ class GatewaySession:
         self._mine: set[str] = set()
         self._dispatch_seq = 0
         self._answers: list[pb.Answer] = []
-        self._parts: dict[str, _Tokens] = {}
-        self._ended_parts: list[tuple[str, _Tokens]] = []
+        self._forwarding: dict[str, _Forwarding] = {}
+        self._parts: dict[str, _Tokens | _Reply] = {}
+        self._ended_parts: list[tuple[str, _Tokens | _Reply]] = []
         """Apart from the others, because an id may come again before its end is sent."""
         self._pong = 0
         """The ping that is to be answered; 0: none."""
@@ -107,7 +152,17 @@ class GatewaySession:
                 if request_id in self._mine:
                     await self._node.requests.abort(request_id)
             for dispatched in frame.dispatches:
-                self._dispatch(dispatched)
+                if dispatched.WhichOneof("work") == "forward":
+                    self._forward(dispatched)
+                else:
+                    self._dispatch(dispatched)
+            # What comes for a call that has ended meanwhile is dropped.
+            for part in frame.body_parts:
+                if (forwarding := self._forwarding.get(part.request_id)) is not None:
+                    self._feed(part.request_id, forwarding, part.data)
+            for consumed in frame.consumed:
+                if (forwarding := self._forwarding.get(consumed.request_id)) is not None:
+                    self._consumed(consumed.request_id, forwarding, consumed.bytes)
             if frame.asks:
                 self._ask(frame.asks)
             if frame.ping:
@@ -134,6 +189,39 @@ class GatewaySession:
             self._refuse(message.request_id, outcome, failed, len(message.prompt_token_ids))
         else:
             self._mine.add(request_id)
+
+    def _forward(self, dispatched: pb.Dispatched) -> None:
+        message = dispatched.forward
+        request_id = message.request_id
+        self._dispatch_seq = dispatched.dispatch_seq
+        self._wake.set()
+        body = BodyFeed(message.body_bytes)
+        try:
+            body.feed(message.body)
+            self._node.requests.forward(wire.forward_order(message), body, self._on_reply)
+        except (RequestRefused, ValueError) as refused:
+            self._refuse(request_id, Outcome.INVALID, refused, message.prompt_tokens)
+        except CannotForward as wrong_node:
+            self._refuse(request_id, Outcome.NO_NODE, wrong_node, message.prompt_tokens)
+        except EngineError as failed:
+            outcome = Outcome.NODE_LOST if self._node.closing else Outcome.ENGINE_FAILED
+            self._refuse(request_id, outcome, failed, message.prompt_tokens)
+        else:
+            self._mine.add(request_id)
+            self._forwarding[request_id] = _Forwarding(body)
+
+    def _feed(self, request_id: str, forwarding: _Forwarding, data: bytes) -> None:
+        try:
+            forwarding.body.feed(data)
+        except ValueError as bad:
+            log.warning("body refused", request_id=request_id, detail=str(bad))
+            forwarding.body.give_up()
+
+    def _consumed(self, request_id: str, forwarding: _Forwarding, size_bytes: int) -> None:
+        forwarding.unconsumed_bytes -= size_bytes
+        if forwarding.held and forwarding.unconsumed_bytes <= RESUME_BYTES:
+            forwarding.held = False
+            self._node.requests.hold(request_id, False)
 
     def _refuse(self, request_id: str, outcome: Outcome, why: Exception, prompt_tokens: int) -> None:
         log.info("request refused", request_id=request_id, outcome=outcome.value, detail=str(why))
@@ -164,14 +252,39 @@ class GatewaySession:
 
     def _on_tokens(self, request_id: str, token_ids: Sequence[int], end: End | None) -> None:
         pending = self._parts.get(request_id)
-        if pending is None:
+        if not isinstance(pending, _Tokens):
             pending = self._parts[request_id] = _Tokens()
         pending.ids.extend(token_ids)
         if end is not None:
-            pending.end = end
-            self._ended_parts.append((request_id, self._parts.pop(request_id)))
-            self._mine.discard(request_id)
+            self._ended(request_id, pending, end)
         self._wake.set()
+
+    def _on_reply(self, request_id: str, reply: ReplyHead | ReplyData | None, end: End | None) -> None:
+        pending = self._parts.get(request_id)
+        if not isinstance(pending, _Reply):
+            pending = self._parts[request_id] = _Reply()
+        if isinstance(reply, ReplyData):
+            size_bytes = len(reply.data)
+            pending.pieces.append(reply.data)
+            pending.size_bytes += size_bytes
+            pending.output_tokens += reply.output_tokens
+            forwarding = self._forwarding[request_id]
+            forwarding.unconsumed_bytes += size_bytes
+            if forwarding.unconsumed_bytes > UNCONSUMED_BYTES and not forwarding.held:
+                forwarding.held = True
+                self._node.requests.hold(request_id, True)
+        elif reply is not None:
+            pending.head = reply
+        if end is not None:
+            del self._forwarding[request_id]
+            self._ended(request_id, pending, end)
+        self._wake.set()
+
+    def _ended(self, request_id: str, pending: _Tokens | _Reply, end: End) -> None:
+        pending.end = end
+        self._ended_parts.append((request_id, pending))
+        del self._parts[request_id]
+        self._mine.discard(request_id)
 
     async def _write(self) -> None:
         while True:
@@ -179,13 +292,11 @@ class GatewaySession:
             self._wake.clear()
             frame = pb.NodeFrame()
             answers, self._answers = self._answers, []
-            parts = [*self._ended_parts, *self._parts.items()]
-            self._ended_parts.clear()
-            self._parts.clear()
+            parts = self._take_parts()
             if answers:
                 frame.answers.extend(answers)
             if parts:
-                frame.parts.extend([wire.part(i, t.ids, t.end) for i, t in parts])
+                frame.parts.extend([pending.message(request_id) for request_id, pending in parts])
             pong, self._pong = self._pong, 0
             frame.pong = pong
             noted = self._note(frame)
@@ -194,6 +305,24 @@ class GatewaySession:
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()
                 return
+
+    def _take_parts(self) -> list[tuple[str, _Tokens | _Reply]]:
+        """What goes into the next frame; what is too much for it stays, and wakes the writer again."""
+        parts = [*self._ended_parts, *self._parts.items()]
+        self._ended_parts.clear()
+        self._parts.clear()
+        total_bytes = 0
+        for position, (_, pending) in enumerate(parts):
+            total_bytes += pending.size_bytes
+            if total_bytes > FRAME_BYTES and position:
+                for request_id, later in parts[position:]:
+                    if later.end is not None:
+                        self._ended_parts.append((request_id, later))
+                    else:
+                        self._parts[request_id] = later
+                self._wake.set()
+                return parts[:position]
+        return parts
 
     def _note(self, frame: pb.NodeFrame) -> bool:
         """Adds the load if it has changed and the last note is old enough."""

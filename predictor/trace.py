@@ -24,13 +24,13 @@ SNAPSHOT_TIMEOUT_S = 30.0
 class TraceFollower:
     """One task from `start` to `close`."""
 
-    def __init__(self, probe: EngineProbe, engine: TracedEngine, changed: Callable[[], None]) -> None:
-        """`changed` is called after each item that says something new of the engine."""
+    def __init__(self, probe: EngineProbe, engine: TracedEngine, on_change: Callable[[], None]) -> None:
+        """`on_change` is called after each item that says something new of the engine."""
         self.resyncs = 0
         """Gaps in the trace so far (a count)."""
         self._probe = probe
         self._engine = engine
-        self._changed = changed
+        self._on_change = on_change
         self._first_snapshot = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -56,7 +56,7 @@ class TraceFollower:
                 continue
             except EngineError as error:
                 self._engine.on_disconnect()
-                self._changed()
+                self._on_change()
                 log.warning("trace is broken", detail=str(error), again_in_s=pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
@@ -80,5 +80,5 @@ class TraceFollower:
                     self.resyncs += 1
                     log.warning("trace has a gap, reading it anew", expected_after=engine.version, got=item.seq)
                     return
-                self._changed()
+                self._on_change()
         raise EngineError("the engine ended its trace")

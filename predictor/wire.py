@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine_adapters.base import EngineRequest
+from engine_adapters.forwarding import ForwardCall, ReplyHead
 from predictor.core.calibration import ErrorSummary
 from predictor.core.estimator import NoForecast
 from predictor.core.step_learning import Learned
 from predictor.node import NodeRuntime
-from predictor.requests import End
+from predictor.requests import End, ForwardOrder
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
@@ -39,6 +40,13 @@ def engine_request(message: engine_pb.EngineGenerateRequest, *, max_model_len_to
         stop_token_ids=tuple(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
         emulated_output_tokens=sampling.emulated_output_tokens,
+        min_p=sampling.min_p if sampling.HasField("min_p") else None,
+        presence_penalty=sampling.presence_penalty if sampling.HasField("presence_penalty") else None,
+        frequency_penalty=sampling.frequency_penalty if sampling.HasField("frequency_penalty") else None,
+        repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else None,
+        min_tokens=sampling.min_tokens,
+        logit_bias=tuple(sampling.logit_bias.items()),
+        bad_words=tuple(sampling.bad_words),
         priority=message.priority,
         model=message.model,
         traceparent=message.traceparent,
@@ -59,16 +67,48 @@ def chunk(token_ids: Sequence[int], end: End | None) -> engine_pb.EngineChunk:
     )
 
 
-def part(request_id: str, token_ids: Sequence[int], end: End | None) -> pb.StreamPart:
-    if end is None:
-        return pb.StreamPart(request_id=request_id, token_ids=token_ids)
-    return pb.StreamPart(
-        request_id=request_id,
-        token_ids=token_ids,
-        outcome=codec.outcome_to_wire(end.outcome),
-        usage=usage(end),
-        detail=end.detail,
+def forward_order(message: engine_pb.ForwardedCall) -> ForwardOrder:
+    """Raises ValueError for a belief that is none."""
+    return ForwardOrder(
+        call=ForwardCall(
+            request_id=message.request_id,
+            method=message.method,
+            target=message.target,
+            headers=tuple([(header.name, header.value) for header in message.headers]),
+            body_bytes=message.body_bytes,
+            prompt_tokens=message.prompt_tokens,
+            max_output_tokens=message.max_output_tokens,
+            priority=message.priority,
+        ),
+        belief=codec.belief_from_wire(message.belief),
     )
+
+
+def part(request_id: str, token_ids: Sequence[int], end: End | None) -> pb.StreamPart:
+    message = pb.StreamPart(request_id=request_id, token_ids=token_ids)
+    if end is not None:
+        _add_end(message, end)
+    return message
+
+
+def forwarded_part(
+    request_id: str, head: ReplyHead | None, data: bytes, output_tokens: int, end: End | None
+) -> pb.StreamPart:
+    """`output_tokens`: those in `data`."""
+    message = pb.StreamPart(request_id=request_id, data=data, output_tokens=output_tokens)
+    if head is not None:
+        message.head.status = head.status
+        for name, value in head.headers:
+            message.head.headers.add(name=name, value=value)
+    if end is not None:
+        _add_end(message, end)
+    return message
+
+
+def _add_end(message: pb.StreamPart, end: End) -> None:
+    message.outcome = codec.outcome_to_wire(end.outcome)
+    message.usage.CopyFrom(usage(end))
+    message.detail = end.detail
 
 
 def welcome(node_id: str, config: EngineConfig, profile: str) -> pb.NodeFrame:

@@ -6,9 +6,25 @@ must be `snapshot.seq + 1`; anything else is a gap and the reader must ask for a
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from simcore.types import EngineConfig, RequestState
+
+_CHILD = re.compile(r"(.+)=\d+(?:-[\w-]*)?")
+
+
+def child_id(request_id: str, place: str) -> str:
+    """The name of a further request into which an engine has split a client's call (several prompts or answers): the
+    first has the call's own. `place` begins with a number."""
+    return f"{request_id}={place}"
+
+
+def parent_id(request_id: str) -> str:
+    """The call's name; for a request that is no child its own."""
+    found = _CHILD.fullmatch(request_id)
+    return found[1] if found else request_id
 
 
 class StepBatch(msgspec.Struct, frozen=True):

@@ -11,13 +11,11 @@ import aiohttp
 import msgspec
 
 from bench.client.balance import Balance, Dispatch, Token, make_balance
-from bench.client.open_loop import Progress, reach
+from bench.client.open_loop import Progress, made_up_prompt, reach
 from bench.client.openai_client import complete, completion_body
 from bench.client.server_metrics import ServerSample, read_sample
 from bench.measure.results import RequestResult
 from bench.workload.item import WorkloadItem
-from bench.workload.prefix import prefix_token_ids
-from bench.workload.synthetic import prompt_token_ids
 from gateway.core.outcomes import COMPLETE
 
 METRICS_TIMEOUT_S = 5.0
@@ -94,7 +92,10 @@ async def run_endpoints(plan: EndpointPlan, *, progress: Progress | None = None)
     """Sends each item when it is due to the server that the dispatch rule names, and waits for every answer."""
     count = progress if progress is not None else Progress()
     balance = make_balance(plan.dispatch, len(plan.urls))
-    prompts = [_prompt(item, plan, index) for index, item in enumerate(plan.items)]
+    prompts = [
+        item.prompt or made_up_prompt(item, seed=plan.seed, index=index, vocab_size=plan.vocab_size)
+        for index, item in enumerate(plan.items)
+    ]
     samples: dict[str, list[ServerSample]] = {url: [] for url in plan.urls}
     failures: list[str] = []
     # One connection per request in flight, as many as the open loop needs.
@@ -135,30 +136,17 @@ async def _one(
     count.sent += 1
     body = completion_body(item, model=plan.model, prompt=prompt, natural_length=plan.natural_length)
 
-    def came(tokens: int) -> None:
+    def on_tokens(tokens: int) -> None:
         count.tokens += tokens
 
     begun_s = time.perf_counter()
     result = await complete(
-        http, plan.urls[server], body, item=item, due_s=due_s, timeout_s=plan.timeout_s, tokens_came=came
+        http, plan.urls[server], body, item=item, due_s=due_s, timeout_s=plan.timeout_s, on_tokens=on_tokens
     )
     balance.ended(server, tokens, time.perf_counter() - begun_s)
     count.ended += 1
     count.failed += result.outcome not in COMPLETE
     return result
-
-
-def _prompt(item: WorkloadItem, plan: EndpointPlan, index: int) -> str | list[int]:
-    if item.prompt:
-        return item.prompt
-    shared = prefix_token_ids(
-        item.prefix_ids,
-        prefix_block_tokens=item.prefix_block_tokens,
-        prompt_tokens=item.prompt_tokens,
-        vocab_size=plan.vocab_size,
-    )
-    own = item.prompt_tokens - len(shared)
-    return shared + prompt_token_ids(seed=plan.seed, index=index, prompt_tokens=own, vocab_size=plan.vocab_size)
 
 
 async def _poll(

@@ -104,18 +104,20 @@ def request_message(item: WorkloadItem, plan: ReplayPlan, index: int, *, limit_t
     if item.prompt:
         message.text = item.prompt
     else:
-        shared = prefix_token_ids(
-            item.prefix_ids,
-            prefix_block_tokens=item.prefix_block_tokens,
-            prompt_tokens=item.prompt_tokens,
-            vocab_size=plan.vocab_size,
-        )
-        own = item.prompt_tokens - len(shared)
-        message.token_ids.ids.extend(shared)
-        message.token_ids.ids.extend(
-            prompt_token_ids(seed=plan.seed, index=index, prompt_tokens=own, vocab_size=plan.vocab_size)
-        )
+        message.token_ids.ids.extend(made_up_prompt(item, seed=plan.seed, index=index, vocab_size=plan.vocab_size))
     return message
+
+
+def made_up_prompt(item: WorkloadItem, *, seed: int, index: int, vocab_size: int) -> list[int]:
+    """Token ids for an item without text: what it shares with others by its prefix ids, then tokens of its own."""
+    shared = prefix_token_ids(
+        item.prefix_ids,
+        prefix_block_tokens=item.prefix_block_tokens,
+        prompt_tokens=item.prompt_tokens,
+        vocab_size=vocab_size,
+    )
+    own = item.prompt_tokens - len(shared)
+    return shared + prompt_token_ids(seed=seed, index=index, prompt_tokens=own, vocab_size=vocab_size)
 
 
 async def replay(
@@ -255,4 +257,7 @@ def _failure(error: grpc.aio.AioRpcError) -> tuple[Outcome, str]:
                 return Outcome(value), detail
             except ValueError:
                 break
+    if error.code() is grpc.StatusCode.NOT_FOUND:
+        # The model: a call that was turned away, of which no outcome tells.
+        return Outcome.INVALID, detail
     return _OUTCOME_OF_CODE.get(error.code().value[0], Outcome.INTERNAL), detail

@@ -63,13 +63,13 @@ async def complete(
     item: WorkloadItem,
     due_s: float,
     timeout_s: float,
-    tokens_came: Callable[[int], None],
+    on_tokens: Callable[[int], None],
 ) -> RequestResult:
     """Sends it and reads the answer to its end. A failure is a result, not an exception.
 
     `due_s`: on the clock of `time.perf_counter`, from which all times count. `url` names the server in the result.
     """
-    exchange = _Exchange(item, due_s, tokens_came)
+    exchange = _Exchange(item, due_s, on_tokens)
     try:
         async with asyncio.timeout(timeout_s), http.post(f"{url}/v1/completions", json=body) as response:
             if response.status != 200:
@@ -91,13 +91,13 @@ async def complete(
 
 
 class _Exchange:
-    def __init__(self, item: WorkloadItem, due_s: float, tokens_came: Callable[[int], None]) -> None:
+    def __init__(self, item: WorkloadItem, due_s: float, on_tokens: Callable[[int], None]) -> None:
         self.outcome: Outcome | None = None
         self.error = ""
         self._item = item
         self._due_s = due_s
         self._sent_s = time.perf_counter()
-        self._came = tokens_came
+        self._on_tokens = on_tokens
         self._first_s: float | None = None
         self._last_s = due_s
         self._gaps_s: list[float] = []
@@ -124,7 +124,7 @@ class _Exchange:
                 else:
                     self._gaps_s.append(now_s - self._last_s)
                 self._tokens += 1
-                self._came(1)
+                self._on_tokens(1)
                 self._last_s = now_s
             if choice.finish_reason:
                 self.outcome = Outcome.LENGTH if choice.finish_reason == "length" else Outcome.STOP

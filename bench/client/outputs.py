@@ -15,7 +15,7 @@ from rich.console import Console
 from bench.client.endpoints import EndpointRun
 from bench.client.server_metrics import ServerRates, rates
 from bench.measure.results import Summary, summarise
-from bench.run.files import Provenance
+from bench.run.provenance import Provenance
 from bench.show.plots import DPI, STYLE
 from bench.show.tables import print_table, rate_text, seconds, summary_lines, summary_table
 
@@ -36,15 +36,52 @@ FIGURES: tuple[tuple[str, str, Callable[[ServerRates], float | None]], ...] = (
     ("request_throughput", "requests per second", lambda r: r.requests_per_s),
 )
 _SMOOTH_S = 1.0
+_ARRIVAL_BINS = 15
+_THEIR_FIGURES = {
+    "prefix_hit_ratio": "prefix_hit_rate",
+    "ttft": "ttft_stats",
+    "tpot": "tpot_stats",
+    "latency": "latency_stats",
+}
+"""Names of our figures that PlanetServe's measurer has otherwise."""
 
 
-def write_outputs(folder: Path, head: Provenance, run: EndpointRun) -> tuple[Summary, list[Path]]:
-    """Everything into `folder`, which is made; the paths written, figures last. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+class OutputPlaces(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the files of a run go, and what they are called."""
+
+    files: Path
+    figures: Path
+    summary: str = SUMMARY_FILE
+    figure_names: dict[str, str] = {}
+    """Those that are not called as here."""
+    arrivals: bool = False
+    """A figure of the gaps between requests as well."""
+
+
+def measurers_places(dataset: str, interval_s: float) -> OutputPlaces:
+    """Where PlanetServe's measurer puts the same run, by the name of its file: scripts look for it there."""
+    name = Path(dataset).stem
+    return OutputPlaces(
+        files=Path(f"log_{name}_{interval_s}"),
+        figures=Path(f"fig_{name}_{interval_s}"),
+        summary=f"{name}_summary.txt",
+        figure_names=_THEIR_FIGURES,
+        arrivals=True,
+    )
+
+
+def write_outputs(
+    folder: Path, head: Provenance, run: EndpointRun, *, places: OutputPlaces | None = None
+) -> tuple[Summary, list[Path]]:
+    """Everything into `folder`, or into `places`, which are made; the paths written, figures last. Raises OSError."""
+    places = places or OutputPlaces(files=folder, figures=folder)
+    folder = places.files
+    for made in (folder, places.figures):
+        made.mkdir(parents=True, exist_ok=True)
     summary = summarise(run.results)
     records = {url: rates(samples) for url, samples in run.samples.items()}
     servers = {url: last(rows) for url, rows in records.items()}
-    paths = [folder / name for name in (RESULTS_FILE, THROUGHPUT_FILE, SUMMARY_FILE)]
+    paths = [folder / name for name in (RESULTS_FILE, THROUGHPUT_FILE, places.summary)]
     paths[0].write_bytes(
         msgspec.json.format(
             msgspec.json.encode({"header": head, "summary": summary, "servers": servers, "requests": run.results})
@@ -52,10 +89,16 @@ def write_outputs(folder: Path, head: Provenance, run: EndpointRun) -> tuple[Sum
     )
     paths[1].write_bytes(msgspec.json.format(msgspec.json.encode({"header": head, "servers": records})))
     paths[2].write_text(summary_text(summary, servers), encoding="utf-8")
+
+    def figure(name: str) -> Path:
+        return places.figures / f"{places.figure_names.get(name, name)}.png"
+
     with mpl.rc_context(STYLE):
         for name, label, value in FIGURES:
-            paths.append(_figure(folder / f"{name}.png", label, records, value))
-        paths.append(_latencies(folder / "latency.png", run))
+            paths.append(_figure(figure(name), label, records, value))
+        paths.append(_latencies(figure("latency"), run))
+        if places.arrivals:
+            paths.append(_arrivals(figure("arrival_distribution"), run))
     return summary, paths
 
 
@@ -132,5 +175,17 @@ def _latencies(path: Path, run: EndpointRun) -> Path:
         axes.legend()
     axes.set_xlabel("seconds")
     axes.set_title("share of requests within")
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def _arrivals(path: Path, run: EndpointRun) -> Path:
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    gaps_s = np.diff(sorted(result.arrival_s for result in run.results))
+    if gaps_s.any():
+        axes.hist(gaps_s, bins=_ARRIVAL_BINS, range=(0.0, float(gaps_s.max())))
+    axes.set_xlabel("seconds")
+    axes.set_title("gaps between requests")
     figure.savefig(path, dpi=DPI)
     return path

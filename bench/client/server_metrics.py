@@ -7,13 +7,11 @@ inter-token latency); the newest name that is there counts. What a page does not
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from engine_adapters.openai_metrics_view import parse_page
-
-Samples = Mapping[str, Sequence[tuple[dict[str, str], float]]]
+from engine_adapters.metrics_page import Samples, mean, parse_page, total
 
 _KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
 _HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
@@ -89,15 +87,15 @@ def read_sample(text: str, at_s: float) -> ServerSample:
     return ServerSample(
         at_s=at_s,
         kv_use=_kv_use(samples),
-        prefix_hits=_first(samples, _HITS),
-        prefix_queries=_first(samples, _QUERIES),
+        prefix_hits=total(samples, _HITS),
+        prefix_queries=total(samples, _QUERIES),
         ttft_sum_s=ttft_sum,
         ttft_count=ttft_count,
         tpot_sum_s=tpot_sum,
         tpot_count=tpot_count,
-        prompt_tokens=_first(samples, _PROMPT),
-        output_tokens=_first(samples, _OUTPUT),
-        requests=_first(samples, _DONE),
+        prompt_tokens=total(samples, _PROMPT),
+        output_tokens=total(samples, _OUTPUT),
+        requests=total(samples, _DONE),
     )
 
 
@@ -148,22 +146,13 @@ def _ratio(top0: float | None, top1: float | None, bottom0: float | None, bottom
 
 def _histogram(samples: Samples, names: Sequence[str]) -> tuple[float | None, float | None]:
     for name in names:
-        total, count = _first(samples, (f"{name}_sum",)), _first(samples, (f"{name}_count",))
-        if total is not None and count is not None:
-            return total, count
+        summed, count = total(samples, (f"{name}_sum",)), total(samples, (f"{name}_count",))
+        if summed is not None and count is not None:
+            return summed, count
     return None, None
 
 
 def _kv_use(samples: Samples) -> float | None:
-    told = _first(samples, _KV_USE, largest=True)
-    free, total = _first(samples, _FREE), _first(samples, _TOTAL)
-    return told if told is not None or free is None or not total else 1.0 - free / total
-
-
-def _first(samples: Samples, names: Sequence[str], *, largest: bool = False) -> float | None:
-    """Over all label sets of the first name that is there."""
-    for name in names:
-        values = [value for _, value in samples.get(name, ()) if value == value]
-        if values:
-            return max(values) if largest else sum(values)
-    return None
+    told = mean(samples, _KV_USE)
+    free, blocks = total(samples, _FREE), total(samples, _TOTAL)
+    return told if told is not None or free is None or not blocks else 1.0 - free / blocks

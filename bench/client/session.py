@@ -93,9 +93,10 @@ class ReplaySession:
         time, tokens come at their pace, and all of them wait equally long on the way.
         """
         answered = [index for index, result in enumerate(results) if result.ttft_s is not None]
-        wanted = answered[:: max(1, math.ceil(len(answered) / EXPLAINED))]
-        told = await asyncio.gather(*(self._gateway_ttft_s(f"{plan.run_id}-{results[i].request_id}") for i in wanted))
-        for index, gateway_ttft_s in zip(wanted, told, strict=True):
+        sample = answered[:: max(1, math.ceil(len(answered) / EXPLAINED))]
+        request_ids = [f"{plan.run_id}-{results[index].request_id}" for index in sample]
+        ttfts_s = await asyncio.gather(*map(self._gateway_ttft_s, request_ids))
+        for index, gateway_ttft_s in zip(sample, ttfts_s, strict=True):
             ttft_s = results[index].ttft_s
             if gateway_ttft_s is not None and ttft_s is not None:
                 outside_s = ttft_s - gateway_ttft_s * plan.time_scale
@@ -105,10 +106,10 @@ class ReplaySession:
     async def _gateway_ttft_s(self, request_id: str) -> float | None:
         """The gateway's own seconds from arrival to first token; None when it no longer knows the request."""
         try:
-            told = await self._stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=CALL_S)
+            explained = await self._stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=CALL_S)
         except grpc.aio.AioRpcError:
             return None
-        return told.actual.ttft_s if told.actual.HasField("ttft_s") else None
+        return explained.actual.ttft_s if explained.actual.HasField("ttft_s") else None
 
     async def _settled(self) -> pb.NodeList:
         """The nodes once they report that nothing runs, or after SETTLE_S."""

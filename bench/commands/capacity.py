@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, policy_variants, spec_options
+from bench.commands.spec_options import JOBS, SET, base_spec, policy_option, seeds_option, spec_options
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from bench.run.capacity_search import Objective
     from bench.run.executor import Chain
-    from bench.run.simulated import RunLine
-    from bench.run.spec import RunSpec
 
 OBJECTIVES = ("ttft_p99_s<=3", "ttft_p99_s<=10", "scheduling_delay_p99_s<=5")
 
@@ -41,18 +39,10 @@ Example: a policy of your own on eight nodes.
 \b
 Measures are named <what>_<statistic>_<unit>: ttft, tpot, e2e, scheduling_delay, preemption_loss; mean, p50, p90, p95,
 p99, max; s. And goodput_share (limits: --set slo_ttft_s=3 --set slo_tpot_s=0.1), completed_share, preemptions, ...
-The router is the one that ships; with --as-published all nodes are asked and nothing is held, as in published systems.
 Runs are finite: a long queue needs time to grow, so take --set requests=N for minutes of arrivals, not seconds.
 """
 )
-@click.option(
-    "--policy",
-    multiple=True,
-    default=("round_robin", "llumnix_freeness", "min_total_latency"),
-    show_default=True,
-    metavar="NAME",
-    help="A name or a file; may be repeated, or several with commas.",
-)
+@policy_option()
 @click.option("--slo", multiple=True, default=OBJECTIVES, show_default=True, metavar="M<=X", help="May be repeated.")
 @click.option(
     "--nodes-for",
@@ -65,7 +55,7 @@ Runs are finite: a long queue needs time to grow, so take --set requests=N for m
 @click.option("--step", type=float, default=0.25, show_default=True, metavar="R", help="Rates are multiples of this.")
 @spec_options("as_published")
 @SET
-@SEEDS
+@seeds_option(3)
 @JOBS
 @click.option("--output", default="results/capacity", show_default=True, metavar="DIR", help="Where runs are kept.")
 @json_option
@@ -84,17 +74,19 @@ def capacity(
 ) -> None:
     """Find, by bisection for each policy and seed, the largest rate that keeps an objective (mean and 95 % interval).
 
-    With --nodes-for: the fewest nodes that keep it at that rate.
+    With --nodes-for: the fewest nodes that keep it at that rate. The router is the one that ships unless you say
+    --as-published.
     """
     from rich.console import Console
 
     from bench.commands.run_errors import run_errors
-    from bench.commands.workload_options import check_positive
+    from bench.commands.workload_options import check_positive, policy_variants
     from bench.measure.statistics import text_of
     from bench.run.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
     from bench.run.executor import run_chains
-    from bench.run.log import FILE_NAME
+    from bench.run.files import FILE_NAME
     from bench.run.spec import check_spec, with_values
+    from bench.workload.rows import plural
 
     check_positive("--low", low, "requests per second")
     check_positive("--step", step, "requests per second")
@@ -125,27 +117,32 @@ def capacity(
         for name in variants
         for objective in objectives
     }
+    cells: dict[tuple[str, Objective], str]
+    rows: Sequence[Any]
     if fleet_rate is None:
-        capacities = {key: combine(*key, values) for key, values in per_seed.items()}
-        title = f"requests/s of {base.nodes} nodes, in steps of {step:g}/s"
+        key, nodes, title = "capacities", base.fleet_text, f"requests/s of {base.size} nodes, in steps of {step:g}/s"
+        capacities = {place: combine(*place, values) for place, values in per_seed.items()}
+        rows = list(capacities.values())
         cells = {
-            key: f"below {low:g}" if row.rate_per_s is None else text_of(row.rate_per_s)
-            for key, row in capacities.items()
+            place: f"below {low:g}" if row.rate_per_s is None else text_of(row.rate_per_s)
+            for place, row in capacities.items()
         }
-        _print(
-            "capacities",
-            list(capacities.values()),
-            (title, cells),
-            base=base,
-            lines=lines,
-            seeds=seeds,
-            as_json=as_json,
-        )
+    else:
+        key, nodes = "fleets", f"nodes {base.profile}, {base.limits_text}"
+        title = f"fewest nodes for {fleet_rate:g} requests/s, {(base.requests or 0) / fleet_rate:.0f} s of them"
+        fleets = {place: combine_nodes(*place, values) for place, values in per_seed.items()}
+        rows = list(fleets.values())
+        cells = {
+            place: f"more than {MOST_NODES}" if row.nodes is None else _span(row.nodes) for place, row in fleets.items()
+        }
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode({key: rows, "runs": len(lines), "seeds": seeds, "router": base.router_text}))
         return
-    fleets = {key: combine_nodes(*key, values) for key, values in per_seed.items()}
-    title = f"fewest nodes for {fleet_rate:g} requests/s, {(base.requests or 0) / fleet_rate:.0f} s of them"
-    cells = {key: f"more than {MOST_NODES}" if row.nodes is None else _span(row.nodes) for key, row in fleets.items()}
-    _print("fleets", list(fleets.values()), (title, cells), base=base, lines=lines, seeds=seeds, as_json=as_json)
+    runs = f"{plural(seeds, 'seed')}, {plural(len(lines), 'run')} of {base.requests:,} requests"
+    setting = f"{nodes}; {base.dataset}, lengths {base.lengths}; {base.router_text}"
+    _show(cells, [f"{title}; {runs}", setting])
 
 
 def _name(policy: str, objective: Objective, seed: int) -> str:
@@ -157,27 +154,13 @@ def _span(counts: Sequence[int]) -> str:
     return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def _print(
-    key: str,
-    rows: Sequence[Any],
-    shown: tuple[str, Mapping[tuple[str, Objective], str]],
-    *,
-    base: RunSpec,
-    lines: Sequence[RunLine],
-    seeds: int,
-    as_json: bool,
-) -> None:
-    if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode({key: rows, "runs": len(lines), "seeds": seeds, "router": base.router_text}))
-        return
+def _show(cells: Mapping[tuple[str, Objective], str], heads: Sequence[str]) -> None:
+    """A row per policy, a column per objective."""
     from rich import box
     from rich.table import Table
 
     from bench.show.tables import out_console, print_table
 
-    title, cells = shown
     table = Table(box=box.SIMPLE)
     table.add_column("policy", no_wrap=True)
     for objective in dict.fromkeys(objective for _, objective in cells):
@@ -185,12 +168,6 @@ def _print(
     for name in dict.fromkeys(name for name, _ in cells):
         table.add_row(name, *(cell for (own, _), cell in cells.items() if own == name))
     out = out_console()
-    out.print(
-        f"{title}; {seeds} seed{'s' if seeds > 1 else ''}, {len(lines)} runs of {base.requests:,} requests",
-        highlight=False,
-    )
-    out.print(
-        f"{base.fleet_text}; {base.dataset}, lengths {base.lengths}; {base.router_text}",
-        highlight=False,
-    )
+    for head in heads:
+        out.print(head, highlight=False)
     print_table(out, table)

@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands.replay import check_live_options, live_options, live_plan
-from bench.commands.simulate import NODE_KEYS, node_options, simulate_runs, simulated_spec, simulation_options
-from bench.commands.spec_options import spec_values
+from bench.commands.simulate import (
+    NODE_KEYS,
+    given_router,
+    node_options,
+    simulate_runs,
+    simulated_spec,
+    simulation_options,
+)
+from bench.commands.spec_options import RATES, policy_option, seeds_option, spec_values
 from bench.commands.workload_options import (
     build_source,
     one_line_errors,
     policies,
-    policy_files,
+    policy_paths,
     rates,
     workload_options,
 )
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from bench.client.open_loop import ReplayPlan
     from bench.data.source import WorkloadSource
     from bench.measure.results import Run
-    from bench.run.live_comparison import LiveRun
+    from bench.run.live import LiveRun
 
 DEFAULT_LIVE_REQUESTS, DEFAULT_SIMULATED_REQUESTS = 200, 2000
 DEFAULT_LIVE_NODES, DEFAULT_SIMULATED_NODES = 4, 12
@@ -51,29 +58,9 @@ Example: simulated, over several rates.
   astrolabe bench compare --simulate --rate 20 --rate 28 --rate 36 --requests 10000
 """
 )
-@click.option(
-    "--policy",
-    multiple=True,
-    default=("round_robin", "llumnix_freeness", "min_total_latency"),
-    show_default=True,
-    metavar="NAME",
-    help="A name or a policy file; may be repeated, or several with commas. The first is the baseline.",
-)
-@click.option(
-    "--rate",
-    type=float,
-    multiple=True,
-    metavar="R",
-    help="Requests per second; may be repeated. [default: the data set's own arrivals]",
-)
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Runs per point, seeds 0 to N - 1.",
-)
+@policy_option(" The first is the baseline.")
+@RATES
+@seeds_option(1)
 @click.option("--simulate", "simulated", is_flag=True, help="Simulated nodes instead of processes.")
 @click.option(
     "--gateway",
@@ -145,15 +132,16 @@ def _live(
     *,
     as_json: bool,
 ) -> None:
-    from bench.run.live_comparison import ClusterError, ClusterSpec, local_cluster
+    from bench.run.live import local_cluster
     from bench.run.spec import RunSpec, with_values
+    from deploy.local_cluster import ClusterError, ClusterSpec
 
-    def run(address: str, title: str) -> None:
-        done = _replays(console, address, source, names, points, options)
+    def run(address: str, title: str, router: str) -> None:
+        done = _replays(console, address, source, names, points, options, router=router)
         _report(console, source, done, title, options, as_json=as_json)
 
     if options["gateway"]:
-        run(options["gateway"], f"live at {options['gateway']}")
+        run(options["gateway"], f"live at {options['gateway']}", f"router of the gateway at {options['gateway']}")
         return
     engine = with_values(RunSpec(), spec_values(options, *NODE_KEYS)).predictor_options()
     spec = ClusterSpec(
@@ -163,12 +151,13 @@ def _live(
         predictor={**engine, "time_scale": options["time_scale"]},
         gateway={
             **{name: options[name] for name in ("sample", "ask", "hold", "hold_order")},
-            "policy_file": policy_files(options["policy"]),
+            "policy_file": [path for path in policy_paths(options["policy"]).values() if path.endswith(".py")],
         },
     )
     try:
         with local_cluster(console, spec) as cluster:
-            run(cluster.address, f"{spec.nodes} emulated nodes {options['profile']}, live")
+            router = with_values(RunSpec(), given_router(options)).router_text
+            run(cluster.address, f"{spec.nodes} emulated nodes {options['profile']}, live", router)
     except ClusterError as error:
         if error.log:
             click.echo(error.log, err=True)
@@ -182,16 +171,18 @@ def _replays(
     names: Sequence[str],
     points: Sequence[float | None],
     options: dict[str, Any],
+    *,
+    router: str,
 ) -> list[LiveRun]:
-    from bench.run.live import context_tokens, look_up
-    from bench.run.live_comparison import compare_live
+    from bench.run.live import context_tokens, jobs_of, look_up, replay_jobs
 
     source.keep_fitting(context_tokens(look_up(address), options["model"]))
 
     def make_plan(rate: float | None, seed: int) -> ReplayPlan:
         return live_plan(source, rate, seed, options)
 
-    return compare_live(console, address, make_plan, policies=names, rates=points, seeds=range(options["seeds"]))
+    jobs = jobs_of(make_plan, policies=names, rates=points, seeds=range(options["seeds"]), router=router)
+    return replay_jobs(address, jobs, console=console)
 
 
 def _report(
@@ -206,16 +197,15 @@ def _report(
     import msgspec
 
     from bench.measure.differences import difference_table, differences
-    from bench.run.files import header, result_path, write_results
+    from bench.run.files import write_run
     from bench.run.live import complaints
+    from bench.run.provenance import header
     from bench.show.tables import comparison_table, out_console, print_table
 
-    head = header({**options, "dataset_notes": source.notes}, seed=0)
+    head = header({**options, "dataset_notes": source.notes})
     runs = [one.run for one in done]
     for one in done if options["output"] else ():
-        config = {**head.config, "policy": one.run.policy, "rate": one.run.rate_per_s}
-        own = msgspec.structs.replace(head, seed=one.run.seed, config=config)
-        write_results(result_path(Path(options["output"]), one.run), own, one.results)
+        write_run(Path(options["output"]), head, one.run, one.results)
     _plot(runs, title, options, caption=f"{source.notes[0]}. {head.command}")
     if as_json:
         click.echo(msgspec.json.encode({"header": head, "runs": runs, "differences": differences(runs)}))

@@ -27,7 +27,7 @@ def list_sets(as_json: bool) -> None:
     from rich.table import Table
 
     from bench.data.public_data import catalogue, path_of
-    from bench.show.tables import out_console
+    from bench.show.tables import out_console, print_table
 
     if as_json:
         rows = {
@@ -38,11 +38,11 @@ def list_sets(as_json: bool) -> None:
         return
     table = Table(header_style="bold")
     for column in ("name", "--dataset", "here", "licence", "what it is"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=column != "what it is")
     for name, entry in catalogue().items():
         table.add_row(name, entry.kind, "yes" if path_of(name).is_file() else "no", entry.licence, entry.about)
     out = out_console()
-    out.print(table)
+    print_table(out, table, prose=True)
     out.print("fetch one: astrolabe bench data fetch NAME", highlight=False)
     out.print("use it:    astrolabe bench simulate --dataset KIND --dataset-path $(astrolabe bench data path NAME) ...")
 

@@ -14,8 +14,10 @@ from protos.runtime.addresses import parse_url
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.client.outputs import OutputPlaces
     from bench.data.source import WorkloadSource
 
+RESULTS_FOLDER = "results/endpoints"
 F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIONS = (
@@ -49,10 +51,10 @@ OPTIONS = (
     click.option("--dataset-file", default="", metavar="FILE", help="The same as --dataset jsonl --dataset-path FILE."),
     click.option(
         "--results-folder",
-        default="results/endpoints",
-        show_default=True,
+        default="",
         metavar="DIR",
-        help="Where a run against endpoints puts its files.",
+        help="Where a run against endpoints puts its files. [default: results/endpoints; with --average-interval or "
+        "--dataset-file log_DATASET_S and fig_DATASET_S]",
     ),
 )
 
@@ -80,6 +82,20 @@ def with_aliases(options: Mapping[str, Any]) -> dict[str, Any]:
             raise click.UsageError("--dataset-file and --dataset-path name the same thing: give one of them")
         found["dataset"], found["dataset_path"] = "jsonl", found["dataset_file"]
     return found
+
+
+def output_places(options: Mapping[str, Any]) -> OutputPlaces:
+    """Where the run's files go: a folder that was named, the measurer's two where its flags are used, or our own."""
+    from bench.client.outputs import OutputPlaces, measurers_places
+
+    if options["results_folder"]:
+        folder = Path(options["results_folder"])
+    elif options["rate"] is not None and (options["dataset_file"] or options["average_interval"] is not None):
+        interval_s = options["average_interval"] or round(1.0 / options["rate"], 6)
+        return measurers_places(options["dataset_path"] or options["dataset"], interval_s)
+    else:
+        folder = Path(RESULTS_FOLDER)
+    return OutputPlaces(files=folder, figures=folder)
 
 
 def urls_of(options: Mapping[str, Any]) -> list[str]:
@@ -113,8 +129,8 @@ def replay_endpoints(
     from bench.client.open_loop import Progress
     from bench.client.outputs import server_line, write_outputs
     from bench.client.server_metrics import rates
-    from bench.run.files import header
     from bench.run.live import complaints, run_async, shown
+    from bench.run.provenance import header
     from bench.show.tables import out_console, print_table, summary_lines, summary_table
 
     if options["policy"]:
@@ -145,7 +161,8 @@ def replay_endpoints(
                 return await run_endpoints(plan, progress=counts)
 
         done = run_async(run())
-        summary, paths = write_outputs(Path(options["results_folder"]), head, done)
+        places = output_places(options)
+        summary, paths = write_outputs(places.files, head, done, places=places)
     if options["as_json"]:
         click.echo(msgspec.json.encode({"header": head, "summary": summary}))
     else:
@@ -158,7 +175,8 @@ def replay_endpoints(
         for url, samples in done.samples.items():
             rows = rates(samples)
             out.print(server_line(url, rows[-1] if rows else None), highlight=False)
-        out.print(f"{len(paths)} files in {options['results_folder']}", highlight=False)
+        folders = " and ".join(f"{folder}/" for folder in dict.fromkeys((places.files, places.figures)))
+        out.print(f"{len(paths)} files in {folders}", highlight=False)
     if done.polls_failed:
         console.print(f"[yellow]warning:[/] {done.polls_failed} reads of /metrics failed", highlight=False)
     for complaint in complaints(summary):

@@ -95,7 +95,7 @@ def experiment(
 
 def _run(one: Experiment, folder: Path, size: Size, console: Console, *, live: bool) -> Report:
     from bench.experiments.run import run_experiment, show_tables
-    from bench.show.tables import out_console
+    from protos.runtime.terminal import out_console
 
     runner = None
     if live:
@@ -134,12 +134,12 @@ def _list(found: list[Experiment], *, as_json: bool) -> None:
     from rich import box
     from rich.table import Table
 
-    from bench.show.tables import out_console, print_table
+    from protos.runtime.terminal import out_console, print_table
 
     table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0))
     for title in ("name", "system", "what", "state"):
-        table.add_column(title)
+        table.add_column(title, no_wrap=title != "what")
     for e in found:
         state = {"ready": "", "live": "with --live", "later": "later"}[e.status]
         table.add_row(e.name, e.system, e.title, state)
-    print_table(out_console(), table)
+    print_table(out_console(), table, prose=True)

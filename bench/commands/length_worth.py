@@ -57,10 +57,10 @@ def worth(
     from bench.experiments.length_worth import ERRORS, SCHEMES, Cell, study
     from bench.measure.measures import GoodputSlo
     from bench.run.spec import RunSpec
-    from bench.show.tables import print_table
+    from bench.show.tables import out_console, print_table
     from length_model.core.split import samples_of
     from length_model.models import load_model
-    from length_model.report import out_console, short_name
+    from length_model.report import short_name
 
     console = Console(stderr=True)
     with one_line_errors():

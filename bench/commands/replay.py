@@ -94,8 +94,9 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
     """Send a workload to a live gateway, or to plain servers, each request when it is due, and measure here."""
     from rich.console import Console
 
-    from bench.run.files import header, write_results
+    from bench.run.files import write_results
     from bench.run.live import Job, complaints, context_tokens, look_up, replay_jobs
+    from bench.run.provenance import header
     from bench.show.tables import out_console, print_table, summary_lines, summary_table
 
     console = Console(stderr=True)
@@ -114,23 +115,24 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
         job = Job(policy=chosen[0] if chosen else "", plan=live_plan(source, rate, options["seed"], options))
         config = {**options, "gateway": gateway, "policy": job.policy or nodes.policy, "dataset_notes": source.notes}
         head = header(config, seed=options["seed"])
-        (finished,) = replay_jobs(gateway, [job], console=console)
+        (done,) = replay_jobs(gateway, [job], console=console)
+        summary = done.run.summary
         if options["output"]:
-            write_results(Path(options["output"]), head, finished.results)
+            write_results(Path(options["output"]), head, done.results)
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode({"header": head, "summary": finished.summary}))
+        click.echo(msgspec.json.encode({"header": head, "summary": summary}))
     else:
         out = out_console()
         for note in source.notes:
             out.print(f"[dim]{note}[/]", highlight=False)
-        print_table(out, summary_table(finished.summary, title=f"{job.policy or nodes.policy} at {gateway}"))
-        for line in summary_lines(finished.summary):
+        print_table(out, summary_table(summary, title=f"{job.policy or nodes.policy} at {gateway}"))
+        for line in summary_lines(summary):
             out.print(line, highlight=False)
         if options["output"]:
             out.print(f"one line per request: {options['output']}", highlight=False)
-    for complaint in complaints(finished.summary, time_scale=options["time_scale"]):
+    for complaint in complaints(summary, time_scale=options["time_scale"]):
         console.print(f"[yellow]warning:[/] {complaint}", highlight=False)
 
 

@@ -20,7 +20,7 @@ def run_errors() -> Iterator[None]:
     """Raises click.UsageError for what was asked wrongly, click.ClickException for what went wrong."""
     from bench.experiments.catalogue import ExperimentError
     from bench.run.executor import ExecutorError, Interrupted
-    from bench.run.log import RunLogError
+    from bench.run.files import ResultFileError
     from bench.run.spec import SpecError
     from bench.workload.dataset_error import DatasetError
     from gateway.core.decision.policies.registry import PolicyError
@@ -36,5 +36,5 @@ def run_errors() -> Iterator[None]:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(f"{where}the disk is full; make room and give the same command again") from None
         raise click.ClickException(str(error)) from None
-    except (ExperimentError, ExecutorError, RunLogError, DatasetError, ValueError) as error:
+    except (ExperimentError, ExecutorError, ResultFileError, DatasetError, ValueError) as error:
         raise click.ClickException(str(error)) from None

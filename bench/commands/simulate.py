@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bench.commands.run_errors import run_errors
-from bench.commands.spec_options import JOBS, option_name, spec_options, spec_values
+from bench.commands.spec_options import (
+    JOBS,
+    RATES,
+    option_name,
+    policy_option,
+    seeds_option,
+    spec_options,
+    spec_values,
+)
 from bench.commands.workload_options import (
     one_line_errors,
-    policy_paths,
+    policy_variants,
     rates,
     read_source,
     workload_of,
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.data.source import WorkloadSource
-    from bench.run.files import Provenance
+    from bench.run.provenance import Provenance
     from bench.run.simulated import Done
     from bench.run.spec import RunSpec
 
@@ -41,7 +49,7 @@ NODE_KEYS = (
 )
 ROUTER_KEYS = ("router.ask", "router.hold.when", "router.hold.order", "sample")
 node_options = spec_options(*NODE_KEYS)
-"""What an emulated or simulated node can be told."""
+"""The engine of an emulated or simulated node."""
 
 
 def simulation_options(command: F) -> F:
@@ -56,29 +64,9 @@ Example: three policies at five rates over 12 A30 nodes with ShareGPT requests.
       --rate 20 --rate 24 --rate 28 --rate 32 --rate 36 --requests 10000
 """
 )
-@click.option(
-    "--policy",
-    multiple=True,
-    default=("round_robin", "llumnix_freeness", "min_total_latency"),
-    show_default=True,
-    metavar="NAME",
-    help="May be repeated, or several with commas.",
-)
-@click.option(
-    "--rate",
-    type=float,
-    multiple=True,
-    metavar="R",
-    help="Requests per second; may be repeated. [default: the data set's own arrivals]",
-)
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Runs per point, with seeds 0 to N - 1.",
-)
+@policy_option()
+@RATES
+@seeds_option(1)
 @spec_options("nodes")
 @node_options
 @simulation_options
@@ -128,17 +116,19 @@ def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec
     points = rates(options["rate"])
     workload = workload_of(options, rate=points[0], default_requests=default_requests)
     try:
-        keys = ("nodes", "fleet", "as_published", *NODE_KEYS, *(key for key in ROUTER_KEYS if _is_given(key)))
-        base = with_values(workload, spec_values(options, *keys))
+        values = spec_values(options, "nodes", "fleet", "as_published", *NODE_KEYS)
+        base = with_values(workload, values | given_router(options))
         check_spec(base)
     except SpecError as error:
         raise click.ClickException(str(error)) from None
     return base
 
 
-def _is_given(key: str) -> bool:
-    source = click.get_current_context().get_parameter_source(option_name(key))
-    return source != click.core.ParameterSource.DEFAULT
+def given_router(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those keys of the router that were given; the others stay as the router has them."""
+    source = click.get_current_context().get_parameter_source
+    given = (key for key in ROUTER_KEYS if source(option_name(key)) != click.core.ParameterSource.DEFAULT)
+    return spec_values(options, *given)
 
 
 def simulate_runs(
@@ -148,19 +138,19 @@ def simulate_runs(
     import msgspec
 
     from bench.run.executor import run_all
-    from bench.run.files import header
+    from bench.run.files import write_run
     from bench.run.grid import make_tasks
+    from bench.run.provenance import header
     from bench.run.simulated import Done
-    from bench.show.simulated import write_run
     from bench.workload.item import belief_of
 
     source = read_source(console, base)
-    variants = {name: {"policy": path} for name, path in policy_paths(options["policy"]).items()}
+    variants = policy_variants(options["policy"])
     folder = Path(options["output"]) if options["output"] else None
     with one_line_errors(), run_errors():
         source.keep_fitting(base.longest_tokens)
         belief_of(source.workload(rate_per_s=base.rate_per_s, seed=0)[0], base.lengths)
-        head = header({**options, **msgspec.to_builtins(base), "dataset_notes": source.notes}, seed=0)
+        head = header({**options, **msgspec.to_builtins(base), "dataset_notes": source.notes})
         tasks = [
             task
             for rate in rates(options["rate"])
@@ -171,7 +161,7 @@ def simulate_runs(
 
         def on_results(done: Done) -> None:
             if folder is not None:
-                write_run(folder, head, done)
+                write_run(folder, head, done.line.run, done.results)
             results[done.line.key] = done
 
         executed = run_all(

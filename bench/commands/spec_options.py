@@ -1,19 +1,16 @@
-"""Options made from the fields of a run (`RunSpec`), where name, type, default and docstring are said once."""
+"""Options of commands that run a `RunSpec`, and what else they read from the command line."""
 
 from __future__ import annotations
 
-import ast
 import functools
-import inspect
 import re
-import textwrap
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
+
+from protos.runtime.options import Option, docstrings, options, options_of
 
 if TYPE_CHECKING:
     from bench.run.spec import RunSpec
@@ -27,30 +24,55 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="A key of the run: requests=2000, nodes=4, profile=./my_gpu.json, dataset=./my_workload.py, router.ask=4, ...",
 )
-SEEDS = click.option(
-    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Seeds 0 to N - 1."
+RATES = click.option(
+    "--rate",
+    type=float,
+    multiple=True,
+    metavar="R",
+    help="Requests per second; may be repeated. [default: the data set's own arrivals]",
 )
 JOBS = click.option(
     "--jobs", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Side by side; 0: all cores."
 )
-_FLAGS = {"router.hold.when": "hold", "router.hold.order": "hold_order"}
-"""Options whose name is not that of their field."""
 
 
-class _Dataset(click.ParamType[str]):
-    """A data set's word, or the path of a workload file."""
+def policy_option(more: str = "") -> Callable[[F], F]:
+    """Adds --policy, with more words for its help."""
+    return click.option(
+        "--policy",
+        multiple=True,
+        default=("round_robin", "llumnix_freeness", "min_total_latency"),
+        show_default=True,
+        metavar="NAME",
+        help=f"A name or a policy file; may be repeated, or several with commas.{more}",
+    )
 
-    name = "NAME"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from bench.data.named import dataset_names
+def seeds_option(default: int) -> Callable[[F], F]:
+    """Adds --seeds."""
+    return click.option(
+        "--seeds",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="Runs per point, with seeds 0 to N - 1.",
+    )
 
-        return value if value.endswith(".py") else click.Choice(dataset_names()).convert(value, param, ctx)
+
+@functools.cache
+def _known() -> dict[str, tuple[type[msgspec.Struct], Option]]:
+    """Every key of a run that can be an option, `nodes` or `router.hold.when`: the record it is of, and the option."""
+    from bench.run.spec import RunSpec
+    from gateway.core.router_config import RouterConfig
+
+    records: tuple[tuple[type[msgspec.Struct], str], ...] = ((RunSpec, ""), (RouterConfig, "router."))
+    return {start + ".".join(option.path): (kind, option) for kind, start in records for option in options_of(kind)}
 
 
 def option_name(key: str) -> str:
-    """The option of a key of the run, with `_` for `-`: `router.ask` is ask, `duration_s` duration."""
-    return _FLAGS.get(key) or key.removeprefix("router.").removesuffix("_s")
+    """The parameter of a key's option: `router.ask` is ask, `duration_s` duration."""
+    return _known()[key][1].parameter
 
 
 def spec_options(*keys: str, **defaults: Any) -> Callable[[F], F]:
@@ -58,72 +80,20 @@ def spec_options(*keys: str, **defaults: Any) -> Callable[[F], F]:
 
     def decorate(command: F) -> F:
         for key in reversed(keys):
-            command = _option(key, defaults)(command)
+            kind, option = _known()[key]
+            # A data set's words are too many for one sentence.
+            words = {"dataset": docstrings(kind)["dataset"]} if key == "dataset" else {}
+            command = options(kind, only=[option.parameter], help_of=words, defaults=defaults)(command)
         return command
 
     return decorate
 
 
-def spec_values(options: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+def spec_values(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     """Key -> value of those options. Values of `router.hold.*` are one key, `router.hold`."""
-    values = {key: options[option_name(key)] for key in keys if not key.startswith("router.hold.")}
-    hold = {
-        key.removeprefix("router.hold."): options[option_name(key)] for key in keys if key.startswith("router.hold.")
-    }
+    values = {key: given[option_name(key)] for key in keys if not key.startswith("router.hold.")}
+    hold = {key.removeprefix("router.hold."): given[option_name(key)] for key in keys if key.startswith("router.hold.")}
     return values | ({"router.hold": hold} if hold else {})
-
-
-def _option(key: str, defaults: Mapping[str, Any]) -> Callable[[F], F]:
-    from bench.run.spec import POSITIVE, RunSpec
-    from gateway.core.queue.queue import HoldConfig
-    from gateway.core.router_config import RouterConfig
-
-    struct: Any = HoldConfig if key.startswith("router.hold.") else RouterConfig if "." in key else RunSpec
-    field = key.rpartition(".")[2]
-    name = option_name(key)
-    default = defaults.get(field, getattr(struct(), field))
-    kind, text = _kind(typing.get_type_hints(struct)[field]), _docs(struct)[field]
-    flag = f"--{name.replace('_', '-')}"
-    if kind is bool:
-        return click.option(flag, name, is_flag=True, default=default, help=text)
-    more: dict[str, Any] = {"type": kind, "metavar": name.upper() if kind is str else "X"}
-    if key == "dataset":
-        more = {"type": _Dataset(), "metavar": "NAME"}
-    elif kind is int:
-        more = {"type": click.IntRange(min=1 if field in POSITIVE or default is None else 0), "metavar": "N"}
-    elif typing.get_origin(kind) is Literal:
-        more = {"type": click.Choice(list(typing.get_args(kind)))}
-    elif kind is float and field.endswith("_s"):
-        more["metavar"] = "S"
-    return click.option(flag, name, default=default, show_default=default not in (None, ""), help=text, **more)
-
-
-def _kind(annotation: Any) -> Any:
-    """The type without its None, a union of literals as one."""
-    parts = [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        parts = [part for part in typing.get_args(annotation) if part is not type(None)]
-    if len(parts) > 1 and all(typing.get_origin(part) is Literal for part in parts):
-        return Literal[tuple(word for part in parts for word in typing.get_args(part))]
-    return parts[0]
-
-
-@functools.cache
-def _docs(struct: type) -> dict[str, str]:
-    """Docstring of each field in one line; what None stands for as the default of the option."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(struct))).body
-    assert isinstance(node, ast.ClassDef)
-    found: dict[str, str] = {}
-    field = ""
-    for part in node.body:
-        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-            field = part.target.id
-            found[field] = ""
-        elif field and isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant):
-            text = " ".join(str(part.value.value).split())
-            found[field] = re.sub(r"[;.] (?:None|empty): ([^.]*)\.$", r". [default: \1]", text)
-            field = ""
-    return found
 
 
 def split_pair(text: str, option: str) -> tuple[str, str]:
@@ -166,13 +136,3 @@ def base_spec(settings: Sequence[str], *, as_published: bool = False) -> RunSpec
 
     pairs = (split_pair(text, "--set") for text in settings)
     return with_values(RunSpec(as_published=as_published), {key: read_value(value) for key, value in pairs})
-
-
-def policy_variants(names: Sequence[str]) -> Mapping[str, dict[str, Any]]:
-    """Variant name -> values: names and files, with commas or repeated. Raises PolicyError."""
-    from gateway.policy_files import policy_name
-
-    found: dict[str, dict[str, Any]] = {}
-    for name in (part.strip() for text in names for part in text.split(",") if part.strip()):
-        found[policy_name(name)] = {"policy": str(Path(name).resolve()) if name.endswith(".py") else name}
-    return found

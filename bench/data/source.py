@@ -43,8 +43,9 @@ class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A rate that changes; goes before any other."""
     day_peak_to_valley: float | None = None
     """The run is one day, squeezed into `duration_s`, whose rate swings by this factor around the one asked for."""
-    shuffle: bool = True
-    """Rows in a seeded random order; else in file order."""
+    shuffle: bool | None = None
+    """Rows in a seeded random order, or in file order. None: in file order where prompts share beginnings, since those
+    that do belong close together in time."""
 
 
 class WorkloadSource:
@@ -90,7 +91,7 @@ class WorkloadSource:
                 seed=seed,
                 kind=self._kind(),
                 burstiness=spec.burstiness,
-                shuffle=spec.shuffle,
+                shuffle=self._shuffled(),
             )[: spec.requests]
         elif rate_per_s is None or spec.arrivals == "recorded":
             if not self.has_arrivals:
@@ -108,13 +109,30 @@ class WorkloadSource:
                 burstiness=spec.burstiness,
                 count=spec.requests,
                 duration_s=spec.duration_s if spec.requests is None else None,
-                shuffle=spec.shuffle,
+                shuffle=self._shuffled(),
             )
         if spec.duration_s is not None:
             items = [item for item in items if item.arrival_s < spec.duration_s]
         if not items:
             raise ValueError("no request falls into the run: make it longer or raise the rate")
+        if len(items) > len(self._rows):
+            self._note(f"{plural(len(items), 'request')} of {plural(len(self._rows), 'row')}: rows come more than once")
         return items
+
+    def _shuffled(self) -> bool:
+        """Whether rows at generated times are shuffled; what that means for shared beginnings is noted."""
+        shared = any(row.prefix_ids for row in self._rows)
+        if not shared:
+            return self.spec.shuffle is not False
+        if self.spec.shuffle:
+            self._note("shuffled, as asked: prompts that share beginnings no longer follow each other as recorded")
+            return True
+        self._note("rows in file order, since prompts share beginnings; their recorded times are not used")
+        return False
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def _kind(self) -> ArrivalKind:
         return "gamma" if self.spec.arrivals == "recorded" else self.spec.arrivals
@@ -149,6 +167,7 @@ class DrawnSource(WorkloadSource):
 
     def keep_fitting(self, max_total_tokens: int) -> None:
         self._longest_tokens = min(max_total_tokens, self._longest_tokens)
+        self._note(f"drawn again where prompt and answer have more than {self._longest_tokens:,} tokens together")
 
     def workload(self, *, rate_per_s: float | None, seed: int) -> list[WorkloadItem]:
         spec = self.spec
@@ -179,7 +198,11 @@ class FileSource(WorkloadSource):
             raise ValueError("say how many requests the run shall have")
         items = items_of_file(spec.file, rate_per_s=rate_per_s, requests=spec.requests, seed=seed)
         if self._longest_tokens is not None:
-            items = fitting_items(items, self._longest_tokens, spec.file)
+            fit = fitting_items(items, self._longest_tokens, spec.file)
+            if len(fit) < len(items):
+                dropped = plural(len(items) - len(fit), "request")
+                self._note(f"{dropped} of the file longer than {self._longest_tokens:,} tokens left out")
+            items = fit
         return [item for item in items if spec.duration_s is None or item.arrival_s < spec.duration_s]
 
 
@@ -207,5 +230,9 @@ def _read(dataset: DatasetSpec, distinct: bool, progress: Progress | None) -> tu
         parsed = load_dataset(dataset, progress=progress)
         if len(_kept) == MOST_KEPT:
             del _kept[next(iter(_kept))]
-        _kept[key] = list(dict.fromkeys(parsed.rows)) if distinct else parsed.rows, parsed.notes
+        rows, notes = parsed.rows, parsed.notes
+        if distinct:
+            rows = list(dict.fromkeys(rows))
+            notes = [*notes, f"{plural(len(parsed.rows) - len(rows), 'row')} equal to others left out"]
+        _kept[key] = rows, notes
     return _kept[key]

@@ -1,8 +1,8 @@
 """Live runs beside simulations of the very same requests: what the simulator has to be believed for.
 
 Each live run is simulated several times with nothing changed but how ties fall: as far as these are from each other,
-two live runs would be too. Their median is compared. The delays are those that the live run told of itself: what a
-decision took, and what passed between client and gateway.
+two live runs would be too. Their median is compared. The delays are those measured in the live run: what a decision
+took, and what passed between client and gateway.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeasuredDelays(msgspec.Struct, frozen=True, kw_only=True):
-    """What a live run told of its own surroundings, in workload seconds."""
+    """Delays around the engines of a live run, in workload seconds."""
 
     decision_s: float
     """Mean time from arrival at the gateway to placement."""
@@ -71,7 +71,7 @@ class MeasuredDelays(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def simulate_again(lines: Sequence[RunLine], folder: Path, *, time_scale: float, console: Console) -> list[Agreement]:
-    """Simulates what was run live. Raises ExecutorError, RunLogError.
+    """Simulates what was run live. Raises ExecutorError, ResultFileError.
 
     Engines on a faster clock see slower surroundings: delays of gateway and network are stretched by `time_scale`.
     """
@@ -84,13 +84,13 @@ def simulate_again(lines: Sequence[RunLine], folder: Path, *, time_scale: float,
     found: list[Agreement] = []
     for index, live in enumerate(lines):
         repeats = executed.lines[index * REPEATS : (index + 1) * REPEATS]
-        delivery_s = delays_told(live, time_scale).delivery_s
+        delivery_s = measured_delays(live, time_scale).delivery_s
         for _, measure, bar in COMPARED:
-            told = read_measure(live.measures, measure)
+            measured = read_measure(live.measures, measure)
             values = [
                 value + delivery_s for line in repeats if (value := read_measure(line.measures, measure)) is not None
             ]
-            if told is None or not values:
+            if measured is None or not values:
                 continue
             found.append(
                 Agreement(
@@ -98,7 +98,7 @@ def simulate_again(lines: Sequence[RunLine], folder: Path, *, time_scale: float,
                     rate_per_s=live.spec.rate_per_s,
                     seed=live.spec.seed,
                     measure=measure,
-                    live=told,
+                    live=measured,
                     simulated=statistics.median(values),
                     lowest=min(values),
                     highest=max(values),
@@ -108,11 +108,11 @@ def simulate_again(lines: Sequence[RunLine], folder: Path, *, time_scale: float,
     return found
 
 
-def delays_told(line: RunLine, time_scale: float) -> MeasuredDelays:
-    """Read from the live run's own measures; 0 for what it does not tell."""
+def measured_delays(line: RunLine, time_scale: float) -> MeasuredDelays:
+    """Read from the live run's own measures; 0 for what it does not have."""
     delivery = line.summary.delivery_s
     return MeasuredDelays(
-        # Decisions are told in seconds of the clock, all else on the workload's scale.
+        # Decisions are in seconds of the clock, all else on the workload's scale.
         decision_s=line.measures.get("decision_mean_s", 0.0) * time_scale,
         delivery_s=0.0 if delivery is None else delivery.mean,
     )
@@ -123,7 +123,7 @@ def twin(line: RunLine, time_scale: float) -> RunSpec:
     spec = line.spec
     names = ("network_one_way_s", "gateway_s", "forecast_s", "note_interval_s")
     delays = {name: getattr(spec, name) * time_scale for name in names}
-    decision_s = delays_told(line, time_scale).decision_s
+    decision_s = measured_delays(line, time_scale).decision_s
     turns_s = 2 * delays["gateway_s"] + 2 * delays["network_one_way_s"]
     if decision_s > turns_s:
         # More than a rule needs: nodes were asked, and what is left of the way there and back is their answer.
@@ -153,10 +153,11 @@ def as_markdown(found: Sequence[Agreement], lines: Sequence[RunLine], *, time_sc
         )
     out += ["", "Delays of the live runs, in the simulations too (ms of the clock):", ""]
     for line in lines:
-        told = delays_told(line, time_scale)
+        delays = measured_delays(line, time_scale)
         rate = "–" if line.spec.rate_per_s is None else f"{line.spec.rate_per_s:g}"
+        decision_ms, delivery_ms = (s / time_scale * 1e3 for s in (delays.decision_s, delays.delivery_s))
         out.append(
-            f"- {line.variant}, {rate}/s, seed {line.spec.seed}: a decision {told.decision_s / time_scale * 1e3:.2f}, "
-            f"between client and gateway {told.delivery_s / time_scale * 1e3:.2f}"
+            f"- {line.variant}, {rate}/s, seed {line.spec.seed}: a decision {decision_ms:.2f}, "
+            f"between client and gateway {delivery_ms:.2f}"
         )
     return "\n".join(out) + "\n"

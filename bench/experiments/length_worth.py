@@ -154,8 +154,8 @@ def capacity(samples: Sequence[LengthSample], *, requests: int, seed: int, base:
 
     def keeps(rate_per_s: float) -> bool:
         workload = items(chosen, rate_per_s=rate_per_s, seed=seed, base=base)
-        told = run_once(workload, scheme="min_total_latency", lengths="known", seed=seed, base=base, slo=slo)
-        return told["ttft_p99_s"] <= slo.ttft_s
+        found = run_once(workload, scheme="min_total_latency", lengths="known", seed=seed, base=base, slo=slo)
+        return found["ttft_p99_s"] <= slo.ttft_s
 
     low, high = 0.0, float(base.nodes)
     while keeps(high):
@@ -197,9 +197,9 @@ def study(
                     msgspec.structs.replace(item, predicted_atoms_tokens=atoms)
                     for item, atoms in zip(workload, believed[knowledge.name], strict=True)
                 ]
-                told = run_once(tagged, scheme=scheme, lengths=knowledge.lengths, seed=seed, base=base, slo=slo)
+                found = run_once(tagged, scheme=scheme, lengths=knowledge.lengths, seed=seed, base=base, slo=slo)
                 cell = Cell(
-                    scheme=scheme, knowledge=knowledge.name, load=load, rate_per_s=top * load, seed=seed, measures=told
+                    scheme=scheme, knowledge=knowledge.name, load=load, rate_per_s=top * load, seed=seed, measures=found
                 )
                 cells.append(cell)
                 on_cell(cell)

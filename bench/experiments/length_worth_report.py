@@ -68,13 +68,13 @@ def rows(study: Study, scheme: Scheme) -> list[list[str]]:
     """Per knowledge: every measure at every load, the mean over seeds; then its share of the oracle's gain."""
     found = []
     for knowledge in knowledges_of(study):
-        told = [
+        cells = [
             show(float(np.mean(values(study, scheme, knowledge, load, measure))))
             for _, measure, show in _COLUMNS
             for load in loads_of(study)
         ]
         shares = [share_of_oracle(study, scheme, knowledge, measure) for measure in ("ttft_p99_s", "e2e_mean_s")]
-        found.append([knowledge, *told, *("-" if s is None else f"{s:.0%}".replace("%", " %") for s in shares)])
+        found.append([knowledge, *cells, *("-" if s is None else f"{s:.0%}".replace("%", " %") for s in shares)])
     return found
 
 

@@ -13,15 +13,13 @@ from rich.console import Console
 from bench.client.open_loop import ReplayPlan
 from bench.experiments.catalogue import ExperimentError
 from bench.experiments.schema import Experiment, Live
-from bench.measure.measures import GoodputSlo, measure
 from bench.micro.process_cost import CostMeter
-from bench.run.files import commit, machine
-from bench.run.live import Job, complaints, replay_jobs, run_id
-from bench.run.live_comparison import ClusterError, ClusterSpec, lateness_warnings, local_cluster
-from bench.run.simulated import SCHEMA_VERSION, RunLine, Task
+from bench.run.live import Job, complaints, lateness_warnings, local_cluster, replay_jobs, run_id
+from bench.run.provenance import commit, machine
+from bench.run.simulated import RunLine, Task, line_of
 from bench.run.spec import RunSpec, check_spec, router_config, with_values
 from bench.run.workload import requests_of
-from deploy.local_cluster import LocalCluster
+from deploy.local_cluster import ClusterError, ClusterSpec, LocalCluster
 from gateway.policy_files import is_policy_file, policy_name
 
 
@@ -89,31 +87,27 @@ def _replay(cluster: LocalCluster, task: Task, live: Live, console: Console) -> 
     nodes = CostMeter([node.pid for node in cluster.nodes])
     gateway = CostMeter([cluster.gateway.pid])
     label = f"{task.variant} {spec.rate_per_s or 0:g}/s"
-    policy = policy_name(spec.policy_path)
-    finished = replay_jobs(cluster.address, [Job(policy=policy, plan=plan, label=label)], console=console)[0]
+    job = Job(policy=policy_name(spec.policy_path), plan=plan, rate_per_s=spec.rate_per_s, label=label)
+    (done,) = replay_jobs(cluster.address, [job], console=console)
     of_nodes, of_gateway = nodes.read(), gateway.read()
-    for complaint in complaints(finished.summary, time_scale=live.time_scale):
+    for complaint in complaints(done.run.summary, time_scale=live.time_scale):
         console.print(f"[yellow]warning:[/] {label}: {complaint}", highlight=False)
-    measures = measure(finished.results, finished.summary, GoodputSlo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
-    measures |= {
+    cost = {
         "predictor_cpu_share": of_nodes.cpu_share,
         "predictor_rss_mib": of_nodes.rss_mib,
         "predictor_rss_max_mib": of_nodes.rss_max_mib,
         "gateway_cpu_share": of_gateway.cpu_share,
         "gateway_rss_mib": of_gateway.rss_mib,
     }
-    return RunLine(
-        schema_version=SCHEMA_VERSION,
-        key=spec.key,
-        group=task.group,
-        variant=task.variant,
-        mode="live",
-        spec=spec,
-        measures=measures,
-        summary=finished.summary,
+    return line_of(
+        task,
+        "live",
+        done.results,
+        done.run.summary,
+        cost,
         commit=commit(),
         machine=machine(),
         started_at=started_at,
-        wall_s=time.perf_counter() - began_s,
+        began_s=began_s,
         cpu_s=time.process_time() - own_cpu_s,
     )

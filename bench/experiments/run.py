@@ -18,12 +18,13 @@ from bench.experiments.figures import draw
 from bench.experiments.schema import Experiment, Grid
 from bench.experiments.tables import as_markdown, as_rich
 from bench.run.executor import run_all
-from bench.run.files import commit, records_writer
+from bench.run.files import FILE_NAME, RunLog, records_writer
 from bench.run.grid import make_tasks
-from bench.run.log import FILE_NAME, RunLog
+from bench.run.provenance import commit
 from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
 from bench.show.tables import print_table
+from bench.workload.rows import plural
 
 MOST_DATA_SETS = 2
 """As many as a caption has room for."""
@@ -80,7 +81,7 @@ def run_experiment(
 
     `live` carries the experiment out on real processes instead.
 
-    Raises ExperimentError, ExecutorError, RunLogError, SpecError, PolicyError, DatasetError, OSError.
+    Raises ExperimentError, ExecutorError, ResultFileError, SpecError, PolicyError, DatasetError, OSError.
     """
     if experiment.status == "later":
         raise ExperimentError(f"{experiment.name} cannot be run yet: {experiment.why_later}")
@@ -169,7 +170,7 @@ def _header(lines: Sequence[RunLine]) -> str:
         data = [*data[:MOST_DATA_SETS], f"and {len(data) - MOST_DATA_SETS} more"]
     sizes = "/".join(f"{number:,}" for number in requests)
     return (
-        f"{len(lines)} {first.mode} runs, {seeds} seed{'s' if seeds > 1 else ''}, {sizes} requests each; "
+        f"{len(lines)} {first.mode} runs, {plural(seeds, 'seed')}, {sizes} requests each; "
         f"{'; '.join(data)}; commit {(commit() or 'unknown')[:12]}"
     )
 

@@ -9,7 +9,7 @@ import msgspec
 
 from bench.measure.capacity import crossing
 from bench.measure.measures import read_measure
-from bench.measure.statistics import Estimate, estimate
+from bench.measure.statistics import Estimate, estimate, text_of
 from bench.run.simulated import RunLine
 from bench.run.spec import check_field
 
@@ -52,6 +52,20 @@ def by_seed(lines: Sequence[RunLine], measure: str) -> dict[int, float]:
         if value is not None:
             found.setdefault(line.spec.seed, []).append(value)
     return {seed: sum(values) / len(values) for seed, values in sorted(found.items())}
+
+
+def by_variant_and_rate(lines: Sequence[RunLine]) -> dict[tuple[str, float | None], list[RunLine]]:
+    """In the order in which they first come."""
+    found: dict[tuple[str, float | None], list[RunLine]] = {}
+    for line in lines:
+        found.setdefault((line.variant, line.spec.rate_per_s), []).append(line)
+    return found
+
+
+def mean_text(lines: Sequence[RunLine], measure: str) -> str:
+    """The mean over seeds with half its interval, for people; a dash when no run has the measure."""
+    values = list(by_seed(lines, measure).values())
+    return text_of(estimate(values), digits=3) if values else "–"
 
 
 def curve(lines: Sequence[RunLine], measure: str, x: str = RATE) -> list[Point]:

@@ -8,24 +8,15 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from bench.measure.results import Run, Spread, Summary
+from bench.measure.results import Run, Summary, statistic_of
 from bench.measure.statistics import Difference, compare_paired
 
-
-def _of(field: str, statistic: str) -> Callable[[Summary], float | None]:
-    def value(summary: Summary) -> float | None:
-        spread: Spread | None = getattr(summary, field)
-        return None if spread is None else getattr(spread, statistic)
-
-    return value
-
-
 COMPARED: tuple[tuple[str, Callable[[Summary], float | None]], ...] = (
-    ("TTFT mean", _of("ttft_s", "mean")),
-    ("TTFT P99", _of("ttft_s", "p99")),
-    ("TPOT mean", _of("tpot_s", "mean")),
-    ("E2E mean", _of("e2e_s", "mean")),
-    ("E2E P99", _of("e2e_s", "p99")),
+    ("TTFT mean", statistic_of("ttft_s", "mean")),
+    ("TTFT P99", statistic_of("ttft_s", "p99")),
+    ("TPOT mean", statistic_of("tpot_s", "mean")),
+    ("E2E mean", statistic_of("e2e_s", "mean")),
+    ("E2E P99", statistic_of("e2e_s", "p99")),
 )
 """What is compared; less is better in all."""
 

@@ -6,29 +6,27 @@ Our own names are `<what>_<statistic>_<unit>`, in seconds: `ttft_p99_s`. Percent
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from bench.measure import forecast_errors
-from bench.measure.results import RequestResult, Summary
+from bench.measure.results import STATISTICS, RequestResult, Summary, spread, statistic_of
 from gateway.core.outcomes import COMPLETE
 
-STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
 SHORT_PROMPT_TOKENS, LONG_PROMPT_TOKENS = 128, 1024
 """Classes when all priorities are equal: prompts up to the first, between, from the second on."""
 
-_TIMES: tuple[tuple[str, str, Callable[[RequestResult], float | None]], ...] = (
-    ("ttft", "s", lambda r: r.ttft_s),
-    ("tpot", "s", lambda r: r.tpot_s),
-    ("e2e", "s", lambda r: r.e2e_s),
-    ("normalised", "s_per_token", lambda r: None if r.e2e_s is None else r.e2e_s / max(1, r.output_tokens)),
-    ("scheduling_delay", "s", lambda r: r.scheduling_delay_s),
-    ("preemption_loss", "s", lambda r: r.preemption_loss_s),
-    ("decision", "s", lambda r: r.decision_s),
+TIMES = (
+    ("ttft", "s"),
+    ("tpot", "s"),
+    ("e2e", "s"),
+    ("normalised", "s_per_token"),
+    ("scheduling_delay", "s"),
+    ("preemption_loss", "s"),
+    ("decision", "s"),
 )
+"""(what, unit): each is a spread of a run's summary, `<what>_<unit>`."""
 
 
 class GoodputSlo(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,12 +37,13 @@ class GoodputSlo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(results: Sequence[RequestResult], summary: Summary, slo: GoodputSlo) -> dict[str, float]:
-    """Every measure that these results can give, by our own names."""
-    found: dict[str, float] = {}
-    for name, unit, value in _TIMES:
-        array = np.array([v for r in results if (v := value(r)) is not None], dtype=np.float64)
-        if array.size:
-            found |= {f"{name}_{statistic}_{unit}": x for statistic, x in _statistics(array).items()}
+    """Every measure that these results and their summary can give, by our own names."""
+    found = {
+        f"{name}_{statistic}_{unit}": value
+        for name, unit in TIMES
+        for statistic in STATISTICS
+        if (value := statistic_of(f"{name}_{unit}", statistic)(summary)) is not None
+    }
     complete = [r for r in results if r.outcome in COMPLETE]
     good = [
         r
@@ -79,10 +78,10 @@ def fairness(complete: Sequence[RequestResult]) -> dict[str, float]:
     found: dict[str, float] = {}
     means: list[float] = []
     for name, members in sorted(classes.items()):
-        ttfts = [r.ttft_s for r in members if r.ttft_s is not None]
-        if ttfts:
-            found[f"ttft_p99_s_of_{name}"] = float(np.percentile(ttfts, 99))
-        means.append(float(np.mean([(r.e2e_s or 0.0) / max(1, r.output_tokens) for r in members])))
+        if (ttft := spread(r.ttft_s for r in members if r.ttft_s is not None)) is not None:
+            found[f"ttft_p99_s_of_{name}"] = ttft.p99
+        if (normalised := spread(n for r in members if (n := r.normalised_s_per_token) is not None)) is not None:
+            means.append(normalised.mean)
     if len(means) > 1:
         found["fairness_jain"] = sum(means) ** 2 / (len(means) * sum(m * m for m in means))
     return found
@@ -91,12 +90,6 @@ def fairness(complete: Sequence[RequestResult]) -> dict[str, float]:
 def _length_class(r: RequestResult) -> str:
     tokens = r.prompt_tokens
     return "short" if tokens <= SHORT_PROMPT_TOKENS else "long" if tokens >= LONG_PROMPT_TOKENS else "medium"
-
-
-def _statistics(array: NDArray[np.float64]) -> dict[str, float]:
-    p50, p90, p95, p99 = np.percentile(array, [50, 90, 95, 99]).tolist()
-    values = (float(array.mean()), p50, p90, p95, p99, float(array.max()))
-    return dict(zip(STATISTICS, values, strict=True))
 
 
 # --- names of others --------------------------------------------------------------------------------------------------
@@ -150,13 +143,13 @@ def check_measure(name: str) -> None:
 
 
 def _listed() -> str:
-    timed = {f"{name}_{statistic}_{unit}" for name, unit, _ in _TIMES for statistic in STATISTICS}
-    times = [f"{name}_X_{unit}" for name, unit, _ in _TIMES]
+    timed = {f"{name}_{statistic}_{unit}" for name, unit in TIMES for statistic in STATISTICS}
+    times = [f"{name}_X_{unit}" for name, unit in TIMES]
     return f"{', '.join(times)} (X: {', '.join(STATISTICS)}), {', '.join(sorted(KNOWN - timed))}"
 
 
 KNOWN = frozenset(
-    {f"{name}_{statistic}_{unit}" for name, unit, _ in _TIMES for statistic in STATISTICS}
+    {f"{name}_{statistic}_{unit}" for name, unit in TIMES for statistic in STATISTICS}
     | {f"{quantity}_forecast_{name}" for quantity in forecast_errors.QUANTITIES for name in forecast_errors.MEASURES}
     | {
         "throughput_requests_per_s",

@@ -7,7 +7,7 @@ better than it is (`lateness` tells how far behind it was). Percentiles interpol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -16,8 +16,8 @@ from bench.measure.forecast_errors import DispatchForecast, ForecastErrors, Fore
 from gateway.core.outcomes import COMPLETE
 from simcore.types import Outcome
 
-SCHEMA_VERSION = 1
-"""Of the result files. Grows when a field changes its meaning or goes."""
+SCHEMA_VERSION = 2
+"""Of everything that is written of runs. Grows when a field changes its meaning or goes."""
 
 
 class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -58,14 +58,25 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     detail: str = ""
     """Why it failed, for people."""
 
+    @property
+    def normalised_s_per_token(self) -> float | None:
+        """E2E over output tokens; None unless the answer is complete and has any."""
+        return None if self.e2e_s is None or not self.output_tokens else self.e2e_s / self.output_tokens
+
+
+STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
+"""What is kept of a distribution, beside its count: fields of `Spread`."""
+
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """A distribution in six numbers."""
+    """A distribution in a few numbers."""
 
     count: int
     mean: float
     p50: float
     p90: float
+    p95: float | None = None
+    """None only in a summary read from a file that does not have it."""
     p99: float
     max: float
 
@@ -112,14 +123,17 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 def forecast_pairs(results: Sequence[RequestResult]) -> tuple[list[ForecastOutcome], list[ForecastOutcome]]:
     """(TTFT, E2E) of the requests that a forecast placed and one node answered to the end, from the dispatch on."""
-    ttft, e2e = [], []
-    for r in results:
-        placed, began_s = r.forecast, r.decision_s
-        if placed is None or began_s is None or r.ttft_s is None or r.e2e_s is None:
-            continue
-        ttft.append(ForecastOutcome(placed.ttft_p50_s, placed.ttft_p90_s, r.ttft_s - began_s))
-        e2e.append(ForecastOutcome(placed.e2e_p50_s, placed.e2e_p90_s, r.e2e_s - began_s))
-    return ttft, e2e
+    pairs = [pair for r in results if (pair := forecast_pair(r)) is not None]
+    return [ttft for ttft, _ in pairs], [e2e for _, e2e in pairs]
+
+
+def forecast_pair(result: RequestResult) -> tuple[ForecastOutcome, ForecastOutcome] | None:
+    """(TTFT, E2E) of one request; None if no forecast placed it or no node answered it to the end."""
+    placed, began_s = result.forecast, result.decision_s
+    if placed is None or began_s is None or result.ttft_s is None or result.e2e_s is None:
+        return None
+    ttft = ForecastOutcome(placed.ttft_p50_s, placed.ttft_p90_s, result.ttft_s - began_s)
+    return ttft, ForecastOutcome(placed.e2e_p50_s, placed.e2e_p90_s, result.e2e_s - began_s)
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +144,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """As asked for; None when the data set's own arrivals were used."""
     seed: int
     summary: Summary
+    router: str
+    """Which router decided, for people."""
 
 
 def spread(values: Iterable[float]) -> Spread | None:
@@ -137,15 +153,20 @@ def spread(values: Iterable[float]) -> Spread | None:
     array = np.fromiter(values, dtype=np.float64)
     if array.size == 0:
         return None
-    p50, p90, p99 = np.percentile(array, [50, 90, 99])
+    p50, p90, p95, p99 = np.percentile(array, [50, 90, 95, 99]).tolist()
     return Spread(
-        count=int(array.size),
-        mean=float(array.mean()),
-        p50=float(p50),
-        p90=float(p90),
-        p99=float(p99),
-        max=float(array.max()),
+        count=array.size, mean=float(array.mean()), p50=p50, p90=p90, p95=p95, p99=p99, max=float(array.max())
     )
+
+
+def statistic_of(field: str, statistic: str) -> Callable[[Summary], float | None]:
+    """Reads one number of one spread of a summary: `statistic_of("ttft_s", "p99")`."""
+
+    def value(summary: Summary) -> float | None:
+        found: Spread | None = getattr(summary, field)
+        return None if found is None else getattr(found, statistic)
+
+    return value
 
 
 def tpot_s(*, ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
@@ -197,8 +218,6 @@ def summarise(results: Sequence[RequestResult], *, preemptions: int | None = Non
         preemptions=preemptions,
         scheduling_delay_s=spread(r.scheduling_delay_s for r in results if r.scheduling_delay_s is not None),
         preemption_loss_s=spread(r.preemption_loss_s for r in results if r.preemption_loss_s is not None),
-        normalised_s_per_token=spread(
-            r.e2e_s / r.output_tokens for r in results if r.e2e_s is not None and r.output_tokens
-        ),
+        normalised_s_per_token=spread(n for r in results if (n := r.normalised_s_per_token) is not None),
         forecasts=None if not e2e else ForecastErrors(ttft=errors_of(ttft), e2e=errors_of(e2e)),
     )

@@ -54,6 +54,8 @@ class Target(msgspec.Struct, frozen=True):
     process: psutil.Process | None
     """Root of what is measured; None for the engine itself."""
     is_grpc: bool = False
+    lane: str = "tokens"
+    """Of a gateway: what requests are to go by."""
 
 
 class Figures(msgspec.Struct):
@@ -72,20 +74,21 @@ class Figures(msgspec.Struct):
 class HttpConnection:
     """One kept-alive connection that understands just enough."""
 
-    def __init__(self, address: str, prompt: str, *, stream: bool = True) -> None:
+    def __init__(self, address: str, prompt: str, *, stream: bool = True, lane: str = "tokens") -> None:
         host, _, port = address.rpartition(":")
         self._where = (host, int(port))
         self._prompt = prompt
         self._stream = stream
+        # A field that a gateway does not understand, and that asks for nothing.
+        self._more = {"logprobs": 0} if lane == "pass_through" else {}
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, tokens: int) -> None:
         if self._writer is None or self._reader is None:
             self._reader, self._writer = await asyncio.open_connection(*self._where)
-        body = json.dumps(
-            {"model": MODEL, "prompt": self._prompt, "max_tokens": tokens, "stream": self._stream}
-        ).encode()
+        asked = {"model": MODEL, "prompt": self._prompt, "max_tokens": tokens, "stream": self._stream, **self._more}
+        body = json.dumps(asked).encode()
         self._writer.write(
             b"POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%b" % (len(body), body)
@@ -124,7 +127,7 @@ async def connections(target: Target, count: int, prompt: str, *, stream: bool =
 
             yield [ask] * count
         return
-    opened = [HttpConnection(target.address, prompt, stream=stream) for _ in range(count)]
+    opened = [HttpConnection(target.address, prompt, stream=stream, lane=target.lane) for _ in range(count)]
     try:
         yield [c.ask for c in opened]
     finally:
@@ -319,11 +322,15 @@ async def run(options: argparse.Namespace) -> None:
             for lengths in options.lengths:
                 with gateway([e[0] for e in engines], policy, options.tokenizer, lengths) as child:
                     process = psutil.Process(child.pid)
-                    for front, address in (("HTTP", child.http_address), ("gRPC", child.address)):
-                        name = f"gateway {front} {policy} lengths={lengths}"
-                        target = Target(name, address, process, front == "gRPC")
+                    targets = [
+                        Target(f"HTTP {policy} lengths={lengths}, {lane}", child.http_address, process, lane=lane)
+                        for lane in options.lane
+                    ]
+                    if "tokens" in options.lane:
+                        targets.append(Target(f"gRPC {policy} lengths={lengths}", child.address, process, True))
+                    for target in targets:
                         await until_served(target)
-                        show(name, await measure(target, direct, options))
+                        show(f"gateway {target.name}", await measure(target, direct, options))
         for given in options.peer:
             name, _, command = given.partition("=")
             with peer(name, command or name, [e[1] for e in engines]) as target:
@@ -336,6 +343,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", nargs="*", default=["least_requests", "min_total_latency"])
     parser.add_argument("--lengths", nargs="*", default=["none", "hashed"], help="length models of the gateway")
+    parser.add_argument(
+        "--lane",
+        nargs="*",
+        default=["tokens"],
+        choices=["tokens", "pass_through"],
+        help="ways to the engines, over HTTP",
+    )
     parser.add_argument("--tokenizer", default="bytes")
     parser.add_argument(
         "--peer",

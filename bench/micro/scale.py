@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import random
-import statistics
 import time
 
-from bench.run.files import machine
+from bench.measure.results import spread
+from bench.run.provenance import machine
 from gateway.core import events as ev
 from gateway.core.router import Router, RouterConfig
 from simcore.types import EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome, Quantiles
@@ -89,8 +89,9 @@ def measure(nodes: int, *, policy: str, ask: int, decisions: int, seed: int) -> 
         seq[sent.node_id] = sent.dispatch_seq
         costs_us.append(1e6 * spent_s)
         router.handle(ev.StreamEnded(request_id=f"r{i}", node_id=sent.node_id, outcome=Outcome.STOP), now_s)
-    ranked = sorted(costs_us[decisions // 10 :])
-    return statistics.median(ranked), ranked[int(0.99 * len(ranked))], asked / decisions
+    cost_us = spread(costs_us[decisions // 10 :])
+    assert cost_us is not None, "there are decisions"
+    return cost_us.p50, cost_us.p99, asked / decisions
 
 
 def main() -> None:

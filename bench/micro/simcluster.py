@@ -10,7 +10,7 @@ import argparse
 import time
 
 from bench.micro.states import share_gpt_lengths
-from bench.run.files import machine
+from bench.run.provenance import machine
 from bench.simcluster import Delays, NodeSpec, SimCluster, SimResult
 from bench.workload.compose import generated
 from bench.workload.item import DataRow, LengthKnowledge, WorkloadItem

@@ -25,6 +25,7 @@ from gateway.listen import bound_socket
 from protos import codec
 from protos.runtime.addresses import HostPort
 from protos.v1 import astrolabe_dispatch_pb2 as dispatch_pb
+from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchServicer, add_DispatchServicer_to_server
@@ -51,6 +52,13 @@ _WHOLE = orjson.dumps(
 _MODELS = orjson.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "stub"}]})
 _JSON = {"content-type": "application/json"}
 _LENGTH = codec.outcome_to_wire(Outcome.LENGTH)
+_USAGE = types_pb.Usage(prompt_tokens=1, output_tokens=1)
+_JSON_LINE = engine_pb.Header(name="content-type", value="application/json")
+_EVENTS_LINE = engine_pb.Header(name="content-type", value="text/event-stream")
+
+
+def _length_line(data_bytes: int) -> engine_pb.Header:
+    return engine_pb.Header(name="content-length", value=str(data_bytes))
 
 
 class StubEngine(PredictServicer):  # type: ignore[misc, unused-ignore]
@@ -124,12 +132,16 @@ class _Session:
     def __init__(self, node_id: str) -> None:
         self._node_id = node_id
         self._left: dict[str, int] = {}
+        self._forwarded: dict[str, int] = {}
+        """Calls to be answered in the engine's own words, by what is left of them."""
         self._out = pb.NodeFrame()
         self._has_news = asyncio.Event()
         self._dispatch_seq = 0
 
     def welcome(self) -> pb.NodeFrame:
-        config = EngineConfig(model=MODEL, max_num_seqs=4096, num_blocks=1_000_000, max_model_len_tokens=100_000)
+        config = EngineConfig(
+            model=MODEL, max_num_seqs=4096, num_blocks=1_000_000, max_model_len_tokens=100_000, forwards=True
+        )
         return pb.NodeFrame(
             welcome=pb.Welcome(node_id=self._node_id, config=codec.config_to_wire(config), profile="stub/stub"),
             load=self._load(),
@@ -139,8 +151,12 @@ class _Session:
         async for frame in frames:
             for request_id in frame.abort_request_ids:
                 self._left.pop(request_id, None)
+                self._forwarded.pop(request_id, None)
             for dispatched in frame.dispatches:
                 self._dispatch_seq = dispatched.dispatch_seq
+                if dispatched.WhichOneof("work") == "forward":
+                    self._forward(dispatched.forward)
+                    continue
                 tokens = dispatched.request.sampling.max_tokens
                 if tokens == 1:
                     self._end(dispatched.request.request_id)
@@ -151,6 +167,25 @@ class _Session:
             if frame.dispatches:
                 self._out.load.CopyFrom(self._load())
             self._has_news.set()
+
+    def _forward(self, call: engine_pb.ForwardedCall) -> None:
+        body = orjson.loads(call.body)
+        if not body.get("stream"):
+            head = engine_pb.ForwardedHead(status=200, headers=[_JSON_LINE, _length_line(len(_WHOLE))])
+            self._out.parts.add(
+                request_id=call.request_id, head=head, data=_WHOLE, output_tokens=1, outcome=_LENGTH, usage=_USAGE
+            )
+            return
+        self._out.parts.add(
+            request_id=call.request_id, head=engine_pb.ForwardedHead(status=200, headers=[_EVENTS_LINE])
+        )
+        if body["max_tokens"] == 1:
+            self._end_forwarded(call.request_id)
+        else:
+            self._forwarded[call.request_id] = body["max_tokens"]
+
+    def _end_forwarded(self, request_id: str) -> None:
+        self._out.parts.add(request_id=request_id, data=_LAST, output_tokens=1, outcome=_LENGTH, usage=_USAGE)
 
     async def next_frame(self) -> pb.NodeFrame:
         await self._has_news.wait()
@@ -166,11 +201,17 @@ class _Session:
             else:
                 self._left[request_id] = left - 1
                 self._out.parts.add(request_id=request_id, token_ids=(TOKEN,))
+        for request_id, left in list(self._forwarded.items()):
+            if left == 1:
+                del self._forwarded[request_id]
+                self._end_forwarded(request_id)
+            else:
+                self._forwarded[request_id] = left - 1
+                self._out.parts.add(request_id=request_id, data=_CHUNK, output_tokens=1)
         self._has_news.set()
 
     def _end(self, request_id: str) -> None:
-        usage = types_pb.Usage(prompt_tokens=1, output_tokens=1)
-        self._out.parts.add(request_id=request_id, token_ids=(TOKEN,), outcome=_LENGTH, usage=usage)
+        self._out.parts.add(request_id=request_id, token_ids=(TOKEN,), outcome=_LENGTH, usage=_USAGE)
 
     def _load(self) -> pb.LoadNote:
         load = NodeLoad(
@@ -220,6 +261,9 @@ class BareDispatch(DispatchServicer):  # type: ignore[misc, unused-ignore]
         chunk.outcome = _LENGTH
         chunk.usage.CopyFrom(types_pb.Usage(prompt_tokens=1, output_tokens=1))
         await context.write(chunk)
+
+    def Forward(self, request_iterator: Any, context: Any) -> Any:
+        raise NotImplementedError
 
     Place = Cancel = Explain = ListNodes = WatchNodes = Drain = SetPolicy = StubEngine._absent
 

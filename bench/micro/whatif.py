@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+from bench.measure.results import spread
 from bench.micro.states import A30_LLAMA2_7B, busy_states, share_gpt_lengths
 from length_model.core.belief import DEFAULT_PRIOR, known, truncated
 from simcore.lookahead import WhatIf
@@ -131,8 +132,9 @@ def measure(in_system: int, seqs: int, blocks: int, *, states: int, seed: int, a
         f"(max_num_seqs {seqs}, {blocks} blocks), {states} states, about {statistics.median(steps):.0f} steps ahead"
     )
     for name, value in middle.items():
-        p99 = sorted(columns[name])[int(0.99 * (len(columns[name]) - 1))]
-        print(f"  {name:36s} {value:10.1f} µs median {p99:10.1f} µs p99 {value / middle[ONE]:9.1f} x")
+        cost_us = spread(columns[name])
+        assert cost_us is not None, "there are states"
+        print(f"  {name:36s} {value:10.1f} µs median {cost_us.p99:10.1f} µs p99 {value / middle[ONE]:9.1f} x")
     print(f"  16 scenarios cost {middle[MANY] / middle[GUESSED]:.1f} x one scenario of the same beliefs")
 
 

@@ -1,16 +1,24 @@
-"""Real vLLM runs in LLMServingSim's layout: `vllm/requests.jsonl[.gz]`, `vllm/meta.json`, `validation/summary.txt`."""
+"""Real vLLM runs, as LLMServingSim lays them out: `vllm/requests.jsonl` (packed or not), `vllm/meta.json`, and
+`validation/summary.txt` with its authors' own errors.
+"""
 
 from __future__ import annotations
 
-import gzip
+import difflib
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from protos.runtime.text_files import TextFileError, read_text
+from simcore.cost.hardware import GPUS, UnknownHardwareError, find_gpu
+from simcore.cost.profile import Profile
+from simcore.cost.shipped import UnknownProfileError, load_or_estimate, shipped_names
 from simcore.types import EngineConfig
+
+_PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
+_NEAREST = 4
 
 
 class MeasuredRunError(ValueError):
@@ -46,6 +54,8 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the replicas share the experts of a mixture out among them."""
     engine_version: str
     num_blocks_known: bool
+    device_name: str
+    """The GPU as its driver calls it; empty where the run does not say."""
     authors_error: dict[tuple[str, str], float]
     """Relative error of the authors' own simulator by (metric, statistic), where the run brings it."""
 
@@ -93,21 +103,23 @@ def read_run(folder: Path) -> MeasuredRun:
         shares_experts=bool(arguments.get("enable_expert_parallel", False)),
         engine_version=config.engine_version,
         num_blocks_known=bool(cache),
+        device_name=str((meta.get("hardware") or {}).get("device_name") or ""),
         authors_error=_authors_error(folder / "validation" / "summary.txt"),
     )
 
 
 def _read_requests(folder: Path) -> list[MeasuredRequest]:
-    path = next((p for name in ("requests.jsonl.gz", "requests.jsonl") if (p := folder / name).exists()), None)
+    path = next((p for packed in _PACKED if (p := folder / f"requests.jsonl{packed}").exists()), None)
     if path is None:
         raise MeasuredRunError(f"{folder}: neither requests.jsonl nor requests.jsonl.gz; name the folder above `vllm/`")
-    raw = path.read_bytes()
     try:
-        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).splitlines()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise MeasuredRunError(f"{path}: cut off or not gzip ({error})") from None
+        lines = read_text(path).split("\n")
+    except TextFileError as error:
+        raise MeasuredRunError(str(error)) from None
     requests = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             requests.append(msgspec.json.decode(line, type=MeasuredRequest))
         except msgspec.DecodeError as error:
@@ -117,6 +129,47 @@ def _read_requests(folder: Path) -> list[MeasuredRequest]:
     if len({r.request_id for r in requests}) != len(requests):
         raise MeasuredRunError(f"{path}: a request id occurs twice")
     return sorted(requests, key=lambda r: (r.queued_ts, r.request_id))
+
+
+def profile_of(folder: Path, run: MeasuredRun) -> Profile:
+    """Step times of the GPU that the run or the name of its folder tells, for its model.
+
+    Raises `MeasuredRunError` when neither tells one, or nobody has measured that pair.
+    """
+    gpu = _gpu_of(run.device_name, folder.resolve().parent.name)
+    if gpu is None:
+        raise MeasuredRunError(
+            f"{folder}: which GPU? Neither its settings nor the folder {folder.resolve().parent.name!r} say. Name a "
+            f"profile with --profile, for example {_nearest(run)}"
+        )
+    try:
+        return load_or_estimate(f"{gpu}/{run.profile_name}")
+    except (UnknownProfileError, UnknownHardwareError):
+        raise MeasuredRunError(
+            f"{folder}: no step times of {run.config.model} on {gpu}. Name a profile with --profile, for example "
+            f"{_nearest(run)}, or fit one with `astrolabe bench profile fit`"
+        ) from None
+
+
+def _gpu_of(device_name: str, folder_name: str) -> str | None:
+    words = re.findall(r"[a-z0-9]+", device_name.lower())
+    joined = {"".join(words[a:b]) for a in range(len(words)) for b in range(a + 1, len(words) + 1)}
+    named = [gpu for gpu in GPUS if joined.issuperset(gpu.split("-"))]
+    if named:
+        return max(named, key=len)
+    try:
+        return find_gpu(folder_name).name
+    except UnknownHardwareError:
+        return None
+
+
+def _nearest(run: MeasuredRun) -> str:
+    """Shipped profiles of this model, else of models with a like name."""
+    wanted = run.profile_name.lower().rpartition("/")[2]
+    names = shipped_names()
+    tails = sorted({name.partition("/")[2] for name in names})
+    close = difflib.get_close_matches(wanted, tails, n=2, cutoff=0.3) or tails[:1]
+    return " or ".join([name for tail in close for name in names if name.endswith(f"/{tail}")][:_NEAREST])
 
 
 def _authors_error(path: Path) -> dict[tuple[str, str], float]:

@@ -23,8 +23,8 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.run.files import CHANGED, commit, machine
-from bench.run.log import RunLog, RunLogError, read_lines
+from bench.run.files import ResultFileError, RunLog, read_lines
+from bench.run.provenance import CHANGED, commit, machine
 from bench.run.simulated import Done, RunLine, Task, run_task
 from bench.run.spec import router_config
 from gateway.core.decision.policies.registry import needs_forecasts
@@ -74,7 +74,7 @@ def run_all(
     """Runs what the log lacks; all of them without a log.
 
     `on_results` gets the requests of each run carried out. A run that this very commit has carried out for one of the
-    logs `beside` is taken from there, unless requests are wanted. Raises ExecutorError, RunLogError.
+    logs `beside` is taken from there, unless requests are wanted. Raises ExecutorError, ResultFileError.
     """
     if fresh and log_path is not None:
         log_path.unlink(missing_ok=True)
@@ -122,7 +122,7 @@ def run_all(
 def run_chains(
     chains: Mapping[str, Chain[R]], log_path: Path, *, console: Console, jobs: int = 0
 ) -> tuple[dict[str, R], list[RunLine]]:
-    """What each chain found, and all lines used. Raises ExecutorError, RunLogError."""
+    """What each chain found, and all lines used. Raises ExecutorError, ResultFileError."""
     used: dict[str, RunLine] = {}
 
     def noted(chain: Chain[R]) -> Chain[R]:
@@ -258,7 +258,7 @@ def _borrowed(logs: Sequence[Path], wanted: Mapping[str, Task], here: str) -> di
     found: dict[str, RunLine] = {}
     for path in logs:
         # A file that cannot be read is the trouble of the command that it belongs to.
-        with contextlib.suppress(RunLogError):
+        with contextlib.suppress(ResultFileError):
             lines = read_lines(path)
             found |= {line.key: line for line in lines if line.key in wanted and line.commit == here}
     return found

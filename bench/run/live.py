@@ -1,12 +1,17 @@
-"""Runs replays from a command: event loop, progress bar, one policy after the other, what to say at the end."""
+"""Runs policies against a live gateway, one after the other, and says what a reader must know of the numbers.
+
+The cluster around the gateway is started here if need be.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
+import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,12 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.client.open_loop import Progress as Counts
 from bench.client.open_loop import ReplayPlan
-from bench.client.session import Finished, GatewayError, ReplaySession, connected
-from bench.measure.results import Summary
+from bench.client.session import GatewayError, ReplaySession, connected
+from bench.measure.results import RequestResult, Run, Summary
+from deploy.local_cluster import ClusterSpec, LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 
 T = TypeVar("T")
 
+START_S = 120.0
+"""What nodes get to start; the first start on a machine compiles their kernels."""
+LATE_EVENT = "emulated engine is behind its schedule"
+"""What an emulated engine logs when it wakes up late."""
 LEAST_ACHIEVED = 0.98
 """Share of the offered rate below which a run says that it was not kept."""
 LEAST_DELIVERY = 0.2
@@ -38,7 +48,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     """Empty: the one in force."""
     plan: ReplayPlan
+    rate_per_s: float | None = None
+    """As asked for; None when the data set's own arrivals are used."""
     label: str = ""
+    router: str = ""
+    """Which router decides, for people."""
+
+
+class LiveRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One replay that is done."""
+
+    run: Run
+    results: list[RequestResult]
 
 
 def run_id() -> str:
@@ -69,17 +90,48 @@ def context_tokens(nodes: pb.NodeList, model: str = "") -> int:
     return min(limits)
 
 
-def replay_jobs(address: str, jobs: Sequence[Job], *, console: Console) -> list[Finished]:
+def jobs_of(
+    make_plan: Callable[[float | None, int], ReplayPlan],
+    *,
+    policies: Sequence[str],
+    rates: Sequence[float | None],
+    seeds: Sequence[int],
+    router: str,
+) -> list[Job]:
+    """Every policy at every rate and seed, policies fastest. `make_plan` gets rate and seed."""
+    return [
+        Job(
+            policy=policy,
+            plan=make_plan(rate, seed),
+            rate_per_s=rate,
+            label=policy if rate is None or len(rates) == 1 else f"{policy} {rate:g}/s",
+            router=router,
+        )
+        for rate in rates
+        for seed in seeds
+        for policy in policies
+    ]
+
+
+def replay_jobs(address: str, jobs: Sequence[Job], *, console: Console) -> list[LiveRun]:
     """All jobs, in turn, against the gateway at `address`. Raises GatewayError."""
 
-    async def all_of_them() -> list[Finished]:
+    async def all_of_them() -> list[LiveRun]:
         async with connected(address) as session:
             await _warn_if_busy(session, console)
-            done: list[Finished] = []
+            done: list[LiveRun] = []
             for job in jobs:
                 counts = Counts()
                 async with shown(console, job.label or job.policy or "replay", len(job.plan.items), counts):
-                    done.append(await session.run(job.plan, policy=job.policy, progress=counts))
+                    finished = await session.run(job.plan, policy=job.policy, progress=counts)
+                run = Run(
+                    policy=job.policy,
+                    rate_per_s=job.rate_per_s,
+                    seed=job.plan.seed,
+                    summary=finished.summary,
+                    router=job.router,
+                )
+                done.append(LiveRun(run=run, results=finished.results))
             return done
 
     return run_async(all_of_them())
@@ -170,3 +222,47 @@ async def shown(console: Console, label: str, total: int, counts: Counts) -> Asy
             bar.update(task, completed=counts.ended, detail=detail())
     if not console.is_terminal:
         console.print(f"{label}: {counts.ended}/{total} answers, {detail()}")
+
+
+@contextlib.contextmanager
+def local_cluster(console: Console, spec: ClusterSpec) -> Iterator[LocalCluster]:
+    """A cluster of processes that ends with the block. Says what it does. Raises ClusterError."""
+    with tempfile.TemporaryDirectory(prefix="astrolabe-") as folder:
+        cluster = LocalCluster(spec, Path(folder))
+        with console.status(f"starting {spec.nodes} nodes and a gateway, each a process of its own"):
+            cluster.start(timeout_s=START_S)
+        try:
+            console.print(f"{spec.nodes} emulated nodes and a gateway are up at {cluster.address}", highlight=False)
+            yield cluster
+        finally:
+            killed = cluster.stop()
+            if killed:
+                console.print(f"[yellow]warning:[/] had to kill {', '.join(killed)}", highlight=False)
+
+
+def lateness_warnings(cluster: LocalCluster) -> list[str]:
+    """Emulated engines that fell behind their schedule: their step times were not the profile's then."""
+    found: list[str] = []
+    for node in cluster.nodes:
+        late = [line.late_s for line in _lateness_lines(node.log_path)]
+        if late:
+            found.append(
+                f"the engine of {node.name} fell behind its schedule, by up to {max(late) * 1e3:.0f} ms (clock)"
+            )
+    return found
+
+
+class _LatenessLine(msgspec.Struct):
+    event: str = ""
+    late_s: float = 0.0
+
+
+def _lateness_lines(log_path: Path) -> Iterator[_LatenessLine]:
+    with log_path.open("rb") as lines:
+        for text in lines:
+            try:
+                line = msgspec.json.decode(text, type=_LatenessLine)
+            except msgspec.DecodeError:
+                continue
+            if line.event == LATE_EVENT:
+                yield line

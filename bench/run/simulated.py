@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from bench.measure.measures import GoodputSlo, measure
-from bench.measure.results import RequestResult, Run, Summary
+from bench.measure.results import SCHEMA_VERSION, RequestResult, Run, Summary
 from bench.run.spec import RunSpec, delays_of, noise_of, router_config
 from bench.run.workload import requests_of
 from bench.simcluster import SimCluster
@@ -19,8 +19,6 @@ from bench.workload.item import WorkloadItem, belief_of
 from gateway.core import events as ev
 from gateway.policy_files import policy_name
 
-SCHEMA_VERSION = 2
-"""Of result lines. Grows when a field changes its meaning or goes."""
 MAX_OUTPUT_TOKENS = 2048
 """Limit on the answer that simulated requests carry, if none of the workload is longer. It is not the true length: who
 knows nothing of the length must not learn it from the limit."""
@@ -64,7 +62,13 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
     def run(self) -> Run:
         """As a comparison lines it up."""
         spec = self.spec
-        return Run(policy=self.variant, rate_per_s=spec.rate_per_s, seed=spec.seed, summary=self.summary)
+        return Run(
+            policy=self.variant,
+            rate_per_s=spec.rate_per_s,
+            seed=spec.seed,
+            summary=self.summary,
+            router=spec.router_text,
+        )
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +94,7 @@ def run_task(
     """Simulates it. Raises DatasetError, PolicyError, ValueError."""
     spec = task.spec
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    began_s, cpu_s = time.perf_counter(), time.process_time()
     policy = policy_name(spec.policy_path)
     items = requests_of(spec) if task.items is None else task.items
     belief_of(items[0], spec.lengths)
@@ -109,27 +113,58 @@ def run_task(
     found = cluster.run(items)
     summary = found.summary()
     cpu_s = time.process_time() - cpu_s
-    measures = measure(found.results, summary, GoodputSlo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
-    measures |= observer.free_blocks()
-    measures["forecasts"] = float(found.forecasts)
-    measures["cpu_s"] = cpu_s
-    line = RunLine(
-        schema_version=SCHEMA_VERSION,
-        key=spec.key,
-        group=task.group,
-        variant=task.variant,
-        mode="simulated",
-        spec=spec,
-        measures=measures,
-        summary=summary,
+    line = line_of(
+        task,
+        "simulated",
+        found.results,
+        summary,
+        {**observer.free_blocks(), "forecasts": float(found.forecasts), "cpu_s": cpu_s},
         course=observer.course,
         commit=commit,
         machine=machine or {},
         started_at=started_at,
-        wall_s=time.perf_counter() - wall_s,
+        began_s=began_s,
         cpu_s=cpu_s,
     )
     return Done(line=line, results=found.results if keep_results else [])
+
+
+def line_of(
+    task: Task,
+    mode: Literal["simulated", "live"],
+    results: Sequence[RequestResult],
+    summary: Summary,
+    more: dict[str, float],
+    *,
+    course: Course = Course(),  # noqa: B008
+    commit: str,
+    machine: dict[str, str | int],
+    started_at: str,
+    began_s: float,
+    cpu_s: float,
+) -> RunLine:
+    """The line of a run that is done: measures are what its requests give and `more`.
+
+    `began_s`: when it began, on `time.perf_counter`.
+    """
+    spec = task.spec
+    measures = measure(results, summary, GoodputSlo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s))
+    return RunLine(
+        schema_version=SCHEMA_VERSION,
+        key=spec.key,
+        group=task.group,
+        variant=task.variant,
+        mode=mode,
+        spec=spec,
+        measures=measures | more,
+        summary=summary,
+        course=course,
+        commit=commit,
+        machine=machine,
+        started_at=started_at,
+        wall_s=time.perf_counter() - began_s,
+        cpu_s=cpu_s,
+    )
 
 
 class _Observer:

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -15,13 +15,15 @@ from bench.data.datasets import DEFAULT_OUTPUT_TOKENS
 from bench.data.named import check_name
 from bench.simcluster import Delays, NodeSpec
 from bench.simcluster.noise import Noise
-from bench.workload.arrivals import ArrivalKind
 from bench.workload.item import LengthKnowledge
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
 from predictor.profile_file import load_any_profile
 from simcore.cost.profile import Profile
 from simcore.types import EngineConfig
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Index = Annotated[int, msgspec.Meta(ge=0)]
 
 _EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 _PACKAGED = {".py": "policies", ".json": "profiles"}
@@ -35,7 +37,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     policy: str = "min_total_latency"
     """A name, an alias, or a path to a policy file."""
-    sample: int = 0
+    sample: Index = 0
     """Nodes drawn at random per decision; 0: the policy's default."""
     router: dict[str, Any] = {}
     """Further keys of the router's configuration."""
@@ -51,31 +53,32 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Standard deviation of a factor on each expected length, as a share."""
     latency_error: float = 0.0
     """The same on each forecast."""
-    dataset: str = "block-sharegpt"
-    """sharegpt: JSON conversations (the installed package, or your file). burstgpt: its CSV, version 1 or 2. azure: LLM
-    inference trace of 2023 or 2024. mooncake: JSON lines with hash_ids. servegen: X_arrivals.csv with
+    dataset: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "block-sharegpt"
+    """sharegpt: conversations as JSON (the installed package, or your file). burstgpt: its CSV, version 1 or 2. azure:
+    LLM inference trace of 2023 or 2024. mooncake: JSON with hash_ids. servegen: X_arrivals.csv with
     X_lengths_quantiles.csv beside it. power-law: lengths drawn as Llumnix's, see --shape. lengths: CSV
-    num_prefill_tokens,num_decode_tokens[,arrived_at]. jsonl: {"workload": text} or {"prompt_tokens": n,
-    "output_tokens": m} a line. `astrolabe bench data list` says where to get them. block-sharegpt,
+    num_prefill_tokens,num_decode_tokens[,arrived_at]. jsonl: {"prompt": text, "output_tokens": m} or
+    {"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to get them. block-sharegpt,
     block-sharegpt-predicted, burstgpt-like and llumnix-...: what published systems were measured with. Or a .py file of
     your own with a function `workload`."""
-    dataset_path: str = ""
-    """The data set's file; .gz is undone."""
+    dataset_path: Annotated[str, msgspec.Meta(extra={"metavar": "FILE"})] = ""
+    """The data set's file, packed or not. It is read as what it begins as; a note says where --dataset differs."""
     skip_bad: bool = False
     """Leave out rows that cannot be read, and say how many."""
-    tokenizer: str = ""
+    tokenizer: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = ""
     """Counts tokens of texts; empty: the best installed."""
-    output_tokens: int = DEFAULT_OUTPUT_TOKENS
+    output_tokens: Count = DEFAULT_OUTPUT_TOKENS
     """Answer length for JSON lines that do not say theirs."""
-    shape: str = "medium-medium"
+    shape: Annotated[str, msgspec.Meta(extra={"metavar": "PROMPT-ANSWER"})] = "medium-medium"
     """power-law: short, medium or long, of prompts and answers; S-L is short-long."""
-    start_s: float = 0.0
+    start_s: Annotated[float, msgspec.Meta(extra={"option": "start", "metavar": "S"})] = 0.0
     """Recorded arrivals: begin so many seconds into the trace."""
-    rows: str = ""
+    rows: Annotated[str, msgspec.Meta(extra={"metavar": "A:B"})] = ""
     """Use data rows A:B only, counted from 1."""
-    in_order: bool = False
-    """Rows in file order, not shuffled by the seed."""
-    arrivals: ArrivalKind | Literal["recorded"] = "gamma"
+    in_order: bool | None = None
+    """Rows in file order, or shuffled by the seed; not given: in order where prompts share beginnings, or else
+    shuffled."""
+    arrivals: Literal["poisson", "gamma", "uniform", "recorded"] = "gamma"
     """Process that makes the arrivals when a rate is given; recorded: the data set's own, scaled to the rate."""
     burstiness: float = 1.0
     """Shape of gamma gaps: 1 is Poisson, less is burstier."""
@@ -83,30 +86,30 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Requests per second. None: the data set's own arrivals."""
     rate_scale: float = 1.0
     """For recorded arrivals (no rate given): 2 is twice as dense."""
-    rate_steps: str = ""
+    rate_steps: Annotated[str, msgspec.Meta(extra={"metavar": "RxS,..."})] = ""
     """A rate that changes: 20x1200,30x600 is 20 requests/s for 1200 s, then 30 for 600 s."""
     day_curve: float | None = None
     """One day squeezed into the duration: the rate swings by this factor around its mean (BurstGPT: 11.7)."""
-    requests: int | None = 10_000
-    """Length of the run in requests; None: as many as the data set or the duration gives."""
-    duration_s: float | None = None
+    requests: Count | None = 10_000
+    """Length of the run in requests; not given: as many as the data set or the duration gives."""
+    duration_s: Annotated[float | None, msgspec.Meta(extra={"option": "duration", "metavar": "S"})] = None
     """Length of the run in seconds."""
-    seed: int = 0
-    nodes: int = 12
+    seed: Index = 0
+    nodes: Count = 12
     """Equal nodes."""
-    profile: str = "a30/llama-2-7b"
+    profile: Annotated[str, msgspec.Meta(extra={"metavar": "GPU/MODEL|FILE"})] = "a30/llama-2-7b"
     """Step times of the nodes: a shipped profile, or a path to a profile file."""
-    fleet: str = ""
-    """Nodes that differ, in place of `nodes` and `profile`: 6*a30/llama-3.1-8b,3*l40s/llama-3.1-8b."""
-    max_num_seqs: int = 48
+    fleet: Annotated[str, msgspec.Meta(extra={"metavar": "N*PROFILE,..."})] = ""
+    """Nodes that differ, in place of equal ones: 6*a30/llama-3.1-8b,3*l40s/llama-3.1-8b."""
+    max_num_seqs: Count = 48
     """Requests in one batch."""
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: Count = 512
     """Token budget of one step."""
-    block_size_tokens: int = 16
+    block_size_tokens: Count = 16
     """Tokens per KV block."""
-    num_blocks: int | None = None
-    """KV blocks of a node; None: what the profile's memory gives."""
-    max_model_len_tokens: int = 4096
+    num_blocks: Count | None = None
+    """KV blocks of a node; not given: what the profile's memory gives."""
+    max_model_len_tokens: Count = 4096
     """Prompt plus answer limit."""
     network_one_way_s: float = 0.0002
     gateway_s: float = 0.0003
@@ -197,12 +200,15 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def fleet_text(self) -> str:
         """The nodes in a line, for people."""
         kinds = " and ".join(f"{count} {profile}" for count, profile in self.groups)
+        return f"{kinds}, {self.limits_text}"
+
+    @property
+    def limits_text(self) -> str:
+        """What one node can hold, for people."""
         blocks = "/".join(
             f"{n:,}" for n in dict.fromkeys(self.engine(profile).num_blocks for _, profile in self.groups)
         )
-        return (
-            f"{kinds}, {self.max_num_seqs} sequences, {self.max_num_batched_tokens:,} tokens a step, {blocks} KV blocks"
-        )
+        return f"{self.max_num_seqs} sequences, {self.max_num_batched_tokens:,} tokens a step, {blocks} KV blocks"
 
 
 def fleet_groups(text: str) -> list[tuple[int, str]]:
@@ -237,17 +243,6 @@ def blocks_of(profile: str, block_size_tokens: int) -> int:
     return max(1, kv.num_blocks * kv.block_size_tokens // block_size_tokens)
 
 
-POSITIVE = (
-    "requests",
-    "nodes",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "block_size_tokens",
-    "num_blocks",
-    "max_model_len_tokens",
-    "output_tokens",
-)
-"""Whole numbers that must be at least 1."""
 AS_PUBLISHED: Mapping[str, Any] = {"ask": 0, "hold": "never"}
 SHORT_NAMES = {
     "duration": "duration_s",
@@ -301,18 +296,12 @@ def with_values(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
 
 def check_spec(spec: RunSpec) -> None:
     """Raises SpecError, DatasetError or PolicyError for a run that cannot be."""
-    for name in POSITIVE:
-        value = getattr(spec, name)
-        if value is not None and value < 1:
-            raise SpecError(f"{name} is {value}; it must be at least 1")
     for name in ("rate_per_s", "rate_scale", "burstiness", "duration_s"):
         value = getattr(spec, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise SpecError(f"{name} is {value:g}; it must be above 0")
     if spec.sample > spec.size:
         raise SpecError(f"sample is {spec.sample}, but there are only {spec.size} nodes to draw from")
-    if spec.sample < 0 or spec.seed < 0:
-        raise SpecError("sample and seed must not be negative")
     try:
         longest_tokens = spec.longest_tokens
     except ValueError as error:

@@ -46,7 +46,7 @@ def workload_spec(spec: RunSpec) -> WorkloadSpec:
         duration_s=spec.duration_s,
         rate_steps=steps,
         day_peak_to_valley=spec.day_curve,
-        shuffle=not spec.in_order,
+        shuffle=None if spec.in_order is None else not spec.in_order,
     )
 
 

@@ -13,10 +13,9 @@ from bench.experiments.agreement import AGREEMENT_FILE
 from bench.experiments.catalogue import ExperimentError, all_experiments
 from bench.experiments.run import Size, tasks_of, write_outcome
 from bench.experiments.schema import Experiment, Figure, Panel, Variant
-from bench.experiments.series import by_seed
+from bench.experiments.series import by_variant_and_rate, mean_text
 from bench.experiments.tables import cells
-from bench.measure.statistics import estimate, text_of
-from bench.run.log import FILE_NAME, read_lines
+from bench.run.files import FILE_NAME, read_lines
 from bench.run.simulated import RunLine
 from bench.workload.rows import plural
 
@@ -62,7 +61,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sections_of(folder: Path) -> list[Section]:
-    """One per folder with result lines, `folder` and those in it. Raises ExperimentError, RunLogError, OSError."""
+    """One per folder with result lines, `folder` and those in it. Raises ExperimentError, ResultFileError, OSError."""
     logs = sorted(folder.rglob(FILE_NAME)) if folder.is_dir() else []
     if not logs:
         raise ExperimentError(
@@ -149,18 +148,13 @@ def _as_experiment(lines: Sequence[RunLine], name: str) -> Experiment:
 
 
 def _summary_table(lines: Sequence[RunLine]) -> tuple[str, list[str], list[list[str]]]:
-    groups: dict[tuple[str, float | None], list[RunLine]] = {}
-    for line in lines:
-        groups.setdefault((line.variant, line.spec.rate_per_s), []).append(line)
+    groups = by_variant_and_rate(lines)
     rows = []
     names = list(dict.fromkeys(line.variant for line in lines))
     for variant, rate in sorted(groups, key=lambda place: (place[1] or 0.0, names.index(place[0]))):
         own = groups[variant, rate]
-        row = [variant, "recorded" if rate is None else f"{rate:g}"]
-        for _, measure in SHOWN:
-            values = list(by_seed(own, measure).values())
-            row.append(text_of(estimate(values), digits=3) if values else "–")
-        rows.append(row)
+        cells_of_row = [mean_text(own, measure) for _, measure in SHOWN]
+        rows.append([variant, "recorded" if rate is None else f"{rate:g}", *cells_of_row])
     return "means over seeds, ± half the 95 % interval", ["", "rate/s", *(title for title, _ in SHOWN)], rows
 
 

@@ -16,7 +16,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from bench.measure.results import Run, Spread, Summary
+from bench.measure.results import Run, Summary, statistic_of
 from bench.show.tables import seconds
 
 DPI = 150
@@ -74,19 +74,11 @@ class Measure(msgspec.Struct, frozen=True):
     """Whether the P99-TTFT limits belong in the panel."""
 
 
-def _of(field: str, statistic: str) -> Callable[[Summary], float | None]:
-    def value(summary: Summary) -> float | None:
-        spread: Spread | None = getattr(summary, field)
-        return None if spread is None else getattr(spread, statistic)
-
-    return value
-
-
 MEASURES = (
-    Measure("TTFT, 99th percentile", _of("ttft_s", "p99"), slo=True),
-    Measure("TTFT, mean", _of("ttft_s", "mean")),
-    Measure("E2E, 99th percentile", _of("e2e_s", "p99")),
-    Measure("E2E, mean", _of("e2e_s", "mean")),
+    Measure("TTFT, 99th percentile", statistic_of("ttft_s", "p99"), slo=True),
+    Measure("TTFT, mean", statistic_of("ttft_s", "mean")),
+    Measure("E2E, 99th percentile", statistic_of("e2e_s", "p99")),
+    Measure("E2E, mean", statistic_of("e2e_s", "mean")),
 )
 
 
@@ -190,16 +182,21 @@ def _seconds_axis(panel: Any, measure: Measure, values: Sequence[float]) -> None
         for slo_s in SLO_S:
             if low < slo_s < high:
                 panel.axhline(slo_s, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-                panel.annotate(
-                    f"limit {slo_s:g} s",
-                    (0.0, slo_s),
-                    xycoords=panel.get_yaxis_transform(),
-                    xytext=(4, 3),
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=_INK,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-                )
+                name_line(panel, slo_s, f"limit {slo_s:g} s")
+
+
+def name_line(panel: Any, y: float, text: str) -> None:
+    """Words at the left end of a horizontal line."""
+    panel.annotate(
+        text,
+        (0.0, y),
+        xycoords=panel.get_yaxis_transform(),
+        xytext=(4, 3),
+        textcoords="offset points",
+        fontsize=8,
+        color=_INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+    )
 
 
 def _policies(runs: Sequence[Run]) -> list[str]:

@@ -11,7 +11,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from bench.profile.calibration import BARS, WINDOW_STEPS, LearningCurve
-from bench.show.plots import DPI, STYLE, frame, save
+from bench.show.plots import DPI, STYLE, frame, name_line, save
 
 _INK, _MUTED = "#222222", "#666666"
 _COLOURS = ("#0b62c4", "#e69f00", "#d1495b", "#009e73", "#7a5195", "#56b4e9")
@@ -146,12 +146,4 @@ def _line(index: int) -> dict[str, Any]:
 def _bar(panel: Any, error: float, reach: tuple[float, float], *, named: bool = True) -> None:
     panel.plot(reach, (error, error), color=_INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     if named:
-        panel.annotate(
-            f"{error:.0%}",
-            (0.0, error),
-            xycoords=panel.get_yaxis_transform(),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=8,
-            color=_INK,
-        )
+        name_line(panel, error, f"{error:.0%}")

@@ -1,4 +1,4 @@
-"""What commands show and write of simulated runs: tables, JSON, files of requests, a node's timeline."""
+"""What commands show and write of simulated runs: tables, JSON, a node's timeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench.measure.capacity import InterpolatedCapacity, capacities
 from bench.measure.differences import Compared
-from bench.run.files import Provenance, result_path, write_results
+from bench.run.provenance import Provenance
 from bench.run.simulated import Done
 from bench.run.spec import RunSpec, delays_of
 from bench.show.tables import capacity_table, comparison_table, forecast_table, print_table
@@ -57,20 +57,12 @@ def as_document(head: Provenance, done: Sequence[Done], *, differences: Sequence
     return msgspec.json.encode(
         {
             "header": head,
-            "runs": [{**msgspec.to_builtins(one.line.run), "router": one.line.spec.router_text} for one in done],
+            "runs": [one.line.run for one in done],
             "capacities": capacity_rows(done),
             "differences": differences,
             "wall_s": [round(one.line.wall_s, 3) for one in done],
         }
     )
-
-
-def write_run(folder: Path, head: Provenance, done: Done) -> None:
-    """One result file per run. Raises OSError."""
-    run = done.line.run
-    config = {**head.config, "policy": run.policy, "rate": run.rate_per_s}
-    own = msgspec.structs.replace(head, seed=run.seed, config=config)
-    write_results(result_path(folder, run), own, done.results)
 
 
 def write_timeline(path: Path, done: Done, node_index: int) -> None:

@@ -6,32 +6,25 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from rich import box
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from bench.measure.capacity import InterpolatedCapacity
-from bench.measure.results import Run, Spread, Summary
+from bench.measure.results import Run, Summary, statistic_of
+from protos.runtime.terminal import out_console, print_table
 
-PLAIN_WIDTH = 100
-"""Columns when the output is no terminal."""
-_WIDEST = 10_000
-
-
-def out_console() -> Console:
-    """Standard output for people: as wide as the terminal, or PLAIN_WIDTH into files and pipes."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
-
-
-def print_table(console: Console, table: Table) -> None:
-    """A table of numbers in its natural width, wider than the terminal if need be: a number is never cut or folded."""
-    natural = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
-    width = console.width
-    console.width = max(width, natural)
-    console.print(table)
-    console.width = width
+__all__ = [
+    "capacity_table",
+    "comparison_table",
+    "forecast_table",
+    "milliseconds",
+    "out_console",
+    "print_table",
+    "rate_text",
+    "seconds",
+    "summary_lines",
+    "summary_table",
+]
 
 
 def seconds(value: float | None) -> str:
@@ -93,14 +86,6 @@ class _Column(msgspec.Struct, frozen=True):
     """None: no side is better."""
 
 
-def _of(field: str, statistic: str) -> Callable[[Summary], float | None]:
-    def value(summary: Summary) -> float | None:
-        spread: Spread | None = getattr(summary, field)
-        return None if spread is None else getattr(spread, statistic)
-
-    return value
-
-
 def _three_digits(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
@@ -115,14 +100,14 @@ def _whole(value: float) -> str:
 
 
 _COLUMNS = (
-    _Column("TTFT\nmean s", _of("ttft_s", "mean"), _three_digits),
-    _Column("TTFT\nP99 s", _of("ttft_s", "p99"), _three_digits),
-    _Column("TPOT\nmean ms", _of("tpot_s", "mean"), milliseconds),
-    _Column("E2E\nmean s", _of("e2e_s", "mean"), _three_digits),
-    _Column("E2E\nP99 s", _of("e2e_s", "p99"), _three_digits),
+    _Column("TTFT\nmean s", statistic_of("ttft_s", "mean"), _three_digits),
+    _Column("TTFT\nP99 s", statistic_of("ttft_s", "p99"), _three_digits),
+    _Column("TPOT\nmean ms", statistic_of("tpot_s", "mean"), milliseconds),
+    _Column("E2E\nmean s", statistic_of("e2e_s", "mean"), _three_digits),
+    _Column("E2E\nP99 s", statistic_of("e2e_s", "p99"), _three_digits),
     _Column("tokens/s\nout", lambda s: s.output_tokens_per_s, _whole, lower_is_better=False),
     _Column("pre-\nempted", lambda s: s.preemptions, _whole),
-    _Column("decided\nP50 ms", _of("decision_s", "p50"), milliseconds, lower_is_better=None),
+    _Column("decided\nP50 ms", statistic_of("decision_s", "p50"), milliseconds, lower_is_better=None),
 )
 
 

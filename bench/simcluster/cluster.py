@@ -417,10 +417,10 @@ class SimCluster:
         """Between first token and end nodes tell nothing, to save events: what they would have told by now."""
         for request_id, tokens in progress.items():
             request = self._requests[request_id]
-            untold = request.resumed_tokens + tokens - request.output_tokens
-            if request.result is None and request.node_id == node.node_id and untold > 0:
+            unreported = request.resumed_tokens + tokens - request.output_tokens
+            if request.result is None and request.node_id == node.node_id and unreported > 0:
                 seen = ev.TokensSeen(
-                    request_id=request_id, node_id=node.node_id, tokens=untold, attempt=request.attempt
+                    request_id=request_id, node_id=node.node_id, tokens=unreported, attempt=request.attempt
                 )
                 self._hand_over(seen, at_s)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from bench.client.session import connected
 from bench.data.datasets import DatasetSpec
 from bench.data.source import WorkloadSource, WorkloadSpec, load_source
 from bench.measure.forecast_errors import ForecastOutcome, errors_of
+from bench.measure.results import forecast_pair, spread
 from bench.run.spec import RunSpec
 from bench.simcluster import SimCluster
 from bench.vllm_checks.server import Server, emulated_server
@@ -90,7 +90,9 @@ def row_of(
     placements: Sequence[Placement],
 ) -> PolicyErrors:
     """`times` are (TTFT, E2E) of all requests."""
-    ttft, e2e = sorted(t for t, _ in times), [e for _, e in times]
+    ttft, e2e = spread(t for t, _ in times), spread(e for _, e in times)
+    assert ttft is not None, "some requests were answered"
+    assert e2e is not None
     found: dict[str, Any] = {}
     for name in ("ttft", "e2e"):
         of: list[ForecastOutcome] = [getattr(p, name) for p in placements]
@@ -107,9 +109,9 @@ def row_of(
         rate_per_s=rate,
         requests=len(times),
         forecasts=len(placements),
-        mean_ttft_s=statistics.fmean(ttft),
-        p99_ttft_s=ttft[min(len(ttft) - 1, int(0.99 * len(ttft)))],
-        mean_e2e_s=statistics.fmean(e2e),
+        mean_ttft_s=ttft.mean,
+        p99_ttft_s=ttft.p99,
+        mean_e2e_s=e2e.mean,
         placements=placements,
         **found,
     )
@@ -125,13 +127,9 @@ def simulated(
     ]
     results = SimCluster(specs, RouterConfig(policy=policy, seed=0)).run(items).results
     placements = [
-        Placement(
-            request_id=r.request_id,
-            ttft=ForecastOutcome(r.forecast.ttft_p50_s, r.forecast.ttft_p90_s, r.ttft_s - r.decision_s),
-            e2e=ForecastOutcome(r.forecast.e2e_p50_s, r.forecast.e2e_p90_s, r.e2e_s - r.decision_s),
-        )
+        Placement(request_id=r.request_id, ttft=pair[0], e2e=pair[1])
         for r in results
-        if r.forecast is not None and r.decision_s is not None and r.ttft_s is not None and r.e2e_s is not None
+        if (pair := forecast_pair(r)) is not None
     ]
     times = [(r.ttft_s, r.e2e_s) for r in results if r.ttft_s is not None and r.e2e_s is not None]
     return row_of("simulated", policy, load, rate, times, placements)

@@ -89,7 +89,7 @@ def requests_of(recording: Recording) -> list[MeasuredRequest]:
 
 
 def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[ForecastOutcome], list[ForecastOutcome]]:
-    """What a daemon that knows only `prior` when the run begins would have told of each request as it came, its
+    """What a daemon that knows only `prior` when the run begins would have forecast for each request as it came, its
     length known, beside what happened: (TTFT, E2E), in order of arrival, those cut off left out.
 
     The daemon's own code, on the recorded times: the trace, learned step times, corrections by outcomes.
@@ -99,7 +99,7 @@ def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[Forec
     engine.on_snapshot(recording.snapshot, recording.snapshot.at_s)
     whole = {r.request_id: r for r in requests_of(recording)}
     coming = sorted((s for d in recording.deltas for s in d.arrived), key=lambda s: s.arrival_s)
-    told: dict[str, Forecast] = {}
+    forecasts: dict[str, Forecast] = {}
     made: dict[str, int] = {}
     position = 0
     for delta in recording.deltas:
@@ -114,7 +114,7 @@ def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[Forec
             )
             (answer,) = predictor.forecast([candidate], now_s)
             assert isinstance(answer, Forecast), answer
-            told[state.request_id] = answer
+            forecasts[state.request_id] = answer
             predictor.dispatched(candidate, now_s)
         engine.on_delta(delta, delta.end_s)
         for part in delta.scheduled:
@@ -125,7 +125,7 @@ def forecasts_of(recording: Recording, prior: StepTimeModel) -> tuple[list[Forec
             predictor.ended(request_id, delta.end_s, complete=True, output_tokens=made.get(request_id, 0))
     ttft, e2e = [], []
     for request_id, request in whole.items():
-        forecast = told[request_id]
+        forecast = forecasts[request_id]
         first_s, last_s = request.first_token_ts - request.queued_ts, request.last_token_ts - request.queued_ts
         ttft.append(ForecastOutcome(forecast.ttft_s.p50, forecast.ttft_s.p90, first_s))
         e2e.append(ForecastOutcome(forecast.e2e_s.p50, forecast.e2e_s.p90, last_s))

@@ -53,8 +53,8 @@ class Watch:
         self._clock_s = self._cpu_s = 0.0
 
     def _write(self) -> None:
-        told = {"steps": len(self._cpu), "clock_us": _spread(self._clock), "cpu_us": _spread(self._cpu)}
-        self._path.write_text(json.dumps(told))
+        times = {"steps": len(self._cpu), "clock_us": _spread(self._clock), "cpu_us": _spread(self._cpu)}
+        self._path.write_text(json.dumps(times))
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -6,24 +6,21 @@ Version 1 has the columns `Timestamp,Model,Request tokens,Response tokens,Total 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.rows import (
-    STRICT,
-    BadRows,
-    Parsed,
-    check_width,
-    finite_number,
-    header_of,
-    plural,
-    table_rows,
-    whole_number,
-)
+from bench.workload.rows import Moments, Parsed, Table, Tally, plain_names, plural, whole_number
 
 V1_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens", "Log Type")
 V2_COLUMNS = ("Timestamp", "Session ID", "Elapsed time", *V1_COLUMNS[1:])
+_TIME, _PROMPT, _OUTPUT, _SESSION = "Timestamp", "Request tokens", "Response tokens", "Session ID"
+
+
+def is_burstgpt(header: Iterable[str]) -> bool:
+    """Whether a table with this header is such a trace."""
+    return plain_names((_TIME, _PROMPT, _OUTPUT)) <= plain_names(header)
 
 
 def parse_burstgpt(
@@ -34,82 +31,78 @@ def parse_burstgpt(
     duration_s: float | None = None,
     first_row: int = 1,
     max_rows: int | None = None,
-    bad: BadRows = STRICT,
+    skip_bad: bool = False,
 ) -> Parsed:
-    """The requests of a slice, with `arrival_s` counted from the beginning of the file (its first row).
+    """The requests of a slice in time order, with `arrival_s` counted from the earliest row of the file.
 
     Args:
-        start_s, duration_s: the slice [start, start + duration) in the trace's own seconds since its first row.
+        start_s, duration_s: the slice [start, start + duration) in the trace's own seconds since its earliest row.
         first_row, max_rows: the same by data rows, counted from 1 below the header; both kinds can be combined.
 
     Raises:
         DatasetError: empty file, other columns, a row that is short or not numeric, or an empty slice.
     """
-    table = table_rows(lines, source)
-    header = header_of(table, source, expected=",".join(V1_COLUMNS))
-    if header not in (list(V1_COLUMNS), list(V2_COLUMNS)):
+    tally = Tally(source, skip_bad=skip_bad)
+    table = Table(lines, tally, expected=",".join(V1_COLUMNS))
+    if not is_burstgpt(table.header):
         raise DatasetError(
             source,
-            f"its header is `{','.join(header)}`",
+            f"its header is `{','.join(table.header)}`",
             mend=f"Expected BurstGPT version 1 `{','.join(V1_COLUMNS)}` or version 2 `{','.join(V2_COLUMNS)}`.",
         )
-    version = 1 if len(header) == len(V1_COLUMNS) else 2
-    at = {name: header.index(name) for name in header}
-    rows: list[DataRow] = []
-    seen = failed = no_prompt = disordered = 0
-    origin_s: float | None = None
-    latest_s = float("-inf")
+    at_time, at_prompt, at_output = (table.need(name, expected="") for name in (_TIME, _PROMPT, _OUTPUT))
+    at_session = table.find(_SESSION)
+    moments = Moments()
+    # Columns of plain numbers: all rows must be known before the earliest is, and a trace has over a million.
+    numbers, times_s, prompts, outputs = array("q"), array("d"), array("q"), array("q")
+    sessions: list[str] = []
     for row, fields in table:
-        with bad:
-            seen += 1
-            if max_rows is not None and seen >= first_row + max_rows:
-                seen -= 1
-                break
-            check_width(fields, len(header), source, row)
-            recorded_s = finite_number(fields[0], "Timestamp", source, row)
-            prompt_tokens = whole_number(fields[at["Request tokens"]], "Request tokens", source, row)
-            output_tokens = whole_number(fields[at["Response tokens"]], "Response tokens", source, row)
-            origin_s = recorded_s if origin_s is None else origin_s
-            arrival_s = recorded_s - origin_s
-            if (
-                seen < first_row
-                or arrival_s < start_s
-                or (duration_s is not None and arrival_s >= start_s + duration_s)
-            ):
-                continue
-            if output_tokens == 0:
-                failed += 1
-                continue
-            if prompt_tokens == 0:
-                no_prompt += 1
-            disordered += arrival_s < latest_s
-            latest_s = max(latest_s, arrival_s)
+        if max_rows is not None and tally.seen >= first_row + max_rows:
+            tally.seen -= 1
+            break
+        with tally:
+            at_s = moments.read_s(fields[at_time], _TIME, source, row)
+            prompt_tokens = whole_number(fields[at_prompt], _PROMPT, source, row)
+            output_tokens = whole_number(fields[at_output], _OUTPUT, source, row)
+            numbers.append(tally.seen)
+            times_s.append(at_s)
+            prompts.append(prompt_tokens)
+            outputs.append(output_tokens)
+            if at_session is not None:
+                sessions.append(fields[at_session].strip())
+    origin_s = min(times_s, default=0.0)
+    end_s = float("inf") if duration_s is None else start_s + duration_s
+    rows: list[DataRow] = []
+    outside = 0
+    for at in tally.order(times_s):
+        arrival_s = times_s[at] - origin_s
+        if numbers[at] < first_row or not start_s <= arrival_s < end_s:
+            outside += 1
+        elif outputs[at] == 0:
+            tally.leave_out("failed", "failed request", detail="(0 response tokens)")
+        else:
             rows.append(
                 DataRow(
-                    prompt_tokens=max(1, prompt_tokens),
-                    output_tokens=output_tokens,
-                    session=fields[at["Session ID"]].strip() if version == 2 else "",
+                    prompt_tokens=tally.at_least_one_token(prompts[at]),
+                    output_tokens=outputs[at],
+                    session=sessions[at] if at_session is not None else "",
                     arrival_s=arrival_s,
                 )
             )
-    if not rows:
+    tally.leave_out("outside", "row", detail="outside of the slice", rows=outside)
+    if not rows and outside and outside == len(times_s):
         raise DatasetError(
             source,
-            "there are no rows below the header" if seen == 0 else f"none of its {seen:,} rows falls into the slice",
-            mend="Fetch the file again." if seen == 0 else "Choose another start, duration or row range.",
+            f"none of its {tally.seen:,} rows falls into the slice",
+            mend="Choose another start, duration or row range.",
         )
-    if disordered:
-        rows.sort(key=_arrival_s)
-    notes = [f"BurstGPT version {version}: {plural(len(rows), 'request')} kept of {plural(seen, 'row')} read"]
-    if failed:
-        notes.append(f"{plural(failed, 'failed request')} (0 response tokens) left out")
-    if no_prompt:
-        notes.append(f"{plural(no_prompt, 'prompt')} of 0 tokens counted as 1 token")
-    if disordered:
-        notes.append(f"{plural(disordered, 'row')} out of time order: sorted")
-    counts = {"version": version, "rows": seen, "kept": len(rows), "failed": failed, "prompt_raised_to_1": no_prompt}
-    return bad.account(Parsed(rows=rows, counts=counts, notes=notes))
-
-
-def _arrival_s(row: DataRow) -> float:
-    return row.arrival_s or 0.0
+    version = 1 if at_session is None else 2
+    return tally.parsed(
+        rows,
+        f"BurstGPT version {version}: {plural(len(rows), 'request')} kept of {plural(tally.seen, 'row')} read",
+        table.note,
+        moments.note,
+        empty="there are no rows below the header",
+        mend="Fetch the file again.",
+        version=version,
+    )

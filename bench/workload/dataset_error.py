@@ -7,6 +7,8 @@ class DatasetError(ValueError):
     """A data set cannot be used. The message names the file, the row (if it is one row's fault) and the way out."""
 
     def __init__(self, source: str, reason: str, *, mend: str, row: int | None = None) -> None:
+        # What it quotes of a file may hold half characters, which no terminal takes.
+        reason = reason.encode("utf-8", "replace").decode("utf-8")
         where = source if row is None else f"{source}, row {row:,}"
         super().__init__(f"{where}: {reason}. {mend}")
         self.source = source

@@ -1,34 +1,31 @@
 """CSV files of lengths: `num_prefill_tokens,num_decode_tokens`, as the Vidur and Block traces have them. Pure.
 
-Optional columns: `num_predicted_decode_tokens` (a prediction made elsewhere), `arrived_at` (seconds). Others are not
-looked at. The columns of Splitwise's simulator (`arrival_timestamp,prompt_size,token_size`) mean the same.
+Optional columns: `num_predicted_decode_tokens` (a prediction made elsewhere), `arrived_at` (seconds, or a date). Others
+are not looked at. The columns of Splitwise's simulator (`arrival_timestamp,prompt_size,token_size`) mean the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.rows import (
-    STRICT,
-    BadRows,
-    Parsed,
-    check_width,
-    finite_number,
-    header_of,
-    plural,
-    table_rows,
-    whole_number,
-)
+from bench.workload.rows import Moments, Parsed, Table, Tally, plain_names, plural, whole_number
 
-_PROMPT, _OUTPUT = "num_prefill_tokens", "num_decode_tokens"
-_PREDICTED, _ARRIVED = "num_predicted_decode_tokens", "arrived_at"
-_SPLITWISE = {"prompt_size": _PROMPT, "token_size": _OUTPUT, "arrival_timestamp": _ARRIVED}
+_PROMPT = ("num_prefill_tokens", "prompt_size")
+_OUTPUT = ("num_decode_tokens", "token_size")
+_PREDICTED = ("num_predicted_decode_tokens",)
+_ARRIVED = ("arrived_at", "arrival_timestamp")
+_EXPECTED = f"{_PROMPT[0]},{_OUTPUT[0]}"
 
 
-def parse_lengths(lines: Iterable[str], source: str, *, bad: BadRows = STRICT) -> Parsed:
-    """All rows in file order.
+def is_lengths(header: Iterable[str]) -> bool:
+    """Whether a table with this header is one of lengths."""
+    names = plain_names(header)
+    return all(names & plain_names(spellings) for spellings in (_PROMPT, _OUTPUT))
+
+
+def parse_lengths(lines: Iterable[str], source: str, *, skip_bad: bool = False) -> Parsed:
+    """All rows in file order; by time, counted from the earliest, where they have arrivals.
 
     A prompt of 0 tokens becomes 1 (an engine cannot run an empty prompt); an answer of 0 tokens cannot be asked for, so
     such rows are left out. Both are counted.
@@ -36,47 +33,45 @@ def parse_lengths(lines: Iterable[str], source: str, *, bad: BadRows = STRICT) -
     Raises:
         DatasetError: empty file, missing column, short or non-numeric row, no usable row.
     """
-    table = table_rows(lines, source)
-    named = header_of(table, source, expected=f"{_PROMPT},{_OUTPUT}")
-    header = [_SPLITWISE.get(name, name) for name in named]
-    missing = [name for name in (_PROMPT, _OUTPUT) if name not in header]
-    if missing:
-        raise DatasetError(
-            source,
-            f"no column `{missing[0]}` in its header `{','.join(named)}`",
-            mend=f"Expected at least `{_PROMPT},{_OUTPUT}`.",
-        )
-    at = {name: header.index(name) for name in (_PROMPT, _OUTPUT, _PREDICTED, _ARRIVED) if name in header}
+    tally = Tally(source, skip_bad=skip_bad)
+    table = Table(lines, tally, expected=_EXPECTED)
+    at_prompt, at_output = (table.need(*names, expected=f"at least {_EXPECTED}") for names in (_PROMPT, _OUTPUT))
+    at_predicted, at_arrived = table.find(*_PREDICTED), table.find(*_ARRIVED)
+    moments = Moments()
     rows: list[DataRow] = []
-    seen = no_prompt = no_output = 0
+    numbers: list[int] = []
     for row, fields in table:
-        with bad:
-            seen += 1
-            check_width(fields, len(header), source, row)
-            prompt_tokens = whole_number(fields[at[_PROMPT]], _PROMPT, source, row)
-            output_tokens = whole_number(fields[at[_OUTPUT]], _OUTPUT, source, row)
+        with tally:
+            prompt_tokens = whole_number(fields[at_prompt], table.header[at_prompt], source, row)
+            output_tokens = whole_number(fields[at_output], table.header[at_output], source, row)
             predicted = (
-                max(1, whole_number(fields[at[_PREDICTED]], _PREDICTED, source, row)) if _PREDICTED in at else None
+                None
+                if at_predicted is None
+                else max(1, whole_number(fields[at_predicted], table.header[at_predicted], source, row))
             )
-            arrival_s = finite_number(fields[at[_ARRIVED]], _ARRIVED, source, row) if _ARRIVED in at else None
+            arrival_s = (
+                None
+                if at_arrived is None
+                else moments.read_s(fields[at_arrived], table.header[at_arrived], source, row)
+            )
             if output_tokens == 0:
-                no_output += 1
+                tally.leave_out("no_output", "row", detail="with 0 output tokens")
                 continue
-            no_prompt += prompt_tokens == 0
+            numbers.append(row)
             rows.append(
                 DataRow(
-                    prompt_tokens=max(1, prompt_tokens),
+                    prompt_tokens=tally.at_least_one_token(prompt_tokens),
                     output_tokens=output_tokens,
-                    predicted_output_tokens=None if predicted is None else max(1, predicted),
+                    predicted_output_tokens=predicted,
                     arrival_s=arrival_s,
                 )
             )
-    if not rows:
-        raise DatasetError(source, "there are no usable rows below the header", mend="Fetch the file again.")
-    notes = [f"{plural(len(rows), 'row')} of lengths"]
-    if no_prompt:
-        notes.append(f"{plural(no_prompt, 'prompt')} of 0 tokens counted as 1 token")
-    if no_output:
-        notes.append(f"{plural(no_output, 'row')} with 0 output tokens left out")
-    counts = {"rows": seen, "kept": len(rows), "prompt_raised_to_1": no_prompt, "no_output": no_output}
-    return bad.account(Parsed(rows=rows, counts=counts, notes=notes))
+    rows = tally.timed(rows, numbers, _ARRIVED[0])
+    return tally.parsed(
+        rows,
+        f"{plural(len(rows), 'row')} of lengths",
+        table.note,
+        moments.note,
+        empty="there are no usable rows below the header",
+        mend="Fetch the file again.",
+    )

@@ -1,87 +1,150 @@
 """Mooncake traces (github.com/kvcache-ai/Mooncake, FAST'25): arrivals, lengths and who shares a prefix with whom. Pure.
 
-One object a line: `{"timestamp": ms, "input_length": n, "output_length": m, "hash_ids": [...]}`. A hash id stands for
-512 prompt tokens and everything before them, so equal ids are equal prefixes.
+One object a line, or one array: `{"timestamp": ms, "input_length": n, "output_length": m, "hash_ids": [...]}`. A hash
+id stands for 512 prompt tokens and everything before them, so equal ids are equal prefixes. aiperf's traces may have
+the prompt itself, `{"text_input": "text", "output_length": m}`, and leave times out. Those of Qwen-Bailian (`chat_id`,
+`parent_chat_id`) count time in seconds and have an id for every 16 tokens.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
-from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.rows import STRICT, BadRows, Parsed, plural
+from bench.workload.records import JsonObject, objects, unused
+from bench.workload.rows import Parsed, Tally, plural, whole_number
 
 BLOCK_TOKENS = 512
+_BAILIAN_BLOCK_TOKENS = 16
 _EXPECTED = 'Expected one object a line: {"timestamp": 0, "input_length": 6755, "output_length": 500, "hash_ids": [0]}.'
+_TEXT_KEYS = ("text_input", "input_text")
 
 
-class _Line(msgspec.Struct, frozen=True):
-    timestamp: float
-    input_length: int
-    output_length: int
-    hash_ids: tuple[int, ...] = ()
+def is_mooncake(keys: set[str]) -> bool:
+    """Whether an object with these keys is a request of such a trace."""
+    return {"input_length", "output_length"} <= keys or not keys.isdisjoint(_TEXT_KEYS)
 
 
-def parse_mooncake(lines: Iterable[str], source: str, *, bad: BadRows = STRICT) -> Parsed:
+def parse_mooncake(
+    lines: Iterable[str],
+    source: str,
+    *,
+    count_tokens: Callable[[str], int] = len,
+    default_output_tokens: int = 1,
+    skip_bad: bool = False,
+) -> Parsed:
     """All rows in time order, `arrival_s` counted from the first.
 
     The published conversation trace knows its times to 3 s only. Requests of one moment are spread evenly until the
     next moment that the trace knows (the last ones over the median of those distances), else every such batch would
-    look like a burst. Rows with an answer of 0 tokens are left out.
+    look like a burst. Rows with an answer of 0 tokens are left out; texts are counted with `count_tokens`.
 
     Raises:
-        DatasetError: empty file, a line that is no such object, negative counts, more hash ids than the prompt has
+        DatasetError: empty file, a record that is no such object, negative counts, more hash ids than the prompt has
             blocks.
     """
-    entries: list[_Line] = []
-    seen = no_output = 0
-    for number, text in enumerate(lines, start=1):
-        with bad:
-            if not text.strip():
+    tally = Tally(source, skip_bad=skip_bad)
+    found: list[DataRow] = []
+    numbers: list[int] = []
+    not_used: set[str] = set()
+    bailian = False
+    for record in objects(lines, tally, expected=_EXPECTED):
+        with tally:
+            in_seconds = record.has("parent_chat_id")
+            row = _row(record, tally, count_tokens, default_output_tokens, in_seconds=in_seconds)
+            not_used |= record.unknown
+            bailian |= in_seconds
+            if row.output_tokens == 0:
+                tally.leave_out("no_output", "row", detail="with 0 output tokens")
                 continue
-            seen += 1
-            try:
-                line = msgspec.json.decode(text, type=_Line)
-            except (msgspec.DecodeError, UnicodeEncodeError) as error:
-                raise DatasetError(source, f"not such an object ({error})", row=number, mend=_EXPECTED) from error
-            if line.timestamp < 0 or line.input_length < 0 or line.output_length < 0:
-                raise DatasetError(source, "a negative time or length", row=number, mend=_EXPECTED)
-            if len(line.hash_ids) * BLOCK_TOKENS >= line.input_length + BLOCK_TOKENS:
-                raise DatasetError(
-                    source,
-                    f"{plural(len(line.hash_ids), 'hash id')} for a prompt of {line.input_length:,} tokens",
-                    row=number,
-                    mend=f"One id stands for {BLOCK_TOKENS} tokens.",
-                )
-            if line.output_length == 0:
-                no_output += 1
-                continue
-            entries.append(line)
-    if not entries:
-        raise DatasetError(source, "there are no usable rows" if seen else "the file is empty", mend=_EXPECTED)
-    entries.sort(key=lambda entry: entry.timestamp)
-    rows = [
-        DataRow(
-            prompt_tokens=max(1, entry.input_length),
-            output_tokens=entry.output_length,
-            arrival_s=at_s,
-            prefix_ids=entry.hash_ids,
-            prefix_block_tokens=BLOCK_TOKENS,
-        )
-        for entry, at_s in zip(entries, _spread_s([e.timestamp / 1000.0 for e in entries]), strict=True)
-    ]
-    notes = [f"Mooncake trace: {plural(len(rows), 'request')} over {rows[-1].arrival_s or 0.0:,.0f} s"]
-    moments = len({entry.timestamp for entry in entries})
-    if moments < len(entries):
-        notes.append(f"{plural(len(entries), 'arrival')} at {plural(moments, 'moment')}: spread until the next moment")
-    if no_output:
-        notes.append(f"{plural(no_output, 'row')} with 0 output tokens left out")
-    counts = {"rows": seen, "kept": len(rows), "moments": moments, "no_output": no_output}
-    return bad.account(Parsed(rows=rows, counts=counts, notes=notes))
+            found.append(row)
+            numbers.append(record.row)
+    rows = tally.timed(found, numbers, "timestamp")
+    times_s = [row.arrival_s for row in rows if row.arrival_s is not None]
+    moments = len(set(times_s))
+    spread = ""
+    if 0 < moments < len(rows):
+        spread = f"{plural(len(rows), 'arrival')} at {plural(moments, 'moment')}: spread until the next moment"
+    if moments:
+        rows = [
+            msgspec.structs.replace(row, arrival_s=at_s) for row, at_s in zip(rows, _spread_s(times_s), strict=True)
+        ]
+    over = f" over {rows[-1].arrival_s or 0.0:,.0f} s" if moments else ", without times"
+    return tally.parsed(
+        rows,
+        f"{'Qwen-Bailian' if bailian else 'Mooncake'} trace: {plural(len(rows), 'request')}{over}",
+        f"its times are taken as seconds, its ids as {_BAILIAN_BLOCK_TOKENS} tokens each" if bailian else "",
+        spread,
+        unused(not_used),
+        empty="the file is empty",
+        mend=_EXPECTED,
+        moments=moments,
+    )
+
+
+def _row(
+    record: JsonObject,
+    tally: Tally,
+    count_tokens: Callable[[str], int],
+    default_output_tokens: int,
+    *,
+    in_seconds: bool,
+) -> DataRow:
+    timestamp = record.number("timestamp")
+    if timestamp is not None and timestamp < 0:
+        raise record.error("a negative time", mend=_EXPECTED)
+    block_tokens = _BAILIAN_BLOCK_TOKENS if in_seconds else BLOCK_TOKENS
+    ids = _hash_ids(record, tally)
+    prompt = record.text(*_TEXT_KEYS)
+    if prompt is not None:
+        prompt_tokens = count_tokens(prompt)
+        record.key("input_length")
+        if ids:
+            # The ids of a text that is sent would have to be those of its own blocks.
+            tally.change("ids_not_used", "row", detail="with a text: its `hash_ids` are not used")
+            ids = ()
+        if prompt_tokens < 1:
+            raise record.error("the prompt is empty", mend="Give it at least one token.")
+    else:
+        length = record.count("input_length")
+        if length is None:
+            raise record.error("not such an object (no `input_length`)", mend=_EXPECTED)
+        if len(ids) * block_tokens >= length + block_tokens:
+            raise record.error(
+                f"{plural(len(ids), 'hash id')} for a prompt of {length:,} tokens",
+                mend=f"One id stands for {block_tokens} tokens.",
+            )
+        prompt_tokens = length
+    output_tokens = record.count("output_length")
+    if output_tokens is None:
+        if prompt is None:
+            raise record.error("not such an object (no `output_length`)", mend=_EXPECTED)
+        output_tokens = default_output_tokens
+        tally.change("output_assumed", "row", detail=f"without `output_length`: {default_output_tokens} each")
+    session = record.get("session_id")
+    return DataRow(
+        prompt_tokens=tally.at_least_one_token(prompt_tokens) if output_tokens else prompt_tokens,
+        output_tokens=output_tokens,
+        prompt=prompt or "",
+        session="" if session is None else str(session),
+        arrival_s=None if timestamp is None else timestamp / (1.0 if in_seconds else 1000.0),
+        prefix_ids=ids,
+        prefix_block_tokens=block_tokens if prompt is None else 0,
+    )
+
+
+def _hash_ids(record: JsonObject, tally: Tally) -> tuple[int, ...]:
+    given = record.get("hash_ids")
+    if given is None:
+        return ()
+    if not isinstance(given, list):
+        raise record.error("`hash_ids` is no list", mend=_EXPECTED)
+    if all(type(one) is int and one >= 0 for one in given):
+        return tuple(given)
+    return tuple(whole_number(one, "hash_ids", tally.source, record.row) for one in given)
 
 
 def _spread_s(times_s: list[float]) -> list[float]:

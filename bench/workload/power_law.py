@@ -82,4 +82,4 @@ def power_law_rows(shape: tuple[PowerLawName, PowerLawName]) -> Parsed:
     prompts, outputs = (LLUMNIX[name].draw_tokens(rng, _ROWS).tolist() for name in shape)
     rows = [DataRow(prompt_tokens=p, output_tokens=o) for p, o in zip(prompts, outputs, strict=True)]
     notes = [f"power law: {shape[0]} prompts, {shape[1]} answers, {plural(len(rows), 'row')} drawn"]
-    return Parsed(rows=rows, counts={"rows": len(rows)}, notes=notes)
+    return Parsed(rows=rows, counts={"rows": len(rows), "kept": len(rows)}, notes=notes)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bench.workload.dataset_error import DatasetError
 from bench.workload.item import DataRow
-from bench.workload.rows import Parsed, check_width, finite_number, header_of, plural, table_rows, whole_number
+from bench.workload.rows import Parsed, Table, Tally, finite_number, plain_names, plural, whole_number
 
 WINDOW_S = 600.0
 ARRIVAL_COLUMNS = ("client", "window_start_s", "rate_rps", "cv_iat", "pattern", "param_shape", "param_scale")
@@ -59,9 +59,10 @@ def drawn(
     *,
     start_s: float = 0.0,
     duration_s: float | None = None,
+    notes: Sequence[str] = (),
 ) -> Parsed:
     """Requests drawn from both, the same ones every time, at a mean of 10 requests/s (the recorded services have up to
-    2,000: a run scales them to its own rate). Without `duration_s` one hour.
+    2,000: a run scales them to its own rate). Without `duration_s` one hour. `notes` are those of the files.
 
     Raises:
         DatasetError: no client has traffic in the slice.
@@ -78,46 +79,56 @@ def drawn(
     except ValueError as error:
         raise DatasetError(source, str(error), mend="Choose another start or duration.") from None
     clients = len({row.session for row in rows})
-    notes = [f"ServeGen: {plural(len(rows), 'request')} of {plural(clients, 'client')} drawn from their statistics"]
-    return Parsed(rows=rows, counts={"rows": len(rows), "clients": clients}, notes=notes)
+    title = f"ServeGen: {plural(len(rows), 'request')} of {plural(clients, 'client')} drawn from their statistics"
+    strangers = len({window.client for window in windows} - {client for client, _ in lengths})
+    if strangers:
+        notes = [*notes, f"{plural(strangers, 'client')} without lengths: those of another client, drawn at random"]
+    return Parsed(rows=rows, counts={"rows": len(rows), "kept": len(rows), "clients": clients}, notes=[title, *notes])
 
 
-def parse_arrivals(lines: Iterable[str], source: str) -> list[ClientWindow]:
+def is_servegen(header: Iterable[str]) -> bool:
+    """Whether a table with this header is one of arrivals by client."""
+    return plain_names(ARRIVAL_COLUMNS) <= plain_names(header)
+
+
+def parse_arrivals(lines: Iterable[str], source: str, tally: Tally | None = None) -> list[ClientWindow]:
     """All windows. Raises DatasetError with file, row and reason."""
-    table = table_rows(lines, source)
-    header = header_of(table, source, expected=",".join(ARRIVAL_COLUMNS))
-    if header != list(ARRIVAL_COLUMNS):
-        raise DatasetError(
-            source, f"its header is `{','.join(header)}`", mend=f"Expected `{','.join(ARRIVAL_COLUMNS)}`."
-        )
+    tally = tally or Tally(source)
+    expected = ",".join(ARRIVAL_COLUMNS)
+    table = Table(lines, tally, expected=expected)
+    if not is_servegen(table.header):
+        raise DatasetError(source, f"its header is `{','.join(table.header)}`", mend=f"Expected `{expected}`.")
+    at = {name: table.need(name, expected=expected) for name in ARRIVAL_COLUMNS}
     windows: list[ClientWindow] = []
     for row, fields in table:
-        check_width(fields, len(header), source, row)
-        pattern = fields[4].strip()
-        if pattern not in ("Gamma", "Weibull"):
-            raise DatasetError(source, f"unknown pattern `{pattern}`", row=row, mend="Expected Gamma or Weibull.")
-        rate_per_s = finite_number(fields[2], "rate_rps", source, row)
-        shape = finite_number(fields[5], "param_shape", source, row)
-        if rate_per_s <= 0 or shape <= 0:
-            raise DatasetError(source, "a rate or shape of 0 or below", row=row, mend="Both must be above 0.")
-        windows.append(
-            ClientWindow(
-                client=whole_number(fields[0], "client", source, row),
-                start_s=finite_number(fields[1], "window_start_s", source, row),
-                rate_per_s=rate_per_s,
-                weibull=pattern == "Weibull",
-                shape=shape,
+        with tally:
+            pattern = fields[at["pattern"]].strip()
+            if pattern not in ("Gamma", "Weibull"):
+                raise DatasetError(source, f"unknown pattern `{pattern}`", row=row, mend="Expected Gamma or Weibull.")
+            rate_per_s = finite_number(fields[at["rate_rps"]], "rate_rps", source, row)
+            shape = finite_number(fields[at["param_shape"]], "param_shape", source, row)
+            if rate_per_s <= 0 or shape <= 0:
+                raise DatasetError(source, "a rate or shape of 0 or below", row=row, mend="Both must be above 0.")
+            windows.append(
+                ClientWindow(
+                    client=whole_number(fields[at["client"]], "client", source, row),
+                    start_s=finite_number(fields[at["window_start_s"]], "window_start_s", source, row),
+                    rate_per_s=rate_per_s,
+                    weibull=pattern == "Weibull",
+                    shape=shape,
+                )
             )
-        )
     if not windows:
-        raise DatasetError(source, "there are no rows below the header", mend="Fetch the file again.")
+        reason = "; ".join(["there are no rows below the header", *tally.account()])
+        raise DatasetError(source, reason, mend="Fetch the file again.")
     return windows
 
 
-def parse_length_quantiles(lines: Iterable[str], source: str) -> Lengths:
-    """Quantiles by client and window; windows with only one of the two lengths are passed over."""
-    table = table_rows(lines, source)
-    header = header_of(table, source, expected="client,window_start_s,field,mean,q0,q50,q100")
+def parse_length_quantiles(lines: Iterable[str], source: str, tally: Tally | None = None) -> Lengths:
+    """Quantiles by client and window; rows of other fields, and windows with one of the two lengths, are counted."""
+    tally = tally or Tally(source)
+    table = Table(lines, tally, expected="client,window_start_s,field,mean,q0,q50,q100")
+    header = table.header
     quantiles = header[len(_LENGTH_COLUMNS) :]
     if tuple(header[:4]) != _LENGTH_COLUMNS or len(quantiles) < 2 or not all(q[:1] == "q" for q in quantiles):
         raise DatasetError(
@@ -126,16 +137,19 @@ def parse_length_quantiles(lines: Iterable[str], source: str) -> Lengths:
     shares = tuple(finite_number(q[1:], q, source, 1) / 100.0 for q in quantiles)
     found: dict[tuple[int, float], dict[str, tuple[float, ...]]] = {}
     for row, fields in table:
-        check_width(fields, len(header), source, row)
-        if fields[2] not in _FIELDS:
-            continue
-        values = tuple(
-            finite_number(v, q, source, row) for v, q in zip(fields[len(_LENGTH_COLUMNS) :], quantiles, strict=True)
-        )
-        if list(values) != sorted(values):
-            raise DatasetError(source, "quantiles that do not ascend", row=row, mend="Fetch the file again.")
-        key = (whole_number(fields[0], "client", source, row), finite_number(fields[1], "window_start_s", source, row))
-        found.setdefault(key, {})[fields[2]] = values
+        with tally:
+            if fields[2] not in _FIELDS:
+                tally.leave_out("other_field", "row", detail=f"of neither {_FIELDS[0]} nor {_FIELDS[1]}")
+                continue
+            values = tuple(
+                finite_number(v, q, source, row) for v, q in zip(fields[len(_LENGTH_COLUMNS) :], quantiles, strict=True)
+            )
+            if list(values) != sorted(values):
+                raise DatasetError(source, "quantiles that do not ascend", row=row, mend="Fetch the file again.")
+            client = whole_number(fields[0], "client", source, row)
+            found.setdefault((client, finite_number(fields[1], "window_start_s", source, row)), {})[fields[2]] = values
+    halves = sum(len(both) < len(_FIELDS) for both in found.values())
+    tally.leave_out("half", "window", detail="with one of the two lengths only", rows=halves)
     return {
         key: LengthQuantiles(shares=shares, input_tokens=both[_FIELDS[0]], output_tokens=both[_FIELDS[1]])
         for key, both in found.items()

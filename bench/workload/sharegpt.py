@@ -1,4 +1,4 @@
-"""ShareGPT as a workload: the first answered question of each conversation. Pure: bytes go in.
+"""ShareGPT as a workload: the first answered question of each conversation. Pure: text goes in.
 
 `length_model.sharegpt` reads the file's layout; what is cut off at its end is left out, and the report says so.
 """
@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import msgspec
 
 from bench.workload.dataset_error import DatasetError
+from bench.workload.rows import SKIP_BAD, plural
 from length_model.core.conversation import Conversation, answered_turns
-from length_model.sharegpt import ConversationReader, ShareGptError
+from length_model.sharegpt import TURN_LISTS, ConversationReader, ShareGptError
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -31,23 +32,55 @@ class ShareGptReport(msgspec.Struct, frozen=True, kw_only=True):
     """Complete ones without any turn."""
     without_pair: int
     """Complete ones with turns, but no human turn that is answered (both with some text)."""
+    bad_turns: int
+    """Turns without a role or a text; they count as nothing said."""
+    bad: int
+    """Conversations that cannot be read."""
+    first_bad: str
+    """The first of them: its number and why."""
     cut_off: bool
     """The file ends before its array does."""
 
+    def notes(self, pairs: int) -> list[str]:
+        """The account for people, where so many pairs are used."""
+        ending = " before the file is cut off" if self.cut_off else ""
+        found = [
+            f"ShareGPT: {self.conversations:,} complete conversations{ending}, {self.empty:,} of them empty; "
+            f"{pairs:,} give a first human-to-model pair"
+        ]
+        if self.without_pair:
+            found.append(f"{plural(self.without_pair, 'conversation')} without an answered human turn left out")
+        if self.bad_turns:
+            found.append(f"{plural(self.bad_turns, 'turn')} without a role or a text passed over")
+        if self.bad:
+            found.append(
+                f"{plural(self.bad, 'conversation')} that cannot be read left out; the first is {self.first_bad}"
+            )
+        return found
+
+
+def is_sharegpt(keys: set[str]) -> bool:
+    """Whether an object with these keys is a conversation."""
+    return not keys.isdisjoint(TURN_LISTS)
+
 
 class ShareGptReader:
-    """Feed it the file's bytes in pieces of any size; it hands out the pair of each conversation as it completes."""
+    """Feed it the file's text in pieces of any size; it hands out the pair of each conversation as it completes.
 
-    def __init__(self, source: str) -> None:
+    Conversations that cannot be read are errors, or with `skip_bad` counted and passed over.
+    """
+
+    def __init__(self, source: str, *, skip_bad: bool = False) -> None:
         self._source = source
-        self._reader = ConversationReader()
+        self._reader = ConversationReader(on_bad=self._passed_over if skip_bad else None)
         self._empty = 0
         self._without_pair = 0
+        self._bad: list[ShareGptError] = []
 
-    def feed(self, data: bytes) -> list[Pair]:
+    def feed(self, text: str) -> list[Pair]:
         """The pairs that this piece completes. Raises DatasetError when the file cannot be ShareGPT."""
         try:
-            return self._pairs(self._reader.feed(data))
+            return self._pairs(self._reader.feed(text))
         except ShareGptError as bad:
             raise self._named(bad) from bad
 
@@ -56,12 +89,15 @@ class ShareGptReader:
         try:
             rest, account = self._reader.finish()
         except ShareGptError as bad:
-            raise self._named(bad) from bad
+            raise self._named(self._bad[0] if self._bad else bad) from bad
         pairs = self._pairs(rest)
         report = ShareGptReport(
             conversations=account.conversations,
             empty=self._empty,
             without_pair=self._without_pair,
+            bad_turns=account.bad_turns,
+            bad=len(self._bad),
+            first_bad=f"number {self._bad[0].row}: {self._bad[0].reason}" if self._bad else "",
             cut_off=account.cut_off,
         )
         return pairs, report
@@ -79,5 +115,9 @@ class ShareGptReader:
                 self._empty += 1
         return found
 
+    def _passed_over(self, bad: ShareGptError) -> None:
+        self._bad.append(bad)
+
     def _named(self, bad: ShareGptError) -> DatasetError:
-        return DatasetError(self._source, bad.reason, row=bad.row, mend=bad.mend)
+        mend = bad.mend if bad.row is None or self._bad else f"{bad.mend} {SKIP_BAD}"
+        return DatasetError(self._source, bad.reason, row=bad.row, mend=mend)

@@ -42,6 +42,7 @@ def explain(request_id: str, gateway: str, as_json: bool) -> None:
     console = Console()
     for decision in explanation.decisions:
         _print_decision(console, decision)
+    _print_lane(console, explanation)
     _print_belief(console, explanation)
     _print_actual(console, explanation.actual)
 
@@ -49,6 +50,8 @@ def explain(request_id: str, gateway: str, as_json: bool) -> None:
 def _print_decision(console: Console, decision: pb.Decision) -> None:
     from rich import box
     from rich.table import Table
+
+    from protos.runtime.terminal import print_table
 
     table = Table(
         title=f"attempt {decision.attempt}: {decision.node_id or 'no node'}, by {decision.policy} "
@@ -87,7 +90,7 @@ def _print_decision(console: Console, decision: pb.Decision) -> None:
             score.note,
             style="bold" if chosen else "",
         )
-    console.print(table)
+    print_table(console, table, prose=True)
     console.print(decision.reason, highlight=False)
     for score in decision.scores:
         if score.node_id == decision.node_id and score.HasField("forecast"):
@@ -111,6 +114,15 @@ def _print_forecast(console: Console, forecast: types_pb.Forecast) -> None:
         path = zip(HEADROOM_HORIZONS_S, forecast.kv_headroom_path, strict=False)
         said += f"; fewest KV blocks free {', '.join(f'within {h:g} s {blocks}' for h, blocks in path)}"
     console.print(said, highlight=False)
+
+
+_COUNTED = {"length": "estimated by its length", "engine": "counted by its engine"}
+
+
+def _print_lane(console: Console, explanation: pb.Explanation) -> None:
+    by = _COUNTED.get(explanation.prompt_counted_by, "counted by the gateway's tokenizer")
+    how = "handed on as its client made it" if explanation.lane == "pass_through" else "generated token by token"
+    console.print(f"how it went to its engine: {how} (lane {explanation.lane}); prompt {by}", highlight=False)
 
 
 def _print_belief(console: Console, explanation: pb.Explanation) -> None:

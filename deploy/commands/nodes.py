@@ -10,7 +10,10 @@ from deploy.gateway_client import dispatch_stub, gateway_option
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from collections.abc import Iterator
+
+    from rich.console import Console, ConsoleOptions, Group
+    from rich.table import Table
 
     from protos.v1 import astrolabe_dispatch_pb2 as pb
 
@@ -45,7 +48,8 @@ def nodes(watch: bool, interval_s: float, gateway: str, as_json: bool) -> None:
     else:
         from rich.console import Console
 
-        Console().print(_table(listed))
+        console = Console()
+        console.print(overview(listed, console.width))
 
 
 def _watch(lists: Any, as_json: bool) -> None:
@@ -58,7 +62,7 @@ def _watch(lists: Any, as_json: bool) -> None:
 
         with Live(auto_refresh=False) as live:
             for listed in lists:
-                live.update(_table(listed), refresh=True)
+                live.update(overview(listed, live.console.width), refresh=True)
     except KeyboardInterrupt:
         lists.cancel()
 
@@ -71,10 +75,53 @@ def _json(listed: pb.NodeList) -> bytes:
     return orjson.dumps(document)
 
 
-def _table(listed: pb.NodeList) -> Group:
-    """The nodes, and below why those that are down are so, and what is wrong with those that are not."""
-    from rich import box
+def overview(listed: pb.NodeList, width: int) -> Group:
+    """The nodes as a table of at most `width` columns. Below, in words that wrap: what would not fit, the step times
+    that they go by, why those that are down are so, and what is wrong with those that are not."""
     from rich.console import Group
+    from rich.text import Text
+
+    table = _table(listed, addresses=True)
+    notes: list[str] = []
+    if table.__rich_measure__(*_unbounded()).maximum > width:
+        table = _table(listed, addresses=False)
+        notes += [f"{node.node_id} is at {node.address}" for node in listed.nodes]
+    if listed.held:
+        wait = f"the next would wait {listed.predicted_wait_s:.1f} s"
+        notes.append(f"{listed.held} requests held until a node is free; {wait}")
+    notes += [f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail]
+    notes += [f"{n.node_id}: {n.alarm}" for n in listed.nodes if n.alarm]
+    alike: dict[str, list[str]] = {}
+    for node in listed.nodes:
+        if about := "; ".join(_forecasts_of(node)):
+            alike.setdefault(about, []).append(node.node_id)
+    notes += [f"{', '.join(names)}: {about}" for about, names in alike.items()]
+    proved = Text(f"rules proved against vLLM {listed.proved_vllm_version}", style="dim")
+    # As plain text: what nodes say of themselves may look like markup.
+    return Group(table, *map(Text, notes), proved)
+
+
+def _forecasts_of(node: pb.NodeInfo) -> Iterator[str]:
+    """What its forecasts go by."""
+    if node.profile:
+        yield f"step times of {node.profile}"
+    if node.config.outside_rules:
+        yield f"forecasts are approximate: {'; '.join(node.config.outside_rules)}"
+    elif node.config.engine == "vllm":
+        yield f"vLLM {node.config.engine_version}, simulated step by step"
+
+
+def _unbounded() -> tuple[Console, ConsoleOptions]:
+    """To measure what a table would like to have."""
+    from rich.console import Console
+
+    console = Console(width=1000)
+    return console, console.options
+
+
+def _table(listed: pb.NodeList, *, addresses: bool) -> Table:
+    from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
@@ -85,40 +132,24 @@ def _table(listed: pb.NodeList) -> Group:
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column("node", no_wrap=True)
-    table.add_column("address", no_wrap=True)
+    table.add_column("node", overflow="fold")
+    if addresses:
+        table.add_column("address", no_wrap=True)
     table.add_column("state", no_wrap=True)
     # Two lines a head: the table fits a terminal of 80 columns.
     for name in ("run-\nning", "wait-\ning", "free\nblocks", "in\nflight", "age\ns"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("profile", overflow="fold")
     for node in listed.nodes:
         style = STYLES.get(node.status, "")
         load = ("-", "-", "-")
         if node.HasField("load"):
             load = (str(node.load.running), str(node.load.waiting), str(node.load.free_blocks))
         table.add_row(
-            node.node_id,
-            node.address,
+            escape(node.node_id),
+            *([escape(node.address)] if addresses else []),
             (f"[{style}]{node.status}[/]" if style else node.status) + (" [bold red]![/]" if node.alarm else ""),
             *load,
             str(node.in_flight),
             f"{node.state_age_s:.1f}" if node.HasField("load") else "-",
-            node.profile,
         )
-    below = []
-    if listed.held:
-        wait = f"the next would wait {listed.predicted_wait_s:.1f} s"
-        below.append(f"{listed.held} requests held until a node is free; {wait}")
-    below += [f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail]
-    below += [f"{n.node_id}: {n.alarm}" for n in listed.nodes if n.alarm]
-    below += [
-        f"{n.node_id}: forecasts are approximate: {'; '.join(n.config.outside_rules)}"
-        for n in listed.nodes
-        if n.config.outside_rules
-    ]
-    for node in listed.nodes:
-        if node.config.engine == "vllm" and not node.config.outside_rules:
-            below.append(f"{node.node_id}: vLLM {node.config.engine_version}, simulated step by step")
-    below.append(f"[dim]rules proved against vLLM {listed.proved_vllm_version}[/]")
-    return Group(table, *below)
+    return table

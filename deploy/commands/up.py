@@ -126,6 +126,7 @@ def _announce(cluster: LocalCluster, folder: Path, *, as_json: bool) -> None:
 
         document = {
             "gateway": cluster.address,
+            "base_url": f"{cluster.url}/v1",
             "nodes": {n.name: n.address for n in cluster.nodes},
             "pids": {c.name: c.pid for c in cluster.children()},
             "logs": str(folder),
@@ -137,6 +138,15 @@ def _announce(cluster: LocalCluster, folder: Path, *, as_json: bool) -> None:
         f"cluster is up; logs in {folder}\n"
         f'  astrolabe request "Why is the sky blue?"{where}\n'
         f"  astrolabe nodes --watch{where}\n"
+        f"OpenAI's clients: base_url {cluster.url}/v1, any api_key\n"
+        f"  {_curl(cluster.url)}\n"
+        "gRPC\n"
         f"  grpcurl -plaintext {cluster.address} list\n"
         "Ctrl-C stops all"
     )
+
+
+def _curl(url: str) -> str:
+    # Else curl would take the environment's proxy, also to this machine.
+    body = '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 20}'
+    return f"curl --noproxy '*' {url}/v1/chat/completions -d '{body}'"

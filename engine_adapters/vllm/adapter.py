@@ -19,8 +19,9 @@ from engine_adapters.base import (
     EngineRequest,
     OutputSink,
 )
+from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink
 from engine_adapters.vllm.address import AddressError, address_for_url, parse_address
-from engine_adapters.vllm.client import VllmClient, check_wanted, served_names
+from engine_adapters.vllm.client import VllmClient, check_wanted, relay_to, served_names
 from engine_adapters.vllm.probe import TraceProbe
 from protos.runtime.addresses import parse_url
 from simcore.cost.step_time import StepTimeModel
@@ -45,13 +46,14 @@ class VllmEngine:
             raise EngineError(str(bad)) from None
         except ValueError as bad:
             raise EngineError(f"the engine's URL: {bad}") from None
-        self.capabilities = Capabilities(per_request_trace=True, exact_rules=False)
+        self.capabilities = Capabilities(per_request_trace=True, exact_rules=False, forwards=True)
         self._wanted_model = options.model
         self._step_time = None
         if options.step_time is not None and options.time_scale != 1.0:
             self._step_time = options.step_time.scaled(1.0 / options.time_scale)
         self._wait_s = options.wait_s
         self._client = VllmClient(url, tls=options.tls, key=options.key)
+        self._relay = relay_to(url, tls=options.tls, key=options.key)
         self._probe = TraceProbe(address)
         self._config: EngineConfig | None = None
         self._traced: EngineConfig | None = None
@@ -78,15 +80,20 @@ class VllmEngine:
                     reminded_s = now_s
                     log.info("waiting for the engine", detail=str(error))
             await asyncio.sleep(PAUSE_S)
-        self._check_model(hello.config)
+        try:
+            self._check_model(hello.config)
+        except EngineError:
+            await self._client.close()
+            raise
         names = served_names(self._client.models, self._wanted_model)
         self._traced = hello.config
         self._config = config = msgspec.structs.replace(hello.config, model=names[0], other_names=names[1:])
-        self.capabilities = Capabilities(per_request_trace=True, exact_rules=not config.outside_rules)
+        self.capabilities = Capabilities(per_request_trace=True, exact_rules=not config.outside_rules, forwards=True)
         self._client.limit(config)
         log.info("engine found", url=self._client.url, trace=str(self._probe.address), version=config.engine_version)
 
     async def close(self) -> None:
+        await self._relay.close()
         await self._client.close()
 
     def config(self) -> EngineConfig:
@@ -104,7 +111,13 @@ class VllmEngine:
         self._client.submit(request, sink)
 
     async def abort(self, request_id: str) -> bool:
-        return await self._client.abort(request_id)
+        return await self._client.abort(request_id) or await self._relay.abort(request_id)
+
+    def forward(self, call: ForwardCall, body: BodyFeed, sink: ForwardSink) -> None:
+        self._relay.forward(call, body, sink)
+
+    def hold(self, request_id: str, held: bool) -> None:
+        self._relay.hold(request_id, held)
 
     async def watch(self) -> AsyncGenerator[TraceItem, None]:
         watching = self._probe.watch()

@@ -23,6 +23,7 @@ from engine_adapters.base import (
     RequestRefused,
 )
 from engine_adapters.openai_answers import Piece, read_fault, read_models, read_piece
+from engine_adapters.relay import EngineRelay
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.account import engine_request_id
@@ -156,6 +157,13 @@ class VllmClient:
             "seed": request.seed,
             "stop": request.stop or None,
             "stop_token_ids": request.stop_token_ids or None,
+            "min_p": request.min_p,
+            "presence_penalty": request.presence_penalty,
+            "frequency_penalty": request.frequency_penalty,
+            "repetition_penalty": request.repetition_penalty,
+            "min_tokens": request.min_tokens or None,
+            "logit_bias": {str(i): bias for i, bias in request.logit_bias} or None,
+            "bad_words": request.bad_words or None,
             # A queue in order of arrival refuses a priority instead of not minding it.
             "priority": request.priority if config.scheduling_policy == "priority" and request.priority else None,
         }
@@ -269,6 +277,14 @@ def https(url: str, tls: ClientTlsFiles | None) -> ssl.SSLContext | bool:
         return client_context(tls)
     except ConfigError as bad:
         raise EngineError(str(bad)) from None
+
+
+def relay_to(url: str, *, tls: ClientTlsFiles, key: Secret) -> EngineRelay:
+    """Hands calls on to that server, named so that its trace says whose they are. Raises EngineError."""
+    context = https(url, tls)
+    return EngineRelay(
+        url, tls=context if isinstance(context, ssl.SSLContext) else None, key=key, named=engine_request_id
+    )
 
 
 def _headers(request: EngineRequest) -> dict[str, str]:

@@ -61,7 +61,11 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lane: Lane = "tokens"
     """`tokens`: the node generates token ids; `pass_through`: the client's own call is handed on to its engine."""
     prompt_counted_by: str = ""
-    """Who counted the prompt's tokens, for people: `tokenizer`, `engine`, or `length` (an estimate); empty: tokenizer."""
+    """Who counted the prompt, for people: `tokenizer`, `engine`, or `length` (an estimate); empty: tokenizer."""
+    answers: int = 1
+    """How many answers it asks for at once; their tokens, and those of several prompts, are counted together."""
+    node: str = ""
+    """The only node that may have it: what it asks for is there. Empty: any."""
 
     @property
     def expected_tokens(self) -> float:
@@ -141,6 +145,17 @@ class TokensSeen(Event, frozen=True, kw_only=True):
     tokens: int
     attempt: int = 1
     """`Dispatch.attempt` that they belong to."""
+    whole: bool = False
+    """They came with all others of the answer: when the first was produced is not known."""
+
+
+class AnswerBegan(Event, frozen=True, kw_only=True):
+    """The first bytes of an engine's own answer went to the client: no other node can answer it now."""
+
+    request_id: str
+    node_id: str
+    attempt: int = 1
+    """`Dispatch.attempt` that it belongs to."""
 
 
 class StreamEnded(Event, frozen=True, kw_only=True):
@@ -188,6 +203,7 @@ AnyEvent = (
     | ForecastArrived
     | TimerFired
     | TokensSeen
+    | AnswerBegan
     | StreamEnded
     | ClientGone
     | DrainAsked

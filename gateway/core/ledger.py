@@ -97,7 +97,8 @@ class Ledger:
             asked=live.shape,
             decision=chosen.decision,
             dispatched_s=now_s,
-            expected=chosen.expected,
+            # Several answers at once take other times than one with as many tokens.
+            expected=chosen.expected if live.shape.answers == 1 else None,
         )
         live.attempts.append(attempt)
         live.streaming = attempt

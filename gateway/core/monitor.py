@@ -39,9 +39,9 @@ class NodeMonitor:
         if node.health.stalled:
             self._alive_again(node)
 
-    def first_token(self, attempt: Attempt, now_s: float) -> None:
-        """The first token of an attempt."""
-        node, expected = attempt.node, attempt.expected
+    def first_token(self, attempt: Attempt, now_s: float, *, is_timed: bool = True) -> None:
+        """The first token of an attempt; unless `is_timed` it is not known when it was produced."""
+        node, expected = attempt.node, attempt.expected if is_timed else None
         took_s = now_s - attempt.dispatched_s
         node.delivered = True
         node.health.delivered(in_time=expected is None or took_s <= max(LATE * expected.ttft_s, LATE_S))
@@ -52,6 +52,11 @@ class NodeMonitor:
 
     def ended(self, attempt: Attempt, outcome: Outcome, now_s: float) -> None:
         """Its node has ended it, well or badly, but not by failing."""
+        if not attempt.output_tokens and outcome in COMPLETE and attempt.asked.lane == "pass_through":
+            # An answer of which no tokens can be counted is a sign of health all the same.
+            attempt.node.delivered = True
+            attempt.node.health.delivered(in_time=True)
+            self._pool.health_changed(attempt.node)
         if attempt.expected is not None and outcome in COMPLETE and attempt.output_tokens:
             took_s = now_s - attempt.dispatched_s
             attempt.node.accuracy.ended(attempt.expected, took_s, attempt.output_tokens)

@@ -71,6 +71,7 @@ class Router:
             ev.ForecastArrived: self._on_forecast_arrived,
             ev.TimerFired: self._on_timer_fired,
             ev.TokensSeen: self._on_tokens_seen,
+            ev.AnswerBegan: self._on_answer_began,
             ev.StreamEnded: self._on_stream_ended,
             ev.ClientGone: self._on_client_gone,
             ev.DrainAsked: self._on_drain_asked,
@@ -297,16 +298,26 @@ class Router:
             return
         live, attempt = found
         if not attempt.output_tokens:
-            self._monitor.first_token(attempt, now_s)
+            self._monitor.first_token(attempt, now_s, is_timed=not event.whole)
         if live.streaming is attempt:
+            if live.ttft_s is None and not event.whole:
+                live.ttft_s = now_s - live.arrival_s
             if live.state is State.SENT:
-                if live.ttft_s is None:
-                    live.ttft_s = now_s - live.arrival_s
                 # Only the first tokens change the state; those after them come a thousand times as often.
                 self._ledger.move(live, Trigger.TOKENS)
             live.output_tokens += event.tokens
         attempt.output_tokens += event.tokens
         self._monitor.tokens(attempt, event.tokens, now_s)
+
+    def _on_answer_began(self, event: ev.AnswerBegan, now_s: float) -> None:
+        found = self._ledger.at_node(event.request_id, event.node_id, event.attempt)
+        if found is None:
+            return
+        live, attempt = found
+        if live.streaming is attempt:
+            live.has_begun = True
+            if live.state is State.SENT:
+                self._ledger.move(live, Trigger.TOKENS)
 
     def _on_stream_ended(self, event: ev.StreamEnded, now_s: float) -> None:
         found = self._ledger.at_node(event.request_id, event.node_id, event.attempt)
@@ -338,7 +349,7 @@ class Router:
             # The client does not depend on it.
             self._ledger.over(live, attempt)
             return
-        if attempt.output_tokens >= attempt.asked.max_output_tokens:
+        if attempt.output_tokens >= attempt.asked.max_output_tokens and not live.has_begun:
             # All that was asked for has come; only the word that it ended is missing.
             self._ledger.end(live, Trigger.NODE_ENDED, Outcome.LENGTH, "", now_s)
             return
@@ -366,7 +377,7 @@ class Router:
         attempts = len(live.attempts) - live.moves
         if attempts >= self.config.max_attempts:
             return f"{attempts} of {self.config.max_attempts} attempts made"
-        if live.output_tokens and (why := why_not_resumed(live.shape)):
+        if (live.output_tokens or live.has_begun) and (why := why_not_resumed(live.shape)):
             return f"not resumed: {why}"
         if not self._budget.spend():
             return "too many requests are being tried again already"
@@ -433,7 +444,7 @@ class Router:
             if (
                 live.streaming is not attempt
                 or attempt.output_tokens >= attempt.asked.max_output_tokens
-                or (live.output_tokens and why_not_resumed(live.shape))
+                or ((live.output_tokens or live.has_begun) and why_not_resumed(live.shape))
                 or not self._pipeline.has_room(live, now_s)
             ):
                 continue

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -13,12 +14,17 @@ import structlog
 
 from gateway.core.outcomes import DENIALS, Denial
 from gateway.http.bodies import Body, chat_body, client_request, completion_body, prompt_of
+from gateway.http.calls import CallDelivery, error_body
 from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
 from gateway.http.chunks import CHAT, COMPLETION, Style, error_json
 from gateway.http.connection import Exchange, Handler
 from gateway.http.delivery import JSON, Delivery, FlushBatch, ResponseOptions, retry_after
+from gateway.http.heartbeats import Heartbeats
 from gateway.http.message import Request
+from gateway.intake.call_desk import CallDesk, FrontCall
+from gateway.intake.call_paths import may_be_handed_on, target_of
 from gateway.intake.callers import Caller, KeyRing, Role, require
+from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied
 from gateway.intake.submission import Intake
 from gateway.nodes.registry import NodeRegistry
@@ -26,8 +32,16 @@ from length_model.core.conversation import Turn
 
 log = structlog.get_logger("gateway.http")
 
+EARLY_HEADERS = "x-astrolabe-early-headers"
+"""`off`: the status of this request waits for the first token, or for what went wrong before it."""
+_OFF = ("off", "0", "false", "no")
 _MODEL_PATH = re.compile(r"/v1/models/(?:[^/]+/)*[^/]+")
 """Names may have slashes in them, as those of model hubs do."""
+
+_OUR_FIELDS = frozenset(
+    {"request_id", "session", "slo", "policy", "resume", "idempotency_key", "belief", "belief_tokens"}
+)
+"""What an engine does not know: nonsense in these is for us to say."""
 
 Metrics = Callable[[], tuple[str, bytes]]
 """Content type and body of the metrics page."""
@@ -45,15 +59,23 @@ class OpenAiApi:
         nodes: NodeRegistry,
         keys: KeyRing,
         metrics: Metrics,
+        desk: CallDesk,
+        max_body_bytes: int,
         is_leaving: Callable[[], bool] = lambda: False,
+        stream_comment_s: float = 0.0,
     ) -> None:
-        """`is_leaving`: whether clients should go elsewhere, though requests are still taken."""
+        """`max_body_bytes`: longest body that is taken apart here. `is_leaving`: whether clients should go elsewhere,
+        though requests are still taken. `stream_comment_s`: how long a streamed answer may take to begin before its
+        client gets a comment; 0: for ever."""
+        self._max_body_bytes = max_body_bytes
+        self._desk = desk
         self._is_leaving = is_leaving
         self._intake = intake
         self._nodes = nodes
         self._keys = keys
         self._metrics = metrics
         self._batch = FlushBatch()
+        self._heartbeats = Heartbeats(stream_comment_s)
         self._started = int(time.time())
         self._tasks: set[asyncio.Task[None]] = set()
         self._posts: dict[str, AsyncHandler] = {
@@ -73,30 +95,45 @@ class OpenAiApi:
         request = exchange.request
         post = self._posts.get(request.path)
         if post is not None and request.method == "POST":
-            task = asyncio.create_task(self._guarded(post, exchange))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._start(post, exchange)
             return
         try:
             get = self._gets.get(request.path) or (self._model if _MODEL_PATH.fullmatch(request.path) else None)
             if get is not None and request.method in ("GET", "HEAD"):
                 get(exchange)
+            elif get is None and self._desk.takes(target_of(request.url)):
+                self._start(self._hand_on, exchange)
             elif post is not None or get is not None:
                 allow = "POST" if post is not None else "GET, HEAD"
                 _respond(exchange, 405, _plain_error(f"{request.path} takes {allow} only"), {"allow": allow})
             else:
                 raise Denied(Denial.UNKNOWN, self._no_such(request))
         except Denied as refused:
-            self._intake.denied(refused.denial)
+            self._intake.on_denial(refused.denial)
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)
+
+    def takes_long(self, url: str, headers: Mapping[str, str]) -> bool:
+        """Whether a request may have a body of up to `max_call_bytes`: only that of a known caller, which can be handed
+        on."""
+        target = target_of(url)
+        try:
+            require(self._keys.identify(_key(headers)), "client")
+        except Denied:
+            return False
+        return target.is_canonical and may_be_handed_on(target.path) and self._intake.forwards("")
+
+    def _start(self, handler: AsyncHandler, exchange: Exchange) -> None:
+        task = asyncio.create_task(self._guarded(handler, exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _guarded(self, handler: AsyncHandler, exchange: Exchange) -> None:
         try:
             await handler(exchange)
         except Denied as refused:
-            self._intake.denied(refused.denial)
+            self._intake.on_denial(refused.denial)
             _refuse(exchange, refused)
         except Exception:
             _defect(exchange)
@@ -111,16 +148,26 @@ class OpenAiApi:
 
     async def _completions(self, exchange: Exchange) -> None:
         caller = self._client(exchange)
-        body = completion_body(exchange.request.body)
-        await self._generate(exchange, caller, body, COMPLETION, prompt_of(body))
+        if await self._is_too_long(exchange, caller):
+            return
+        try:
+            body = completion_body(exchange.request.body)
+            await self._generate(exchange, caller, body, COMPLETION, prompt_of(body))
+        except Denied as refused:
+            await self._hand_on_instead(exchange, caller, refused)
 
     async def _chat(self, exchange: Exchange) -> None:
         caller = self._client(exchange)
-        body = chat_body(exchange.request.body)
-        messages = messages_of(body.messages)
-        question, history = question_and_history(messages)
-        prompt = await prompt_of_chat(self._intake.tokenizer, messages)
-        await self._generate(exchange, caller, body, CHAT, prompt, question=question, history=history)
+        if await self._is_too_long(exchange, caller):
+            return
+        try:
+            body = chat_body(exchange.request.body)
+            messages = messages_of(body.messages)
+            question, history = question_and_history(messages)
+            prompt = await prompt_of_chat(self._intake.tokenizer, messages)
+            await self._generate(exchange, caller, body, CHAT, prompt, question=question, history=history)
+        except Denied as refused:
+            await self._hand_on_instead(exchange, caller, refused)
 
     async def _generate(
         self,
@@ -143,11 +190,44 @@ class OpenAiApi:
             token_ids=bool(body.return_token_ids),
             usage=wanted is not None and wanted.include_usage,
             running_usage=wanted is not None and wanted.continuous_usage_stats,
+            early_headers=exchange.request.headers.get(EARLY_HEADERS, "").strip().lower() not in _OFF,
         )
-        Delivery(stream, self._intake.close, exchange, options, self._batch)
+        Delivery(stream, self._intake.close, exchange, options, self._batch, self._heartbeats)
 
     def _only_model(self) -> str:
         return next(iter(self._nodes.models()), "")
+
+    # --- answers of engines' own servers ------------------------------------------------------------------------------
+
+    async def _hand_on(self, exchange: Exchange) -> None:
+        await self._forward(exchange, self._client(exchange))
+
+    async def _is_too_long(self, exchange: Exchange, caller: Caller) -> bool:
+        """Hands a body on that is longer than what is taken apart here; whether it was."""
+        if len(exchange.request.body) <= self._max_body_bytes:
+            return False
+        await self._forward(exchange, caller)
+        return True
+
+    async def _hand_on_instead(self, exchange: Exchange, caller: Caller, refused: Denied) -> None:
+        """What we do not understand a node may. Raises the refusal where there is none, or where it is about ours."""
+        if refused.denial not in (Denial.INVALID, Denial.UNSUPPORTED) or refused.param.partition(".")[0] in _OUR_FIELDS:
+            raise refused
+        await self._forward(exchange, caller, refused)
+
+    async def _forward(self, exchange: Exchange, caller: Caller, instead_of: Denied | None = None) -> None:
+        request = exchange.request
+        target = target_of(request.url)
+        call = FrontCall(
+            method=request.method, target=target, headers=request.headers, lines=request.lines, body=request.body
+        )
+
+        def trying(stream: ClientStream) -> None:
+            exchange.on_left = functools.partial(self._intake.close, stream)
+
+        stream = await self._desk.admit(call, caller, trying=trying, instead_of=instead_of)
+        heard = self._desk.heard if target.kind == "responses" else None
+        CallDelivery(stream, self._intake, exchange, target.kind, self._batch, heard)
 
     # --- looks --------------------------------------------------------------------------------------------------------
 
@@ -194,9 +274,15 @@ class OpenAiApi:
         return self._check(exchange, "client")
 
     def _check(self, exchange: Exchange, *roles: Role) -> Caller:
-        caller = self._keys.identify(exchange.request.headers.get("authorization", ""))
+        caller = self._keys.identify(_key(exchange.request.headers))
         require(caller, *roles)
         return caller
+
+
+def _key(headers: Mapping[str, str]) -> str:
+    """What says who calls: `authorization`, or `x-api-key` as Anthropic's clients have it."""
+    said = headers.get("authorization", "")
+    return said if said or "x-api-key" not in headers else f"Bearer {headers['x-api-key']}"
 
 
 def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
@@ -214,7 +300,8 @@ def _refuse(exchange: Exchange, refused: Denied) -> None:
         headers["retry-after"] = retry_after(refused.retry_after_s)
     if refused.denial is Denial.NO_KEY:
         headers["www-authenticate"] = "Bearer"
-    _respond(exchange, codes.http, error_json(refused.denial, str(refused), refused.param), headers)
+    kind = target_of(exchange.request.url).kind
+    _respond(exchange, codes.http, error_body(kind, refused.denial, str(refused), refused.param), headers)
 
 
 def _defect(exchange: Exchange) -> None:

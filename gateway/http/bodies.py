@@ -32,13 +32,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logprobs": (None, False),
     "top_logprobs": (None, 0),
     "prompt_logprobs": _NOTHING,
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
     "length_penalty": (None, 1),
-    "min_p": (None, 0),
-    "min_tokens": (None, 0),
-    "logit_bias": (None, {}),
     "suffix": (None, ""),
     "use_beam_search": (None, False),
     "include_stop_str_in_output": (None, False),
@@ -93,8 +87,8 @@ class SloBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
-    """What completions and chat completions have in common. The fields from `top_k` on are extensions: the first five
-    as vLLM has them, the others ours."""
+    """What completions and chat completions have in common. The fields from `top_k` on to
+    `return_token_ids` are vLLM's or OpenAI's own, those after them ours."""
 
     model: str = ""
     max_tokens: Count32 | None = None
@@ -107,6 +101,13 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     top_k: Count32 | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: Count32 | None = None
+    logit_bias: dict[TokenId, float] | None = None
+    bad_words: list[str] | None = None
     priority: Count32 | None = None
     return_token_ids: bool | None = None
     request_id: str = ""
@@ -140,12 +141,12 @@ class ChatBody(Body, frozen=True, kw_only=True):
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
-def completion_body(data: bytes) -> CompletionBody:
+def completion_body(data: bytes | bytearray) -> CompletionBody:
     """Raises Denied."""
     return _read(data, CompletionBody)
 
 
-def chat_body(data: bytes) -> ChatBody:
+def chat_body(data: bytes | bytearray) -> ChatBody:
     """Raises Denied."""
     return _read(data, ChatBody)
 
@@ -201,6 +202,13 @@ def client_request(
             stop=(stop,) if isinstance(stop, str) else stop or (),
             stop_token_ids=body.stop_token_ids or (),
             ignore_eos=bool(body.ignore_eos),
+            min_p=_single_precision(body.min_p),
+            presence_penalty=_single_precision(body.presence_penalty),
+            frequency_penalty=_single_precision(body.frequency_penalty),
+            repetition_penalty=_single_precision(body.repetition_penalty),
+            min_tokens=body.min_tokens or 0,
+            logit_bias=body.logit_bias or {},
+            bad_words=body.bad_words or (),
         ),
         priority=body.priority or 0,
         session=body.session or headers.get("x-session-id", ""),
@@ -224,7 +232,7 @@ _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
-def _read(data: bytes, kind: type[AnyBody]) -> AnyBody:
+def _read(data: bytes | bytearray, kind: type[AnyBody]) -> AnyBody:
     try:
         fields = orjson.loads(data)
     except orjson.JSONDecodeError as bad:
@@ -243,7 +251,7 @@ def _read(data: bytes, kind: type[AnyBody]) -> AnyBody:
     for name in [name for name, value in fields.items() if value is None]:
         del fields[name]
     try:
-        return msgspec.convert(fields, kind)
+        return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as bad:
         text = str(bad)
         place = _PLACE.search(text)

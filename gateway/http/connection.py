@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,6 +33,8 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_head_bytes: int = 32 * 1024
     max_body_bytes: int = 8 * 1024 * 1024
+    max_call_bytes: int = 64 * 1024 * 1024
+    """Longest body of a request that `takes_long` says may have a longer one."""
     request_s: float = 30.0
     """Longest time from the first byte of a request to its last."""
     idle_s: float = 75.0
@@ -82,15 +84,26 @@ class Exchange:
         connection.write(data if self.request.method == "HEAD" else data + body)
         self.end()
 
-    def start(self, status: int, headers: dict[str, str]) -> None:
-        """Begins a response whose length is not known."""
+    def start(
+        self, status: int, headers: Mapping[str, str] | Sequence[tuple[str, str]], *, length: int | None = None
+    ) -> None:
+        """Begins a response; `length` of its body, None if it is not known. A response without a body is complete with
+        `end`."""
         connection = self._connection
         if connection is None or self.started:
             return
         self.started = True
-        if self.request.is_http10:
+        has_body = self.request.method != "HEAD" and status not in (204, 304)
+        if length is not None or not has_body:
+            self._chunked = False
+        elif self.request.is_http10:
             self._chunked = connection.keep_alive = False
-        connection.write(head(status, headers, length=None, keep_alive=connection.keep_alive, chunked=self._chunked))
+        data = head(status, headers, length=length, keep_alive=connection.keep_alive, chunked=self._chunked)
+        connection.write(data)
+
+    def drop_body(self) -> None:
+        """Nobody needs the request's body any more."""
+        self.request = msgspec.structs.replace(self.request, body=b"")
 
     def send(self, data: bytes, *, last: bool = False) -> None:
         """A piece of the body (not empty); with `last` the end of it too."""
@@ -103,6 +116,12 @@ class Exchange:
             connection.write(data)
         if last:
             self.end()
+
+    def finish(self) -> None:
+        """The end of a body that was sent in pieces."""
+        if self._connection is not None and self._chunked:
+            self._connection.write(LAST_CHUNK)
+        self.end()
 
     def end(self) -> None:
         """The response is complete."""
@@ -125,13 +144,24 @@ class Exchange:
 
 Handler = Callable[[Exchange], None]
 """Answers an exchange, now or later. Must not raise."""
+TakesLong = Callable[[str, Mapping[str, str]], bool]
+"""Whether a request for that URL with these headers may have a body of up to `max_call_bytes`."""
 
 
 class Connection(asyncio.Protocol):
     """One connection and its requests. `registry` holds the live connections, for sweeps and shutdown."""
 
-    def __init__(self, handler: Handler, limits: ConnectionLimits, registry: set[Connection]) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        limits: ConnectionLimits,
+        registry: set[Connection],
+        takes_long: TakesLong = lambda _url, _headers: False,
+    ) -> None:
         self.keep_alive = True
+        self._takes_long = takes_long
+        self._max_body_bytes = limits.max_body_bytes
+        """Of the request that comes in."""
         self.is_blocked = False
         self.deadline_s: float | None = None
         """When to give up on the client, on the loop's clock; None while a response is on its way."""
@@ -146,12 +176,13 @@ class Connection(asyncio.Protocol):
         self._refusal: tuple[int, str] | None = None
         """Why this connection takes no more requests."""
         self._in_request = False
+        self._is_head_whole = False
         self._bare_bytes = 0
         """What has come of the request since the last of its body: head or trailer."""
         self._url = b""
         self._headers: dict[str, str] = {}
-        self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._lines: list[tuple[str, str]] = []
+        self._body: bytes | bytearray = b""
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
@@ -202,26 +233,34 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._in_request = True
+        self._is_head_whole = False
         self._url = b""
         self._headers = {}
-        self._body = []
-        self._body_bytes = 0
+        self._lines = []
+        self._body = b""
+        self._max_body_bytes = self._limits.max_body_bytes
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self._headers) >= MAX_HEADERS:
+        if self._is_head_whole:
+            # A trailer: nothing in it may pass for what the head said.
+            return
+        if len(self._lines) >= MAX_HEADERS:
             self._refuse(431, f"more than {MAX_HEADERS} headers")
             return
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        line = (name.decode("latin-1").lower(), value.decode("latin-1"))
+        self._lines.append(line)
+        self._headers[line[0]] = line[1]
 
     def on_headers_complete(self) -> None:
-        size_bytes = len(self._url) + sum(len(k) + len(v) + 4 for k, v in self._headers.items())
+        self._is_head_whole = True
+        size_bytes = len(self._url) + sum(len(k) + len(v) + 4 for k, v in self._lines)
         if size_bytes > self._limits.max_head_bytes:
             self._refuse(431, f"the request's head exceeds {self._limits.max_head_bytes} bytes")
         length = self._headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._limits.max_body_bytes:
+        if length.isdecimal() and int(length) > self._max_body_bytes and not self._has_room_for(int(length)):
             self._refuse_body()
         elif self._headers.get("expect", "").lower() == "100-continue" and self._exchange is None:
             self._transport.write(CONTINUE)
@@ -230,12 +269,16 @@ class Connection(asyncio.Protocol):
         if self._refusal is not None:
             return
         self._bare_bytes = 0
-        self._body_bytes += len(body)
-        if self._body_bytes > self._limits.max_body_bytes:
-            self._body.clear()
+        if len(self._body) + len(body) > self._max_body_bytes and not self._has_room_for(len(self._body) + len(body)):
+            self._body = b""
             self._refuse_body()
+        elif not self._body:
+            self._body = body
         else:
-            self._body.append(body)
+            # One buffer that grows: pieces that are joined at the end would be held twice.
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
 
     def on_message_complete(self) -> None:
         # The rest of these bytes belongs to a next request, if there is any.
@@ -243,17 +286,19 @@ class Connection(asyncio.Protocol):
         self._bare_bytes = 0
         if self._refusal is not None:
             return
-        url = self._url if self._url.startswith(b"/") else _ABSOLUTE.sub(b"", self._url, count=1)
-        path = url.partition(b"?")[0].decode("latin-1")
+        url = self._plain_url()
+        path = url.partition("?")[0]
         parser = self._parser
         request = Request(
             method=parser.get_method().decode("latin-1"),
             path=unquote(path) if "%" in path else path,
             headers=self._headers,
-            body=b"".join(self._body),
+            body=self._body,
             is_http10=parser.get_http_version() == "1.0",
+            url=url,
+            lines=self._lines,
         )
-        self._body = []
+        self._body = b""
         keep_alive = bool(parser.should_keep_alive())
         # Those that wait go first, also while the next of them is about to begin.
         if self._exchange is None and not self._waiting:
@@ -262,6 +307,17 @@ class Connection(asyncio.Protocol):
         self._waiting.append((request, keep_alive))
         if len(self._waiting) >= MAX_PIPELINED:
             self._transport.pause_reading()
+
+    def _plain_url(self) -> str:
+        url = self._url if self._url.startswith(b"/") else _ABSOLUTE.sub(b"", self._url, count=1)
+        return url.decode("latin-1")
+
+    def _has_room_for(self, body_bytes: int) -> bool:
+        """Whether this very request may have a long body."""
+        if body_bytes <= self._limits.max_call_bytes and self._takes_long(self._plain_url(), self._headers):
+            self._max_body_bytes = self._limits.max_call_bytes
+            return True
+        return False
 
     # --- responses ----------------------------------------------------------------------------------------------------
 
@@ -313,7 +369,7 @@ class Connection(asyncio.Protocol):
             self._begin(*self._waiting.popleft())
 
     def _refuse_body(self) -> None:
-        self._refuse(413, f"the body exceeds {self._limits.max_body_bytes} bytes (max_body_bytes); send less")
+        self._refuse(413, f"the body exceeds {self._max_body_bytes} bytes (max_body_bytes); send less")
 
     def _refuse(self, status: int, message: str) -> None:
         """Takes no more requests; says why once those before have been answered."""

@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -17,6 +18,7 @@ import structlog
 from gateway.core.outcomes import CODES, COMPLETE
 from gateway.http.chunks import Chunks, Style, error_json, whole
 from gateway.http.connection import Exchange
+from gateway.http.heartbeats import Beat, Heartbeats
 from gateway.intake.client_stream import ClientStream
 from simcore.types import Outcome
 
@@ -24,7 +26,19 @@ log = structlog.get_logger("gateway.http")
 
 JSON = "application/json"
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+COMMENT = b": waiting for the first token\n\n"
+"""What readers of server-sent events pass over; https://html.spec.whatwg.org/multipage/server-sent-events.html"""
 _FINISH = {Outcome.STOP: b'"stop"', Outcome.LENGTH: b'"length"'}
+
+
+class Deliverer(Protocol):
+    """Brings one answer to its client."""
+
+    def serve(self) -> None:
+        """Passes on what has come."""
+
+    def give_up(self) -> None:
+        """Breaks the connection and lets go of the request."""
 
 
 class FlushBatch:
@@ -32,9 +46,9 @@ class FlushBatch:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pending: dict[Delivery, None] = {}
+        self._pending: dict[Deliverer, None] = {}
 
-    def add(self, delivery: Delivery) -> None:
+    def add(self, delivery: Deliverer) -> None:
         if not self._pending:
             self._loop.call_soon(self._flush)
         self._pending[delivery] = None
@@ -62,12 +76,25 @@ class ResponseOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts in a chunk of their own at the end of a stream; a whole answer always has them."""
     running_usage: bool
     """Token counts so far in every chunk of a stream."""
+    early_headers: bool = True
+    """Whether headers may go before the first token, when that takes long."""
 
 
 class Delivery:
     """Delivers one answer, from admission to the end of the response or until the client leaves."""
 
-    __slots__ = ("_batch", "_chunks", "_close", "_created", "_exchange", "_ids", "_options", "_sent_tokens", "_stream")
+    __slots__ = (
+        "_batch",
+        "_chunks",
+        "_close",
+        "_created",
+        "_exchange",
+        "_heartbeats",
+        "_ids",
+        "_options",
+        "_sent_tokens",
+        "_stream",
+    )
 
     def __init__(
         self,
@@ -76,9 +103,11 @@ class Delivery:
         exchange: Exchange,
         options: ResponseOptions,
         batch: FlushBatch,
+        heartbeats: Heartbeats,
     ) -> None:
         """`close` is called with the stream once nobody reads it any more."""
         self._stream = stream
+        self._heartbeats = heartbeats
         self._close = close
         self._exchange = exchange
         self._options = options
@@ -94,6 +123,8 @@ class Delivery:
         exchange.on_left = self._let_go
         exchange.on_writable = self.note
         self._stream.on_change = self.note
+        if options.stream and options.early_headers:
+            heartbeats.add(self)
         self.note()
 
     def note(self) -> None:
@@ -112,8 +143,19 @@ class Delivery:
         self._exchange.abort()
         self._let_go()
 
+    def beat(self) -> Beat:
+        """Headers, if there were none, and a comment, once the request has a node: from then on it has an answer."""
+        if self._chunks is not None or self._stream.outcome is not None or self._exchange.is_over:
+            return "over"
+        if not self._stream.node_id or self._exchange.is_blocked:
+            return "not yet"
+        self._exchange.start(200, {**answer_headers(self._stream), **EVENTS})
+        self._exchange.send(COMMENT)
+        return "sent"
+
     def _let_go(self) -> None:
         self._stream.on_change = None
+        self._heartbeats.discard(self)
         self._close(self._stream)
 
     def _serve_whole(self) -> None:
@@ -168,6 +210,7 @@ class Delivery:
 
     def _begin(self) -> Chunks:
         options, stream = self._options, self._stream
+        self._heartbeats.discard(self)
         self._exchange.start(200, {**answer_headers(stream), **EVENTS})
         self._chunks = Chunks(
             options.style,
@@ -189,18 +232,27 @@ class Delivery:
         else:
             # No [DONE]: a reader that minds nothing else must see that the answer is not whole.
             rest = chunks.chunk(text, token_ids, self._sent_tokens) if token_ids else b""
-            exchange.send(rest + b"data: " + error_json(outcome, stream.detail) + b"\n\n", last=True)
+            exchange.send(rest + _error_event(outcome, stream.detail), last=True)
         self._close(self._stream)
 
     def _fail(self, outcome: Outcome) -> None:
-        """The end of a request of which nothing has been sent."""
+        """The end of a request of whose answer nothing has been sent."""
         stream = self._stream
+        self._heartbeats.discard(self)
+        if self._exchange.started:
+            self._exchange.send(_error_event(outcome, stream.detail), last=True)
+            self._close(stream)
+            return
         codes = CODES[outcome]
         headers = {**answer_headers(stream), "content-type": JSON, "x-astrolabe-outcome": outcome.value}
         if codes.http in (429, 503):
             headers["retry-after"] = retry_after(stream.retry_after_s)
         self._exchange.respond(codes.http, headers, error_json(outcome, stream.detail))
         self._close(self._stream)
+
+
+def _error_event(outcome: Outcome, detail: str) -> bytes:
+    return b"data: " + error_json(outcome, detail) + b"\n\n"
 
 
 def answer_headers(stream: ClientStream) -> dict[str, str]:

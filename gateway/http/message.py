@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -21,22 +21,35 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     path: str
-    """Without the query."""
+    """Without the query; decoded."""
     headers: Mapping[str, str]
     """Names in lower case; of one that comes twice the last."""
-    body: bytes
+    body: bytes | bytearray
     is_http10: bool = False
+    url: str = ""
+    """Path and query as they came."""
+    lines: Sequence[tuple[str, str]] = ()
+    """All headers in their order, names in lower case."""
 
 
 def head(
-    status: int, headers: Mapping[str, str], *, length: int | None, keep_alive: bool, chunked: bool = True
+    status: int,
+    headers: Mapping[str, str] | Sequence[tuple[str, str]],
+    *,
+    length: int | None,
+    keep_alive: bool,
+    chunked: bool = True,
 ) -> bytes:
-    """Status line and headers. `length` None: the body comes in chunks (`chunked`) or ends with the connection.
+    """Status line and headers, whose names must be in lower case; `date` is added unless it is among them. `length`
+    None: the body comes in chunks (`chunked`) or ends with the connection.
 
     Header values must be checked by whoever takes them from a client: no line breaks.
     """
-    lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'Unknown')}", f"date: {_http_date()}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'Unknown')}"]
+    if not any(name == "date" for name, _ in pairs):
+        lines.append(f"date: {_http_date()}")
+    lines += [f"{name}: {value}" for name, value in pairs]
     if length is not None:
         lines.append(f"content-length: {length}")
     elif chunked:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 
-from gateway.http.connection import Connection, ConnectionLimits, Handler
+from gateway.http.connection import Connection, ConnectionLimits, Handler, TakesLong
 
 SWEEP_S = 1.0
 BACKLOG = 1024
@@ -15,8 +15,12 @@ BACKLOG = 1024
 class HttpServer:
     """One HTTP listener: `start`, then `close`. Every complete request goes to `handler`."""
 
-    def __init__(self, handler: Handler, limits: ConnectionLimits) -> None:
+    def __init__(
+        self, handler: Handler, limits: ConnectionLimits, takes_long: TakesLong = lambda _url, _headers: False
+    ) -> None:
+        """`takes_long`: which requests may have a body of up to `max_call_bytes`; asked before it has come."""
         self._handler = handler
+        self._takes_long = takes_long
         self._limits = limits
         self._connections: set[Connection] = set()
         self._retired = False
@@ -60,7 +64,7 @@ class HttpServer:
             connection.abort()
 
     def _connection(self) -> Connection:
-        connection = Connection(self._handler, self._limits, self._connections)
+        connection = Connection(self._handler, self._limits, self._connections, self._takes_long)
         connection.keep_alive = not self._retired
         return connection
 

@@ -11,9 +11,11 @@ from gateway.intake.stops import StopFinder
 class AnswerText:
     """The text of one answer so far. Mutable; one per answer."""
 
-    __slots__ = ("_decoder", "_finder", "_waiting")
+    __slots__ = ("_decoder", "_finder", "_tokens_before_stop", "_waiting")
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, min_tokens: int = 0) -> None:
+        """A stop string that is complete with the first `min_tokens` tokens or earlier stops nothing, as in vLLM."""
+        self._tokens_before_stop = min_tokens
         self._decoder = StreamDecoder(tokenizer)
         self._finder = StopFinder(stop) if stop else None
         self._waiting = ""
@@ -33,7 +35,8 @@ class AnswerText:
         for position, token_id in enumerate(token_ids):
             if finder.found:
                 return position
-            self._waiting += finder.push(self._decoder.push((token_id,)))
+            self._tokens_before_stop -= 1
+            self._waiting += finder.push(self._decoder.push((token_id,)), may_end=self._tokens_before_stop < 0)
         return len(token_ids)
 
     def finish(self) -> None:

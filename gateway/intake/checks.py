@@ -24,6 +24,8 @@ MAX_BELIEF_ATOMS = 256
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 256
+MAX_BIASED = 1024
+MAX_BAD_WORDS = 256
 MAX_TEXT_CHARS_INLINE = 16_384
 """Longer texts are tokenized in a thread: beyond this the event loop would stand still for milliseconds."""
 
@@ -46,8 +48,13 @@ def request_id_of(request_id: str) -> str:
 
 
 def continuation_of(sampling: Sampling) -> Continuation:
-    """How well another node could go on with an answer that is drawn like this."""
-    return "approximate" if sampling.seed is not None and sampling.temperature != 0 else "exact"
+    """How well another node could go on with an answer that is drawn like this.
+
+    It takes the answer so far for prompt: there a presence penalty does not see it, nor does a forbidden word its own
+    beginning. A frequency penalty can be given on as a bias (`gateway.wire`), the others do not tell the two apart.
+    """
+    seeded = sampling.seed is not None and sampling.temperature != 0
+    return "approximate" if seeded or sampling.presence_penalty or sampling.bad_words else "exact"
 
 
 def policy_of(name: str) -> str:
@@ -73,6 +80,23 @@ def check_sampling(sampling: Sampling) -> None:
         raise invalid(f"top_p must be in (0, 1], got {sampling.top_p:g}", param="top_p")
     if sampling.top_k is not None and sampling.top_k < 0:
         raise invalid(f"top_k must be >= 0, got {sampling.top_k}; 0 means all tokens", param="top_k")
+    _check_range("min_p", sampling.min_p, 0, 1)
+    _check_range("presence_penalty", sampling.presence_penalty, -2, 2)
+    _check_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
+    if sampling.repetition_penalty is not None and not (0 < sampling.repetition_penalty < math.inf):
+        raise invalid(
+            f"repetition_penalty must be > 0, got {sampling.repetition_penalty:g}; 1 means none",
+            param="repetition_penalty",
+        )
+    if sampling.min_tokens < 0 or (sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens):
+        raise invalid(
+            f"min_tokens must be from 0 to max_tokens, got {sampling.min_tokens} of {sampling.max_tokens}",
+            param="min_tokens",
+        )
+    if len(sampling.logit_bias) > MAX_BIASED or not all(map(math.isfinite, sampling.logit_bias.values())):
+        raise invalid(f"logit_bias has at most {MAX_BIASED} finite values", param="logit_bias")
+    if len(sampling.bad_words) > MAX_BAD_WORDS or not all(sampling.bad_words):
+        raise invalid(f"bad_words has at most {MAX_BAD_WORDS} texts, none of them empty", param="bad_words")
     if len(sampling.stop) > MAX_STOPS:
         raise invalid(f"stop has {len(sampling.stop)} strings; send at most {MAX_STOPS}", param="stop")
     for stop in sampling.stop:
@@ -83,6 +107,11 @@ def check_sampling(sampling: Sampling) -> None:
             f"stop_token_ids has {len(sampling.stop_token_ids)} ids; send at most {MAX_STOP_TOKEN_IDS}",
             param="stop_token_ids",
         )
+
+
+def _check_range(name: str, value: float | None, least: float, most: float) -> None:
+    if value is not None and not (least <= value <= most):
+        raise invalid(f"{name} must be in [{least:g}, {most:g}], got {value:g}", param=name)
 
 
 def runs_to_limit(sampling: Sampling) -> bool:

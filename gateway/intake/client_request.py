@@ -6,7 +6,7 @@ and the intake takes nothing else. Nothing in it has been checked: that is `gate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -30,6 +30,16 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     emulated_output_tokens: int = 0
     """For experiments on emulated engines; 0: none."""
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    """1: none."""
+    min_tokens: int = 0
+    """Before so many the answer does not end by itself."""
+    logit_bias: Mapping[int, float] = {}
+    """Added to the logits of these token ids."""
+    bad_words: Sequence[str] = ()
 
 
 class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):

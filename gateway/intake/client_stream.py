@@ -16,6 +16,7 @@ from gateway.core.events import RequestShape
 from gateway.core.request.resume import attempt_id
 from gateway.intake.answer_text import AnswerText
 from gateway.intake.callers import ANYONE, Caller
+from gateway.intake.client_call import CallAnswer, ClientCall
 from gateway.intake.client_request import Sampling
 from length_model.online import LengthForecast
 from simcore.types import Decision, Outcome
@@ -41,10 +42,12 @@ class ClientStream:
 
     __slots__ = (
         "_waiter",
+        "answer",
         "arrived_s",
         "asked",
         "attempt",
         "cached_tokens",
+        "call",
         "caller",
         "closed",
         "decided_s",
@@ -81,8 +84,13 @@ class ClientStream:
         forecast: LengthForecast | None = None,
         text: AnswerText | None = None,
         traceparent: str = "",
+        call: ClientCall | None = None,
     ) -> None:
         self.shape = shape
+        self.call = call
+        """The client's own call, which its engine is to get as it is; None: the engine is asked for tokens."""
+        self.answer = None if call is None else CallAnswer()
+        """What the engine answers to it."""
         self.caller = caller
         self.idempotency_key = idempotency_key
         """Claimed for the caller until `Intake.close`; empty: none."""
@@ -137,7 +145,7 @@ class ClientStream:
         self.output_tokens += len(token_ids)
         self.produced.extend(token_ids)
         self.pending.extend(token_ids)
-        self._wake()
+        self.wake()
         return len(token_ids)
 
     @property
@@ -162,7 +170,7 @@ class ClientStream:
         self.finished_s = now_s
         if self.text is not None:
             self.text.finish()
-        self._wake()
+        self.wake()
 
     def take(self) -> list[int]:
         """Hands the waiting token ids over."""
@@ -171,7 +179,12 @@ class ClientStream:
 
     async def changed(self) -> None:
         """Returns when there are tokens to take or the end has come; at once if so already. One reader only."""
-        if self.pending or self.outcome is not None:
+        answer = self.answer
+        if (
+            self.pending
+            or self.outcome is not None
+            or (answer is not None and answer.has_begun and answer.unread_bytes)
+        ):
             return
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -191,6 +204,8 @@ class ClientStream:
         self.attempt = attempt
         self.asked = self.shape if resumed is None else resumed
         self.resumes += resumed is not None
+        if self.answer is not None:
+            self.answer.expect()
 
     def usage(self) -> Usage:
         """Prompt and answer, each counted once however many nodes had a part in it."""
@@ -200,7 +215,8 @@ class ClientStream:
             cached_tokens=min(self.cached_tokens, self.shape.prompt_tokens),
         )
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Tells the reader that there is something to take, or the end."""
         if self.on_change is not None:
             self.on_change()
         if self._waiter is not None and not self._waiter.done():

@@ -145,7 +145,9 @@ class LengthDesk:
         """Learns from a request that has ended, however it did: microseconds, done here. What did not stop by itself
         (limit, client gone, deadline, lost node) was at least as long as what came."""
         forecast = stream.forecast
-        if self._lengths is not None and forecast is not None:
+        # Of an engine's own answer the tokens cannot always be told: then there is nothing to learn.
+        is_counted = stream.call is None or stream.output_tokens > 0
+        if self._lengths is not None and forecast is not None and is_counted:
             self._lengths.observe(forecast, stream.output_tokens, censored=stream.outcome is not Outcome.STOP)
 
     @property

@@ -23,13 +23,16 @@ class StopFinder:
         """The end of the text so far, as far as it may be the beginning of a stop string."""
         self.found = False
 
-    def push(self, text: str) -> str:
-        """Takes the next piece; the text that is certain to stand before any stop string. Nothing once `found`."""
+    def push(self, text: str, *, may_end: bool = True) -> str:
+        """Takes the next piece; the text that is certain to stand before any stop string. Nothing once `found`. Without
+        `may_end` a string that is complete in this piece stops nothing."""
         if self.found or not text:
             return ""
+        old = len(self._held)
         text = self._held + text
         # The first to be complete wins, and of those the longest: what any other way of cutting the text would give.
-        ends = [(at + len(s), at) for s in self._strings if (at := text.find(s)) >= 0]
+        strings = self._strings if may_end else ()
+        ends = [(at + len(s), at) for s in strings if (at := text.find(s, max(0, old - len(s) + 1))) >= 0]
         if ends:
             self.found = True
             self._held = ""

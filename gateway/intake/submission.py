@@ -6,28 +6,48 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from engine_adapters.chat_template import TemplateError
 from engine_adapters.tokenizer import Tokenizer
 from gateway.core.events import RequestShape
 from gateway.core.outcomes import Denial
 from gateway.intake import checks
 from gateway.intake.answer_text import AnswerText
+from gateway.intake.call_facts import CallFacts, estimated_tokens
 from gateway.intake.callers import ANYONE, Caller, require
 from gateway.intake.claims import Claims
+from gateway.intake.client_call import ClientCall
 from gateway.intake.client_request import ClientRequest
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied, invalid
-from gateway.intake.lengths import LengthDesk, Question, expected_without_model
+from gateway.intake.lengths import ExpectedLength, LengthDesk, Question, expected_without_model
 from gateway.intake.quotas import Quotas
 from gateway.nodes.registry import NodeRegistry
 from gateway.pump import Pump
+from length_model.core.belief import known
 from simcore.prefix import block_hashes
+from simcore.types import LengthBelief, Outcome
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context/#traceparent-header; one of any other form is dropped, as it says there."""
+
+
+MOST_CHARS_COUNTED = 2_000_000
+"""Of longer texts the tokens are estimated."""
+
+
+class CountedPrompt(NamedTuple):
+    """How long a call's prompt is."""
+
+    tokens: int
+    by: str
+    """As `RequestShape.prompt_counted_by`."""
+    token_ids: Sequence[int] = ()
+    """What was counted, as far as it was."""
 
 
 class Intake:
@@ -43,10 +63,10 @@ class Intake:
         quotas: Quotas,
         claims: Claims,
         max_prompt_tokens: int,
-        denied: Callable[[Denial], None],
-        begins: Callable[[ClientStream], None] = lambda _stream: None,
+        on_denial: Callable[[Denial], None],
+        on_begin: Callable[[ClientStream], None] = lambda _stream: None,
     ) -> None:
-        """`denied` is told of each call that a front turns away, `begins` of each request before it is submitted."""
+        """`on_denial` gets each call that a front turns away, `on_begin` each request before it is submitted."""
         self.tokenizer = tokenizer
         self.closing = asyncio.Event()
         """Set: the gateway takes no more requests."""
@@ -58,8 +78,8 @@ class Intake:
         self._quotas = quotas
         self._claims = claims
         self._max_prompt_tokens = max_prompt_tokens
-        self.denied = denied
-        self._begins = begins
+        self.on_denial = on_denial
+        self._on_begin = on_begin
 
     async def admit(self, request: ClientRequest, caller: Caller = ANYONE) -> ClientStream:
         """Checks and submits; whoever gets the stream calls `close` once nobody reads it any more. Raises Denied."""
@@ -67,18 +87,34 @@ class Intake:
         self._check_open()
         request_id = checks.request_id_of(request.request_id)
         checks.check_sampling(request.sampling)
-        self._check_model(request.model)
+        self.check_model(request.model)
+        return await self._submit(lambda: self._stream(request, request_id, caller), request_id, caller)
+
+    async def forward(
+        self, call: ClientCall, facts: CallFacts, caller: Caller = ANYONE, *, node: str = ""
+    ) -> ClientStream:
+        """Submits a client's own call, to be handed on as it is; whoever gets the stream calls `close` once nobody
+        reads it any more. `node`: the only one that may have it; empty: any. Raises Denied."""
+        require(caller, "client")
+        self._check_open()
+        request_id = checks.request_id_of(facts.request_id)
+        self.check_model(facts.model)
+        return await self._submit(lambda: self._call_stream(call, facts, request_id, caller, node), request_id, caller)
+
+    async def _submit(
+        self, make: Callable[[], Awaitable[ClientStream]], request_id: str, caller: Caller
+    ) -> ClientStream:
         self._quotas.enter(caller, time.monotonic())
         try:
-            stream = await self._stream(request, request_id, caller)
+            stream = await make()
             # No await from here on: whoever comes first with an id or a key has it.
             self._check_new(request_id)
-            if request.idempotency_key:
-                self._claims.claim(f"{caller.name}:{request.idempotency_key}", request_id)
+            if stream.idempotency_key:
+                self._claims.claim(f"{caller.name}:{stream.idempotency_key}", request_id)
         except BaseException:
             self._quotas.leave(caller)
             raise
-        self._begins(stream)
+        self._on_begin(stream)
         self._pump.submit(stream)
         return stream
 
@@ -87,7 +123,7 @@ class Intake:
         require(caller, "client")
         self._check_open()
         request_id = checks.request_id_of(request.request_id)
-        self._check_model(request.model)
+        self.check_model(request.model)
         token_ids: Sequence[int] = ()
         prompt_tokens = request.prompt_tokens
         if request.prompt is not None:
@@ -107,6 +143,18 @@ class Intake:
         self._quotas.enter(caller, time.monotonic())
         self._pump.submit(stream)
         return stream
+
+    def forwards(self, model: str) -> bool:
+        """Whether a live node hands calls for the model (any, if it is empty) on as they are."""
+        return self._nodes.forwards(model)
+
+    def consumed(self, stream: ClientStream) -> None:
+        """Some of a call's answer has been taken from its stream."""
+        self._pump.consumed(stream)
+
+    def expel(self, stream: ClientStream, outcome: Outcome, detail: str) -> None:
+        """Ends a request for a reason of the front's own."""
+        self._pump.expel(stream, outcome, detail)
 
     def close(self, stream: ClientStream) -> None:
         """Gives back what an admitted request held; if it still runs, its client has left. Idempotent."""
@@ -153,9 +201,99 @@ class Intake:
             prompt_token_ids=token_ids,
             sampling=sampling,
             forecast=expected.forecast,
-            text=AnswerText(self.tokenizer, tuple(sampling.stop)),
+            text=AnswerText(self.tokenizer, tuple(sampling.stop), min_tokens=sampling.min_tokens),
             traceparent=request.traceparent if _TRACEPARENT.fullmatch(request.traceparent) else "",
         )
+
+    async def _call_stream(
+        self, call: ClientCall, facts: CallFacts, request_id: str, caller: Caller, node: str
+    ) -> ClientStream:
+        counted = await self._counted(facts)
+        longest_tokens = self._nodes.max_model_len_tokens(facts.model) or counted.tokens + 1
+        # An engine cuts or refuses what is longer; forecasts are of what it can run.
+        prompt_tokens = min(counted.tokens, max(1, longest_tokens - 1))
+        left_tokens = max(1, longest_tokens - prompt_tokens)
+        limit_tokens = min(facts.max_output_tokens or left_tokens, left_tokens)
+        said = checks.said_belief(facts.belief_tokens)
+        if limit_tokens == 1:
+            expected = ExpectedLength(belief=known(1), source="limit: one step")
+        else:
+            expected = await self._lengths.expect(
+                Question(
+                    text=facts.question or "\n".join(facts.prompt.texts),
+                    token_ids=facts.prompt.token_ids,
+                    history=facts.history,
+                    model=facts.model,
+                ),
+                said=said,
+                max_tokens=limit_tokens,
+                runs_to_limit=facts.runs_to_limit,
+            )
+        answers = facts.answers
+        request = ClientRequest(
+            model=facts.model,
+            priority=facts.priority,
+            session=facts.session,
+            slo=facts.slo,
+            policy=facts.policy,
+        )
+        shape = checks.request_shape(
+            request,
+            request_id=request_id,
+            prompt_tokens=prompt_tokens,
+            max_output_tokens=limit_tokens * answers,
+            expected=expected,
+        )
+        belief = shape.belief
+        if answers > 1:
+            belief = LengthBelief(tuple(atom * answers for atom in belief.atoms_tokens))
+        shape = msgspec.structs.replace(
+            shape,
+            belief=belief,
+            lane="pass_through",
+            continuation="impossible",
+            prompt_counted_by=counted.by,
+            answers=answers,
+            node=node,
+        )
+        traceparent = next((value for name, value in call.headers if name == "traceparent"), "")
+        call.headers = tuple(line for line in call.headers if line[0] != "traceparent")
+        return ClientStream(
+            self._with_hashes(shape, counted.token_ids),
+            caller=caller,
+            idempotency_key=facts.idempotency_key,
+            # Tokens of several answers together teach nothing of the length of one.
+            forecast=expected.forecast if answers == 1 else None,
+            traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+            call=call,
+        )
+
+    async def _counted(self, facts: CallFacts) -> CountedPrompt:
+        prompt = facts.prompt
+        chars = sum(len(turn.content) for turn in facts.turns) + sum(len(text) for text in prompt.texts)
+        if prompt.unread_bytes or chars > MOST_CHARS_COUNTED:
+            texts = (*prompt.texts, *(turn.content for turn in facts.turns))
+            estimate = estimated_tokens(texts, prompt.unread_bytes)
+            return CountedPrompt(max(1, estimate + len(prompt.token_ids) + prompt.media_tokens), "length")
+        if chars > checks.MAX_TEXT_CHARS_INLINE:
+            token_ids = await asyncio.to_thread(self._encode, facts)
+        else:
+            token_ids = self._encode(facts)
+        tokens = max(1, len(token_ids) + prompt.media_tokens)
+        return CountedPrompt(tokens, "length" if prompt.media_tokens else "tokenizer", token_ids)
+
+    def _encode(self, facts: CallFacts) -> list[int]:
+        """What an engine with the gateway's tokenizer gets to see of the prompt, without pictures."""
+        token_ids = []
+        if facts.turns:
+            try:
+                token_ids = self.tokenizer.apply_chat_template(facts.turns)
+            except TemplateError:
+                token_ids = self.tokenizer.encode("\n".join(turn.content for turn in facts.turns))
+        token_ids += facts.prompt.token_ids
+        for text in facts.prompt.texts:
+            token_ids += self.tokenizer.encode(text)
+        return token_ids
 
     def _with_hashes(self, shape: RequestShape, token_ids: Sequence[int]) -> RequestShape:
         """What the prompt's blocks are called in the nodes' caches, where a node tells of its cache."""
@@ -194,7 +332,8 @@ class Intake:
         if self.closing.is_set():
             raise Denied(Denial.SHUTTING_DOWN, "the gateway is shutting down; try another one", retry_after_s=1.0)
 
-    def _check_model(self, model: str) -> None:
+    def check_model(self, model: str) -> None:
+        """Raises Denied for a model that no node could serve."""
         if why := self._pump.router.why_unknown(model):
             raise Denied(Denial.MODEL_NOT_FOUND, why, param="model")
 

@@ -20,7 +20,7 @@ from gateway import wire
 from gateway.config import NodeEntry
 from gateway.core.events import ForecastArrived, LoadNoted, NodeSuspected
 from gateway.intake.client_stream import ClientStream
-from gateway.nodes.outbox import Outbox
+from gateway.nodes.outbox import BODY_PART_BYTES, Outbox
 from gateway.pump import Pump
 from protos import codec
 from protos.runtime.channels import keepalive, open_channel
@@ -72,7 +72,7 @@ class NodeLink:
         gateway_id: str,
         keepalive_s: float,
         reconnect_max_s: float,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
         candidates: Callable[[Candidate], types_pb.Candidate],
         credentials: grpc.ChannelCredentials | None = None,
         server_name: str = "",
@@ -91,7 +91,7 @@ class NodeLink:
         self._names = names
         self._gateway_id = gateway_id
         self._reconnect_max_s = reconnect_max_s
-        self._changed = changed
+        self._on_change = on_change
         self._candidates = candidates
         self._options = _channel_options(keepalive_s)
         if server_name:
@@ -142,7 +142,12 @@ class NodeLink:
     # --- NodePort -----------------------------------------------------------------------------------------------------
 
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None:
-        self._outbox.dispatch(wire.dispatched(dispatch_seq, stream))
+        if stream.call is None:
+            self._outbox.dispatch(wire.dispatched(dispatch_seq, stream))
+        else:
+            dispatched = wire.forwarded(dispatch_seq, stream, BODY_PART_BYTES)
+            self._outbox.dispatch(dispatched)
+            self._outbox.body(stream.wire_id, stream.call.body, len(dispatched.forward.body))
         self._wake.set()
         self._check_stall()
 
@@ -154,6 +159,13 @@ class NodeLink:
     def abort(self, wire_id: str) -> None:
         self._outbox.abort(wire_id)
         self._wake.set()
+
+    def consumed(self, wire_id: str, data_bytes: int) -> None:
+        self._outbox.consumed(wire_id, data_bytes)
+        self._wake.set()
+
+    def forget(self, wire_id: str) -> None:
+        self._outbox.drop_body(wire_id)
 
     def reserve(self, candidate: Candidate) -> None:
         task = asyncio.create_task(self._reserve(candidate))
@@ -212,7 +224,7 @@ class NodeLink:
         if was_up:
             self._names.release(self.node_id, self.entry.address)
             self._pump.node_down(self.node_id, detail)
-        self._changed()
+        self._on_change()
 
     async def _converse(self, call: SessionCall) -> None:
         """Welcome, then frames both ways until the session breaks, which is always an exception."""
@@ -261,7 +273,7 @@ class NodeLink:
         self.status, self.detail = "up", ""
         log.info("node is up", node=self.node_id, address=self.entry.address, model=config.model, profile=self.profile)
         self._pump.node_up(self.node_id, self, config, welcome.profile)
-        self._changed()
+        self._on_change()
 
     async def _ping(self) -> None:
         """Watches over the silence of the node: its connection may live while it does not."""
@@ -304,6 +316,11 @@ class NodeLink:
             pump.post(ForecastArrived(ask_id=answer.ask_id, node_id=node_id, forecast=forecast, error=error))
         for part in frame.parts:
             ended = part.HasField("outcome")
+            if part.data or part.HasField("head"):
+                head = wire.reply_head(part.head) if part.HasField("head") else None
+                pump.answered(node_id, part.request_id, head, part.data, part.output_tokens)
+                if not ended:
+                    continue
             pump.part(
                 node_id,
                 part.request_id,

@@ -17,16 +17,16 @@ from simcore.proved import PROVED_VLLM_VERSION
 
 
 class NodeRegistry:
-    """Starts, replaces and ends links. `changed` is called when a node comes up or goes down."""
+    """Starts, replaces and ends links. `on_change` is called when a node comes up or goes down."""
 
-    def __init__(self, config: GatewayConfig, *, pump: Pump, gateway_id: str, changed: Callable[[], None]) -> None:
+    def __init__(self, config: GatewayConfig, *, pump: Pump, gateway_id: str, on_change: Callable[[], None]) -> None:
         self.links: dict[str, NodeLink] = {}
         """By address, in the order of the configuration."""
         self._config = config
         self._pump = pump
         self._gateway_id = gateway_id
         self._credentials = channel_credentials(config.node_tls) if config.node_tls.ca else None
-        self._changed = changed
+        self._on_change = on_change
         self._candidates = wire.CandidateEncoder()
         self._holders: dict[str, str] = {}
         self._leaving: dict[NodeLink, asyncio.Task[None]] = {}
@@ -80,7 +80,7 @@ class NodeRegistry:
             gateway_id=self._gateway_id,
             keepalive_s=self._config.keepalive_s,
             reconnect_max_s=self._config.reconnect_max_s,
-            changed=self._changed,
+            on_change=self._on_change,
             candidates=self._candidates,
             credentials=self._credentials,
             server_name=self._config.node_tls.server_name,
@@ -143,6 +143,17 @@ class NodeRegistry:
         own = sorted({config.model for config in live})
         others = sorted({name for config in live for name in config.other_names})
         return {name: self.max_model_len_tokens(name) or 0 for name in dict.fromkeys((*own, *others))}
+
+    def forwards(self, model: str) -> bool:
+        """Whether a live node hands calls for the model (any, if it is empty) on as they are."""
+        return any(
+            k.status == "up" and k.config is not None and k.config.forwards and (not model or model in k.config.names)
+            for k in self.links.values()
+        )
+
+    def forwarding(self) -> list[str]:
+        """Names of the live nodes that hand calls on, in the order of the configuration."""
+        return [k.node_id for k in self.links.values() if k.status == "up" and k.config and k.config.forwards]
 
     def traced_block_size_tokens(self, model: str) -> int:
         """Tokens per KV block at the live nodes that know what their prefix cache holds (at most of them, should they

@@ -25,6 +25,7 @@ def request_finished(stream: ClientStream) -> None:
         decision_s=_rounded(stream.decision_s),
         policy=decision.policy if decision is not None else None,
         attempts=decision.attempt if decision is not None else 0,
+        **({"lane": stream.shape.lane} if stream.shape.lane != "tokens" else {}),
         **({"detail": stream.detail} if stream.detail else {}),
     )
 

@@ -49,6 +49,18 @@ class Metrics:
         self._requests = Counter(
             "astrolabe_requests", "Requests that have ended, by outcome.", ("outcome",), registry=registry
         )
+        self._lanes = Counter(
+            "astrolabe_lane_requests",
+            "Requests that have ended, by how they went to their engines.",
+            ("lane", "outcome"),
+            registry=registry,
+        )
+        self._counted = Counter(
+            "astrolabe_prompts_counted",
+            "Ended requests by who counted the prompt's tokens.",
+            ("by",),
+            registry=registry,
+        )
         self._refused = Counter(
             "astrolabe_denials", "Calls turned away before they became requests.", ("reason",), registry=registry
         )
@@ -106,6 +118,8 @@ class Metrics:
         outcome = stream.outcome
         assert outcome is not None, "it has ended"
         self._requests.labels(outcome.value).inc()
+        self._lanes.labels(stream.shape.lane, outcome.value).inc()
+        self._counted.labels(stream.shape.prompt_counted_by or "tokenizer").inc()
         self._prompt.inc(stream.shape.prompt_tokens)
         self._output.inc(stream.output_tokens)
         self._beliefs.labels(kind_of(stream.shape.belief_source)).inc()

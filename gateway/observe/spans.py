@@ -24,7 +24,7 @@ _NS = 1_000_000_000
 def collector_url(text: str) -> str:
     """Where spans go: a URL with a path as it is, one without with the path of OTLP. Raises ValueError."""
     url = parse_url(text, default_port=4318)
-    return f"{url}/v1/traces" if urlsplit(url).path in ("", "/v1/traces") else url
+    return url if urlsplit(url).path else f"{url}/v1/traces"
 
 
 class Spans:

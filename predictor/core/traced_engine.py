@@ -23,11 +23,14 @@ from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
 from simcore.scenarios import longest_output
-from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
-from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad
+from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot, parent_id
+from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad, RequestState
 
 SAME_MOMENT_S = 0.001
 """An idle engine that gets several requests within this time begins its step with all of them."""
+
+SAME_SIZE_TOKENS = 64
+"""How far two prompts may differ, beside half of one, to be taken for the same."""
 
 
 class _Belief:
@@ -46,6 +49,20 @@ class _Belief:
             self._expected_tokens = round(left.mean_tokens)
             self._next_atom_tokens = left.atoms_tokens[0]
         return self._expected_tokens
+
+
+class _Sent:
+    """A dispatched request until it ends, under however many names the engine has it."""
+
+    __slots__ = ("belief", "joins", "names", "prompt_tokens")
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.belief = candidate.belief
+        self.prompt_tokens = candidate.prompt_tokens
+        self.names: set[str] = set()
+        """Those of its requests in the trace."""
+        self.joins = True
+        """Whether the trace names it as we do."""
 
 
 class TracedEngine:
@@ -73,6 +90,7 @@ class TracedEngine:
         self.reservations = Reservations()
         self.prefixes = PrefixContent(block_size_tokens=config.block_size_tokens, most_blocks=config.num_blocks)
         self._beliefs: dict[str, _Belief] = {}
+        self._sent: dict[str, _Sent] = {}
         self._received_s = -math.inf
         self._connected = False
         self._scenarios = scenarios
@@ -95,7 +113,8 @@ class TracedEngine:
         self._connected = True
         self._received_s = now_s
         self.prefixes.begin()
-        self.reservations.drop_all(r.request_id for r in (*snapshot.running, *snapshot.waiting))
+        for state in (*snapshot.running, *snapshot.waiting):
+            self._arrived(state)
         for request_id in [i for i in self._beliefs if not self._is_here(i)]:
             del self._beliefs[request_id]
 
@@ -111,7 +130,7 @@ class TracedEngine:
             if self.learner is not None:
                 self.learner.add(delta.batch, delta.duration_s)
             for state in delta.arrived:
-                self.reservations.drop(state.request_id)
+                self._arrived(state)
             for request_id in (*delta.finished, *delta.aborted):
                 self._forget(request_id)
         return False
@@ -132,7 +151,14 @@ class TracedEngine:
 
     def dispatched(self, candidate: Candidate, now_s: float) -> None:
         """The engine gets this request now."""
+        self._sent[candidate.request_id] = _Sent(candidate)
         self.reserve(candidate, now_s=now_s, ttl_s=self.reservation_ttl_s, sent=True)
+
+    def comes_unnamed(self, request_id: str) -> None:
+        """The engine gives the dispatched request a name that says nothing of ours: the next arrival of a stranger of
+        about its size is taken to be it. If none comes its reservation expires as any other."""
+        if (sent := self._sent.get(request_id)) is not None:
+            sent.joins = False
 
     def release(self, request_id: str) -> bool:
         """It will not come, or it has ended. False if it was not reserved."""
@@ -142,7 +168,13 @@ class TracedEngine:
 
     def ended(self, request_id: str) -> None:
         """A dispatched request has ended."""
+        self._sent.pop(request_id, None)
         self.release(request_id)
+
+    def names(self, request_id: str) -> int:
+        """How many requests the engine has made of one that was dispatched and has not ended, as far as is known."""
+        sent = self._sent.get(request_id)
+        return 0 if sent is None else len(sent.names)
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -212,6 +244,35 @@ class TracedEngine:
         return self._what_if, max(0.0, self._base_until_s - until_s)
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _arrived(self, state: RequestState) -> None:
+        """The trace shows a request: of one that was reserved the first makes it good."""
+        name = state.request_id
+        self.reservations.drop(name)
+        if name in self._beliefs:
+            if name in self._sent:
+                self._sent[name].names.add(name)
+            return
+        parent = parent_id(name)
+        if parent == name:
+            parent = self._unnamed_like(state.prompt_tokens)
+        sent = self._sent.get(parent)
+        if sent is not None:
+            sent.names.add(name)
+            sent.joins = True
+            self.reservations.drop(parent)
+            self._beliefs[name] = _Belief(sent.belief)
+
+    def _unnamed_like(self, prompt_tokens: int) -> str:
+        """The dispatched request that a stranger of that size can be; empty: none."""
+        off_tokens = {
+            request_id: abs(sent.prompt_tokens - prompt_tokens)
+            for request_id, sent in self._sent.items()
+            if not sent.joins and request_id in self.reservations
+        }
+        nearest = min(off_tokens, key=off_tokens.__getitem__, default="")
+        # Of such a request the length is an estimate.
+        return nearest if nearest and off_tokens[nearest] <= SAME_SIZE_TOKENS + prompt_tokens // 2 else ""
 
     def _rebase(self, mirror: NodeMirror, until_s: float) -> None:
         """The base of what-ifs: the state, run on to the end of the step that is in progress at `until_s`."""

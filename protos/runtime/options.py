@@ -55,21 +55,30 @@ class Option(NamedTuple):
 
 
 def options(
-    kind: type[msgspec.Struct], *, only: Collection[str] = (), help_of: Mapping[str, str] | None = None
+    kind: type[msgspec.Struct],
+    *,
+    only: Collection[str] = (),
+    help_of: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
     """Adds an option for each field of `kind`; one that is not given is None (empty for a list).
 
     `only`: the parameters wanted, when not all are.
 
-    `help_of`: by parameter, words that the struct cannot know (the names of policies). Raises TypeError for a field
-    that can be no option and does not say why.
+    `help_of`: by parameter, words that the struct cannot know (the names of policies). `defaults`, by parameter: for a
+    command that knows no other source of values; an option that is not given has this, or else its field's default, and
+    bounds of whole numbers are checked here.
+    Raises TypeError for a field that can be no option and does not say why.
     """
 
     def add(command: F) -> F:
         known = options_of(kind)
         assert {option.parameter for option in known}.issuperset(only), "only names parameters that there are"
         for option in reversed([o for o in known if not only or o.parameter in only]):
-            command = _click_option(option, (help_of or {}).get(option.parameter, option.help))(command)
+            if defaults is not None:
+                option = option._replace(default=defaults.get(option.parameter, option.default))
+            words = (help_of or {}).get(option.parameter, option.help)
+            command = _click_option(option, words, is_final=defaults is not None)(command)
         return command
 
     return add
@@ -229,25 +238,38 @@ def _first_sentence(text: str) -> str:
     return re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)[0].replace("`", "")
 
 
-def _click_option(option: Option, help: str) -> Callable[[F], F]:
+def _click_option(option: Option, help: str, *, is_final: bool) -> Callable[[F], F]:
+    """`is_final`: the value is not laid over others and then checked, so it has its default and its bounds here."""
+    default = None
+    if is_final:
+        default = option.default if option.per_unit == 1.0 else option.default * option.per_unit
     shown = _shown(option)
     text = f"{help} [default: {shown}]" if shown else help
     one = _scalar(option.type)
     if isinstance(one, types.BoolType):
-        flag = f"--{option.flag}/--no-{option.flag}" if option.default else f"--{option.flag}"
-        return click.option(flag, option.parameter, is_flag=True, default=None, help=text)
+        # What is off can only be turned on; what is on, or nobody's choice yet, either way.
+        flag = f"--{option.flag}" if option.default is False else f"--{option.flag}/--no-{option.flag}"
+        return click.option(flag, option.parameter, is_flag=True, default=default, help=text)
     choices = _choices(option.type)
     if not choices and not isinstance(one, (types.IntType, types.FloatType, types.StrType)):
         raise TypeError(f"{'.'.join(option.path)} cannot be an option; say why with no_option")
-    number = int if isinstance(one, types.IntType) else float if isinstance(one, types.FloatType) else str
     return click.option(
         f"--{option.flag}",
         option.parameter,
-        type=click.Choice(choices) if choices else number,
+        type=click.Choice(choices) if choices else _number(one, is_bounded=is_final),
         metavar=None if choices else option.metavar,
         multiple=_is_list(option.type),
+        default=default,
         help=text,
     )
+
+
+def _number(kind: types.Type, *, is_bounded: bool) -> click.ParamType[Any]:
+    """Text, or a number; a whole one within the bounds of its annotation if need be."""
+    if isinstance(kind, types.IntType):
+        has_bounds = is_bounded and (kind.ge, kind.le) != (None, None)
+        return click.IntRange(kind.ge, kind.le) if has_bounds else click.INT
+    return click.FLOAT if isinstance(kind, types.FloatType) else click.STRING
 
 
 def _shown(option: Option) -> str:

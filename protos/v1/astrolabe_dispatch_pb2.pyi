@@ -521,8 +521,14 @@ class Explanation(google.protobuf.message.Message):
     ACTUAL_FIELD_NUMBER: builtins.int
     BELIEF_FIELD_NUMBER: builtins.int
     BELIEF_SOURCE_FIELD_NUMBER: builtins.int
+    LANE_FIELD_NUMBER: builtins.int
+    PROMPT_COUNTED_BY_FIELD_NUMBER: builtins.int
     belief_source: builtins.str
     """Who believed it: "client", a length model's name, or "prior" and why."""
+    lane: builtins.str
+    """How it went to its engine: "tokens", or "pass_through" for a call that was handed on as its client made it."""
+    prompt_counted_by: builtins.str
+    """Who counted its prompt's tokens: "tokenizer", "engine", or "length" for an estimate; empty: tokenizer."""
     @property
     def decisions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Decision]:
         """One per attempt, in order."""
@@ -542,9 +548,11 @@ class Explanation(google.protobuf.message.Message):
         actual: Global___Actual | None = ...,
         belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
         belief_source: builtins.str = ...,
+        lane: builtins.str = ...,
+        prompt_counted_by: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["actual", b"actual", "belief", b"belief"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actual", b"actual", "belief", b"belief", "belief_source", b"belief_source", "decisions", b"decisions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["actual", b"actual", "belief", b"belief", "belief_source", b"belief_source", "decisions", b"decisions", "lane", b"lane", "prompt_counted_by", b"prompt_counted_by"]) -> None: ...
 
 Global___Explanation: typing_extensions.TypeAlias = Explanation
 

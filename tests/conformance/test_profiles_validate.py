@@ -117,6 +117,47 @@ def test_the_profile_is_that_of_the_parallel_degree_and_an_estimate_says_that_it
     assert "No table of this pair. Such estimates are off by" in shown.output
 
 
+@pytest.mark.parametrize(
+    ("device", "folder", "profile"),
+    [
+        ("NVIDIA GeForce RTX 4090", "A30", "rtx4090/llama-3.1-8b"),
+        ("NVIDIA H100 80GB HBM3", "mine", "h100/llama-3.1-8b"),
+        ("NVIDIA A100-SXM4-40GB", "mine", "a100-40gb/llama-3.1-8b"),
+        ("NVIDIA A10", "A30", "a30/llama-3.1-8b"),
+        (None, "a30", "a30/llama-3.1-8b"),
+        ("NVIDIA L40", "llama30b", None),
+        (None, "runs", None),
+    ],
+)
+def test_the_gpu_is_that_of_the_settings_or_the_folder_and_never_made_up(
+    tmp_path: Path, device: str | None, folder: str, profile: str | None
+) -> None:
+    meta: dict[str, Any] = {
+        "model": CONFIG.model,
+        "engine_kwargs": {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 4096},
+        "kv_cache": {"num_gpu_blocks": 2588, "block_size": 16},
+        "hardware": {"device_name": device} if device else None,
+    }
+    run = write_run(tmp_path / folder / "own", simulated_run(), meta)
+    shown = CliRunner().invoke(command, [str(run)])
+    if profile is None:
+        assert shown.exit_code == 1
+        assert "which GPU?" in shown.output
+        assert "--profile, for example a100/llama-3.1-8b or " in shown.output
+        assert "No such" not in shown.output
+        assert f"{folder}/llama" not in shown.output.lower()
+    else:
+        assert shown.exit_code == 0, shown.output
+        assert f"profile {profile}" in shown.output
+
+
+def test_a_model_that_nobody_measured_is_named_as_the_run_names_it(tmp_path: Path) -> None:
+    meta = {"model": "own/brand-new-9b", "engine_kwargs": {"max_num_seqs": 64, "max_num_batched_tokens": 1024}}
+    shown = CliRunner().invoke(command, [str(write_run(tmp_path / "A30" / "own", simulated_run(), meta))])
+    assert shown.exit_code == 1
+    assert "no step times of own/brand-new-9b on a30" in shown.output
+
+
 REQUEST = {
     "request_id": "a",
     "input_toks": 10,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from tests.e2e.cluster import make_cluster
 from tests.e2e.in_process import running, status, until
@@ -17,6 +19,7 @@ from tests.e2e.scripted_node import ScriptedNode
 __all__ = ["make_cluster"]
 
 HERE = Path(__file__).parent
+ON_BOTH_LOOPS = ("test_relay.py", "test_forwarding_session.py")
 WARM_UP = "import asyncio; from predictor.warm_up import warm_up; asyncio.run(warm_up())"
 
 
@@ -25,6 +28,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = any(HERE in item.path.parents for item in session.items)
     if wanted and not session.config.option.collectonly:
         subprocess.run([sys.executable, "-c", WARM_UP], check=True, timeout=600, stdout=subprocess.DEVNULL)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Where transports are handled by hand also the loop of the real processes, which has rules of its own."""
+    plain = {"asyncio": asyncio.new_event_loop}
+    return {**plain, "uvloop": uvloop.new_event_loop} if item.path.name in ON_BOTH_LOOPS else plain
 
 
 @pytest.fixture

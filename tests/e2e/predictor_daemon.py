@@ -76,6 +76,10 @@ class SessionClient:
         self.welcome: pb.Welcome | None = None
         self.frames: list[pb.NodeFrame] = []
         self.tokens: dict[str, list[int]] = {}
+        self.heads: dict[str, engine_pb.ForwardedHead] = {}
+        self.data: dict[str, bytearray] = {}
+        self.output_tokens: dict[str, int] = {}
+        """Of forwarded calls, as their parts say."""
         self.ends: dict[str, pb.StreamPart] = {}
         self.answers: dict[int, pb.Answer] = {}
         self.load: pb.LoadNote | None = None
@@ -96,8 +100,19 @@ class SessionClient:
         dispatch: tuple[engine_pb.EngineGenerateRequest, ...] = (),
         ask: dict[int, types_pb.Candidate] | None = None,
         abort: tuple[str, ...] = (),
+        forward: tuple[engine_pb.ForwardedCall, ...] = (),
+        body: dict[str, bytes] | None = None,
+        consumed: dict[str, int] | None = None,
     ) -> None:
-        frame = pb.GatewayFrame(abort_request_ids=abort)
+        """`body`: more of it, by request; `consumed`: bytes of the answer, by request."""
+        frame = pb.GatewayFrame(
+            abort_request_ids=abort,
+            body_parts=[pb.BodyPart(request_id=i, data=data) for i, data in (body or {}).items()],
+            consumed=[pb.Consumed(request_id=i, bytes=size) for i, size in (consumed or {}).items()],
+        )
+        for call in forward:
+            self._seq += 1
+            frame.dispatches.add(dispatch_seq=self._seq, forward=call)
         for request in dispatch:
             self._seq += 1
             frame.dispatches.add(dispatch_seq=self._seq, request=request)
@@ -126,6 +141,11 @@ class SessionClient:
             for part in frame.parts:
                 assert part.request_id not in self.ends, "nothing may follow an end"
                 self.tokens.setdefault(part.request_id, []).extend(part.token_ids)
+                if part.HasField("head"):
+                    assert part.request_id not in self.heads, "one head an answer"
+                    self.heads[part.request_id] = part.head
+                self.data.setdefault(part.request_id, bytearray()).extend(part.data)
+                self.output_tokens[part.request_id] = self.output_tokens.get(part.request_id, 0) + part.output_tokens
                 if part.HasField("outcome"):
                     self.ends[part.request_id] = part
             if frame.HasField("load"):

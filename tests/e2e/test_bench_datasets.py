@@ -1,10 +1,11 @@
-"""Data sets as files: the packaged ShareGPT, gzip, and files that are missing, empty, cut off or something else."""
+"""Data sets as files: the packaged ShareGPT, packed files, those that are missing, empty, cut off or something else."""
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,45 @@ def test_a_changing_rate_gives_the_workload_its_shape() -> None:
     noon = sum(150.0 <= item.arrival_s < 250.0 for item in items)
     assert len(items) == pytest.approx(8_000, rel=0.06)
     assert noon > 4 * night
+
+
+# --- What a file is, is told by how it begins -------------------------------------------------------------------------
+
+BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n118,a,3,4,7,b\n5,a,5,6,11,b\n"
+FILES: dict[DatasetName, str] = {
+    "burstgpt": BURSTGPT,
+    "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,3,4\n2023-11-16 18:15:47,5,6\n",
+    "lengths": LENGTHS,
+    "mooncake": '{"timestamp": 0, "input_length": 7, "output_length": 9}\n{"text_input": "abc", "timestamp": 5}\n',
+    "sharegpt": "\n".join(json.dumps(conversation(i)) for i in range(2)),
+    "jsonl": '[{"prompt": "abc", "output_tokens": 4},\n{"prompt": "de"}]',
+}
+
+
+@pytest.mark.parametrize("asked", [*FILES, "servegen"])
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_is_read_as_what_it_is_and_a_note_says_so(tmp_path: Path, kind: DatasetName, asked: DatasetName) -> None:
+    path = tmp_path / "mine"
+    path.write_text(FILES[kind], encoding="utf-8")
+    parsed = load_dataset(DatasetSpec(name=asked, path=str(path), tokenizer="bytes"))
+    assert parsed.counts["kept"] == len(parsed.rows) == 2
+    assert parsed.rows == load_dataset(DatasetSpec(name=kind, path=str(path), tokenizer="bytes")).rows
+    assert any(f"read as `{kind}`, not as `{asked}`" in note for note in parsed.notes) == (kind != asked)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_kind_may_be_packed_and_in_utf16(tmp_path: Path, kind: DatasetName) -> None:
+    plain, other = tmp_path / "plain.gz", tmp_path / "other.csv"
+    plain.write_text(FILES[kind], encoding="utf-8")
+    other.write_bytes(lzma.compress(FILES[kind].encode("utf-16")))
+    one, two = (load_dataset(DatasetSpec(name=kind, path=str(path), tokenizer="bytes")) for path in (plain, other))
+    assert one.rows == two.rows
+    assert set(two.notes) - set(one.notes) == {"its text is UTF-16"}
+
+
+def test_a_long_first_conversation_is_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    talk = {"id": "x", "conversations": [{"from": "human", "value": "a" * 200_000}, {"from": "gpt", "value": "b"}]}
+    path.write_text(json.dumps([talk]))
+    parsed = load_dataset(DatasetSpec(name="jsonl", path=str(path), tokenizer="bytes"))
+    assert parsed.rows[0].prompt_tokens == 200_000

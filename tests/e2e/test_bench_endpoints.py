@@ -14,8 +14,8 @@ from aiohttp import web
 
 from bench.client.endpoints import EndpointError, EndpointPlan, run_endpoints, served_models
 from bench.client.outputs import FIGURES, RESULTS_FILE, SUMMARY_FILE, THROUGHPUT_FILE, write_outputs
-from bench.commands.endpoint_options import urls_of, with_aliases
-from bench.run.files import header
+from bench.commands.endpoint_options import RESULTS_FOLDER, output_places, urls_of, with_aliases
+from bench.run.provenance import header
 from bench.workload.item import WorkloadItem
 from simcore.types import Outcome
 
@@ -149,7 +149,7 @@ def options(**given: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "endpoint": (), "num_nodes": None, "base_port": 8000, "average_interval": None, "maxq": None,
         "max_new_tokens": None, "dataset_file": "", "dataset_path": "", "dataset": "sharegpt", "rate": None,
-        "requests": None, "output_tokens": 128,
+        "requests": None, "output_tokens": 128, "results_folder": "",
     }  # fmt: skip
     return {**base, **given}
 
@@ -169,7 +169,8 @@ def test_the_measurers_own_flags_are_understood() -> None:
         ({"average_interval": 0.0}, "must be above 0"),
         ({"maxq": 3, "requests": 3}, "say the same thing"),
         ({"dataset_file": "a", "dataset_path": "b"}, "name the same thing"),
-        ({"endpoint": ("a:1",)}, "must begin with http"),
+        ({"endpoint": ("ftp://a:1",)}, "is not a URL"),
+        ({"endpoint": ("a:1", "http://a:1/v1")}, "named twice"),
         ({"endpoint": ("http://a", "http://a/")}, "named twice"),
         ({"endpoint": ("http://a",), "num_nodes": 2}, "give one of them"),
         ({"num_nodes": 10, "base_port": 65_530}, "last port would be 65539"),
@@ -178,3 +179,38 @@ def test_the_measurers_own_flags_are_understood() -> None:
 def test_contradictions_are_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(Exception, match=says):
         urls_of(with_aliases(options(**given)))
+
+
+async def test_the_measurers_flags_put_the_files_where_it_puts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = with_aliases(options(average_interval=0.16, dataset_file="data/mixed.jsonl"))
+    async with serving() as (_, url):
+        run = await run_endpoints(EndpointPlan(urls=[url], items=[item(i, "ok") for i in range(3)], model="m"))
+    places = output_places(given)
+    _, paths = write_outputs(places.files, header({}, seed=0), run, places=places)
+    assert {path.name for path in (tmp_path / "log_mixed_0.16").iterdir()} == {
+        "experiment_results.json", "throughput_records.json", "mixed_summary.txt"
+    }  # fmt: skip
+    theirs = (
+        "latency_stats prefix_hit_rate arrival_distribution token_throughput request_throughput tpot_stats ttft_stats"
+    )
+    assert {path.stem for path in (tmp_path / "fig_mixed_0.16").iterdir()} == {*theirs.split(), "kv_cache_use"}
+    assert all(path.stat().st_size for path in paths)
+
+
+def test_a_folder_that_is_named_goes_before_and_other_runs_have_ours() -> None:
+    flags = {"average_interval": 1.0, "dataset_file": "a.jsonl"}
+    for given, files in (
+        (flags, "log_a_1.0"),
+        ({"average_interval": 0.5}, "log_sharegpt_0.5"),
+        ({"dataset_file": "a.jsonl", "rate": 4.0}, "log_a_0.25"),
+        ({**flags, "results_folder": "mine"}, "mine"),
+        ({}, RESULTS_FOLDER),
+        ({"rate": 4.0}, RESULTS_FOLDER),
+        ({"dataset_file": "a.jsonl"}, RESULTS_FOLDER),
+    ):
+        places = output_places(with_aliases(options(**given)))
+        assert places.files == Path(files)
+        assert places.figures == Path(files.replace("log_", "fig_"))

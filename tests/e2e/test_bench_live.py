@@ -12,7 +12,7 @@ import pytest
 
 from bench.measure.results import Summary
 from bench.run.files import read_results
-from bench.run.live_comparison import LATE_EVENT, lateness_warnings
+from bench.run.live import LATE_EVENT, lateness_warnings
 from deploy.cli import main
 from deploy.local_cluster import ClusterSpec, LocalCluster
 from engine_adapters import emulated
@@ -140,6 +140,7 @@ def test_a_comparison_runs_the_same_requests_under_each_policy_and_draws_them(
     assert [run["policy"] for run in document["runs"]] == ["round_robin", "min_total_latency"]
     assert all(run["summary"]["completed"] == 10 for run in document["runs"])
     assert document["runs"][0]["summary"]["nodes"] == {"node-0": 5, "node-1": 5}
+    assert {run["router"] for run in document["runs"]} == {f"router of the gateway at {cluster.address}"}
     assert picture.read_bytes().startswith(b"\x89PNG")
     sent = [
         [(r.request_id, r.arrival_s, r.prompt_tokens, r.output_tokens) for r in read_results(file)[1]]

@@ -103,7 +103,11 @@ def test_a_cut_result_file_is_named_with_its_line(
     )  # fmt: skip
     file = tmp_path / "o" / "random-4-0.jsonl"
     whole = file.read_bytes()
-    for cut, says in ((whole[:-9], r"line 4: not a result"), (b"", "is empty"), (b"{}\n", "line 1: not the header")):
+    for cut, says in (
+        (whole[:-9], r"line 4: not a result"),
+        (b"", "no provenance"),
+        (b"{}\n", "line 1: not the header"),
+    ):
         file.write_bytes(cut)
         with pytest.raises(ResultFileError, match=says):
             read_results(file)

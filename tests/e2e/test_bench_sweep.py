@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from bench.run.files import read_results
 from deploy.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -281,6 +282,7 @@ def test_every_request_is_kept_when_asked_for(capsys: pytest.CaptureFixture[str]
         "--output", "s", "--records", "jsonl",
     )  # fmt: skip
     (file,) = Path("s/requests").iterdir()
-    rows = [json.loads(row) for row in file.read_bytes().splitlines()]
+    head, rows = read_results(file)
+    assert (head.seed, head.config["policy"], head.config["rate_per_s"]) == (0, "random", 4.0)
     assert len(rows) == 60
-    assert {"ttft_s", "e2e_s", "scheduling_delay_s", "preemption_loss_s"} <= set(rows[0])
+    assert all(row.ttft_s is not None and row.scheduling_delay_s is not None for row in rows)

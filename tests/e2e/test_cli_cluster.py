@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import psutil
 import pytest
 
@@ -95,6 +99,35 @@ def test_a_person_tries_every_command(up: Running) -> None:
     assert json.loads(up.run("drain", "node-1", "--undo", "--json").stdout)["draining"] is False
     late = up.run("request", "hi", "--deadline-s", "0.05", "--max-tokens", "3000", code=1)
     assert late.stderr.startswith("error: ")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the line is for curl, which is not here")
+def test_the_lines_that_up_prints_work() -> None:
+    process = subprocess.Popen(
+        command(*[word for word in UP if word != "--json"]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    watchdog = threading.Timer(50, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while not lines or not lines[-1].startswith("Ctrl-C"):
+            lines.append(process.stdout.readline())
+            assert lines[-1], lines
+        text = "".join(lines)
+        (base_url,) = re.findall(r"base_url (\S+/v1),", text)
+        (line,) = [one.strip() for one in lines if one.strip().startswith("curl ")]
+        answered = subprocess.run(shlex.split(line), capture_output=True, check=True, timeout=30)
+        assert json.loads(answered.stdout)["choices"][0]["message"]["content"]
+        with openai.OpenAI(base_url=base_url, api_key="any") as client:
+            assert [model.id for model in client.models.list()] == ["llama-2-7b"]
+    finally:
+        watchdog.cancel()
+        process.terminate()
+        process.communicate(timeout=15)
 
 
 def test_nodes_can_be_watched(up: Running) -> None:

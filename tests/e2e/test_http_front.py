@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import grpc.aio
 import msgspec
 import pytest
 
+from gateway.http.heartbeats import Beat, Heartbeats
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
@@ -347,3 +349,92 @@ async def test_a_node_that_comes_back_with_another_model_is_served_as_such(node:
         await dispatched(node)
         node.say(part("b", b"hi", Outcome.STOP))
         assert (await client.reply()).status == 200
+
+
+async def test_a_slow_first_token_is_waited_for_with_comments(node: ScriptedNode) -> None:
+    async with running(node.address, stream_comment_s=0.1) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.post("/v1/completions", completion(stream=True, request_id="r"))
+        await dispatched(node)
+        status, headers = await client.head()
+        assert (status, headers["x-astrolabe-node"]) == (200, "n")
+        assert headers["content-type"].startswith("text/event-stream")
+        for _ in range(3):
+            assert (await client.chunk()).startswith(b": ")
+        node.say(part("r", b"hi", Outcome.STOP))
+        body = b""
+        while piece := await client.chunk():
+            body += piece
+        lines = [line for line in body.decode().split("\n\n") if line and not line.startswith(":")]
+        assert json.loads(lines[0].removeprefix("data: "))["choices"][0]["text"] == "hi"
+        assert lines[-1] == "data: [DONE]"
+        # The connection goes on.
+        client.get("/health")
+        assert (await client.reply()).status == 200
+
+
+async def test_what_goes_wrong_behind_the_comments_is_told_in_the_stream(node: ScriptedNode) -> None:
+    async with (
+        running(node.address, stream_comment_s=0.1, max_attempts=1) as (gateway, _),
+        RawClient(gateway.http_address) as client,
+    ):
+        await up(gateway)
+        client.post("/v1/completions", completion(stream=True, request_id="r"))
+        await dispatched(node)
+        await client.head()
+        await client.chunk()
+        node.say(part("r", b"", Outcome.ENGINE_FAILED))
+        body = b""
+        while piece := await client.chunk():
+            body += piece
+        (event,) = [line for line in body.decode().split("\n\n") if line.startswith("data: ")]
+        assert json.loads(event.removeprefix("data: "))["error"]["code"] == "engine_failed"
+
+
+@pytest.mark.parametrize(
+    ("options", "fields", "headers"),
+    [
+        ({"stream_comment_s": 0.0}, {"stream": True}, {}),
+        ({"stream_comment_s": 0.05}, {"stream": True}, {"x-astrolabe-early-headers": "off"}),
+        ({"stream_comment_s": 0.05}, {"stream": False}, {}),
+    ],
+)
+async def test_a_status_that_waits_for_the_answer(
+    node: ScriptedNode, options: dict[str, Any], fields: dict[str, Any], headers: dict[str, str]
+) -> None:
+    async with (
+        running(node.address, max_attempts=1, **options) as (gateway, _),
+        RawClient(gateway.http_address) as client,
+    ):
+        await up(gateway)
+        client.post("/v1/completions", completion(request_id="r", **fields), headers)
+        await dispatched(node)
+        await asyncio.sleep(0.5)
+        node.say(part("r", b"", Outcome.ENGINE_FAILED))
+        assert (await client.reply()).status == 502
+
+
+async def test_a_client_that_leaves_among_comments_ends_its_request(node: ScriptedNode) -> None:
+    async with running(node.address, stream_comment_s=0.05) as (gateway, _):
+        await up(gateway)
+        async with RawClient(gateway.http_address) as client:
+            client.post("/v1/completions", completion(stream=True, request_id="r"))
+            await dispatched(node)
+            await client.head()
+            await client.chunk()
+        await until(lambda: not gateway.pump.streams)
+
+
+async def test_a_request_that_no_node_has_yet_keeps_its_status() -> None:
+    beats: list[str] = []
+
+    class Held:
+        def beat(self) -> Beat:
+            beats.append("asked")
+            return "not yet" if len(beats) < 3 else "over"
+
+    heartbeats = Heartbeats(0.01)
+    heartbeats.add(Held())
+    await until(lambda: len(beats) == 3)
+    await asyncio.sleep(0.05)
+    assert len(beats) == 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,13 +22,18 @@ from engine_adapters.base import (
     RequestRefused,
 )
 from engine_adapters.openai_metrics import OpenAiEngine
+from engine_adapters.vllm.adapter import VllmEngine
+from engine_adapters.vllm.address import TraceAddress, listen
+from engine_adapters.vllm.publisher import Publisher
 from length_model.core.belief import known
 from predictor.core.estimator import NoForecast
 from predictor.node import NodeRuntime
 from protos.runtime.secret import Secret, checked_secret
 from simcore.cost.shipped import load_shipped
+from simcore.proved import PROVED_VLLM_VERSION
 from simcore.trace import TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast
+from tests.e2e.in_process import until
 
 LIMITS = EngineConfig(model="", num_blocks=1000, max_model_len_tokens=2048)
 PAGES = {
@@ -264,6 +270,55 @@ async def test_all_names_are_served_and_the_one_asked_for_is_passed_on(server: S
         await beside(server, model="huge").start()
 
 
+@pytest.fixture
+def trace(tmp_path: Path) -> Iterator[str]:
+    """Address of the trace of an engine that calls itself `small`."""
+    address = TraceAddress(path=str(tmp_path / "folder" / "t.sock"))
+    config = msgspec.structs.replace(LIMITS, model="small", engine="vllm", engine_version=PROVED_VLLM_VERSION)
+    publisher = Publisher(config=config, address=address)
+    publisher.start(listen(address))
+    yield str(address)
+    publisher.close()
+
+
+async def test_a_traced_engine_with_several_names_and_a_key(server: Server, trace: str) -> None:
+    server.names, server.key = ["small", "big", "adapter"], KEY
+    engine = VllmEngine(EngineOptions(node_id="n", url=f"{server.url}/v1", trace=trace, key=KEY, model="big"))
+    await engine.start()
+    try:
+        assert engine.config().names == ("big", "small", "adapter")
+        async for item in engine.watch():
+            assert isinstance(item, TraceSnapshot)
+            break
+        outputs = [output async for output in engine.generate(ask(model="adapter"))]
+        assert bytes(t for o in outputs for t in o.token_ids).decode() == ANSWER
+        assert server.bodies[-1]["model"] == "adapter"
+        server.answer = b'data: {"choices":[{"text":"hi","finish_reason":"stop"}]}\n\n'
+        with pytest.raises(EngineError, match=r"without choices\[0\]\.token_ids"):
+            await anext(aiter(engine.generate(ask())))
+    finally:
+        await engine.close()
+    server.names = ["other"]
+    with pytest.raises(EngineError, match=r"serves 'other', but the trace at .* is of 'small'"):
+        await VllmEngine(EngineOptions(node_id="n", url=server.url, trace=trace, key=KEY)).start()
+
+
+async def test_a_server_on_this_host_is_reached_past_the_environment_s_proxy(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    engine = beside(server)
+    await engine.start()
+    assert (await collect(engine, ask()))[-1].finish == "stop"
+    await engine.close()
+    monkeypatch.setenv("ASTROLABE_USE_PROXY", "1")
+    with pytest.raises(EngineError, match="no vLLM server"):
+        await beside(server, wait_s=0.1).start()
+
+
 KEY = checked_secret("sk-hunter2")
 
 
@@ -294,3 +349,26 @@ async def test_without_the_right_one_it_ends_at_once_and_says_which_option(
     assert time.monotonic() - began_s < 60
     assert "--engine-api-key-file" in str(refused.value)
     assert not key or key not in str(refused.value)
+
+
+def loaded(node: NodeRuntime) -> tuple[int, int] | None:
+    load = node.load()
+    return None if load is None else (load.running, load.waiting)
+
+
+async def test_a_page_that_turns_odd_leaves_the_daemon_alive(server: Server) -> None:
+    engine = beside(server)
+    node = NodeRuntime("n", engine, engine, profile=load_shipped("a30/llama-2-7b"), reservation_ttl_s=30.0, scenarios=4)
+    await node.start()
+    try:
+        assert node.engine.synchronised
+        server.page = "vllm:num_requests_running +Inf\nvllm:num_requests_waiting 1e300\n"
+        await until(lambda: loaded(node) == (0, 0))
+        assert node.engine.synchronised
+        for page in ("<html>", "vllm:num_requests_running one"):
+            server.page = page
+            await until(lambda: not node.engine.synchronised)
+            server.page = ""
+            await until(lambda: node.engine.synchronised and loaded(node) == (3, 1))
+    finally:
+        await node.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.run.live_comparison import local_cluster
+from bench.run.live import local_cluster
 from deploy.cli import main
 from deploy.local_cluster import ClusterSpec, LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb

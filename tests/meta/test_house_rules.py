@@ -86,7 +86,7 @@ def test_the_simulated_cluster_runs_without_grpc() -> None:
 TRANSLATORS = {"protos/codec.py", "gateway/wire.py", "predictor/wire.py"}
 SMALL_MESSAGES = {
     # Frames, filled with translated messages.
-    "gateway/nodes/outbox.py": {"GatewayFrame", "Ask"},
+    "gateway/nodes/outbox.py": {"GatewayFrame", "Ask", "BodyPart", "Consumed"},
     "predictor/session.py": {"NodeFrame"},
     # Replies of a field or none.
     "gateway/grpc_api.py": {"Decision", "CancelReply", "Explanation", "NodeList", "DrainReply", "SetPolicyReply"},

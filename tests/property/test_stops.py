@@ -69,3 +69,28 @@ def test_tokens_after_the_stop_do_not_belong_to_the_answer(text: str, strings: l
         read = bytes(ids[:kept]).decode()
         assert ended(read, strings) == expected
         assert ended(bytes(ids[: kept - 1]).decode(errors="ignore"), strings) is None
+
+
+@given(
+    text=st.text(alphabet="abX", max_size=40),
+    strings=st.lists(st.text(alphabet="abX", min_size=1, max_size=4), min_size=1, max_size=3),
+    min_tokens=st.integers(0, 12),
+    seed=st.integers(0, 2**32),
+)
+def test_a_stop_string_that_comes_too_early_stops_nothing(
+    text: str, strings: list[str], min_tokens: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    answer = AnswerText(load_tokenizer("bytes"), strings, min_tokens=min_tokens)
+    rest = list(text.encode())
+    while rest:
+        count = rng.randint(1, 5)
+        answer.push(rest[:count])
+        rest = rest[count:]
+    answer.finish()
+    late = next((end for end in range(min_tokens + 1, len(text) + 1) if text[:end].endswith(tuple(strings))), None)
+    assert answer.stopped is (late is not None)
+    if late is None:
+        assert answer.take() == text
+    else:
+        assert answer.take() == text[: late - max(len(s) for s in strings if text[:late].endswith(s))]

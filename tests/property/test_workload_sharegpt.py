@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 
 from hypothesis import given
@@ -19,8 +20,9 @@ FILE = st.tuples(st.lists(CONVERSATION, min_size=1, max_size=5), st.sampled_from
 def read(data: bytes, piece_bytes: int) -> tuple[list[Pair], ShareGptReport]:
     reader = ShareGptReader("s.json")
     pairs: list[Pair] = []
+    decoder = codecs.getincrementaldecoder("utf-8")()
     for at in range(0, len(data), piece_bytes):
-        pairs += reader.feed(data[at : at + piece_bytes])
+        pairs += reader.feed(decoder.decode(data[at : at + piece_bytes]))
     rest, report = reader.finish()
     return pairs + rest, report
 

@@ -1,4 +1,4 @@
-"""The conformance suite of all engine adapters, against a real vLLM server."""
+"""The conformance suites of all engine adapters, against a real vLLM server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from tests.vllm.servers import ROOT, emulated_server
+
+SUITES = ("tests/conformance/test_engine_adapters.py", "tests/conformance/test_forwarders.py")
 
 
 def test_the_vllm_adapter_conforms(vllm_python: str, tmp_path: Path) -> None:
@@ -24,7 +26,7 @@ def test_the_vllm_adapter_conforms(vllm_python: str, tmp_path: Path) -> None:
     try:
         server.start().wait_ready()
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "tests/conformance/test_engine_adapters.py", "-k", "vllm"],
+            [sys.executable, "-m", "pytest", "-q", *SUITES, "-k", "vllm"],
             cwd=ROOT,
             env={**os.environ, "ASTROLABE_TEST_VLLM": server.url},
             stdin=subprocess.DEVNULL,

@@ -20,6 +20,8 @@ from tests.vllm import servers
 from tests.vllm.servers import Server, until
 
 TOKENS = 400
+PENALTIES = {"frequency_penalty": 0.5, "repetition_penalty": 1.25, "logit_bias": {7: -1.5}}
+"""Of every second request: what another node must take from the answer so far as well."""
 
 
 @pytest.fixture
@@ -51,13 +53,13 @@ def pair(
 
 
 class Reader(threading.Thread):
-    def __init__(self, stub: Any, name: str, prompt: list[int]) -> None:
+    def __init__(self, stub: Any, name: str, prompt: list[int], options: dict[str, Any]) -> None:
         super().__init__(daemon=True)
         self.tokens: list[int] = []
         self.node_id = ""
         self.usage = types_pb.Usage()
-        self.prompt = prompt
-        sampling = types_pb.SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
+        self.prompt, self.options = prompt, options
+        sampling = types_pb.SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, **options)
         request = pb.GenerateRequest(request_id=name, token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
         self._call = stub.Generate(request, timeout=120.0)
 
@@ -69,8 +71,8 @@ class Reader(threading.Thread):
                 self.usage = chunk.usage
 
 
-def greedy(server: Server, model: str, prompt: list[int]) -> list[int]:
-    body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+def greedy(server: Server, model: str, prompt: list[int], options: dict[str, Any]) -> list[int]:
+    body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, **options}
     answer: list[int] = server.ask({**body, "return_token_ids": True})["choices"][0]["token_ids"]
     return answer
 
@@ -85,8 +87,9 @@ def test_greedy_answers_go_on_token_for_token(
     with cluster.stub() as stub:
         # The first answers of a server that is new take a second longer than those of one that has run for a while.
         for server in (real_server, second):
-            greedy(server, str(tiny_model), prompts[0])
-        readers = [Reader(stub, f"{victim}-{i}", prompt) for i, prompt in enumerate(prompts)]
+            greedy(server, str(tiny_model), prompts[0], {})
+        options: list[dict[str, Any]] = [{}, PENALTIES]
+        readers = [Reader(stub, f"{victim}-{i}", prompt, options[i % 2]) for i, prompt in enumerate(prompts)]
         for reader in readers:
             reader.start()
 
@@ -107,5 +110,5 @@ def test_greedy_answers_go_on_token_for_token(
         told = [stub.Explain(pb.ExplainRequest(request_id=f"{victim}-{i}"), timeout=5.0) for i in range(len(prompts))]
         assert sum(len(t.decisions) > 1 for t in told) >= 2
         for reader in readers:
-            assert reader.tokens == greedy(real_server, str(tiny_model), reader.prompt)
+            assert reader.tokens == greedy(real_server, str(tiny_model), reader.prompt, reader.options)
             assert (reader.usage.prompt_tokens, reader.usage.output_tokens) == (len(reader.prompt), TOKENS)

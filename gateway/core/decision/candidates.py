@@ -27,17 +27,19 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
     """Ready nodes that can hold the request and have not failed it, or why nobody will ever, or can now, take it.
 
     Nodes where the whole answer fits come before nodes that would cut it short, and among each of the two those in
-    good health before the others.
+    good health before the others. Of a call that is handed on the size may be an estimate, so where it fits nobody all
+    may have it, and its engine says whether it is too long.
     """
     shape, tried = live.shape, live.tried
-    serving = pool.serving(shape.model)
+    handed_on = shape.lane == "pass_through"
+    serving = pool.serving(shape.model, shape.lane)
     if isinstance(serving, str):
         return Refusal(Outcome.INVALID if pool.nodes else Outcome.NO_NODE, serving)
     if shape.prompt_tokens < 1:
         return Refusal(Outcome.INVALID, f"prompt_tokens is {shape.prompt_tokens}; send at least one token")
     if shape.max_output_tokens < 1:
         return Refusal(Outcome.INVALID, f"max_tokens is {shape.max_output_tokens}; ask for at least one output token")
-    if shape.prompt_tokens + 1 > serving.longest_tokens:
+    if shape.prompt_tokens + 1 > serving.longest_tokens and not handed_on:
         return Refusal(
             Outcome.INVALID,
             f"a prompt of {shape.prompt_tokens} tokens and one of output exceed the limit of "
@@ -46,11 +48,18 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
     nodes = serving.ready
     if not nodes:
         return Refusal(Outcome.NO_NODE, f"no node can take new requests now: {serving.states()}")
+    if handed_on:
+        nodes = [node for node in nodes if node.config.forwards and shape.node in ("", node.node_id)]
+        if not nodes:
+            who = f"node {shape.node}" if shape.node else "a node that hands calls on as they are"
+            return Refusal(Outcome.NO_NODE, f"the request needs {who}, and none is up; look at `astrolabe nodes`")
     whole_tokens = shape.prompt_tokens + shape.max_output_tokens
     if whole_tokens > serving.shortest_ready_tokens:
-        nodes = [node for node in nodes if node.longest_tokens >= whole_tokens] or [
-            node for node in nodes if node.longest_tokens > shape.prompt_tokens
-        ]
+        nodes = (
+            [node for node in nodes if node.longest_tokens >= whole_tokens]
+            or [node for node in nodes if node.longest_tokens > shape.prompt_tokens]
+            or (nodes if handed_on else [])
+        )
     if tried:
         nodes = [node for node in nodes if tried.get(node.node_id) != node.session]
     if not nodes:

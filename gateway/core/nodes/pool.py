@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gateway.core.events import RequestShape
+from gateway.core.events import Lane, RequestShape
 from gateway.core.nodes.health import Standing
 from gateway.core.nodes.node import Node
 from gateway.core.nodes.prefix_index import PrefixIndex
@@ -37,6 +37,8 @@ class NodePool:
         """A busy node silent for longer than `stale_after_s` is unknown."""
         self.nodes: dict[str, Node] = {}
         self._models: dict[str, ModelNodes] = {}
+        self._all: ModelNodes | None = None
+        """All nodes, whatever they serve; None while there are none."""
         self._ailing: set[str] = set()
         """Nodes whose standing must be asked for."""
         self.prefixes: PrefixIndex | None = None
@@ -106,11 +108,14 @@ class NodePool:
         """Names of all models served, sorted."""
         return sorted(self._models)
 
-    def serving(self, model: str) -> ModelNodes | str:
-        """The nodes of a model (empty: of the only one there is), or why there are none, for people."""
+    def serving(self, model: str, lane: Lane = "tokens") -> ModelNodes | str:
+        """The nodes of a model (empty: of the only one there is; of a call that is handed on: all), or why there are
+        none, for people."""
         nodes = self._models.get(model) if model else None
         if nodes is not None:
             return nodes
+        if not model and lane == "pass_through" and self._all is not None:
+            return self._all
         if not model and len(own := {node.config.model for node in self.nodes.values()}) == 1:
             return self._models[own.pop()]
         if not self._models:
@@ -125,12 +130,15 @@ class NodePool:
         for node in self.nodes.values():
             for name in dict.fromkeys(node.config.names):
                 groups.setdefault(name, []).append(node)
-        self._models = {}
-        for model, members in groups.items():
-            ready = [node for node in members if node.up and not node.draining]
-            self._models[model] = ModelNodes(
-                members=members,
-                ready=ready,
-                longest_tokens=max(node.longest_tokens for node in members),
-                shortest_ready_tokens=min((node.longest_tokens for node in ready), default=0),
-            )
+        self._models = {model: _group(members) for model, members in groups.items()}
+        self._all = _group(list(self.nodes.values())) if self.nodes else None
+
+
+def _group(members: Sequence[Node]) -> ModelNodes:
+    ready = [node for node in members if node.up and not node.draining]
+    return ModelNodes(
+        members=members,
+        ready=ready,
+        longest_tokens=max(node.longest_tokens for node in members),
+        shortest_ready_tokens=min((node.longest_tokens for node in ready), default=0),
+    )

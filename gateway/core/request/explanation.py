@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gateway.core.events import Lane
 from simcore.types import Decision, LengthBelief, Outcome
 
 
@@ -17,6 +18,10 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     belief: LengthBelief | None = None
     """Belief of the answer's length; of what is left of it when another node goes on with it."""
     belief_source: str = ""
+    lane: Lane = "tokens"
+    """How it went to its engine."""
+    prompt_counted_by: str = ""
+    """Who counted `prompt_tokens`, as `RequestShape` says it."""
     output_tokens: int = 0
     """Tokens that came so far."""
     outcome: Outcome | None = None

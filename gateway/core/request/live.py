@@ -48,6 +48,8 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
     """When a queued request is tried again at the latest."""
     output_tokens: int = 0
     """That went to the client, of all attempts together."""
+    has_begun: bool = False
+    """Whether its client has seen anything of an engine's own answer."""
     ttft_s: float | None = None
 
     @classmethod
@@ -91,6 +93,8 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
             prompt_tokens=self.request.prompt_tokens,
             belief=self.shape.belief,
             belief_source=self.request.belief_source,
+            lane=self.request.lane,
+            prompt_counted_by=self.request.prompt_counted_by,
             output_tokens=self.output_tokens,
             outcome=outcome,
             detail=detail,

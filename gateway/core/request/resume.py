@@ -18,6 +18,8 @@ def why_not_resumed(shape: RequestShape) -> str:
     """Why a begun answer must not go on at another node, for people; empty when it may."""
     if shape.resume == "off":
         return "the request says resume = off"
+    if shape.lane == "pass_through":
+        return "an engine's own answer cannot go on elsewhere"
     if shape.continuation == "impossible":
         return "guided output and several answers at once cannot go on elsewhere"
     if shape.continuation == "approximate" and shape.resume == "exact":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.measure.results import summarise
-from bench.run.simulated import SCHEMA_VERSION, RunLine
+from bench.measure.results import SCHEMA_VERSION, summarise
+from bench.run.simulated import RunLine
 from bench.run.spec import RunSpec
 
 

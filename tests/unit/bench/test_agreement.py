@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.experiments.agreement import Agreement, as_markdown, delays_told, twin
+from bench.experiments.agreement import Agreement, as_markdown, measured_delays, twin
 from bench.measure.results import spread
 from bench.run.simulated import RunLine
 from tests.unit.bench.run_lines import line
@@ -19,8 +19,8 @@ def live(decision_s: float) -> RunLine:
 
 def test_the_simulation_decides_as_slowly_as_the_live_run_did() -> None:
     run = live(0.003)
-    told = delays_told(run, 2.0)
-    assert (told.decision_s, told.delivery_s) == (0.006, 0.012)
+    delays = measured_delays(run, 2.0)
+    assert (delays.decision_s, delays.delivery_s) == (0.006, 0.012)
     spec = twin(run, 2.0)
     assert 2 * spec.gateway_s + 2 * spec.network_one_way_s + spec.forecast_s == pytest.approx(0.006)
     assert spec.note_interval_s == 2 * run.spec.note_interval_s

@@ -20,7 +20,7 @@ def run(policy: str, rate: float, ttft_s: float, seed: int = 0) -> Run:
         ttft_s=ttft_s,
         e2e_s=ttft_s,
     )
-    return Run(policy=policy, rate_per_s=rate, seed=seed, summary=summarise([row]))
+    return Run(policy=policy, rate_per_s=rate, seed=seed, summary=summarise([row]), router="r")
 
 
 def test_the_limit_is_reached_between_two_points() -> None:

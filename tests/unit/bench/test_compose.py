@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 
+from bench.data.datasets import DatasetSpec
+from bench.data.named import NAMED, NamedFile
+from bench.data.source import WorkloadSource, WorkloadSpec, load_source
 from bench.workload.compose import fitting, generated, recorded
 from bench.workload.item import DataRow, WorkloadItem, belief_of
 from bench.workload.synthetic import prompt_token_ids
@@ -87,3 +93,66 @@ def test_made_up_prompts_are_deterministic_and_share_no_prefix() -> None:
     blocks = {tuple(ids(index)[:16]) for index in range(500)}
     assert len(blocks) == 500
     assert ids(1, seed=1) != ids(1, seed=2)
+
+
+# --- The order of rows at a rate of one's own -------------------------------------------------------------------------
+
+
+def source(shuffle: bool | None, *, shared: bool) -> WorkloadSource:
+    ids = [(n // 10, n) if shared else () for n in range(100)]
+    rows = [DataRow(prompt_tokens=n + 600, output_tokens=1, arrival_s=float(n), prefix_ids=ids[n]) for n in range(100)]
+    return WorkloadSource(WorkloadSpec(dataset=DatasetSpec(), requests=100, shuffle=shuffle), rows, [])
+
+
+@pytest.mark.parametrize(
+    ("shared", "shuffle", "in_order", "note"),
+    [
+        (True, None, True, "rows in file order, since prompts share beginnings"),
+        (True, True, False, "shuffled, as asked: prompts that share beginnings"),
+        (True, False, True, "rows in file order"),
+        (False, None, False, ""),
+        (False, False, True, ""),
+    ],
+)
+def test_prompts_that_share_beginnings_keep_their_order_unless_asked(
+    shared: bool, shuffle: bool | None, in_order: bool, note: str
+) -> None:
+    made = source(shuffle, shared=shared)
+    for seed in range(2):
+        prompts = [item.prompt_tokens for item in made.workload(rate_per_s=5.0, seed=seed)]
+        assert (prompts == sorted(prompts)) == in_order
+        assert sorted(prompts) == list(range(600, 700))
+    assert len(made.notes) == bool(note)
+    assert not note or made.notes[0].startswith(note)
+
+
+def test_rows_that_come_more_than_once_are_said() -> None:
+    made = source(None, shared=False)
+    made.spec = msgspec.structs.replace(made.spec, requests=150)
+    made.workload(rate_per_s=5.0, seed=0)
+    assert made.notes == ["150 requests of 100 rows: rows come more than once"]
+
+
+def test_requests_of_a_file_of_ones_own_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from bench.workload.item import WorkloadItem\n"
+        "def workload(*, rate_per_s, requests, seed):\n"
+        "    return [WorkloadItem(request_id=str(n), arrival_s=n, prompt_tokens=n + 1, output_tokens=1)"
+        " for n in range(requests)]\n"
+    )
+    made = load_source(WorkloadSpec(dataset=DatasetSpec(), file=str(file), requests=10))
+    made.keep_fitting(8)
+    assert len(made.workload(rate_per_s=1.0, seed=0)) == 7
+    assert "3 requests of the file longer than 8 tokens left out" in made.notes
+
+
+def test_equal_rows_that_count_once_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = NAMED["block-sharegpt-predicted"]
+    assert isinstance(named, NamedFile)
+    file = tmp_path / named.path
+    file.parent.mkdir()
+    file.write_text("num_prefill_tokens,num_decode_tokens\n5,6\n7,8\n5,6\n")
+    monkeypatch.setenv("ASTROLABE_DATA", str(tmp_path))
+    made = load_source(WorkloadSpec(dataset=DatasetSpec(), named="block-sharegpt-predicted", requests=2))
+    assert "1 row equal to others left out" in made.notes

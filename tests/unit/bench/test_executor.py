@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bench.run import executor
 from bench.run.executor import run_all
-from bench.run.log import read_lines
+from bench.run.files import read_lines
 from bench.run.simulated import Task
 from bench.run.spec import RunSpec
 

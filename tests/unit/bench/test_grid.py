@@ -42,7 +42,7 @@ def test_every_combination_with_every_seed() -> None:
         ({"rate": []}, {}, SpecError, "the axis 'rate' has no values"),
         ({"rate": [1.0, 1.0]}, {}, SpecError, "has a value twice"),
         ({"sample": [13]}, {}, SpecError, "sample is 13, but there are only 12 nodes"),
-        ({"max_num_seqs": [0]}, {}, SpecError, "must be at least 1"),
+        ({"max_num_seqs": [0]}, {}, SpecError, "Expected `int` >= 1 - at `$.max_num_seqs`"),
         ({"num_blocks": [1]}, {"block_size_tokens": 1}, SpecError, "hold no request"),
         ({"profile": ["a30/lama-2-7b"]}, {}, SpecError, "did you mean 'a30/llama-2-7b'"),
         ({"profile": ["./no_such.json"]}, {}, SpecError, "cannot be read"),

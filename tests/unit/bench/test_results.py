@@ -41,8 +41,9 @@ def test_spread_interpolates_between_order_statistics() -> None:
     found = spread([4.0, 1.0, 3.0, 2.0, 5.0])
     assert found is not None
     assert (found.count, found.mean, found.p50, found.max) == (5, 3.0, 3.0, 5.0)
-    # Position 0.9 * 4 = 3.6 between 4 and 5; 0.99 * 4 = 3.96.
+    # Position 0.9 * 4 = 3.6 between 4 and 5; 0.95 * 4 = 3.8; 0.99 * 4 = 3.96.
     assert found.p90 == pytest.approx(4.6)
+    assert found.p95 == pytest.approx(4.8)
     assert found.p99 == pytest.approx(4.96)
 
 

@@ -35,7 +35,7 @@ def test_an_option_has_the_default_of_its_field_or_of_its_command() -> None:
         "duration": None,
         "lengths": RunSpec().lengths,
         "arrivals": RunSpec().arrivals,
-        "in_order": False,
+        "in_order": None,
         "ask": RouterConfig().ask,
         "hold": RouterConfig().hold.when,
     }
@@ -47,10 +47,15 @@ def test_an_option_has_the_default_of_its_field_or_of_its_command() -> None:
     }
 
 
-def test_its_help_is_the_docstring_of_the_field_and_says_what_nothing_means() -> None:
+def test_a_choice_that_nobody_made_can_be_made_either_way() -> None:
+    assert run("--in-order")[2]["in_order"] is True
+    assert run("--no-in-order")[2]["in_order"] is False
+
+
+def test_its_help_is_the_first_sentence_of_the_field_and_says_what_nothing_means() -> None:
     words = " ".join(run("--help")[1].split())
     assert "Equal nodes." in words
-    assert "KV blocks of a node. [default: what the profile's memory gives]" in words
+    assert "KV blocks of a node; not given: what the profile's memory gives." in words
 
 
 @pytest.mark.parametrize(

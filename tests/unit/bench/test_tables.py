@@ -34,7 +34,7 @@ def run(policy: str, seed: int) -> Run:
         )
         for i in range(20)
     ]
-    return Run(policy=policy, rate_per_s=12_345.67, seed=seed, summary=summarise(results))
+    return Run(policy=policy, rate_per_s=12_345.67, seed=seed, summary=summarise(results), router="r")
 
 
 RUNS = [run(policy, seed) for seed in (0, 1) for policy in ("min_total_unprocessed_tokens", "min_new_request_latency")]

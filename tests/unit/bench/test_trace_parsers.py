@@ -76,9 +76,10 @@ def test_requests_of_one_moment_are_spread_until_the_next() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda e: e.update(input_length="x"), "not such an object"),
-        (lambda e: e.pop("timestamp"), "not such an object"),
-        (lambda e: e.update(output_length=-1), "negative"),
+        (lambda e: e.update(input_length="x"), "column `input_length` holds `x`"),
+        (lambda e: e.pop("input_length"), "no `input_length`"),
+        (lambda e: e.update(timestamp=-1), "a negative time"),
+        (lambda e: e.update(output_length=-1), "column `output_length` holds `-1`"),
         (lambda e: e.update(hash_ids=[1, 2, 3]), "3 hash ids for a prompt of 1,024 tokens"),
         (lambda e: e.update(output_length=0), "no usable rows"),
     ],

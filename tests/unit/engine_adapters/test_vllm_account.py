@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from engine_adapters.vllm.account import Account, Arrival, Output, Step, Truth, engine_request_id, own_request_id
 from engine_adapters.vllm.frames import SCHEMA, Hello, Reader
-from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot
+from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot, parent_id
 from simcore.types import EngineConfig
 
 
@@ -163,3 +165,25 @@ def test_our_own_ids_are_found_in_the_engines() -> None:
     for shape in ("cmpl-{}-0-1a2b3c4d", "generate-tokens-{}-1a2b3c4d", "{}"):
         assert own_request_id(shape.format(engine_request_id("req-1=x"))) == "req-1=x"
     assert own_request_id("chatcmpl-7f") == "chatcmpl-7f"
+
+
+@pytest.mark.parametrize("name", ["req-1", "req-1=x", "a~2", "7_x"])
+@pytest.mark.parametrize("random", ["", "-1a2b3c4d", "-12345678"])
+def test_a_call_that_was_split_has_its_own_name_once_and_children_that_know_it(name: str, random: str) -> None:
+    """As vLLM names them: answers `<k>_<id>`, prompts `<id>-<i>`, long embeddings in chunks, beams."""
+    base = engine_request_id(name)
+    for shapes in (
+        [f"chatcmpl-{base}{random}"],
+        [f"{k}_chatcmpl-{base}{random}" for k in range(12)],
+        [f"cmpl-{base}-{i}{random}" for i in range(12)],
+        [f"{k}_cmpl-{base}-{i}{random}" for i in range(12) for k in range(3)],
+        [f"embd-{base}-{i}{random}" for i in range(3)],
+        [f"score-{base}-{i}{random}" for i in range(3)],
+        [f"transcribe-{base}{random}"],
+    ):
+        names = [own_request_id(shape) for shape in shapes]
+        assert names[0] == name
+        assert len(set(names)) == len(names)
+        assert all(parent_id(child) == name for child in names[1:])
+    for shape in (f"chatcmpl-{base}-{'0' * 32}-beam-1{random}", f"embd-{base}-prompt-0-chunk-1{random}"):
+        assert parent_id(own_request_id(shape)) == name

@@ -27,7 +27,7 @@ GOOD: list[dict[str, Any]] = [
 
 def parse(text: str) -> list[Conversation]:
     reader = ConversationReader()
-    found = reader.feed(text.encode())
+    found = reader.feed(text)
     return found + reader.finish()[0]
 
 

@@ -39,10 +39,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to learn."""
     insecure: bool = False
     """Whether to trust."""
+    sorted: bool | None = None
+    """Whether to sort; not given: as it comes."""
     colour: Colour = Colour.RED
     """Which."""
     limit: int | None = None
     """How many."""
+    attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
+    """How often."""
     router: Annotated[Router, msgspec.Meta(extra={"option": ""})] = Router()
     """Its rules."""
     extra: Annotated[dict[str, Any], msgspec.Meta(extra={"no_option": "only programs set it"})] = {}
@@ -92,6 +96,7 @@ def test_options_reach_the_fields_of_tables_and_lists() -> None:
         "--file FILE What to read; empty: nothing.",
         "--learn / --no-learn Whether to learn. [default: learn]",
         "--insecure Whether to trust.",
+        "--sorted / --no-sorted Whether to sort; not given: as it comes.",
         "--colour [red|blue] Of the rainbow. [default: red]",
         "--limit N How many.",
         "--timeout-ms MS How long to wait. [default: 50]",
@@ -116,3 +121,18 @@ def test_a_field_that_says_why_has_no_option() -> None:
 def test_a_field_that_can_be_no_option_must_say_why() -> None:
     with pytest.raises(TypeError, match="extra cannot be an option"):
         options(Silent)(lambda: None)
+
+
+def test_a_command_without_other_sources_gets_defaults_and_checks_bounds() -> None:
+    @click.command()
+    @options(Record, only=("limit", "learn", "sorted", "attempts", "timeout_ms"), defaults={"limit": 7})
+    @click.pass_obj
+    def final(found: dict[str, Any], /, **values: Any) -> None:
+        found.update(values)
+
+    found: dict[str, Any] = {}
+    assert CliRunner().invoke(final, ["--no-learn"], obj=found).exit_code == 0
+    assert found == {"limit": 7, "learn": False, "sorted": None, "attempts": 3, "timeout_ms": 50.0}
+    refused = CliRunner().invoke(final, ["--attempts", "0"])
+    assert refused.exit_code == 2
+    assert "0 is not in the range x>=1" in refused.output

@@ -52,6 +52,17 @@ def test_a_policy_may_be_an_alias_or_absent() -> None:
         ({"top_p": 1.01}, "top_p"),
         ({"top_p": math.nan}, "top_p"),
         ({"top_k": -1}, "top_k"),
+        ({"min_p": 1.5}, "min_p must be in .0, 1., got 1.5"),
+        ({"min_p": math.nan}, "min_p"),
+        ({"presence_penalty": -2.5}, "presence_penalty"),
+        ({"frequency_penalty": math.inf}, "frequency_penalty"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be > 0"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens must be from 0 to max_tokens, got 6 of 5"),
+        ({"logit_bias": {1: math.nan}}, "logit_bias"),
+        ({"logit_bias": dict.fromkeys(range(checks.MAX_BIASED + 1), 1.0)}, "logit_bias"),
+        ({"bad_words": ["a", ""]}, "bad_words"),
         ({"stop": [""]}, "stop string"),
         ({"stop": ["x"] * (checks.MAX_STOPS + 1)}, "stop has 17 strings"),
         ({"stop": ["x" * (checks.MAX_STOP_CHARS + 1)]}, "257"),
@@ -66,6 +77,22 @@ def test_sampling_that_no_engine_takes(fields: dict[str, object], words: str) ->
 def test_sampling_at_its_limits_passes() -> None:
     checks.check_sampling(Sampling())
     checks.check_sampling(Sampling(max_tokens=1, temperature=0, top_p=1, top_k=0, stop_token_ids=[2]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "how_well"),
+    [
+        ({"temperature": 0.0, "seed": 1}, "exact"),
+        ({"temperature": 0.5, "seed": 1}, "approximate"),
+        ({"frequency_penalty": 1.0, "repetition_penalty": 1.5, "min_p": 0.1, "min_tokens": 5}, "exact"),
+        ({"logit_bias": {3: 1.0}}, "exact"),
+        ({"presence_penalty": 1.0}, "approximate"),
+        ({"presence_penalty": 0.0}, "exact"),
+        ({"bad_words": ["a b"]}, "approximate"),
+    ],
+)
+def test_how_well_another_node_could_go_on(fields: dict[str, object], how_well: str) -> None:
+    assert checks.continuation_of(Sampling(**fields)) == how_well  # type: ignore[arg-type]
 
 
 def test_the_nearer_deadline_counts() -> None:

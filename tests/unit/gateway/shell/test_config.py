@@ -7,6 +7,7 @@ import pytest
 from gateway.config import NodeEntry, load
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import Router
+from gateway.observe.spans import collector_url
 from protos.runtime.addresses import parse_address
 from protos.runtime.config import ConfigError
 
@@ -65,7 +66,7 @@ def test_a_file_sets_keys_and_options_win_over_it(tmp_path: Path) -> None:
         ("policy = ", ["not valid TOML", "https://toml.io"]),
         ('[router]\npolicy = "min_total_latncy"', ["key 'policy' in [router]", "did you mean 'min_total_latency'"]),
         ('[router]\nfallback = "min_total_latency"', ["key 'fallback'", "needs forecasts itself", "least_requests"]),
-        ('nodes = ["local host"]', ["key 'nodes[0]'", "not host:port", "127.0.0.1:8100"]),
+        ('nodes = ["localhost"]', ["key 'nodes[0]'", "not host:port", "127.0.0.1:8100"]),
         ('nodes = ["a:1", "a:99999"]', ["key 'nodes[1]'", "between 1 and 65535"]),
         ('nodes = ["a:1", "a:1"]', ["key 'nodes[1]'", "listed twice"]),
         ('nodes = [{ adress = "a:1" }]', ["key 'nodes[0]'", "unknown field 'adress'"]),
@@ -113,3 +114,19 @@ def test_addresses() -> None:
     assert parse_address("127.0.0.1:0", any_port=True) == ("127.0.0.1", 0)
     assert parse_address("[::1]:8100") == ("::1", 8100)
     assert parse_address("node-1.example:8100") == ("node-1.example", 8100)
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("http://127.0.0.1:4318/v1/traces", "http://127.0.0.1:4318/v1/traces"),
+        ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+        ("collector:4318/", "http://collector:4318/v1/traces"),
+        ("collector", "http://collector:4318/v1/traces"),
+        ("http://collector:4318/v1", "http://collector:4318/v1/traces"),
+        ("https://collector.example/tenant/traces", "https://collector.example/tenant/traces"),
+    ],
+)
+def test_where_spans_go(written: str, url: str) -> None:
+    assert collector_url(written) == url
+    assert load(None, {"otlp_endpoint": written}).otlp_endpoint == written

@@ -100,8 +100,8 @@ def test_entries_are_checked() -> None:
     with pytest.raises(ValueError, match="several nodes"):
         NodeEntry(address="dns:gpu:1", name="a")
     with pytest.raises(ValueError, match="is not host:port"):
-        GatewayConfig(nodes=("dns:gpu:x",))
+        GatewayConfig(nodes=("dns:gpu",))
     with pytest.raises(ValueError, match="listed twice"):
         GatewayConfig(nodes=("10.0.0.1:8100", "http://10.0.0.1:8100/"))
-    written = GatewayConfig(nodes=("dns:///gpu.internal", "http://10.0.0.1:8100/", "gpu-2"))
+    written = GatewayConfig(nodes=("dns:///gpu.internal:8100", "http://10.0.0.1:8100/", "gpu-2:8100"))
     assert [entry.address for entry in written.entries()] == ["dns:gpu.internal:8100", "10.0.0.1:8100", "gpu-2:8100"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.nodes.outbox import MAX_PROMPT_TOKENS_PER_FRAME, Outbox
+from gateway.nodes.outbox import BODY_PART_BYTES, MAX_PROMPT_TOKENS_PER_FRAME, Outbox
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
@@ -75,3 +75,44 @@ def test_an_empty_outbox_has_no_frame() -> None:
     assert not outbox
     with pytest.raises(IndexError):
         outbox.pop()
+
+
+def forwarded(seq: int, request_id: str, body: bytes) -> pb.Dispatched:
+    call = engine_pb.ForwardedCall(request_id=request_id, body=body, body_bytes=len(body))
+    return pb.Dispatched(dispatch_seq=seq, forward=call)
+
+
+def test_bodies_leave_in_turns_and_only_when_nothing_else_waits() -> None:
+    outbox = Outbox()
+    bodies = {name: bytes([i]) * (2 * BODY_PART_BYTES + 5) for i, name in enumerate("ab")}
+    for seq, (name, body) in enumerate(bodies.items(), 1):
+        outbox.dispatch(forwarded(seq, name, body[:10]))
+        outbox.body(name, body, 10)
+    assert [d.forward.request_id for d in outbox.pop().dispatches] == ["a", "b"]
+    first = outbox.pop()
+    outbox.ask(1, types_pb.Candidate(request_id="c"))
+    assert [ask.ask_id for ask in outbox.pop().asks] == [1]
+    parts = [part for frame in [first, *frames(outbox)] for part in frame.body_parts]
+    assert [part.request_id for part in parts[:4]] == ["a", "b", "a", "b"]
+    for name, body in bodies.items():
+        assert body[:10] + b"".join(part.data for part in parts if part.request_id == name) == body
+
+
+def test_nothing_more_of_a_body_is_sent_after_an_abort() -> None:
+    outbox = Outbox()
+    outbox.dispatch(forwarded(1, "a", b"x"))
+    outbox.body("a", b"x" * 3 * BODY_PART_BYTES, 1)
+    outbox.pop()
+    outbox.pop()
+    outbox.abort("a")
+    (last,) = frames(outbox)
+    assert list(last.abort_request_ids) == ["a"]
+
+
+def test_first_parts_of_bodies_stay_below_the_message_limit() -> None:
+    outbox = Outbox()
+    for seq in range(1, 21):
+        outbox.dispatch(forwarded(seq, f"r{seq}", b"x" * BODY_PART_BYTES))
+    sent = frames(outbox)
+    assert [d.dispatch_seq for f in sent for d in f.dispatches] == list(range(1, 21))
+    assert max(frame.ByteSize() for frame in sent) < 4 * 1024 * 1024

@@ -7,6 +7,7 @@ import pytest
 
 from gateway import wire
 from gateway.core.events import Slo
+from gateway.core.request.resume import remainder
 from gateway.http.bodies import client_request, completion_body, prompt_of
 from gateway.intake.client_request import Sampling
 from gateway.intake.client_stream import ClientStream
@@ -33,6 +34,13 @@ def test_the_same_request_over_grpc_and_http_is_the_same_record() -> None:
             stop=["a", "b"],
             stop_token_ids=[7],
             ignore_eos=True,
+            min_p=0.25,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
+            repetition_penalty=1.25,
+            min_tokens=3,
+            logit_bias={5: -1.5},
+            bad_words=["x y"],
         ),
         priority=-1,
         session="s",
@@ -54,6 +62,13 @@ def test_the_same_request_over_grpc_and_http_is_the_same_record() -> None:
         "stop": ["a", "b"],
         "stop_token_ids": [7],
         "ignore_eos": True,
+        "min_p": 0.25,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "repetition_penalty": 1.25,
+        "min_tokens": 3,
+        "logit_bias": {"5": -1.5},
+        "bad_words": ["x y"],
         "priority": -1,
         "session": "s",
         "slo": {"ttft_s": 0.5, "deadline_s": 4},
@@ -70,7 +85,7 @@ def test_the_same_request_over_grpc_and_http_is_the_same_record() -> None:
     )
     for name in Sampling.__struct_fields__:
         ours, theirs = getattr(over_grpc.sampling, name), getattr(over_http.sampling, name)
-        assert (list(ours) if name.startswith("stop") else ours) == theirs, name
+        assert (list(ours) if isinstance(theirs, list) else ours) == theirs, name
 
 
 def test_what_is_absent_stays_absent() -> None:
@@ -105,6 +120,20 @@ def test_a_node_is_told_all_but_the_stop_strings() -> None:
     assert (told.max_tokens, told.temperature, told.HasField("top_p"), told.top_k, told.seed) == (10, 0.5, False, 0, 3)
     assert (list(told.stop), list(told.stop_token_ids), told.emulated_output_tokens) == ([], [7], 4)
     assert told.HasField("top_k")
+
+
+def test_a_node_that_goes_on_counts_the_answer_before_it() -> None:
+    sampling = Sampling(frequency_penalty=0.5, min_tokens=6, logit_bias={9: 2.0, 4: 1.0}, min_p=0.25)
+    stream = ClientStream(shape(), prompt_token_ids=(1, 2, 3), sampling=sampling)
+    stream.sent(1, None)
+    first = wire.engine_request(stream).sampling
+    assert (first.min_tokens, dict(first.logit_bias)) == (6, {9: 2.0, 4: 1.0})
+    stream.put([9, 9, 8, 7], 0.0)
+    stream.sent(2, remainder(stream.shape, 4))
+    sent = wire.engine_request(stream)
+    assert list(sent.prompt_token_ids) == [1, 2, 3, 9, 9, 8, 7]
+    assert (sent.sampling.min_tokens, sent.sampling.frequency_penalty, sent.sampling.min_p) == (2, 0.5, 0.25)
+    assert dict(sent.sampling.logit_bias) == {9: 1.0, 8: -0.5, 7: -0.5, 4: 1.0}
 
 
 def test_one_candidate_is_encoded_once_in_a_row() -> None:

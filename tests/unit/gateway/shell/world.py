@@ -66,6 +66,12 @@ class RecordingPort:
     def abort(self, request_id: str) -> None:
         self.sent.append(("abort", request_id))
 
+    def consumed(self, wire_id: str, data_bytes: int) -> None:
+        self.sent.append(("consumed", wire_id, data_bytes))
+
+    def forget(self, wire_id: str) -> None:
+        self.sent.append(("forget", wire_id))
+
     def reserve(self, candidate: Candidate) -> None:
         self.sent.append(("reserve", candidate.request_id))
 
@@ -73,7 +79,13 @@ class RecordingPort:
 class World:
     """Everything around one pump."""
 
-    def __init__(self, *, router: Router | ScriptedRouter | None = None, max_buffered_tokens: int = 100) -> None:
+    def __init__(
+        self,
+        *,
+        router: Router | ScriptedRouter | None = None,
+        max_buffered_tokens: int = 100,
+        max_unread_bytes: int = 1_000_000,
+    ) -> None:
         self.now_s = 100.0
         self.router = router if router is not None else ScriptedRouter()
         self.port = RecordingPort()
@@ -86,10 +98,11 @@ class World:
             cast(Router, self.router),
             clock=lambda: self.now_s,
             call_at=self._call_at,
-            finished=self.finished.append,
-            defect=lambda event, defect: self.defects.append(defect),
+            on_finish=self.finished.append,
+            on_defect=lambda event, defect: self.defects.append(defect),
             recorder=self,
             max_buffered_tokens=max_buffered_tokens,
+            max_unread_bytes=max_unread_bytes,
         )
 
     @property

@@ -1,0 +1,195 @@
+"""Engines' own answers to calls that were handed on, as HTTP responses.
+
+Bytes go through; errors of the gateway's own have the shape of the API that was called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+
+from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Denial
+from gateway.http.chunks import error_json
+from gateway.http.connection import Exchange
+from gateway.http.delivery import JSON, FlushBatch, answer_headers, retry_after
+from gateway.intake.call_desk import OF_THE_CONNECTION, without
+from gateway.intake.call_paths import CallKind
+from gateway.intake.client_call import AnswerHead, CallAnswer, header
+from gateway.intake.client_stream import ClientStream
+from gateway.intake.submission import Intake
+from simcore.types import Outcome
+
+STANDSTILL_S = 60.0
+"""A client that has taken nothing for so long, though there was something, is given up."""
+
+_OURS_IN_ANSWERS = OF_THE_CONNECTION | {"content-length", "x-request-id", "x-astrolabe-node"}
+_EVENT_END = b"\n\n"
+
+
+class CallDelivery:
+    """Delivers an engine's own answer, from admission to the end of the response or until the client leaves."""
+
+    __slots__ = (
+        "_answer", "_batch", "_ends_event", "_exchange", "_heard", "_intake", "_is_plain_stream", "_kind",
+        "_left_bytes", "_standstill", "_stream",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        stream: ClientStream,
+        intake: Intake,
+        exchange: Exchange,
+        kind: CallKind,
+        batch: FlushBatch,
+        heard: Callable[[ClientStream, bytes], None] | None = None,
+    ) -> None:
+        """`heard` is told the first bytes of an answer of status 200."""
+        assert stream.answer is not None, "a call has an answer"
+        self._stream = stream
+        self._answer: CallAnswer = stream.answer
+        self._intake = intake
+        self._exchange = exchange
+        self._kind = kind
+        self._batch = batch
+        self._heard = heard
+        self._ends_event = True
+        self._is_plain_stream = False
+        self._left_bytes: int | None = None
+        """What the response's length still leaves; None where none was said."""
+        self._standstill: asyncio.TimerHandle | None = None
+        if exchange.is_over:
+            # The client has left while its request was looked at.
+            intake.close(stream)
+            return
+        exchange.drop_body()
+        exchange.on_left = self._let_go
+        exchange.on_writable = self.note
+        stream.on_change = self.note
+        self.note()
+
+    def note(self) -> None:
+        """There is something new, or room for it."""
+        self._batch.add(self)
+
+    def serve(self) -> None:
+        stream, exchange, answer = self._stream, self._exchange, self._answer
+        outcome = stream.outcome
+        if not answer.has_begun:
+            if outcome is not None:
+                self._fail(outcome)
+            return
+        if exchange.is_blocked and outcome is None:
+            # What waits stays where it is counted; the node stops reading when too much does.
+            if self._standstill is None:
+                loop = asyncio.get_running_loop()
+                self._standstill = loop.call_later(STANDSTILL_S, self._give_up_reader)
+            return
+        self._moves()
+        data = answer.take()
+        if not exchange.started:
+            assert answer.head is not None, "an answer that has begun has a head"
+            self._begin(answer.head, data)
+        if data:
+            self._send(data)
+        if outcome is not None:
+            self._end(outcome)
+
+    def give_up(self) -> None:
+        self._exchange.abort()
+        self._let_go()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, head: AnswerHead, data: bytes) -> None:
+        length = header(head.headers, "content-length")
+        self._left_bytes = int(length) if length.isdecimal() else None
+        self._is_plain_stream = self._answer.is_streamed and self._left_bytes is None
+        if header(head.headers, "content-encoding") not in ("", "identity"):
+            self._is_plain_stream = False
+        if self._heard is not None and head.status == 200:
+            self._heard(self._stream, data)
+        ours = answer_headers(self._stream).items()
+        self._exchange.start(head.status, (*without(head.headers, _OURS_IN_ANSWERS), *ours), length=self._left_bytes)
+
+    def _send(self, data: bytes) -> None:
+        if self._is_plain_stream:
+            self._ends_event = data.endswith(_EVENT_END)
+        if self._exchange.request.method != "HEAD":
+            self._exchange.send(data)
+            if self._left_bytes is not None:
+                self._left_bytes -= len(data)
+        if self._answer.unreported_bytes:
+            self._intake.consumed(self._stream)
+
+    def _end(self, outcome: Outcome) -> None:
+        exchange = self._exchange
+        is_whole = self._answer.is_complete and (self._left_bytes in (None, 0) or exchange.request.method == "HEAD")
+        if is_whole:
+            exchange.finish()
+        elif self._is_plain_stream and self._ends_event:
+            exchange.send(error_event(self._kind, outcome, self._stream.detail), last=True)
+        else:
+            # Cut off, it must not look like a whole answer.
+            exchange.abort()
+        self._close()
+
+    def _fail(self, outcome: Outcome) -> None:
+        """The end of a request of which nothing has been sent: what the last node said of it, else what we do."""
+        stream = self._stream
+        kept = self._answer.last_words(outcome)
+        if kept is not None:
+            headers = (*without(kept.head.headers, _OURS_IN_ANSWERS), *answer_headers(stream).items())
+            length = header(kept.head.headers, "content-length")
+            is_bodiless = self._exchange.request.method == "HEAD" and length.isdecimal()
+            self._exchange.start(kept.head.status, headers, length=int(length) if is_bodiless else len(kept.data))
+            if kept.data and not is_bodiless:
+                self._exchange.send(kept.data)
+            self._exchange.end()
+        else:
+            # A complete answer has been shown; what has none and no words of a node has failed here.
+            outcome = Outcome.ENGINE_FAILED if outcome in COMPLETE else outcome
+            codes = CODES[outcome]
+            ours = {**answer_headers(stream), "content-type": JSON, "x-astrolabe-outcome": outcome.value}
+            if codes.http in (429, 503):
+                ours["retry-after"] = retry_after(stream.retry_after_s)
+            self._exchange.respond(codes.http, ours, error_body(self._kind, outcome, stream.detail))
+        self._close()
+
+    def _moves(self) -> None:
+        if self._standstill is not None:
+            self._standstill.cancel()
+            self._standstill = None
+
+    def _give_up_reader(self) -> None:
+        self._standstill = None
+        self._intake.expel(
+            self._stream, Outcome.CLIENT_SLOW, f"the client has read nothing for {STANDSTILL_S:g} s; read faster"
+        )
+
+    def _let_go(self) -> None:
+        self._stream.on_change = None
+        self._close()
+
+    def _close(self) -> None:
+        self._moves()
+        self._intake.close(self._stream)
+
+
+def error_body(kind: CallKind, why: Outcome | Denial, detail: str, param: str = "") -> bytes:
+    """An error of the gateway's own in the shape of the API that was called."""
+    if kind != "messages":
+        return error_json(why, detail, param)
+    codes = CODES[why] if isinstance(why, Outcome) else DENIALS[why]
+    return orjson.dumps({"type": "error", "error": {"type": codes.error_type, "message": detail or codes.text}})
+
+
+def error_event(kind: CallKind, outcome: Outcome, detail: str) -> bytes:
+    """The event by which a stream that has begun tells that it is not whole."""
+    if kind == "messages":
+        return b"event: error\ndata: %b\n\n" % error_body(kind, outcome, detail)
+    if kind == "responses":
+        said = {"type": "error", "code": outcome.value, "message": detail or CODES[outcome].text, "param": None}
+        return b"event: error\ndata: %b\n\n" % orjson.dumps(said)
+    return b"data: %b\n\n" % error_json(outcome, detail)

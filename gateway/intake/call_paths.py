@@ -1,0 +1,166 @@
+"""The paths of engines' own APIs: what a call to each asks for, and what is never handed on.
+
+One table for every front. A path that is not in it is handed on too: the node's own 404 is the answer then.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+from urllib.parse import quote, unquote
+
+CallKind = Literal["chat", "completions", "responses", "messages", "pooled", "audio", "light", "other"]
+"""What an engine makes of the call: an answer of tokens; one step's result (`pooled`: embeddings, scores, classes); the
+text of a recording (`audio`); something that its server answers by itself (`light`); `other`: judged by the body."""
+
+CALL_PATHS: dict[str, CallKind] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+    "/v1/messages/count_tokens": "light",
+    "/v1/embeddings": "pooled",
+    "/v2/embed": "pooled",
+    "/pooling": "pooled",
+    "/classify": "pooled",
+    "/score": "pooled",
+    "/v1/score": "pooled",
+    "/rerank": "pooled",
+    "/v1/rerank": "pooled",
+    "/v2/rerank": "pooled",
+    "/tokenize": "light",
+    "/detokenize": "light",
+    "/version": "light",
+    "/v1/audio/transcriptions": "audio",
+    "/v1/audio/translations": "audio",
+}
+RESPONSES = "/v1/responses/"
+"""What is below it belongs to one response, which one node holds."""
+
+ADAPTER_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+"""What only admins may ask, of a node that they name."""
+
+NEVER_HANDED_ON = frozenset(
+    {
+        *ADAPTER_PATHS,
+        # What the gateway answers itself, or nobody: other nodes' pages are not the client's matter.
+        "/metrics",
+        "/health",
+        "/ready",
+        "/readyz",
+        "/load",
+        "/server_info",
+        "/kv_event_sources",
+        "/docs",
+        "/redoc",
+        "/openapi.json",
+        "/static",
+        "/tokenizer_info",
+        # Sleeping, pausing, weights, caches: whoever reaches these stops the engine for everybody.
+        "/sleep",
+        "/wake_up",
+        "/is_sleeping",
+        "/release_kv_cache_memory",
+        "/resume_memory_occupation",
+        "/release_memory_occupation",
+        "/pause",
+        "/resume",
+        "/is_paused",
+        "/pause_generation",
+        "/continue_generation",
+        "/abort_requests",
+        "/abort_request",
+        "/inference/v1",
+        "/collective_rpc",
+        "/reset_prefix_cache",
+        "/reset_mm_cache",
+        "/reset_encoder_cache",
+        "/flush_cache",
+        "/init_weight_transfer",
+        "/init_weight_transfer_engine",
+        "/shutdown_weight_transfer_engine",
+        "/start_weight_update",
+        "/start_draft_weight_update",
+        "/update_weights",
+        "/finish_weight_update",
+        "/update_weight_version",
+        "/weight_info",
+        "/weight_checker",
+        "/get_world_size",
+        "/scale_elastic_ep",
+        "/is_scaling_elastic_ep",
+        "/fault_tolerance",
+        "/start_profile",
+        "/stop_profile",
+    }
+)
+"""The closed list, each with all below it: every route of vLLM's server that is not an inference call, those of its
+development mode included, and their likes of SGLang."""
+
+_SAFE = "/:@!$&'()*+,=~-._"
+_SAFE_QUERY = _SAFE + ';?%[]{}|\\^`"<>'
+_DEEPEST = 8
+"""Layers of percent-encoding that are looked through; whoever needs more is up to something."""
+
+
+class CallTarget(NamedTuple):
+    """Where a call goes."""
+
+    path: str
+    """Decoded."""
+    query: str
+    """As it came, without its question mark."""
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether the path says the same to everybody: a server that tidies paths up reads no other one in it."""
+        path = self.path
+        parts = path[1:].split("/")
+        if path == "/":
+            return True
+        return (
+            path.startswith("/")
+            and not any(part in ("", ".", "..") for part in parts)
+            and not any(c in "%\\;#?\ufffd" or not c.isprintable() for c in path)
+        )
+
+    @property
+    def canonical(self) -> str:
+        """The canonical path that is meant by one that is not; good for a hint only."""
+        return "/" + "/".join(part for part in self.path.split("/") if part not in ("", ".", ".."))
+
+    @property
+    def kind(self) -> CallKind:
+        if self.path.startswith(RESPONSES):
+            return "light"
+        return CALL_PATHS.get(self.path, "other")
+
+    def written(self) -> str:
+        """The target as an engine's server gets it: one way of writing for all."""
+        path = quote(self.path, safe=_SAFE)
+        return f"{path}?{quote(self.query, safe=_SAFE_QUERY)}" if self.query else path
+
+
+def target_of(url: str) -> CallTarget:
+    """Of a request's target in origin form, fragments dropped."""
+    path, _, query = url.partition("#")[0].partition("?")
+    return CallTarget(unquote(path) if "%" in path else path, query)
+
+
+def may_be_handed_on(path: str) -> bool:
+    """False for what is on the closed list, however it is spelt; `path` may be encoded any number of times."""
+    for _ in range(_DEEPEST):
+        decoded = unquote(path)
+        if decoded == path:
+            break
+        path = decoded
+    else:
+        return False
+    parts: list[str] = []
+    for part in path.replace("\\", "/").casefold().split("/"):
+        # Parameters of a segment, and what some server trims from its ends.
+        name = "".join(c for c in part.partition(";")[0] if c.isprintable()).strip()
+        if name == "..":
+            parts = parts[:-1]
+        elif name not in ("", "."):
+            parts.append(name)
+    return not any("/" + "/".join(parts[:depth]) in NEVER_HANDED_ON for depth in range(1, len(parts) + 1))

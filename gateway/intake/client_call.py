@@ -1,0 +1,157 @@
+"""A client's own HTTP call to an engine's server, and what has come of the engine's answer: bytes, never read here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.core.outcomes import COMPLETE
+from simcore.types import Outcome
+
+Headers = tuple[tuple[str, str], ...]
+"""Names in lower case, values as they came; a name may come twice."""
+
+KEPT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+"""Answers that another node may spare the client."""
+KEEP_BYTES = 64 * 1024
+"""Longest body of such an answer; a longer one goes to the client."""
+REPORT_BYTES = 64 * 1024
+"""So much must have been taken before the node is told again: it holds an answer at 1 MiB."""
+SOMEBODY_FAILED = frozenset(
+    {Outcome.OVERLOADED, Outcome.ENGINE_FAILED, Outcome.NODE_LOST, Outcome.NO_NODE, Outcome.INTERNAL}
+)
+"""Ends after which the last answer that was kept back is the best that there is to say."""
+
+
+class ClientCall(msgspec.Struct, kw_only=True):
+    """The call, as the engine's server is to get it."""
+
+    method: str
+    target: str
+    """Path and query."""
+    headers: Headers
+    """What the client says beside its body; nothing of the connection and no keys."""
+    body: bytes | bytearray
+    """Emptied when no other node can be asked any more."""
+    body_bytes: int
+    """Length of the whole body."""
+    is_light: bool = False
+    """Whether the engine's server answers it without the engine: then there is nothing to forecast."""
+
+
+class AnswerHead(msgspec.Struct, frozen=True):
+    """The head of an engine's own answer."""
+
+    status: int
+    headers: Headers
+
+
+class KeptAnswer(NamedTuple):
+    """A complete answer that was kept back while another node was tried."""
+
+    head: AnswerHead
+    data: bytes
+
+
+class CallAnswer:
+    """The answer to one call. The pump writes, one front's call reads; a new attempt begins it anew.
+
+    Nothing of it is shown (`has_begun`) before the first bytes of its body have come: until then another node can still
+    be asked.
+    """
+
+    __slots__ = (
+        "_came_bytes",
+        "_is_held",
+        "_pieces",
+        "has_begun",
+        "head",
+        "is_complete",
+        "kept",
+        "unread_bytes",
+        "unreported_bytes",
+    )
+
+    def __init__(self) -> None:
+        self.head: AnswerHead | None = None
+        self.has_begun = False
+        """Whether its reader may have it."""
+        self.is_complete = False
+        self.kept: KeptAnswer | None = None
+        """What the last node answered that failed the call."""
+        self.unread_bytes = 0
+        self.unreported_bytes = 0
+        """Taken by the reader since the node was last told."""
+        self._pieces: list[bytes] = []
+        self._came_bytes = 0
+        self._is_held = False
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it is a stream of server-sent events, which are as old as they look."""
+        return self.head is not None and header(self.head.headers, "content-type").startswith("text/event-stream")
+
+    def expect(self) -> None:
+        """Another attempt begins; none of the last one's answer has been shown."""
+        assert not self.has_begun, "an answer that has been shown cannot be taken back"
+        self.head = None
+        self._drop()
+
+    def put_head(self, head: AnswerHead) -> None:
+        self.head = head
+        self._came_bytes = 0
+        self._is_held = head.status in KEPT_STATUSES
+
+    def put(self, data: bytes) -> None:
+        """The next bytes of the body. Before a head they are dropped: the node has left the order."""
+        if self.head is None:
+            return
+        self._pieces.append(data)
+        self.unread_bytes += len(data)
+        self._came_bytes += len(data)
+        if not self._is_held or self.unread_bytes > KEEP_BYTES:
+            self._is_held = False
+            self.has_begun = True
+
+    def end(self, outcome: Outcome) -> None:
+        """No more comes of this attempt. It is complete unless its engine failed in the middle of it; an engine's word
+        that it fails (a status from 400 on) is complete as far as its stated length says nothing else."""
+        is_complete = self.head is not None and (
+            outcome in COMPLETE or outcome is Outcome.INVALID or (self.head.status >= 400 and self._has_its_length())
+        )
+        if self.head is not None and is_complete and self._is_held:
+            self.kept = KeptAnswer(self.head, b"".join(self._pieces))
+        elif is_complete:
+            self.has_begun = self.is_complete = True
+        if not self.has_begun:
+            self.head = None
+            self._drop()
+
+    def take(self) -> bytes:
+        """What has come and may be shown, once."""
+        if not self.has_begun or not self._pieces:
+            return b""
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._drop()
+        self.unreported_bytes += len(data)
+        return data
+
+    def last_words(self, outcome: Outcome) -> KeptAnswer | None:
+        """What the client gets when no node's answer was shown: what the last one said, if that tells why."""
+        return self.kept if outcome in SOMEBODY_FAILED or outcome in COMPLETE else None
+
+    def _has_its_length(self) -> bool:
+        assert self.head is not None, "asked of an answer with a head"
+        length = header(self.head.headers, "content-length")
+        # None of it comes where only the head was asked for.
+        return not length.isdecimal() or self._came_bytes in (0, int(length))
+
+    def _drop(self) -> None:
+        self._pieces = []
+        self.unread_bytes = 0
+
+
+def header(headers: Headers, name: str) -> str:
+    """The first value of a header; empty without one."""
+    return next((value for known, value in headers if known == name), "")

@@ -1,0 +1,127 @@
+"""What is read from bodies that are handed on: enough to place them, and nothing that refuses them."""
+
+from __future__ import annotations
+
+import gzip
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.core.events import Slo
+from gateway.intake.call_facts import MEDIA_TOKENS, READ_BYTES, CallFacts, estimated_tokens, facts_of, said_in_headers
+from gateway.intake.call_paths import CallKind
+from gateway.intake.denied import Denied
+
+
+def read(kind: CallKind, body: Any, **headers: str) -> CallFacts:
+    data = body if isinstance(body, bytes) else orjson.dumps(body)
+    return facts_of(kind, {name.replace("_", "-"): value for name, value in headers.items()}, data)
+
+
+def test_a_chat_of_text_is_one_for_the_template_with_its_tools_beside_it() -> None:
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]},
+        {"role": "tool", "content": "42"},
+    ]
+    facts = read("chat", {"model": "m", "messages": messages, "tools": [{"type": "function"}], "n": 2, "seed": 1})
+    assert [(turn.role, turn.content) for turn in facts.turns] == [
+        ("system", "be brief"), ("user", "ab"), ("assistant", '[{"id":1}]'), ("tool", "42"),
+    ]  # fmt: skip
+    assert facts.prompt.texts == ['{"type":"function"}']
+    assert (facts.model, facts.answers, facts.max_output_tokens, facts.question) == ("m", 2, None, "42")
+
+
+def test_pictures_have_a_share_and_leave_the_template_aside() -> None:
+    parts = [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": "data:" + "A" * 100}}]
+    facts = read("chat", {"messages": [{"role": "user", "content": parts}]})
+    assert (facts.turns, facts.prompt.texts, facts.prompt.media_tokens) == ([], ["what?"], MEDIA_TOKENS["image"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "ids", "answers"),
+    [
+        ("a", ["a"], 0, 1),
+        (["a", "b"], ["a", "b"], 0, 2),
+        ([1, 2, 3], [], 3, 1),
+        ([[1, 2], [3]], [], 3, 2),
+        ({"odd": 1}, ['{"odd":1}'], 0, 1),
+        (7, [], 0, 1),
+    ],
+)
+def test_prompts_of_completions(prompt: Any, texts: list[str], ids: int, answers: int) -> None:
+    facts = read("completions", {"prompt": prompt})
+    assert (facts.prompt.texts, len(facts.prompt.token_ids), facts.answers) == (texts, ids, answers)
+    assert facts.max_output_tokens == 16
+
+
+@pytest.mark.parametrize("limit", [5, 5.0, "5"])
+def test_limits_are_read_as_engines_read_them(limit: Any) -> None:
+    assert read("chat", {"messages": [], "max_completion_tokens": limit, "max_tokens": 9}).max_output_tokens == 5
+    assert read("responses", {"input": "x", "max_output_tokens": limit}).max_output_tokens == 5
+    assert read("messages", {"system": "s", "max_tokens": limit}).max_output_tokens == 5
+
+
+@pytest.mark.parametrize("limit", [True, [], "many", -1, 1e400])
+def test_limits_that_are_none_are_not_known(limit: Any) -> None:
+    body = b'{"messages": [], "max_tokens": 1e400}' if limit == 1e400 else {"messages": [], "max_tokens": limit}
+    assert read("chat", body).max_output_tokens is None
+
+
+def test_what_is_done_in_one_step_has_one_token() -> None:
+    facts = read("pooled", {"query": "q", "documents": ["a", {"text": "b"}], "max_tokens": 50})
+    assert (facts.prompt.texts, facts.max_output_tokens, facts.answers) == (["q", "a", "b"], 1, 1)
+    assert read("light", {"prompt": "x" * 100}).prompt.texts == []
+    assert read("other", b"").max_output_tokens == 1
+    assert read("other", {"messages": [{"role": "user", "content": "x"}]}).max_output_tokens is None
+
+
+BROKEN = [b"", b"{", b"[1]", b"null", b'{"model": 5, "messages": "x", "n": "y", "slo": []}', b"\xff\xfe", b"[" * 5000]
+
+
+@pytest.mark.parametrize("body", BROKEN)
+@pytest.mark.parametrize("kind", ["chat", "completions", "responses", "messages", "pooled", "audio", "light", "other"])
+def test_nothing_is_refused(kind: CallKind, body: bytes) -> None:
+    assert read(kind, body).model == ""
+
+
+def test_a_body_that_is_not_quite_json_still_names_its_model() -> None:
+    assert read("chat", b'{"model": "m\\u00e9", "messages": [').model == "mé"
+    assert read("chat", b'\xef\xbb\xbf{"model": "m", "messages": []}').model == "m"
+    assert read("chat", b'{"model": "m", "temperature": NaN}').model == "m"
+
+
+def test_compressed_bodies_are_looked_into_within_bounds() -> None:
+    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 8 * READ_BYTES}]})
+    assert read("chat", gzip.compress(body), content_encoding="gzip").model == "m"
+    assert read("chat", body[:100], content_encoding="br").model == ""
+
+
+def test_long_bodies_are_measured_not_taken_apart() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 2 * READ_BYTES}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "y" * 40_000}, picture, picture]}]
+    facts = read("chat", {"model": "m", "messages": messages, "max_tokens": 7, "n": 2})
+    assert (facts.model, facts.max_output_tokens, facts.answers) == ("m", 7, 2)
+    assert facts.prompt.media_tokens == 2 * MEDIA_TOKENS["image"]
+    assert 40_000 <= facts.prompt.unread_bytes <= 41_000
+    assert estimated_tokens(facts.prompt.texts, facts.prompt.unread_bytes) == facts.prompt.unread_bytes // 4
+
+
+def test_headers_say_what_the_body_leaves_open() -> None:
+    facts = read("chat", {"messages": [], "session": "s", "slo": {"ttft_s": 1}, "priority": "3"})
+    said_in_headers(
+        {
+            "x-request-id": "r",
+            "x-session-id": "t",
+            "idempotency-key": "k",
+            "x-astrolabe-deadline-s": "2.5",
+            "x-astrolabe-ttft-s": "9",
+        },
+        facts,
+    )
+    assert (facts.request_id, facts.session, facts.idempotency_key, facts.priority) == ("r", "s", "k", 3)
+    assert facts.slo == Slo(ttft_s=1.0, deadline_s=2.5)
+    with pytest.raises(Denied, match="x-astrolabe-priority"):
+        said_in_headers({"x-astrolabe-priority": "high"}, facts)

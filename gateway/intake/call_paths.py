@@ -42,6 +42,8 @@ ADAPTER_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 NEVER_HANDED_ON = frozenset(
     {
         *ADAPTER_PATHS,
+        # Loads and unloads adapters too, where a server keeps to SageMaker's rules.
+        "/adapters",
         # What the gateway answers itself, or nobody: other nodes' pages are not the client's matter.
         "/metrics",
         "/health",

@@ -17,6 +17,7 @@ VLLM_ADMIN = [
     *("/is_scaling_elastic_ep", "/fault_tolerance/apply", "/fault_tolerance/status", "/start_profile"),
     *("/stop_profile", "/server_info", "/load", "/metrics", "/docs", "/redoc", "/openapi.json", "/static/x.js"),
     *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/docs/oauth2-redirect", "/kv_event_sources"),
+    *("/adapters", "/adapters/tuned"),
 ]
 """As the routes of vLLM's server spell them."""
 

@@ -11,10 +11,14 @@ from gateway.intake.stops import StopFinder
 class AnswerText:
     """The text of one answer so far. Mutable; one per answer."""
 
-    __slots__ = ("_decoder", "_finder", "_tokens_before_stop", "_waiting")
+    __slots__ = ("_decoder", "_finder", "_silent", "_tokens_before_stop", "_waiting")
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, min_tokens: int = 0) -> None:
-        """A stop string that is complete with the first `min_tokens` tokens or earlier stops nothing, as in vLLM."""
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, stop_token_ids: Sequence[int] = (), min_tokens: int = 0
+    ) -> None:
+        """A stop string that is complete with the first `min_tokens` tokens or earlier stops nothing, and the token
+        that an answer stops at is not in its text, both as in vLLM."""
+        self._silent = frozenset(stop_token_ids)
         self._tokens_before_stop = min_tokens
         self._decoder = StreamDecoder(tokenizer)
         self._finder = StopFinder(stop) if stop else None
@@ -30,14 +34,18 @@ class AnswerText:
         included."""
         finder = self._finder
         if finder is None:
-            self._waiting += self._decoder.push(token_ids)
+            self._waiting += self._decoded(token_ids)
             return len(token_ids)
         for position, token_id in enumerate(token_ids):
             if finder.found:
                 return position
             self._tokens_before_stop -= 1
-            self._waiting += finder.push(self._decoder.push((token_id,)), may_end=self._tokens_before_stop < 0)
+            self._waiting += finder.push(self._decoded((token_id,)), may_end=self._tokens_before_stop < 0)
         return len(token_ids)
+
+    def _decoded(self, token_ids: Sequence[int]) -> str:
+        silent = self._silent
+        return self._decoder.push([i for i in token_ids if i not in silent] if silent else token_ids)
 
     def finish(self) -> None:
         """No more tokens come."""

@@ -201,7 +201,12 @@ class Intake:
             prompt_token_ids=token_ids,
             sampling=sampling,
             forecast=expected.forecast,
-            text=AnswerText(self.tokenizer, tuple(sampling.stop), min_tokens=sampling.min_tokens),
+            text=AnswerText(
+                self.tokenizer,
+                tuple(sampling.stop),
+                stop_token_ids=sampling.stop_token_ids,
+                min_tokens=sampling.min_tokens,
+            ),
             traceparent=request.traceparent if _TRACEPARENT.fullmatch(request.traceparent) else "",
         )
 

@@ -71,6 +71,14 @@ def test_tokens_after_the_stop_do_not_belong_to_the_answer(text: str, strings: l
         assert ended(bytes(ids[: kept - 1]).decode(errors="ignore"), strings) is None
 
 
+@given(text=st.text(alphabet="ab", max_size=10), strings=st.sampled_from([(), ("aa",)]))
+def test_the_token_that_ends_an_answer_is_not_in_its_text(text: str, strings: tuple[str, ...]) -> None:
+    answer = AnswerText(load_tokenizer("bytes"), strings, stop_token_ids=(ord("X"),))
+    answer.push(list(f"{text}X".encode()))
+    answer.finish()
+    assert answer.take() == text.partition("aa" if strings else "X")[0]
+
+
 @given(
     text=st.text(alphabet="abX", max_size=40),
     strings=st.lists(st.text(alphabet="abX", min_size=1, max_size=4), min_size=1, max_size=3),

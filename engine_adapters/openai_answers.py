@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from engine_adapters.base import EngineError, FinishReason
+from engine_adapters.base import EngineError, FinishReason, RequestRefused
 
 EXCERPT_CHARS = 200
 
@@ -71,7 +71,8 @@ _chunks = msgspec.json.Decoder(_Chunk)
 
 
 def read_piece(data: bytes) -> Piece:
-    """An event's data, or a body. Raises EngineError for an error that it tells, and for what cannot be read."""
+    """An event's data, or a body. Raises RequestRefused for an error of the request that it tells, EngineError for
+    another one and for what cannot be read."""
     try:
         chunk = _chunks.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -131,6 +132,10 @@ def read_fault(body: bytes) -> str:
 
 def _piece(tree: Mapping[str, Any]) -> Piece:
     if fault := _fault(tree):
+        # What a server finds out about a request when its answer has begun: the status is in the error then.
+        error = tree.get("error")
+        if isinstance(error, dict) and error.get("code") in (400, 422):
+            raise RequestRefused(fault)
         raise EngineError(f"the engine failed: {fault}")
     choice = _choice(tree.get("choices"))
     usage = _dict(tree.get("usage"), "usage")

@@ -254,6 +254,8 @@ class VllmClient:
         """Raises EngineError."""
         try:
             return read_piece(data)
+        except RequestRefused as error:
+            raise RequestRefused(self._key.hidden_in(str(error))) from None
         except EngineError as error:
             raise EngineError(f"{self.url}: {self._key.hidden_in(str(error))}") from None
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapters.base import EngineError
+from engine_adapters.base import EngineError, RequestRefused
 from engine_adapters.openai_answers import EngineModel, Piece, read_fault, read_models, read_piece
 
 
@@ -141,6 +141,11 @@ def test_errors_in_their_shapes(data: dict[str, Any]) -> None:
     with pytest.raises(EngineError, match="the engine failed: out of memory"):
         piece(**data)
     assert read_fault(json.dumps(data).encode()) == "out of memory"
+
+
+def test_an_error_of_the_request_in_an_answer_that_has_begun() -> None:
+    with pytest.raises(RequestRefused, match=r"^id 9 is out of vocabulary$"):
+        piece(error={"message": "id 9 is out of vocabulary", "type": "BadRequestError", "code": 400})
 
 
 def test_bodies_that_are_no_json() -> None:

@@ -79,4 +79,5 @@ def _text(content: Any, where: str) -> str:
                 Denial.UNSUPPORTED, f"{where}[{position}] is not a text part; only text is supported", param=where
             )
         texts.append(part["text"])
-    return "".join(texts)
+    # As vLLM does for templates that take a content as one text.
+    return "\n".join(texts)

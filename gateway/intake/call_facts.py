@@ -244,7 +244,7 @@ def _turns(messages: Any) -> list[Message]:
             texts = [part.get("text") if isinstance(part, dict) and "text" in part else None for part in content]
             if not all(isinstance(text, str) for text in texts):
                 return []
-            content = "".join(map(str, texts))
+            content = "\n".join(map(str, texts))
         calls = message.get("tool_calls")
         said = f"{content or ''}{orjson.dumps(calls).decode() if calls else ''}"
         if content is not None and not isinstance(content, str):

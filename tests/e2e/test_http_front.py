@@ -123,7 +123,7 @@ async def test_chat_streams_deltas_with_the_role_first(node: ScriptedNode) -> No
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [_text("hi"), _text("!")]}]
         client.post("/v1/chat/completions", {"model": "m", "messages": messages, "stream": True, "request_id": "r"})
         request = (await dispatched(node)).request
-        assert bytes(request.prompt_token_ids) == b"system: Be brief.\n\nuser: hi!\n\nassistant:"
+        assert bytes(request.prompt_token_ids) == b"system: Be brief.\n\nuser: hi\n!\n\nassistant:"
         node.say(part("r", b"yes"))
         node.say(part("r", b"!", Outcome.STOP))
         events = (await client.reply()).events()

@@ -28,7 +28,7 @@ def test_a_chat_of_text_is_one_for_the_template_with_its_tools_beside_it() -> No
     ]
     facts = read("chat", {"model": "m", "messages": messages, "tools": [{"type": "function"}], "n": 2, "seed": 1})
     assert [(turn.role, turn.content) for turn in facts.turns] == [
-        ("system", "be brief"), ("user", "ab"), ("assistant", '[{"id":1}]'), ("tool", "42"),
+        ("system", "be brief"), ("user", "a\nb"), ("assistant", '[{"id":1}]'), ("tool", "42"),
     ]  # fmt: skip
     assert facts.prompt.texts == ['{"type":"function"}']
     assert (facts.model, facts.answers, facts.max_output_tokens, facts.question) == ("m", 2, None, "42")

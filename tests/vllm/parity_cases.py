@@ -446,16 +446,19 @@ BY_DESIGN = {
     "wrong: limit too long": "a limit that no answer can reach is none",
     "wrong: load metrics": "what one engine is busy with is not the client's matter",
     "wrong: slash at the end": "no path leads to another: the error says which one is meant",
+    "completions: ids out of range, streamed": "the status says what is wrong; vLLM has begun the stream by then",
     "wrong: head": "for those that look whether a server is there",
 }
 """Calls whose replies differ besides what is known of all, and are meant to."""
 TO_MEND = {
     "chat: names, whole": "the gateway's templates do not see the names of those who speak",
-    "chat: parts, whole": "texts of a message's parts are joined by nothing; vLLM puts a line's end between them",
     "chat: return_token_ids": "the prompt's token ids are asked for too",
     "completions: return_token_ids": "the same",
     "completions: no limit": "16 tokens where nothing else is asked for",
-    "completions: ids out of range": "it is the request's fault, and no other node will take it",
+    "chat: stop text": "no stop_reason says which text it was",
+    "chat: stop ids": "no stop_reason",
+    "chat: min_tokens": "no stop_reason",
+    "completions: stop": "no stop_reason",
 }
 """Calls whose replies differ and should not."""
 

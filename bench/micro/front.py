@@ -2,7 +2,7 @@
 
     python -m bench.micro.front
     python -m bench.micro.front --peer vllm-router=V/bin/vllm-router --peer sglang-router=S/bin/sglang-router \
-        --peer smg=G/bin/smg
+        --peer smg=G/bin/smg --peer nginx=/usr/sbin/nginx --peer envoy=E/bin/envoy
     python -m bench.micro.front --policy --servers uvicorn granian aiohttp --servers-python F/bin/python
 
 All routers stand before the same stub engines (`bench.micro.stub_engine`), one after the other, on this machine, which
@@ -33,6 +33,7 @@ import numpy as np
 import psutil
 import uvloop
 
+from bench.micro.peers import PEERS, free_port, peer
 from bench.micro.stub_engine import MODEL
 from deploy.local_cluster import Child
 from protos.runtime.channels import open_channel
@@ -201,7 +202,7 @@ async def measure(target: Target, direct: Target, options: argparse.Namespace) -
 @contextlib.contextmanager
 def stub_engines(tick_ms: float) -> Iterator[tuple[list[tuple[str, str]], list[int]]]:
     """(gRPC, HTTP) addresses of the engines, and their process ids."""
-    ports = [(_free_port(), _free_port()) for _ in range(NODES)]
+    ports = [(free_port(), free_port()) for _ in range(NODES)]
     started = [
         subprocess.Popen(
             [
@@ -242,26 +243,9 @@ def gateway(nodes: Sequence[str], policy: str, tokenizer: str, lengths: str) -> 
 
 
 @contextlib.contextmanager
-def peer(name: str, command: str, engines: Sequence[str]) -> Iterator[Target]:
-    """A router of others: `vllm-router` and its relatives, which take the same options after a command `launch`."""
-    port, metrics_port = _free_port(), _free_port()
-    is_first = name == "vllm-router"
-    level = "warning" if is_first else "warn"
-    arguments = [command, *([] if is_first else ["launch"]), "--host=127.0.0.1", f"--port={port}", "--worker-urls"]
-    arguments += [*(f"http://{e}" for e in engines), "--policy=round_robin", f"--log-level={level}"]
-    arguments += ["--prometheus-host=127.0.0.1", f"--prometheus-port={metrics_port}"]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
-    try:
-        yield Target(f"{name} round_robin", f"127.0.0.1:{port}", psutil.Process(process.pid))
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextlib.contextmanager
 def http_server(name: str, python: str, tick_ms: float) -> Iterator[Target]:
     """A server of others that gives the stub engine's answers itself."""
-    port = _free_port()
+    port = free_port()
     script = str(Path(__file__).with_name("http_servers.py"))
     process = subprocess.Popen([python, script, name, f"--port={port}", f"--tick-ms={tick_ms}"])
     try:
@@ -281,14 +265,6 @@ async def until_served(target: Target, deadline_s: float = 60.0) -> None:
                 return
             except (OSError, TimeoutError, grpc.aio.AioRpcError):
                 await asyncio.sleep(0.2)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def show(name: str, figures: Figures) -> None:
@@ -321,19 +297,20 @@ async def run(options: argparse.Namespace) -> None:
         for policy in options.policy:
             for lengths in options.lengths:
                 with gateway([e[0] for e in engines], policy, options.tokenizer, lengths) as child:
-                    process = psutil.Process(child.pid)
+                    root = psutil.Process(child.pid)
                     targets = [
-                        Target(f"HTTP {policy} lengths={lengths}, {lane}", child.http_address, process, lane=lane)
+                        Target(f"HTTP {policy} lengths={lengths}, {lane}", child.http_address, root, lane=lane)
                         for lane in options.lane
                     ]
                     if "tokens" in options.lane:
-                        targets.append(Target(f"gRPC {policy} lengths={lengths}", child.address, process, True))
+                        targets.append(Target(f"gRPC {policy} lengths={lengths}", child.address, root, True))
                     for target in targets:
                         await until_served(target)
                         show(f"gateway {target.name}", await measure(target, direct, options))
         for given in options.peer:
             name, _, command = given.partition("=")
-            with peer(name, command or name, [e[1] for e in engines]) as target:
+            with peer(name, command or name, [e[1] for e in engines]) as (balancing, address, process):
+                target = Target(f"{name} {balancing}", address, psutil.Process(process.pid))
                 await until_served(target)
                 show(target.name, await measure(target, direct, options))
 
@@ -356,7 +333,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="vllm-router, sglang-router or smg, and where its program is; may be repeated",
+        help=f"one of {', '.join(PEERS)}, and where its program is; may be repeated",
     )
     parser.add_argument("--servers", nargs="*", default=[], help="uvicorn, granian, aiohttp")
     parser.add_argument(

@@ -114,13 +114,13 @@ class TracingNode(SimNode):
 
         It and older ones are forgotten. None if there is none.
         """
-        first, end, next_s = self._first, self._end, self.next_published_s
-        if next_s + delay_s > now_s:
-            return None
-        while next_s + delay_s <= now_s:
+        first, end, next_s, published_s = self._first, self._end, self.next_published_s, 0.0
+        while first < end and next_s + delay_s <= now_s:
             first += 1
             published_s = next_s
             next_s = self._published_s.item(first) if first < end else math.inf
+        if first == self._first:
+            return None
         self.next_published_s = next_s
         seq, running, waiting, free, blocks, tokens, preempted, mark = self._states[first - 1].tolist()
         if first == end:

@@ -99,5 +99,4 @@ class ApiCall:
     def answer(self, kind: str, tree: dict[str, object]) -> None:
         """A whole answer, as vLLM's model `kind` writes it where that is here."""
         made = self._checks.completed(kind, tree)
-        work = self.work
-        self.reply.json(200, made, output_tokens=work.output_tokens, prompt_tokens=work.prompt_tokens)
+        self.reply.json(200, made, end=self.work.end())

@@ -122,7 +122,7 @@ class _Stream:
         if self._with_usage:
             reply.event({**self._base, "choices": [], "usage": usage(work.prompt_tokens, work.output_tokens)})
         reply.data(b"data: [DONE]\n\n")
-        reply.end(work.prompt_tokens)
+        reply.end(work.end(says_usage=self._with_usage))
 
 
 def _form(call: ApiCall) -> _Form:

@@ -148,4 +148,4 @@ class _Stream(_Answer):
         if self._body.include_usage:
             reply.event({**self._base, "choices": [], "usage": usage(work.prompt_tokens, work.output_tokens)})
         reply.data(b"data: [DONE]\n\n")
-        reply.end(work.prompt_tokens)
+        reply.end(work.end(says_usage=self._body.include_usage))

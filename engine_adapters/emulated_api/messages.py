@@ -148,7 +148,7 @@ class _Stream(_Answer):
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         self._tell({"type": "message_delta", "delta": delta, "usage": self._usage()})
         self._tell({"type": "message_stop"})
-        reply.end(self._call.work.prompt_tokens)
+        reply.end(self._call.work.end())
 
     def _open(self, block: dict[str, Any]) -> None:
         self._close()

@@ -19,6 +19,9 @@ EVENTS: Headers = (("content-type", "text/event-stream; charset=utf-8"),)
 encode_json = msgspec.json.Encoder().encode
 
 
+NOTHING_SAID = ReplyEnd()
+
+
 class Reply:
     """What goes to a call's sink, in order. After its end, or an abort, nothing more goes."""
 
@@ -39,18 +42,17 @@ class Reply:
         body: bytes,
         headers: Headers = JSON,
         *,
-        output_tokens: int = 0,
-        prompt_tokens: int | None = None,
+        end: ReplyEnd = NOTHING_SAID,
     ) -> None:
-        """A whole answer."""
+        """A whole answer. `end` says what the body says of its tokens."""
         self._send(ReplyHead(status, (*headers, ("content-length", str(len(body))))))
         if body:
-            self._send(ReplyData(body, output_tokens))
-        self.end(prompt_tokens)
+            self._send(ReplyData(body, end.output_tokens or 0))
+        self.end(end)
 
-    def json(self, status: int, tree: Any, *, output_tokens: int = 0, prompt_tokens: int | None = None) -> None:
+    def json(self, status: int, tree: Any, *, end: ReplyEnd = NOTHING_SAID) -> None:
         """A whole answer as JSON."""
-        self.whole(status, encode_json(tree), output_tokens=output_tokens, prompt_tokens=prompt_tokens)
+        self.whole(status, encode_json(tree), end=end)
 
     def begin_events(self) -> None:
         """The head of a streamed answer."""
@@ -70,10 +72,10 @@ class Reply:
         self._send(ReplyData(data, self._uncounted_tokens))
         self._uncounted_tokens = 0
 
-    def end(self, prompt_tokens: int | None = None) -> None:
-        """The answer is complete."""
+    def end(self, end: ReplyEnd = NOTHING_SAID) -> None:
+        """The answer is complete. `end` says what it says of its tokens."""
         if not self.ended:
-            self._send(ReplyEnd(prompt_tokens=prompt_tokens))
+            self._send(end)
             self.ended = True
 
     def fail(self, error: EngineError) -> None:

@@ -243,10 +243,10 @@ class _Answer:
         if self._kept is not None:
             self._kept.work = None
             for reader in self._kept.readers:
-                reader.end(taken)
+                reader.end(self._call.work.end())
             self._kept.readers.clear()
         elif self._body.stream:
-            reply.end(taken)
+            reply.end(self._call.work.end())
         else:
             self._call.answer("response", response)
 

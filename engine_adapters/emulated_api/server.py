@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
 
-from engine_adapters.base import EngineError
+from engine_adapters.base import EngineError, RequestRefused
 from engine_adapters.emulated_api.api_call import ApiCall
 from engine_adapters.emulated_api.audio import transcribe
 from engine_adapters.emulated_api.chat import chat
@@ -70,7 +70,7 @@ class EmulatedApi:
     def forward(self, call: ForwardCall, body: BodyFeed, sink: ForwardSink) -> None:
         """As `Forwarder.forward`."""
         if call.request_id in self._calls:
-            raise EngineError(f"request {call.request_id!r} is already here")
+            raise RequestRefused(f"request {call.request_id!r} runs here already; give each request a name of its own")
         made = _Call(Reply(call.request_id, sink, self._forget))
         self._calls[call.request_id] = made
         made.task = asyncio.create_task(self._take(call, body, made), name="emulated call")

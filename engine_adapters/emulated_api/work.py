@@ -12,7 +12,9 @@ from engine_adapters.base import EngineError, EngineOutput, EngineRequest, Finis
 from engine_adapters.emulated_answer import natural_length
 from engine_adapters.emulated_api.errors import ApiError, refused
 from engine_adapters.emulated_api.pieces import CallBegun, CallWords, Part, SaidText, Segment, Voice
+from engine_adapters.forwarding import ReplyEnd
 from engine_adapters.tokenizer import Tokenizer, tokenizer_info
+from simcore.trace import child_id
 from simcore.types import EngineConfig
 
 log = structlog.get_logger("engine_adapters.emulated_api")
@@ -102,6 +104,13 @@ class Work:
         """Of all answers together; prompts that are only read have none."""
         return 0 if isinstance(self._listener, _Read) else sum(len(c.token_ids) for c in self.choices)
 
+    def end(self, *, says_usage: bool = True) -> ReplyEnd:
+        """How the answer ends, when all of it is made. `says_usage`: whether it tells its numbers of tokens."""
+        at_limit = self.output_tokens > 0 and any(choice.finish == "length" for choice in self.choices)
+        if not says_usage:
+            return ReplyEnd(at_limit=at_limit)
+        return ReplyEnd(at_limit=at_limit, prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens)
+
     def generate(
         self,
         prompts: Sequence[tuple[int, ...]],
@@ -141,7 +150,7 @@ class Work:
 
     def _submit(self, choice: Choice, variant: int, sampling: AnswerWish, script: Sequence[Segment]) -> None:
         # The trace knows the first by the call's own name.
-        name = self._request_id if not choice.index else f"{choice.index}_{self._request_id}"
+        name = self._request_id if not choice.index else child_id(self._request_id, str(choice.index))
         # What is said hangs on the prompt's tokens alone: another last one makes another answer.
         varied = (*choice.prompt[:-1], choice.prompt[-1] + variant + 1_000_003 * sampling.seed) if choice.prompt else ()
         wanted = sampling.emulated_output_tokens

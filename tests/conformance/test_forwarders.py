@@ -135,15 +135,7 @@ class Adapter:
         return json.dumps({**tree, **more}).encode()
 
 
-EMULATED_LACKS = "it neither says the output tokens at the end nor names children and refusals as the others do yet"
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=pytest.mark.xfail(reason=EMULATED_LACKS, strict=False)) if name == "emulated" else name
-        for name in OPTIONS
-    ]
-)
+@pytest.fixture(params=list(OPTIONS))
 async def adapter(request: pytest.FixtureRequest) -> AsyncIterator[Adapter]:
     async with OPTIONS[request.param]() as options:
         client, probe = client_and_probe(request.param, options)

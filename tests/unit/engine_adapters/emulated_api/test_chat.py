@@ -86,7 +86,7 @@ async def test_several_answers_are_several_requests_in_the_scheduler() -> None:
         body = {"messages": HELLO, "max_tokens": 200, "ignore_eos": True, "n": 3}
         seen = caller.begin(PATH, body)
         await caller.until_scheduled(3)
-        assert caller.scheduled() == sorted([seen.request_id, f"1_{seen.request_id}", f"2_{seen.request_id}"])
+        assert caller.scheduled() == sorted([seen.request_id, f"{seen.request_id}=1", f"{seen.request_id}=2"])
         await seen.ended.wait()
         tree = seen.json()
         assert [choice["index"] for choice in tree["choices"]] == [0, 1, 2]

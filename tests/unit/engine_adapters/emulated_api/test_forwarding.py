@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine_adapters.base import EngineError
+from engine_adapters.base import EngineError, RequestRefused
 from engine_adapters.emulated import EmulatedEngine
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ReplyEnd
 from tests.helpers.emulated_calls import DEADLINE_S, Answered, emulated_caller
@@ -119,7 +119,7 @@ async def test_two_calls_of_one_name_are_refused() -> None:
     async with emulated_caller() as caller:
         first = caller.begin(PATH, LONG)
         call = ForwardCall(request_id=first.request_id, method="GET", target="/version", headers=(), body_bytes=0)
-        with pytest.raises(EngineError, match="already here"):
+        with pytest.raises(RequestRefused, match="runs here already"):
             caller.engine.forward(call, BodyFeed(0), first.take)
 
 

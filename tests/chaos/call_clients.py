@@ -46,6 +46,8 @@ class CallClient:
         self.body = body
         self.path = path
         self.headers = {"content-type": "application/json", "x-request-id": name, **(headers or {})}
+        self.metadata: tuple[tuple[str, str], ...] = ()
+        """Of gRPC."""
         self.leaves: Leaves = "never"
         self.leaves_after_s = 0.0
         self.upload_bytes_per_s = 0.0
@@ -133,7 +135,7 @@ class CallClient:
     # --- gRPC ---------------------------------------------------------------------------------------------------------
 
     async def over_grpc(self, stub: Any) -> None:
-        call = stub.Forward(self._parts(), timeout=PATIENCE_S)
+        call = stub.Forward(self._parts(), timeout=PATIENCE_S, metadata=self.metadata)
         pieces = bytearray()
         try:
             async with asyncio.timeout(self.leaves_after_s if self.leaves == "sometime" else None):

@@ -15,6 +15,7 @@ from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Codes, Denial
 from gateway.intake.call_desk import CallDesk, FrontCall
 from gateway.intake.call_paths import target_of
 from gateway.intake.callers import ANYONE, Caller, KeyRing, require
+from gateway.intake.client_call import STANDSTILL_S
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied, invalid
 from gateway.intake.submission import Intake
@@ -134,6 +135,7 @@ class DispatchApi(DispatchServicer):
     async def _hand_back(self, stream: ClientStream, context: Context) -> None:
         answer = stream.answer
         assert answer is not None, "it was handed on"
+        loop = asyncio.get_running_loop()
         is_first = True
         while True:
             await stream.changed()
@@ -151,7 +153,11 @@ class DispatchApi(DispatchServicer):
                 await context.send_initial_metadata(_initial_metadata(stream))
                 if stream.call is not None and stream.call.target.startswith("/v1/responses") and head.status == 200:
                     self._desk.heard(stream, data)
-            await context.write(reply)
+            standstill = loop.call_later(STANDSTILL_S, self._intake.give_up_reader, stream)
+            try:
+                await context.write(reply)
+            finally:
+                standstill.cancel()
             self._intake.consumed(stream)
             if outcome is not None:
                 if not is_whole:

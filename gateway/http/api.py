@@ -224,6 +224,9 @@ class OpenAiApi:
 
         def trying(stream: ClientStream) -> None:
             exchange.on_left = functools.partial(self._intake.close, stream)
+            if exchange.is_over:
+                # The client left before there was anybody to tell.
+                self._intake.close(stream)
 
         stream = await self._desk.admit(call, caller, trying=trying, instead_of=instead_of)
         heard = self._desk.heard if target.kind == "responses" else None

@@ -16,13 +16,10 @@ from gateway.http.connection import Exchange
 from gateway.http.delivery import JSON, FlushBatch, answer_headers, retry_after
 from gateway.intake.call_desk import OF_THE_CONNECTION, without
 from gateway.intake.call_paths import CallKind
-from gateway.intake.client_call import AnswerHead, CallAnswer, header
+from gateway.intake.client_call import STANDSTILL_S, AnswerHead, CallAnswer, header
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.submission import Intake
 from simcore.types import Outcome
-
-STANDSTILL_S = 60.0
-"""A client that has taken nothing for so long, though there was something, is given up."""
 
 _OURS_IN_ANSWERS = OF_THE_CONNECTION | {"content-length", "x-request-id", "x-astrolabe-node"}
 _EVENT_END = b"\n\n"
@@ -33,7 +30,7 @@ class CallDelivery:
 
     __slots__ = (
         "_answer", "_batch", "_ends_event", "_exchange", "_heard", "_intake", "_is_plain_stream", "_kind",
-        "_left_bytes", "_standstill", "_stream",
+        "_left_bytes", "_standstill", "_stream", "_unsent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +56,8 @@ class CallDelivery:
         self._left_bytes: int | None = None
         """What the response's length still leaves; None where none was said."""
         self._standstill: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0
+        """When the client was last looked at."""
         if exchange.is_over:
             # The client has left while its request was looked at.
             intake.close(stream)
@@ -83,8 +82,7 @@ class CallDelivery:
         if exchange.is_blocked and outcome is None:
             # What waits stays where it is counted; the node stops reading when too much does.
             if self._standstill is None:
-                loop = asyncio.get_running_loop()
-                self._standstill = loop.call_later(STANDSTILL_S, self._give_up_reader)
+                self._watch_reader()
             return
         self._moves()
         data = answer.take()
@@ -162,11 +160,17 @@ class CallDelivery:
             self._standstill.cancel()
             self._standstill = None
 
-    def _give_up_reader(self) -> None:
+    def _watch_reader(self) -> None:
+        self._unsent_bytes = self._exchange.unsent_bytes
+        self._standstill = asyncio.get_running_loop().call_later(STANDSTILL_S, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        if self._exchange.unsent_bytes < self._unsent_bytes:
+            # Room for more comes only when nearly all is gone: a slow client may be long at one piece.
+            self._watch_reader()
+            return
         self._standstill = None
-        self._intake.expel(
-            self._stream, Outcome.CLIENT_SLOW, f"the client has read nothing for {STANDSTILL_S:g} s; read faster"
-        )
+        self._intake.give_up_reader(self._stream)
 
     def _let_go(self) -> None:
         self._stream.on_change = None

@@ -24,6 +24,8 @@ from gateway.http.message import CONTINUE, LAST_CHUNK, Request, chunk, head
 MAX_PIPELINED = 16
 """Requests that may wait behind the one that is answered; then the connection is not read until it has moved on."""
 MAX_HEADERS = 100
+LEAST_READ_BYTES = 16 * 1024
+"""Who reads so much of a long rest within the linger time may go on: answers of engines have a megabyte of it."""
 _ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)
 """What stands before the path where a proxy asks; https://www.rfc-editor.org/rfc/rfc9112#name-absolute-form"""
 
@@ -40,7 +42,7 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     idle_s: float = 75.0
     """Longest pause between two requests."""
     linger_s: float = 10.0
-    """What a client gets to read the rest of a response that is complete."""
+    """What a client gets to read the rest of a response that is complete, or `LEAST_READ_BYTES` more of it."""
 
 
 class Exchange:
@@ -71,6 +73,11 @@ class Exchange:
     def is_blocked(self) -> bool:
         """Whether the client reads so slowly that more should not be sent now."""
         return self._connection is not None and self._connection.is_blocked
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the client has not taken of what was sent."""
+        return 0 if self._connection is None else self._connection.unsent_bytes
 
     def respond(self, status: int, headers: dict[str, str], body: bytes, *, close: bool = False) -> None:
         """The whole response."""
@@ -165,6 +172,8 @@ class Connection(asyncio.Protocol):
         self.is_blocked = False
         self.deadline_s: float | None = None
         """When to give up on the client, on the loop's clock; None while a response is on its way."""
+        self._lingering_bytes = 0
+        """What was unsent when the linger time began."""
         self._handler = handler
         self._limits = limits
         self._registry = registry
@@ -321,6 +330,10 @@ class Connection(asyncio.Protocol):
 
     # --- responses ----------------------------------------------------------------------------------------------------
 
+    @property
+    def unsent_bytes(self) -> int:
+        return int(self._transport.get_write_buffer_size())
+
     def write(self, data: bytes) -> None:
         self._transport.write(data)
 
@@ -331,8 +344,10 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         # What a client that does not read has left in our memory is not kept for as long as an idle connection.
-        patience_s = self._limits.linger_s if self.is_blocked else self._limits.idle_s
-        self.deadline_s = self._loop.time() + patience_s
+        if self.is_blocked:
+            self._linger()
+        else:
+            self.deadline_s = self._loop.time() + self._limits.idle_s
         # Later: a handler that answers at once would otherwise recurse through all that is pipelined.
         if self._waiting:
             self._loop.call_soon(self._next)
@@ -351,7 +366,9 @@ class Connection(asyncio.Protocol):
     def expire(self, now_s: float) -> None:
         """Called now and then: gives up on a client that is too slow."""
         if self.deadline_s is not None and now_s > self.deadline_s:
-            if self._in_request and not self._transport.is_closing():
+            if self._lingering_bytes - self.unsent_bytes >= LEAST_READ_BYTES:
+                self._linger()
+            elif self._in_request and not self._transport.is_closing():
                 self._refuse(408, f"the request was not complete within {self._limits.request_s:g} s")
             else:
                 self._transport.abort()
@@ -396,5 +413,9 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Closes once what was written has been read, within the linger time."""
-        self.deadline_s = self._loop.time() + self._limits.linger_s
+        self._linger()
         self._transport.close()
+
+    def _linger(self) -> None:
+        self._lingering_bytes = self.unsent_bytes
+        self.deadline_s = self._loop.time() + self._limits.linger_s

@@ -18,6 +18,8 @@ KEEP_BYTES = 64 * 1024
 """Longest body of such an answer; a longer one goes to the client."""
 REPORT_BYTES = 64 * 1024
 """So much must have been taken before the node is told again: it holds an answer at 1 MiB."""
+STANDSTILL_S = 60.0
+"""A client that has taken nothing for so long, though there was something, is given up."""
 SOMEBODY_FAILED = frozenset(
     {Outcome.OVERLOADED, Outcome.ENGINE_FAILED, Outcome.NODE_LOST, Outcome.NO_NODE, Outcome.INTERNAL}
 )

@@ -20,7 +20,7 @@ from gateway.intake.answer_text import AnswerText
 from gateway.intake.call_facts import CallFacts, estimated_tokens
 from gateway.intake.callers import ANYONE, Caller, require
 from gateway.intake.claims import Claims
-from gateway.intake.client_call import ClientCall
+from gateway.intake.client_call import STANDSTILL_S, ClientCall
 from gateway.intake.client_request import ClientRequest
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied, invalid
@@ -155,6 +155,10 @@ class Intake:
     def expel(self, stream: ClientStream, outcome: Outcome, detail: str) -> None:
         """Ends a request for a reason of the front's own."""
         self._pump.expel(stream, outcome, detail)
+
+    def give_up_reader(self, stream: ClientStream) -> None:
+        """Ends a call whose client has read nothing for `STANDSTILL_S`."""
+        self.expel(stream, Outcome.CLIENT_SLOW, f"the client has read nothing for {STANDSTILL_S:g} s; read faster")
 
     def close(self, stream: ClientStream) -> None:
         """Gives back what an admitted request held; if it still runs, its client has left. Idempotent."""

@@ -171,12 +171,13 @@ class CallStage:
         """The gateway's metrics, summed over what is not a lane."""
         url = f"http://{self.cluster.gateway.http_address}/metrics"
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read().decode())
-        found: Counter[str] = Counter()
+        found: dict[str, float] = {}
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
                 lane = sample.labels.get("lane", "")
-                found[f"{sample.name}{f':{lane}' if lane else ''}"] += sample.value
-        return dict(found)
+                name = f"{sample.name}:{lane}" if lane else sample.name
+                found[name] = found.get(name, 0.0) + sample.value
+        return found
 
     async def left_over(self) -> str:
         """What is not at rest; empty: nothing."""

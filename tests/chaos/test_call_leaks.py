@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_adapters.openai_metrics import OpenAiEngine
 from engine_adapters.relay import _Exchange as RelayExchange
 from gateway.http.calls import CallDelivery
 from gateway.http.connection import Connection, Exchange
@@ -59,6 +60,8 @@ async def test_no_task_no_record_and_no_quota_is_left_of_calls(tmp_path: Path, s
         await predictor.start()
         node = predictor.node
         assert node is not None
+        assert isinstance(node._client, OpenAiEngine)
+        relay = node._client._relay
         async with running(str(predictor.address), keys=str(tmp_path / "keys.toml")) as (gateway, stub):
             await until("the node is up", lambda: status(gateway, "n") == "up")
 
@@ -86,7 +89,7 @@ async def test_no_task_no_record_and_no_quota_is_left_of_calls(tmp_path: Path, s
             await until("no stream is left", lambda: not gateway.pump.streams and not gateway.pump._sent)
             account = gateway.intake._quotas._account("many")
             await until("no quota is held", lambda: sum(account.under_way) == 0)
-            await until("the node has none", lambda: not len(node.requests) and not len(node._client._relay))
+            await until("the node has none", lambda: not len(node.requests) and not len(relay))
             await until("the engine has none", lambda: engine.running == 0)
             await until(f"no record is left: {records()}", lambda: not records())
             await until(f"no task is left: {tasks() - tasks_before}", lambda: not tasks() - tasks_before)

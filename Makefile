@@ -70,7 +70,7 @@ chat: $(VENV)/.dev $(VLLM)/.ready ## talk to a real small model (SmolLM2-135M) o
 test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads
 	ASTROLABE_ORACLE_WORKLOADS=$(ORACLE_WORKLOADS) $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py
 
-chaos: $(VENV)/.dev ## faults: hundreds of seeds in virtual time, several on real processes (about 7 minutes on 2 cores)
+chaos: $(VENV)/.dev ## faults: hundreds of seeds in virtual time, several on real processes (about 9 minutes on 2 cores)
 	ASTROLABE_CHAOS_SEEDS=300 ASTROLABE_CHAOS_LIVE_SEEDS=3 $(BIN)/python -m pytest -q --durations 5 tests/chaos
 
 check: $(VENV)/.dev ## lint, types, import contracts, stub freshness; changes nothing

@@ -117,8 +117,11 @@ class Forwarder(Protocol):
     """Hands calls on to one engine's server."""
 
     def forward(self, call: ForwardCall, body: BodyFeed, sink: ForwardSink) -> None:
-        """Starts the call; what comes back goes to `sink`. Raises RequestRefused for a name that runs here, EngineError if
-        it is known at once that it cannot be done; then the sink is never called."""
+        """Starts the call; what comes back goes to `sink`.
+
+        Raises RequestRefused for a name that runs here, EngineError if it is known at once that it cannot be done; then
+        the sink is never called.
+        """
 
     def hold(self, request_id: str, held: bool) -> None:
         """Stops reading the answer, or goes on with it: its client reads too slowly. Unknown ids change nothing."""

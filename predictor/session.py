@@ -156,13 +156,11 @@ class GatewaySession:
                     self._forward(dispatched)
                 else:
                     self._dispatch(dispatched)
-            # What comes for a call that has ended meanwhile is dropped.
+            # Looked up there: a name in this loop would keep the last call's body until another one's comes.
             for part in frame.body_parts:
-                if (forwarding := self._forwarding.get(part.request_id)) is not None:
-                    self._feed(part.request_id, forwarding, part.data)
+                self._feed(part.request_id, part.data)
             for consumed in frame.consumed:
-                if (forwarding := self._forwarding.get(consumed.request_id)) is not None:
-                    self._consumed(consumed.request_id, forwarding, consumed.bytes)
+                self._consumed(consumed.request_id, consumed.bytes)
             if frame.asks:
                 self._ask(frame.asks)
             if frame.ping:
@@ -210,14 +208,21 @@ class GatewaySession:
             self._mine.add(request_id)
             self._forwarding[request_id] = _Forwarding(body)
 
-    def _feed(self, request_id: str, forwarding: _Forwarding, data: bytes) -> None:
+    def _feed(self, request_id: str, data: bytes) -> None:
+        forwarding = self._forwarding.get(request_id)
+        if forwarding is None:
+            # What comes for a call that has ended meanwhile is dropped.
+            return
         try:
             forwarding.body.feed(data)
         except ValueError as bad:
             log.warning("body refused", request_id=request_id, detail=str(bad))
             forwarding.body.give_up()
 
-    def _consumed(self, request_id: str, forwarding: _Forwarding, size_bytes: int) -> None:
+    def _consumed(self, request_id: str, size_bytes: int) -> None:
+        forwarding = self._forwarding.get(request_id)
+        if forwarding is None:
+            return
         forwarding.unconsumed_bytes -= size_bytes
         if forwarding.held and forwarding.unconsumed_bytes <= RESUME_BYTES:
             forwarding.held = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import random
 from collections.abc import AsyncIterator, Callable
@@ -244,10 +243,6 @@ def emulated_text(body: bytes, *, stream: bool) -> tuple[str, bool, bool]:
         else:
             text += "".join(choice["delta"].get("content") or "" for choice in tree["choices"])
     return text, bool(lines) and lines[-1] == b"[DONE]", failed
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 async def until(what: str, condition: Callable[[], bool], within_s: float = 20.0) -> None:

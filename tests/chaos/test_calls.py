@@ -31,7 +31,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CallCluster]:
 
 @contextlib.asynccontextmanager
 async def staged(made: CallCluster, seed: int, *, same_gateway: bool = True) -> AsyncIterator[CallStage]:
-    print(f"seed {seed}")  # noqa: T201
     async with open_channel(made.cluster.address) as channel:
         stage = CallStage(made, DispatchStub(channel), seed)
         await stage.begin()

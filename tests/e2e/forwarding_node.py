@@ -23,6 +23,7 @@ class CallAtNode:
         self.body = bytearray(call.body)
         self.parts = 1
         self.is_aborted = False
+        self.sent_bytes = 0
         self.consumed_bytes = 0
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from gateway import grpc_api
 from gateway.intake.callers import KeyEntry, KeyFile, digest, new_key, write_keys
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
@@ -573,3 +574,25 @@ async def test_clients_that_leave_at_any_moment_leave_nothing_behind() -> None:
         assert not gateway.pump._sent
         for link in gateway.nodes.links.values():
             await until(lambda link=link: not link._outbox)  # type: ignore[misc]
+
+
+async def test_a_grpc_client_that_reads_nothing_does_not_hold_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_api, "STANDSTILL_S", 0.2)
+    node = ForwardingNode("n")
+    async with before(node) as (gateway, _, stub):
+        replies = stub.Forward(iter([pb.ForwardRequest(target="/v1/embeddings", body=b"{}")]))
+        call = await node.call()
+        node.head(call, 200, ("content-type", "audio/wav"))
+        piece = bytes(512 * 1024)
+        while not call.is_aborted:
+            # As a node does that is told what its client has taken.
+            if call.sent_bytes - call.consumed_bytes <= 1024 * 1024:
+                node.data(call, piece)
+                call.sent_bytes += len(piece)
+            await asyncio.sleep(0.01)
+        assert not gateway.pump.streams
+        assert gateway.pump.router.explain(call.id).outcome is Outcome.CLIENT_SLOW
+        with pytest.raises(grpc.aio.AioRpcError) as told:
+            async for _ in replies:
+                pass
+        assert told.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -13,6 +13,7 @@ from typing import Protocol
 from gateway.core.events import (
     Abort,
     AnswerBegan,
+    AnswerTied,
     AnyAction,
     AnyEvent,
     Arrived,
@@ -230,6 +231,8 @@ class Pump:
             return
         if not had_begun:
             self._answer_began(stream)
+        if answer.newly_tied():
+            self.post(AnswerTied(request_id=stream.shape.request_id, node_id=node_id, attempt=stream.attempt))
         if output_tokens:
             self._count(stream, output_tokens)
         stream.wake()
@@ -254,7 +257,7 @@ class Pump:
         assert stream.call is not None, "it was handed on"
         if stream.answer.is_streamed and stream.first_token_s is None:
             stream.first_token_s = self._clock()
-        # No other node can be asked any more.
+        # No other node can be asked any more for all of it.
         stream.call.body = b""
         self.post(
             AnswerBegan(request_id=stream.shape.request_id, node_id=stream.node_id, attempt=stream.attempt),

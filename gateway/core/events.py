@@ -158,6 +158,15 @@ class AnswerBegan(Event, frozen=True, kw_only=True):
     """`Dispatch.attempt` that it belongs to."""
 
 
+class AnswerTied(Event, frozen=True, kw_only=True):
+    """What has come of an engine's own answer is such that no other node can go on with it."""
+
+    request_id: str
+    node_id: str
+    attempt: int = 1
+    """`Dispatch.attempt` that it belongs to."""
+
+
 class StreamEnded(Event, frozen=True, kw_only=True):
     """A node has ended a request of ours, well or badly."""
 
@@ -204,6 +213,7 @@ AnyEvent = (
     | TimerFired
     | TokensSeen
     | AnswerBegan
+    | AnswerTied
     | StreamEnded
     | ClientGone
     | DrainAsked

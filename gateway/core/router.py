@@ -13,6 +13,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.core import events as ev
 from gateway.core.decision.pipeline import DecisionPipeline
 from gateway.core.decision.policies.registry import PolicyError
@@ -72,6 +74,7 @@ class Router:
             ev.TimerFired: self._on_timer_fired,
             ev.TokensSeen: self._on_tokens_seen,
             ev.AnswerBegan: self._on_answer_began,
+            ev.AnswerTied: self._on_answer_tied,
             ev.StreamEnded: self._on_stream_ended,
             ev.ClientGone: self._on_client_gone,
             ev.DrainAsked: self._on_drain_asked,
@@ -319,6 +322,12 @@ class Router:
             if live.state is State.SENT:
                 self._ledger.move(live, Trigger.TOKENS)
 
+    def _on_answer_tied(self, event: ev.AnswerTied, now_s: float) -> None:
+        found = self._ledger.at_node(event.request_id, event.node_id, event.attempt)
+        if found is not None:
+            live = found[0]
+            live.shape = msgspec.structs.replace(live.shape, continuation="impossible")
+
     def _on_stream_ended(self, event: ev.StreamEnded, now_s: float) -> None:
         found = self._ledger.at_node(event.request_id, event.node_id, event.attempt)
         if found is None:
@@ -355,7 +364,7 @@ class Router:
             return
         if live.failure is not None and outcome is Outcome.INVALID:
             outcome, detail = live.failure[0], f"{live.failure[1]}; another node refused to go on: {detail}"
-        refusal = self._why_given_up(live)
+        refusal = self._why_given_up(live, attempt)
         if refusal:
             if live.output_tokens:
                 refusal = f"after {live.output_tokens} tokens; {refusal}"
@@ -372,13 +381,15 @@ class Router:
         self._ledger.move(live, Trigger.RETRIED if live.state is State.SENT else Trigger.RESUMED)
         self._place(live, now_s)
 
-    def _why_given_up(self, live: LiveRequest) -> str:
+    def _why_given_up(self, live: LiveRequest, attempt: Attempt) -> str:
         """Why no other node gets it, for people; empty when one does, which spends a retry of the budget."""
         attempts = len(live.attempts) - live.moves
         if attempts >= self.config.max_attempts:
             return f"{attempts} of {self.config.max_attempts} attempts made"
         if (live.output_tokens or live.has_begun) and (why := why_not_resumed(live.shape)):
             return f"not resumed: {why}"
+        if attempt.output_tokens >= attempt.asked.max_output_tokens:
+            return "not resumed: as many tokens as were asked for have come, only the word that it ended is missing"
         if not self._budget.spend():
             return "too many requests are being tried again already"
         return ""

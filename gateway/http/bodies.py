@@ -16,6 +16,7 @@ import orjson
 
 from gateway.core.events import Slo
 from gateway.core.outcomes import Denial
+from gateway.intake.call_facts import said_resume
 from gateway.intake.client_request import ClientRequest, Sampling
 from gateway.intake.denied import Denied, invalid
 from length_model.core.conversation import Turn
@@ -180,8 +181,8 @@ def client_request(
 ) -> ClientRequest:
     """What the client asks for, as the intake takes it. Raises Denied.
 
-    `headers`: HTTP headers by lower-case name; `x-request-id`, `x-session-id`, `idempotency-key` and `traceparent`
-    stand in for absent fields. `question` and `history` are those of a conversation.
+    `headers`: HTTP headers by lower-case name; `x-request-id`, `x-session-id`, `idempotency-key`, `x-astrolabe-resume`
+    and `traceparent` stand in for absent fields. `question` and `history` are those of a conversation.
     """
     name, limit = body.answer_limit()
     if limit is not None and limit < 1:
@@ -216,7 +217,7 @@ def client_request(
         idempotency_key=body.idempotency_key or headers.get("idempotency-key", ""),
         belief_tokens=body.belief_tokens,
         policy=body.policy,
-        resume=body.resume or "exact",
+        resume=body.resume or said_resume(headers) or "exact",
         traceparent=headers.get("traceparent", ""),
         question=question,
         history=history,

@@ -127,6 +127,7 @@ class CallDelivery:
         if is_whole:
             exchange.finish()
         elif self._is_plain_stream and self._ends_event:
+            outcome = Outcome.ENGINE_FAILED if outcome in COMPLETE else outcome
             exchange.send(error_event(self._kind, outcome, self._stream.detail), last=True)
         else:
             # Cut off, it must not look like a whole answer.

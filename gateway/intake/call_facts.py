@@ -9,16 +9,17 @@ import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import orjson
 
 from engine_adapters.chat_template import Message
-from gateway.core.events import Slo
+from gateway.core.events import Resume, Slo
 from gateway.core.outcomes import Denial
 from gateway.intake.call_paths import CallKind
 from gateway.intake.denied import Denied
+from gateway.intake.resumable_answer import DEFAULT_COMPLETION_TOKENS, can_go_on
 from length_model.core.conversation import Turn
 
 Body = bytes | bytearray
@@ -27,9 +28,8 @@ READ_BYTES = 1024 * 1024
 """Longer bodies are not taken apart, as that would hold up everybody else: their prompts are estimated by length."""
 MEDIA_TOKENS = {"image": 1024, "audio": 512, "video": 4096}
 """What a picture, a recording, a film is taken to be in a prompt."""
-DEFAULT_COMPLETION_TOKENS = 16
-"""Limit on a completion that says none, in OpenAI's API."""
 MOST_ANSWERS = 1024
+RESUME = "x-astrolabe-resume"
 
 _ANSWERS_ALL_PROMPTS: frozenset[CallKind] = frozenset({"completions"})
 _PROMPT_FIELDS = (
@@ -79,6 +79,9 @@ class CallFacts(msgspec.Struct, kw_only=True):
     belief_tokens: list[int] = []
     previous_response: str = ""
     """The response that this one goes on from, which one node holds."""
+    resume: Resume | None = None
+    can_go_on: bool = False
+    """Whether another node could go on with a begun answer, by its text."""
 
 
 def facts_of(kind: CallKind, headers: Mapping[str, str], body: Body) -> CallFacts:
@@ -111,6 +114,21 @@ def said_in_headers(headers: Mapping[str, str], facts: CallFacts) -> None:
         if name in headers and getattr(slo, field) is None:
             slo = msgspec.structs.replace(slo, **{field: _header_number(headers, name)})
     facts.slo = slo
+    facts.resume = facts.resume or said_resume(headers)
+
+
+def said_resume(headers: Mapping[str, str]) -> Resume | None:
+    """What the header asks for when a node is lost; None: it says nothing. Raises Denied."""
+    said = headers.get(RESUME, "").strip().lower()
+    if not said:
+        return None
+    try:
+        resume: Resume = msgspec.convert(said, Resume)
+    except msgspec.ValidationError:
+        raise Denied(
+            Denial.INVALID, f"header {RESUME}: {said[:50]!r} is not exact, best_effort or off", param=RESUME
+        ) from None
+    return resume
 
 
 def _header_number(headers: Mapping[str, str], name: str) -> float:
@@ -199,6 +217,9 @@ def _read(kind: CallKind, fields: dict[str, Any], facts: CallFacts) -> None:
     facts.policy = _text(fields.get("policy"))
     facts.idempotency_key = _text(fields.get("idempotency_key"))
     facts.previous_response = _text(fields.get("previous_response_id"))
+    if (resume := _text(fields.get("resume"))) in get_args(Resume):
+        facts.resume = msgspec.convert(resume, Resume)
+    facts.can_go_on = can_go_on(kind, fields)
     facts.priority = _whole(fields.get("priority")) or 0
     facts.belief_tokens = _ids(fields.get("belief_tokens"))
     facts.slo = _slo(fields.get("slo"))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.core.outcomes import COMPLETE
+from gateway.intake.resumable_answer import ResumableAnswer
 from simcore.types import Outcome
 
 Headers = tuple[tuple[str, str], ...]
@@ -35,11 +36,13 @@ class ClientCall(msgspec.Struct, kw_only=True):
     headers: Headers
     """What the client says beside its body; nothing of the connection and no keys."""
     body: bytes | bytearray
-    """Emptied when no other node can be asked any more."""
+    """Emptied when no other node can be asked any more for all of it."""
     body_bytes: int
     """Length of the whole body."""
     is_light: bool = False
     """Whether the engine's server answers it without the engine: then there is nothing to forecast."""
+    resumable: ResumableAnswer | None = None
+    """How another node goes on with a begun answer; None: it does not."""
 
 
 class AnswerHead(msgspec.Struct, frozen=True):
@@ -60,13 +63,17 @@ class CallAnswer:
     """The answer to one call. The pump writes, one front's call reads; a new attempt begins it anew.
 
     Nothing of it is shown (`has_begun`) before the first bytes of its body have come: until then another node can still
-    be asked.
+    be asked. What has been shown stays when another node goes on with it (`go_on`).
     """
 
     __slots__ = (
         "_came_bytes",
+        "_is_deaf",
         "_is_held",
+        "_is_later",
         "_pieces",
+        "_resumable",
+        "_told_tied",
         "has_begun",
         "head",
         "is_complete",
@@ -75,7 +82,7 @@ class CallAnswer:
         "unreported_bytes",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, resumable: ResumableAnswer | None = None) -> None:
         self.head: AnswerHead | None = None
         self.has_begun = False
         """Whether its reader may have it."""
@@ -88,6 +95,12 @@ class CallAnswer:
         self._pieces: list[bytes] = []
         self._came_bytes = 0
         self._is_held = False
+        self._resumable = resumable
+        self._told_tied = False
+        self._is_later = False
+        """Whether the present node goes on with what another has begun."""
+        self._is_deaf = False
+        """Whether what it says is no part of the answer."""
 
     @property
     def is_streamed(self) -> bool:
@@ -100,18 +113,48 @@ class CallAnswer:
         self.head = None
         self._drop()
 
+    def go_on(self, came_tokens: int) -> bytes:
+        """Another attempt goes on with what has been shown, which is `came_tokens` long; the body that asks for it."""
+        assert self.has_begun, "nothing has been shown"
+        assert self._resumable is not None, "it was not to go on elsewhere"
+        self._is_later = self._is_deaf = True
+        # The next node has not sent what is still unread.
+        self.unreported_bytes = -self.unread_bytes
+        return self._resumable.body_for(came_tokens)
+
+    def newly_tied(self) -> bool:
+        """Whether what has been shown is from now on such that no other node can go on with it; told once."""
+        resumable = self._resumable
+        if resumable is None or self._told_tied or not (self.has_begun and resumable.is_tied):
+            return False
+        self._told_tied = True
+        return True
+
     def put_head(self, head: AnswerHead) -> None:
+        is_readable = True
+        if self._resumable is not None:
+            content_type, encoding = (header(head.headers, f"content-{name}") for name in ("type", "encoding"))
+            is_readable = self._resumable.begin(head.status, content_type, encoding)
+        if self._is_later:
+            self._is_deaf = not is_readable
+            return
         self.head = head
         self._came_bytes = 0
         self._is_held = head.status in KEPT_STATUSES
 
     def put(self, data: bytes) -> None:
         """The next bytes of the body. Before a head they are dropped: the node has left the order."""
-        if self.head is None:
+        if self.head is None or self._is_deaf:
             return
+        self._came_bytes += len(data)
+        if self._resumable is not None:
+            came_bytes = len(data)
+            data = self._resumable.read(data)
+            self.unreported_bytes += came_bytes - len(data)
+            if not data:
+                return
         self._pieces.append(data)
         self.unread_bytes += len(data)
-        self._came_bytes += len(data)
         if not self._is_held or self.unread_bytes > KEEP_BYTES:
             self._is_held = False
             self.has_begun = True
@@ -119,6 +162,11 @@ class CallAnswer:
     def end(self, outcome: Outcome) -> None:
         """No more comes of this attempt. It is complete unless its engine failed in the middle of it; an engine's word
         that it fails (a status from 400 on) is complete as far as its stated length says nothing else."""
+        if outcome in COMPLETE and not self._is_deaf:
+            self._put_rest()
+        if self._is_later:
+            self.is_complete = outcome in COMPLETE and not self._is_deaf
+            return
         is_complete = self.head is not None and (
             outcome in COMPLETE or outcome is Outcome.INVALID or (self.head.status >= 400 and self._has_its_length())
         )
@@ -142,6 +190,13 @@ class CallAnswer:
     def last_words(self, outcome: Outcome) -> KeptAnswer | None:
         """What the client gets when no node's answer was shown: what the last one said, if that tells why."""
         return self.kept if outcome in SOMEBODY_FAILED or outcome in COMPLETE else None
+
+    def _put_rest(self) -> None:
+        rest = b"" if self._resumable is None else self._resumable.end()
+        if rest:
+            self._pieces.append(rest)
+            self.unread_bytes += len(rest)
+            self.unreported_bytes -= len(rest)
 
     def _has_its_length(self) -> bool:
         assert self.head is not None, "asked of an answer with a head"

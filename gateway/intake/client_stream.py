@@ -89,7 +89,7 @@ class ClientStream:
         self.shape = shape
         self.call = call
         """The client's own call, which its engine is to get as it is; None: the engine is asked for tokens."""
-        self.answer = None if call is None else CallAnswer()
+        self.answer = None if call is None else CallAnswer(call.resumable)
         """What the engine answers to it."""
         self.caller = caller
         self.idempotency_key = idempotency_key
@@ -204,7 +204,12 @@ class ClientStream:
         self.attempt = attempt
         self.asked = self.shape if resumed is None else resumed
         self.resumes += resumed is not None
-        if self.answer is not None:
+        if self.answer is None or self.call is None:
+            return
+        if self.answer.has_begun:
+            self.call.body = self.answer.go_on(self.output_tokens)
+            self.call.body_bytes = len(self.call.body)
+        else:
             self.answer.expect()
 
     def usage(self) -> Usage:

@@ -26,6 +26,7 @@ from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied, invalid
 from gateway.intake.lengths import ExpectedLength, LengthDesk, Question, expected_without_model
 from gateway.intake.quotas import Quotas
+from gateway.intake.resumable_answer import ResumableAnswer
 from gateway.nodes.registry import NodeRegistry
 from gateway.pump import Pump
 from length_model.core.belief import known
@@ -245,6 +246,7 @@ class Intake:
             session=facts.session,
             slo=facts.slo,
             policy=facts.policy,
+            resume=facts.resume or "exact",
         )
         shape = checks.request_shape(
             request,
@@ -253,6 +255,12 @@ class Intake:
             max_output_tokens=limit_tokens * answers,
             expected=expected,
         )
+        can_go_on = facts.can_go_on
+        if can_go_on and facts.resume == "best_effort":
+            try:
+                call.resumable = ResumableAnswer(call.body)
+            except ValueError:
+                can_go_on = False
         belief = shape.belief
         if answers > 1:
             belief = LengthBelief(tuple(atom * answers for atom in belief.atoms_tokens))
@@ -260,7 +268,7 @@ class Intake:
             shape,
             belief=belief,
             lane="pass_through",
-            continuation="impossible",
+            continuation="approximate" if can_go_on else "impossible",
             prompt_counted_by=counted.by,
             answers=answers,
             node=node,

@@ -18,10 +18,12 @@ def why_not_resumed(shape: RequestShape) -> str:
     """Why a begun answer must not go on at another node, for people; empty when it may."""
     if shape.resume == "off":
         return "the request says resume = off"
-    if shape.lane == "pass_through":
-        return "an engine's own answer cannot go on elsewhere"
     if shape.continuation == "impossible":
+        if shape.lane == "pass_through":
+            return "an engine's own answer cannot go on elsewhere, unless it is one streamed text and nothing else"
         return "guided output and several answers at once cannot go on elsewhere"
+    if shape.lane == "pass_through" and shape.resume == "exact":
+        return "an engine's own answer cannot go on elsewhere but by its text; ask for resume = best_effort for that"
     if shape.continuation == "approximate" and shape.resume == "exact":
         return "with its sampling another node would go on differently; ask for resume = best_effort to allow that"
     return ""

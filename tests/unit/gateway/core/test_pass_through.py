@@ -92,6 +92,47 @@ def test_after_the_first_byte_none_is(tokens: int) -> None:
     world.router.check_quiescent()
 
 
+def begun_text(resume: str, tokens: int) -> CheckedRouter:
+    world = two_nodes()
+    world.arrive("r", lane="pass_through", continuation="approximate", resume=resume, max_output_tokens=50)
+    began(world)
+    if tokens:
+        world.tell(ev.TokensSeen(request_id="r", node_id=world.at["r"], tokens=tokens))
+    return world
+
+
+@pytest.mark.parametrize("tokens", [0, 3, 49])
+def test_a_begun_text_goes_on_elsewhere_for_who_wants_that(tokens: int) -> None:
+    world = begun_text("best_effort", tokens)
+    first = world.at["r"]
+    again = only(world.tell(ev.NodeLost(node_id=first)), ev.Dispatch)
+    assert (again.node_id != first, again.attempt) == (True, 2)
+    if tokens:
+        assert again.resumed is not None
+        assert again.resumed.max_output_tokens == 50 - tokens
+    assert only(world.end("r"), ev.Finish).outcome is Outcome.STOP
+    world.router.check_quiescent()
+
+
+@pytest.mark.parametrize(
+    ("resume", "tokens", "tied", "why"),
+    [
+        ("exact", 3, False, "ask for resume = best_effort"),
+        ("off", 3, False, "resume = off"),
+        ("best_effort", 50, False, "only the word that it ended is missing"),
+        ("best_effort", 3, True, "an engine's own answer cannot go on elsewhere"),
+    ],
+)
+def test_a_begun_text_stays_where_it_is_otherwise(resume: str, tokens: int, tied: bool, why: str) -> None:
+    world = begun_text(resume, tokens)
+    if tied:
+        world.tell(ev.AnswerTied(request_id="r", node_id=world.at["r"]))
+    finish = only(world.end("r", Outcome.ENGINE_FAILED), ev.Finish)
+    assert finish.outcome is Outcome.ENGINE_FAILED
+    assert why in finish.detail
+    world.router.check_quiescent()
+
+
 def test_an_emptied_node_keeps_what_has_begun() -> None:
     world = two_nodes()
     for request_id in ("begun", "waiting"):

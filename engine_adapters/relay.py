@@ -22,6 +22,7 @@ import httptools
 from engine_adapters.answer_tokens import AnswerTokens
 from engine_adapters.base import EngineError, RequestRefused
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink, ReplyData, ReplyEnd, ReplyHead
+from protos.runtime.http_headers import HOP_BY_HOP
 from protos.runtime.secret import NO_SECRET, Secret
 
 CONNECT_TIMEOUT_S = 5.0
@@ -31,20 +32,6 @@ MAX_IDLE = 256
 """Connections kept for later calls."""
 CLOSE_S = 1.0
 
-HOP_BY_HOP = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    )
-)
-"""What a header says of one connection only; https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1."""
 OURS = HOP_BY_HOP | {"authorization", "content-length", "expect", "host", "x-api-key", "x-request-id"}
 """What a client says of its call that the engine hears from us, or not at all."""
 

@@ -23,6 +23,10 @@ _MORE = 3
 """Times that something without an upper bound comes beyond its lower one, at most."""
 
 
+class _BeyondUsError(Exception):
+    """A pattern uses what is not known here."""
+
+
 def matching_text(pattern: str, rng: random.Random, *, whole: bool) -> str:
     """`whole`: the pattern has to match all of it, else a part. Raises ApiError for a pattern that is not well formed
     or uses more than sets, groups, choices, repetitions and anchors at its ends."""
@@ -30,7 +34,7 @@ def matching_text(pattern: str, rng: random.Random, *, whole: bool) -> str:
         parsed = _parser.parse(pattern)
         text = _all(parsed, rng, {})
         found = re.fullmatch(pattern, text) if whole else re.search(pattern, text)
-    except (re.error, NotImplementedError, RecursionError) as bad:
+    except (re.error, _BeyondUsError, RecursionError) as bad:
         raise ApiError(f"Failed to convert regex pattern {pattern!r}: {bad}") from None
     if found is None:
         raise ApiError(f"regex pattern {pattern!r} is beyond an emulated engine")
@@ -64,7 +68,7 @@ def _said(op: Any, argument: Any, rng: random.Random, groups: dict[int, str]) ->
         low, high, what = argument
         times = rng.randint(low, min(int(high), low + _MORE))
         return "".join(_all(what, rng, groups) for _ in range(times))
-    raise NotImplementedError(f"{name.lower()} is beyond an emulated engine")
+    raise _BeyondUsError(f"{name.lower()} is beyond an emulated engine")
 
 
 def _all(parsed: Any, rng: random.Random, groups: dict[int, str]) -> str:
@@ -88,5 +92,5 @@ def _one_of(members: Any, rng: random.Random) -> str:
         taken = set(named)
         named = [c for c in _WORD + "ABC .-_" if c not in taken]
     if not named:
-        raise NotImplementedError("an empty set")
+        raise _BeyondUsError("an empty set")
     return rng.choice(named)

@@ -14,14 +14,15 @@ from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Denial
 from gateway.http.chunks import error_json
 from gateway.http.connection import Exchange
 from gateway.http.delivery import JSON, FlushBatch, answer_headers, retry_after
-from gateway.intake.call_desk import OF_THE_CONNECTION, without
+from gateway.intake.call_desk import without
 from gateway.intake.call_paths import CallKind
 from gateway.intake.client_call import STANDSTILL_S, AnswerHead, CallAnswer, header
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.submission import Intake
+from protos.runtime.http_headers import HOP_BY_HOP
 from simcore.types import Outcome
 
-_OURS_IN_ANSWERS = OF_THE_CONNECTION | {"content-length", "x-request-id", "x-astrolabe-node"}
+_OURS_IN_ANSWERS = HOP_BY_HOP | {"content-length", "x-request-id", "x-astrolabe-node"}
 _EVENT_END = b"\n\n"
 
 

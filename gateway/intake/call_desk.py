@@ -16,22 +16,9 @@ from gateway.intake.denied import Denied, invalid
 from gateway.intake.held_responses import HeldResponses
 from gateway.intake.submission import Intake
 from gateway.nodes.registry import NodeRegistry
+from protos.runtime.http_headers import HOP_BY_HOP
 
-OF_THE_CONNECTION = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""https://www.rfc-editor.org/rfc/rfc9110#name-connection, and what older proxies say beside it."""
-_NOT_HANDED_ON = OF_THE_CONNECTION | {
+_NOT_HANDED_ON = HOP_BY_HOP | {
     "host",
     "content-length",
     "expect",

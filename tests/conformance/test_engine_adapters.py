@@ -23,19 +23,10 @@ from engine_adapters.base import (
 )
 from engine_adapters.registry import UnknownEngineError, client_and_probe
 from predictor.core.mirror import Applied, NodeMirror
-from simcore.cost.step_time import StepTimeModel
 from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig
+from tests.helpers.step_time import STEP_TIME
 
-STEP_TIME = StepTimeModel(
-    name="test/test",
-    constant_s=0.001,
-    prefill_work_s_per_token2=0.0,
-    decode_kv_s_per_token=0.0,
-    per_seq_s=0.0,
-    dense_knots_tokens=(1, 64),
-    dense_knots_s=(0.0, 0.001),
-)
 CONFIG = EngineConfig(
     model="m",
     max_num_seqs=8,

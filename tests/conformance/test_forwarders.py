@@ -15,20 +15,11 @@ from engine_adapters.base import EngineClient, EngineError, EngineOptions, Engin
 from engine_adapters.forwarding import Forwarder, ReplyEnd
 from engine_adapters.registry import client_and_probe
 from predictor.core.mirror import Applied, NodeMirror
-from simcore.cost.step_time import StepTimeModel
 from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot, parent_id
 from simcore.types import EngineConfig
 from tests.helpers.scripted_http import CHUNKED, LAST, Caller, HeardCall, chunk, scripted_http, whole
+from tests.helpers.step_time import STEP_TIME
 
-STEP_TIME = StepTimeModel(
-    name="test/test",
-    constant_s=0.001,
-    prefill_work_s_per_token2=0.0,
-    decode_kv_s_per_token=0.0,
-    per_seq_s=0.0,
-    dense_knots_tokens=(1, 64),
-    dense_knots_s=(0.0, 0.001),
-)
 CONFIG = EngineConfig(
     model="m",
     max_num_seqs=32,

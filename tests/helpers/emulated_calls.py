@@ -14,18 +14,9 @@ import msgspec
 from engine_adapters.base import EngineError, EngineOptions
 from engine_adapters.emulated import EmulatedEngine
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ReplyData, ReplyEnd, ReplyHead
-from simcore.cost.step_time import StepTimeModel
 from simcore.types import EngineConfig
+from tests.helpers.step_time import STEP_TIME
 
-STEP_TIME = StepTimeModel(
-    name="test/test",
-    constant_s=0.001,
-    prefill_work_s_per_token2=0.0,
-    decode_kv_s_per_token=0.0,
-    per_seq_s=0.0,
-    dense_knots_tokens=(1, 64),
-    dense_knots_s=(0.0, 0.001),
-)
 CONFIG = EngineConfig(
     model="m",
     other_names=("alias",),

@@ -14,19 +14,10 @@ from length_model.core.belief import known
 from predictor.core.estimator import NoForecast
 from predictor.node import NodeRuntime
 from predictor.requests import End
-from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceItem
 from simcore.types import Candidate, EngineConfig, Forecast, Outcome
+from tests.helpers.step_time import STEP_TIME
 
-STEP_TIME = StepTimeModel(
-    name="test/test",
-    constant_s=0.001,
-    prefill_work_s_per_token2=0.0,
-    decode_kv_s_per_token=0.0,
-    per_seq_s=0.0,
-    dense_knots_tokens=(1, 64),
-    dense_knots_s=(0.0, 0.001),
-)
 CONFIG = EngineConfig(
     model="m", max_num_seqs=8, max_num_batched_tokens=64, block_size_tokens=4, num_blocks=200, max_model_len_tokens=400
 )

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from length_model.core.belief import known
 from predictor.core.traced_engine import TracedEngine
-from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceDelta, TraceSnapshot, child_id
 from simcore.types import Candidate, EngineConfig, RequestState
+from tests.helpers.step_time import STEP_TIME
 
-STEP_TIME = StepTimeModel(
-    name="test/test",
-    constant_s=0.001,
-    prefill_work_s_per_token2=0.0,
-    decode_kv_s_per_token=0.0,
-    per_seq_s=0.0,
-    dense_knots_tokens=(1, 64),
-    dense_knots_s=(0.0, 0.001),
-)
 CONFIG = EngineConfig(model="m", num_blocks=200, max_model_len_tokens=400)
 TTL_S = 30.0
 

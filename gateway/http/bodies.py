@@ -17,7 +17,7 @@ import orjson
 from gateway.core.events import Slo
 from gateway.core.outcomes import Denial
 from gateway.intake.call_facts import said_resume
-from gateway.intake.client_request import ClientRequest, Sampling
+from gateway.intake.client_request import DEFAULT_COMPLETION_TOKENS, ClientRequest, Sampling
 from gateway.intake.denied import Denied, invalid
 from length_model.core.conversation import Turn
 
@@ -127,6 +127,10 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 class CompletionBody(Body, frozen=True, kw_only=True):
     prompt: Any
     """A text or a list of token ids, alone or as the only item of a list: see `prompt_of`."""
+
+    def answer_limit(self) -> tuple[str, int | None]:
+        """As OpenAI and vLLM have it, a completion is short unless more is asked for; a chat may take all there is."""
+        return "max_tokens", DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
 
 class ChatBody(Body, frozen=True, kw_only=True):

@@ -18,8 +18,9 @@ from engine_adapters.chat_template import Message
 from gateway.core.events import Resume, Slo
 from gateway.core.outcomes import Denial
 from gateway.intake.call_paths import CallKind
+from gateway.intake.client_request import DEFAULT_COMPLETION_TOKENS
 from gateway.intake.denied import Denied
-from gateway.intake.resumable_answer import DEFAULT_COMPLETION_TOKENS, can_go_on
+from gateway.intake.resumable_answer import can_go_on
 from length_model.core.conversation import Turn
 
 Body = bytes | bytearray

@@ -13,6 +13,9 @@ import msgspec
 from gateway.core.events import Resume, Slo
 from length_model.core.conversation import Turn
 
+DEFAULT_COMPLETION_TOKENS = 16
+"""Of a completion over HTTP that says no limit: https://platform.openai.com/docs/api-reference/completions/create"""
+
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How the tokens of an answer are drawn and what ends it. None: as the engine has it."""

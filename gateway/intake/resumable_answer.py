@@ -13,9 +13,8 @@ from typing import Any
 import orjson
 
 from gateway.intake.call_paths import CallKind
+from gateway.intake.client_request import DEFAULT_COMPLETION_TOKENS
 
-DEFAULT_COMPLETION_TOKENS = 16
-"""Limit on a completion that says none, in OpenAI's API."""
 LONGEST_EVENT_BYTES = 1024 * 1024
 """What is longer without an end is no event, and is not waited for."""
 

@@ -454,7 +454,6 @@ TO_MEND = {
     "chat: names, whole": "the gateway's templates do not see the names of those who speak",
     "chat: return_token_ids": "the prompt's token ids are asked for too",
     "completions: return_token_ids": "the same",
-    "completions: no limit": "16 tokens where nothing else is asked for",
     "chat: stop text": "no stop_reason says which text it was",
     "chat: stop ids": "no stop_reason",
     "chat: min_tokens": "no stop_reason",

@@ -8,7 +8,7 @@ import pytest
 from gateway import wire
 from gateway.core.events import Slo
 from gateway.core.request.resume import remainder
-from gateway.http.bodies import client_request, completion_body, prompt_of
+from gateway.http.bodies import chat_body, client_request, completion_body, prompt_of
 from gateway.intake.client_request import Sampling
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied
@@ -92,9 +92,12 @@ def test_what_is_absent_stays_absent() -> None:
     bare = wire.client_request(pb.GenerateRequest(text="x"))
     read = completion_body(b'{"prompt": "x"}')
     over_http = client_request(read, {}, "x")
-    for asked in (bare, over_http):
+    chat = client_request(chat_body(b'{"messages": []}'), {}, "x")
+    # A completion alone has a limit where none is said, as OpenAI's and vLLM's have.
+    assert [asked.sampling.max_tokens for asked in (bare, chat, over_http)] == [None, None, 16]
+    for asked in (bare, chat, over_http):
         sampling = asked.sampling
-        assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (None,) * 5
+        assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (None,) * 4
         assert (asked.slo, asked.resume, asked.call_deadline_s) == (Slo(), "exact", None)
 
 

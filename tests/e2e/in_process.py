@@ -80,10 +80,10 @@ def part(request_id: str, tokens: bytes, outcome: Outcome | None = None) -> pred
 async def dispatched(node: ScriptedNode) -> predict_pb.Dispatched:
     """The next dispatch that the node gets."""
     async with asyncio.timeout(5):
-        while True:
-            frame = await node.received.get()
-            if frame.dispatches:
-                return frame.dispatches[0]
+        # One frame may bring several.
+        while not node.unread_dispatches:
+            node.unread_dispatches.extend((await node.received.get()).dispatches)
+    return node.unread_dispatches.popleft()
 
 
 class Relay:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -43,6 +44,8 @@ class ScriptedNode(PredictServicer):  # type: ignore[misc, unused-ignore]
         """The first frame; None: silence."""
         self.sessions = 0
         self.received: asyncio.Queue[pb.GatewayFrame] = asyncio.Queue()
+        self.unread_dispatches: deque[pb.Dispatched] = deque()
+        """Of frames that were taken from `received` for one dispatch."""
         self.reserved: asyncio.Queue[pb.ReserveRequest] = asyncio.Queue()
         self.on_frame: Callable[[pb.GatewayFrame], None] | None = None
         self.reads = True

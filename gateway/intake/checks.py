@@ -51,10 +51,13 @@ def continuation_of(sampling: Sampling) -> Continuation:
     """How well another node could go on with an answer that is drawn like this.
 
     It takes the answer so far for prompt: there a presence penalty does not see it, nor does a forbidden word its own
-    beginning. A frequency penalty can be given on as a bias (`gateway.wire`), the others do not tell the two apart.
+    beginning. A frequency penalty can be given on as a bias (`gateway.wire`), which engines add before they divide by a
+    repetition penalty and not after it: either alone is exact.
     """
     seeded = sampling.seed is not None and sampling.temperature != 0
-    return "approximate" if seeded or sampling.presence_penalty or sampling.bad_words else "exact"
+    repeats = sampling.repetition_penalty not in (None, 1.0)
+    unseen = sampling.presence_penalty or sampling.bad_words or (sampling.frequency_penalty and repeats)
+    return "approximate" if seeded or unseen else "exact"
 
 
 def policy_of(name: str) -> str:

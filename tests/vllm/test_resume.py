@@ -20,8 +20,12 @@ from tests.vllm import servers
 from tests.vllm.servers import Server, until
 
 TOKENS = 400
-PENALTIES = {"frequency_penalty": 0.5, "repetition_penalty": 1.25, "logit_bias": {7: -1.5}}
-"""Of every second request: what another node must take from the answer so far as well."""
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"frequency_penalty": 0.5, "logit_bias": {7: -1.5}},
+    {"repetition_penalty": 1.25, "logit_bias": {7: -1.5}},
+)
+"""Of requests in turn: what another node must take from the answer so far as well."""
 
 
 @pytest.fixture
@@ -88,8 +92,7 @@ def test_greedy_answers_go_on_token_for_token(
         # The first answers of a server that is new take a second longer than those of one that has run for a while.
         for server in (real_server, second):
             greedy(server, str(tiny_model), prompts[0], {})
-        options: list[dict[str, Any]] = [{}, PENALTIES]
-        readers = [Reader(stub, f"{victim}-{i}", prompt, options[i % 2]) for i, prompt in enumerate(prompts)]
+        readers = [Reader(stub, f"{victim}-{i}", prompt, OPTIONS[i % len(OPTIONS)]) for i, prompt in enumerate(prompts)]
         for reader in readers:
             reader.start()
 

@@ -84,7 +84,9 @@ def test_sampling_at_its_limits_passes() -> None:
     [
         ({"temperature": 0.0, "seed": 1}, "exact"),
         ({"temperature": 0.5, "seed": 1}, "approximate"),
-        ({"frequency_penalty": 1.0, "repetition_penalty": 1.5, "min_p": 0.1, "min_tokens": 5}, "exact"),
+        ({"frequency_penalty": 1.0, "repetition_penalty": 1.0, "min_p": 0.1, "min_tokens": 5}, "exact"),
+        ({"repetition_penalty": 1.5, "logit_bias": {3: 1.0}}, "exact"),
+        ({"frequency_penalty": 1.0, "repetition_penalty": 1.5}, "approximate"),
         ({"logit_bias": {3: 1.0}}, "exact"),
         ({"presence_penalty": 1.0}, "approximate"),
         ({"presence_penalty": 0.0}, "exact"),

@@ -125,10 +125,7 @@ async def test_a_real_server_answers_in_the_same_shape(real_server: Server) -> N
 
         async def compare(path: str, body: Any, *, method: str = "POST") -> None:
             stream = isinstance(body, dict) and bool(body.get("stream"))
-            for _ in range(5):
-                status, theirs = await asyncio.to_thread(asked, real_server, path, body, method=method)
-                if status != 200 or b'data: {"error"' not in theirs:
-                    break  # a stream that echoes with log probabilities breaks at some ways in which tokens fall together
+            status, theirs = await asyncio.to_thread(asked, real_server, path, body, method=method)
             ours = await caller.call(path, None if method == "GET" else body, method=method)
             told = [
                 [shape(without_what_servers_add(tree)) for tree in trees(data, stream=stream)] if data else []
@@ -151,10 +148,11 @@ async def test_a_real_server_answers_in_the_same_shape(real_server: Server) -> N
                     continue  # the tiny model has no template for conversations
                 body = dict(sample.body)
                 if sample.path == "/v1/completions":
-                    # The server's own stream mostly fails where a second answer echoes its prompt with log probabilities.
+                    # The server's own stream fails at tokens that are drawn now and then, and where some fall together
+                    # behind an echoed prompt with log probabilities.
                     body |= {"ignore_eos": True, "top_k": 1}
-                    if body.get("stream") and body.get("echo"):
-                        body["n"] = 1
+                    if body.get("stream"):
+                        body.pop("echo", None)
                 await compare(sample.path, {**body, "model": name} if body.get("model") == "m" else body)
         prompt = {"model": name, "prompt": "hello"}
         for more in (

@@ -71,9 +71,10 @@ loop; must not raise."""
 class BodyFeed:
     """The body of a call while it comes in: `feed` from one side, iterated over once by the other."""
 
-    def __init__(self, body_bytes: int) -> None:
-        """`body_bytes`: length of the whole body."""
+    def __init__(self, body_bytes: int, on_taken: Callable[[int], None] = lambda _size_bytes: None) -> None:
+        """`body_bytes`: length of the whole body. `on_taken` is told how much of it each piece takes along."""
         self._missing_bytes = body_bytes
+        self._on_taken = on_taken
         self._pieces: deque[bytes] = deque()
         self._wake = asyncio.Event()
         self._broken = False
@@ -85,7 +86,11 @@ class BodyFeed:
 
     def take(self) -> bytes:
         """The next piece, if one is here; else empty."""
-        return self._pieces.popleft() if self._pieces else b""
+        if not self._pieces:
+            return b""
+        piece = self._pieces.popleft()
+        self._on_taken(len(piece))
+        return piece
 
     def feed(self, data: bytes) -> None:
         """Raises ValueError for more than the whole body."""
@@ -103,8 +108,8 @@ class BodyFeed:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
-            while self._pieces:
-                yield self._pieces.popleft()
+            while piece := self.take():
+                yield piece
             if not self._missing_bytes:
                 return
             if self._broken:

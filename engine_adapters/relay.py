@@ -420,15 +420,18 @@ class _Connection(asyncio.Protocol):
 
     async def _send_body(self, exchange: _Exchange) -> None:
         try:
+            if self._writable is not None:
+                # The first piece fills the connection: the next one is not taken before the server has read of it.
+                await self._writable.wait()
             async for piece in exchange.feed:
                 # First kept, then sent: a connection that breaks in between takes this task with it.
                 if exchange.kept is not None:
                     exchange.kept.append(piece)
-                if self._writable is not None:
-                    await self._writable.wait()
                 if self._transport.is_closing():
                     return
                 self._transport.write(piece)
+                if self._writable is not None:
+                    await self._writable.wait()
         except EngineError as gone:
             exchange.pump = None
             self._relay.failed(exchange, gone)

@@ -39,6 +39,8 @@ UNCONSUMED_BYTES = 1024 * 1024
 """What of a forwarded answer may be on its way to its client before its engine is read no more."""
 RESUME_BYTES = UNCONSUMED_BYTES // 2
 """When it is read again."""
+BODY_WINDOW_BYTES = 1024 * 1024
+"""What of a forwarded body a gateway may send before its engine has read of it."""
 FRAME_BYTES = 1024 * 1024
 """Forwarded bytes after which the rest waits for the next frame: tokens, answers and loads come between them."""
 
@@ -101,6 +103,8 @@ class GatewaySession:
         self._answers: list[pb.Answer] = []
         self._forwarding: dict[str, _Forwarding] = {}
         self._parts: dict[str, _Tokens | _Reply] = {}
+        self._taken: dict[str, int] = {}
+        """Bytes of bodies that went on to the engine and are not told yet."""
         self._ended_parts: list[tuple[str, _Tokens | _Reply]] = []
         """Apart from the others, because an id may come again before its end is sent."""
         self._pong = 0
@@ -115,7 +119,7 @@ class GatewaySession:
     async def run(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
         """Serves the session until the gateway leaves or `finish` has been called."""
         node = self._node
-        await self._context.write(wire.welcome(node.node_id, node.config, node.profile))
+        await self._context.write(wire.welcome(node.node_id, node.config, node.profile, BODY_WINDOW_BYTES))
         unlisten = node.listen(self._wake.set)
         writer = asyncio.create_task(self._write(), name="session writer")
         reader = asyncio.create_task(self._read(frames), name="session reader")
@@ -193,7 +197,10 @@ class GatewaySession:
         request_id = message.request_id
         self._dispatch_seq = dispatched.dispatch_seq
         self._wake.set()
-        body = BodyFeed(message.body_bytes)
+        if len(message.body) < message.body_bytes:
+            body = BodyFeed(message.body_bytes, lambda size_bytes: self._took(request_id, size_bytes))
+        else:
+            body = BodyFeed(message.body_bytes)
         try:
             body.feed(message.body)
             self._node.requests.forward(wire.forward_order(message), body, self._on_reply)
@@ -218,6 +225,10 @@ class GatewaySession:
         except ValueError as bad:
             log.warning("body refused", request_id=request_id, detail=str(bad))
             forwarding.body.give_up()
+
+    def _took(self, request_id: str, size_bytes: int) -> None:
+        self._taken[request_id] = self._taken.get(request_id, 0) + size_bytes
+        self._wake.set()
 
     def _consumed(self, request_id: str, size_bytes: int) -> None:
         forwarding = self._forwarding.get(request_id)
@@ -304,8 +315,11 @@ class GatewaySession:
                 frame.parts.extend([pending.message(request_id) for request_id, pending in parts])
             pong, self._pong = self._pong, 0
             frame.pong = pong
+            taken, self._taken = self._taken, {}
+            if taken:
+                frame.taken.extend([pb.Consumed(request_id=name, bytes=size) for name, size in taken.items()])
             noted = self._note(frame)
-            if answers or parts or noted or pong:
+            if answers or parts or noted or pong or taken:
                 await self._context.write(frame)
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()

@@ -111,9 +111,16 @@ def _add_end(message: pb.StreamPart, end: End) -> None:
     message.detail = end.detail
 
 
-def welcome(node_id: str, config: EngineConfig, profile: str) -> pb.NodeFrame:
+def welcome(node_id: str, config: EngineConfig, profile: str, body_window_bytes: int) -> pb.NodeFrame:
     """A session's first frame."""
-    return pb.NodeFrame(welcome=pb.Welcome(node_id=node_id, config=codec.config_to_wire(config), profile=profile))
+    return pb.NodeFrame(
+        welcome=pb.Welcome(
+            node_id=node_id,
+            config=codec.config_to_wire(config),
+            profile=profile,
+            body_window_bytes=body_window_bytes,
+        )
+    )
 
 
 def answer(ask_id: int, forecast: Forecast | NoForecast) -> pb.Answer:

@@ -23,6 +23,8 @@ from gateway.http.message import CONTINUE, LAST_CHUNK, Request, chunk, head
 
 MAX_PIPELINED = 16
 """Requests that may wait behind the one that is answered; then the connection is not read until it has moved on."""
+PIPELINED_BYTES = 1024 * 1024
+"""The same for their bodies, the one that comes in included."""
 MAX_HEADERS = 100
 LEAST_READ_BYTES = 16 * 1024
 """Who reads so much of a long rest within the linger time may go on: answers of engines have a megabyte of it."""
@@ -182,6 +184,9 @@ class Connection(asyncio.Protocol):
         self._transport: Any = None
         self._exchange: Exchange | None = None
         self._waiting: deque[tuple[Request, bool]] = deque()
+        self._waiting_bytes = 0
+        """Of the bodies among them."""
+        self._is_paused = False
         self._refusal: tuple[int, str] | None = None
         """Why this connection takes no more requests."""
         self._in_request = False
@@ -288,6 +293,7 @@ class Connection(asyncio.Protocol):
             if isinstance(self._body, bytes):
                 self._body = bytearray(self._body)
             self._body += body
+        self._pace()
 
     def on_message_complete(self) -> None:
         # The rest of these bytes belongs to a next request, if there is any.
@@ -314,8 +320,21 @@ class Connection(asyncio.Protocol):
             self._begin(request, keep_alive)
             return
         self._waiting.append((request, keep_alive))
-        if len(self._waiting) >= MAX_PIPELINED:
+        self._waiting_bytes += len(request.body)
+        self._pace()
+
+    def _pace(self) -> None:
+        """Reads no more while too much waits behind the request that is answered, and goes on when it has moved on."""
+        waits = self._exchange is not None or bool(self._waiting)
+        held_bytes = self._waiting_bytes + len(self._body)
+        is_full = waits and (len(self._waiting) >= MAX_PIPELINED or held_bytes > PIPELINED_BYTES)
+        if is_full == self._is_paused or self._transport.is_closing():
+            return
+        self._is_paused = is_full
+        if is_full:
             self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def _plain_url(self) -> str:
         url = self._url if self._url.startswith(b"/") else _ABSOLUTE.sub(b"", self._url, count=1)
@@ -348,6 +367,7 @@ class Connection(asyncio.Protocol):
             self._linger()
         else:
             self.deadline_s = self._loop.time() + self._limits.idle_s
+        self._pace()
         # Later: a handler that answers at once would otherwise recurse through all that is pipelined.
         if self._waiting:
             self._loop.call_soon(self._next)
@@ -381,9 +401,10 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         if self._exchange is None and self._waiting and not self._transport.is_closing():
-            if len(self._waiting) == MAX_PIPELINED:
-                self._transport.resume_reading()
-            self._begin(*self._waiting.popleft())
+            request, keep_alive = self._waiting.popleft()
+            self._waiting_bytes -= len(request.body)
+            self._begin(request, keep_alive)
+            self._pace()
 
     def _refuse_body(self) -> None:
         self._refuse(413, f"the body exceeds {self._max_body_bytes} bytes (max_body_bytes); send less")

@@ -270,6 +270,7 @@ class NodeLink:
         if self.config is not None and self.node_id != welcome.node_id:
             self._pump.node_removed(self.node_id)
         self.node_id, self.config, self.profile = welcome.node_id, config, welcome.profile
+        self._outbox.body_window_bytes = welcome.body_window_bytes
         self.status, self.detail = "up", ""
         log.info("node is up", node=self.node_id, address=self.entry.address, model=config.model, profile=self.profile)
         self._pump.node_up(self.node_id, self, config, welcome.profile)
@@ -329,6 +330,9 @@ class NodeLink:
                 cached_tokens=part.usage.cached_tokens if ended else 0,
                 detail=part.detail,
             )
+        for taken in frame.taken:
+            self._outbox.taken(taken.request_id, taken.bytes)
+            self._wake.set()
         if frame.HasField("load"):
             pump.post(LoadNoted(load=codec.load_from_wire(frame.load.load), dispatch_seq=frame.load.dispatch_seq))
 

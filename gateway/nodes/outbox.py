@@ -16,21 +16,37 @@ BODY_PART_BYTES = 256 * 1024
 Body = bytes | bytearray
 
 
+class _Upload:
+    """A body on its way."""
+
+    __slots__ = ("body", "sent_bytes", "taken_bytes")
+
+    def __init__(self, body: Body, sent_bytes: int) -> None:
+        self.body = body
+        self.sent_bytes = sent_bytes
+        self.taken_bytes = 0
+
+
 class Outbox:
     """Merges what comes up between two writes into one frame, as far as the order allows.
 
     A node applies a frame's aborts first, then its dispatches, then its asks. So an abort of a request that the same
     frame dispatches must go into the next one; an ask may fall behind a later dispatch, which it is glad to see.
 
-    Long bodies of calls go in frames of their own, the calls in turns, and only while nothing else waits.
+    Long bodies of calls go in frames of their own, the calls in turns, and only while nothing else waits. Of each so
+    much is sent ahead of what its engine has read as the node allows.
     """
 
     def __init__(self) -> None:
+        self.body_window_bytes = 0
+        """How much of a body may be sent that the node has not `taken`; 0: all of it."""
         self._frames: deque[pb.GatewayFrame] = deque()
         self._open_dispatches: set[str] = set()
         self._open_prompt_tokens = 0
-        self._bodies: dict[str, tuple[Body, int]] = {}
-        """By call, the body and how much of it has been sent; the next one first."""
+        self._bodies: dict[str, _Upload] = {}
+        """By call, what may be sent now; the next one first."""
+        self._waiting: dict[str, _Upload] = {}
+        """By call, what its engine must read of first."""
 
     def __bool__(self) -> bool:
         return bool(self._frames or self._bodies)
@@ -63,11 +79,21 @@ class Outbox:
     def body(self, request_id: str, body: Body, sent_bytes: int) -> None:
         """What a call's dispatch lacks of its body: all after the first `sent_bytes`."""
         if sent_bytes < len(body):
-            self._bodies[request_id] = (body, sent_bytes)
+            self._send_on(request_id, _Upload(body, sent_bytes))
 
     def drop_body(self, request_id: str) -> None:
         """Nobody wants the rest."""
         self._bodies.pop(request_id, None)
+        self._waiting.pop(request_id, None)
+
+    def taken(self, request_id: str, size_bytes: int) -> None:
+        """So much more of a body is not held at the node any more."""
+        upload = self._waiting.pop(request_id, None)
+        if upload is not None:
+            upload.taken_bytes += size_bytes
+            self._send_on(request_id, upload)
+        elif request_id in self._bodies:
+            self._bodies[request_id].taken_bytes += size_bytes
 
     def consumed(self, request_id: str, data_bytes: int) -> None:
         self._open().consumed.append(pb.Consumed(request_id=request_id, bytes=data_bytes))
@@ -88,12 +114,19 @@ class Outbox:
         return frame
 
     def _body_part(self) -> pb.GatewayFrame:
-        request_id, (body, sent_bytes) = next(iter(self._bodies.items()))
+        request_id, upload = next(iter(self._bodies.items()))
         del self._bodies[request_id]
-        end = min(sent_bytes + BODY_PART_BYTES, len(body))
-        self.body(request_id, body, end)
-        part = pb.BodyPart(request_id=request_id, data=bytes(memoryview(body)[sent_bytes:end]))
+        begin = upload.sent_bytes
+        upload.sent_bytes = end = min(begin + BODY_PART_BYTES, len(upload.body))
+        if end < len(upload.body):
+            self._send_on(request_id, upload)
+        part = pb.BodyPart(request_id=request_id, data=bytes(memoryview(upload.body)[begin:end]))
         return pb.GatewayFrame(body_parts=[part])
+
+    def _send_on(self, request_id: str, upload: _Upload) -> None:
+        window_bytes = self.body_window_bytes
+        is_full = window_bytes and upload.sent_bytes - upload.taken_bytes >= window_bytes
+        (self._waiting if is_full else self._bodies)[request_id] = upload
 
     def _open(self) -> pb.GatewayFrame:
         if not self._frames:

@@ -352,7 +352,9 @@ Global___BodyPart: typing_extensions.TypeAlias = BodyPart
 
 @typing.final
 class Consumed(google.protobuf.message.Message):
-    """A node stops reading an answer when too much of it (1 MiB) has been sent and not consumed."""
+    """Bytes of a forwarded call that are not held on the other side any more. A node stops reading an answer when too much of
+    it (1 MiB) has been sent and not consumed; a gateway sends of a body no more than `Welcome.body_window_bytes` ahead.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -361,7 +363,7 @@ class Consumed(google.protobuf.message.Message):
     request_id: builtins.str
     """The call."""
     bytes: builtins.int
-    """Bytes of its answer (`StreamPart.data`) that are not held at the gateway any more."""
+    """Bytes of its answer (`StreamPart.data`) or of its body (`ForwardedCall.body`, `BodyPart.data`)."""
     def __init__(
         self,
         *,
@@ -454,6 +456,7 @@ class NodeFrame(google.protobuf.message.Message):
     PARTS_FIELD_NUMBER: builtins.int
     LOAD_FIELD_NUMBER: builtins.int
     PONG_FIELD_NUMBER: builtins.int
+    TAKEN_FIELD_NUMBER: builtins.int
     pong: builtins.int
     """The last ping."""
     @property
@@ -472,6 +475,10 @@ class NodeFrame(google.protobuf.message.Message):
     def load(self) -> Global___LoadNote:
         """The node's load, when it has changed, and now and then while the engine is busy."""
 
+    @property
+    def taken(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Consumed]:
+        """How much of the bodies of forwarded calls has gone on to the engine since the last frame."""
+
     def __init__(
         self,
         *,
@@ -480,9 +487,10 @@ class NodeFrame(google.protobuf.message.Message):
         parts: collections.abc.Iterable[Global___StreamPart] | None = ...,
         load: Global___LoadNote | None = ...,
         pong: builtins.int = ...,
+        taken: collections.abc.Iterable[Global___Consumed] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["load", b"load", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["answers", b"answers", "load", b"load", "parts", b"parts", "pong", b"pong", "welcome", b"welcome"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "load", b"load", "parts", b"parts", "pong", b"pong", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
 
 Global___NodeFrame: typing_extensions.TypeAlias = NodeFrame
 
@@ -493,10 +501,13 @@ class Welcome(google.protobuf.message.Message):
     NODE_ID_FIELD_NUMBER: builtins.int
     CONFIG_FIELD_NUMBER: builtins.int
     PROFILE_FIELD_NUMBER: builtins.int
+    BODY_WINDOW_BYTES_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node's name."""
     profile: builtins.str
     """Step-time profile, as `gpu/model`."""
+    body_window_bytes: builtins.int
+    """How much of a forwarded call's body may be sent and not `taken`, in bytes; 0: all of it."""
     @property
     def config(self) -> protos.v1.astrolabe_types_pb2.EngineConfig:
         """The engine's limits."""
@@ -507,9 +518,10 @@ class Welcome(google.protobuf.message.Message):
         node_id: builtins.str = ...,
         config: protos.v1.astrolabe_types_pb2.EngineConfig | None = ...,
         profile: builtins.str = ...,
+        body_window_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["config", b"config"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["config", b"config", "node_id", b"node_id", "profile", b"profile"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body_window_bytes", b"body_window_bytes", "config", b"config", "node_id", b"node_id", "profile", b"profile"]) -> None: ...
 
 Global___Welcome: typing_extensions.TypeAlias = Welcome
 

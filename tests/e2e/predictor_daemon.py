@@ -83,6 +83,8 @@ class SessionClient:
         self.ends: dict[str, pb.StreamPart] = {}
         self.answers: dict[int, pb.Answer] = {}
         self.load: pb.LoadNote | None = None
+        self.taken: dict[str, int] = {}
+        """Bytes of bodies that have gone on to the engine."""
         self._gateway_id = gateway_id
         self._seq = 0
         self._came = asyncio.Event()
@@ -148,6 +150,8 @@ class SessionClient:
                 self.output_tokens[part.request_id] = self.output_tokens.get(part.request_id, 0) + part.output_tokens
                 if part.HasField("outcome"):
                     self.ends[part.request_id] = part
+            for taken in frame.taken:
+                self.taken[taken.request_id] = self.taken.get(taken.request_id, 0) + taken.bytes
             if frame.HasField("load"):
                 self.load = frame.load
             self._came.set()

@@ -226,6 +226,41 @@ async def test_a_long_body_comes_in_parts(rig: Rig) -> None:
     assert rig.heard[0].body == part * 8
 
 
+async def test_a_body_is_taken_as_its_engine_reads_it(rig: Rig) -> None:
+    async def answer(call: HeardCall) -> None:
+        await call.say(whole(b"%d" % len(call.body)))
+
+    rig.answer = answer
+    rig.server.reads_bodies.clear()
+    part = bytes(range(256)) * 1024
+    parts = 128
+    assert rig.session.welcome is not None
+    window_bytes = rig.session.welcome.body_window_bytes
+    assert len(part) < window_bytes < parts * len(part) // 4
+    taken = rig.session.taken
+    await rig.session.send(forward=(forwarded("a", body=part, later_bytes=(parts - 1) * len(part)),))
+    sent = 1
+    quiet = 0
+    while quiet < 50:
+        if sent * len(part) - taken.get("a", 0) < window_bytes:
+            await rig.session.send(body={"a": part})
+            sent += 1
+            quiet = 0
+        quiet += 1
+        await asyncio.sleep(0.002)
+    # What is taken lies in the sockets' buffers, which are the system's to size.
+    assert sent < parts // 2, "an engine that reads nothing must stop its client"
+    rig.server.reads_bodies.set()
+    while sent < parts:
+        if sent * len(part) - taken["a"] < window_bytes:
+            await rig.session.send(body={"a": part})
+            sent += 1
+        await asyncio.sleep(0.001)
+    await rig.session.until(lambda: "a" in rig.session.ends)
+    assert rig.heard[0].body == part * parts
+    assert taken["a"] == parts * len(part)
+
+
 async def test_more_than_the_announced_body_ends_the_call(rig: Rig) -> None:
     await rig.session.send(forward=(forwarded("a", body=b"x", later_bytes=5),))
     await rig.session.send(body={"a": b"y" * 6})

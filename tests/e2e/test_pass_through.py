@@ -18,6 +18,7 @@ from gateway.intake.callers import KeyEntry, KeyFile, digest, new_key, write_key
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
+from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from simcore.types import Outcome
 from tests.e2e.forwarding_node import PART_BYTES, ForwardingNode
 from tests.e2e.http_client import RawClient
@@ -168,6 +169,25 @@ async def test_a_long_body_leaves_in_parts_while_others_go_first() -> None:
             node.answer(call, 200, call.id.encode())
         assert (await client.reply()).body == b"long"
         assert (await other.reply()).body == b"short"
+
+
+async def test_a_body_whose_engine_does_not_read_waits_here() -> None:
+    node = ForwardingNode("n")
+    assert node.welcome is not None
+    node.welcome.welcome.body_window_bytes = 4 * PART_BYTES
+    async with before(node) as (gateway, client, _), RawClient(gateway.http_address) as other:
+        body = tools_call(filler="x" * (10 * PART_BYTES))
+        client.post(CHAT, body, {"x-request-id": "long"})
+        await until(lambda: "long" in node.by_id and len(node.by_id["long"].body) == 4 * PART_BYTES)
+        other.post("/v1/embeddings", {"model": "m", "input": "x"})
+        node.answer(await node.call(), 200, b"ok")
+        assert (await other.reply()).body == b"ok"
+        long = node.by_id["long"]
+        assert len(long.body) == 4 * PART_BYTES
+        node.say(predict_pb.NodeFrame(taken=[predict_pb.Consumed(request_id="long", bytes=len(body))]))
+        assert (await node.call()).body == body
+        node.answer(long, 200, b"ok")
+        assert (await client.reply()).body == b"ok"
 
 
 async def test_a_body_over_the_limit_is_refused_before_it_has_come() -> None:

@@ -60,6 +60,9 @@ class ScriptedHttp:
         """So many have been opened."""
         self.open = 0
         self.url = ""
+        self.reads_bodies = asyncio.Event()
+        """Cleared: heads are read, bodies not."""
+        self.reads_bodies.set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,6 +73,8 @@ class ScriptedHttp:
             while not writer.is_closing():
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = [v for k, v in HeardCall(head, b"", reader, writer).headers if k == "content-length"]
+                if length:
+                    await self.reads_bodies.wait()
                 body = await reader.readexactly(int(length[0])) if length else b""
                 call = HeardCall(head, body, reader, writer)
                 self.heard.append(call)

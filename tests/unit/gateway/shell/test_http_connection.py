@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.http.connection import Connection, ConnectionLimits, Exchange
+from gateway.http.connection import PIPELINED_BYTES, Connection, ConnectionLimits, Exchange
 
-LIMITS = ConnectionLimits(max_head_bytes=1_000, max_body_bytes=10_000)
+LIMITS = ConnectionLimits(max_head_bytes=1_000, max_body_bytes=64 * 1024 * 1024)
 
 
 class FakeTransport(asyncio.Transport):
@@ -17,6 +17,13 @@ class FakeTransport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.closed = False
+        self.paused = False
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -57,6 +64,46 @@ def test_a_request_never_passes_one_that_waits() -> None:
         return [exchange.request.path for exchange in begun]
 
     assert asyncio.run(talk()) == ["/1", "/2", "/3"]
+
+
+def post(path: bytes, body: bytes) -> bytes:
+    return b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (path, len(body), body)
+
+
+def test_long_bodies_that_are_pipelined_are_not_read_before_their_turn() -> None:
+    async def talk() -> list[int]:
+        connection, transport, begun = connected()
+        body = b"x" * (3 * PIPELINED_BYTES)
+        sent = b"".join(post(b"/%d" % number, body) for number in range(5)) + get(b"/last")
+        at = 0
+        held = []
+        while True:
+            while at < len(sent) and not transport.paused:
+                connection.data_received(sent[at : at + 64 * 1024])
+                at += 64 * 1024
+            held.append(min(at, len(sent)) - sum(len(exchange.request.body) for exchange in begun))
+            begun[-1].respond(200, {}, b"")
+            await asyncio.sleep(0)
+            if len(begun) == 6 and begun[-1].ended:
+                break
+        assert [len(exchange.request.body) for exchange in begun] == [len(body)] * 5 + [0]
+        return held
+
+    assert max(asyncio.run(talk())) < PIPELINED_BYTES + 3 * 64 * 1024
+
+
+def test_many_short_requests_that_are_pipelined_are_not_read_before_their_turn() -> None:
+    async def talk() -> None:
+        connection, transport, begun = connected()
+        for number in range(17):
+            assert not transport.paused
+            connection.data_received(get(b"/%d" % number))
+        assert transport.paused
+        begun[0].respond(200, {}, b"")
+        await asyncio.sleep(0)
+        assert not transport.paused
+
+    asyncio.run(talk())
 
 
 def test_a_trailer_has_the_limit_of_a_head() -> None:

@@ -98,6 +98,46 @@ def test_bodies_leave_in_turns_and_only_when_nothing_else_waits() -> None:
         assert body[:10] + b"".join(part.data for part in parts if part.request_id == name) == body
 
 
+def test_no_more_of_a_body_is_sent_than_its_engine_has_read_of() -> None:
+    outbox = Outbox()
+    outbox.body_window_bytes = 2 * BODY_PART_BYTES
+    body = bytes(range(256)) * (5 * BODY_PART_BYTES // 256) + b"end"
+    outbox.dispatch(forwarded(1, "slow", body[:10]))
+    outbox.body("slow", body, 10)
+    outbox.dispatch(forwarded(2, "quick", b"q"))
+    outbox.body("quick", b"q" * (BODY_PART_BYTES + 2), 1)
+    sent: dict[str, bytes] = {"slow": body[:10], "quick": b"q"}
+
+    def send() -> None:
+        for frame in frames(outbox):
+            for part in frame.body_parts:
+                sent[part.request_id] += part.data
+
+    send()
+    assert len(sent["quick"]) == BODY_PART_BYTES + 2, "who is read gets by"
+    assert len(sent["slow"]) == 2 * BODY_PART_BYTES + 10
+    outbox.taken("slow", 11)
+    outbox.taken("unknown", 11)
+    send()
+    assert len(sent["slow"]) == 3 * BODY_PART_BYTES + 10
+    outbox.taken("slow", 4 * BODY_PART_BYTES)
+    send()
+    assert sent["slow"] == body
+    outbox.taken("slow", BODY_PART_BYTES)
+    assert not outbox
+
+
+def test_a_body_that_waits_is_dropped_too() -> None:
+    outbox = Outbox()
+    outbox.body_window_bytes = BODY_PART_BYTES
+    outbox.body("a", b"x" * 3 * BODY_PART_BYTES, 0)
+    assert len(frames(outbox)) == 1
+    outbox.abort("a")
+    outbox.taken("a", BODY_PART_BYTES)
+    (last,) = frames(outbox)
+    assert list(last.abort_request_ids) == ["a"]
+
+
 def test_nothing_more_of_a_body_is_sent_after_an_abort() -> None:
     outbox = Outbox()
     outbox.dispatch(forwarded(1, "a", b"x"))

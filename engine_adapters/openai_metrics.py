@@ -73,6 +73,10 @@ class OpenAiEngine:
         self._seq = 0
         self._preemptions: int | None = None
         """As a page told them last; one that does not know must not seem to count anew."""
+        self._heard = False
+        """Whether anything has come of our requests since the last page."""
+        self._was_busy = False
+        self._progress: int | None = None
 
     async def start(self) -> None:
         """Waits for the server. Raises EngineError after `wait_s`."""
@@ -133,6 +137,7 @@ class OpenAiEngine:
         )
 
         def accounted(request_id: str, output: EngineOutput | EngineError) -> None:
+            self._heard = True
             if isinstance(output, EngineError) or output.finish is not None:
                 self._own.pop(request_id, None)
             else:
@@ -155,6 +160,7 @@ class OpenAiEngine:
         )
 
         def accounted(request_id: str, output: ReplyHead | ReplyData | ReplyEnd | EngineError) -> None:
+            self._heard = True
             if isinstance(output, ReplyData):
                 own.output_tokens += output.output_tokens
             elif not isinstance(output, ReplyHead):
@@ -169,16 +175,31 @@ class OpenAiEngine:
         self._relay.hold(request_id, held)
 
     async def watch(self) -> AsyncGenerator[TraceSnapshot | TraceDelta, None]:
-        """A snapshot every quarter of a second."""
+        """A snapshot every quarter of a second, under the number of the last one while the engine seems to stand."""
         async with self._session() as session:
             while True:
                 page = await self._page(session)
-                self._seq += 1
+                if not self._seq or not self._stands(page):
+                    self._seq += 1
                 if page.preemptions is None:
                     page = msgspec.structs.replace(page, preemptions=self._preemptions)
                 self._preemptions = page.preemptions
                 yield estimated_snapshot(page, self._own.values(), self.config(), seq=self._seq, at_s=time.monotonic())
                 await asyncio.sleep(POLL_S)
+
+    def _stands(self, page: Aggregates) -> bool:
+        """Whether it has had work of ours since the last page and has neither done nor answered any of it.
+
+        A server may go on telling its numbers for ever when the engine behind it has stopped.
+        """
+        is_busy = bool(self._own) or len(self._relay) > 0
+        stands = (
+            (is_busy and self._was_busy and not self._heard)
+            and page.progress is not None
+            and page.progress == self._progress
+        )
+        self._was_busy, self._heard, self._progress = is_busy, False, page.progress
+        return stands
 
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(ssl=https(self._url, self._tls))

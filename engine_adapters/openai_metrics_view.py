@@ -7,6 +7,8 @@ sizes follow from the KV tokens that are not ours. Absent series stay unknown: t
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Iterable
 
 import msgspec
@@ -39,6 +41,13 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: tuple[str, ...] = ()
     kv_tokens: tuple[str, ...] = ()
     """Size of the KV cache, in tokens."""
+    progress: tuple[str, ...] = ()
+    """Those that move while the engine works, from step to step or nearly so."""
+
+    @property
+    def prefix(self) -> str:
+        """How all of its own series begin."""
+        return re.split(r"(?<=[:_])", self.running[0], maxsplit=1)[0]
 
 
 DIALECTS = (
@@ -48,6 +57,7 @@ DIALECTS = (
         waiting=("vllm:num_requests_waiting",),
         kv_used_share=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
         preemptions=("vllm:num_preemptions_total", "vllm:num_preemptions"),
+        progress=("vllm:iteration_tokens_total_count", "vllm:generation_tokens_total"),
     ),
     Dialect(
         name="sglang",
@@ -55,8 +65,14 @@ DIALECTS = (
         waiting=("sglang:num_queue_reqs",),
         kv_used_share=("sglang:token_usage",),
         kv_tokens=("sglang:max_total_num_tokens",),
+        progress=("sglang:gen_throughput", "sglang:token_usage"),
     ),
-    Dialect(name="tgi", running=("tgi_batch_current_size",), waiting=("tgi_queue_size",)),
+    Dialect(
+        name="tgi",
+        running=("tgi_batch_current_size",),
+        waiting=("tgi_queue_size",),
+        progress=("tgi_batch_inference_count",),
+    ),
 )
 
 
@@ -80,6 +96,8 @@ class Aggregates(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int | None = None
     num_blocks: int | None = None
     block_size_tokens: int | None = None
+    progress: int | None = None
+    """A number that changes with whatever the engine says of itself; None: what it says may stay while it works."""
 
 
 class OwnRequest(msgspec.Struct, kw_only=True):
@@ -111,9 +129,18 @@ def read_page(text: str) -> Aggregates:
             preemptions=_whole(total(samples, dialect.preemptions), MOST_COUNTED),
             num_blocks=blocks,
             block_size_tokens=size,
+            progress=_progress(text, dialect),
         )
     known = ", ".join(d.running[0] for d in DIALECTS)
     raise MetricsError(f"no series of a known engine on the page (looked for {known}); is --enable-metrics missing?")
+
+
+def _progress(text: str, dialect: Dialect) -> int | None:
+    """Of all series of the engine's own: those of its HTTP server move with every page that is asked for."""
+    lines = [line for line in text.split("\n") if line.startswith(dialect.prefix)]
+    if not any(line.startswith(name) for line in lines for name in dialect.progress):
+        return None
+    return zlib.crc32("\n".join(lines).encode())
 
 
 def estimated_snapshot(

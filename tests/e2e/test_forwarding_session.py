@@ -40,6 +40,7 @@ class Rig:
     def __init__(self, server: ScriptedHttp) -> None:
         self.server = server
         self.answer: Answer | None = None
+        self.page = PAGE
         self.predictor = Predictor(
             PredictorConfig(
                 node_id="n1",
@@ -70,7 +71,7 @@ class Rig:
         if call.line.startswith("GET /v1/models"):
             await call.say(whole(b'{"data":[{"id":"m"}]}'))
         elif call.line.startswith("GET /metrics"):
-            await call.say(whole(PAGE, kind="text/plain"))
+            await call.say(whole(self.page, kind="text/plain"))
         else:
             assert self.answer is not None, "a test that forwards says what is answered"
             await self.answer(call)
@@ -188,6 +189,41 @@ async def test_the_outcome_follows_from_the_status_and_the_answer_is_the_engines
     assert rig.session.heads["a"].status == status
     assert bytes(rig.session.data["a"]) == b'{"error":"mine"}'
     assert (str(status) in rig.session.ends["a"].detail) == (status >= 400)
+
+
+async def test_an_engine_that_says_nothing_and_does_nothing_is_not_shown_as_moving(rig: Rig) -> None:
+    asked = asyncio.Event()
+    go = asyncio.Event()
+
+    async def answer(call: HeardCall) -> None:
+        asked.set()
+        await go.wait()
+        await call.say(whole(b"{}"))
+
+    def seq() -> int:
+        return rig.session.load.load.trace_seq if rig.session.load is not None else 0
+
+    async def pages() -> int:
+        """How often the state's number moves while four pages are read."""
+        before, heard = seq(), len(rig.server.heard)
+        await until(lambda: len([c for c in rig.server.heard[heard:] if c.line.startswith("GET /metrics")]) >= 4)
+        return seq() - before
+
+    rig.answer = answer
+    rig.page = PAGE + b"vllm:generation_tokens_total 5.0\nhttp_requests_total 7.0\n"
+    assert await pages() >= 2, "without work there is nothing to stand still with"
+    await rig.session.send(forward=(forwarded("a"),))
+    await asked.wait()
+    await pages()
+    rig.page = rig.page.replace(b"http_requests_total 7.0", b"http_requests_total 9.0")
+    assert await pages() == 0
+    rig.page = rig.page.replace(b"tokens_total 5.0", b"tokens_total 6.0")
+    assert await pages() == 1
+    # One that does not tell how it gets on is believed to.
+    rig.page = PAGE
+    assert await pages() >= 2
+    go.set()
+    await rig.session.until(lambda: "a" in rig.session.ends)
 
 
 async def test_an_answer_that_was_cut_at_its_limit_says_so(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +55,7 @@ def test_sglang() -> None:
         'sglang:num_running_reqs{model_name="m"} 3\nsglang:num_queue_reqs{model_name="m"} 1\n'
         'sglang:token_usage{model_name="m"} 0.5\nsglang:max_total_num_tokens{model_name="m"} 8000\n'
     )
-    assert read_page(page) == Aggregates(
+    assert msgspec.structs.replace(read_page(page), progress=None) == Aggregates(
         dialect="sglang", running=3, waiting=1, kv_used_share=0.5, num_blocks=8000, block_size_tokens=1
     )
 
@@ -62,6 +63,24 @@ def test_sglang() -> None:
 def test_tgi_says_nothing_of_its_cache() -> None:
     page = "tgi_batch_current_size 4\ntgi_queue_size 9\n"
     assert read_page(page) == Aggregates(dialect="tgi", running=4, waiting=9)
+
+
+@pytest.mark.parametrize(
+    ("page", "moving"),
+    [
+        (VLLM, 'vllm:generation_tokens_total{engine="0"} %d\n'),
+        (VLLM, "vllm:iteration_tokens_total_count %d\n"),
+        ("sglang:num_running_reqs 3\nsglang:num_queue_reqs 1\n", "sglang:gen_throughput %d\n"),
+        ("tgi_batch_current_size 4\ntgi_queue_size 9\n", 'tgi_batch_inference_count{method="decode"} %d\n'),
+    ],
+)
+def test_a_page_tells_whether_its_engine_gets_on(page: str, moving: str) -> None:
+    assert read_page(page).progress is None, "nothing on it must move while the engine works"
+    page += 'http_requests_total{handler="/metrics"} %d\n'
+    first = read_page(page % 1 + moving % 5).progress
+    assert first is not None
+    assert read_page(page % 2 + moving % 5).progress == first, "its HTTP server counts our own look"
+    assert read_page(page % 2 + moving % 6).progress != first
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,10 @@ class EngineMisconfigured(EngineError):
     """The engine is there, and we are configured wrongly for it. Waiting will not help."""
 
 
+class EngineFull(EngineError):
+    """The engine takes no more for now. That is no failure, and another one may have room."""
+
+
 class RequestRefused(EngineError):
     """The engine will not take this request as it stands: too long, unknown option. Trying elsewhere will not help."""
 

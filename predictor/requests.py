@@ -11,13 +11,14 @@ import msgspec
 import structlog
 
 from engine_adapters.answer_tokens import is_event_stream
-from engine_adapters.base import EngineClient, EngineError, EngineOutput, EngineRequest, RequestRefused
+from engine_adapters.base import EngineClient, EngineError, EngineFull, EngineOutput, EngineRequest, RequestRefused
 from engine_adapters.forwarding import BodyFeed, ForwardCall, Forwarder, ReplyData, ReplyEnd, ReplyHead
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.asking import Asking
 from predictor.core.node_predictor import NodePredictor
 from predictor.core.traced_engine import TracedEngine
 from predictor.notices import log_trust
+from protos.answer_status import outcome_of_status
 from simcore.types import Candidate, LengthBelief, Outcome
 
 log = structlog.get_logger("predictor")
@@ -75,8 +76,7 @@ class _Running:
 
     def __call__(self, request_id: str, output: EngineOutput | EngineError) -> None:
         if isinstance(output, EngineError):
-            refused = isinstance(output, RequestRefused)
-            self._end(Outcome.INVALID if refused else Outcome.ENGINE_FAILED, detail=str(output))
+            self._end(_outcome_of(output), detail=str(output))
             return
         tokens = output.token_ids
         if tokens:
@@ -137,8 +137,7 @@ class _Forwarded:
             self._is_stream = reply.status < 400 and is_event_stream(reply.headers)
             self._sink(request_id, reply, None)
         elif isinstance(reply, EngineError):
-            refused = isinstance(reply, RequestRefused)
-            self._end(Outcome.INVALID if refused else Outcome.ENGINE_FAILED, ReplyEnd(), str(reply))
+            self._end(_outcome_of(reply), ReplyEnd(), str(reply))
         elif not reply.aborted:
             outcome = outcome_of_status(self._status)
             detail = "" if outcome is Outcome.STOP else f"the engine's server answers {self._status}"
@@ -163,13 +162,10 @@ class _Forwarded:
         self._sink(call.request_id, None, end)
 
 
-def outcome_of_status(status: int) -> Outcome:
-    """How a request ended whose answer is complete and has that status."""
-    if status < 400:
-        return Outcome.STOP
-    if status in (429, 503):
-        return Outcome.OVERLOADED
-    return Outcome.ENGINE_FAILED if status >= 500 or status == 408 else Outcome.INVALID
+def _outcome_of(error: EngineError) -> Outcome:
+    if isinstance(error, RequestRefused):
+        return Outcome.INVALID
+    return Outcome.OVERLOADED if isinstance(error, EngineFull) else Outcome.ENGINE_FAILED
 
 
 class Requests:

@@ -15,6 +15,7 @@ import msgspec
 
 from engine_adapters.base import (
     EngineError,
+    EngineFull,
     EngineMisconfigured,
     EngineOutput,
     EngineRequest,
@@ -27,11 +28,12 @@ from engine_adapters.relay import EngineRelay
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.account import engine_request_id
+from protos.answer_status import outcome_of_status
 from protos.runtime.addresses import parse_url
 from protos.runtime.channels import uses_proxy
 from protos.runtime.secret import NO_SECRET, Secret
 from protos.runtime.tls_files import ClientTlsFiles
-from simcore.types import EngineConfig
+from simcore.types import EngineConfig, Outcome
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_LINE_BYTES = 4 << 20
@@ -339,7 +341,9 @@ def refusal(status: int, body: bytes, url: str, key: Secret, *, of_request: bool
             "ASTROLABE_ENGINE_API_KEY"
         )
     text = key.hidden_in(read_fault(body))
+    meant = outcome_of_status(status)
     # 404: it is the daemon's configuration that does not fit this server, not the request.
-    if of_request and 400 <= status < 500 and status not in (404, 408, 429):
+    if of_request and meant is Outcome.INVALID and status != 404:
         return RequestRefused(text)
-    return EngineError(f"{url} answers {status}{': ' if text else ''}{text}")
+    said = f"{url} answers {status}{': ' if text else ''}{text}"
+    return EngineFull(said) if meant is Outcome.OVERLOADED else EngineError(said)

@@ -8,15 +8,14 @@ import msgspec
 
 from gateway.core.outcomes import COMPLETE
 from gateway.intake.resumable_answer import ResumableAnswer
+from protos.answer_status import may_be_spared
 from simcore.types import Outcome
 
 Headers = tuple[tuple[str, str], ...]
 """Names in lower case, values as they came; a name may come twice."""
 
-KEPT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-"""Answers that another node may spare the client."""
 KEEP_BYTES = 64 * 1024
-"""Longest body of such an answer; a longer one goes to the client."""
+"""Longest body of an answer that another node may spare the client; a longer one goes to the client."""
 REPORT_BYTES = 64 * 1024
 """So much must have been taken before the node is told again: it holds an answer at 1 MiB."""
 STANDSTILL_S = 60.0
@@ -140,7 +139,7 @@ class CallAnswer:
             return
         self.head = head
         self._came_bytes = 0
-        self._is_held = head.status in KEPT_STATUSES
+        self._is_held = may_be_spared(head.status)
 
     def put(self, data: bytes) -> None:
         """The next bytes of the body. Before a head they are dropped: the node has left the order."""

@@ -167,13 +167,25 @@ async def test_it_counts_as_work_of_the_node_while_it_runs(rig: Rig) -> None:
         (200, Outcome.STOP),
         (302, Outcome.STOP),
         (400, Outcome.INVALID),
+        (401, Outcome.ENGINE_FAILED),
         (404, Outcome.INVALID),
+        (405, Outcome.INVALID),
+        (407, Outcome.ENGINE_FAILED),
         (408, Outcome.ENGINE_FAILED),
+        (413, Outcome.INVALID),
         (422, Outcome.INVALID),
         (429, Outcome.OVERLOADED),
         (500, Outcome.ENGINE_FAILED),
+        (501, Outcome.INVALID),
         (502, Outcome.ENGINE_FAILED),
         (503, Outcome.OVERLOADED),
+        (504, Outcome.ENGINE_FAILED),
+        (505, Outcome.INVALID),
+        (506, Outcome.INVALID),
+        (507, Outcome.ENGINE_FAILED),
+        (510, Outcome.INVALID),
+        (520, Outcome.ENGINE_FAILED),
+        (529, Outcome.OVERLOADED),
     ],
 )
 async def test_the_outcome_follows_from_the_status_and_the_answer_is_the_engines(
@@ -189,6 +201,27 @@ async def test_the_outcome_follows_from_the_status_and_the_answer_is_the_engines
     assert rig.session.heads["a"].status == status
     assert bytes(rig.session.data["a"]) == b'{"error":"mine"}'
     assert (str(status) in rig.session.ends["a"].detail) == (status >= 400)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (400, Outcome.INVALID),
+        (401, Outcome.ENGINE_FAILED),
+        (429, Outcome.OVERLOADED),
+        (500, Outcome.ENGINE_FAILED),
+        (501, Outcome.INVALID),
+        (503, Outcome.OVERLOADED),
+    ],
+)
+async def test_a_status_means_the_same_where_tokens_are_asked_for(rig: Rig, status: int, outcome: Outcome) -> None:
+    async def answer(call: HeardCall) -> None:
+        await call.say(whole(b'{"error":"mine"}', status=status))
+
+    rig.answer = answer
+    await rig.session.send(dispatch=(engine_request("a"),))
+    await rig.session.until(lambda: "a" in rig.session.ends)
+    assert rig.outcome("a") is outcome
 
 
 async def test_an_engine_that_says_nothing_and_does_nothing_is_not_shown_as_moving(rig: Rig) -> None:

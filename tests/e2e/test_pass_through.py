@@ -16,6 +16,7 @@ import pytest
 from gateway import grpc_api
 from gateway.intake.callers import KeyEntry, KeyFile, digest, new_key, write_keys
 from protos import codec
+from protos.answer_status import outcome_of_status
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
@@ -396,6 +397,23 @@ async def test_when_no_node_is_left_the_client_gets_what_the_last_one_said() -> 
             node.answer(await node.call(), 500, said, Outcome.ENGINE_FAILED, ("x-engine", "own"))
         reply = await client.reply()
         assert (reply.status, reply.body, reply.headers["x-engine"]) == (500, b"second", "own")
+
+
+@pytest.mark.parametrize(
+    ("http_status", "is_spared"), [(401, True), (500, True), (529, True), (501, False), (413, False)]
+)
+async def test_another_node_is_tried_where_it_may_do_better(http_status: int, is_spared: bool) -> None:
+    nodes = [ForwardingNode("a"), ForwardingNode("b")]
+    async with before(*nodes) as (_, client, _):
+        client.post("/v1/embeddings", {"model": "m", "input": "x"})
+        first = await first_of(*nodes)
+        first.answer(await first.call(), http_status, b"no", outcome_of_status(http_status))
+        if is_spared:
+            second = nodes[1 - nodes.index(first)]
+            second.answer(await second.call(), 200, b"yes")
+        reply = await client.reply()
+        assert (reply.status, reply.body) == ((200, b"yes") if is_spared else (http_status, b"no"))
+        assert sum(len(node.by_id) for node in nodes) == 1 + is_spared
 
 
 async def test_a_node_that_is_lost_before_the_first_byte_is_replaced() -> None:

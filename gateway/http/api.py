@@ -14,11 +14,12 @@ import structlog
 
 from gateway.core.outcomes import DENIALS, Denial
 from gateway.http.bodies import Body, chat_body, client_request, completion_body, prompt_of
-from gateway.http.calls import CallDelivery, error_body
+from gateway.http.calls import CallDelivery
 from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
-from gateway.http.chunks import CHAT, COMPLETION, Style, error_json
+from gateway.http.chunks import CHAT, COMPLETION, Style
 from gateway.http.connection import Exchange, Handler
 from gateway.http.delivery import JSON, Delivery, FlushBatch, ResponseOptions, retry_after
+from gateway.http.errors import DEFECT, error_body, plain_error
 from gateway.http.heartbeats import Heartbeats
 from gateway.http.message import Request
 from gateway.intake.call_desk import CallDesk, FrontCall
@@ -29,6 +30,7 @@ from gateway.intake.denied import Denied
 from gateway.intake.submission import Intake
 from gateway.nodes.registry import NodeRegistry
 from length_model.core.conversation import Turn
+from simcore.types import Outcome
 
 log = structlog.get_logger("gateway.http")
 
@@ -105,7 +107,8 @@ class OpenAiApi:
                 self._start(self._hand_on, exchange)
             elif post is not None or get is not None:
                 allow = "POST" if post is not None else "GET, HEAD"
-                _respond(exchange, 405, _plain_error(f"{request.path} takes {allow} only"), {"allow": allow})
+                body = plain_error(request.path, 405, f"{request.path} takes {allow} only", code=Denial.INVALID.value)
+                _respond(exchange, 405, body, {"allow": allow})
             else:
                 raise Denied(Denial.UNKNOWN, self._no_such(request))
         except Denied as refused:
@@ -230,7 +233,7 @@ class OpenAiApi:
 
         stream = await self._desk.admit(call, caller, trying=trying, instead_of=instead_of)
         heard = self._desk.heard if target.kind == "responses" else None
-        CallDelivery(stream, self._intake, exchange, target.kind, self._batch, heard)
+        CallDelivery(stream, self._intake, exchange, target.path, self._batch, heard)
 
     # --- looks --------------------------------------------------------------------------------------------------------
 
@@ -292,10 +295,6 @@ def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[str, st
     exchange.respond(status, {"content-type": JSON, **(headers or {})}, body)
 
 
-def _plain_error(message: str) -> bytes:
-    return error_json(Denial.INVALID, message)
-
-
 def _refuse(exchange: Exchange, refused: Denied) -> None:
     codes = DENIALS[refused.denial]
     headers = {}
@@ -303,13 +302,11 @@ def _refuse(exchange: Exchange, refused: Denied) -> None:
         headers["retry-after"] = retry_after(refused.retry_after_s)
     if refused.denial is Denial.NO_KEY:
         headers["www-authenticate"] = "Bearer"
-    kind = target_of(exchange.request.url).kind
-    _respond(exchange, codes.http, error_body(kind, refused.denial, str(refused), refused.param), headers)
+    body = error_body(exchange.request.path, refused.denial, str(refused), refused.param)
+    _respond(exchange, codes.http, body, headers)
 
 
 def _defect(exchange: Exchange) -> None:
     log.exception("defect in the HTTP front")
-    body = orjson.dumps(
-        {"error": {"message": "a defect of the gateway; its log says more", "type": "server_error", "code": "internal"}}
-    )
-    _respond(exchange, 500, body)
+    path, kind, text = exchange.request.path, DEFECT.error_type, DEFECT.text
+    _respond(exchange, DEFECT.http, plain_error(path, DEFECT.http, text, kind=kind, code=Outcome.INTERNAL.value))

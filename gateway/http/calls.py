@@ -8,14 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import orjson
-
-from gateway.core.outcomes import CODES, COMPLETE, DENIALS, Denial
-from gateway.http.chunks import error_json
+from gateway.core.outcomes import CODES, COMPLETE
 from gateway.http.connection import Exchange
 from gateway.http.delivery import JSON, FlushBatch, answer_headers, retry_after
+from gateway.http.errors import error_body, error_event
 from gateway.intake.call_desk import without
-from gateway.intake.call_paths import CallKind
 from gateway.intake.client_call import STANDSTILL_S, AnswerHead, CallAnswer, header
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.submission import Intake
@@ -30,8 +27,18 @@ class CallDelivery:
     """Delivers an engine's own answer, from admission to the end of the response or until the client leaves."""
 
     __slots__ = (
-        "_answer", "_batch", "_ends_event", "_exchange", "_heard", "_intake", "_is_plain_stream", "_kind",
-        "_left_bytes", "_standstill", "_stream", "_unsent_bytes",
+        "_answer",
+        "_batch",
+        "_ends_event",
+        "_exchange",
+        "_heard",
+        "_intake",
+        "_is_plain_stream",
+        "_left_bytes",
+        "_path",
+        "_standstill",
+        "_stream",
+        "_unsent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -39,17 +46,17 @@ class CallDelivery:
         stream: ClientStream,
         intake: Intake,
         exchange: Exchange,
-        kind: CallKind,
+        path: str,
         batch: FlushBatch,
         heard: Callable[[ClientStream, bytes], None] | None = None,
     ) -> None:
-        """`heard` is told the first bytes of an answer of status 200."""
+        """`path`: what was called. `heard` is told the first bytes of an answer of status 200."""
         assert stream.answer is not None, "a call has an answer"
         self._stream = stream
         self._answer: CallAnswer = stream.answer
         self._intake = intake
         self._exchange = exchange
-        self._kind = kind
+        self._path = path
         self._batch = batch
         self._heard = heard
         self._ends_event = True
@@ -129,7 +136,7 @@ class CallDelivery:
             exchange.finish()
         elif self._is_plain_stream and self._ends_event:
             outcome = Outcome.ENGINE_FAILED if outcome in COMPLETE else outcome
-            exchange.send(error_event(self._kind, outcome, self._stream.detail), last=True)
+            exchange.send(error_event(self._path, outcome, self._stream.detail), last=True)
         else:
             # Cut off, it must not look like a whole answer.
             exchange.abort()
@@ -154,7 +161,7 @@ class CallDelivery:
             ours = {**answer_headers(stream), "content-type": JSON, "x-astrolabe-outcome": outcome.value}
             if codes.http in (429, 503):
                 ours["retry-after"] = retry_after(stream.retry_after_s)
-            self._exchange.respond(codes.http, ours, error_body(self._kind, outcome, stream.detail))
+            self._exchange.respond(codes.http, ours, error_body(self._path, outcome, stream.detail))
         self._close()
 
     def _moves(self) -> None:
@@ -181,21 +188,3 @@ class CallDelivery:
     def _close(self) -> None:
         self._moves()
         self._intake.close(self._stream)
-
-
-def error_body(kind: CallKind, why: Outcome | Denial, detail: str, param: str = "") -> bytes:
-    """An error of the gateway's own in the shape of the API that was called."""
-    if kind != "messages":
-        return error_json(why, detail, param)
-    codes = CODES[why] if isinstance(why, Outcome) else DENIALS[why]
-    return orjson.dumps({"type": "error", "error": {"type": codes.error_type, "message": detail or codes.text}})
-
-
-def error_event(kind: CallKind, outcome: Outcome, detail: str) -> bytes:
-    """The event by which a stream that has begun tells that it is not whole."""
-    if kind == "messages":
-        return b"event: error\ndata: %b\n\n" % error_body(kind, outcome, detail)
-    if kind == "responses":
-        said = {"type": "error", "code": outcome.value, "message": detail or CODES[outcome].text, "param": None}
-        return b"event: error\ndata: %b\n\n" % orjson.dumps(said)
-    return b"data: %b\n\n" % error_json(outcome, detail)

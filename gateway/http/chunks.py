@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import orjson
 
-from gateway.core.outcomes import CODES, DENIALS, Denial
 from gateway.intake.client_stream import Usage
 from simcore.types import Outcome
 
@@ -147,18 +146,3 @@ def usage_json(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.output_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
-
-
-def error_json(why: Outcome | Denial, detail: str, param: str = "") -> bytes:
-    """OpenAI's error shape; `code` is the outcome's or denial's label."""
-    codes = CODES[why] if isinstance(why, Outcome) else DENIALS[why]
-    return orjson.dumps(
-        {
-            "error": {
-                "message": detail or codes.text,
-                "type": codes.error_type,
-                "param": param or None,
-                "code": why.value,
-            }
-        }
-    )

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import httptools
 import msgspec
 
+from gateway.http.errors import plain_error
 from gateway.http.message import CONTINUE, LAST_CHUNK, Request, chunk, head
 
 MAX_PIPELINED = 16
@@ -421,8 +422,8 @@ class Connection(asyncio.Protocol):
         assert self._refusal is not None, "called when there is one"
         status, message = self._refusal
         if status:
-            kind = "invalid_request_error"
-            body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": None}})
+            path = unquote(self._plain_url().partition("?")[0])
+            body = plain_error(path, status, message)
             headers = {"content-type": "application/json"}
             self._transport.write(head(status, headers, length=len(body), keep_alive=False) + body)
         if self._transport.can_write_eof():

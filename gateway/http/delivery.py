@@ -16,8 +16,9 @@ import msgspec
 import structlog
 
 from gateway.core.outcomes import CODES, COMPLETE
-from gateway.http.chunks import Chunks, Style, error_json, whole
+from gateway.http.chunks import Chunks, Style, whole
 from gateway.http.connection import Exchange
+from gateway.http.errors import error_json
 from gateway.http.heartbeats import Beat, Heartbeats
 from gateway.intake.client_stream import ClientStream
 from simcore.types import Outcome

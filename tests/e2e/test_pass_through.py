@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from simcore.types import Outcome
 from tests.e2e.forwarding_node import PART_BYTES, ForwardingNode
-from tests.e2e.http_client import RawClient
+from tests.e2e.http_client import RawClient, Reply
 from tests.e2e.in_process import dispatched, part, running, status, until
 from tests.e2e.scripted_node import ScriptedNode
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.e2e
 
 EVENTS = ("content-type", "text/event-stream; charset=utf-8")
 CHAT = "/v1/chat/completions"
+TOO_LARGE = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 @contextlib.asynccontextmanager
@@ -140,6 +142,55 @@ async def test_what_is_ours_to_say_is_still_said_by_us() -> None:
         client.post(CHAT, tools_call(model="unknown"))
         reply = await client.reply()
         assert (reply.status, reply.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        (CHAT, "openai"),
+        ("/v1/completions", "openai"),
+        ("/v1/responses", "openai"),
+        ("/v1/embeddings", "openai"),
+        ("/v1/messages", "anthropic"),
+        ("/v1/messages/count_tokens", "anthropic"),
+        ("/v1/messages/invented", "anthropic"),
+        ("/v1/rerank", "vllm"),
+        ("/score", "vllm"),
+        ("/pooling", "vllm"),
+        ("/tokenize", "vllm"),
+    ],
+)
+async def test_what_the_gateway_says_itself_has_the_shape_of_the_api(path: str, shape: str, tmp_path: Path) -> None:
+    def check(reply: Reply, http_status: int, openai: tuple[str, str | None], anthropic: str, vllm: str) -> None:
+        assert reply.status == http_status
+        said = reply.json()
+        error = said["error"]
+        assert error["message"]
+        if shape == "anthropic":
+            assert (said["type"], error["type"], set(error)) == ("error", anthropic, {"type", "message"})
+        elif shape == "vllm":
+            assert (error["type"], error["code"]) == (vllm, http_status)
+        else:
+            assert (error["type"], error["code"]) == openai
+
+    node = ForwardingNode("n")
+    key = new_key()
+    write_keys(tmp_path / "keys.toml", KeyFile(keys=(KeyEntry(name="c", sha256=digest(key).hex(), role="client"),)))
+    async with before(node, max_body_bytes=2048, max_call_bytes=4096, keys=str(tmp_path / "keys.toml")) as made:
+        _, client, _ = made
+        body = {"model": "unknown", "messages": [{"role": "user", "content": "x"}], "prompt": "x", "tools": [{"a": 1}]}
+        client.post(path, body)
+        openai: tuple[str, str | None] = ("authentication_error", "no_key")
+        check(await client.reply(), 401, openai, "authentication_error", "Unauthorized")
+        mine = {"authorization": f"Bearer {key}"}
+        client.post(path, body, mine)
+        openai = ("invalid_request_error", "model_not_found")
+        check(await client.reply(), 404, openai, "not_found_error", "NotFoundError")
+        client.post(path, {**body, "model": "m"}, {**mine, "x-astrolabe-deadline-s": "0.01"})
+        openai = ("timeout_error", "deadline")
+        check(await client.reply(), 504, openai, "timeout_error", "Gateway Timeout")
+        client.send(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 4097\r\n\r\n" % path.encode())
+        check(await client.reply(), 413, ("invalid_request_error", None), "request_too_large", TOO_LARGE.phrase)
 
 
 async def test_several_prompts_and_answers_are_counted_together() -> None:
@@ -437,7 +488,7 @@ async def test_a_node_that_is_lost_before_the_first_byte_is_replaced() -> None:
     ("path", "event"),
     [
         (CHAT, b'data: {"error":{'),
-        ("/v1/messages", b'event: error\ndata: {"type":"error","error":{"type":"engine_error"'),
+        ("/v1/messages", b'event: error\ndata: {"type":"error","error":{"type":"api_error"'),
         ("/v1/responses", b'event: error\ndata: {"type":"error","code":"engine_failed"'),
     ],
 )

@@ -19,8 +19,18 @@ from gateway.intake.submission import Intake
 from protos.runtime.http_headers import HOP_BY_HOP
 from simcore.types import Outcome
 
-_OURS_IN_ANSWERS = HOP_BY_HOP | {"content-length", "x-request-id", "x-astrolabe-node"}
-_EVENT_END = b"\n\n"
+_OURS_IN_ANSWERS = HOP_BY_HOP | {
+    "content-length",
+    "x-request-id",
+    "x-astrolabe-node",
+    "x-astrolabe-decision-s",
+    "x-astrolabe-outcome",
+}
+_EVENT_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
+_BEGINS_EVENT = b"deir:"
+"""How lines of server-sent events begin: data, event, id, retry, a comment."""
+TORN_BYTES = 16 * 1024
+"""So much of an event that is not whole is kept back; of a longer one the client gets what there is."""
 
 
 class CallDelivery:
@@ -38,6 +48,7 @@ class CallDelivery:
         "_path",
         "_standstill",
         "_stream",
+        "_torn",
         "_unsent_bytes",
     )  # fmt: skip
 
@@ -60,6 +71,9 @@ class CallDelivery:
         self._batch = batch
         self._heard = heard
         self._ends_event = True
+        """Whether what was sent of a stream is whole events."""
+        self._torn = b""
+        """The beginning of an event that is not whole. It is of no use yet, and it could not be taken back."""
         self._is_plain_stream = False
         self._left_bytes: int | None = None
         """What the response's length still leaves; None where none was said."""
@@ -121,22 +135,39 @@ class CallDelivery:
 
     def _send(self, data: bytes) -> None:
         if self._is_plain_stream:
-            self._ends_event = data.endswith(_EVENT_END)
-        if self._exchange.request.method != "HEAD":
+            data = self._whole_events(data)
+        if data and self._exchange.request.method != "HEAD":
             self._exchange.send(data)
             if self._left_bytes is not None:
                 self._left_bytes -= len(data)
         if self._answer.unreported_bytes:
             self._intake.consumed(self._stream)
 
+    def _whole_events(self, data: bytes) -> bytes:
+        whole = self._torn + data if self._torn else data
+        self._torn = b""
+        if self._ends_event and whole.endswith(b"\n\n"):
+            return whole
+        cut = max((at + len(end) for end in _EVENT_ENDS if (at := whole.rfind(end)) >= 0), default=0)
+        torn = whole[cut:]
+        if torn and (len(torn) > TORN_BYTES or torn[0] not in _BEGINS_EVENT or not (cut or self._ends_event)):
+            self._ends_event = False
+            return whole
+        self._ends_event = self._ends_event or cut > 0
+        self._torn = torn
+        return whole[:cut]
+
     def _end(self, outcome: Outcome) -> None:
         exchange = self._exchange
         is_whole = self._answer.is_complete and (self._left_bytes in (None, 0) or exchange.request.method == "HEAD")
         if is_whole:
+            if self._torn and exchange.request.method != "HEAD":
+                exchange.send(self._torn)
             exchange.finish()
-        elif self._is_plain_stream and self._ends_event:
+        elif self._is_plain_stream:
             outcome = Outcome.ENGINE_FAILED if outcome in COMPLETE else outcome
-            exchange.send(error_event(self._path, outcome, self._stream.detail), last=True)
+            event = error_event(self._path, outcome, self._stream.detail)
+            exchange.send(event if self._ends_event else b"\n\n" + event, last=True)
         else:
             # Cut off, it must not look like a whole answer.
             exchange.abort()

@@ -67,7 +67,7 @@ async def test_a_streamed_chat_with_tools_goes_through_byte_for_byte() -> None:
         assert call.call.prompt_tokens > 0
         assert call.call.max_output_tokens > 0
         node.head(call, 200, EVENTS, ("x-twice", "a"), ("x-twice", "b"))
-        pieces = [b'data: {"a": 1}\n\n', b"data: x", b"y\n\n", b"data: [DONE]\n\n"]
+        pieces = [b'data: {"a": 1}\n\n', b"data: xy\r\n\r\n", b"odd", b": c\n\n", b"data: [DONE]\n\n"]
         node.data(call, pieces[0], 1)
         http_status, headers = await client.head()
         assert (http_status, headers["x-request-id"], headers["x-astrolabe-node"]) == (200, "mine", "n")
@@ -80,7 +80,7 @@ async def test_a_streamed_chat_with_tools_goes_through_byte_for_byte() -> None:
         assert await client.chunk() == b""
         explained = gateway.pump.router.explain("mine")
         assert (explained.lane, explained.prompt_counted_by) == ("pass_through", "tokenizer")
-        assert (explained.outcome, explained.output_tokens) == (Outcome.STOP, 4)
+        assert (explained.outcome, explained.output_tokens) == (Outcome.STOP, 5)
         # The connection serves on.
         client.get("/v1/models")
         assert (await client.reply()).status == 200
@@ -94,6 +94,26 @@ async def test_what_the_gateway_understands_goes_by_tokens_all_the_same() -> Non
         node.say(part("t", b"yes", Outcome.STOP))
         assert (await client.reply()).json()["choices"][0]["message"]["content"] == "yes"
         assert gateway.pump.router.explain("t").lane == "tokens"
+
+
+async def test_both_lanes_tell_the_same_of_a_request() -> None:
+    node = ForwardingNode("n")
+
+    def told(reply: Reply) -> dict[str, str]:
+        return {name: value for name, value in reply.headers.items() if name.startswith("x-")}
+
+    async with before(node) as (_, client, _):
+        client.post(CHAT, {"model": "m", "messages": [{"role": "user", "content": "hi"}]}, {"x-request-id": "r"})
+        assert (await dispatched(node)).HasField("request")
+        node.say(part("r", b"yes", Outcome.STOP))
+        tokens = told(await client.reply())
+        client.post(CHAT, tools_call(), {"x-request-id": "r"})
+        forged = [(name, "forged") for name in tokens]
+        node.answer(await node.call(), 200, b"{}", Outcome.STOP, *forged)
+        call = told(await client.reply())
+        assert set(tokens) == set(call) == {"x-request-id", "x-astrolabe-node", "x-astrolabe-decision-s"}
+        assert (call["x-request-id"], call["x-astrolabe-node"]) == ("r", "n") == tuple(tokens.values())[:2]
+        assert float(call["x-astrolabe-decision-s"]) > 0
 
 
 async def test_where_no_node_hands_calls_on_what_is_not_understood_is_refused_as_ever() -> None:
@@ -510,16 +530,58 @@ async def test_a_stream_that_breaks_ends_with_an_error_of_its_api(path: str, eve
         assert sum(len(node.by_id) for node in nodes) == 1
 
 
-@pytest.mark.parametrize("sent", [b"half of it", b"data: half an event"])
-async def test_an_answer_cut_off_elsewhere_breaks_the_connection(sent: bytes) -> None:
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ((b'data: 1\n\ndata: {"ha',), b"data: 1\n\n"),
+        ((b"data: 1\n\ndata: 2\n",), b"data: 1\n\n"),
+        ((b"data: 1\r\n\r\nid: 3\r\nda", b"ta: {"), b"data: 1\r\n\r\n"),
+        ((b"event: x\ndata: 1",), b""),
+        ((b"data: 1\n\n", b"data: " + b"x" * 20_000, b"data"), b"data: 1\n\ndata: " + b"x" * 20_000 + b"data\n\n"),
+        ((b"{not events}",), b"{not events}\n\n"),
+    ],
+)
+async def test_a_stream_that_breaks_within_an_event_ends_with_a_whole_one(
+    sent: tuple[bytes, ...], shown: bytes
+) -> None:
     node = ForwardingNode("n")
+    async with before(node) as (_, client, _):
+        client.post(CHAT, tools_call(stream=True))
+        call = await node.call()
+        node.head(call, 200, EVENTS)
+        for piece in sent:
+            node.data(call, piece, 1)
+            await asyncio.sleep(0.01)
+        node.end(call, Outcome.ENGINE_FAILED, "the connection broke")
+        body = (await client.reply()).body
+        assert body.startswith(shown + b'data: {"error":{'), body[-300:]
+        assert body.endswith(b"\n\n")
+        client.get("/health")
+        assert (await client.reply()).status == 200, "the connection serves on"
+
+
+async def test_a_whole_stream_goes_through_however_it_is_cut() -> None:
+    node = ForwardingNode("n")
+    stream = b"data: 1\n\n: c\r\n\r\ndata: \xff\xfe\n\nid: 1\rdata: x\r\rodd line\n\ndata: [DONE]\n\ndata: left over"
+    async with before(node) as (_, client, _):
+        for size in (1, 2, 3, 7, len(stream)):
+            client.post(CHAT, tools_call(stream=True))
+            call = await node.call()
+            node.head(call, 200, EVENTS)
+            for at in range(0, len(stream), size):
+                node.data(call, stream[at : at + size], 1)
+                await asyncio.sleep(0)
+            node.end(call)
+            assert (await client.reply()).body == stream
+
+
+async def test_an_answer_cut_off_elsewhere_breaks_the_connection() -> None:
+    node = ForwardingNode("n")
+    sent = b"half of it"
     async with before(node) as (_, client, _):
         client.post("/v1/embeddings", {"model": "m", "input": "x"})
         call = await node.call()
-        if sent.startswith(b"data"):
-            node.head(call, 200, EVENTS)
-        else:
-            node.head(call, 200, ("content-length", "100"))
+        node.head(call, 200, ("content-length", "100"))
         node.data(call, sent)
         node.end(call, Outcome.ENGINE_FAILED, "the connection broke")
         await client.head()

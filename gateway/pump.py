@@ -31,7 +31,7 @@ from gateway.core.events import (
     TimerFired,
     TokensSeen,
 )
-from gateway.core.outcomes import COMPLETE
+from gateway.core.outcomes import CODES, COMPLETE
 from gateway.core.request.resume import attempt_id
 from gateway.core.router import Router
 from gateway.intake.client_call import REPORT_BYTES, AnswerHead
@@ -134,8 +134,13 @@ class Pump:
 
     def _end_after_defect(self, event: AnyEvent, now_s: float) -> None:
         request_id = event.request.request_id if isinstance(event, Arrived) else getattr(event, "request_id", "")
-        stream = self.streams.pop(request_id, None)
-        self._end(stream, Outcome.INTERNAL, "a defect of the gateway; its log says more", now_s)
+        detail = CODES[Outcome.INTERNAL].text
+        try:
+            # Its node and its books must hear of it too.
+            self._handle(ClientGone(request_id=request_id, outcome=Outcome.INTERNAL, detail=detail), now_s)
+        except Exception as another:
+            self._on_defect(event, another)
+        self._end(self.streams.pop(request_id, None), Outcome.INTERNAL, detail, now_s)
 
     # --- what clients do ----------------------------------------------------------------------------------------------
 

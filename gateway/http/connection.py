@@ -192,6 +192,9 @@ class Connection(asyncio.Protocol):
         """Why this connection takes no more requests."""
         self._in_request = False
         self._is_head_whole = False
+        self._is_offer = False
+        """Whether the head that is whole offers another protocol."""
+        self._method = self._version = ""
         self._bare_bytes = 0
         """What has come of the request since the last of its body: head or trailer."""
         self._url = b""
@@ -233,16 +236,39 @@ class Connection(asyncio.Protocol):
                 self.deadline_s = self._loop.time() + self._limits.request_s
         self._bare_bytes += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # The offer of another protocol is not taken; what follows on this connection cannot be trusted to be ours.
-            self._refusal = (0, "")
-            if self._exchange is not None:
-                self.keep_alive = False
+            self._feed(data)
         except httptools.HttpParserError as bad:
             self._refuse(400, f"not a valid HTTP/1.1 request: {bad}")
         if self._bare_bytes > self._limits.max_head_bytes:
             self._refuse(431, f"the request's head or trailer exceeds {self._limits.max_head_bytes} bytes")
+
+    def _feed(self, data: bytes) -> None:
+        """Raises httptools.HttpParserError."""
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                if not self._is_offer:
+                    # A tunnel is wanted; what follows on this connection is not HTTP.
+                    self._refusal = (0, "")
+                    if self._exchange is not None:
+                        self.keep_alive = False
+                    return
+                data = data[offer.args[0] :]
+            else:
+                return
+            # The offer of another protocol (Java's client makes one with every request) is not taken, and the request
+            # stands: the parser has stopped at the end of its head, and gets that anew without the offer.
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(self._head_without_offer())
+
+    def _head_without_offer(self) -> bytes:
+        named = [token.strip() for name, value in self._lines if name == "connection" for token in value.split(",")]
+        kept = [token for token in named if token.lower() not in ("upgrade", "http2-settings")]
+        lines = [line for line in self._lines if line[0] not in ("connection", "upgrade", "http2-settings")]
+        lines += [("connection", ", ".join(kept))] if kept else []
+        head = [f"{self._method} {self._url.decode('latin-1')} HTTP/{self._version}", *(f"{k}: {v}" for k, v in lines)]
+        return ("\r\n".join(head) + "\r\n\r\n").encode("latin-1")
 
     # --- httptools ----------------------------------------------------------------------------------------------------
 
@@ -271,13 +297,18 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._is_head_whole = True
+        self._method = self._parser.get_method().decode("latin-1")
+        self._version = self._parser.get_http_version()
+        self._is_offer = self._parser.should_upgrade() and self._method != "CONNECT"
+        if self._is_offer:
+            return
         size_bytes = len(self._url) + sum(len(k) + len(v) + 4 for k, v in self._lines)
         if size_bytes > self._limits.max_head_bytes:
             self._refuse(431, f"the request's head exceeds {self._limits.max_head_bytes} bytes")
         length = self._headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_body_bytes and not self._has_room_for(int(length)):
             self._refuse_body()
-        elif self._headers.get("expect", "").lower() == "100-continue" and self._exchange is None:
+        elif self._waits_to_continue() and self._exchange is None:
             self._transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
@@ -298,24 +329,25 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         # The rest of these bytes belongs to a next request, if there is any.
+        if self._is_offer:
+            return
         self._in_request = False
         self._bare_bytes = 0
         if self._refusal is not None:
             return
         url = self._plain_url()
         path = url.partition("?")[0]
-        parser = self._parser
         request = Request(
-            method=parser.get_method().decode("latin-1"),
+            method=self._method,
             path=unquote(path) if "%" in path else path,
             headers=self._headers,
             body=self._body,
-            is_http10=parser.get_http_version() == "1.0",
+            is_http10=self._version == "1.0",
             url=url,
             lines=self._lines,
         )
         self._body = b""
-        keep_alive = bool(parser.should_keep_alive())
+        keep_alive = bool(self._parser.should_keep_alive())
         # Those that wait go first, also while the next of them is about to begin.
         if self._exchange is None and not self._waiting:
             self._begin(request, keep_alive)
@@ -323,6 +355,10 @@ class Connection(asyncio.Protocol):
         self._waiting.append((request, keep_alive))
         self._waiting_bytes += len(request.body)
         self._pace()
+
+    def _waits_to_continue(self) -> bool:
+        # Clients of HTTP/1.0 do not know it, whatever they say.
+        return self._headers.get("expect", "").lower() == "100-continue" and self._version != "1.0"
 
     def _pace(self) -> None:
         """Reads no more while too much waits behind the request that is answered, and goes on when it has moved on."""

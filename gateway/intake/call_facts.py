@@ -30,6 +30,7 @@ READ_BYTES = 1024 * 1024
 MEDIA_TOKENS = {"image": 1024, "audio": 512, "video": 4096}
 """What a picture, a recording, a film is taken to be in a prompt."""
 MOST_ANSWERS = 1024
+LONGEST_S = 1e9
 RESUME = "x-astrolabe-resume"
 
 _ANSWERS_ALL_PROMPTS: frozenset[CallKind] = frozenset({"completions"})
@@ -108,7 +109,10 @@ def said_in_headers(headers: Mapping[str, str], facts: CallFacts) -> None:
     facts.idempotency_key = facts.idempotency_key or headers.get("idempotency-key", "")
     facts.policy = facts.policy or headers.get("x-astrolabe-policy", "")
     if "x-astrolabe-priority" in headers:
-        facts.priority = round(_header_number(headers, "x-astrolabe-priority"))
+        priority = _header_number(headers, "x-astrolabe-priority")
+        if not -(2**31) <= priority < 2**31:
+            raise _no_number("x-astrolabe-priority", headers, "a number of 32 bits")
+        facts.priority = round(priority)
     slo = facts.slo
     for field in ("ttft_s", "tpot_s", "deadline_s"):
         name = f"x-astrolabe-{field.replace('_', '-')}"
@@ -136,7 +140,11 @@ def _header_number(headers: Mapping[str, str], name: str) -> float:
     try:
         return float(headers[name])
     except ValueError:
-        raise Denied(Denial.INVALID, f"header {name}: {headers[name][:50]!r} is not a number", param=name) from None
+        raise _no_number(name, headers, "a number") from None
+
+
+def _no_number(name: str, headers: Mapping[str, str], wanted: str) -> Denied:
+    return Denied(Denial.INVALID, f"header {name}: {headers[name][:50]!r} is not {wanted}", param=name)
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
@@ -166,9 +174,22 @@ def _json(data: Body) -> Any:
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(bytes(data).decode("utf-8-sig"))
+        return _writable(json.loads(bytes(data).decode("utf-8-sig")))
     except (ValueError, RecursionError):
         return None
+
+
+def _writable(value: Any) -> Any:
+    """The same without what cannot be written again: halves of characters, numbers of more than 64 bits."""
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode()
+    if isinstance(value, list):
+        return [_writable(item) for item in value]
+    if isinstance(value, dict):
+        return {_writable(name): _writable(item) for name, item in value.items()}
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return float(value) if abs(value) < 2**1000 else None
+    return value
 
 
 def _inflated(body: Body) -> bytes:
@@ -221,7 +242,7 @@ def _read(kind: CallKind, fields: dict[str, Any], facts: CallFacts) -> None:
     if (resume := _text(fields.get("resume"))) in get_args(Resume):
         facts.resume = msgspec.convert(resume, Resume)
     facts.can_go_on = can_go_on(kind, fields)
-    facts.priority = _whole(fields.get("priority")) or 0
+    facts.priority = max(-(2**31), min(2**31 - 1, _whole(fields.get("priority")) or 0))
     facts.belief_tokens = _ids(fields.get("belief_tokens"))
     facts.slo = _slo(fields.get("slo"))
     facts.runs_to_limit = fields.get("ignore_eos") is True and not fields.get("stop")
@@ -322,7 +343,8 @@ def _ids(value: Any) -> list[int]:
 def _slo(value: Any) -> Slo:
     def seconds(name: str) -> float | None:
         number = value.get(name)
-        return float(number) if isinstance(number, int | float) and number > 0 else None
+        # A time beyond all times is none; so is one that is no number.
+        return float(number) if isinstance(number, int | float) and 0 < number < LONGEST_S else None
 
     if not isinstance(value, dict):
         return Slo()

@@ -109,6 +109,35 @@ def test_long_bodies_are_measured_not_taken_apart() -> None:
     assert estimated_tokens(facts.prompt.texts, facts.prompt.unread_bytes) == facts.prompt.unread_bytes // 4
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'"tools": [{"name": "\\ud800"}]',
+        b'"tools": [{"\\udfff": NaN}]',
+        b'"tools": [{"n": NaN, "m": 1' + b"0" * 400 + b"}]",
+        b'"tools": [{"n": NaN, "m": -9' + b"0" * 30 + b"}]",
+        b'"messages": [{"role": "user", "content": "\\ud800", "tool_calls": [{"x": "\\ud800"}]}]',
+        b'"slo": {"deadline_s": 1' + b"0" * 400 + b', "ttft_s": "soon", "tpot_s": -1}',
+        b'"slo": {"deadline_s": 1e308}',
+        b'"priority": 99999999999',
+        b'"priority": -1e300, "n": 1e300, "max_tokens": 1e300',
+    ],
+)
+def test_what_no_number_and_no_text_can_be_is_not_known(odd: bytes) -> None:
+    facts = read("chat", b'{"model": "m", %b}' % odd)
+    assert facts.model == "m"
+    assert facts.slo == Slo()
+    assert -(2**31) <= facts.priority < 2**31
+    texts = [*facts.prompt.texts, *(turn.content for turn in facts.turns)]
+    assert all(text.encode() for text in texts)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e10", "soon", ""])
+def test_a_priority_in_a_header_must_be_one(value: str) -> None:
+    with pytest.raises(Denied, match="x-astrolabe-priority"):
+        said_in_headers({"x-astrolabe-priority": value}, CallFacts())
+
+
 def test_headers_say_what_the_body_leaves_open() -> None:
     facts = read("chat", {"messages": [], "session": "s", "slo": {"ttft_s": 1}, "priority": "3"})
     said_in_headers(

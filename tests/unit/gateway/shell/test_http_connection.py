@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from gateway.http.connection import PIPELINED_BYTES, Connection, ConnectionLimits, Exchange
 
 LIMITS = ConnectionLimits(max_head_bytes=1_000, max_body_bytes=64 * 1024 * 1024)
@@ -104,6 +106,49 @@ def test_many_short_requests_that_are_pipelined_are_not_read_before_their_turn()
         assert not transport.paused
 
     asyncio.run(talk())
+
+
+OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 10_000])
+def test_the_offer_of_another_protocol_is_not_taken_and_the_request_stands(size: int) -> None:
+    async def talk() -> list[Exchange]:
+        connection, transport, begun = connected()
+        chunked = b"POST /2 HTTP/1.1\r\nhost: x\r\n%btransfer-encoding: chunked\r\n\r\n3\r\ndef\r\n0\r\n\r\n" % OFFER
+        socket = b"GET /3 HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+        sent = b"POST /1 HTTP/1.1\r\nhost: x\r\nx-a: 1\r\nx-a: 2\r\ncontent-length: 3\r\n%b\r\nabc" % OFFER
+        sent += chunked + socket + get(b"/4")
+        for at in range(0, len(sent), size):
+            connection.data_received(sent[at : at + size])
+        for number in range(4):
+            begun[number].respond(200, {}, b"")
+            await asyncio.sleep(0)
+        assert transport.written.count(b"HTTP/1.1 200 ") == 4
+        return begun
+
+    begun = [exchange.request for exchange in asyncio.run(talk())]
+    assert [(r.path, bytes(r.body)) for r in begun] == [("/1", b"abc"), ("/2", b"def"), ("/3", b""), ("/4", b"")]
+    assert begun[0].lines == [("host", "x"), ("x-a", "1"), ("x-a", "2"), ("content-length", "3")]
+    assert not any("upgrade" in r.headers or "http2-settings" in r.headers for r in begun)
+
+
+def test_what_follows_the_wish_for_a_tunnel_is_no_request() -> None:
+    async def talk() -> int:
+        connection, _, begun = connected()
+        connection.data_received(b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n" + get(b"/inside"))
+        return len(begun)
+
+    assert asyncio.run(talk()) == 1
+
+
+def test_clients_of_http_10_are_not_told_to_continue() -> None:
+    async def talk() -> bytes:
+        connection, transport, _ = connected()
+        connection.data_received(b"POST / HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+        return transport.written
+
+    assert asyncio.run(talk()) == b""
 
 
 def test_a_trailer_has_the_limit_of_a_head() -> None:

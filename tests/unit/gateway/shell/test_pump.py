@@ -243,6 +243,23 @@ def test_a_defect_ends_its_own_request_and_nothing_else(world: World) -> None:
     assert other.take() == [1, 2]
 
 
+def test_a_defect_leaves_nothing_in_the_routers_books(world: World) -> None:
+    running(world)
+    gone: list[ClientGone] = []
+
+    def broken(event: object) -> list[object]:
+        raise RuntimeError("boom")
+
+    world.script.replies[TokensSeen] = broken  # type: ignore[assignment]
+    world.script.replies[ClientGone] = lambda event: (
+        gone.append(event) or [Abort(request_id="r", node_id="n"), Finish(request_id="r", outcome=event.outcome)]
+    )
+    world.pump.part("n", "r", [1])
+    assert [(event.request_id, event.outcome) for event in gone] == [("r", Outcome.INTERNAL)]
+    (ended,) = world.finished
+    assert (ended.outcome, world.pump.streams) == (Outcome.INTERNAL, {})
+
+
 def test_everything_is_recorded_in_order_with_its_time(world: World) -> None:
     running(world)
     world.now_s += 1

@@ -124,14 +124,16 @@ class CallDelivery:
 
     def _begin(self, head: AnswerHead, data: bytes) -> None:
         length = header(head.headers, "content-length")
-        self._left_bytes = int(length) if length.isdecimal() else None
+        said_bytes = int(length) if length.isdecimal() else None
+        has_body = self._exchange.request.method != "HEAD" and head.status not in (204, 304)
+        self._left_bytes = said_bytes if has_body else None
         self._is_plain_stream = self._answer.is_streamed and self._left_bytes is None
         if header(head.headers, "content-encoding") not in ("", "identity"):
             self._is_plain_stream = False
         if self._heard is not None and head.status == 200:
             self._heard(self._stream, data)
         ours = answer_headers(self._stream).items()
-        self._exchange.start(head.status, (*without(head.headers, _OURS_IN_ANSWERS), *ours), length=self._left_bytes)
+        self._exchange.start(head.status, (*without(head.headers, _OURS_IN_ANSWERS), *ours), length=said_bytes)
 
     def _send(self, data: bytes) -> None:
         if self._is_plain_stream:
@@ -159,7 +161,7 @@ class CallDelivery:
 
     def _end(self, outcome: Outcome) -> None:
         exchange = self._exchange
-        is_whole = self._answer.is_complete and (self._left_bytes in (None, 0) or exchange.request.method == "HEAD")
+        is_whole = self._answer.is_complete and self._left_bytes in (None, 0)
         if is_whole:
             if self._torn and exchange.request.method != "HEAD":
                 exchange.send(self._torn)

@@ -34,6 +34,9 @@ CHAT = "/v1/chat/completions"
 TOO_LARGE = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
+NO_BODY = [(204, ()), (204, (("content-length", "0"),)), (304, (("content-length", "100"), ("etag", "a"))), (304, ())]
+
+
 @contextlib.asynccontextmanager
 async def before(*nodes: ScriptedNode, **options: Any) -> AsyncIterator[tuple[Any, RawClient, Any]]:
     """A gateway before these nodes, all up, an HTTP client of it, and a gRPC one."""
@@ -94,6 +97,19 @@ async def test_what_the_gateway_understands_goes_by_tokens_all_the_same() -> Non
         node.say(part("t", b"yes", Outcome.STOP))
         assert (await client.reply()).json()["choices"][0]["message"]["content"] == "yes"
         assert gateway.pump.router.explain("t").lane == "tokens"
+
+
+@pytest.mark.parametrize(("http_status", "lines"), NO_BODY)
+async def test_an_answer_that_has_no_body_is_whole(http_status: int, lines: tuple[tuple[str, str], ...]) -> None:
+    node = ForwardingNode("n")
+    async with before(node) as (_, client, _):
+        client.post("/v1/embeddings", {"model": "m", "input": "x"})
+        call = await node.call()
+        node.head(call, http_status, *lines)
+        node.end(call)
+        assert (await client.head())[0] == http_status
+        client.get("/health")
+        assert (await client.reply()).json() == {"status": "ok"}, "the connection serves on"
 
 
 async def test_both_lanes_tell_the_same_of_a_request() -> None:

@@ -93,10 +93,47 @@ NEVER_HANDED_ON = frozenset(
         "/fault_tolerance",
         "/start_profile",
         "/stop_profile",
+        # SGLang's: adapters, weights, memory, logs that write down what others ask, sessions of others.
+        "/load_lora_adapter",
+        "/load_lora_adapter_from_tensors",
+        "/unload_lora_adapter",
+        "/update_weights_from_disk",
+        "/update_weights_from_distributed",
+        "/update_weights_from_tensor",
+        "/update_weights_from_ipc",
+        "/init_weights_update_group",
+        "/destroy_weights_update_group",
+        "/init_weights_send_group_for_remote_instance",
+        "/send_weights_to_remote_instance",
+        "/get_remote_instance_transfer_engine_info",
+        "/remote_instance_transfer_engine_info",
+        "/get_weights_by_name",
+        "/post_process_weights",
+        "/weights_checker",
+        "/get_server_info",
+        "/get_internal_state",
+        "/set_internal_state",
+        "/get_load",
+        "/v1/loads",
+        "/configure_logging",
+        "/set_trace_level",
+        "/dumper",
+        "/freeze_gc",
+        "/slow_down",
+        "/hicache",
+        "/clear_hicache_storage_backend",
+        "/start_expert_distribution_record",
+        "/stop_expert_distribution_record",
+        "/dump_expert_distribution_record",
+        "/add_external_corpus",
+        "/remove_external_corpus",
+        "/list_external_corpora",
+        "/open_session",
+        "/close_session",
     }
 )
 """The closed list, each with all below it: every route of vLLM's server that is not an inference call, those of its
-development mode included, and their likes of SGLang."""
+development mode included, and those of SGLang's."""
 
 _SAFE = "/:@!$&'()*+,=~-._"
 _SAFE_QUERY = _SAFE + ';?%[]{}|\\^`"<>'

@@ -20,9 +20,20 @@ VLLM_ADMIN = [
     *("/adapters", "/adapters/tuned"),
 ]
 """As the routes of vLLM's server spell them."""
+SGLANG_ADMIN = [
+    *("/load_lora_adapter", "/load_lora_adapter_from_tensors", "/unload_lora_adapter", "/configure_logging"),
+    *("/update_weights_from_disk", "/update_weights_from_distributed", "/update_weights_from_tensor"),
+    *("/update_weights_from_ipc", "/init_weights_update_group", "/destroy_weights_update_group", "/slow_down"),
+    *("/send_weights_to_remote_instance", "/get_weights_by_name", "/set_internal_state", "/get_server_info"),
+    *("/hicache/storage-backend", "/hicache/storage-backend/clear", "/clear_hicache_storage_backend", "/freeze_gc"),
+    *("/start_expert_distribution_record", "/dump_expert_distribution_record", "/set_trace_level", "/v1/loads"),
+    *("/dumper/set", "/open_session", "/close_session", "/add_external_corpus", "/remove_external_corpus"),
+    *("/pause_generation", "/abort_request", "/flush_cache", "/release_memory_occupation", "/update_weight_version"),
+]
+"""The same of SGLang's server."""
 
 
-@pytest.mark.parametrize("path", VLLM_ADMIN)
+@pytest.mark.parametrize("path", [*VLLM_ADMIN, *SGLANG_ADMIN])
 def test_what_stops_or_tells_of_an_engine_never_passes(path: str) -> None:
     assert not may_be_handed_on(path)
 

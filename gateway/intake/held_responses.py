@@ -11,7 +11,7 @@ import msgspec
 from gateway.core.outcomes import Denial
 from gateway.intake.call_facts import CallFacts
 from gateway.intake.callers import Caller
-from gateway.intake.client_call import ClientCall
+from gateway.intake.client_call import SOMEBODY_FAILED, ClientCall
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied
 from gateway.intake.submission import Intake
@@ -48,8 +48,8 @@ class HeldResponses:
     async def search(
         self, call: ClientCall, facts: CallFacts, caller: Caller, trying: Callable[[ClientStream], None]
     ) -> ClientStream:
-        """Asks one node after the other until one does not say 404; its stream, or the last one's. `trying` is told of
-        each: whoever closes it, because the client has left, ends the search. Raises Denied."""
+        """Asks one node after the other until one neither fails nor says 404; its stream, or the last one's. `trying` is
+        told of each: whoever closes it, because the client has left, ends the search. Raises Denied."""
         nodes = self._nodes.forwarding()
         for position, node in enumerate(nodes):
             # Each gets a call of its own: what was sent is emptied.
@@ -72,4 +72,6 @@ class HeldResponses:
         except BaseException:
             self._intake.close(stream)
             raise
-        return answer.head is not None and answer.head.status == 404
+        if answer.head is None:
+            return stream.outcome in SOMEBODY_FAILED
+        return answer.head.status == 404

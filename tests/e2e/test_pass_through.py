@@ -439,6 +439,17 @@ async def test_a_response_that_nobody_remembers_is_looked_for_everywhere() -> No
         assert (await client.reply()).body == b"not in c"
 
 
+async def test_a_node_that_fails_does_not_end_the_search_for_a_response() -> None:
+    nodes = [ForwardingNode(name) for name in "abc"]
+    async with before(*nodes) as (_, client, _):
+        client.get("/v1/responses/resp_far")
+        nodes[0].end(await nodes[0].call(), Outcome.ENGINE_FAILED, "broke")
+        nodes[1].answer(await nodes[1].call(), 500, b"broke", Outcome.ENGINE_FAILED)
+        nodes[2].answer(await nodes[2].call(), 200, b'{"id":"resp_far"}')
+        reply = await client.reply()
+        assert (reply.status, reply.body) == (200, b'{"id":"resp_far"}')
+
+
 async def test_a_client_that_leaves_ends_the_search_for_a_response() -> None:
     nodes = [ForwardingNode("a"), ForwardingNode("b")]
     async with before(*nodes) as (gateway, client, _):

@@ -16,6 +16,7 @@ import msgspec
 from protos.runtime.addresses import is_loopback, parse_address, parse_url
 from protos.runtime.config import Address, ConfigError, FileName, check_key, load_config
 from protos.runtime.secret import NO_SECRET, Secret, checked_secret
+from protos.runtime.text_files import FOREIGN_BYTES, TextFileError, read_text
 from protos.runtime.tls_files import ClientTlsFiles, ServerTlsFiles
 
 if TYPE_CHECKING:
@@ -59,18 +60,25 @@ class EngineSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """The engine's API key, from the configuration, else from the environment; empty: none. Raises ConfigError."""
         if self.api_key:
             return Secret(self.api_key)
-        where, read = f"key 'api_key_file' in [engine]: {self.api_key_file}", Path(self.api_key_file).read_text
+        where, read = f"key 'api_key_file' in [engine]: {self.api_key_file}", partial(_key_in, Path(self.api_key_file))
         if not self.api_key_file:
             if not environ.get(ENGINE_KEY_VARIABLE):
                 return NO_SECRET
             where, read = ENGINE_KEY_VARIABLE, partial(environ.__getitem__, ENGINE_KEY_VARIABLE)
         try:
             return checked_secret(read())
-        except OSError as bad:
-            raise ConfigError(f"{where}: cannot be read: {bad.strerror}; name a file with the engine's key") from None
+        except TextFileError as bad:
+            raise ConfigError(f"{where}: {bad.reason}; name a file with the engine's key") from None
         except ValueError as bad:
-            reason = "it is no text" if isinstance(bad, UnicodeDecodeError) else bad
-            raise ConfigError(f"{where}: {reason}") from None
+            raise ConfigError(f"{where}: {bad}") from None
+
+
+def _key_in(path: Path) -> str:
+    """Raises TextFileError."""
+    text = read_text(path)
+    if FOREIGN_BYTES.search(text):
+        raise TextFileError(path, "it is no text", "Is it the right file?")
+    return text
 
 
 class EmulatedEngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

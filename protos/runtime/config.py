@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 
+from protos.runtime.text_files import FOREIGN_BYTES, TextFileError, read_text
+
 Config = TypeVar("Config", bound=msgspec.Struct)
 
 FileName = Annotated[str, msgspec.Meta(extra={"metavar": "FILE"})]
@@ -57,11 +59,16 @@ def check_key(path: str, test: Callable[[], object]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a TOML file") from None
-    except (OSError, UnicodeDecodeError) as bad:
-        raise ConfigError(f"{path}: cannot be read: {bad}") from None
+        text = read_text(path)
+        if foreign := FOREIGN_BYTES.search(text):
+            line = text.count("\n", 0, foreign.start()) + 1
+            raise ConfigError(f"{path}, line {line}: holds a byte that is not UTF-8; save the file as UTF-8")
+        # As Windows writes the ends of lines, in whatever editor.
+        return tomllib.loads(text.replace("\r\n", "\n"))
+    except TextFileError as bad:
+        if isinstance(bad.__cause__, FileNotFoundError):
+            raise ConfigError(f"{path}: no such file; give the path of a TOML file") from None
+        raise ConfigError(str(bad)) from None
     except tomllib.TOMLDecodeError as bad:
         raise ConfigError(f"{path}: is not valid TOML: {bad}; see https://toml.io for the notation") from None
 

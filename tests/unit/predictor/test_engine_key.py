@@ -27,6 +27,12 @@ def test_where_it_may_stand(tmp_path: Path) -> None:
     assert key_of(load(None, {"engine": {"api_key_file": str(file)}}), ASTROLABE_ENGINE_API_KEY="another") == KEY
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_file_as_an_editor_of_windows_writes_it(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "key").write_bytes(f"{KEY}\r\n".encode(encoding))
+    assert key_of(load(None, {"engine": {"api_key_file": str(tmp_path / "key")}})) == KEY
+
+
 def test_records_that_hold_it_do_not_show_it() -> None:
     config = load(None, {"engine": {"api_key": KEY}})
     options = EngineOptions(node_id="n", key=config.engine.key({}))
@@ -52,9 +58,9 @@ def test_what_is_no_key_is_not_repeated(tmp_path: Path, bad: str) -> None:
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot be read \(No such file"):
         key_of(load(None, {"engine": {"api_key_file": str(tmp_path / "none")}}))
-    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "binary").write_bytes(b"\xe9\xff\xfe")
     with pytest.raises(ConfigError, match="it is no text"):
         key_of(load(None, {"engine": {"api_key_file": str(tmp_path / "binary")}}))
     with pytest.raises(ConfigError, match="both set"):

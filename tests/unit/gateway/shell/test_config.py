@@ -130,3 +130,18 @@ def test_addresses() -> None:
 def test_where_spans_go(written: str, url: str) -> None:
     assert collector_url(written) == url
     assert load(None, {"otlp_endpoint": written}).otlp_endpoint == written
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_file_is_read_however_an_editor_has_saved_it(tmp_path: Path, encoding: str, end: str) -> None:
+    text = '# größer\nlisten = "127.0.0.1:0"\nnodes = ["127.0.0.1:9"]\n'
+    (tmp_path / "gateway.toml").write_bytes(text.replace("\n", end).encode(encoding))
+    assert load(tmp_path / "gateway.toml").nodes == ("127.0.0.1:9",)
+
+
+def test_a_file_that_is_not_utf8_is_told_where(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_bytes(b'listen = "127.0.0.1:0"\n# caf\xe9\n')
+    with pytest.raises(ConfigError, match=r"gateway.toml, line 2: .* not UTF-8; save the file as UTF-8"):
+        load(path)

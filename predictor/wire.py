@@ -116,6 +116,10 @@ def welcome(node_id: str, config: EngineConfig, profile: str) -> pb.NodeFrame:
     return pb.NodeFrame(welcome=pb.Welcome(node_id=node_id, config=codec.config_to_wire(config), profile=profile))
 
 
+def served(config: EngineConfig) -> pb.ServedNames:
+    return pb.ServedNames(model=config.model, other_names=config.other_names)
+
+
 def answer(ask_id: int, forecast: Forecast | NoForecast) -> pb.Answer:
     if isinstance(forecast, NoForecast):
         return unanswerable(ask_id, forecast.reason)

@@ -17,7 +17,7 @@ from gateway.core.events import RequestShape
 from gateway.core.outcomes import Denial
 from gateway.intake import checks
 from gateway.intake.answer_text import AnswerText
-from gateway.intake.call_facts import CallFacts, estimated_tokens
+from gateway.intake.call_facts import CallFacts, estimated_tokens, written_out
 from gateway.intake.callers import ANYONE, Caller, require
 from gateway.intake.claims import Claims
 from gateway.intake.client_call import STANDSTILL_S, ClientCall
@@ -287,9 +287,9 @@ class Intake:
 
     async def _counted(self, facts: CallFacts) -> CountedPrompt:
         prompt = facts.prompt
-        chars = sum(len(turn.content) for turn in facts.turns) + sum(len(text) for text in prompt.texts)
+        texts = (*written_out(facts), *prompt.texts)
+        chars = sum(map(len, texts))
         if prompt.unread_bytes or chars > MOST_CHARS_COUNTED:
-            texts = (*prompt.texts, *(turn.content for turn in facts.turns))
             estimate = estimated_tokens(texts, prompt.unread_bytes)
             return CountedPrompt(max(1, estimate + len(prompt.token_ids) + prompt.media_tokens), "length")
         if chars > checks.MAX_TEXT_CHARS_INLINE:
@@ -304,9 +304,9 @@ class Intake:
         token_ids = []
         if facts.turns:
             try:
-                token_ids = self.tokenizer.apply_chat_template(facts.turns)
+                token_ids = self.tokenizer.apply_chat_template(facts.turns, facts.tools)
             except TemplateError:
-                token_ids = self.tokenizer.encode("\n".join(turn.content for turn in facts.turns))
+                token_ids = self.tokenizer.encode("\n".join(written_out(facts)))
         token_ids += facts.prompt.token_ids
         for text in facts.prompt.texts:
             token_ids += self.tokenizer.encode(text)

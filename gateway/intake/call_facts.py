@@ -37,6 +37,10 @@ _PROMPT_FIELDS = (
     "messages", "prompt", "input", "instructions", "system", "suffix", "query", "documents", "queries", "text_1",
     "text_2", "data_1", "data_2", "texts", "inputs", "tools", "functions",
 )  # fmt: skip
+_TEMPLATE_FIELDS = (
+    "messages", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+    "add_special_tokens",
+)  # fmt: skip
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 _MULTIPART_MODEL = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
 _BEGINS_MEDIA = (b'"data:', b'"data":"', b'"data": "')
@@ -64,6 +68,8 @@ class CallFacts(msgspec.Struct, kw_only=True):
     """A conversation of text alone, for the chat template; empty: there is none."""
     tools: list[Tool] = []
     """Its tools, for the same."""
+    chat: dict[str, Any] = {}
+    """What of a chat's body decides how its template writes it out, as it came."""
     question: str = ""
     """The last turn, for the length model; empty: the prompt."""
     history: list[Turn] = []
@@ -237,6 +243,8 @@ def _read(kind: CallKind, fields: dict[str, Any], facts: CallFacts) -> None:
     several = max(_whole(fields.get("n")) or 1, _whole(fields.get("best_of")) or 1, 1)
     facts.answers = min(several * facts.prompt.count, MOST_ANSWERS)
     facts.turns = _turns(fields.get("messages")) if "messages" in fields else []
+    if kind == "chat":
+        facts.chat = {name: fields[name] for name in _TEMPLATE_FIELDS if name in fields}
     facts.tools = _tools(fields.get("tools")) if facts.turns else []
     for name in _PROMPT_FIELDS:
         if name in fields and not (name == "messages" and facts.turns) and not (name == "tools" and facts.tools):

@@ -132,6 +132,10 @@ class EngineClient(Protocol):
     def config(self) -> EngineConfig:
         """The engine's limits. Valid after `start`."""
 
+    async def names(self) -> tuple[str, ...]:
+        """All names by which the engine may be asked now, its own first; `config` has them from then on. Raises
+        EngineError when it does not say."""
+
     def step_time(self) -> StepTimeModel | None:
         """The engine's step-time model if the adapter knows one (an emulated device does); else None."""
 

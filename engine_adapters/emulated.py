@@ -145,6 +145,14 @@ class EmulatedEngine:
     def config(self) -> EngineConfig:
         return self._config
 
+    async def names(self) -> tuple[str, ...]:
+        return self._config.names
+
+    def offer(self, name: str, offered: bool) -> None:
+        """Serves its model under one more name, or no longer under that one."""
+        others = tuple(known for known in self._config.other_names if known != name)
+        self._config = msgspec.structs.replace(self._config, other_names=(*others, name) if offered else others)
+
     def step_time(self) -> StepTimeModel:
         return self._step_time
 

@@ -28,7 +28,16 @@ from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink, Reply
 from engine_adapters.openai_metrics_view import Aggregates, MetricsError, OwnRequest, estimated_snapshot, read_page
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import load_tokenizer
-from engine_adapters.vllm.client import VllmClient, auth_headers, check_wanted, https, refusal, relay_to, served_names
+from engine_adapters.vllm.client import (
+    VllmClient,
+    auth_headers,
+    check_wanted,
+    https,
+    refusal,
+    relay_to,
+    renamed,
+    served_names,
+)
 from protos.runtime.addresses import parse_url
 from protos.runtime.channels import uses_proxy
 from simcore.cost.step_time import StepTimeModel
@@ -119,6 +128,12 @@ class OpenAiEngine:
     def config(self) -> EngineConfig:
         assert self._config is not None, "the adapter is not started"
         return self._config
+
+    async def names(self) -> tuple[str, ...]:
+        await self._client.connect()
+        self._config = renamed(self.config(), served_names(self._client.models, self._wanted_model))
+        self._client.limit(self._config, text_prompts=self._config.engine == "tgi")
+        return self._config.names
 
     def step_time(self) -> StepTimeModel | None:
         """Step times of an emulated device that runs faster than its profile; else nothing is known."""

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from engine_adapters.chat_template import Message, plain_prompt
+from engine_adapters.chat_template import Message, Tool, plain_prompt, with_tools
 from engine_adapters.token_pieces import REPLACEMENT
 from engine_adapters.tokenizer_folder import FolderTokenizer, folder_sizes
 
@@ -43,8 +43,9 @@ class Tokenizer(Protocol):
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The raw bytes of the tokens, which may begin or end inside a character."""
 
-    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's answer. Contents never become control tokens.
+    def apply_chat_template(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer. Contents never become control tokens; what
+        tools spell may, so with them it is for counting only.
         Raises `chat_template.TemplateError` for a conversation that the model's template does not take."""
 
 
@@ -158,8 +159,8 @@ class _Bytes:
         except ValueError:
             return b"".join(bytes((i,)) if 0 <= i < 256 else REPLACEMENT for i in ids)
 
-    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
-        return self.encode(plain_prompt(messages))
+    def apply_chat_template(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        return self.encode(plain_prompt(with_tools(messages, tools)))
 
 
 class _Qwen2:
@@ -189,8 +190,8 @@ class _Qwen2:
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join(self._pieces.get(i, REPLACEMENT) for i in ids)
 
-    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
-        turns = list(messages)
+    def apply_chat_template(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        turns = list(with_tools(messages, tools))
         if not turns or turns[0].role != "system":
             turns.insert(0, Message("system", QWEN2_SYSTEM))
         ids: list[int] = []

@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_adapters.chat_template import Message, compiled, plain_prompt
+from engine_adapters.chat_template import Message, Render, Tool, compiled, plain_prompt, with_tools
 from engine_adapters.token_pieces import REPLACEMENT, piece_bytes
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -43,7 +43,8 @@ class FolderTokenizer:
             pieces[i] = b""
         self._pieces: dict[int, bytes] = pieces
         self._control = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)")
-        self._render = _template(folder)
+        self._render = _template(folder, "default")
+        self._render_tools = _template(folder, "tool_use") or self._render
 
     def encode(self, text: str) -> list[int]:
         """With what the model wants before every prompt (a beginning-of-sequence token, for some)."""
@@ -55,15 +56,16 @@ class FolderTokenizer:
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join([self._pieces.get(i, REPLACEMENT) for i in ids])
 
-    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
+    def apply_chat_template(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Token ids of a conversation by the model's own template. Raises TemplateError."""
-        if self._render is None:
-            return self.encode(plain_prompt(messages))
+        render = self._render_tools if tools else self._render
+        if render is None:
+            return self.encode(plain_prompt(with_tools(messages, tools)))
         if not any(self._control.search(m.content) for m in messages):
-            return self._with_control(self._render(messages))
+            return self._with_control(render(messages, tools))
         # Somebody spells control tokens. Template and contents are encoded apart, so that the letters stay letters.
         holes = [Message(m.role, _HOLE.format(i)) for i, m in enumerate(messages)]
-        rest, ids = self._render(holes), list[int]()
+        rest, ids = render(holes, tools), list[int]()
         for hole, message in zip(holes, messages, strict=True):
             before, found, after = rest.partition(hole.content)
             if found:
@@ -96,23 +98,24 @@ def folder_sizes(folder: Path) -> tuple[int, range]:
     return 1 + max(ids | added), max(runs, key=len)
 
 
-def _template(folder: Path) -> Callable[[Sequence[Message]], str] | None:
+def _template(folder: Path, name: str) -> Render | None:
+    """The template, of several the one of that name; None if there is none."""
     config: dict[str, Any] = {}
     path = folder / "tokenizer_config.json"
     if path.exists():
         config = json.loads(path.read_bytes())
     source = config.get("chat_template")
     if isinstance(source, list):
-        source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        source = next((t["template"] for t in source if t.get("name") == name), None)
     apart = folder / "chat_template.jinja"
     if apart.exists():
         source = apart.read_text()
     if not source:
         return None
     special: dict[str, str] = {}
-    for name in _SPECIAL:
-        value = config.get(name)
+    for token in _SPECIAL:
+        value = config.get(token)
         text = value.get("content") if isinstance(value, dict) else value
         if isinstance(text, str):
-            special[name] = text
+            special[token] = text
     return compiled(source, special)

@@ -111,6 +111,12 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     only files that you trust."""
     tokenizer: Name = "auto"
     """Turns text into token ids and back: qwen2, bytes, a model's folder; auto: qwen2 when installed, else bytes."""
+    tokenizer_models: Annotated[tuple[str, ...], msgspec.Meta(extra={"metavar": "NAME"})] = ()
+    """Model that the tokenizer is of, by its engine's own name; repeat for more. Calls for others, which are handed on
+    as they are, have their prompts counted by an engine's server. None: it is that of all."""
+    count_within_s: Annotated[float, msgspec.Meta(ge=0, extra={"option": "count-within-ms"})] = 0.1
+    """How long to wait for that count, or for that of a prompt that the chat template refuses, before the prompt is
+    taken for as long as it looks; 0: never ask."""
     lengths: LengthsConfig = LengthsConfig()
     """Beliefs about answer lengths."""
     max_buffered_tokens: Annotated[int, msgspec.Meta(ge=1)] = 16384

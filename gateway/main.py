@@ -114,6 +114,8 @@ class Gateway:
             quotas=shared_quotas(slot.path / "quotas", worker=slot.index, workers=slot.count) if slot else Quotas(),
             claims=SharedClaims(slot.path / "claims", slot.index) if slot else OwnClaims(),
             max_prompt_tokens=config.max_prompt_tokens,
+            tokenizer_models=config.tokenizer_models,
+            count_within_s=config.count_within_s,
             on_denial=lambda denial: self.metrics.denied(denial.value),
             on_begin=self.spans.begin if self.spans else lambda _stream: None,
         )
@@ -274,11 +276,12 @@ class Gateway:
         await self._server.start()
 
     def _finished(self, stream: ClientStream) -> None:
-        logs.request_finished(stream)
-        self.metrics.finished(stream, len(self.pump.streams))
-        if self.spans is not None:
-            self.spans.end(stream)
-        self.lengths.ended(stream)
+        if stream.call is None or not stream.call.is_aside:
+            logs.request_finished(stream)
+            self.metrics.finished(stream, len(self.pump.streams))
+            if self.spans is not None:
+                self.spans.end(stream)
+            self.lengths.ended(stream)
         self.nodes.request_ended()
         if not self.pump.streams:
             self._idle.set()

@@ -25,6 +25,7 @@ from gateway.core.events import (
     NodeJoined,
     NodeLost,
     NodeRemoved,
+    NodeServes,
     Placed,
     StartTimer,
     StreamEnded,
@@ -174,6 +175,10 @@ class Pump:
     def node_up(self, node_id: str, port: NodePort, config: EngineConfig, profile: str) -> None:
         self.ports[node_id] = port
         self.post(NodeJoined(node_id=node_id, config=config, profile=profile))
+
+    def node_serves(self, node_id: str, config: EngineConfig) -> None:
+        """The names in `config` are the node's from now on."""
+        self.post(NodeServes(node_id=node_id, names=config.names))
 
     def node_down(self, node_id: str, detail: str) -> None:
         self.ports.pop(node_id, None)

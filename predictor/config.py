@@ -49,6 +49,8 @@ class EngineSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """File with that key."""
     wait_s: Positive = 600.0
     """How long the daemon waits for an engine that is not up yet."""
+    models_every_s: Positive = 10.0
+    """Time between two looks at what the engine serves (/v1/models), give or take a fifth."""
 
     def __post_init__(self) -> None:
         if self.api_key and self.api_key_file:

@@ -111,6 +111,7 @@ class Predictor:
             calibrate=config.calibrate,
             reservation_ttl_s=config.reservation_ttl_s,
             scenarios=config.scenarios,
+            models_every_s=config.engine.models_every_s,
         )
         await self.node.start()
         self._gate.open(self.node)

@@ -7,13 +7,14 @@ Shell: everything that waits or reads the clock is in three parts, one job each;
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 
 import msgspec
 import structlog
 
-from engine_adapters.base import EngineClient, EngineProbe
+from engine_adapters.base import EngineClient, EngineError, EngineProbe
 from predictor.asking import Asking
 from predictor.core.calibration import Calibration
 from predictor.core.node_predictor import NodePredictor
@@ -34,7 +35,8 @@ class NodeRuntime:
     """Engine, predictor and requests of one daemon: `start`, then use, then `close`."""
 
     config: EngineConfig
-    """The engine's limits. It and what is below are there after `start`."""
+    """The engine's limits, and its names as they are now: another object when they have changed. It and what is below
+    are there after `start`."""
     engine: TracedEngine
     """What is known of the engine."""
     predictor: NodePredictor
@@ -51,11 +53,12 @@ class NodeRuntime:
         profile: StepTimeModel,
         reservation_ttl_s: float,
         scenarios: int,
+        models_every_s: float = 10.0,
         ask_engine: bool = True,
         calibrate: bool = True,
     ) -> None:
         """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`); with
-        `calibrate` it is only where learning begins."""
+        `calibrate` it is only where learning begins. `models_every_s`: between two looks at the engine's names."""
         self.node_id = node_id
         self.closing = False
         self._client = client
@@ -65,8 +68,9 @@ class NodeRuntime:
         self._scenarios = scenarios
         self._ask_engine = ask_engine
         self._calibrate = calibrate
+        self._models_every_s = models_every_s
         self._learned_version = 0
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._listeners: list[Callable[[], None]] = []
 
     async def start(self) -> None:
@@ -91,19 +95,22 @@ class NodeRuntime:
         self.asking = Asking(self.predictor)
         self.requests = Requests(self.node_id, self._client, self.engine, self.predictor, self.asking, self._changed)
         self.trace = TraceFollower(self._probe, self.engine, self._changed)
-        self._housekeeping = asyncio.create_task(self._housekeep(), name="housekeeping")
+        self._tasks = (
+            asyncio.create_task(self._housekeep(), name="housekeeping"),
+            asyncio.create_task(self._follow_names(), name="served names"),
+        )
         await self.trace.start()
 
     async def close(self) -> None:
         """Aborts what runs and lets go of the engine. Idempotent."""
         self.closing = True
-        started = self._housekeeping
-        if started is not None:
+        if self._tasks:
             self.requests.closing = True
-            started.cancel()
-            await asyncio.gather(started, self.trace.close(), return_exceptions=True)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, self.trace.close(), return_exceptions=True)
         await self._client.close()
-        if started is not None:
+        if self._tasks:
             await self.asking.close()
             await self.requests.close()
 
@@ -154,6 +161,26 @@ class NodeRuntime:
             if learned is not None and learned.version != self._learned_version:
                 self._learned_version = learned.version
                 log_learned(learned, self.profile)
+
+    async def _follow_names(self) -> None:
+        jitter = random.Random()
+        while True:
+            await asyncio.sleep(self._models_every_s * jitter.uniform(0.8, 1.2))
+            try:
+                names = await self._client.names()
+            except EngineError:
+                # It is restarted, or busy: whether it is well is the trace's to say.
+                continue
+            before = self.config.names
+            if names != before:
+                log.info(
+                    "the engine serves other names",
+                    model=names[0],
+                    come=[name for name in names if name not in before],
+                    gone=[name for name in before if name not in names],
+                )
+                self.config = msgspec.structs.replace(self.config, model=names[0], other_names=names[1:])
+                self._changed()
 
     def _changed(self) -> None:
         for on_change in self._listeners:

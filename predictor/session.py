@@ -109,6 +109,8 @@ class GatewaySession:
         """Apart from the others, because an id may come again before its end is sent."""
         self._pong = 0
         """The ping that is to be answered; 0: none."""
+        self._told = node.config
+        """The configuration whose names the gateway has been told."""
         self._noted: tuple[object, bool, int] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
@@ -119,7 +121,7 @@ class GatewaySession:
     async def run(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
         """Serves the session until the gateway leaves or `finish` has been called."""
         node = self._node
-        await self._context.write(wire.welcome(node.node_id, node.config, node.profile, BODY_WINDOW_BYTES))
+        await self._context.write(wire.welcome(node.node_id, self._told, node.profile, BODY_WINDOW_BYTES))
         unlisten = node.listen(self._wake.set)
         writer = asyncio.create_task(self._write(), name="session writer")
         reader = asyncio.create_task(self._read(frames), name="session reader")
@@ -319,7 +321,11 @@ class GatewaySession:
             if taken:
                 frame.taken.extend([pb.Consumed(request_id=name, bytes=size) for name, size in taken.items()])
             noted = self._note(frame)
-            if answers or parts or noted or pong or taken:
+            renamed = self._told is not self._node.config
+            if renamed:
+                self._told = self._node.config
+                frame.served.CopyFrom(wire.served(self._told))
+            if answers or parts or noted or pong or taken or renamed:
                 await self._context.write(frame)
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()

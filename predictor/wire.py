@@ -123,6 +123,10 @@ def welcome(node_id: str, config: EngineConfig, profile: str, body_window_bytes:
     )
 
 
+def served(config: EngineConfig) -> pb.ServedNames:
+    return pb.ServedNames(model=config.model, other_names=config.other_names)
+
+
 def answer(ask_id: int, forecast: Forecast | NoForecast) -> pb.Answer:
     if isinstance(forecast, NoForecast):
         return unanswerable(ask_id, forecast.reason)

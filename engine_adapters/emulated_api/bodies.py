@@ -35,6 +35,14 @@ class ToolSaid(msgspec.Struct, frozen=True):
     type: str = "function"
 
 
+class AdapterCall(msgspec.Struct, frozen=True):
+    """`/v1/load_lora_adapter`, `/v1/unload_lora_adapter`."""
+
+    lora_name: str
+    lora_path: str = ""
+    load_inplace: bool = False
+
+
 class GenerationCall(msgspec.Struct, frozen=True, kw_only=True):
     """What bodies that ask for text have in common."""
 

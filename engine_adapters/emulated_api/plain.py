@@ -1,4 +1,4 @@
-"""What a server answers without its engine: tokens of a text, the models, whether it is well."""
+"""What a server answers without its engine: tokens of a text, its version, whether it is well."""
 
 from __future__ import annotations
 
@@ -49,13 +49,6 @@ def detokenize(call: ApiCall) -> None:
     call.answer("detokenized", {"prompt": call.tokenizer.decode(body.tokens)})
 
 
-def list_models(call: ApiCall) -> None:
-    """`/v1/models`."""
-    config = call.config
-    cards = [_card(name, config.model, config.max_model_len_tokens, call.created) for name in config.names]
-    call.answer("models", {"object": "list", "data": cards})
-
-
 def version(call: ApiCall) -> None:
     """`/version`."""
     call.reply.json(200, {"version": call.config.engine_version or VERSION})
@@ -67,7 +60,8 @@ def healthy(call: ApiCall) -> None:
     call.reply.whole(200, b"", none)
 
 
-def _card(name: str, root: str, max_model_len: int, created: int) -> dict[str, Any]:
+def model_card(name: str, *, root: str, parent: str | None, max_model_len: int | None, created: int) -> dict[str, Any]:
+    """An entry of `/v1/models`."""
     permission = {
         "id": f"modelperm-{name}",
         "object": "model_permission",
@@ -88,7 +82,7 @@ def _card(name: str, root: str, max_model_len: int, created: int) -> dict[str, A
         "created": created,
         "owned_by": "vllm",
         "root": root,
-        "parent": None,
+        "parent": parent,
         "max_model_len": max_model_len,
         "permission": [permission],
     }

@@ -47,8 +47,8 @@ def content_text(content: Any, model: str) -> str:
 def conversation(
     messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, model: str, *, tools: Sequence[Any] = ()
 ) -> tuple[int, ...]:
-    """Token ids of a conversation; `tools` go in front of it as JSON. Raises ApiError."""
-    turns = [Message("system", "\n".join(json.dumps(tool) for tool in tools))] if tools else []
+    """Token ids of a conversation with its tools. Raises ApiError."""
+    turns = []
     for message in messages:
         role = message.get("role")
         if not isinstance(role, str):
@@ -59,7 +59,7 @@ def conversation(
             text += "".join(f"\n{json.dumps(call.get('function'))}" for call in calls if isinstance(call, dict))
         turns.append(Message(role, text))
     try:
-        return tuple(tokenizer.apply_chat_template(turns))
+        return tuple(tokenizer.apply_chat_template(turns, tools))
     except TemplateError as refused:
         raise ApiError(str(refused)) from None
 

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import structlog
 
 from engine_adapters.base import EngineError, RequestRefused
+from engine_adapters.emulated_api.adapters import AdapterBook
 from engine_adapters.emulated_api.api_call import ApiCall
 from engine_adapters.emulated_api.audio import transcribe
 from engine_adapters.emulated_api.chat import chat
@@ -17,7 +18,7 @@ from engine_adapters.emulated_api.checks import BodyChecks, load_checks
 from engine_adapters.emulated_api.completions import complete
 from engine_adapters.emulated_api.errors import ApiError
 from engine_adapters.emulated_api.messages import answer_messages, count_messages
-from engine_adapters.emulated_api.plain import detokenize, healthy, list_models, tokenize, version
+from engine_adapters.emulated_api.plain import detokenize, healthy, tokenize, version
 from engine_adapters.emulated_api.pooling import classify, embed, pool, rerank, score
 from engine_adapters.emulated_api.reply import JSON, Reply, encode_json
 from engine_adapters.emulated_api.responses import ResponseBook
@@ -40,6 +41,7 @@ class EmulatedApi:
         self._calls: dict[str, _Call] = {}
         book = ResponseBook()
         self._book = book
+        adapters = AdapterBook(engine)
         routes: tuple[tuple[str, dict[str, Handler]], ...] = (
             ("/v1/chat/completions", {"POST": chat}),
             ("/v1/completions", {"POST": complete}),
@@ -60,7 +62,9 @@ class EmulatedApi:
             ("/v1/audio/translations", {"POST": transcribe}),
             ("/tokenize", {"POST": tokenize}),
             ("/detokenize", {"POST": detokenize}),
-            ("/v1/models", {"GET": list_models}),
+            ("/v1/models", {"GET": adapters.list_models}),
+            ("/v1/load_lora_adapter", {"POST": adapters.load}),
+            ("/v1/unload_lora_adapter", {"POST": adapters.unload}),
             ("/version", {"GET": version}),
             ("/health", {"GET": healthy}),
             ("/ping", {"GET": healthy, "POST": healthy}),

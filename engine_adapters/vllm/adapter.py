@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
-import msgspec
 import structlog
 
 from engine_adapters.base import (
@@ -21,7 +20,7 @@ from engine_adapters.base import (
 )
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink
 from engine_adapters.vllm.address import AddressError, address_for_url, parse_address
-from engine_adapters.vllm.client import VllmClient, check_wanted, relay_to, served_names
+from engine_adapters.vllm.client import VllmClient, check_wanted, relay_to, renamed, served_names
 from engine_adapters.vllm.probe import TraceProbe
 from protos.runtime.addresses import parse_url
 from simcore.cost.step_time import StepTimeModel
@@ -85,9 +84,8 @@ class VllmEngine:
         except EngineError:
             await self._client.close()
             raise
-        names = served_names(self._client.models, self._wanted_model)
         self._traced = hello.config
-        self._config = config = msgspec.structs.replace(hello.config, model=names[0], other_names=names[1:])
+        self._config = config = renamed(hello.config, served_names(self._client.models, self._wanted_model))
         self.capabilities = Capabilities(per_request_trace=True, exact_rules=not config.outside_rules, forwards=True)
         self._client.limit(config)
         log.info("engine found", url=self._client.url, trace=str(self._probe.address), version=config.engine_version)
@@ -99,6 +97,12 @@ class VllmEngine:
     def config(self) -> EngineConfig:
         assert self._config is not None, "the adapter is not started"
         return self._config
+
+    async def names(self) -> tuple[str, ...]:
+        await self._client.connect()
+        self._config = renamed(self.config(), served_names(self._client.models, self._wanted_model))
+        self._client.limit(self._config)
+        return self._config.names
 
     def step_time(self) -> StepTimeModel | None:
         """Step times of an emulated device that runs faster than its profile; else nothing is known."""
@@ -139,6 +143,10 @@ class VllmEngine:
             )
 
     def _check_limits(self, config: EngineConfig) -> None:
-        if self._traced is not None and config != self._traced:
+        if self._traced is None:
+            return
+        # Other names are no other engine: `names` tells them.
+        config = renamed(config, self._traced.names)
+        if config != self._traced:
             changed = [f for f in config.__struct_fields__ if getattr(config, f) != getattr(self._traced, f)]
             raise EngineError(f"the engine was restarted with another {', '.join(changed)}: restart the daemon too")

@@ -69,8 +69,8 @@ class VllmClient:
         self._closed = False
 
     async def connect(self) -> None:
-        """Asks the server for its models. Raises EngineError if it is not there or not ready, EngineMisconfigured if it
-        will never let us in."""
+        """Asks the server for its models, also again. Raises EngineError if it is not there or not ready,
+        EngineMisconfigured if it will never let us in."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ssl=https(self.url, self._tls)),
@@ -308,9 +308,14 @@ def check_wanted(client: VllmClient, wanted: str) -> None:
 
 
 def served_names(models: Sequence[str], wanted: str) -> tuple[str, ...]:
-    """All names, the wanted one (the server's own, if it is empty) first."""
-    first = wanted or models[0]
+    """All names, the wanted one first; the server's own, if that is empty or not served."""
+    first = wanted if wanted in models else models[0]
     return (first, *(name for name in models if name != first))
+
+
+def renamed(config: EngineConfig, names: Sequence[str]) -> EngineConfig:
+    """The same engine under these names, its own first."""
+    return msgspec.structs.replace(config, model=names[0], other_names=tuple(names[1:]))
 
 
 async def _events(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -94,6 +94,14 @@ class NodeJoined(Event, frozen=True, kw_only=True):
     profile: str = ""
 
 
+class NodeServes(Event, frozen=True, kw_only=True):
+    """A node that is up is asked by other names from now on."""
+
+    node_id: str
+    names: tuple[str, ...]
+    """All of them, its engine's own first."""
+
+
 class NodeLost(Event, frozen=True, kw_only=True):
     """The session with a node broke: everything that ran there is lost to us."""
 
@@ -205,6 +213,7 @@ class PolicySet(Event, frozen=True, kw_only=True):
 AnyEvent = (
     Arrived
     | NodeJoined
+    | NodeServes
     | NodeLost
     | NodeRemoved
     | NodeSuspected

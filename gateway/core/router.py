@@ -66,6 +66,7 @@ class Router:
         self._handlers: dict[type[ev.Event], Callable[[Any, float], None]] = {
             ev.Arrived: self._on_arrived,
             ev.NodeJoined: self._on_node_joined,
+            ev.NodeServes: self._on_node_serves,
             ev.NodeLost: self._on_node_lost,
             ev.NodeRemoved: self._on_node_removed,
             ev.NodeSuspected: self._on_node_suspected,
@@ -409,6 +410,17 @@ class Router:
     def _on_node_joined(self, event: ev.NodeJoined, now_s: float) -> None:
         self._pool.join(event.node_id, event.config, event.profile)
         self._ledger.capacity_changed()
+
+    def _on_node_serves(self, event: ev.NodeServes, now_s: float) -> None:
+        if event.node_id not in self._pool.nodes:
+            return
+        gone = self._pool.rename(event.node_id, event.names)
+        self._ledger.capacity_changed()
+        for live in [live for live in self._ledger.live.values() if live.state is State.HELD]:
+            # The queue's next look would come to the first few of them only.
+            if live.shape.model in gone:
+                self._ledger.move(live, Trigger.RECHECKED)
+                self._place(live, now_s)
 
     def _on_node_lost(self, event: ev.NodeLost, now_s: float) -> None:
         node = self._pool.nodes.get(event.node_id)

@@ -155,6 +155,7 @@ class OpenAiApi:
             return
         try:
             body = completion_body(exchange.request.body)
+            self._intake.check_tokenizer(body.model)
             await self._generate(exchange, caller, body, COMPLETION, prompt_of(body))
         except Denied as refused:
             await self._hand_on_instead(exchange, caller, refused)
@@ -165,6 +166,7 @@ class OpenAiApi:
             return
         try:
             body = chat_body(exchange.request.body)
+            self._intake.check_tokenizer(body.model)
             messages = messages_of(body.messages)
             question, history = question_and_history(messages)
             prompt = await prompt_of_chat(self._intake.tokenizer, messages)

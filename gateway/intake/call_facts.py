@@ -14,7 +14,7 @@ from typing import Any, get_args
 import msgspec
 import orjson
 
-from engine_adapters.chat_template import Message
+from engine_adapters.chat_template import Message, Tool
 from gateway.core.events import Resume, Slo
 from gateway.core.outcomes import Denial
 from gateway.intake.call_paths import CallKind
@@ -37,6 +37,10 @@ _ANSWERS_ALL_PROMPTS: frozenset[CallKind] = frozenset({"completions"})
 _PROMPT_FIELDS = (
     "messages", "prompt", "input", "instructions", "system", "suffix", "query", "documents", "queries", "text_1",
     "text_2", "data_1", "data_2", "texts", "inputs", "tools", "functions",
+)  # fmt: skip
+_TEMPLATE_FIELDS = (
+    "messages", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+    "add_special_tokens",
 )  # fmt: skip
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 _MULTIPART_MODEL = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
@@ -63,6 +67,10 @@ class CallFacts(msgspec.Struct, kw_only=True):
     prompt: Prompt = msgspec.field(default_factory=Prompt)
     turns: list[Message] = []
     """A conversation of text alone, for the chat template; empty: there is none."""
+    tools: list[Tool] = []
+    """Its tools, for the same."""
+    chat: dict[str, Any] = {}
+    """What of a chat's body decides how its template writes it out, as it came."""
     question: str = ""
     """The last turn, for the length model; empty: the prompt."""
     history: list[Turn] = []
@@ -98,7 +106,7 @@ def facts_of(kind: CallKind, headers: Mapping[str, str], body: Body) -> CallFact
     if kind == "pooled" or facts.is_light:
         facts.max_output_tokens = facts.answers = 1
     if facts.is_light:
-        facts.prompt, facts.turns = Prompt(), []
+        facts.prompt, facts.turns, facts.tools = Prompt(), [], []
     return facts
 
 
@@ -256,8 +264,11 @@ def _read(kind: CallKind, fields: dict[str, Any], facts: CallFacts) -> None:
     several = max(_whole(fields.get("n")) or 1, _whole(fields.get("best_of")) or 1, 1)
     facts.answers = min(several * facts.prompt.count, MOST_ANSWERS)
     facts.turns = _turns(fields.get("messages")) if "messages" in fields else []
+    if kind == "chat":
+        facts.chat = {name: fields[name] for name in _TEMPLATE_FIELDS if name in fields}
+    facts.tools = _tools(fields.get("tools")) if facts.turns else []
     for name in _PROMPT_FIELDS:
-        if name in fields and not (name == "messages" and facts.turns):
+        if name in fields and not (name == "messages" and facts.turns) and not (name == "tools" and facts.tools):
             _gather(fields[name], facts.prompt)
     if facts.turns:
         *before, last = facts.turns
@@ -294,6 +305,16 @@ def _turns(messages: Any) -> list[Message]:
             return []
         turns.append(Message(message["role"], said))
     return turns
+
+
+def _tools(value: Any) -> list[Tool]:
+    """The tools, if a chat template could take them all."""
+    if not isinstance(value, list) or not all(
+        isinstance(tool, dict) and isinstance(tool.get("function"), dict) and tool["function"].get("name")
+        for tool in value
+    ):
+        return []
+    return value
 
 
 def _gather(value: Any, prompt: Prompt, depth: int = 0) -> None:
@@ -349,6 +370,11 @@ def _slo(value: Any) -> Slo:
     if not isinstance(value, dict):
         return Slo()
     return Slo(ttft_s=seconds("ttft_s"), tpot_s=seconds("tpot_s"), deadline_s=seconds("deadline_s"))
+
+
+def written_out(facts: CallFacts) -> list[str]:
+    """The texts of a conversation and its tools, without what a template puts between them."""
+    return [*(orjson.dumps(tool).decode() for tool in facts.tools), *(turn.content for turn in facts.turns)]
 
 
 def estimated_tokens(texts: Sequence[str], unread_bytes: int) -> int:

@@ -40,6 +40,8 @@ class ClientCall(msgspec.Struct, kw_only=True):
     """Length of the whole body."""
     is_light: bool = False
     """Whether the engine's server answers it without the engine: then there is nothing to forecast."""
+    is_aside: bool = False
+    """Whether it is a question of the gateway's own: nobody's request, and not counted among them."""
     resumable: ResumableAnswer | None = None
     """How another node goes on with a begun answer; None: it does not."""
 

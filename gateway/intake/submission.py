@@ -4,9 +4,10 @@ owes afterwards."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -17,13 +18,14 @@ from gateway.core.events import RequestShape
 from gateway.core.outcomes import Denial
 from gateway.intake import checks
 from gateway.intake.answer_text import AnswerText
-from gateway.intake.call_facts import CallFacts, estimated_tokens
+from gateway.intake.call_facts import CallFacts, estimated_tokens, written_out
 from gateway.intake.callers import ANYONE, Caller, require
 from gateway.intake.claims import Claims
 from gateway.intake.client_call import STANDSTILL_S, ClientCall
 from gateway.intake.client_request import ClientRequest
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied, invalid
+from gateway.intake.engine_counts import EngineCounts
 from gateway.intake.lengths import ExpectedLength, LengthDesk, Question, expected_without_model
 from gateway.intake.quotas import Quotas
 from gateway.intake.resumable_answer import ResumableAnswer
@@ -64,10 +66,14 @@ class Intake:
         quotas: Quotas,
         claims: Claims,
         max_prompt_tokens: int,
+        tokenizer_models: Collection[str] = (),
+        count_within_s: float = 0.0,
         on_denial: Callable[[Denial], None],
         on_begin: Callable[[ClientStream], None] = lambda _stream: None,
     ) -> None:
-        """`on_denial` gets each call that a front turns away, `on_begin` each request before it is submitted."""
+        """`tokenizer_models`: those that the tokenizer knows, by their engines' own names; empty: all. Others' engines
+        are asked for their tokens, for at most `count_within_s`. `on_denial` gets each call that a front turns away,
+        `on_begin` each request before it is submitted."""
         self.tokenizer = tokenizer
         self.closing = asyncio.Event()
         """Set: the gateway takes no more requests."""
@@ -79,6 +85,10 @@ class Intake:
         self._quotas = quotas
         self._claims = claims
         self._max_prompt_tokens = max_prompt_tokens
+        self._tokenizer_models = frozenset(tokenizer_models)
+        self._engine_counts = EngineCounts(
+            self.forward, consumed=self.consumed, close=self.close, within_s=count_within_s
+        )
         self.on_denial = on_denial
         self._on_begin = on_begin
 
@@ -89,6 +99,8 @@ class Intake:
         request_id = checks.request_id_of(request.request_id)
         checks.check_sampling(request.sampling)
         self.check_model(request.model)
+        if isinstance(request.prompt, str):
+            self.check_tokenizer(request.model)
         return await self._submit(lambda: self._stream(request, request_id, caller), request_id, caller)
 
     async def forward(
@@ -115,7 +127,8 @@ class Intake:
         except BaseException:
             self._quotas.leave(caller)
             raise
-        self._on_begin(stream)
+        if stream.call is None or not stream.call.is_aside:
+            self._on_begin(stream)
         self._pump.submit(stream)
         return stream
 
@@ -287,26 +300,40 @@ class Intake:
 
     async def _counted(self, facts: CallFacts) -> CountedPrompt:
         prompt = facts.prompt
-        chars = sum(len(turn.content) for turn in facts.turns) + sum(len(text) for text in prompt.texts)
-        if prompt.unread_bytes or chars > MOST_CHARS_COUNTED:
-            texts = (*prompt.texts, *(turn.content for turn in facts.turns))
-            estimate = estimated_tokens(texts, prompt.unread_bytes)
-            return CountedPrompt(max(1, estimate + len(prompt.token_ids) + prompt.media_tokens), "length")
-        if chars > checks.MAX_TEXT_CHARS_INLINE:
-            token_ids = await asyncio.to_thread(self._encode, facts)
-        else:
-            token_ids = self._encode(facts)
-        tokens = max(1, len(token_ids) + prompt.media_tokens)
-        return CountedPrompt(tokens, "length" if prompt.media_tokens else "tokenizer", token_ids)
+        texts = (*written_out(facts), *prompt.texts)
+        chars = sum(map(len, texts))
+        is_short = not prompt.unread_bytes and chars <= MOST_CHARS_COUNTED
+        is_known = not chars or self.knows_tokens(facts.model)
+        if is_short and is_known:
+            with contextlib.suppress(TemplateError):
+                return await self._by_tokenizer(facts, chars)
+        # What pictures come to, servers find out later.
+        if is_short and not prompt.media_tokens and (said := await self._engine_counts.count(facts)) is not None:
+            return CountedPrompt(said.count + len(prompt.token_ids), "engine", said.tokens)
+        if is_short and is_known:
+            return await self._by_tokenizer(facts, chars, by_template=False)
+        estimate = estimated_tokens(texts, prompt.unread_bytes)
+        return CountedPrompt(max(1, estimate + len(prompt.token_ids) + prompt.media_tokens), "length")
 
-    def _encode(self, facts: CallFacts) -> list[int]:
-        """What an engine with the gateway's tokenizer gets to see of the prompt, without pictures."""
-        token_ids = []
-        if facts.turns:
-            try:
-                token_ids = self.tokenizer.apply_chat_template(facts.turns)
-            except TemplateError:
-                token_ids = self.tokenizer.encode("\n".join(turn.content for turn in facts.turns))
+    async def _by_tokenizer(self, facts: CallFacts, chars: int, *, by_template: bool = True) -> CountedPrompt:
+        """Raises TemplateError."""
+        if chars > checks.MAX_TEXT_CHARS_INLINE:
+            token_ids = await asyncio.to_thread(self._encode, facts, by_template=by_template)
+        else:
+            token_ids = self._encode(facts, by_template=by_template)
+        media_tokens = facts.prompt.media_tokens
+        return CountedPrompt(
+            max(1, len(token_ids) + media_tokens), "length" if media_tokens else "tokenizer", token_ids
+        )
+
+    def _encode(self, facts: CallFacts, *, by_template: bool) -> list[int]:
+        """What an engine with the gateway's tokenizer gets to see of the prompt, without pictures. Raises
+        TemplateError."""
+        token_ids: list[int] = []
+        if facts.turns and by_template:
+            token_ids = self.tokenizer.apply_chat_template(facts.turns, facts.tools)
+        elif facts.turns:
+            token_ids = self.tokenizer.encode("\n".join(written_out(facts)))
         token_ids += facts.prompt.token_ids
         for text in facts.prompt.texts:
             token_ids += self.tokenizer.encode(text)
@@ -348,6 +375,21 @@ class Intake:
         self.calls += 1
         if self.closing.is_set():
             raise Denied(Denial.SHUTTING_DOWN, "the gateway is shutting down; try another one", retry_after_s=1.0)
+
+    def knows_tokens(self, model: str) -> bool:
+        """Whether the tokenizer is that of the model, or of the one that an adapter belongs to; empty: of all."""
+        known = self._tokenizer_models
+        return not known or model in known or (bool(own := self._nodes.own_names(model)) and own <= known)
+
+    def check_tokenizer(self, model: str) -> None:
+        """Raises Denied for a model whose tokens the gateway does not know."""
+        if not self.knows_tokens(model):
+            raise Denied(
+                Denial.UNSUPPORTED,
+                f"the gateway's tokenizer is not that of {model or 'all models'!r} (tokenizer_models), and no node of "
+                "it hands calls on as they are; send token ids over gRPC",
+                param="model",
+            )
 
     def check_model(self, model: str) -> None:
         """Raises Denied for a model that no node could serve."""

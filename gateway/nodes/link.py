@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import grpc
 import grpc.aio
+import msgspec
 import structlog
 
 from gateway import wire
@@ -276,6 +277,17 @@ class NodeLink:
         self._pump.node_up(self.node_id, self, config, welcome.profile)
         self._on_change()
 
+    def _renamed(self, served: pb.ServedNames) -> None:
+        assert self.config is not None, "a welcome came first"
+        if not served.model:
+            log.warning("the node tells no name of its engine; its last ones stay", node=self.node_id)
+            return
+        others = tuple(served.other_names)
+        self.config = msgspec.structs.replace(self.config, model=served.model, other_names=others)
+        log.info("node serves other names", node=self.node_id, names=self.config.names)
+        self._pump.node_serves(self.node_id, self.config)
+        self._on_change()
+
     async def _ping(self) -> None:
         """Watches over the silence of the node: its connection may live while it does not."""
         loop = asyncio.get_running_loop()
@@ -307,6 +319,8 @@ class NodeLink:
         if self._suspected:
             self._suspected = False
             pump.post(NodeSuspected(node_id=node_id, detail=""))
+        if frame.HasField("served"):
+            self._renamed(frame.served)
         for answer in frame.answers:
             forecast, error = None, answer.error
             if answer.HasField("forecast"):

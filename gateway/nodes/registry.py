@@ -144,6 +144,14 @@ class NodeRegistry:
         others = sorted({name for config in live for name in config.other_names})
         return {name: self.max_model_len_tokens(name) or 0 for name in dict.fromkeys((*own, *others))}
 
+    def own_names(self, model: str) -> set[str]:
+        """What live nodes of the model (any, if it is empty) call their engines' own one."""
+        return {
+            k.config.model
+            for k in self.links.values()
+            if k.status == "up" and k.config is not None and (not model or model in k.config.names)
+        }
+
     def forwards(self, model: str) -> bool:
         """Whether a live node hands calls for the model (any, if it is empty) on as they are."""
         return any(

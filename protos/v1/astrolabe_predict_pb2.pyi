@@ -457,6 +457,7 @@ class NodeFrame(google.protobuf.message.Message):
     LOAD_FIELD_NUMBER: builtins.int
     PONG_FIELD_NUMBER: builtins.int
     TAKEN_FIELD_NUMBER: builtins.int
+    SERVED_FIELD_NUMBER: builtins.int
     pong: builtins.int
     """The last ping."""
     @property
@@ -479,6 +480,10 @@ class NodeFrame(google.protobuf.message.Message):
     def taken(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Consumed]:
         """How much of the bodies of forwarded calls has gone on to the engine since the last frame."""
 
+    @property
+    def served(self) -> Global___ServedNames:
+        """What the engine is asked by from now on, when that has changed since the session's first frame."""
+
     def __init__(
         self,
         *,
@@ -488,11 +493,36 @@ class NodeFrame(google.protobuf.message.Message):
         load: Global___LoadNote | None = ...,
         pong: builtins.int = ...,
         taken: collections.abc.Iterable[Global___Consumed] | None = ...,
+        served: Global___ServedNames | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["load", b"load", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["answers", b"answers", "load", b"load", "parts", b"parts", "pong", b"pong", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["load", b"load", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "load", b"load", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
 
 Global___NodeFrame: typing_extensions.TypeAlias = NodeFrame
+
+@typing.final
+class ServedNames(google.protobuf.message.Message):
+    """By what names clients may ask an engine: adapters come and go, and servers are restarted under other names."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    OTHER_NAMES_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """The engine's own."""
+    @property
+    def other_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Further ones."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        other_names: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "other_names", b"other_names"]) -> None: ...
+
+Global___ServedNames: typing_extensions.TypeAlias = ServedNames
 
 @typing.final
 class Welcome(google.protobuf.message.Message):

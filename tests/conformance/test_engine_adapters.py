@@ -103,6 +103,15 @@ def is_idle(mirror: NodeMirror) -> bool:
 Pair = tuple[EngineClient, EngineProbe]
 
 
+async def test_the_names_are_those_of_the_configuration_however_often_they_are_read(adapter: Pair) -> None:
+    client = adapter[0]
+    before = client.config()
+    for _ in range(2):
+        assert await client.names() == before.names
+    assert client.config() == before
+    assert (await collect(client, ask("a")))[1].finish == "length"
+
+
 async def test_exactly_max_tokens_when_the_end_of_sequence_is_ignored(adapter: Pair) -> None:
     for n in (1, 2, 57):
         tokens, last = await collect(adapter[0], ask(f"r{n}", max_tokens=n))

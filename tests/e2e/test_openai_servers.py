@@ -287,9 +287,17 @@ async def test_a_traced_engine_with_several_names_and_a_key(server: Server, trac
     await engine.start()
     try:
         assert engine.config().names == ("big", "small", "adapter")
+        for last in ("later", "adapter"):
+            server.names = ["small", "big", last]
+            assert await engine.names() == engine.config().names == ("big", "small", last)
         async for item in engine.watch():
             assert isinstance(item, TraceSnapshot)
             break
+        assert engine._traced is not None
+        restarted = msgspec.structs.replace(engine._traced, model="renamed")
+        engine._check_limits(restarted)
+        with pytest.raises(EngineError, match="restarted with another max_num_seqs: restart the daemon"):
+            engine._check_limits(msgspec.structs.replace(restarted, max_num_seqs=3))
         outputs = [output async for output in engine.generate(ask(model="adapter"))]
         assert bytes(t for o in outputs for t in o.token_ids).decode() == ANSWER
         assert server.bodies[-1]["model"] == "adapter"
@@ -301,6 +309,27 @@ async def test_a_traced_engine_with_several_names_and_a_key(server: Server, trac
     server.names = ["other"]
     with pytest.raises(EngineError, match=r"serves 'other', but the trace at .* is of 'small'"):
         await VllmEngine(EngineOptions(node_id="n", url=server.url, trace=trace, key=KEY)).start()
+
+
+async def test_names_that_come_and_go_while_it_runs(server: Server) -> None:
+    engine = beside(server)
+    await engine.start()
+    try:
+        limits = engine.config()
+        server.names = ["other", "adapter"]
+        assert await engine.names() == ("other", "adapter")
+        assert engine.config() == msgspec.structs.replace(limits, model="other", other_names=("adapter",))
+        await collect(engine, ask())
+        assert server.bodies[-1]["model"] == "other"
+        await collect(engine, ask(model="adapter"))
+        assert server.bodies[-1]["model"] == "adapter"
+        # An empty list is what a server says that is not ready.
+        server.names = []
+        with pytest.raises(EngineError, match="serves no model"):
+            await engine.names()
+        assert engine.config().names == ("other", "adapter")
+    finally:
+        await engine.close()
 
 
 async def test_a_server_on_this_host_is_reached_past_the_environment_s_proxy(

@@ -73,9 +73,11 @@ class AnythingGoes(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         resume=st.sampled_from(get_args(ev.Resume)),
         continuation=st.sampled_from(["exact", *get_args(ev.Continuation)]),
+        model=st.sampled_from(["", "", "m", "adapter"]),
     )
     def arrive(
         self,
+        model: str,
         policy: str,
         prompt_tokens: int,
         deadline_s: float | None,
@@ -88,6 +90,7 @@ class AnythingGoes(RuleBasedStateMachine):
         self.names += 1
         self.world.arrive(
             f"r{self.names}",
+            model=model,
             policy=policy,
             prompt_tokens=prompt_tokens,
             slo=ev.Slo(deadline_s=deadline_s),
@@ -101,6 +104,12 @@ class AnythingGoes(RuleBasedStateMachine):
     @rule(node_id=nodes, load=st.booleans())
     def join(self, node_id: str, load: bool) -> None:
         self.world.join(node_id, load=load)
+
+    @rule(node_id=nodes, names=st.sampled_from([("m",), ("m", "adapter"), ("adapter",), ("other", "m")]))
+    def rename(self, node_id: str, names: tuple[str, ...]) -> None:
+        self.world.tell(ev.NodeServes(node_id=node_id, names=names))
+        known = {name for status in self.world.router.nodes() for name in status.config.names}
+        assert set(self.world.router.models()) == known
 
     @rule(node_id=nodes)
     def lose(self, node_id: str) -> None:

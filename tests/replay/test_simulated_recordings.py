@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def recorded(policy: str, *, delays: Delays | None = None, seed: int = 0) -> list[bytes]:
-    """A run with all that can happen to a cluster: a node breaks and comes back, one drains, clients leave."""
+    """A run with all that can happen to a cluster: a node breaks and comes back, one drains, one gets an adapter,
+    clients leave."""
     config = RouterConfig(policy=policy, seed=seed, sample=2 if policy == "min_total_latency" else 0)
     lines = [header_line(config)]
 
@@ -34,6 +35,7 @@ def recorded(policy: str, *, delays: Delays | None = None, seed: int = 0) -> lis
         (1.0, ev.NodeLost(node_id="n1", detail="power")),
         (1.5, ev.DrainAsked(node_id="n2")),
         (2.0, ev.NodeJoined(node_id="n1", config=nodes[1].config)),
+        (2.2, ev.NodeServes(node_id="n3", names=(nodes[3].config.model, "adapter"))),
         (2.5, ev.ClientGone(request_id="r20")),
         (3.0, ev.PolicySet(policy="power_of_two")),
         (3.5, ev.PolicySet(policy=policy)),

@@ -80,7 +80,7 @@ class DecisionPipeline:
 
     def conclude(self, live: LiveRequest, asked: ForecastRound, now_s: float) -> Verdict:
         """The decision with the forecasts that came; from the start if all that were asked have gone."""
-        up = [node for node in asked.nodes if node.up and not node.draining]
+        up = [node for node in asked.nodes if node.up and not node.draining and node.serves(live.shape.model)]
         if not up:
             return self.begin(live, now_s)
         ready = self._pool.best_standing(up, now_s)

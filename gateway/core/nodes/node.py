@@ -7,6 +7,7 @@ between two notes see each other: without that they all fall on the node that lo
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -95,6 +96,14 @@ class Node:
     def longest_tokens(self) -> int:
         """The most prompt and output tokens that one request can have here."""
         return self.config.longest_tokens
+
+    def serves(self, model: str) -> bool:
+        """Whether clients may ask it for the model; empty: any."""
+        return not model or model == self.config.model or model in self.config.other_names
+
+    def rename(self, names: Sequence[str]) -> None:
+        """It is asked by these names from now on, its own first; nothing else of it changes."""
+        self.config = msgspec.structs.replace(self.config, model=names[0], other_names=tuple(names[1:]))
 
     def rejoin(self, config: EngineConfig, profile: str) -> None:
         """A new session: dispatches are numbered from 1 again, and nothing is known until the node speaks."""

@@ -57,6 +57,13 @@ class NodePool:
         self._regroup()
         self.health_changed(node)
 
+    def rename(self, node_id: str, names: Sequence[str]) -> set[str]:
+        """The node serves these names, its own first; the names that nobody serves any more."""
+        before = self._models.keys()
+        self.nodes[node_id].rename(names)
+        self._regroup()
+        return before - self._models.keys()
+
     def health_changed(self, node: Node) -> None:
         """To be called after anything that may have changed a node's `health`."""
         if node.health.is_healthy:

@@ -185,3 +185,44 @@ async def test_an_engine_that_cannot_be_told_refuses(rig: Rig) -> None:
     ask = EngineRequest(request_id="a", prompt_token_ids=(1, 2), max_tokens=9, emulated_output_tokens=3)
     with pytest.raises(RequestRefused, match="emulated engines"):
         rig.node.requests.dispatch(ask, None, rig._sink)
+
+
+async def test_the_names_of_the_engine_are_followed() -> None:
+    engine = EmulatedEngine(EngineOptions(node_id="n", config=CONFIG, step_time=STEP_TIME))
+    probe = UnreliableProbe(engine)
+    node = NodeRuntime("n", engine, probe, profile=STEP_TIME, reservation_ttl_s=30.0, scenarios=4, models_every_s=0.001)
+    await node.start()
+    changed = asyncio.Event()
+    unlisten = node.listen(changed.set)
+
+    async def until_names(*names: str) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while node.config.names != names:
+                await changed.wait()
+                changed.clear()
+
+    try:
+        first = node.config
+        assert (first.names, first.forwards) == (("m",), True)
+        engine.offer("adapter", True)
+        await until_names("m", "adapter")
+        assert structs.replace(node.config, other_names=()) == first
+        # What cannot be read changes nothing, and is read again.
+        with_adapter, tried, again = node.config, 0, engine.names
+
+        async def unreachable() -> tuple[str, ...]:
+            nonlocal tried
+            tried += 1
+            raise EngineError("it is restarted")
+
+        engine.names = unreachable  # type: ignore[method-assign]
+        async with asyncio.timeout(DEADLINE_S):
+            while tried < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert node.config is with_adapter
+        engine.offer("adapter", False)
+        engine.names = again  # type: ignore[method-assign]
+        await until_names("m")
+    finally:
+        unlisten()
+        await node.close()

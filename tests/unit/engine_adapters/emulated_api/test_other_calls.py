@@ -173,6 +173,36 @@ async def test_what_the_server_says_of_itself() -> None:
         assert (await caller.call("/ping")).status == 200
 
 
+async def test_adapters_come_and_go() -> None:
+    async with emulated_caller() as caller:
+        load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+        sql = {"lora_name": "sql", "lora_path": "/adapters/sql"}
+        assert (await caller.call(PLAIN, {"model": "sql", "prompt": "a", "max_tokens": 1})).status == 404
+        loaded = await caller.call(load, sql)
+        assert (loaded.status, loaded.body) == (200, b"Success: LoRA adapter 'sql' added successfully.")
+        assert await caller.engine.names() == ("m", "alias", "sql")
+        cards = (await caller.get("/v1/models")).json()["data"]
+        assert [(card["id"], card["root"], card["parent"]) for card in cards] == [
+            ("m", "m", None),
+            ("alias", "m", None),
+            ("sql", "/adapters/sql", "m"),
+        ]
+        assert (await caller.call(PLAIN, {"model": "sql", "prompt": "a", "max_tokens": 1})).json()["model"] == "sql"
+        wrong = [
+            (load, sql, 400, "has already been loaded"),
+            (load, {"lora_name": "alias", "lora_path": "/x"}, 400, "conflicts with a served base model"),
+            (load, {"lora_name": "other", "lora_path": ""}, 400, "must be provided"),
+            (unload, {"lora_name": ""}, 400, "needs to be provided"),
+            (unload, {"lora_name": "alias"}, 404, "cannot be found"),
+        ]
+        for path, body, status, words in wrong:
+            refused = await caller.call(path, body)
+            assert (refused.status, words in refused.json()["error"]["message"]) == (status, True)
+        assert (await caller.call(load, {**sql, "load_inplace": True})).status == 200
+        assert (await caller.call(unload, {"lora_name": "sql"})).status == 200
+        assert await caller.engine.names() == ("m", "alias")
+
+
 async def test_paths_and_methods_that_are_not_there() -> None:
     async with emulated_caller() as caller:
         nowhere = await caller.call("/v1/nothing/here?x=1", {})
@@ -180,7 +210,7 @@ async def test_paths_and_methods_that_are_not_there() -> None:
         wrong = await caller.get("/v1/chat/completions")
         assert (wrong.status, wrong.json()) == (405, {"detail": "Method Not Allowed"})
         assert wrong.headers["allow"] == "POST"
-        for path in ("/metrics", "/sleep", "/v1/load_lora_adapter"):
+        for path in ("/metrics", "/sleep"):
             assert (await caller.call(path, {})).status == 404
 
 

@@ -9,7 +9,15 @@ import orjson
 import pytest
 
 from gateway.core.events import Slo
-from gateway.intake.call_facts import MEDIA_TOKENS, READ_BYTES, CallFacts, estimated_tokens, facts_of, said_in_headers
+from gateway.intake.call_facts import (
+    MEDIA_TOKENS,
+    READ_BYTES,
+    CallFacts,
+    estimated_tokens,
+    facts_of,
+    said_in_headers,
+    written_out,
+)
 from gateway.intake.call_paths import CallKind
 from gateway.intake.denied import Denied
 
@@ -19,19 +27,38 @@ def read(kind: CallKind, body: Any, **headers: str) -> CallFacts:
     return facts_of(kind, {name.replace("_", "-"): value for name, value in headers.items()}, data)
 
 
-def test_a_chat_of_text_is_one_for_the_template_with_its_tools_beside_it() -> None:
+TOOL = {"type": "function", "function": {"name": "f", "description": "d"}}
+
+
+def test_a_chat_of_text_is_one_for_the_template_with_its_tools() -> None:
     messages = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]},
         {"role": "tool", "content": "42"},
     ]
-    facts = read("chat", {"model": "m", "messages": messages, "tools": [{"type": "function"}], "n": 2, "seed": 1})
+    facts = read("chat", {"model": "m", "messages": messages, "tools": [TOOL], "n": 2, "seed": 1})
     assert [(turn.role, turn.content) for turn in facts.turns] == [
         ("system", "be brief"), ("user", "a\nb"), ("assistant", '[{"id":1}]'), ("tool", "42"),
     ]  # fmt: skip
-    assert facts.prompt.texts == ['{"type":"function"}']
+    assert (facts.tools, facts.prompt.texts) == ([TOOL], [])
+    assert written_out(facts) == [orjson.dumps(TOOL).decode(), "be brief", "a\nb", '[{"id":1}]', "42"]
     assert (facts.model, facts.answers, facts.max_output_tokens, facts.question) == ("m", 2, None, "42")
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [[{"type": "function"}], [TOOL, {"name": "f", "input_schema": {}}], [TOOL, 5], [{"function": {"name": ""}}]],
+)
+def test_tools_that_no_template_takes_are_counted_as_they_are_written(tools: list[Any]) -> None:
+    facts = read("chat", {"messages": [{"role": "user", "content": "hi"}], "tools": tools})
+    assert facts.tools == []
+    assert facts.prompt.texts == [orjson.dumps(tool).decode() for tool in tools if isinstance(tool, dict)]
+
+
+def test_without_a_conversation_for_the_template_tools_are_text() -> None:
+    facts = read("responses", {"input": "hi", "tools": [TOOL]})
+    assert (facts.tools, facts.prompt.texts) == ([], ["hi", orjson.dumps(TOOL).decode()])
 
 
 def test_pictures_have_a_share_and_leave_the_template_aside() -> None:

@@ -69,6 +69,9 @@ class EngineOutput(msgspec.Struct, frozen=True):
     finish: FinishReason | None = None
     cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache; set in the last one."""
+    stop_token_id: int | None = None
+    """Which of the ids to stop at (those asked for, and those that the engine has itself) ended the answer, if one did
+    that the engine tells of; in the last one."""
 
 
 OutputSink = Callable[[str, EngineOutput | EngineError], None]

@@ -14,6 +14,8 @@ class Message(msgspec.Struct, frozen=True):
 
     role: str
     content: str
+    name: str = ""
+    """Of who speaks, for templates that look at it; empty: not said."""
 
 
 class TemplateError(ValueError):
@@ -46,6 +48,9 @@ def compiled(template: str, special_tokens: dict[str, str]) -> Callable[[Sequenc
 
     def render(messages: Sequence[Message]) -> str:
         turns: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in messages]
+        for turn, message in zip(turns, messages, strict=True):
+            if message.name:
+                turn["name"] = message.name
         try:
             return parsed.render(messages=turns, add_generation_prompt=True, **special_tokens)
         except jinja2.TemplateError as error:

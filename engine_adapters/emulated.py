@@ -70,10 +70,13 @@ class _Script:
 class _Running:
     """One request in the engine."""
 
-    __slots__ = ("answer", "finish", "sink")
+    __slots__ = ("answer", "finish", "sink", "stop_token_ids")
 
-    def __init__(self, answer: _Words, finish: FinishReason, sink: OutputSink) -> None:
+    def __init__(
+        self, answer: _Words, finish: FinishReason, sink: OutputSink, stop_token_ids: tuple[int, ...] = ()
+    ) -> None:
         self.answer = answer
+        self.stop_token_ids = stop_token_ids
         self.finish = finish
         self.sink = sink
 
@@ -163,7 +166,8 @@ class EmulatedEngine:
         if self._task is None:
             raise EngineError("the engine is not started")
         tokens, finish = self._length(request)
-        self._enter(request, tokens, _Running(Answer(request.prompt_token_ids, self._text_ids), finish, sink))
+        answer = Answer(request.prompt_token_ids, self._text_ids)
+        self._enter(request, tokens, _Running(answer, finish, sink, request.stop_token_ids))
 
     def submit_script(self, request: EngineRequest, script: Sequence[int], sink: OutputSink) -> None:
         """As `submit`, with the answer's tokens given (at least one); it ends with them, or at `max_tokens`."""
@@ -266,7 +270,9 @@ class EmulatedEngine:
             tokens = tuple([running.answer.next_token() for _ in range(produced)])
             if request_id in finished:
                 del here[request_id]
-                running.sink(request_id, EngineOutput(tokens, running.finish))
+                stopped = running.finish == "stop" and tokens[-1] in running.stop_token_ids
+                stop_token_id = tokens[-1] if stopped else None
+                running.sink(request_id, EngineOutput(tokens, running.finish, stop_token_id=stop_token_id))
             else:
                 running.sink(request_id, EngineOutput(tokens))
 

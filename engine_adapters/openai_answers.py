@@ -36,6 +36,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int | None = None
     """How many tokens the server has counted so far."""
     cached_tokens: int | None = None
+    stop_token_id: int | None = None
+    """Which token ended the answer, if one did that is no plain end-of-sequence token."""
 
 
 class EngineModel(msgspec.Struct, frozen=True):
@@ -49,6 +51,7 @@ class _Choice(msgspec.Struct):
     text: str
     token_ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
     index: int = 0
 
 
@@ -79,9 +82,9 @@ def read_piece(data: bytes) -> Piece:
         return _piece(_object(data))
     if len(chunk.choices) > 1 or any(choice.index for choice in chunk.choices):
         return _piece(_object(data))
-    text, ids, word = "", None, None
+    text, ids, word, stop = "", None, None, None
     for choice in chunk.choices:
-        text, ids, word = choice.text, choice.token_ids, choice.finish_reason
+        text, ids, word, stop = choice.text, choice.token_ids, choice.finish_reason, choice.stop_reason
     if ids and min(ids) < 0:
         return _piece(_object(data))
     usage = chunk.usage
@@ -92,6 +95,7 @@ def read_piece(data: bytes) -> Piece:
         finish=_finish(word),
         completion_tokens=None if usage is None else usage.completion_tokens,
         cached_tokens=None if details is None else details.cached_tokens,
+        stop_token_id=stop if isinstance(stop, int) and stop >= 0 else None,
     )
 
 
@@ -144,6 +148,7 @@ def _piece(tree: Mapping[str, Any]) -> Piece:
     ids = choice.get("token_ids", message.get("token_ids"))
     text = choice.get("text")
     word = choice.get("finish_reason")
+    stop = choice.get("stop_reason")
     produced, cached = usage.get("completion_tokens"), details.get("cached_tokens", usage.get("cached_tokens"))
     return Piece(
         token_ids=None if ids is None else _token_ids(ids),
@@ -151,6 +156,8 @@ def _piece(tree: Mapping[str, Any]) -> Piece:
         finish=_finish(word.get("type") if isinstance(word, dict) else word),
         completion_tokens=None if produced is None else _count(produced, "usage.completion_tokens"),
         cached_tokens=None if cached is None else _count(cached, "usage.prompt_tokens_details.cached_tokens"),
+        # What ended it is more than we need to know: a value that makes no sense is none.
+        stop_token_id=stop if type(stop) is int and stop >= 0 else None,
     )
 
 

@@ -18,7 +18,8 @@ from engine_adapters.token_pieces import REPLACEMENT, piece_bytes
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _HOLE = "\ue000{}\ue001"
-"""Stands in a rendered template for the content of a message. Private-use characters: no template has them."""
+"""Stands in a rendered template for what a message says. Private-use characters: no template has them."""
+_HOLES = re.compile("\ue000(\\d+)\ue001")
 
 
 class FolderTokenizer:
@@ -59,17 +60,18 @@ class FolderTokenizer:
         """Token ids of a conversation by the model's own template. Raises TemplateError."""
         if self._render is None:
             return self.encode(plain_prompt(messages))
-        if not any(self._control.search(m.content) for m in messages):
+        if not any(self._control.search(m.content) or self._control.search(m.name) for m in messages):
             return self._with_control(self._render(messages))
-        # Somebody spells control tokens. Template and contents are encoded apart, so that the letters stay letters.
-        holes = [Message(m.role, _HOLE.format(i)) for i, m in enumerate(messages)]
-        rest, ids = self._render(holes), list[int]()
-        for hole, message in zip(holes, messages, strict=True):
-            before, found, after = rest.partition(hole.content)
-            if found:
-                ids += [*self._with_control(before), *self._plain(message.content)]
-                rest = after
-        return ids + self._with_control(rest)
+        # Somebody spells control tokens. The template and what messages say are encoded apart: letters stay letters.
+        said = [text for m in messages for text in (m.content, m.name)]
+        holes = [
+            Message(m.role, _HOLE.format(2 * i), _HOLE.format(2 * i + 1) if m.name else "")
+            for i, m in enumerate(messages)
+        ]
+        ids: list[int] = []
+        for position, part in enumerate(_HOLES.split(self._render(holes))):
+            ids += self._plain(said[int(part)]) if position % 2 else self._with_control(part)
+        return ids
 
     def _with_control(self, text: str) -> list[int]:
         ids: list[int] = []

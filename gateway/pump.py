@@ -187,9 +187,11 @@ class Pump:
         outcome: Outcome | None = None,
         cached_tokens: int = 0,
         detail: str = "",
+        stop_token_id: int | None = None,
     ) -> None:
         """New tokens or the end of one attempt, by its name on the wire, as a node tells them; `cached_tokens` are the
-        prompt tokens that its prefix cache gave, known at the end. Words of attempts that are over go no further."""
+        prompt tokens that its prefix cache gave, `stop_token_id` the one that ended the answer, known at the end. Words
+        of attempts that are over go no further."""
         stream = self._sent.get(wire_id)
         if stream is None or stream.node_id != node_id:
             return
@@ -209,6 +211,7 @@ class Pump:
         if outcome is not None:
             self._sent.pop(wire_id, None)
             stream.cached_tokens = cached_tokens
+            stream.stop_token_id = stop_token_id
             if stream.answer is not None:
                 self._answer_ended(stream, outcome)
             self.post(

@@ -121,6 +121,11 @@ def generate_chunk(stream: ClientStream, token_ids: Sequence[int], text: str, *,
     if stream.outcome is not None:
         chunk.outcome = codec.outcome_to_wire(stream.outcome)
         chunk.usage.CopyFrom(usage(stream.usage()))
+        reason = stream.stop_reason
+        if isinstance(reason, str):
+            chunk.stop_text = reason
+        elif reason is not None:
+            chunk.stop_token_id = reason
     return chunk
 
 

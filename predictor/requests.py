@@ -37,6 +37,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int = 0
+    stop_token_id: int | None = None
+    """As `EngineOutput.stop_token_id`."""
     detail: str = ""
 
 
@@ -87,18 +89,26 @@ class _Running:
         if output.finish is None:
             self._sink(request_id, tokens, None)
         elif output.finish != "aborted":
-            self._end(Outcome(output.finish), tokens, output.cached_tokens)
+            self._end(Outcome(output.finish), tokens, output.cached_tokens, stop_token_id=output.stop_token_id)
         elif self._owner.closing:
             self._end(Outcome.NODE_LOST, detail=f"node {self._owner.node_id} is shutting down")
         else:
             self._end(Outcome.CANCELLED, tokens)
 
-    def _end(self, outcome: Outcome, tokens: Sequence[int] = (), cached_tokens: int = 0, detail: str = "") -> None:
+    def _end(
+        self,
+        outcome: Outcome,
+        tokens: Sequence[int] = (),
+        cached_tokens: int = 0,
+        detail: str = "",
+        stop_token_id: int | None = None,
+    ) -> None:
         end = End(
             outcome=outcome,
             prompt_tokens=len(self.request.prompt_token_ids),
             output_tokens=self.output_tokens,
             cached_tokens=cached_tokens,
+            stop_token_id=stop_token_id,
             detail=detail,
         )
         self._owner.ended(self, end)

@@ -63,7 +63,11 @@ def chunk(token_ids: Sequence[int], end: End | None) -> engine_pb.EngineChunk:
     if end is None:
         return engine_pb.EngineChunk(token_ids=token_ids)
     return engine_pb.EngineChunk(
-        token_ids=token_ids, outcome=codec.outcome_to_wire(end.outcome), usage=usage(end), detail=end.detail
+        token_ids=token_ids,
+        outcome=codec.outcome_to_wire(end.outcome),
+        usage=usage(end),
+        detail=end.detail,
+        stop_token_id=end.stop_token_id,
     )
 
 
@@ -109,6 +113,8 @@ def _add_end(message: pb.StreamPart, end: End) -> None:
     message.outcome = codec.outcome_to_wire(end.outcome)
     message.usage.CopyFrom(usage(end))
     message.detail = end.detail
+    if end.stop_token_id is not None:
+        message.stop_token_id = end.stop_token_id
 
 
 def welcome(node_id: str, config: EngineConfig, profile: str) -> pb.NodeFrame:

@@ -218,6 +218,7 @@ class VllmClient:
             held: tuple[int, ...] = ()
             finish: FinishReason | None = None
             count, cached_tokens, counted = 0, 0, None
+            stop_token_id: int | None = None
             is_done = has_text = False
             async for data in _events(answer.content):
                 if data == b"[DONE]":
@@ -228,6 +229,7 @@ class VllmClient:
                 has_text = has_text or bool(piece.text)
                 count += len(tokens)
                 finish = finish or piece.finish
+                stop_token_id = piece.stop_token_id if stop_token_id is None else stop_token_id
                 counted = counted if piece.completion_tokens is None else piece.completion_tokens
                 cached_tokens = piece.cached_tokens or cached_tokens
                 if finish is not None:
@@ -248,7 +250,7 @@ class VllmClient:
             raise EngineError(f"{self.url} ended the stream without a reason (finish_reason) after {count} tokens")
         if counted and counted != count and self._tokenizer is None:
             raise EngineError(f"the engine counted {counted} output tokens (usage.completion_tokens), {count} arrived")
-        return EngineOutput(held, finish, cached_tokens)
+        return EngineOutput(held, finish, cached_tokens, stop_token_id)
 
     def _read(self, data: bytes) -> Piece:
         """Raises EngineError."""

@@ -177,7 +177,9 @@ class Delivery:
             created=self._created,
             text=stream.text.take(),
             token_ids=self._ids if options.token_ids else None,
+            prompt_token_ids=stream.prompt_token_ids,
             outcome=outcome,
+            stop_reason=stream.stop_reason,
             usage=stream.usage(),
         )
         self._exchange.respond(200, {**answer_headers(stream), "content-type": JSON}, body)
@@ -218,6 +220,7 @@ class Delivery:
             model=options.model,
             created=self._created,
             prompt_tokens=stream.shape.prompt_tokens,
+            prompt_token_ids=stream.prompt_token_ids,
             with_ids=options.token_ids,
             with_usage=options.usage,
             with_counts=options.running_usage,
@@ -227,7 +230,8 @@ class Delivery:
     def _end(self, chunks: Chunks, text: str, token_ids: Sequence[int], outcome: Outcome) -> None:
         stream, exchange = self._stream, self._exchange
         if outcome in COMPLETE:
-            last = chunks.chunk(text, token_ids, self._sent_tokens, _FINISH[outcome])
+            reason = stream.stop_reason
+            last = chunks.chunk(text, token_ids, self._sent_tokens, _FINISH[outcome], stop_reason=reason)
             exchange.send(last + chunks.end(stream.usage()), last=True)
         else:
             # No [DONE]: a reader that minds nothing else must see that the answer is not whole.

@@ -69,6 +69,7 @@ class ClientStream:
         "sampling",
         "shape",
         "span",
+        "stop_token_id",
         "text",
         "traceparent",
     )
@@ -127,6 +128,8 @@ class ClientStream:
         self.finished_s: float | None = None
         self.cached_tokens = 0
         """Prompt tokens that the last node took from its prefix cache."""
+        self.stop_token_id: int | None = None
+        """Which of the ids to stop at ended the answer, if the engine says that one did."""
         self.outcome: Outcome | None = None
         """Set once: how it ended."""
         self.detail = ""
@@ -152,6 +155,12 @@ class ClientStream:
     def stopped(self) -> bool:
         """Whether a stop string has ended the answer."""
         return self.text is not None and self.text.stopped
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        """The stop string or token id that ended the answer; None if something else did."""
+        text = None if self.text is None else self.text.stopped_by
+        return self.stop_token_id if text is None else text
 
     @property
     def decision_s(self) -> float | None:

@@ -91,9 +91,12 @@ async def test_a_stop_string_over_pieces_ends_the_answer_before_it_and_the_engin
         if stream:
             pieces = [e["choices"][0] for e in reply.events()[:-1]]
             text, finish = "".join(p["text"] for p in pieces), pieces[-1]["finish_reason"]
+            reasons = [p.get("stop_reason") for p in pieces]
+            assert reasons == [None] * (len(pieces) - 1) + ["END"]
         else:
             choice = reply.json()["choices"][0]
             text, finish = choice["text"], choice["finish_reason"]
+            assert choice["stop_reason"] == "END"
             assert reply.json()["usage"]["completion_tokens"] == len("one Etwo END")
         assert (text, finish) == ("one Etwo ", "stop")
         async with asyncio.timeout(5):
@@ -115,6 +118,31 @@ async def test_grpc_stops_at_strings_too(node: ScriptedNode) -> None:
         assert "".join(c.text for c in chunks) == "line"
         assert chunks[-1].outcome == types_pb.OUTCOME_STOP
         assert chunks[-1].usage.output_tokens == 6
+        assert chunks[-1].stop_text == "\n\n"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_ids_of_prompt_and_answer_and_the_one_that_ended_it(node: ScriptedNode, stream: bool, path: str) -> None:
+    is_chat = "chat" in path
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        asked = {"messages": [{"role": "user", "content": "hi"}]} if is_chat else {"prompt": "hello"}
+        fields = {"stream": stream, "return_token_ids": True, "stop_token_ids": [33], "request_id": "r"}
+        client.post(path, {"model": "m", "max_tokens": 8, **asked, **fields})
+        prompt = list((await dispatched(node)).request.prompt_token_ids)
+        node.say(part("r", b"no"))
+        last = part("r", b"w!", Outcome.STOP)
+        last.parts[0].stop_token_id = 33
+        node.say(last)
+        reply = await client.reply()
+        told = reply.events()[:-1] if stream else [reply.json()]
+        choices = [event["choices"][0] for event in told]
+        assert [i for choice in choices for i in choice["token_ids"]] == list(b"now!")
+        assert choices[-1]["stop_reason"] == 33
+        assert (told if is_chat else choices)[0]["prompt_token_ids"] == prompt
+        said = [event for event in (*told, *choices) if "prompt_token_ids" in event]
+        assert len(said) == 1
 
 
 async def test_chat_streams_deltas_with_the_role_first(node: ScriptedNode) -> None:

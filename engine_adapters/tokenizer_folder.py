@@ -43,6 +43,7 @@ class FolderTokenizer:
         for i in self._special.values():
             pieces[i] = b""
         self._pieces: dict[int, bytes] = pieces
+        self._spelled = {i: text.encode() for text, i in self._special.items()}
         self._control = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)")
         self._render = _template(folder)
 
@@ -55,6 +56,10 @@ class FolderTokenizer:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join([self._pieces.get(i, REPLACEMENT) for i in ids])
+
+    def spell(self, ids: Sequence[int]) -> str:
+        spelled = b"".join([self._spelled.get(i) or self._pieces.get(i, b"") for i in ids])
+        return spelled.decode("utf-8", errors="replace")
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation by the model's own template. Raises TemplateError."""

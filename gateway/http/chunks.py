@@ -82,7 +82,7 @@ class Chunks:
             orjson.dumps(model),
         )
         self._before = self._head + b'{"index":0,' + style.before_first_text
-        self._after = style.after_text + b',"logprobs":null,"finish_reason":'
+        self._after = style.after_text + b',"logprobs":'
 
     def chunk(
         self,
@@ -92,8 +92,9 @@ class Chunks:
         finish: bytes = b"null",
         *,
         stop_reason: str | int | None = None,
+        logprobs: bytes = b"null",
     ) -> bytes:
-        """One chunk. `finish`: the finish reason as JSON."""
+        """One chunk. `finish`, `logprobs`: the finish reason and what is told of the tokens, as JSON."""
         ids = b',"token_ids":' + orjson.dumps(token_ids) if self._ids else b""
         if stop_reason is not None:
             ids += b',"stop_reason":' + orjson.dumps(stop_reason)
@@ -108,7 +109,9 @@ class Chunks:
         before = self._before
         # The role comes with the first piece of text only.
         self._before = self._head + b'{"index":0,' + self._style.before_text if self._style.is_chat else before
-        return b"".join((before, orjson.dumps(text), self._after, finish, ids, b"}]", tail))
+        return b"".join(
+            (before, orjson.dumps(text), self._after, logprobs, b',"finish_reason":', finish, ids, b"}]", tail)
+        )
 
     def end(self, usage: Usage) -> bytes:
         """What follows the last chunk."""
@@ -136,10 +139,12 @@ def whole(
     prompt_token_ids: Sequence[int],
     outcome: Outcome,
     stop_reason: str | int | None,
+    logprobs: bytes,
     usage: Usage,
 ) -> bytes:
-    """A complete answer in one body. `token_ids` None: ids were not asked for, those of the prompt neither."""
-    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": outcome.value}
+    """A complete answer in one body. `token_ids` None: ids were not asked for, those of the prompt neither. `logprobs`:
+    as JSON."""
+    choice: dict[str, Any] = {"index": 0, "logprobs": orjson.Fragment(logprobs), "finish_reason": outcome.value}
     if style.is_chat:
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
     else:

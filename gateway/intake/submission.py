@@ -89,6 +89,10 @@ class Intake:
         request_id = checks.request_id_of(request.request_id)
         checks.check_sampling(request.sampling)
         self.check_model(request.model)
+        if request.sampling.logprobs is not None and not self._nodes.tells_logprobs(request.model):
+            raise Denied(
+                Denial.UNSUPPORTED, "logprobs is not supported by any node here; leave it out", param="logprobs"
+            )
         return await self._submit(lambda: self._stream(request, request_id, caller), request_id, caller)
 
     async def forward(

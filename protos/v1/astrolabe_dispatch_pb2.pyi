@@ -184,6 +184,7 @@ class GenerateChunk(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     STOP_TEXT_FIELD_NUMBER: builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
     text: builtins.str
     """Their text."""
     outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType
@@ -204,6 +205,10 @@ class GenerateChunk(google.protobuf.message.Message):
     def usage(self) -> protos.v1.astrolabe_types_pb2.Usage:
         """Set in the last chunk only."""
 
+    @property
+    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[protos.v1.astrolabe_types_pb2.TokenLogprobs]:
+        """One for each of `token_ids`, where they were asked for."""
+
     def __init__(
         self,
         *,
@@ -215,9 +220,10 @@ class GenerateChunk(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         stop_text: builtins.str = ...,
         stop_token_id: builtins.int = ...,
+        logprobs: collections.abc.Iterable[protos.v1.astrolabe_types_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "outcome", b"outcome", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "node_id", b"node_id", "outcome", b"outcome", "request_id", b"request_id", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "logprobs", b"logprobs", "node_id", b"node_id", "outcome", b"outcome", "request_id", b"request_id", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
     @typing.overload

@@ -181,6 +181,7 @@ class EngineChunk(google.protobuf.message.Message):
     USAGE_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
     outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType
     """Set in the last chunk only."""
     detail: builtins.str
@@ -195,6 +196,10 @@ class EngineChunk(google.protobuf.message.Message):
     def usage(self) -> protos.v1.astrolabe_types_pb2.Usage:
         """Set in the last chunk only."""
 
+    @property
+    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[protos.v1.astrolabe_types_pb2.TokenLogprobs]:
+        """One for each of `token_ids`, where they were asked for."""
+
     def __init__(
         self,
         *,
@@ -203,9 +208,10 @@ class EngineChunk(google.protobuf.message.Message):
         usage: protos.v1.astrolabe_types_pb2.Usage | None = ...,
         detail: builtins.str = ...,
         stop_token_id: builtins.int | None = ...,
+        logprobs: collections.abc.Iterable[protos.v1.astrolabe_types_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "outcome", b"outcome", "stop_token_id", b"stop_token_id", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "detail", b"detail", "outcome", b"outcome", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "detail", b"detail", "logprobs", b"logprobs", "outcome", b"outcome", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
     @typing.overload

@@ -554,6 +554,7 @@ class StreamPart(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The request."""
     outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType
@@ -578,6 +579,10 @@ class StreamPart(google.protobuf.message.Message):
     def head(self) -> protos.v1.astrolabe_engine_pb2.ForwardedHead:
         """Of a forwarded call: the head of its answer, once, before any data."""
 
+    @property
+    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[protos.v1.astrolabe_types_pb2.TokenLogprobs]:
+        """One for each of `token_ids`, where they were asked for."""
+
     def __init__(
         self,
         *,
@@ -590,9 +595,10 @@ class StreamPart(google.protobuf.message.Message):
         data: builtins.bytes = ...,
         output_tokens: builtins.int = ...,
         stop_token_id: builtins.int | None = ...,
+        logprobs: collections.abc.Iterable[protos.v1.astrolabe_types_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "head", b"head", "outcome", b"outcome", "stop_token_id", b"stop_token_id", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "data", b"data", "detail", b"detail", "head", b"head", "outcome", b"outcome", "output_tokens", b"output_tokens", "request_id", b"request_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "data", b"data", "detail", b"detail", "head", b"head", "logprobs", b"logprobs", "outcome", b"outcome", "output_tokens", b"output_tokens", "request_id", b"request_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
     @typing.overload

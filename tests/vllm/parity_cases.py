@@ -112,6 +112,16 @@ CHAT: dict[str, dict[str, Any]] = {
     "logprobs": chat(logprobs=True),
     "top_logprobs": chat(logprobs=True, top_logprobs=3),
     "top_logprobs of 0": chat(logprobs=True, top_logprobs=0),
+    "logprobs of broken characters": chat(
+        logprobs=True,
+        top_logprobs=3,
+        temperature=1.0,
+        seed=11,
+        logit_bias=dict.fromkeys(("158", "224", "105", "32"), 100),
+        max_tokens=40,
+    ),
+    "logprobs and a stop": chat(logprobs=True, top_logprobs=1, stop=["AAA"], logit_bias={"32": 100}),
+    "logprobs of the end": chat(logprobs=True, top_logprobs=2, logit_bias={"257": 100}),
     "logprob_token_ids": chat(logprobs=True, logprob_token_ids=[32, 33]),
     "prompt_logprobs": chat(prompt_logprobs=1),
     "tokens as ids": chat(logprobs=True, return_tokens_as_token_ids=True),
@@ -205,6 +215,10 @@ COMPLETIONS: dict[str, dict[str, Any]] = {
     "logprobs": completion(logprobs=2),
     "logprobs of 0": completion(logprobs=0),
     "too many logprobs": completion(logprobs=999),
+    "logprobs of broken characters": completion(
+        logprobs=3, temperature=1.0, seed=11, logit_bias=dict.fromkeys(("158", "224", "105", "32"), 100), max_tokens=40
+    ),
+    "logprobs and ids": completion(logprobs=1, return_token_ids=True, return_tokens_as_token_ids=True),
     "prompt_logprobs": completion(prompt_logprobs=2),
     "suffix": completion(suffix="the end"),
     "best_of": completion(best_of=2),

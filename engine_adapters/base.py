@@ -14,7 +14,7 @@ from protos.runtime.secret import NO_SECRET, Secret
 from protos.runtime.tls_files import ClientTlsFiles
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import TraceItem
-from simcore.types import EngineConfig
+from simcore.types import EngineConfig, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "aborted"]
 
@@ -59,6 +59,9 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, what is added to its logit)"""
     bad_words: tuple[str, ...] = ()
+    logprobs: int | None = None
+    """Tell with each token how likely it was, and so many of the likeliest others; None: do not. For engines with
+    `Capabilities.logprobs`."""
     priority: int = 0
     model: str = ""
     """The name under which the engine serves the model that the client wants; empty: its own."""
@@ -73,6 +76,11 @@ class EngineOutput(msgspec.Struct, frozen=True):
     finish: FinishReason | None = None
     cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache; set in the last one."""
+    stop_token_id: int | None = None
+    """Which of the ids to stop at (those asked for, and those that the engine has itself) ended the answer, if one did
+    that the engine tells of; in the last one."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token, where they were asked for."""
 
 
 OutputSink = Callable[[str, EngineOutput | EngineError], None]
@@ -114,6 +122,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """True when the engine's scheduler is one that simcore was proved equal to."""
     settable_length: bool = False
     """Whether `EngineRequest.emulated_output_tokens` is obeyed."""
+    logprobs: bool = False
+    """Whether `EngineRequest.logprobs` is obeyed."""
     forwards: bool = False
     """Whether it takes calls as their clients made them (`engine_adapters.forwarding`)."""
 

@@ -15,6 +15,8 @@ class Message(msgspec.Struct, frozen=True):
 
     role: str
     content: str
+    name: str = ""
+    """Of who speaks, for templates that look at it; empty: not said."""
 
 
 Tool = Mapping[str, Any]
@@ -66,6 +68,9 @@ def compiled(template: str, special_tokens: dict[str, str]) -> Render:
 
     def render(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         turns: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in messages]
+        for turn, message in zip(turns, messages, strict=True):
+            if message.name:
+                turn["name"] = message.name
         try:
             return parsed.render(
                 messages=turns,

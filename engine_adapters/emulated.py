@@ -26,7 +26,7 @@ from engine_adapters.base import (
     OutputSink,
     RequestRefused,
 )
-from engine_adapters.emulated_answer import Answer, natural_length
+from engine_adapters.emulated_answer import Answer, made_up_logprobs, natural_length
 from engine_adapters.emulated_api.server import EmulatedApi
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink
 from engine_adapters.streaming import stream
@@ -34,7 +34,7 @@ from engine_adapters.tokenizer import StreamDecoder, load_tokenizer, tokenizer_i
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest
 from simcore.trace import TraceDelta, TraceSnapshot
-from simcore.types import EngineConfig
+from simcore.types import EngineConfig, TokenLogprobs
 
 log = structlog.get_logger("engine_adapters.emulated")
 
@@ -70,10 +70,20 @@ class _Script:
 class _Running:
     """One request in the engine."""
 
-    __slots__ = ("answer", "finish", "sink")
+    __slots__ = ("answer", "finish", "logprobs", "sink", "stop_token_ids")
 
-    def __init__(self, answer: _Words, finish: FinishReason, sink: OutputSink) -> None:
+    def __init__(
+        self,
+        answer: _Words,
+        finish: FinishReason,
+        sink: OutputSink,
+        *,
+        stop_token_ids: tuple[int, ...] = (),
+        logprobs: int | None = None,
+    ) -> None:
         self.answer = answer
+        self.stop_token_ids = stop_token_ids
+        self.logprobs = logprobs
         self.finish = finish
         self.sink = sink
 
@@ -94,7 +104,9 @@ class _Watcher:
 class EmulatedEngine:
     """A simulated engine on the wall clock, client and probe in one; takes calls of vLLM's HTTP API too."""
 
-    capabilities = Capabilities(per_request_trace=True, exact_rules=True, settable_length=True, forwards=True)
+    capabilities = Capabilities(
+        per_request_trace=True, exact_rules=True, settable_length=True, logprobs=True, forwards=True
+    )
 
     def __init__(self, options: EngineOptions) -> None:
         if options.config is None or options.step_time is None:
@@ -171,7 +183,9 @@ class EmulatedEngine:
         if self._task is None:
             raise EngineError("the engine is not started")
         tokens, finish = self._length(request)
-        self._enter(request, tokens, _Running(Answer(request.prompt_token_ids, self._text_ids), finish, sink))
+        answer = Answer(request.prompt_token_ids, self._text_ids)
+        running = _Running(answer, finish, sink, stop_token_ids=request.stop_token_ids, logprobs=request.logprobs)
+        self._enter(request, tokens, running)
 
     def submit_script(self, request: EngineRequest, script: Sequence[int], sink: OutputSink) -> None:
         """As `submit`, with the answer's tokens given (at least one); it ends with them, or at `max_tokens`."""
@@ -272,11 +286,16 @@ class EmulatedEngine:
             if here.get(request_id) is not running:
                 continue
             tokens = tuple([running.answer.next_token() for _ in range(produced)])
+            logprobs: tuple[TokenLogprobs, ...] = ()
+            if running.logprobs is not None:
+                logprobs = tuple([made_up_logprobs(t, running.logprobs, self._text_ids) for t in tokens])
             if request_id in finished:
                 del here[request_id]
-                running.sink(request_id, EngineOutput(tokens, running.finish))
+                stopped = running.finish == "stop" and tokens[-1] in running.stop_token_ids
+                stop_token_id = tokens[-1] if stopped else None
+                running.sink(request_id, EngineOutput(tokens, running.finish, 0, stop_token_id, logprobs))
             else:
-                running.sink(request_id, EngineOutput(tokens))
+                running.sink(request_id, EngineOutput(tokens, logprobs=logprobs))
 
     def _abort(self, request_id: str) -> bool:
         running = self._here.pop(request_id, None)

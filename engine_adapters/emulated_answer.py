@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from length_model.core.belief import DEFAULT_PRIOR
+from simcore.types import TokenLogprobs
 
 _MASK = (1 << 64) - 1
 _FACTOR = 0x5851F42D4C957F2D
@@ -45,6 +46,19 @@ class Answer:
         token = self._text_ids[mix(h) % len(self._text_ids)]
         self._hash = (h * _FACTOR + token + 1) & _MASK
         return token
+
+
+def made_up_logprobs(token: int, others: int, text_ids: range) -> TokenLogprobs:
+    """How likely a token was, and up to `others` that were less likely: the same for the same token."""
+    h = mix(token)
+    # Multiples of 1/1024, so that single precision holds them.
+    logprob = -(h % 700) / 1024
+    found = {}
+    for i in range(others):
+        other = text_ids[(h + i) % len(text_ids)]
+        if other != token:
+            found[other] = logprob - 0.5 - 0.25 * i
+    return TokenLogprobs(logprob, tuple(found), tuple(found.values()))
 
 
 def natural_length(prompt_token_ids: Sequence[int], text_ids: range, *, wanted_tokens: int = 0) -> int:

@@ -7,12 +7,13 @@ send a list. What has a sane reading is read; what has none raises an `EngineErr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from engine_adapters.base import EngineError, FinishReason, RequestRefused
+from simcore.types import TokenLogprobs
 
 EXCERPT_CHARS = 200
 
@@ -36,6 +37,10 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int | None = None
     """How many tokens the server has counted so far."""
     cached_tokens: int | None = None
+    stop_token_id: int | None = None
+    """Which token ended the answer, if one did that is no plain end-of-sequence token."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of `token_ids`, if `read_piece` was asked for them."""
 
 
 class EngineModel(msgspec.Struct, frozen=True):
@@ -49,7 +54,15 @@ class _Choice(msgspec.Struct):
     text: str
     token_ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
     index: int = 0
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
+    """Of any form, since most answers have none that anybody wants."""
+
+
+class _Logprobs(msgspec.Struct):
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float] | None] | None = None
 
 
 class _Details(msgspec.Struct):
@@ -68,22 +81,27 @@ class _Chunk(msgspec.Struct):
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
+_TOKEN_ID = "token_id:"
+"""Before the ids of tokens that vLLM names by them (`return_tokens_as_token_ids`)."""
 
 
-def read_piece(data: bytes) -> Piece:
-    """An event's data, or a body. Raises RequestRefused for an error of the request that it tells, EngineError for
-    another one and for what cannot be read."""
+def read_piece(data: bytes, *, with_logprobs: bool = False) -> Piece:
+    """An event's data, or a body; `with_logprobs`: those of tokens that are named by their ids are read too.
+
+    Raises RequestRefused for an error of the request that it tells, EngineError for another one and for what cannot be
+    read."""
     try:
         chunk = _chunks.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return _piece(_object(data))
+        return _piece(_object(data), with_logprobs)
     if len(chunk.choices) > 1 or any(choice.index for choice in chunk.choices):
-        return _piece(_object(data))
-    text, ids, word = "", None, None
+        return _piece(_object(data), with_logprobs)
+    text, ids, word, stop = "", None, None, None
     for choice in chunk.choices:
-        text, ids, word = choice.text, choice.token_ids, choice.finish_reason
+        text, ids, word, stop = choice.text, choice.token_ids, choice.finish_reason, choice.stop_reason
     if ids and min(ids) < 0:
-        return _piece(_object(data))
+        return _piece(_object(data), with_logprobs)
+    logprobs = msgspec.json.decode(chunk.choices[0].logprobs) if with_logprobs and ids else None
     usage = chunk.usage
     details = None if usage is None else usage.prompt_tokens_details
     return Piece(
@@ -92,6 +110,8 @@ def read_piece(data: bytes) -> Piece:
         finish=_finish(word),
         completion_tokens=None if usage is None else usage.completion_tokens,
         cached_tokens=None if details is None else details.cached_tokens,
+        stop_token_id=stop if isinstance(stop, int) and stop >= 0 else None,
+        logprobs=() if logprobs is None else _logprobs(ids or (), logprobs),
     )
 
 
@@ -130,7 +150,7 @@ def read_fault(body: bytes) -> str:
     return said or body[:EXCERPT_CHARS].decode(errors="replace").strip()
 
 
-def _piece(tree: Mapping[str, Any]) -> Piece:
+def _piece(tree: Mapping[str, Any], with_logprobs: bool) -> Piece:
     if fault := _fault(tree):
         # What a server finds out about a request when its answer has begun: the status is in the error then.
         error = tree.get("error")
@@ -144,14 +164,42 @@ def _piece(tree: Mapping[str, Any]) -> Piece:
     ids = choice.get("token_ids", message.get("token_ids"))
     text = choice.get("text")
     word = choice.get("finish_reason")
+    stop = choice.get("stop_reason")
+    token_ids = None if ids is None else _token_ids(ids)
+    logprobs = choice.get("logprobs") if with_logprobs else None
     produced, cached = usage.get("completion_tokens"), details.get("cached_tokens", usage.get("cached_tokens"))
     return Piece(
-        token_ids=None if ids is None else _token_ids(ids),
+        token_ids=token_ids,
         text=_text(message.get("content") if text is None else text),
         finish=_finish(word.get("type") if isinstance(word, dict) else word),
         completion_tokens=None if produced is None else _count(produced, "usage.completion_tokens"),
         cached_tokens=None if cached is None else _count(cached, "usage.prompt_tokens_details.cached_tokens"),
+        # What ended it is more than we need to know: a value that makes no sense is none.
+        stop_token_id=stop if type(stop) is int and stop >= 0 else None,
+        logprobs=() if logprobs is None else _logprobs(token_ids or (), logprobs),
     )
+
+
+def _logprobs(token_ids: Sequence[int], tree: Any) -> tuple[TokenLogprobs, ...]:
+    """What is told of each token. Raises EngineError."""
+    try:
+        told = msgspec.convert(tree, _Logprobs)
+        tops = told.top_logprobs or [None] * len(token_ids)
+        return tuple(
+            [
+                _token_logprobs(token_id, logprob, top or {})
+                for token_id, logprob, top in zip(token_ids, told.token_logprobs, tops, strict=True)
+            ]
+        )
+    except ValueError as bad:
+        raise EngineError(f"choices[0].logprobs: {bad}") from None
+
+
+def _token_logprobs(token_id: int, logprob: float, top: Mapping[str, float]) -> TokenLogprobs:
+    """Raises ValueError for tokens that are not named by their ids."""
+    others = {int(name.removeprefix(_TOKEN_ID)): value for name, value in top.items()}
+    others.pop(token_id, None)
+    return TokenLogprobs(logprob, tuple(others), tuple(others.values()))
 
 
 def _choice(choices: Any) -> Mapping[str, Any]:

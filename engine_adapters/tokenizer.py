@@ -43,6 +43,9 @@ class Tokenizer(Protocol):
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The raw bytes of the tokens, which may begin or end inside a character."""
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """As `decode`, with control tokens spelled out and nothing for unknown ids."""
+
     def apply_chat_template(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer. Contents never become control tokens; what
         tools spell may, so with them it is for counting only.
@@ -159,6 +162,9 @@ class _Bytes:
         except ValueError:
             return b"".join(bytes((i,)) if 0 <= i < 256 else REPLACEMENT for i in ids)
 
+    def spell(self, ids: Sequence[int]) -> str:
+        return self.decode([i for i in ids if 0 <= i < 256])
+
     def apply_chat_template(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         return self.encode(plain_prompt(with_tools(messages, tools)))
 
@@ -173,9 +179,10 @@ class _Qwen2:
         self._encode = inner.encode
         # Its own table (150,000 pieces) is reworked in place: a second one would cost ten megabytes.
         pieces: dict[int, bytes] = inner.decoder
+        self._control: dict[int, bytes] = {}
         for i, piece in inner.decoder.items():
             if isinstance(piece, str):
-                pieces[i] = b""
+                pieces[i], self._control[i] = b"", piece.encode()
         self._start, self._end = inner.im_start_id, inner.im_end_id
         self._pieces = pieces
         self.vocab_size = len(self._pieces)
@@ -189,6 +196,10 @@ class _Qwen2:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join(self._pieces.get(i, REPLACEMENT) for i in ids)
+
+    def spell(self, ids: Sequence[int]) -> str:
+        spelled = b"".join(self._control.get(i) or self._pieces.get(i, b"") for i in ids)
+        return spelled.decode("utf-8", errors="replace")
 
     def apply_chat_template(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         turns = list(with_tools(messages, tools))

@@ -18,7 +18,8 @@ from engine_adapters.token_pieces import REPLACEMENT, piece_bytes
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _HOLE = "\ue000{}\ue001"
-"""Stands in a rendered template for the content of a message. Private-use characters: no template has them."""
+"""Stands in a rendered template for what a message says. Private-use characters: no template has them."""
+_HOLES = re.compile("\ue000(\\d+)\ue001")
 
 
 class FolderTokenizer:
@@ -42,6 +43,7 @@ class FolderTokenizer:
         for i in self._special.values():
             pieces[i] = b""
         self._pieces: dict[int, bytes] = pieces
+        self._spelled = {i: text.encode() for text, i in self._special.items()}
         self._control = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)")
         self._render = _template(folder, "default")
         self._render_tools = _template(folder, "tool_use") or self._render
@@ -56,22 +58,27 @@ class FolderTokenizer:
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join([self._pieces.get(i, REPLACEMENT) for i in ids])
 
+    def spell(self, ids: Sequence[int]) -> str:
+        spelled = b"".join([self._spelled.get(i) or self._pieces.get(i, b"") for i in ids])
+        return spelled.decode("utf-8", errors="replace")
+
     def apply_chat_template(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Token ids of a conversation by the model's own template. Raises TemplateError."""
         render = self._render_tools if tools else self._render
         if render is None:
             return self.encode(plain_prompt(with_tools(messages, tools)))
-        if not any(self._control.search(m.content) for m in messages):
+        if not any(self._control.search(m.content) or self._control.search(m.name) for m in messages):
             return self._with_control(render(messages, tools))
-        # Somebody spells control tokens. Template and contents are encoded apart, so that the letters stay letters.
-        holes = [Message(m.role, _HOLE.format(i)) for i, m in enumerate(messages)]
-        rest, ids = render(holes, tools), list[int]()
-        for hole, message in zip(holes, messages, strict=True):
-            before, found, after = rest.partition(hole.content)
-            if found:
-                ids += [*self._with_control(before), *self._plain(message.content)]
-                rest = after
-        return ids + self._with_control(rest)
+        # Somebody spells control tokens. The template and what messages say are encoded apart: letters stay letters.
+        said = [text for m in messages for text in (m.content, m.name)]
+        holes = [
+            Message(m.role, _HOLE.format(2 * i), _HOLE.format(2 * i + 1) if m.name else "")
+            for i, m in enumerate(messages)
+        ]
+        ids: list[int] = []
+        for position, part in enumerate(_HOLES.split(render(holes, tools))):
+            ids += self._plain(said[int(part)]) if position % 2 else self._with_control(part)
+        return ids
 
     def _with_control(self, text: str) -> list[int]:
         ids: list[int] = []

@@ -37,7 +37,9 @@ from gateway.core.request.resume import attempt_id
 from gateway.core.router import Router
 from gateway.intake.client_call import REPORT_BYTES, AnswerHead
 from gateway.intake.client_stream import ClientStream
-from simcore.types import Candidate, EngineConfig, Outcome
+from protos import codec
+from protos.v1.astrolabe_predict_pb2 import StreamPart
+from simcore.types import Candidate, EngineConfig, Outcome, TokenLogprobs
 
 LONGEST_TIMER_S = 10.0
 """Timers are not cancelled, so a later one is asked about this often: a client's deadline of a day must not be kept for
@@ -197,15 +199,25 @@ class Pump:
         outcome: Outcome | None = None,
         cached_tokens: int = 0,
         detail: str = "",
+        stop_token_id: int | None = None,
+        told: StreamPart | None = None,
     ) -> None:
         """New tokens or the end of one attempt, by its name on the wire, as a node tells them; `cached_tokens` are the
-        prompt tokens that its prefix cache gave, known at the end. Words of attempts that are over go no further."""
+        prompt tokens that its prefix cache gave, `stop_token_id` the one that ended the answer, known at the end.
+        `told`: the message itself, in which logprobs are looked for where they were asked for. Words of attempts that
+        are over go no further."""
         stream = self._sent.get(wire_id)
         if stream is None or stream.node_id != node_id:
             return
         request_id, attempt = stream.shape.request_id, stream.attempt
         if token_ids:
-            kept = stream.put(token_ids, self._clock())
+            logprobs: Sequence[TokenLogprobs] = ()
+            if stream.pending_logprobs is not None:
+                logprobs = () if told is None else codec.logprobs_from_wire(told.logprobs)
+                if len(logprobs) != len(token_ids):
+                    self.expel(stream, Outcome.ENGINE_FAILED, f"node {node_id} tells no logprobs with its tokens")
+                    return
+            kept = stream.put(token_ids, self._clock(), logprobs)
             self.post(TokensSeen(request_id=request_id, node_id=node_id, tokens=kept, attempt=attempt))
             if stream.stopped:
                 self.expel(stream, Outcome.STOP, "")
@@ -219,6 +231,7 @@ class Pump:
         if outcome is not None:
             self._sent.pop(wire_id, None)
             stream.cached_tokens = cached_tokens
+            stream.stop_token_id = stop_token_id
             if stream.answer is not None:
                 self._answer_ended(stream, outcome)
             self.post(

@@ -101,6 +101,7 @@ def _sampling(message: types_pb.SamplingParams) -> Sampling:
         min_tokens=message.min_tokens,
         logit_bias=message.logit_bias,
         bad_words=message.bad_words,
+        logprobs=message.logprobs if has("logprobs") else None,
     )
 
 
@@ -114,13 +115,20 @@ def usage(counts: Usage) -> types_pb.Usage:
 
 
 def generate_chunk(stream: ClientStream, token_ids: Sequence[int], text: str, *, is_first: bool) -> pb.GenerateChunk:
-    """A piece of the answer; with the end, once it has come."""
+    """A piece of the answer, with what is told of its tokens; with the end, once it has come."""
     chunk = pb.GenerateChunk(token_ids=token_ids, text=text)
+    if stream.pending_logprobs:
+        chunk.logprobs.extend(codec.logprobs_to_wire(stream.take_logprobs()))
     if is_first:
         chunk.node_id, chunk.request_id = stream.node_id, stream.shape.request_id
     if stream.outcome is not None:
         chunk.outcome = codec.outcome_to_wire(stream.outcome)
         chunk.usage.CopyFrom(usage(stream.usage()))
+        reason = stream.stop_reason
+        if isinstance(reason, str):
+            chunk.stop_text = reason
+        elif reason is not None:
+            chunk.stop_token_id = reason
     return chunk
 
 
@@ -215,6 +223,7 @@ def engine_request(stream: ClientStream) -> engine_pb.EngineGenerateRequest:
             min_tokens=max(0, sampling.min_tokens - len(before)),
             logit_bias=_bias(sampling, before),
             bad_words=sampling.bad_words,
+            logprobs=sampling.logprobs,
         ),
         priority=stream.shape.priority,
         belief=codec.belief_to_wire(asked.belief),

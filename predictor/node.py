@@ -77,7 +77,7 @@ class NodeRuntime:
         """Starts the engine and returns when it runs and its first snapshot is here. Raises EngineError."""
         await self._client.start()
         can = self._client.capabilities
-        self.config = msgspec.structs.replace(self._client.config(), forwards=can.forwards)
+        self.config = msgspec.structs.replace(self._client.config(), forwards=can.forwards, tells_logprobs=can.logprobs)
         log_rules(self.config)
         self.engine = TracedEngine(
             self.node_id,

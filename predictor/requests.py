@@ -19,7 +19,7 @@ from predictor.core.node_predictor import NodePredictor
 from predictor.core.traced_engine import TracedEngine
 from predictor.notices import log_trust
 from protos.answer_status import outcome_of_status
-from simcore.types import Candidate, LengthBelief, Outcome
+from simcore.types import Candidate, LengthBelief, Outcome, TokenLogprobs
 
 log = structlog.get_logger("predictor")
 
@@ -38,11 +38,14 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int = 0
+    stop_token_id: int | None = None
+    """As `EngineOutput.stop_token_id`."""
     detail: str = ""
 
 
-Sink = Callable[[str, Sequence[int], End | None], None]
-"""Takes (request id, new token ids, how it ended or None). Called on the event loop; must not raise."""
+Sink = Callable[[str, Sequence[int], End | None, Sequence[TokenLogprobs]], None]
+"""Takes (request id, new token ids, how it ended or None, what is told of each token if that was asked for). Called on
+the event loop; must not raise."""
 
 
 class ForwardOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +58,9 @@ class ForwardOrder(msgspec.Struct, frozen=True, kw_only=True):
 ReplySink = Callable[[str, ReplyHead | ReplyData | None, End | None], None]
 """Takes (request id, what came of the engine's own answer or None, how it ended or None). Called on the event loop;
 must not raise."""
+
+
+_NOTHING = EngineOutput(())
 
 
 class _Running:
@@ -85,24 +91,31 @@ class _Running:
                 self._owner.predictor.first_token(request_id, self.first_s)
             self.output_tokens += len(tokens)
         if output.finish is None:
-            self._sink(request_id, tokens, None)
+            self._sink(request_id, tokens, None, output.logprobs)
         elif output.finish != "aborted":
-            self._end(Outcome(output.finish), tokens, output.cached_tokens)
+            self._end(Outcome(output.finish), tokens, output=output)
         elif self._owner.closing:
             self._end(Outcome.NODE_LOST, detail=f"node {self._owner.node_id} is shutting down")
         else:
-            self._end(Outcome.CANCELLED, tokens)
+            self._end(Outcome.CANCELLED, tokens, output=output)
 
-    def _end(self, outcome: Outcome, tokens: Sequence[int] = (), cached_tokens: int = 0, detail: str = "") -> None:
+    def _end(
+        self,
+        outcome: Outcome,
+        tokens: Sequence[int] = (),
+        detail: str = "",
+        output: EngineOutput = _NOTHING,
+    ) -> None:
         end = End(
             outcome=outcome,
             prompt_tokens=len(self.request.prompt_token_ids),
             output_tokens=self.output_tokens,
-            cached_tokens=cached_tokens,
+            cached_tokens=output.cached_tokens,
+            stop_token_id=output.stop_token_id,
             detail=detail,
         )
         self._owner.ended(self, end)
-        self._sink(self.request.request_id, tokens, end)
+        self._sink(self.request.request_id, tokens, end, output.logprobs)
 
 
 class _Forwarded:
@@ -202,6 +215,8 @@ class Requests:
         self._check_name(request_id)
         if request.emulated_output_tokens and not self._client.capabilities.settable_length:
             raise RequestRefused("emulated_output_tokens is for emulated engines; leave it out, or use ignore_eos")
+        if request.logprobs is not None and not self._client.capabilities.logprobs:
+            raise RequestRefused("the engine cannot tell logprobs by tokens; leave logprobs out")
         if self.closing:
             raise EngineError(f"node {self.node_id} is shutting down")
         running = _Running(self, request, sink)

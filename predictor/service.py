@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -22,7 +22,7 @@ from protos.v1 import astrolabe_engine_pb2_grpc as engine_grpc
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2_grpc as predict_grpc
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from simcore.types import Outcome
+from simcore.types import Outcome, TokenLogprobs
 
 log = structlog.get_logger("predictor.service")
 
@@ -142,10 +142,10 @@ class EngineApi(engine_grpc.EngineServicer):
         chunks: asyncio.Queue[engine_pb.EngineChunk] = asyncio.Queue()
         ended = False
 
-        def sink(request_id: str, token_ids: Any, end: End | None) -> None:
+        def sink(request_id: str, token_ids: Sequence[int], end: End | None, logprobs: Sequence[TokenLogprobs]) -> None:
             nonlocal ended
             ended = end is not None
-            chunks.put_nowait(wire.chunk(token_ids, end))
+            chunks.put_nowait(wire.chunk(token_ids, end, logprobs))
 
         try:
             node.requests.dispatch(

@@ -24,7 +24,7 @@ from predictor.node import NodeRuntime
 from predictor.requests import CannotForward, End
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
-from simcore.types import Candidate, Outcome
+from simcore.types import Candidate, Outcome, TokenLogprobs
 
 log = structlog.get_logger("predictor.session")
 
@@ -48,10 +48,11 @@ FRAME_BYTES = 1024 * 1024
 class _Tokens:
     """What is waiting to be sent of one request."""
 
-    __slots__ = ("end", "ids")
+    __slots__ = ("end", "ids", "logprobs")
 
     def __init__(self) -> None:
         self.ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.end: End | None = None
 
     @property
@@ -59,7 +60,7 @@ class _Tokens:
         return 0
 
     def message(self, request_id: str) -> pb.StreamPart:
-        return wire.part(request_id, self.ids, self.end)
+        return wire.part(request_id, self.ids, self.end, self.logprobs)
 
 
 class _Reply:
@@ -268,11 +269,15 @@ class GatewaySession:
         self._answers.extend(wire.answer(ask_id, answer) for ask_id, answer in zip(asked, answers, strict=True))
         self._wake.set()
 
-    def _on_tokens(self, request_id: str, token_ids: Sequence[int], end: End | None) -> None:
+    def _on_tokens(
+        self, request_id: str, token_ids: Sequence[int], end: End | None, logprobs: Sequence[TokenLogprobs] = ()
+    ) -> None:
         pending = self._parts.get(request_id)
         if not isinstance(pending, _Tokens):
             pending = self._parts[request_id] = _Tokens()
         pending.ids.extend(token_ids)
+        if logprobs:
+            pending.logprobs.extend(logprobs)
         if end is not None:
             self._ended(request_id, pending, end)
         self._wake.set()
@@ -319,7 +324,7 @@ class GatewaySession:
             frame.pong = pong
             taken, self._taken = self._taken, {}
             if taken:
-                frame.taken.extend([pb.Consumed(request_id=name, bytes=size) for name, size in taken.items()])
+                frame.taken.extend([wire.taken(request_id, size_bytes) for request_id, size_bytes in taken.items()])
             noted = self._note(frame)
             renamed = self._told is not self._node.config
             if renamed:

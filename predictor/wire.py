@@ -19,7 +19,7 @@ from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from simcore.types import EngineConfig, Forecast, NodeLoad
+from simcore.types import EngineConfig, Forecast, NodeLoad, TokenLogprobs
 
 
 def engine_request(message: engine_pb.EngineGenerateRequest, *, max_model_len_tokens: int) -> EngineRequest:
@@ -47,6 +47,7 @@ def engine_request(message: engine_pb.EngineGenerateRequest, *, max_model_len_to
         min_tokens=sampling.min_tokens,
         logit_bias=tuple(sampling.logit_bias.items()),
         bad_words=tuple(sampling.bad_words),
+        logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
         priority=message.priority,
         model=message.model,
         traceparent=message.traceparent,
@@ -59,11 +60,16 @@ def usage(end: End) -> types_pb.Usage:
     )
 
 
-def chunk(token_ids: Sequence[int], end: End | None) -> engine_pb.EngineChunk:
+def chunk(token_ids: Sequence[int], end: End | None, logprobs: Sequence[TokenLogprobs]) -> engine_pb.EngineChunk:
     if end is None:
-        return engine_pb.EngineChunk(token_ids=token_ids)
+        return engine_pb.EngineChunk(token_ids=token_ids, logprobs=codec.logprobs_to_wire(logprobs))
     return engine_pb.EngineChunk(
-        token_ids=token_ids, outcome=codec.outcome_to_wire(end.outcome), usage=usage(end), detail=end.detail
+        token_ids=token_ids,
+        outcome=codec.outcome_to_wire(end.outcome),
+        usage=usage(end),
+        detail=end.detail,
+        stop_token_id=end.stop_token_id,
+        logprobs=codec.logprobs_to_wire(logprobs),
     )
 
 
@@ -84,8 +90,17 @@ def forward_order(message: engine_pb.ForwardedCall) -> ForwardOrder:
     )
 
 
-def part(request_id: str, token_ids: Sequence[int], end: End | None) -> pb.StreamPart:
+def taken(request_id: str, size_bytes: int) -> pb.Consumed:
+    """So much of a call's body is not held here any more."""
+    return pb.Consumed(request_id=request_id, bytes=size_bytes)
+
+
+def part(
+    request_id: str, token_ids: Sequence[int], end: End | None, logprobs: Sequence[TokenLogprobs]
+) -> pb.StreamPart:
     message = pb.StreamPart(request_id=request_id, token_ids=token_ids)
+    if logprobs:
+        message.logprobs.extend(codec.logprobs_to_wire(logprobs))
     if end is not None:
         _add_end(message, end)
     return message
@@ -109,6 +124,8 @@ def _add_end(message: pb.StreamPart, end: End) -> None:
     message.outcome = codec.outcome_to_wire(end.outcome)
     message.usage.CopyFrom(usage(end))
     message.detail = end.detail
+    if end.stop_token_id is not None:
+        message.stop_token_id = end.stop_token_id
 
 
 def welcome(node_id: str, config: EngineConfig, profile: str, body_window_bytes: int) -> pb.NodeFrame:

@@ -27,6 +27,7 @@ from simcore.types import (
     Quantiles,
     RequestState,
     Score,
+    TokenLogprobs,
 )
 
 _OUTCOME_TO_WIRE: dict[Outcome, pb.Outcome.ValueType] = {o: pb.Outcome.Value(f"OUTCOME_{o.name}") for o in Outcome}
@@ -98,7 +99,21 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         prefix_cache_traced=message.prefix_cache_traced,
         other_names=tuple(message.other_names),
         forwards=message.forwards,
+        tells_logprobs=message.tells_logprobs,
     )
+
+
+def logprobs_to_wire(logprobs: Sequence[TokenLogprobs]) -> list[pb.TokenLogprobs]:
+    return [
+        pb.TokenLogprobs(logprob=one.logprob, other_ids=one.other_ids, other_logprobs=one.other_logprobs)
+        for one in logprobs
+    ]
+
+
+def logprobs_from_wire(messages: Iterable[pb.TokenLogprobs]) -> list[TokenLogprobs]:
+    return [
+        TokenLogprobs(message.logprob, tuple(message.other_ids), tuple(message.other_logprobs)) for message in messages
+    ]
 
 
 def request_state_to_wire(state: RequestState) -> pb.RequestState:

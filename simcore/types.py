@@ -49,6 +49,16 @@ class LengthBelief(msgspec.Struct, frozen=True, gc=False):
         return self.atoms_tokens[min(n - 1, max(0, math.ceil(q * n) - 1))]
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True, gc=False):
+    """How likely one token of an answer was, and which others could have come in its place."""
+
+    logprob: float
+    """Natural logarithm of the token's probability."""
+    other_ids: tuple[int, ...] = ()
+    """Token ids that were likeliest beside it, likeliest first."""
+    other_logprobs: tuple[float, ...] = ()
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The limits under which one engine schedules. Names follow vLLM's own options."""
 
@@ -75,6 +85,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Further names under which clients may ask for `model`, or for what the engine serves beside it."""
     forwards: bool = False
     """Whether the node hands calls on to its engine as their clients made them."""
+    tells_logprobs: bool = False
+    """Whether the node can tell how likely the tokens of its answers were."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -81,7 +81,7 @@ class HttpConnection:
         self._prompt = prompt
         self._stream = stream
         # A field that a gateway does not understand, and that asks for nothing.
-        self._more = {"logprobs": 0} if lane == "pass_through" else {}
+        self._more = {"include_stop_str_in_output": True} if lane == "pass_through" else {}
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine_adapters.emulated_answer import mix
+from engine_adapters.emulated_answer import made_up_logprobs
 from engine_adapters.tokenizer import Tokenizer, tokenizer_info
 
 
@@ -24,13 +24,8 @@ class Likelihoods:
 
     def ranked(self, token: int, others: int) -> list[tuple[int, float]]:
         """The token, then `others` that were less likely, with logarithms of probabilities."""
-        h = mix(token)
-        found = [(token, -(h % 700) / 1000)]
-        for i in range(others):
-            other = self._text_ids[(h + i) % len(self._text_ids)]
-            if other != token:
-                found.append((other, round(found[0][1] - 0.5 - 0.25 * i, 3)))
-        return found
+        told = made_up_logprobs(token, others, self._text_ids)
+        return [(token, told.logprob), *zip(told.other_ids, told.other_logprobs, strict=True)]
 
     def chat(self, tokens: Sequence[int], top: int) -> dict[str, Any]:
         """As chats have it; `top` most likely tokens beside each."""

@@ -57,7 +57,8 @@ def conversation(
         calls = message.get("tool_calls")
         if calls:
             text += "".join(f"\n{json.dumps(call.get('function'))}" for call in calls if isinstance(call, dict))
-        turns.append(Message(role, text))
+        name = message.get("name")
+        turns.append(Message(role, text, name if isinstance(name, str) else ""))
     try:
         return tuple(tokenizer.apply_chat_template(turns, tools))
     except TemplateError as refused:

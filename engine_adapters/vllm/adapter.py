@@ -45,7 +45,7 @@ class VllmEngine:
             raise EngineError(str(bad)) from None
         except ValueError as bad:
             raise EngineError(f"the engine's URL: {bad}") from None
-        self.capabilities = Capabilities(per_request_trace=True, exact_rules=False, forwards=True)
+        self.capabilities = Capabilities(per_request_trace=True, exact_rules=False, logprobs=True, forwards=True)
         self._wanted_model = options.model
         self._step_time = None
         if options.step_time is not None and options.time_scale != 1.0:
@@ -86,7 +86,9 @@ class VllmEngine:
             raise
         self._traced = hello.config
         self._config = config = renamed(hello.config, served_names(self._client.models, self._wanted_model))
-        self.capabilities = Capabilities(per_request_trace=True, exact_rules=not config.outside_rules, forwards=True)
+        self.capabilities = Capabilities(
+            per_request_trace=True, exact_rules=not config.outside_rules, logprobs=True, forwards=True
+        )
         self._client.limit(config)
         log.info("engine found", url=self._client.url, trace=str(self._probe.address), version=config.engine_version)
 

@@ -33,7 +33,7 @@ from protos.runtime.addresses import parse_url
 from protos.runtime.channels import uses_proxy
 from protos.runtime.secret import NO_SECRET, Secret
 from protos.runtime.tls_files import ClientTlsFiles
-from simcore.types import EngineConfig, Outcome
+from simcore.types import EngineConfig, Outcome, TokenLogprobs
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_LINE_BYTES = 4 << 20
@@ -166,6 +166,9 @@ class VllmClient:
             "min_tokens": request.min_tokens or None,
             "logit_bias": {str(i): bias for i, bias in request.logit_bias} or None,
             "bad_words": request.bad_words or None,
+            "logprobs": request.logprobs,
+            # Texts of tokens are not unique.
+            "return_tokens_as_token_ids": None if request.logprobs is None else True,
             # A queue in order of arrival refuses a priority instead of not minding it.
             "priority": request.priority if config.scheduling_policy == "priority" and request.priority else None,
         }
@@ -218,26 +221,33 @@ class VllmClient:
             if answer.status != 200:
                 raise refusal(answer.status, await answer.read(), self.url, self._key, of_request=True)
             held: tuple[int, ...] = ()
+            held_logprobs: tuple[TokenLogprobs, ...] = ()
+            with_logprobs = request.logprobs is not None
             finish: FinishReason | None = None
             count, cached_tokens, counted = 0, 0, None
+            stop_token_id: int | None = None
             is_done = has_text = False
             async for data in _events(answer.content):
                 if data == b"[DONE]":
                     is_done = True
                     break
-                piece = self._read(data)
+                piece = self._read(data, with_logprobs)
                 tokens = piece.token_ids or self._pieces(piece.text)
                 has_text = has_text or bool(piece.text)
                 count += len(tokens)
+                if with_logprobs and len(tokens) != len(piece.logprobs):
+                    raise EngineError(f"{self.url} tells no logprobs with its tokens")
                 finish = finish or piece.finish
+                stop_token_id = piece.stop_token_id if stop_token_id is None else stop_token_id
                 counted = counted if piece.completion_tokens is None else piece.completion_tokens
                 cached_tokens = piece.cached_tokens or cached_tokens
                 if finish is not None:
                     held += tokens
+                    held_logprobs += piece.logprobs
                     if counted is not None:
                         break
                 elif tokens:
-                    self._sinks[request_id](request_id, EngineOutput(tokens))
+                    self._sinks[request_id](request_id, EngineOutput(tokens, logprobs=piece.logprobs))
         if has_text and not count:
             raise EngineError(
                 f"{self.url} answered without choices[0].token_ids: it does not know return_token_ids "
@@ -250,12 +260,12 @@ class VllmClient:
             raise EngineError(f"{self.url} ended the stream without a reason (finish_reason) after {count} tokens")
         if counted and counted != count and self._tokenizer is None:
             raise EngineError(f"the engine counted {counted} output tokens (usage.completion_tokens), {count} arrived")
-        return EngineOutput(held, finish, cached_tokens)
+        return EngineOutput(held, finish, cached_tokens, stop_token_id, held_logprobs)
 
-    def _read(self, data: bytes) -> Piece:
+    def _read(self, data: bytes, with_logprobs: bool) -> Piece:
         """Raises EngineError."""
         try:
-            return read_piece(data)
+            return read_piece(data, with_logprobs=with_logprobs)
         except RequestRefused as error:
             raise RequestRefused(self._key.hidden_in(str(error))) from None
         except EngineError as error:

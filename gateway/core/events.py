@@ -66,6 +66,8 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How many answers it asks for at once; their tokens, and those of several prompts, are counted together."""
     node: str = ""
     """The only node that may have it: what it asks for is there. Empty: any."""
+    logprobs: bool = False
+    """Whether its node must tell how likely the tokens were."""
 
     @property
     def expected_tokens(self) -> float:

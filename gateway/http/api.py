@@ -21,6 +21,7 @@ from gateway.http.connection import Exchange, Handler
 from gateway.http.delivery import JSON, Delivery, FlushBatch, ResponseOptions, retry_after
 from gateway.http.errors import DEFECT, error_body, plain_error
 from gateway.http.heartbeats import Heartbeats
+from gateway.http.logprobs import AnswerLogprobs
 from gateway.http.message import Request
 from gateway.intake.call_desk import CallDesk, FrontCall
 from gateway.intake.call_paths import may_be_handed_on, target_of
@@ -197,7 +198,11 @@ class OpenAiApi:
             running_usage=wanted is not None and wanted.continuous_usage_stats,
             early_headers=exchange.request.headers.get(EARLY_HEADERS, "").strip().lower() not in _OFF,
         )
-        Delivery(stream, self._intake.close, exchange, options, self._batch, self._heartbeats)
+        logprobs = None
+        if (top := request.sampling.logprobs) is not None:
+            as_ids = bool(body.return_tokens_as_token_ids)
+            logprobs = AnswerLogprobs(self._intake.tokenizer, style=style, top=top, as_ids=as_ids)
+        Delivery(stream, self._intake.close, exchange, options, self._batch, self._heartbeats, logprobs)
 
     def _only_model(self) -> str:
         return next(iter(self._nodes.models()), "")

@@ -30,7 +30,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
     "echo": (None, False),
-    "logprobs": (None, False),
     "top_logprobs": (None, 0),
     "prompt_logprobs": _NOTHING,
     "length_penalty": (None, 1),
@@ -89,7 +88,7 @@ class SloBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
     """What completions and chat completions have in common. The fields from `top_k` on to
-    `return_token_ids` are vLLM's or OpenAI's own, those after them ours."""
+    `return_tokens_as_token_ids` are vLLM's or OpenAI's own, those after them ours."""
 
     model: str = ""
     max_tokens: Count32 | None = None
@@ -111,6 +110,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     bad_words: list[str] | None = None
     priority: Count32 | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     request_id: str = ""
     session: str = ""
     slo: SloBody = SloBody()
@@ -123,24 +123,41 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
         """The limit on the answer, in tokens, and the field that sets it."""
         return "max_tokens", self.max_tokens
 
+    def asked_logprobs(self) -> int | None:
+        """With how many others each token's likelihood is to be told; None: not at all. Raises Denied."""
+        raise NotImplementedError
+
 
 class CompletionBody(Body, frozen=True, kw_only=True):
     prompt: Any
     """A text or a list of token ids, alone or as the only item of a list: see `prompt_of`."""
+    logprobs: Count32 | None = None
 
     def answer_limit(self) -> tuple[str, int | None]:
         """As OpenAI and vLLM have it, a completion is short unless more is asked for; a chat may take all there is."""
         return "max_tokens", DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
+    def asked_logprobs(self) -> int | None:
+        return self.logprobs
+
 
 class ChatBody(Body, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     max_completion_tokens: Count32 | None = None
+    logprobs: bool | None = None
+    top_logprobs: Count32 | None = None
 
     def answer_limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
+
+    def asked_logprobs(self) -> int | None:
+        if self.logprobs:
+            return self.top_logprobs or 0
+        if self.top_logprobs:
+            raise invalid("top_logprobs needs logprobs: true", param="top_logprobs")
+        return None
 
 
 AnyBody = TypeVar("AnyBody", bound=Body)
@@ -214,6 +231,7 @@ def client_request(
             min_tokens=body.min_tokens or 0,
             logit_bias=body.logit_bias or {},
             bad_words=body.bad_words or (),
+            logprobs=body.asked_logprobs(),
         ),
         priority=body.priority or 0,
         session=body.session or headers.get("x-session-id", ""),

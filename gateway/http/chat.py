@@ -63,7 +63,10 @@ def _message(raw: dict[str, Any], where: str) -> Message:
     for field, value in raw.items():
         if field not in _MESSAGE_FIELDS and not any(value == empty for empty in _EMPTY):
             raise Denied(Denial.UNSUPPORTED, f"{where}.{field} is not supported", param=f"{where}.{field}")
-    return Message(ROLES[role], _text(raw.get("content"), f"{where}.content"))
+    name = raw.get("name") or ""
+    if not isinstance(name, str):
+        raise invalid(f"{where}.name must be a text", param=f"{where}.name")
+    return Message(ROLES[role], _text(raw.get("content"), f"{where}.content"), name)
 
 
 def _text(content: Any, where: str) -> str:

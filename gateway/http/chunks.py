@@ -51,7 +51,7 @@ CHAT = Style(
 class Chunks:
     """The chunks of one streamed answer."""
 
-    __slots__ = ("_after", "_before", "_counts", "_head", "_ids", "_prompt_tokens", "_style", "_usage")
+    __slots__ = ("_after", "_before", "_counts", "_head", "_ids", "_prompt_ids", "_prompt_tokens", "_style", "_usage")
 
     def __init__(
         self,
@@ -61,14 +61,16 @@ class Chunks:
         model: str,
         created: int,
         prompt_tokens: int,
+        prompt_token_ids: Sequence[int],
         with_ids: bool,
         with_usage: bool,
         with_counts: bool,
     ) -> None:
-        """`with_ids`: token ids beside the text; `with_usage`: a chunk with the usage at the end; `with_counts`: the
-        usage so far in every chunk."""
+        """`with_ids`: token ids beside the text, those of the prompt in the first chunk; `with_usage`: a chunk with the
+        usage at the end; `with_counts`: the usage so far in every chunk."""
         self._style = style
         self._ids = with_ids
+        self._prompt_ids = b',"prompt_token_ids":' + orjson.dumps(prompt_token_ids) if with_ids else b""
         self._usage = with_usage
         self._counts = with_counts
         self._prompt_tokens = prompt_tokens
@@ -79,19 +81,36 @@ class Chunks:
             orjson.dumps(model),
         )
         self._before = self._head + b'{"index":0,' + style.before_first_text
-        self._after = style.after_text + b',"logprobs":null,"finish_reason":'
+        self._after = style.after_text + b',"logprobs":'
 
-    def chunk(self, text: str, token_ids: Sequence[int], output_tokens: int, finish: bytes = b"null") -> bytes:
-        """One chunk. `finish`: the finish reason as JSON."""
+    def chunk(
+        self,
+        text: str,
+        token_ids: Sequence[int],
+        output_tokens: int,
+        finish: bytes = b"null",
+        *,
+        stop_reason: str | int | None = None,
+        logprobs: bytes = b"null",
+    ) -> bytes:
+        """One chunk. `finish`, `logprobs`: the finish reason and what is told of the tokens, as JSON."""
         ids = b',"token_ids":' + orjson.dumps(token_ids) if self._ids else b""
+        if stop_reason is not None:
+            ids += b',"stop_reason":' + orjson.dumps(stop_reason)
         if self._counts:
-            tail = b"}]%b}\n\n" % self._so_far(output_tokens)
+            tail = b"%b}\n\n" % self._so_far(output_tokens)
         else:
-            tail = b'}],"usage":null}\n\n' if self._usage else b"}]}\n\n"
+            tail = b',"usage":null}\n\n' if self._usage else b"}\n\n"
+        if self._prompt_ids:
+            # A chat has them beside its choices, a completion in each.
+            ids, tail = (ids, self._prompt_ids + tail) if self._style.is_chat else (ids + self._prompt_ids, tail)
+            self._prompt_ids = b""
         before = self._before
         # The role comes with the first piece of text only.
         self._before = self._head + b'{"index":0,' + self._style.before_text if self._style.is_chat else before
-        return b"".join((before, orjson.dumps(text), self._after, finish, ids, tail))
+        return b"".join(
+            (before, orjson.dumps(text), self._after, logprobs, b',"finish_reason":', finish, ids, b"}]", tail)
+        )
 
     def end(self, usage: Usage) -> bytes:
         """What follows the last chunk."""
@@ -116,27 +135,33 @@ def whole(
     created: int,
     text: str,
     token_ids: Sequence[int] | None,
+    prompt_token_ids: Sequence[int],
     outcome: Outcome,
+    stop_reason: str | int | None,
+    logprobs: bytes,
     usage: Usage,
 ) -> bytes:
-    """A complete answer in one body. `token_ids` None: not asked for."""
-    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": outcome.value}
+    """A complete answer in one body. `token_ids` None: ids were not asked for, those of the prompt neither. `logprobs`:
+    as JSON."""
+    choice: dict[str, Any] = {"index": 0, "logprobs": orjson.Fragment(logprobs), "finish_reason": outcome.value}
     if style.is_chat:
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
     else:
         choice["text"] = text
+    if stop_reason is not None:
+        choice["stop_reason"] = stop_reason
+    tree: dict[str, Any] = {
+        "id": style.id_prefix + request_id,
+        "object": style.whole_object,
+        "created": created,
+        "model": model,
+        "choices": [choice],
+        "usage": usage_json(usage),
+    }
     if token_ids is not None:
         choice["token_ids"] = token_ids
-    return orjson.dumps(
-        {
-            "id": style.id_prefix + request_id,
-            "object": style.whole_object,
-            "created": created,
-            "model": model,
-            "choices": [choice],
-            "usage": usage_json(usage),
-        }
-    )
+        (tree if style.is_chat else choice)["prompt_token_ids"] = prompt_token_ids
+    return orjson.dumps(tree)
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from gateway.http.chunks import Chunks, Style, whole
 from gateway.http.connection import Exchange
 from gateway.http.errors import error_json
 from gateway.http.heartbeats import Beat, Heartbeats
+from gateway.http.logprobs import AnswerLogprobs
 from gateway.intake.client_stream import ClientStream
 from simcore.types import Outcome
 
@@ -92,6 +93,7 @@ class Delivery:
         "_exchange",
         "_heartbeats",
         "_ids",
+        "_logprobs",
         "_options",
         "_sent_tokens",
         "_stream",
@@ -105,9 +107,11 @@ class Delivery:
         options: ResponseOptions,
         batch: FlushBatch,
         heartbeats: Heartbeats,
+        logprobs: AnswerLogprobs | None = None,
     ) -> None:
-        """`close` is called with the stream once nobody reads it any more."""
+        """`close` is called with the stream once nobody reads it any more. `logprobs` words those asked for."""
         self._stream = stream
+        self._logprobs = logprobs
         self._heartbeats = heartbeats
         self._close = close
         self._exchange = exchange
@@ -162,7 +166,11 @@ class Delivery:
     def _serve_whole(self) -> None:
         stream = self._stream
         # Taken at once: only tokens that a reader leaves lying count as waiting for it.
-        self._ids += stream.take()
+        token_ids = stream.take()
+        self._ids += token_ids
+        logprobs = self._logprobs
+        if logprobs is not None:
+            logprobs.add(token_ids, stream.take_logprobs())
         outcome = stream.outcome
         if outcome is None:
             return
@@ -178,7 +186,10 @@ class Delivery:
             created=self._created,
             text=stream.text.take(),
             token_ids=self._ids if options.token_ids else None,
+            prompt_token_ids=stream.prompt_token_ids,
             outcome=outcome,
+            stop_reason=stream.stop_reason,
+            logprobs=b"null" if logprobs is None else logprobs.take(),
             usage=stream.usage(),
         )
         self._exchange.respond(200, {**answer_headers(stream), "content-type": JSON}, body)
@@ -193,6 +204,10 @@ class Delivery:
         assert stream.text is not None, "an answer has a text"
         token_ids: Sequence[int] = stream.take()
         text = stream.text.take()
+        logprobs = b"null"
+        if self._logprobs is not None and token_ids:
+            self._logprobs.add(token_ids, stream.take_logprobs())
+            logprobs = self._logprobs.take()
         chunks = self._chunks
         if chunks is None:
             if outcome is not None and outcome not in COMPLETE and not token_ids:
@@ -204,10 +219,10 @@ class Delivery:
         self._sent_tokens += len(token_ids)
         if outcome is None:
             # A character or a stop string may be incomplete: then there are tokens without text.
-            if text or self._options.token_ids:
-                exchange.send(chunks.chunk(text, token_ids, self._sent_tokens))
+            if text or self._options.token_ids or self._logprobs is not None:
+                exchange.send(chunks.chunk(text, token_ids, self._sent_tokens, logprobs=logprobs))
             return
-        self._end(chunks, text, token_ids, outcome)
+        self._end(chunks, text, token_ids, outcome, logprobs)
 
     def _begin(self) -> Chunks:
         options, stream = self._options, self._stream
@@ -219,20 +234,24 @@ class Delivery:
             model=options.model,
             created=self._created,
             prompt_tokens=stream.shape.prompt_tokens,
+            prompt_token_ids=stream.prompt_token_ids,
             with_ids=options.token_ids,
             with_usage=options.usage,
             with_counts=options.running_usage,
         )
         return self._chunks
 
-    def _end(self, chunks: Chunks, text: str, token_ids: Sequence[int], outcome: Outcome) -> None:
+    def _end(self, chunks: Chunks, text: str, token_ids: Sequence[int], outcome: Outcome, logprobs: bytes) -> None:
         stream, exchange = self._stream, self._exchange
         if outcome in COMPLETE:
-            last = chunks.chunk(text, token_ids, self._sent_tokens, _FINISH[outcome])
+            reason = stream.stop_reason
+            last = chunks.chunk(
+                text, token_ids, self._sent_tokens, _FINISH[outcome], stop_reason=reason, logprobs=logprobs
+            )
             exchange.send(last + chunks.end(stream.usage()), last=True)
         else:
             # No [DONE]: a reader that minds nothing else must see that the answer is not whole.
-            rest = chunks.chunk(text, token_ids, self._sent_tokens) if token_ids else b""
+            rest = chunks.chunk(text, token_ids, self._sent_tokens, logprobs=logprobs) if token_ids else b""
             exchange.send(rest + _error_event(outcome, stream.detail), last=True)
         self._close(self._stream)
 

@@ -27,7 +27,12 @@ class AnswerText:
     @property
     def stopped(self) -> bool:
         """Whether a stop string has come: nothing after it belongs to the answer."""
-        return self._finder is not None and self._finder.found
+        return self.stopped_by is not None
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that has come."""
+        return None if self._finder is None else self._finder.found
 
     def push(self, token_ids: Sequence[int]) -> int:
         """Takes the next tokens; how many of them belong to the answer, the one that completes a stop string
@@ -37,7 +42,7 @@ class AnswerText:
             self._waiting += self._decoded(token_ids)
             return len(token_ids)
         for position, token_id in enumerate(token_ids):
-            if finder.found:
+            if finder.found is not None:
                 return position
             self._tokens_before_stop -= 1
             self._waiting += finder.push(self._decoded((token_id,)), may_end=self._tokens_before_stop < 0)

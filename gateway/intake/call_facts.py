@@ -303,7 +303,8 @@ def _turns(messages: Any) -> list[Message]:
         said = f"{content or ''}{orjson.dumps(calls).decode() if calls else ''}"
         if content is not None and not isinstance(content, str):
             return []
-        turns.append(Message(message["role"], said))
+        name = message.get("name")
+        turns.append(Message(message["role"], said, name if isinstance(name, str) else ""))
     return turns
 
 

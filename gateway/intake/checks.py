@@ -26,6 +26,8 @@ MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 256
 MAX_BIASED = 1024
 MAX_BAD_WORDS = 256
+MAX_LOGPROBS = 20
+"""As many as engines tell unless they are told otherwise."""
 MAX_TEXT_CHARS_INLINE = 16_384
 """Longer texts are tokenized in a thread: beyond this the event loop would stand still for milliseconds."""
 
@@ -100,6 +102,8 @@ def check_sampling(sampling: Sampling) -> None:
         raise invalid(f"logit_bias has at most {MAX_BIASED} finite values", param="logit_bias")
     if len(sampling.bad_words) > MAX_BAD_WORDS or not all(sampling.bad_words):
         raise invalid(f"bad_words has at most {MAX_BAD_WORDS} texts, none of them empty", param="bad_words")
+    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MAX_LOGPROBS:
+        raise invalid(f"logprobs must be from 0 to {MAX_LOGPROBS}, got {sampling.logprobs}", param="logprobs")
     if len(sampling.stop) > MAX_STOPS:
         raise invalid(f"stop has {len(sampling.stop)} strings; send at most {MAX_STOPS}", param="stop")
     for stop in sampling.stop:
@@ -183,4 +187,5 @@ def request_shape(
         place_only=place_only,
         resume=request.resume,
         continuation=continuation_of(request.sampling),
+        logprobs=request.sampling.logprobs is not None,
     )

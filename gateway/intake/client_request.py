@@ -43,6 +43,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: Mapping[int, float] = {}
     """Added to the logits of these token ids."""
     bad_words: Sequence[str] = ()
+    logprobs: int | None = None
+    """Tell with each token how likely it was, and so many of the likeliest others; None: do not."""
 
 
 class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):

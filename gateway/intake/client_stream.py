@@ -19,7 +19,7 @@ from gateway.intake.callers import ANYONE, Caller
 from gateway.intake.client_call import CallAnswer, ClientCall
 from gateway.intake.client_request import Sampling
 from length_model.online import LengthForecast
-from simcore.types import Decision, Outcome
+from simcore.types import Decision, Outcome, TokenLogprobs
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +62,7 @@ class ClientStream:
         "outcome",
         "output_tokens",
         "pending",
+        "pending_logprobs",
         "produced",
         "prompt_token_ids",
         "resumes",
@@ -69,6 +70,7 @@ class ClientStream:
         "sampling",
         "shape",
         "span",
+        "stop_token_id",
         "text",
         "traceparent",
     )
@@ -122,11 +124,15 @@ class ClientStream:
         """Where it was sent last; empty before the first dispatch."""
         self.pending: list[int] = []
         """Token ids that the reader has not taken."""
+        self.pending_logprobs: list[TokenLogprobs] | None = [] if shape.logprobs else None
+        """What is told of each of them, where that was asked for."""
         self.output_tokens = 0
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
         self.cached_tokens = 0
         """Prompt tokens that the last node took from its prefix cache."""
+        self.stop_token_id: int | None = None
+        """Which of the ids to stop at ended the answer, if the engine says that one did."""
         self.outcome: Outcome | None = None
         """Set once: how it ended."""
         self.detail = ""
@@ -136,8 +142,9 @@ class ClientStream:
         """Called instead of waking `changed`, by a reader that has no task of its own."""
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, token_ids: Sequence[int], now_s: float) -> int:
-        """New tokens from the node; how many of them belong to the answer (those after a stop string do not)."""
+    def put(self, token_ids: Sequence[int], now_s: float, logprobs: Sequence[TokenLogprobs] = ()) -> int:
+        """New tokens from the node, and what it tells of each if that was asked for; how many of them belong to the
+        answer (those after a stop string do not)."""
         if self.first_token_s is None:
             self.first_token_s = now_s
         if self.text is not None and (kept := self.text.push(token_ids)) < len(token_ids):
@@ -145,6 +152,8 @@ class ClientStream:
         self.output_tokens += len(token_ids)
         self.produced.extend(token_ids)
         self.pending.extend(token_ids)
+        if self.pending_logprobs is not None:
+            self.pending_logprobs.extend(logprobs[: len(token_ids)])
         self.wake()
         return len(token_ids)
 
@@ -152,6 +161,12 @@ class ClientStream:
     def stopped(self) -> bool:
         """Whether a stop string has ended the answer."""
         return self.text is not None and self.text.stopped
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        """The stop string or token id that ended the answer; None if something else did."""
+        text = None if self.text is None else self.text.stopped_by
+        return self.stop_token_id if text is None else text
 
     @property
     def decision_s(self) -> float | None:
@@ -175,6 +190,14 @@ class ClientStream:
     def take(self) -> list[int]:
         """Hands the waiting token ids over."""
         taken, self.pending = self.pending, []
+        return taken
+
+    def take_logprobs(self) -> list[TokenLogprobs]:
+        """Hands over what is told of the tokens that `take` hands over; empty where it was not asked for."""
+        taken = self.pending_logprobs
+        if not taken:
+            return []
+        self.pending_logprobs = []
         return taken
 
     async def changed(self) -> None:

@@ -21,22 +21,23 @@ class StopFinder:
         self._longest = max(map(len, strings))
         self._held = ""
         """The end of the text so far, as far as it may be the beginning of a stop string."""
-        self.found = False
+        self.found: str | None = None
+        """The one that ended the text, once one has."""
 
     def push(self, text: str, *, may_end: bool = True) -> str:
-        """Takes the next piece; the text that is certain to stand before any stop string. Nothing once `found`. Without
-        `may_end` a string that is complete in this piece stops nothing."""
-        if self.found or not text:
+        """Takes the next piece; the text that is certain to stand before any stop string. Nothing once one is `found`.
+        Without `may_end` a string that is complete in this piece stops nothing."""
+        if self.found is not None or not text:
             return ""
         old = len(self._held)
         text = self._held + text
-        # The first to be complete wins, and of those the longest: what any other way of cutting the text would give.
+        # The first to be complete wins, and of those the one named first: as in vLLM, however the text was cut.
         strings = self._strings if may_end else ()
-        ends = [(at + len(s), at) for s in strings if (at := text.find(s, max(0, old - len(s) + 1))) >= 0]
+        ends = [(at + len(s), at, s) for s in strings if (at := text.find(s, max(0, old - len(s) + 1))) >= 0]
         if ends:
-            self.found = True
+            _, at, self.found = min(ends, key=lambda end: end[0])
             self._held = ""
-            return text[: min(ends)[1]]
+            return text[:at]
         held = self._beginning(text)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -101,6 +101,10 @@ class Intake:
         self.check_model(request.model)
         if isinstance(request.prompt, str):
             self.check_tokenizer(request.model)
+        if request.sampling.logprobs is not None and not self._nodes.tells_logprobs(request.model):
+            raise Denied(
+                Denial.UNSUPPORTED, "logprobs is not supported by any node here; leave it out", param="logprobs"
+            )
         return await self._submit(lambda: self._stream(request, request_id, caller), request_id, caller)
 
     async def forward(

@@ -343,6 +343,8 @@ class NodeLink:
                 outcome=codec.outcome_from_wire(part.outcome) if ended else None,
                 cached_tokens=part.usage.cached_tokens if ended else 0,
                 detail=part.detail,
+                told=part,
+                stop_token_id=part.stop_token_id if ended and part.HasField("stop_token_id") else None,
             )
         for taken in frame.taken:
             self._outbox.taken(taken.request_id, taken.bytes)

@@ -159,6 +159,15 @@ class NodeRegistry:
             for k in self.links.values()
         )
 
+    def tells_logprobs(self, model: str) -> bool:
+        """Whether a live node tells logprobs for the model (any, if it is empty); true also while no node is live."""
+        serving = [
+            k.config.tells_logprobs
+            for k in self.links.values()
+            if k.status == "up" and k.config is not None and (not model or model in k.config.names)
+        ]
+        return any(serving) or not serving
+
     def forwarding(self) -> list[str]:
         """Names of the live nodes that hand calls on, in the order of the configuration."""
         return [k.node_id for k in self.links.values() if k.status == "up" and k.config and k.config.forwards]

@@ -27,15 +27,15 @@ from protos.v1 import astrolabe_engine_pb2 as protos_dot_v1_dot_astrolabe__engin
 from protos.v1 import astrolabe_types_pb2 as protos_dot_v1_dot_astrolabe__types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/v1/astrolabe_dispatch.proto\x12\x0c\x61strolabe.v1\x1a protos/v1/astrolabe_engine.proto\x1a\x1fprotos/v1/astrolabe_types.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"9\n\x03Slo\x12\x0e\n\x06ttft_s\x18\x01 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x02 \x01(\x01\x12\x12\n\ndeadline_s\x18\x03 \x01(\x01\"\xfe\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.astrolabe.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.astrolabe.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x0f\n\x07session\x18\x07 \x01(\t\x12\x1e\n\x03slo\x18\x08 \x01(\x0b\x32\x11.astrolabe.v1.Slo\x12\x17\n\x0fidempotency_key\x18\t \x01(\t\x12*\n\x06\x62\x65lief\x18\n \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x0e\n\x06policy\x18\x0b \x01(\t\x12$\n\x06resume\x18\x0c \x01(\x0e\x32\x14.astrolabe.v1.Resume\x12\x13\n\x0btraceparent\x18\r \x01(\tB\x08\n\x06prompt\"\xb2\x01\n\rGenerateChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x00\x88\x01\x01\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.astrolabe.v1.Usage\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\n\n\x08_outcome\"e\n\x0e\x46orwardRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12%\n\x07headers\x18\x03 \x03(\x0b\x32\x14.astrolabe.v1.Header\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"\xa5\x01\n\x0c\x46orwardReply\x12)\n\x04head\x18\x01 \x01(\x0b\x32\x1b.astrolabe.v1.ForwardedHead\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12+\n\x07outcome\x18\x05 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x00\x88\x01\x01\x42\n\n\x08_outcome\"\xa9\x02\n\x0cPlaceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x04 \x01(\r\x12*\n\x06\x62\x65lief\x18\x05 \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x0f\n\x07session\x18\x08 \x01(\t\x12\x1e\n\x03slo\x18\t \x01(\x0b\x32\x11.astrolabe.v1.Slo\x12\x0e\n\x04text\x18\n \x01(\tH\x00\x12+\n\ttoken_ids\x18\x0b \x01(\x0b\x32\x16.astrolabe.v1.TokenIdsH\x00\x42\x08\n\x06prompt\"\x81\x01\n\x05Score\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\x04\x63ost\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12(\n\x08\x66orecast\x18\x03 \x01(\x0b\x32\x16.astrolabe.v1.Forecast\x12\x13\n\x0bstate_age_s\x18\x04 \x01(\x01\x12\x0c\n\x04note\x18\x05 \x01(\tB\x07\n\x05_cost\"\xac\x01\n\x08\x44\x65\x63ision\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x11\n\tcost_unit\x18\x04 \x01(\t\x12#\n\x06scores\x18\x05 \x03(\x0b\x32\x13.astrolabe.v1.Score\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\ndecision_s\x18\x07 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1c\n\x0b\x43\x61ncelReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x92\x01\n\x06\x41\x63tual\x12&\n\x07outcome\x18\x01 \x01(\x0e\x32\x15.astrolabe.v1.Outcome\x12\x13\n\x06ttft_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x65\x32\x65_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.astrolabe.v1.UsageB\t\n\x07_ttft_sB\x08\n\x06_e2e_s\"\xca\x01\n\x0b\x45xplanation\x12)\n\tdecisions\x18\x01 \x03(\x0b\x32\x16.astrolabe.v1.Decision\x12$\n\x06\x61\x63tual\x18\x02 \x01(\x0b\x32\x14.astrolabe.v1.Actual\x12*\n\x06\x62\x65lief\x18\x03 \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x15\n\rbelief_source\x18\x04 \x01(\t\x12\x0c\n\x04lane\x18\x05 \x01(\t\x12\x19\n\x11prompt_counted_by\x18\x06 \x01(\t\"\x12\n\x10ListNodesRequest\"+\n\x11WatchNodesRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\"a\n\rForecastTrust\x12\x0b\n\x03use\x18\x01 \x01(\t\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\x12\x0e\n\x06spread\x18\x03 \x01(\x01\x12\x14\n\x0c\x63overage_p90\x18\x04 \x01(\x01\x12\x0f\n\x07samples\x18\x05 \x01(\x04\"\x96\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12$\n\x04load\x18\x04 \x01(\x0b\x32\x16.astrolabe.v1.NodeLoad\x12\x13\n\x0bstate_age_s\x18\x05 \x01(\x01\x12\x11\n\tin_flight\x18\x06 \x01(\r\x12*\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x1a.astrolabe.v1.EngineConfig\x12\x0f\n\x07profile\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\r\n\x05\x61larm\x18\n \x01(\t\x12.\n\tforecasts\x18\x0b \x01(\x0b\x32\x1b.astrolabe.v1.ForecastTrust\"\x86\x01\n\x08NodeList\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.astrolabe.v1.NodeInfo\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x1b\n\x13proved_vllm_version\x18\x03 \x01(\t\x12\x0c\n\x04held\x18\x04 \x01(\r\x12\x18\n\x10predicted_wait_s\x18\x05 \x01(\x01\"<\n\x0c\x44rainRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\x12\r\n\x05\x65vict\x18\x03 \x01(\x08\"\x1f\n\nDrainReply\x12\x11\n\tin_flight\x18\x01 \x01(\r\"\"\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"\"\n\x0eSetPolicyReply\x12\x10\n\x08previous\x18\x01 \x01(\t*Z\n\x06Resume\x12\x16\n\x12RESUME_UNSPECIFIED\x10\x00\x12\x10\n\x0cRESUME_EXACT\x10\x01\x12\x16\n\x12RESUME_BEST_EFFORT\x10\x02\x12\x0e\n\nRESUME_OFF\x10\x03\x32\xf8\x04\n\x08\x44ispatch\x12H\n\x08Generate\x12\x1d.astrolabe.v1.GenerateRequest\x1a\x1b.astrolabe.v1.GenerateChunk0\x01\x12G\n\x07\x46orward\x12\x1c.astrolabe.v1.ForwardRequest\x1a\x1a.astrolabe.v1.ForwardReply(\x01\x30\x01\x12;\n\x05Place\x12\x1a.astrolabe.v1.PlaceRequest\x1a\x16.astrolabe.v1.Decision\x12@\n\x06\x43\x61ncel\x12\x1b.astrolabe.v1.CancelRequest\x1a\x19.astrolabe.v1.CancelReply\x12\x42\n\x07\x45xplain\x12\x1c.astrolabe.v1.ExplainRequest\x1a\x19.astrolabe.v1.Explanation\x12\x43\n\tListNodes\x12\x1e.astrolabe.v1.ListNodesRequest\x1a\x16.astrolabe.v1.NodeList\x12G\n\nWatchNodes\x12\x1f.astrolabe.v1.WatchNodesRequest\x1a\x16.astrolabe.v1.NodeList0\x01\x12=\n\x05\x44rain\x12\x1a.astrolabe.v1.DrainRequest\x1a\x18.astrolabe.v1.DrainReply\x12I\n\tSetPolicy\x12\x1e.astrolabe.v1.SetPolicyRequest\x1a\x1c.astrolabe.v1.SetPolicyReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/v1/astrolabe_dispatch.proto\x12\x0c\x61strolabe.v1\x1a protos/v1/astrolabe_engine.proto\x1a\x1fprotos/v1/astrolabe_types.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"9\n\x03Slo\x12\x0e\n\x06ttft_s\x18\x01 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x02 \x01(\x01\x12\x12\n\ndeadline_s\x18\x03 \x01(\x01\"\xfe\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.astrolabe.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.astrolabe.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x0f\n\x07session\x18\x07 \x01(\t\x12\x1e\n\x03slo\x18\x08 \x01(\x0b\x32\x11.astrolabe.v1.Slo\x12\x17\n\x0fidempotency_key\x18\t \x01(\t\x12*\n\x06\x62\x65lief\x18\n \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x0e\n\x06policy\x18\x0b \x01(\t\x12$\n\x06resume\x18\x0c \x01(\x0e\x32\x14.astrolabe.v1.Resume\x12\x13\n\x0btraceparent\x18\r \x01(\tB\x08\n\x06prompt\"\x9d\x02\n\rGenerateChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x01\x88\x01\x01\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.astrolabe.v1.Usage\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x13\n\tstop_text\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\rH\x00\x12-\n\x08logprobs\x18\t \x03(\x0b\x32\x1b.astrolabe.v1.TokenLogprobsB\x0c\n\nstopped_byB\n\n\x08_outcome\"e\n\x0e\x46orwardRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12%\n\x07headers\x18\x03 \x03(\x0b\x32\x14.astrolabe.v1.Header\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"\xa5\x01\n\x0c\x46orwardReply\x12)\n\x04head\x18\x01 \x01(\x0b\x32\x1b.astrolabe.v1.ForwardedHead\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12+\n\x07outcome\x18\x05 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x00\x88\x01\x01\x42\n\n\x08_outcome\"\xa9\x02\n\x0cPlaceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x04 \x01(\r\x12*\n\x06\x62\x65lief\x18\x05 \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x0f\n\x07session\x18\x08 \x01(\t\x12\x1e\n\x03slo\x18\t \x01(\x0b\x32\x11.astrolabe.v1.Slo\x12\x0e\n\x04text\x18\n \x01(\tH\x00\x12+\n\ttoken_ids\x18\x0b \x01(\x0b\x32\x16.astrolabe.v1.TokenIdsH\x00\x42\x08\n\x06prompt\"\x81\x01\n\x05Score\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\x04\x63ost\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12(\n\x08\x66orecast\x18\x03 \x01(\x0b\x32\x16.astrolabe.v1.Forecast\x12\x13\n\x0bstate_age_s\x18\x04 \x01(\x01\x12\x0c\n\x04note\x18\x05 \x01(\tB\x07\n\x05_cost\"\xac\x01\n\x08\x44\x65\x63ision\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x11\n\tcost_unit\x18\x04 \x01(\t\x12#\n\x06scores\x18\x05 \x03(\x0b\x32\x13.astrolabe.v1.Score\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\ndecision_s\x18\x07 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1c\n\x0b\x43\x61ncelReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x92\x01\n\x06\x41\x63tual\x12&\n\x07outcome\x18\x01 \x01(\x0e\x32\x15.astrolabe.v1.Outcome\x12\x13\n\x06ttft_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x65\x32\x65_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.astrolabe.v1.UsageB\t\n\x07_ttft_sB\x08\n\x06_e2e_s\"\xca\x01\n\x0b\x45xplanation\x12)\n\tdecisions\x18\x01 \x03(\x0b\x32\x16.astrolabe.v1.Decision\x12$\n\x06\x61\x63tual\x18\x02 \x01(\x0b\x32\x14.astrolabe.v1.Actual\x12*\n\x06\x62\x65lief\x18\x03 \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x15\n\rbelief_source\x18\x04 \x01(\t\x12\x0c\n\x04lane\x18\x05 \x01(\t\x12\x19\n\x11prompt_counted_by\x18\x06 \x01(\t\"\x12\n\x10ListNodesRequest\"+\n\x11WatchNodesRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\"a\n\rForecastTrust\x12\x0b\n\x03use\x18\x01 \x01(\t\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\x12\x0e\n\x06spread\x18\x03 \x01(\x01\x12\x14\n\x0c\x63overage_p90\x18\x04 \x01(\x01\x12\x0f\n\x07samples\x18\x05 \x01(\x04\"\x96\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12$\n\x04load\x18\x04 \x01(\x0b\x32\x16.astrolabe.v1.NodeLoad\x12\x13\n\x0bstate_age_s\x18\x05 \x01(\x01\x12\x11\n\tin_flight\x18\x06 \x01(\r\x12*\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x1a.astrolabe.v1.EngineConfig\x12\x0f\n\x07profile\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\r\n\x05\x61larm\x18\n \x01(\t\x12.\n\tforecasts\x18\x0b \x01(\x0b\x32\x1b.astrolabe.v1.ForecastTrust\"\x86\x01\n\x08NodeList\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.astrolabe.v1.NodeInfo\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x1b\n\x13proved_vllm_version\x18\x03 \x01(\t\x12\x0c\n\x04held\x18\x04 \x01(\r\x12\x18\n\x10predicted_wait_s\x18\x05 \x01(\x01\"<\n\x0c\x44rainRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\x12\r\n\x05\x65vict\x18\x03 \x01(\x08\"\x1f\n\nDrainReply\x12\x11\n\tin_flight\x18\x01 \x01(\r\"\"\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"\"\n\x0eSetPolicyReply\x12\x10\n\x08previous\x18\x01 \x01(\t*Z\n\x06Resume\x12\x16\n\x12RESUME_UNSPECIFIED\x10\x00\x12\x10\n\x0cRESUME_EXACT\x10\x01\x12\x16\n\x12RESUME_BEST_EFFORT\x10\x02\x12\x0e\n\nRESUME_OFF\x10\x03\x32\xf8\x04\n\x08\x44ispatch\x12H\n\x08Generate\x12\x1d.astrolabe.v1.GenerateRequest\x1a\x1b.astrolabe.v1.GenerateChunk0\x01\x12G\n\x07\x46orward\x12\x1c.astrolabe.v1.ForwardRequest\x1a\x1a.astrolabe.v1.ForwardReply(\x01\x30\x01\x12;\n\x05Place\x12\x1a.astrolabe.v1.PlaceRequest\x1a\x16.astrolabe.v1.Decision\x12@\n\x06\x43\x61ncel\x12\x1b.astrolabe.v1.CancelRequest\x1a\x19.astrolabe.v1.CancelReply\x12\x42\n\x07\x45xplain\x12\x1c.astrolabe.v1.ExplainRequest\x1a\x19.astrolabe.v1.Explanation\x12\x43\n\tListNodes\x12\x1e.astrolabe.v1.ListNodesRequest\x1a\x16.astrolabe.v1.NodeList\x12G\n\nWatchNodes\x12\x1f.astrolabe.v1.WatchNodesRequest\x1a\x16.astrolabe.v1.NodeList0\x01\x12=\n\x05\x44rain\x12\x1a.astrolabe.v1.DrainRequest\x1a\x18.astrolabe.v1.DrainReply\x12I\n\tSetPolicy\x12\x1e.astrolabe.v1.SetPolicyRequest\x1a\x1c.astrolabe.v1.SetPolicyReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.astrolabe_dispatch_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESUME']._serialized_start=2855
-  _globals['_RESUME']._serialized_end=2945
+  _globals['_RESUME']._serialized_start=2962
+  _globals['_RESUME']._serialized_end=3052
   _globals['_TOKENIDS']._serialized_start=119
   _globals['_TOKENIDS']._serialized_end=142
   _globals['_SLO']._serialized_start=144
@@ -43,45 +43,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=204
   _globals['_GENERATEREQUEST']._serialized_end=586
   _globals['_GENERATECHUNK']._serialized_start=589
-  _globals['_GENERATECHUNK']._serialized_end=767
-  _globals['_FORWARDREQUEST']._serialized_start=769
-  _globals['_FORWARDREQUEST']._serialized_end=870
-  _globals['_FORWARDREPLY']._serialized_start=873
-  _globals['_FORWARDREPLY']._serialized_end=1038
-  _globals['_PLACEREQUEST']._serialized_start=1041
-  _globals['_PLACEREQUEST']._serialized_end=1338
-  _globals['_SCORE']._serialized_start=1341
-  _globals['_SCORE']._serialized_end=1470
-  _globals['_DECISION']._serialized_start=1473
-  _globals['_DECISION']._serialized_end=1645
-  _globals['_CANCELREQUEST']._serialized_start=1647
-  _globals['_CANCELREQUEST']._serialized_end=1682
-  _globals['_CANCELREPLY']._serialized_start=1684
-  _globals['_CANCELREPLY']._serialized_end=1712
-  _globals['_EXPLAINREQUEST']._serialized_start=1714
-  _globals['_EXPLAINREQUEST']._serialized_end=1750
-  _globals['_ACTUAL']._serialized_start=1753
-  _globals['_ACTUAL']._serialized_end=1899
-  _globals['_EXPLANATION']._serialized_start=1902
-  _globals['_EXPLANATION']._serialized_end=2104
-  _globals['_LISTNODESREQUEST']._serialized_start=2106
-  _globals['_LISTNODESREQUEST']._serialized_end=2124
-  _globals['_WATCHNODESREQUEST']._serialized_start=2126
-  _globals['_WATCHNODESREQUEST']._serialized_end=2169
-  _globals['_FORECASTTRUST']._serialized_start=2171
-  _globals['_FORECASTTRUST']._serialized_end=2268
-  _globals['_NODEINFO']._serialized_start=2271
-  _globals['_NODEINFO']._serialized_end=2549
-  _globals['_NODELIST']._serialized_start=2552
-  _globals['_NODELIST']._serialized_end=2686
-  _globals['_DRAINREQUEST']._serialized_start=2688
-  _globals['_DRAINREQUEST']._serialized_end=2748
-  _globals['_DRAINREPLY']._serialized_start=2750
-  _globals['_DRAINREPLY']._serialized_end=2781
-  _globals['_SETPOLICYREQUEST']._serialized_start=2783
-  _globals['_SETPOLICYREQUEST']._serialized_end=2817
-  _globals['_SETPOLICYREPLY']._serialized_start=2819
-  _globals['_SETPOLICYREPLY']._serialized_end=2853
-  _globals['_DISPATCH']._serialized_start=2948
-  _globals['_DISPATCH']._serialized_end=3580
+  _globals['_GENERATECHUNK']._serialized_end=874
+  _globals['_FORWARDREQUEST']._serialized_start=876
+  _globals['_FORWARDREQUEST']._serialized_end=977
+  _globals['_FORWARDREPLY']._serialized_start=980
+  _globals['_FORWARDREPLY']._serialized_end=1145
+  _globals['_PLACEREQUEST']._serialized_start=1148
+  _globals['_PLACEREQUEST']._serialized_end=1445
+  _globals['_SCORE']._serialized_start=1448
+  _globals['_SCORE']._serialized_end=1577
+  _globals['_DECISION']._serialized_start=1580
+  _globals['_DECISION']._serialized_end=1752
+  _globals['_CANCELREQUEST']._serialized_start=1754
+  _globals['_CANCELREQUEST']._serialized_end=1789
+  _globals['_CANCELREPLY']._serialized_start=1791
+  _globals['_CANCELREPLY']._serialized_end=1819
+  _globals['_EXPLAINREQUEST']._serialized_start=1821
+  _globals['_EXPLAINREQUEST']._serialized_end=1857
+  _globals['_ACTUAL']._serialized_start=1860
+  _globals['_ACTUAL']._serialized_end=2006
+  _globals['_EXPLANATION']._serialized_start=2009
+  _globals['_EXPLANATION']._serialized_end=2211
+  _globals['_LISTNODESREQUEST']._serialized_start=2213
+  _globals['_LISTNODESREQUEST']._serialized_end=2231
+  _globals['_WATCHNODESREQUEST']._serialized_start=2233
+  _globals['_WATCHNODESREQUEST']._serialized_end=2276
+  _globals['_FORECASTTRUST']._serialized_start=2278
+  _globals['_FORECASTTRUST']._serialized_end=2375
+  _globals['_NODEINFO']._serialized_start=2378
+  _globals['_NODEINFO']._serialized_end=2656
+  _globals['_NODELIST']._serialized_start=2659
+  _globals['_NODELIST']._serialized_end=2793
+  _globals['_DRAINREQUEST']._serialized_start=2795
+  _globals['_DRAINREQUEST']._serialized_end=2855
+  _globals['_DRAINREPLY']._serialized_start=2857
+  _globals['_DRAINREPLY']._serialized_end=2888
+  _globals['_SETPOLICYREQUEST']._serialized_start=2890
+  _globals['_SETPOLICYREQUEST']._serialized_end=2924
+  _globals['_SETPOLICYREPLY']._serialized_start=2926
+  _globals['_SETPOLICYREPLY']._serialized_end=2960
+  _globals['_DISPATCH']._serialized_start=3055
+  _globals['_DISPATCH']._serialized_end=3687
 # @@protoc_insertion_point(module_scope)

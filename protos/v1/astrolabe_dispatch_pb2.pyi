@@ -182,6 +182,9 @@ class GenerateChunk(google.protobuf.message.Message):
     USAGE_FIELD_NUMBER: builtins.int
     NODE_ID_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    STOP_TEXT_FIELD_NUMBER: builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
     text: builtins.str
     """Their text."""
     outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType
@@ -190,6 +193,10 @@ class GenerateChunk(google.protobuf.message.Message):
     """Set in the first chunk only; also in the call's initial metadata as `x-astrolabe-node`."""
     request_id: builtins.str
     """Set in the first chunk only."""
+    stop_text: builtins.str
+    """One of the texts to stop at."""
+    stop_token_id: builtins.int
+    """One of the token ids to stop at: asked for, or the engine's own beside its end-of-sequence token."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Token ids since the last chunk."""
@@ -197,6 +204,10 @@ class GenerateChunk(google.protobuf.message.Message):
     @property
     def usage(self) -> protos.v1.astrolabe_types_pb2.Usage:
         """Set in the last chunk only."""
+
+    @property
+    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[protos.v1.astrolabe_types_pb2.TokenLogprobs]:
+        """One for each of `token_ids`, where they were asked for."""
 
     def __init__(
         self,
@@ -207,10 +218,16 @@ class GenerateChunk(google.protobuf.message.Message):
         usage: protos.v1.astrolabe_types_pb2.Usage | None = ...,
         node_id: builtins.str = ...,
         request_id: builtins.str = ...,
+        stop_text: builtins.str = ...,
+        stop_token_id: builtins.int = ...,
+        logprobs: collections.abc.Iterable[protos.v1.astrolabe_types_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "outcome", b"outcome", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "node_id", b"node_id", "outcome", b"outcome", "request_id", b"request_id", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "outcome", b"outcome", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "logprobs", b"logprobs", "node_id", b"node_id", "outcome", b"outcome", "request_id", b"request_id", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["stopped_by", b"stopped_by"]) -> typing.Literal["stop_text", "stop_token_id"] | None: ...
 
 Global___GenerateChunk: typing_extensions.TypeAlias = GenerateChunk
 

@@ -180,10 +180,14 @@ class EngineChunk(google.protobuf.message.Message):
     OUTCOME_FIELD_NUMBER: builtins.int
     USAGE_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
     outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType
     """Set in the last chunk only."""
     detail: builtins.str
     """What went wrong, for people; empty when nothing did."""
+    stop_token_id: builtins.int
+    """Set in the last chunk only: which of the ids to stop at ended the answer, if one did."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Token ids produced since the last chunk."""
@@ -192,6 +196,10 @@ class EngineChunk(google.protobuf.message.Message):
     def usage(self) -> protos.v1.astrolabe_types_pb2.Usage:
         """Set in the last chunk only."""
 
+    @property
+    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[protos.v1.astrolabe_types_pb2.TokenLogprobs]:
+        """One for each of `token_ids`, where they were asked for."""
+
     def __init__(
         self,
         *,
@@ -199,10 +207,15 @@ class EngineChunk(google.protobuf.message.Message):
         outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType | None = ...,
         usage: protos.v1.astrolabe_types_pb2.Usage | None = ...,
         detail: builtins.str = ...,
+        stop_token_id: builtins.int | None = ...,
+        logprobs: collections.abc.Iterable[protos.v1.astrolabe_types_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "outcome", b"outcome", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "detail", b"detail", "outcome", b"outcome", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "outcome", b"outcome", "stop_token_id", b"stop_token_id", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "detail", b"detail", "logprobs", b"logprobs", "outcome", b"outcome", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_stop_token_id", b"_stop_token_id"]) -> typing.Literal["stop_token_id"] | None: ...
 
 Global___EngineChunk: typing_extensions.TypeAlias = EngineChunk
 

@@ -595,6 +595,8 @@ class StreamPart(google.protobuf.message.Message):
     HEAD_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The request."""
     outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType
@@ -605,6 +607,8 @@ class StreamPart(google.protobuf.message.Message):
     """Of a forwarded call: the next bytes of its answer, as the engine gave them."""
     output_tokens: builtins.int
     """Of a forwarded call: output tokens in `data`, as far as they can be told."""
+    stop_token_id: builtins.int
+    """Set in the last part only: which of the ids to stop at ended the answer, if one did."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Token ids produced since the last part."""
@@ -617,6 +621,10 @@ class StreamPart(google.protobuf.message.Message):
     def head(self) -> protos.v1.astrolabe_engine_pb2.ForwardedHead:
         """Of a forwarded call: the head of its answer, once, before any data."""
 
+    @property
+    def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[protos.v1.astrolabe_types_pb2.TokenLogprobs]:
+        """One for each of `token_ids`, where they were asked for."""
+
     def __init__(
         self,
         *,
@@ -628,10 +636,15 @@ class StreamPart(google.protobuf.message.Message):
         head: protos.v1.astrolabe_engine_pb2.ForwardedHead | None = ...,
         data: builtins.bytes = ...,
         output_tokens: builtins.int = ...,
+        stop_token_id: builtins.int | None = ...,
+        logprobs: collections.abc.Iterable[protos.v1.astrolabe_types_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "head", b"head", "outcome", b"outcome", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "data", b"data", "detail", b"detail", "head", b"head", "outcome", b"outcome", "output_tokens", b"output_tokens", "request_id", b"request_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "head", b"head", "outcome", b"outcome", "stop_token_id", b"stop_token_id", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "data", b"data", "detail", b"detail", "head", b"head", "logprobs", b"logprobs", "outcome", b"outcome", "output_tokens", b"output_tokens", "request_id", b"request_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_stop_token_id", b"_stop_token_id"]) -> typing.Literal["stop_token_id"] | None: ...
 
 Global___StreamPart: typing_extensions.TypeAlias = StreamPart
 

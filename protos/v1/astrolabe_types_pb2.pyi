@@ -152,6 +152,7 @@ class EngineConfig(google.protobuf.message.Message):
     OUTSIDE_RULES_FIELD_NUMBER: builtins.int
     OTHER_NAMES_FIELD_NUMBER: builtins.int
     FORWARDS_FIELD_NUMBER: builtins.int
+    TELLS_LOGPROBS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name as clients say it."""
     max_num_seqs: builtins.int
@@ -180,6 +181,8 @@ class EngineConfig(google.protobuf.message.Message):
     """Whether the node knows what the prefix cache holds, so that Candidate.block_hashes are of use to it."""
     forwards: builtins.bool
     """Whether the node hands calls on to its engine as their clients made them (`ForwardedCall`)."""
+    tells_logprobs: builtins.bool
+    """Whether the node can tell how likely the tokens of its answers were (`SamplingParams.logprobs`)."""
     @property
     def outside_rules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What the engine does that the simulated rules do not cover, for people; then its forecasts are approximate."""
@@ -207,8 +210,9 @@ class EngineConfig(google.protobuf.message.Message):
         outside_rules: collections.abc.Iterable[builtins.str] | None = ...,
         other_names: collections.abc.Iterable[builtins.str] | None = ...,
         forwards: builtins.bool = ...,
+        tells_logprobs: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
 
 Global___EngineConfig: typing_extensions.TypeAlias = EngineConfig
 
@@ -583,6 +587,7 @@ class SamplingParams(google.protobuf.message.Message):
     MIN_TOKENS_FIELD_NUMBER: builtins.int
     LOGIT_BIAS_FIELD_NUMBER: builtins.int
     BAD_WORDS_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
     """Limit on the answer, in tokens; >= 1. Absent: what the model's context leaves."""
     temperature: builtins.float
@@ -609,6 +614,8 @@ class SamplingParams(google.protobuf.message.Message):
     """Divides the logits of tokens that prompt or answer have, > 0; 1: none."""
     min_tokens: builtins.int
     """The answer does not end by itself before so many tokens."""
+    logprobs: builtins.int
+    """Tell with each token how likely it was, and so many of the likeliest others (a count, at most 20); absent: do not."""
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Stop when one of these appears in the text."""
@@ -644,11 +651,14 @@ class SamplingParams(google.protobuf.message.Message):
         min_tokens: builtins.int = ...,
         logit_bias: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
         bad_words: collections.abc.Iterable[builtins.str] | None = ...,
+        logprobs: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "bad_words", b"bad_words", "emulated_output_tokens", b"emulated_output_tokens", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "logit_bias", b"logit_bias", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "bad_words", b"bad_words", "emulated_output_tokens", b"emulated_output_tokens", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_frequency_penalty", b"_frequency_penalty"]) -> typing.Literal["frequency_penalty"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_logprobs", b"_logprobs"]) -> typing.Literal["logprobs"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_tokens", b"_max_tokens"]) -> typing.Literal["max_tokens"] | None: ...
     @typing.overload
@@ -667,6 +677,36 @@ class SamplingParams(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_top_p", b"_top_p"]) -> typing.Literal["top_p"] | None: ...
 
 Global___SamplingParams: typing_extensions.TypeAlias = SamplingParams
+
+@typing.final
+class TokenLogprobs(google.protobuf.message.Message):
+    """How likely one token of an answer was, and which others could have come in its place."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LOGPROB_FIELD_NUMBER: builtins.int
+    OTHER_IDS_FIELD_NUMBER: builtins.int
+    OTHER_LOGPROBS_FIELD_NUMBER: builtins.int
+    logprob: builtins.float
+    """Natural logarithm of the token's probability."""
+    @property
+    def other_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Token ids that were likeliest beside it, likeliest first."""
+
+    @property
+    def other_logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Natural logarithms of their probabilities."""
+
+    def __init__(
+        self,
+        *,
+        logprob: builtins.float = ...,
+        other_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        other_logprobs: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["logprob", b"logprob", "other_ids", b"other_ids", "other_logprobs", b"other_logprobs"]) -> None: ...
+
+Global___TokenLogprobs: typing_extensions.TypeAlias = TokenLogprobs
 
 @typing.final
 class Usage(google.protobuf.message.Message):

@@ -221,7 +221,7 @@ def emulated_body(prompt: str, tokens: int, *, stream: bool) -> bytes:
             "max_tokens": tokens,
             "ignore_eos": True,
             "temperature": 0.0,
-            "logprobs": True,
+            "include_stop_str_in_output": True,
             "stream": stream,
         }
     ).encode()

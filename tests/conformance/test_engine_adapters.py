@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import msgspec
 import pytest
@@ -24,7 +24,7 @@ from engine_adapters.base import (
 from engine_adapters.registry import UnknownEngineError, client_and_probe
 from predictor.core.mirror import Applied, NodeMirror
 from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
-from simcore.types import EngineConfig
+from simcore.types import EngineConfig, TokenLogprobs
 from tests.helpers.step_time import STEP_TIME
 
 CONFIG = EngineConfig(
@@ -127,6 +127,32 @@ async def test_without_ignoring_it_an_answer_may_end_earlier_and_says_so(adapter
         assert 1 <= len(tokens) <= 60
         ends.add(last.finish)
     assert "length" in ends
+
+
+async def test_it_tells_how_likely_its_tokens_were(adapter: Pair) -> None:
+    """Also of an answer that goes on elsewhere."""
+    prompt = list(range(20))
+
+    async def told(name: str, top: int | None, cut: Sequence[int] = ()) -> tuple[list[int], list[TokenLogprobs]]:
+        request = ask(name, prompt=[*prompt, *cut], max_tokens=30 - len(cut))
+        tokens, logprobs = list[int](), list[TokenLogprobs]()
+        async with asyncio.timeout(DEADLINE_S):
+            async for output in adapter[0].generate(msgspec.structs.replace(request, logprobs=top)):
+                tokens += output.token_ids
+                logprobs += output.logprobs
+        return tokens, logprobs
+
+    assert adapter[0].capabilities.logprobs
+    whole, logprobs = await told("a", 3)
+    assert [len(one.other_ids) for one in logprobs] == [len(one.other_logprobs) for one in logprobs]
+    assert {len(one.other_ids) for one in logprobs} <= {2, 3}
+    assert all(token not in one.other_ids for token, one in zip(whole, logprobs, strict=True))
+    rest, last = await told("b", 3, whole[:10])
+    assert rest == whole[10:]
+    assert [one.logprob for one in last] == pytest.approx([one.logprob for one in logprobs[10:]], abs=1e-3)
+    alone, each = await told("c", 0)
+    assert (alone, [one.other_ids for one in each]) == (whole, [()] * len(whole))
+    assert (await told("d", None))[1] == []
 
 
 async def test_tokens_depend_on_the_tokens_so_far_only(adapter: Pair) -> None:

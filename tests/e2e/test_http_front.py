@@ -91,9 +91,12 @@ async def test_a_stop_string_over_pieces_ends_the_answer_before_it_and_the_engin
         if stream:
             pieces = [e["choices"][0] for e in reply.events()[:-1]]
             text, finish = "".join(p["text"] for p in pieces), pieces[-1]["finish_reason"]
+            reasons = [p.get("stop_reason") for p in pieces]
+            assert reasons == [None] * (len(pieces) - 1) + ["END"]
         else:
             choice = reply.json()["choices"][0]
             text, finish = choice["text"], choice["finish_reason"]
+            assert choice["stop_reason"] == "END"
             assert reply.json()["usage"]["completion_tokens"] == len("one Etwo END")
         assert (text, finish) == ("one Etwo ", "stop")
         async with asyncio.timeout(5):
@@ -115,6 +118,80 @@ async def test_grpc_stops_at_strings_too(node: ScriptedNode) -> None:
         assert "".join(c.text for c in chunks) == "line"
         assert chunks[-1].outcome == types_pb.OUTCOME_STOP
         assert chunks[-1].usage.output_tokens == 6
+        assert chunks[-1].stop_text == "\n\n"
+
+
+def telling_logprobs(node: ScriptedNode) -> None:
+    assert node.welcome is not None
+    node.welcome.welcome.config.tells_logprobs = True
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_how_likely_the_tokens_were_goes_with_them_to_both_fronts(node: ScriptedNode, stream: bool) -> None:
+    telling_logprobs(node)
+
+    def told(request_id: str, tokens: bytes, outcome: Outcome | None = None) -> Any:
+        frame = part(request_id, tokens, outcome)
+        for token in tokens:
+            frame.parts[0].logprobs.add(logprob=-0.5, other_ids=[token + 1], other_logprobs=[-1.5])
+        return frame
+
+    async with running(node.address) as (gateway, stub), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stop": "END"}
+        more = {"logprobs": True, "top_logprobs": 2, "request_id": "h", "stream": stream}
+        client.post("/v1/chat/completions", {**body, **more})
+        sampling = types_pb.SamplingParams(max_tokens=8, logprobs=1, stop=["END"])
+        call = stub.Generate(pb.GenerateRequest(request_id="g", text="hello", sampling=sampling))
+        asked = {r.request_id: r.sampling.logprobs for r in [(await dispatched(node)).request for _ in range(2)]}
+        assert asked == {"h": 2, "g": 1}
+        for name in ("h", "g"):
+            node.say(told(name, b"ab"))
+            node.say(told(name, b"ENDcd"))
+        reply = await client.reply()
+        choices = [e["choices"][0] for e in reply.events()[:-1]] if stream else [reply.json()["choices"][0]]
+        content = [entry for c in choices for entry in c["logprobs"]["content"]]
+        assert [entry["token"] for entry in content] == list("abEND")
+        first = {"token": "a", "logprob": -0.5, "bytes": [97]}
+        assert content[0] == {**first, "top_logprobs": [first, {"token": "b", "logprob": -1.5, "bytes": [98]}]}
+        chunks = [chunk async for chunk in call]
+        logprobs = [one for chunk in chunks for one in chunk.logprobs]
+        assert [list(one.other_ids) for one in logprobs] == [[i + 1] for i in b"abEND"]
+
+
+async def test_a_node_that_keeps_its_logprobs_to_itself_has_failed(node: ScriptedNode) -> None:
+    telling_logprobs(node)
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.post("/v1/completions", completion(logprobs=0, request_id="r"))
+        await dispatched(node)
+        node.say(part("r", b"ab"))
+        reply = await client.reply()
+        assert (reply.status, reply.json()["error"]["code"]) == (502, "engine_failed")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_ids_of_prompt_and_answer_and_the_one_that_ended_it(node: ScriptedNode, stream: bool, path: str) -> None:
+    is_chat = "chat" in path
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        asked = {"messages": [{"role": "user", "content": "hi"}]} if is_chat else {"prompt": "hello"}
+        fields = {"stream": stream, "return_token_ids": True, "stop_token_ids": [33], "request_id": "r"}
+        client.post(path, {"model": "m", "max_tokens": 8, **asked, **fields})
+        prompt = list((await dispatched(node)).request.prompt_token_ids)
+        node.say(part("r", b"no"))
+        last = part("r", b"w!", Outcome.STOP)
+        last.parts[0].stop_token_id = 33
+        node.say(last)
+        reply = await client.reply()
+        told = reply.events()[:-1] if stream else [reply.json()]
+        choices = [event["choices"][0] for event in told]
+        assert [i for choice in choices for i in choice["token_ids"]] == list(b"now!")
+        assert choices[-1]["stop_reason"] == 33
+        assert (told if is_chat else choices)[0]["prompt_token_ids"] == prompt
+        said = [event for event in (*told, *choices) if "prompt_token_ids" in event]
+        assert len(said) == 1
 
 
 async def test_chat_streams_deltas_with_the_role_first(node: ScriptedNode) -> None:

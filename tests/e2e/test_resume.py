@@ -23,6 +23,7 @@ class Reader(threading.Thread):
     def __init__(self, stub: Any, request: pb.GenerateRequest) -> None:
         super().__init__(daemon=True)
         self.tokens: list[int] = []
+        self.logprobs: list[Any] = []
         self.node_id = ""
         self.last: pb.GenerateChunk | None = None
         self.error: grpc.RpcError | None = None
@@ -36,6 +37,7 @@ class Reader(threading.Thread):
             for chunk in self._call:
                 self.node_id = self.node_id or chunk.node_id
                 self.tokens.extend(chunk.token_ids)
+                self.logprobs.extend(chunk.logprobs)
                 self.last = chunk
         except grpc.RpcError as error:
             self.error = error
@@ -46,11 +48,11 @@ def ask(name: str, prompt: list[int], max_tokens: int | None = None, **fields: A
     return pb.GenerateRequest(request_id=name, token_ids=pb.TokenIds(ids=prompt), sampling=sampling, **fields)
 
 
-def read_all(stub: Any, request: pb.GenerateRequest) -> list[int]:
+def read_all(stub: Any, request: pb.GenerateRequest) -> Reader:
     reader = Reader(stub, request)
     reader.run()
     assert reader.error is None
-    return reader.tokens
+    return reader
 
 
 def under_way(readers: list[Reader], tokens: int) -> bool:
@@ -60,15 +62,17 @@ def under_way(readers: list[Reader], tokens: int) -> bool:
 
 
 def test_killed_nodes_leave_no_trace_in_the_answers(make_cluster: MakeCluster) -> None:
-    """Greedy answers of natural length; two nodes of three are killed one after the other, each amid answers."""
+    """Greedy answers of natural length, every other one with logprobs; two nodes of three are killed one after the
+    other, each amid answers."""
     seed = random.SystemRandom().randrange(1 << 30)
     rng = random.Random(seed)
     prompts = [[rng.randrange(97, 123) for _ in range(rng.randrange(5, 60))] for _ in range(12)]
+    asked = [{"temperature": 0.0, "logprobs": 2 if i % 2 else None} for i in range(len(prompts))]
     cluster = make_cluster(
         nodes=3, predictor={"time_scale": 4.0}, gateway={"policy": "least_requests"}, expect_deaths=True
     )
     with cluster.stub() as stub:
-        readers = [Reader(stub, ask(f"r{i}", prompt, 400)) for i, prompt in enumerate(prompts)]
+        readers = [Reader(stub, ask(f"r{i}", prompt, 400, sampling=asked[i])) for i, prompt in enumerate(prompts)]
         for reader in readers:
             reader.start()
         for node in cluster.nodes[:2]:
@@ -80,14 +84,17 @@ def test_killed_nodes_leave_no_trace_in_the_answers(make_cluster: MakeCluster) -
             assert reader.error is None
         told = [stub.Explain(pb.ExplainRequest(request_id=f"r{i}"), timeout=5) for i in range(len(prompts))]
         assert any(len(t.decisions) > 1 for t in told), "no answer was interrupted"
-        whole = [read_all(stub, ask(f"whole{i}", prompt, 400)) for i, prompt in enumerate(prompts)]
+        whole = [read_all(stub, ask(f"whole{i}", p, 400, sampling=asked[i])) for i, p in enumerate(prompts)]
         for i, reader in enumerate(readers):
-            assert reader.tokens == whole[i], f"seed {seed}, request {i}, decided {len(told[i].decisions)} times"
+            where = f"seed {seed}, request {i}, decided {len(told[i].decisions)} times"
+            assert reader.tokens == whole[i].tokens, where
+            assert reader.logprobs == whole[i].logprobs, where
+            assert len(reader.logprobs) == (len(reader.tokens) if i % 2 else 0), where
             assert reader.last is not None
             assert reader.last.usage.prompt_tokens == len(prompts[i])
-            assert reader.last.usage.output_tokens == len(whole[i])
+            assert reader.last.usage.output_tokens == len(whole[i].tokens)
             assert told[i].actual.usage.prompt_tokens == len(prompts[i])
-            assert told[i].actual.usage.output_tokens == len(whole[i])
+            assert told[i].actual.usage.output_tokens == len(whole[i].tokens)
 
 
 def test_where_going_on_would_not_be_exact_the_client_is_told_what_it_has(make_cluster: MakeCluster) -> None:

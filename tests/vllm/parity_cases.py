@@ -112,6 +112,16 @@ CHAT: dict[str, dict[str, Any]] = {
     "logprobs": chat(logprobs=True),
     "top_logprobs": chat(logprobs=True, top_logprobs=3),
     "top_logprobs of 0": chat(logprobs=True, top_logprobs=0),
+    "logprobs of broken characters": chat(
+        logprobs=True,
+        top_logprobs=3,
+        temperature=1.0,
+        seed=11,
+        logit_bias=dict.fromkeys(("158", "224", "105", "32"), 100),
+        max_tokens=40,
+    ),
+    "logprobs and a stop": chat(logprobs=True, top_logprobs=1, stop=["AAA"], logit_bias={"32": 100}),
+    "logprobs of the end": chat(logprobs=True, top_logprobs=2, logit_bias={"257": 100}),
     "logprob_token_ids": chat(logprobs=True, logprob_token_ids=[32, 33]),
     "prompt_logprobs": chat(prompt_logprobs=1),
     "tokens as ids": chat(logprobs=True, return_tokens_as_token_ids=True),
@@ -205,6 +215,10 @@ COMPLETIONS: dict[str, dict[str, Any]] = {
     "logprobs": completion(logprobs=2),
     "logprobs of 0": completion(logprobs=0),
     "too many logprobs": completion(logprobs=999),
+    "logprobs of broken characters": completion(
+        logprobs=3, temperature=1.0, seed=11, logit_bias=dict.fromkeys(("158", "224", "105", "32"), 100), max_tokens=40
+    ),
+    "logprobs and ids": completion(logprobs=1, return_token_ids=True, return_tokens_as_token_ids=True),
     "prompt_logprobs": completion(prompt_logprobs=2),
     "suffix": completion(suffix="the end"),
     "best_of": completion(best_of=2),
@@ -450,15 +464,7 @@ BY_DESIGN = {
     "wrong: head": "for those that look whether a server is there",
 }
 """Calls whose replies differ besides what is known of all, and are meant to."""
-TO_MEND = {
-    "chat: names, whole": "the gateway's templates do not see the names of those who speak",
-    "chat: return_token_ids": "the prompt's token ids are asked for too",
-    "completions: return_token_ids": "the same",
-    "chat: stop text": "no stop_reason says which text it was",
-    "chat: stop ids": "no stop_reason",
-    "chat: min_tokens": "no stop_reason",
-    "completions: stop": "no stop_reason",
-}
+TO_MEND: dict[str, str] = {}
 """Calls whose replies differ and should not."""
 
 

@@ -24,6 +24,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"frequency_penalty": 0.5, "logit_bias": {7: -1.5}},
     {"repetition_penalty": 1.25, "logit_bias": {7: -1.5}},
+    {"logprobs": 2},
 )
 """Of requests in turn: what another node must take from the answer so far as well."""
 
@@ -60,6 +61,7 @@ class Reader(threading.Thread):
     def __init__(self, stub: Any, name: str, prompt: list[int], options: dict[str, Any]) -> None:
         super().__init__(daemon=True)
         self.tokens: list[int] = []
+        self.logprobs: list[float] = []
         self.node_id = ""
         self.usage = types_pb.Usage()
         self.prompt, self.options = prompt, options
@@ -71,14 +73,15 @@ class Reader(threading.Thread):
         for chunk in self._call:
             self.node_id = chunk.node_id or self.node_id
             self.tokens.extend(chunk.token_ids)
+            self.logprobs.extend(one.logprob for one in chunk.logprobs)
             if chunk.HasField("usage"):
                 self.usage = chunk.usage
 
 
-def greedy(server: Server, model: str, prompt: list[int], options: dict[str, Any]) -> list[int]:
+def greedy(server: Server, model: str, prompt: list[int], options: dict[str, Any]) -> tuple[list[int], list[float]]:
     body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, **options}
-    answer: list[int] = server.ask({**body, "return_token_ids": True})["choices"][0]["token_ids"]
-    return answer
+    choice = server.ask({**body, "return_token_ids": True})["choices"][0]
+    return choice["token_ids"], (choice["logprobs"] or {}).get("token_logprobs", [])
 
 
 @pytest.mark.parametrize("victim", ["daemon", "server"])
@@ -113,5 +116,7 @@ def test_greedy_answers_go_on_token_for_token(
         told = [stub.Explain(pb.ExplainRequest(request_id=f"{victim}-{i}"), timeout=5.0) for i in range(len(prompts))]
         assert sum(len(t.decisions) > 1 for t in told) >= 2
         for reader in readers:
-            assert reader.tokens == greedy(real_server, str(tiny_model), reader.prompt, reader.options)
+            tokens, logprobs = greedy(real_server, str(tiny_model), reader.prompt, reader.options)
+            assert reader.tokens == tokens
+            assert reader.logprobs == pytest.approx(logprobs, abs=1e-3)
             assert (reader.usage.prompt_tokens, reader.usage.output_tokens) == (len(reader.prompt), TOKENS)

@@ -53,6 +53,10 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
         if not nodes:
             who = f"node {shape.node}" if shape.node else "a node that hands calls on as they are"
             return Refusal(Outcome.NO_NODE, f"the request needs {who}, and none is up; look at `astrolabe nodes`")
+    if shape.logprobs:
+        nodes = [node for node in nodes if node.config.tells_logprobs]
+        if not nodes:
+            return Refusal(Outcome.NO_NODE, "the request needs a node that tells logprobs, and none is up")
     whole_tokens = shape.prompt_tokens + shape.max_output_tokens
     if whole_tokens > serving.shortest_ready_tokens:
         nodes = (

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine_adapters.base import EngineError, RequestRefused
 from engine_adapters.openai_answers import EngineModel, Piece, read_fault, read_models, read_piece
+from simcore.types import TokenLogprobs
 
 
 def piece(**fields: Any) -> Piece:
@@ -88,6 +89,37 @@ def test_numbers_and_texts_in_other_clothes(fields: dict[str, Any], token_ids: t
 )
 def test_words_for_the_end(word: Any, finish: str) -> None:
     assert choice(text="", finish_reason=word).finish == finish
+
+
+LOGPROBS = {
+    "tokens": ["token_id:7", "token_id:8"],
+    "token_logprobs": [-0.5, -9999.0],
+    "top_logprobs": [{"token_id:7": -0.5, "token_id:9": -1.5}, {"token_id:8": -9999.0, "token_id:3": -0.1}],
+    "text_offset": [0, 10],
+}
+
+
+@pytest.mark.parametrize("index", [0, "0"])
+def test_logprobs_of_tokens_that_are_named_by_their_ids(index: int | str) -> None:
+    body = json.dumps({"choices": [{"index": index, "text": "ab", "token_ids": [7, 8], "logprobs": LOGPROBS}]}).encode()
+    told = (TokenLogprobs(-0.5, (9,), (-1.5,)), TokenLogprobs(-9999.0, (3,), (-0.1,)))
+    assert read_piece(body, with_logprobs=True).logprobs == told
+    assert read_piece(body).logprobs == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_logprobs": [-0.5]},
+        {"token_logprobs": [None, -1]},
+        {"top_logprobs": [{"a": -0.5}, {}]},
+        {"token_logprobs": None},
+    ],
+)
+def test_logprobs_that_belong_to_no_token_are_a_failure_of_the_engine(change: dict[str, Any]) -> None:
+    choice = {"text": "ab", "token_ids": [7, 8], "logprobs": {**LOGPROBS, **change}}
+    with pytest.raises(EngineError, match=r"choices\[0\]\.logprobs"):
+        read_piece(json.dumps({"choices": [choice]}).encode(), with_logprobs=True)
 
 
 def test_counts_in_other_clothes() -> None:

@@ -61,7 +61,7 @@ class Rig:
         )
         self.node.requests.dispatch(request, known(max_tokens), self._sink)
 
-    def _sink(self, request_id: str, token_ids: Sequence[int], end: End | None) -> None:
+    def _sink(self, request_id: str, token_ids: Sequence[int], end: End | None, _logprobs: Sequence[object]) -> None:
         self.tokens[request_id] = self.tokens.get(request_id, 0) + len(token_ids)
         if end is not None:
             self.ends[request_id] = end

@@ -39,6 +39,14 @@ def test_only_nodes_that_hand_calls_on_get_them() -> None:
     assert {only(world.arrive(f"t{n}"), ev.Dispatch).node_id for n in range(4)} == {"plain", "other"}
 
 
+def test_logprobs_are_asked_of_nodes_that_tell_them() -> None:
+    world = CheckedRouter()
+    world.join("plain")
+    assert only(world.arrive("r", logprobs=True), ev.Finish).outcome is Outcome.NO_NODE
+    world.join("able", config=engine_config(tells_logprobs=True))
+    assert {only(world.arrive(f"r{n}", logprobs=True), ev.Dispatch).node_id for n in range(4)} == {"able"}
+
+
 def test_without_such_a_node_there_is_none_for_it() -> None:
     world = CheckedRouter()
     world.join("plain")

@@ -172,6 +172,35 @@ async def test_several_answers_are_drawn_side_by_side_and_told_together(
         assert (counts["prompt_tokens"], counts["completion_tokens"]) == (prompt, 12)
 
 
+async def test_each_of_several_answers_goes_on_by_itself_when_its_node_goes(node: ScriptedNode) -> None:
+    other = ScriptedNode("other")
+    await other.start()
+    try:
+        async with running(node.address, other.address) as (gateway, _), RawClient(gateway.http_address) as client:
+            await up(gateway)
+            await until(lambda: status(gateway, "other") == "up")
+            client.post("/v1/completions", completion(n=2, request_id="r", stream=True))
+            (here,) = await several(node, 1)
+            (there,) = await several(other, 1)
+            assert {here, there} == {"r", "r#1"}
+            node.say(part(here, b"he"))
+            other.say(part(there, b"the"))
+            await until(lambda: len(gateway.pump.streams[there].produced) == 3)
+            await other.stop()
+            ((name, request),) = (await several(node, 1)).items()
+            assert (name, bytes(request.prompt_token_ids)) == (f"{there}~2", b"hellothe")
+            assert request.sampling.max_tokens == 5
+            node.say(part(name, b"re", Outcome.STOP))
+            node.say(part(here, b"re", Outcome.STOP))
+            texts = {0: "", 1: ""}
+            for event in (await client.reply()).events()[:-1]:
+                for choice in event["choices"]:
+                    texts[choice["index"]] += choice["text"]
+            assert texts == ({0: "here", 1: "there"} if here == "r" else {0: "there", 1: "here"})
+    finally:
+        await other.stop()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_when_one_of_several_answers_fails_all_end_and_the_client_is_told_once(
     node: ScriptedNode, stream: bool

@@ -13,6 +13,7 @@ from gateway.intake.client_stream import Usage
 from simcore.types import Outcome
 
 DONE = b"data: [DONE]\n\n"
+_FINISH = b',"finish_reason":'
 
 
 class Style(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +56,7 @@ class Chunks:
     __slots__ = (
         "_after",
         "_before",
+        "_before_logprobs",
         "_choice",
         "_counts",
         "_head",
@@ -95,7 +97,8 @@ class Chunks:
         )
         self._choice = self._head + b'{"index":%d,' % index
         self._before = self._choice + style.before_first_text
-        self._after = style.after_text + b',"logprobs":'
+        self._before_logprobs = style.after_text + b',"logprobs":'
+        self._after = self._before_logprobs + b"null" + _FINISH
 
     def chunk(
         self,
@@ -105,26 +108,28 @@ class Chunks:
         finish: bytes = b"null",
         *,
         stop_reason: str | int | None = None,
-        logprobs: bytes = b"null",
+        logprobs: bytes | None = None,
     ) -> bytes:
         """One chunk. `finish`, `logprobs`: the finish reason and what is told of the tokens, as JSON."""
         ids = b',"token_ids":' + orjson.dumps(token_ids) if self._ids else b""
         if stop_reason is not None:
             ids += b',"stop_reason":' + orjson.dumps(stop_reason)
         if self._counts:
-            tail = b"%b}\n\n" % self._so_far(output_tokens)
+            tail = b"}]%b}\n\n" % self._so_far(output_tokens)
         else:
-            tail = b',"usage":null}\n\n' if self._usage else b"}\n\n"
+            tail = b'}],"usage":null}\n\n' if self._usage else b"}]}\n\n"
         if self._prompt_ids:
             # A chat has them beside its choices, a completion in each.
-            ids, tail = (ids, self._prompt_ids + tail) if self._style.is_chat else (ids + self._prompt_ids, tail)
+            if self._style.is_chat:
+                tail = b"}]" + self._prompt_ids + tail[2:]
+            else:
+                ids += self._prompt_ids
             self._prompt_ids = b""
         before = self._before
         # The role comes with the first piece of text only.
         self._before = self._choice + self._style.before_text if self._style.is_chat else before
-        return b"".join(
-            (before, orjson.dumps(text), self._after, logprobs, b',"finish_reason":', finish, ids, b"}]", tail)
-        )
+        after = self._after if logprobs is None else b"%b%b%b" % (self._before_logprobs, logprobs, _FINISH)
+        return b"".join((before, orjson.dumps(text), after, finish, ids, tail))
 
     def end(self, usage: Usage) -> bytes:
         """What follows the last chunk."""

@@ -155,9 +155,8 @@ class Delivery:
 
     def serve(self) -> None:
         """Passes on what has come."""
-        answers = self._answers
         is_over, failed = True, None
-        for answer in answers:
+        for answer in self._answers:
             outcome = answer.stream.outcome
             if outcome is None:
                 is_over = False
@@ -246,7 +245,11 @@ class Delivery:
             # What waits stays where it is counted; a client that never reads is ended by that count.
             return
         had_begun = self._has_begun
-        data = b"".join([self._piece(index, answer) for index, answer in enumerate(self._answers)])
+        answers = self._answers
+        if len(answers) == 1:
+            data = self._piece(0, answers[0])
+        else:
+            data = b"".join([self._piece(index, answer) for index, answer in enumerate(answers)])
         if not self._has_begun:
             if failed is not None:
                 self._fail(failed)
@@ -272,16 +275,21 @@ class Delivery:
         stream = answer.stream
         token_ids: Sequence[int] = stream.take()
         outcome = stream.outcome
-        is_complete = outcome in COMPLETE
-        if answer.is_told or not (token_ids or is_complete):
-            return b""
+        if outcome is None:
+            is_complete = False
+            if not token_ids:
+                return b""
+        else:
+            is_complete = outcome in COMPLETE
+            if answer.is_told or not (token_ids or is_complete):
+                return b""
         self._has_begun = True
         chunks = answer.chunks
         if chunks is None:
             chunks = answer.chunks = self._chunks(index, stream)
         assert stream.text is not None, "an answer has a text"
         text = stream.text.take()
-        logprobs = b"null"
+        logprobs = None
         if answer.logprobs is not None and token_ids:
             answer.logprobs.add(token_ids, stream.take_logprobs())
             logprobs = answer.logprobs.take()

@@ -18,12 +18,13 @@ from concurrent.futures import Future
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
-from engine_adapters.emulated_answer import Answer, natural_length
+from engine_adapters.emulated_answer import Answer, made_up_logprobs, natural_length
 from simcore.cost.shipped import load_shipped
 from simcore.cost.step_time import StepTimeModel
 from simcore.trace import StepBatch
@@ -61,12 +62,14 @@ class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class DeviceRequest:
     """One request on the device: its text so far and where it ends by itself."""
 
-    __slots__ = ("answer", "eos", "natural", "produced", "prompt_tokens")
+    __slots__ = ("answer", "eos", "logprobs", "natural", "produced", "prompt_tokens")
 
-    def __init__(self, prompt: list[int], *, text_ids: range, eos: int | None) -> None:
+    def __init__(self, prompt: list[int], *, text_ids: range, eos: int | None, logprobs: int | None = None) -> None:
         self.prompt_tokens = len(prompt)
         self.answer = Answer(prompt, text_ids)
         self.eos = eos
+        self.logprobs = logprobs
+        """How many likeliest tokens are to be told with each; None: none."""
         self.natural = natural_length(prompt, text_ids) if eos is not None else 0
         self.produced = 0
 
@@ -162,15 +165,36 @@ class EmulatedDevice(Executor):
                 work += n * (before + 0.5 * n)
             sampled.append([request.next_token()] if before + n >= request.tokens else [])
         output = ModelRunnerOutput(
-            req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)}, sampled_token_ids=sampled
+            req_ids=ids,
+            req_id_to_index={r: i for i, r in enumerate(ids)},
+            sampled_token_ids=sampled,
+            logprobs=self._logprobs(ids, sampled),
         )
         return StepBatch(prefill, work, prefill_seqs, decode, kv), output
+
+    def _logprobs(self, request_ids: list[str], sampled: list[list[int]]) -> LogprobsLists | None:
+        """Made-up ones, a row for each request, as wide as the one that asks for most."""
+        widths = [self._requests[request_id].logprobs for request_id in request_ids]
+        if all(width is None for width in widths):
+            return None
+        width = max(width or 0 for width in widths)
+        token_ids = np.zeros((len(sampled), width + 1), np.int64)
+        logprobs = np.full((len(sampled), width + 1), -np.inf, np.float32)
+        for row, tokens in enumerate(sampled):
+            if tokens and widths[row] is not None:
+                # One more than is told: the token itself may be among them.
+                told = made_up_logprobs(tokens[0], width + 1, self._text_ids)
+                count = min(width, len(told.other_ids)) + 1
+                token_ids[row, :count] = (tokens[0], *told.other_ids)[:count]
+                logprobs[row, :count] = (told.logprob, *told.other_logprobs)[:count]
+        return LogprobsLists(token_ids, logprobs, np.ones(len(sampled), np.int64))
 
     def _request(self, new: Any) -> DeviceRequest:
         parameters = new.sampling_params
         ends = parameters is not None and not parameters.ignore_eos
         eos = self.model_config.hf_config.eos_token_id if ends else None
-        return DeviceRequest(list(new.prompt_token_ids or []), text_ids=self._text_ids, eos=eos)
+        logprobs = None if parameters is None else parameters.logprobs
+        return DeviceRequest(list(new.prompt_token_ids or []), text_ids=self._text_ids, eos=eos, logprobs=logprobs)
 
     # --- what vLLM asks of an executor besides steps ------------------------------------------------------------------
 

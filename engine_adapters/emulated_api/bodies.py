@@ -12,6 +12,9 @@ from engine_adapters.emulated_api.errors import ApiError, invalid, refused
 Ids = list[Annotated[int, msgspec.Meta(ge=0)]]
 Prompts = str | list[str | int | Ids]
 
+GREEDY_BELOW = 1e-5
+"""Temperatures that vLLM takes for 0."""
+
 
 class UsageWish(msgspec.Struct, frozen=True):
     """`stream_options`."""
@@ -99,6 +102,8 @@ class OpenAiCall(GenerationCall, frozen=True, kw_only=True):
             raise refused("Stream options can only be defined when `stream=True`.", "stream_options")
         if self.n is not None and self.n < 1:
             raise ApiError(f"n must be at least 1, got {self.n}.")
+        if self.n is not None and self.n > 1 and self.temperature is not None and self.temperature < GREEDY_BELOW:
+            raise ApiError(f"n must be 1 when using greedy sampling, got {self.n}.")
         if self.min_tokens < 0:
             raise ApiError(f"min_tokens must be greater than or equal to 0, got {self.min_tokens}.")
         if self.prompt_logprobs is not None and self.stream and self.prompt_logprobs != 0:

@@ -187,7 +187,7 @@ class OpenAiApi:
         history: Sequence[Turn] = (),
     ) -> None:
         request = client_request(body, exchange.request.headers, prompt, question=question, history=history)
-        stream = await self._intake.admit(request, caller)
+        streams = await self._intake.admit_all(request, caller)
         wanted = body.stream_options
         options = ResponseOptions(
             style=style,
@@ -201,8 +201,8 @@ class OpenAiApi:
         logprobs = None
         if (top := request.sampling.logprobs) is not None:
             as_ids = bool(body.return_tokens_as_token_ids)
-            logprobs = AnswerLogprobs(self._intake.tokenizer, style=style, top=top, as_ids=as_ids)
-        Delivery(stream, self._intake.close, exchange, options, self._batch, self._heartbeats, logprobs)
+            logprobs = functools.partial(AnswerLogprobs, self._intake.tokenizer, style=style, top=top, as_ids=as_ids)
+        Delivery(streams, self._intake, exchange, options, self._batch, self._heartbeats, logprobs=logprobs)
 
     def _only_model(self) -> str:
         return next(iter(self._nodes.models()), "")

@@ -27,7 +27,6 @@ Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 _NOTHING: tuple[Any, ...] = (None,)
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
     "echo": (None, False),
     "top_logprobs": (None, 0),
@@ -92,6 +91,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str = ""
     max_tokens: Count32 | None = None
+    n: Count32 | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: Seed | None = None
@@ -233,6 +233,7 @@ def client_request(
             bad_words=body.bad_words or (),
             logprobs=body.asked_logprobs(),
         ),
+        answers=1 if body.n is None else body.n,
         priority=body.priority or 0,
         session=body.session or headers.get("x-session-id", ""),
         slo=Slo(ttft_s=slo.ttft_s or None, tpot_s=slo.tpot_s or None, deadline_s=slo.deadline_s or None),

@@ -12,6 +12,7 @@ from gateway.intake.client_stream import Usage
 from simcore.types import Outcome
 
 DONE = b"data: [DONE]\n\n"
+_FINISH = b',"finish_reason":'
 
 
 class Style(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +52,19 @@ CHAT = Style(
 class Chunks:
     """The chunks of one streamed answer."""
 
-    __slots__ = ("_after", "_before", "_counts", "_head", "_ids", "_prompt_ids", "_prompt_tokens", "_style", "_usage")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_before_logprobs",
+        "_choice",
+        "_counts",
+        "_head",
+        "_ids",
+        "_prompt_ids",
+        "_prompt_tokens",
+        "_style",
+        "_usage",
+    )
 
     def __init__(
         self,
@@ -65,9 +78,10 @@ class Chunks:
         with_ids: bool,
         with_usage: bool,
         with_counts: bool,
+        index: int = 0,
     ) -> None:
         """`with_ids`: token ids beside the text, those of the prompt in the first chunk; `with_usage`: a chunk with the
-        usage at the end; `with_counts`: the usage so far in every chunk."""
+        usage at the end; `with_counts`: the usage so far in every chunk; `index`: which of several answers it is."""
         self._style = style
         self._ids = with_ids
         self._prompt_ids = b',"prompt_token_ids":' + orjson.dumps(prompt_token_ids) if with_ids else b""
@@ -80,8 +94,10 @@ class Chunks:
             created,
             orjson.dumps(model),
         )
-        self._before = self._head + b'{"index":0,' + style.before_first_text
-        self._after = style.after_text + b',"logprobs":'
+        self._choice = self._head + b'{"index":%d,' % index
+        self._before = self._choice + style.before_first_text
+        self._before_logprobs = style.after_text + b',"logprobs":'
+        self._after = self._before_logprobs + b"null" + _FINISH
 
     def chunk(
         self,
@@ -91,26 +107,28 @@ class Chunks:
         finish: bytes = b"null",
         *,
         stop_reason: str | int | None = None,
-        logprobs: bytes = b"null",
+        logprobs: bytes | None = None,
     ) -> bytes:
         """One chunk. `finish`, `logprobs`: the finish reason and what is told of the tokens, as JSON."""
         ids = b',"token_ids":' + orjson.dumps(token_ids) if self._ids else b""
         if stop_reason is not None:
             ids += b',"stop_reason":' + orjson.dumps(stop_reason)
         if self._counts:
-            tail = b"%b}\n\n" % self._so_far(output_tokens)
+            tail = b"}]%b}\n\n" % self._so_far(output_tokens)
         else:
-            tail = b',"usage":null}\n\n' if self._usage else b"}\n\n"
+            tail = b'}],"usage":null}\n\n' if self._usage else b"}]}\n\n"
         if self._prompt_ids:
             # A chat has them beside its choices, a completion in each.
-            ids, tail = (ids, self._prompt_ids + tail) if self._style.is_chat else (ids + self._prompt_ids, tail)
+            if self._style.is_chat:
+                tail = b"}]" + self._prompt_ids + tail[2:]
+            else:
+                ids += self._prompt_ids
             self._prompt_ids = b""
         before = self._before
         # The role comes with the first piece of text only.
-        self._before = self._head + b'{"index":0,' + self._style.before_text if self._style.is_chat else before
-        return b"".join(
-            (before, orjson.dumps(text), self._after, logprobs, b',"finish_reason":', finish, ids, b"}]", tail)
-        )
+        self._before = self._choice + self._style.before_text if self._style.is_chat else before
+        after = self._after if logprobs is None else b"%b%b%b" % (self._before_logprobs, logprobs, _FINISH)
+        return b"".join((before, orjson.dumps(text), after, finish, ids, tail))
 
     def end(self, usage: Usage) -> bytes:
         """What follows the last chunk."""
@@ -127,40 +145,57 @@ class Chunks:
         )
 
 
+def choice(
+    style: Style,
+    text: str,
+    outcome: Outcome,
+    *,
+    index: int = 0,
+    stop_reason: str | int | None = None,
+    logprobs: bytes = b"null",
+    token_ids: Sequence[int] | None = None,
+    prompt_token_ids: Sequence[int] = (),
+) -> dict[str, Any]:
+    """One complete answer. `logprobs`: as JSON. `token_ids` None: no ids were asked for, nor those of the prompt."""
+    told: dict[str, Any] = {
+        "index": index,
+        "logprobs": orjson.Fragment(logprobs),
+        "finish_reason": outcome.value,
+    }
+    if style.is_chat:
+        told["message"] = {"role": "assistant", "content": text, "refusal": None}
+    else:
+        told["text"] = text
+    if stop_reason is not None:
+        told["stop_reason"] = stop_reason
+    if token_ids is not None:
+        told["token_ids"] = token_ids
+        if not style.is_chat:
+            told["prompt_token_ids"] = prompt_token_ids
+    return told
+
+
 def whole(
     style: Style,
+    choices: Sequence[dict[str, Any]],
     *,
     request_id: str,
     model: str,
     created: int,
-    text: str,
-    token_ids: Sequence[int] | None,
-    prompt_token_ids: Sequence[int],
-    outcome: Outcome,
-    stop_reason: str | int | None,
-    logprobs: bytes,
     usage: Usage,
+    prompt_token_ids: Sequence[int] | None,
 ) -> bytes:
-    """A complete answer in one body. `token_ids` None: ids were not asked for, those of the prompt neither. `logprobs`:
-    as JSON."""
-    choice: dict[str, Any] = {"index": 0, "logprobs": orjson.Fragment(logprobs), "finish_reason": outcome.value}
-    if style.is_chat:
-        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-    else:
-        choice["text"] = text
-    if stop_reason is not None:
-        choice["stop_reason"] = stop_reason
+    """A complete response. `prompt_token_ids` None: they were not asked for."""
     tree: dict[str, Any] = {
         "id": style.id_prefix + request_id,
         "object": style.whole_object,
         "created": created,
         "model": model,
-        "choices": [choice],
+        "choices": choices,
         "usage": usage_json(usage),
     }
-    if token_ids is not None:
-        choice["token_ids"] = token_ids
-        (tree if style.is_chat else choice)["prompt_token_ids"] = prompt_token_ids
+    if prompt_token_ids is not None and style.is_chat:
+        tree["prompt_token_ids"] = prompt_token_ids
     return orjson.dumps(tree)
 
 

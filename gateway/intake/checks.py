@@ -28,6 +28,11 @@ MAX_BIASED = 1024
 MAX_BAD_WORDS = 256
 MAX_LOGPROBS = 20
 """As many as engines tell unless they are told otherwise."""
+MAX_ANSWERS = 16
+"""To one prompt, by tokens."""
+GREEDY_BELOW = 1e-5
+"""Temperatures that vLLM takes for 0."""
+MAX_SEED = 2**63 - 1
 MAX_TEXT_CHARS_INLINE = 16_384
 """Longer texts are tokenized in a thread: beyond this the event loop would stand still for milliseconds."""
 
@@ -114,6 +119,17 @@ def check_sampling(sampling: Sampling) -> None:
             f"stop_token_ids has {len(sampling.stop_token_ids)} ids; send at most {MAX_STOP_TOKEN_IDS}",
             param="stop_token_ids",
         )
+
+
+def check_answers(request: ClientRequest) -> None:
+    """Raises Denied for several answers that would all be the same, and for more than are asked for one by one."""
+    count, sampling = request.answers, request.sampling
+    if not 1 <= count <= MAX_ANSWERS:
+        raise invalid(f"n must be from 1 to {MAX_ANSWERS}, got {count}", param="n")
+    if count > 1 and sampling.temperature is not None and sampling.temperature < GREEDY_BELOW:
+        raise invalid(f"n must be 1 when using greedy sampling, got {count}", param="n")
+    if sampling.seed is not None and sampling.seed > MAX_SEED - count:
+        raise invalid("seed is too large: each of several answers has the next one", param="seed")
 
 
 def _check_range(name: str, value: float | None, least: float, most: float) -> None:

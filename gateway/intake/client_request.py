@@ -58,6 +58,8 @@ class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Empty: the gateway makes one up."""
     model: str = ""
     sampling: Sampling = Sampling()
+    answers: int = 1
+    """How many answers to the prompt are wanted."""
     priority: int = 0
     session: str = ""
     slo: Slo = Slo()

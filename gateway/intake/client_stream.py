@@ -57,6 +57,7 @@ class ClientStream:
         "first_token_s",
         "forecast",
         "idempotency_key",
+        "is_extra",
         "node_id",
         "on_change",
         "outcome",
@@ -96,6 +97,9 @@ class ClientStream:
         self.caller = caller
         self.idempotency_key = idempotency_key
         """Claimed for the caller until `Intake.close`; empty: none."""
+        self.is_extra = False
+        """Whether it is one of several answers to one request and not the first, which holds the caller's quota for
+        all."""
         self.closed = False
         """Whether nobody reads any more; set by `Intake.close`."""
         self.prompt_token_ids = prompt_token_ids

@@ -22,7 +22,7 @@ from gateway.intake.call_facts import CallFacts, estimated_tokens, written_out
 from gateway.intake.callers import ANYONE, Caller, require
 from gateway.intake.claims import Claims
 from gateway.intake.client_call import STANDSTILL_S, ClientCall
-from gateway.intake.client_request import ClientRequest
+from gateway.intake.client_request import ClientRequest, Sampling
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied, invalid
 from gateway.intake.engine_counts import EngineCounts
@@ -39,6 +39,8 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context/#traceparent-header; one of any other form is dropped, as it says there."""
 
 
+NO_SEED = -1
+"""What vLLM takes for none."""
 MOST_CHARS_COUNTED = 2_000_000
 """Of longer texts the tokens are estimated."""
 
@@ -94,10 +96,19 @@ class Intake:
 
     async def admit(self, request: ClientRequest, caller: Caller = ANYONE) -> ClientStream:
         """Checks and submits; whoever gets the stream calls `close` once nobody reads it any more. Raises Denied."""
+        (stream,) = await self.admit_all(request, caller)
+        return stream
+
+    async def admit_all(self, request: ClientRequest, caller: Caller = ANYONE) -> list[ClientStream]:
+        """Checks and submits a request for one answer or several, each of which is placed and goes on by itself.
+
+        `close` is owed for each stream. The first has the request's own id. Raises Denied.
+        """
         require(caller, "client")
         self._check_open()
         request_id = checks.request_id_of(request.request_id)
         checks.check_sampling(request.sampling)
+        checks.check_answers(request)
         self.check_model(request.model)
         if isinstance(request.prompt, str):
             self.check_tokenizer(request.model)
@@ -105,7 +116,12 @@ class Intake:
             raise Denied(
                 Denial.UNSUPPORTED, "logprobs is not supported by any node here; leave it out", param="logprobs"
             )
-        return await self._submit(lambda: self._stream(request, request_id, caller), request_id, caller)
+
+        async def make() -> list[ClientStream]:
+            first = await self._stream(request, request_id, caller)
+            return [first, *(self._another(first, number) for number in range(1, request.answers))]
+
+        return await self._submit(make, caller)
 
     async def forward(
         self, call: ClientCall, facts: CallFacts, caller: Caller = ANYONE, *, node: str = ""
@@ -116,25 +132,31 @@ class Intake:
         self._check_open()
         request_id = checks.request_id_of(facts.request_id)
         self.check_model(facts.model)
-        return await self._submit(lambda: self._call_stream(call, facts, request_id, caller, node), request_id, caller)
 
-    async def _submit(
-        self, make: Callable[[], Awaitable[ClientStream]], request_id: str, caller: Caller
-    ) -> ClientStream:
+        async def make() -> list[ClientStream]:
+            return [await self._call_stream(call, facts, request_id, caller, node)]
+
+        (stream,) = await self._submit(make, caller)
+        return stream
+
+    async def _submit(self, make: Callable[[], Awaitable[list[ClientStream]]], caller: Caller) -> list[ClientStream]:
         self._quotas.enter(caller, time.monotonic())
         try:
-            stream = await make()
+            streams = await make()
+            first = streams[0]
             # No await from here on: whoever comes first with an id or a key has it.
-            self._check_new(request_id)
-            if stream.idempotency_key:
-                self._claims.claim(f"{caller.name}:{stream.idempotency_key}", request_id)
+            for stream in streams:
+                self._check_new(stream.shape.request_id)
+            if first.idempotency_key:
+                self._claims.claim(f"{caller.name}:{first.idempotency_key}", first.shape.request_id)
         except BaseException:
             self._quotas.leave(caller)
             raise
-        if stream.call is None or not stream.call.is_aside:
-            self._on_begin(stream)
-        self._pump.submit(stream)
-        return stream
+        for stream in streams:
+            if stream.call is None or not stream.call.is_aside:
+                self._on_begin(stream)
+            self._pump.submit(stream)
+        return streams
 
     async def place(self, request: ClientRequest, caller: Caller = ANYONE) -> ClientStream:
         """Checks and submits a request (as `admit`) for a decision only. Raises Denied."""
@@ -185,7 +207,8 @@ class Intake:
         stream.closed = True
         if stream.idempotency_key:
             self._claims.release(f"{stream.caller.name}:{stream.idempotency_key}")
-        self._quotas.leave(stream.caller)
+        if not stream.is_extra:
+            self._quotas.leave(stream.caller)
         if stream.outcome is None:
             self._pump.client_left(stream.shape.request_id)
 
@@ -223,13 +246,32 @@ class Intake:
             prompt_token_ids=token_ids,
             sampling=sampling,
             forecast=expected.forecast,
-            text=AnswerText(
-                self.tokenizer,
-                tuple(sampling.stop),
-                stop_token_ids=sampling.stop_token_ids,
-                min_tokens=sampling.min_tokens,
-            ),
+            text=self._text(sampling),
             traceparent=request.traceparent if _TRACEPARENT.fullmatch(request.traceparent) else "",
+        )
+
+    def _another(self, first: ClientStream, number: int) -> ClientStream:
+        """The same request for one more answer: with the next seed, as vLLM has it."""
+        shape, sampling = first.shape, first.sampling
+        if sampling.seed is not None and sampling.seed != NO_SEED:
+            sampling = msgspec.structs.replace(sampling, seed=sampling.seed + number)
+        another = ClientStream(
+            msgspec.structs.replace(shape, request_id=f"{shape.request_id}#{number}"),
+            caller=first.caller,
+            prompt_token_ids=first.prompt_token_ids,
+            sampling=sampling,
+            text=self._text(sampling),
+            traceparent=first.traceparent,
+        )
+        another.is_extra = True
+        return another
+
+    def _text(self, sampling: Sampling) -> AnswerText:
+        return AnswerText(
+            self.tokenizer,
+            tuple(sampling.stop),
+            stop_token_ids=sampling.stop_token_ids,
+            min_tokens=sampling.min_tokens,
         )
 
     async def _call_stream(

@@ -121,6 +121,128 @@ async def test_grpc_stops_at_strings_too(node: ScriptedNode) -> None:
         assert chunks[-1].stop_text == "\n\n"
 
 
+async def several(node: ScriptedNode, count: int) -> dict[str, Any]:
+    """What the node is asked for, by the names of the answers."""
+    requests = [(await dispatched(node)).request for _ in range(count)]
+    return {request.request_id: request for request in requests}
+
+
+async def aborted(node: ScriptedNode, *names: str) -> None:
+    """Waits until the node has been told to stop these."""
+    missing = set(names)
+    async with asyncio.timeout(5):
+        while missing:
+            missing -= set((await node.received.get()).abort_request_ids)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_answers_are_drawn_side_by_side_and_told_together(
+    node: ScriptedNode, stream: bool, path: str
+) -> None:
+    is_chat = "chat" in path
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]} if is_chat else {"prompt": "hello"}
+    more = {"n": 3, "seed": 5, "temperature": 1.0, "stop": "!", "request_id": "r", "return_token_ids": True}
+    usage = {"stream_options": {"include_usage": True}} if stream else {}
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.post(path, {"model": "m", "max_tokens": 8, "stream": stream, **asked, **more, **usage})
+        requests = await several(node, 3)
+        assert {name: request.sampling.seed for name, request in requests.items()} == {"r": 5, "r#1": 6, "r#2": 7}
+        assert len({bytes(request.prompt_token_ids) for request in requests.values()}) == 1
+        node.say(part("r#1", b"one"))
+        node.say(part("r#2", b"two", Outcome.LENGTH))
+        node.say(part("r", b"none!"))
+        node.say(part("r#1", b"s", Outcome.STOP))
+        reply = await client.reply()
+        told = reply.events()[:-1] if stream else [reply.json()]
+        assert {event["id"] for event in told} == {"chatcmpl-r" if is_chat else "cmpl-r"}
+        texts, ids = ["", "", ""], [list[int]() for _ in range(3)]
+        ends = [list[tuple[str, str | None]]() for _ in range(3)]
+        for choice in (choice for event in told for choice in event["choices"]):
+            said = choice[("delta" if stream else "message")]["content"] if is_chat else choice["text"]
+            texts[choice["index"]] += said
+            ids[choice["index"]] += choice["token_ids"]
+            if choice["finish_reason"]:
+                ends[choice["index"]].append((choice["finish_reason"], choice.get("stop_reason")))
+        assert texts == ["none", "ones", "two"]
+        assert [bytes(i) for i in ids] == [b"none!", b"ones", b"two"]
+        assert ends == [[("stop", "!")], [("stop", None)], [("length", None)]]
+        counts, prompt = told[-1]["usage"], len(requests["r"].prompt_token_ids)
+        assert (counts["prompt_tokens"], counts["completion_tokens"]) == (prompt, 12)
+
+
+async def test_each_of_several_answers_goes_on_by_itself_when_its_node_goes(node: ScriptedNode) -> None:
+    other = ScriptedNode("other")
+    await other.start()
+    try:
+        async with running(node.address, other.address) as (gateway, _), RawClient(gateway.http_address) as client:
+            await up(gateway)
+            await until(lambda: status(gateway, "other") == "up")
+            client.post("/v1/completions", completion(n=2, request_id="r", stream=True))
+            (here,) = await several(node, 1)
+            (there,) = await several(other, 1)
+            assert {here, there} == {"r", "r#1"}
+            node.say(part(here, b"he"))
+            other.say(part(there, b"the"))
+            await until(lambda: len(gateway.pump.streams[there].produced) == 3)
+            await other.stop()
+            ((name, request),) = (await several(node, 1)).items()
+            assert (name, bytes(request.prompt_token_ids)) == (f"{there}~2", b"hellothe")
+            assert request.sampling.max_tokens == 5
+            node.say(part(name, b"re", Outcome.STOP))
+            node.say(part(here, b"re", Outcome.STOP))
+            texts = {0: "", 1: ""}
+            for event in (await client.reply()).events()[:-1]:
+                for choice in event["choices"]:
+                    texts[choice["index"]] += choice["text"]
+            assert texts == ({0: "here", 1: "there"} if here == "r" else {0: "there", 1: "here"})
+    finally:
+        await other.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_when_one_of_several_answers_fails_all_end_and_the_client_is_told_once(
+    node: ScriptedNode, stream: bool
+) -> None:
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.post("/v1/completions", completion(n=2, request_id="r", stream=stream))
+        await several(node, 2)
+        if stream:
+            node.say(part("r", b"a"))
+            await until(lambda: bool(gateway.pump.streams["r"].output_tokens))
+        node.say(part("r#1", b"", Outcome.INVALID))
+        reply = await client.reply()
+        if stream:
+            assert reply.body.count(b'"error"') == 1
+            assert b"[DONE]" not in reply.body
+        else:
+            assert (reply.status, reply.json()["error"]["code"]) == (400, "invalid")
+        await aborted(node, "r")
+        explained = [gateway.pump.router.explain(name) for name in ("r", "r#1")]
+        assert [e.outcome for e in explained if e is not None] == [Outcome.INVALID, Outcome.INVALID]
+
+
+async def test_a_client_that_leaves_ends_all_of_its_answers(node: ScriptedNode) -> None:
+    async with running(node.address) as (gateway, _):
+        await up(gateway)
+        async with RawClient(gateway.http_address) as client:
+            client.post("/v1/completions", completion(n=3, request_id="r", stream=True))
+            await several(node, 3)
+        await aborted(node, "r", "r#1", "r#2")
+
+
+async def test_cancelling_a_request_ends_all_of_its_answers(node: ScriptedNode) -> None:
+    async with running(node.address) as (gateway, stub), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        client.post("/v1/completions", completion(n=2, request_id="r"))
+        await several(node, 2)
+        assert (await stub.Cancel(pb.CancelRequest(request_id="r"))).found
+        assert (await client.reply()).headers["x-astrolabe-outcome"] == "cancelled"
+        await aborted(node, "r", "r#1")
+
+
 def telling_logprobs(node: ScriptedNode) -> None:
     assert node.welcome is not None
     node.welcome.welcome.config.tells_logprobs = True
@@ -232,11 +354,13 @@ def _text(text: str) -> dict[str, str]:
         ("/v1/completions", {"prompt": "x", "temperature": -1}, "temperature", ">= 0"),
         ("/v1/completions", {"prompt": "x", "temperature": "hot"}, "temperature", "float"),
         ("/v1/completions", {"prompt": "x", "top_p": 2}, "top_p", "(0, 1]"),
-        ("/v1/completions", {"prompt": "x", "n": 2}, "n", "not supported"),
+        ("/v1/completions", {"prompt": "x", "n": 2, "temperature": 0}, "n", "n must be 1 when using greedy sampling"),
+        ("/v1/completions", {"prompt": "x", "n": 17}, "n", "from 1 to 16"),
+        ("/v1/completions", {"prompt": "x", "n": 0}, "n", "from 1 to 16"),
         ("/v1/completions", {"prompt": "x", "logprobs": 3}, "logprobs", "not supported"),
         ("/v1/completions", {"prompt": "x", "echo": True}, "echo", "not supported"),
         ("/v1/completions", {"prompt": "x", "best_of": 4}, "best_of", "not supported"),
-        ("/v1/completions", {"prompt": "x", "n": True}, "n", "not supported"),
+        ("/v1/completions", {"prompt": "x", "n": True}, "n", "int"),
         ("/v1/completions", {"prompt": "x", "tempertaure": 1}, "tempertaure", "unknown field"),
         ("/v1/completions", {"prompt": "x", "stop": [""]}, "stop", "stop string"),
         ("/v1/completions", {"prompt": "x", "policy": "best"}, "policy", "policy"),

@@ -170,6 +170,13 @@ async def test_a_callers_limit_is_its_own_and_ends_with_the_request(node: Script
             await dispatched(node)
             node.say(part("t", b"k", Outcome.STOP))
             assert (await other.reply()).status == 200
+            # Several answers are one request, and leave one place when they have ended.
+            for name in ("u", "v"):
+                other.post("/v1/completions", {"prompt": "x", "request_id": name, "n": 3}, bearer("limited"))
+                requests = [(await dispatched(node)).request.request_id for _ in range(3)]
+                for one in requests:
+                    node.say(part(one, b"k", Outcome.STOP))
+                assert (await other.reply()).status == 200
 
 
 async def test_a_reload_takes_keys_away_and_a_bad_file_changes_nothing(node: ScriptedNode, keys: str) -> None:

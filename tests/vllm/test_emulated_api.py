@@ -159,6 +159,7 @@ async def test_a_real_server_answers_in_the_same_shape(real_server: Server) -> N
             {"max_tokens": 0},
             {"max_tokens": 5000},
             {"n": 0},
+            {"n": 2, "temperature": 0},
             {"temperature": -1},
             {"top_p": 0},
             {"stop": ""},

@@ -7,6 +7,7 @@ asked wrongly); never a traceback unless ASTROLABE_DEBUG is set.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -209,12 +210,22 @@ def _run(args: Sequence[str] | None) -> int:
         # Whoever read our output has gone, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as bad:
+        if bad.filename is None and bad.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            # What is left in the buffer cannot be written at the end either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _fail(f"the output cannot be written ({bad.strerror}); make room, or send it elsewhere", 1)
+        return _defect(bad)
     except Exception as defect:
-        if os.environ.get("ASTROLABE_DEBUG"):
-            raise
-        what = f"{type(defect).__name__}: {defect}".replace("\n", " ")
-        return _fail(f"a defect of astrolabe: {what}; set ASTROLABE_DEBUG=1 to see where", 1)
+        return _defect(defect)
     return code if isinstance(code, int) else 0
+
+
+def _defect(defect: Exception) -> int:
+    if os.environ.get("ASTROLABE_DEBUG"):
+        raise defect
+    what = f"{type(defect).__name__}: {defect}".replace("\n", " ")
+    return _fail(f"a defect of astrolabe: {what}; set ASTROLABE_DEBUG=1 to see where", 1)
 
 
 def _line(bad: click.ClickException) -> str:

@@ -116,7 +116,8 @@ def read_piece(data: bytes, *, with_logprobs: bool = False) -> Piece:
 
 
 def read_models(body: bytes) -> list[EngineModel]:
-    """The entries of `/v1/models`; empty when it serves none. Raises EngineError."""
+    """The entries of `/v1/models`, those without a name left out beside others; empty when it serves none. Raises
+    EngineError."""
     tree = _json(body)
     if isinstance(tree, dict):
         if fault := _fault(tree):
@@ -129,14 +130,18 @@ def read_models(body: bytes) -> list[EngineModel]:
     if not isinstance(entries, list):
         raise EngineError(f"data: expected a list of models, got {_shown(entries)}")
     models: dict[str, EngineModel] = {}
+    nameless = ""
     for position, entry in enumerate(entries):
         fields = entry if isinstance(entry, dict) else {"id": entry}
         name = next((fields[k] for k in ("id", "name", "model") if isinstance(fields.get(k), str) and fields[k]), "")
         if not name:
-            raise EngineError(f"data[{position}].id: expected a name, got {_shown(fields.get('id'))}")
+            nameless = nameless or f"data[{position}].id: expected a name, got {_shown(fields.get('id'))}"
+            continue
         said = next(((k, fields[k]) for k in _MODEL_LENGTHS if fields.get(k) is not None), None)
         length = None if said is None else _count(said[1], f"data[{position}].{said[0]}")
         models.setdefault(name, EngineModel(name, length or None))
+    if nameless and not models:
+        raise EngineError(nameless)
     return list(models.values())
 
 

@@ -56,6 +56,7 @@ from protos.runtime.addresses import is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError, differing_keys
 from protos.runtime.log import log_json_lines
+from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
 from simcore.types import Outcome
@@ -331,6 +332,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
+    live_through()
     await gateway.start()
     # What start-up made stays; without it a full collection would stop all streams for milliseconds.
     gc.collect()

@@ -24,6 +24,7 @@ from length_model.online import LengthForecast, OnlineLengths
 from protos import codec
 from protos.runtime.addresses import parse_address
 from protos.runtime.channels import server_options
+from protos.runtime.signals import live_through
 from protos.v1 import astrolabe_length_pb2 as pb
 from protos.v1 import astrolabe_length_pb2_grpc as pb_grpc
 
@@ -136,6 +137,7 @@ async def serve(model: LengthModel, *, listen: str, ready_file: Path | None = No
     for name in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(name, ended.set)
+    live_through(signal.SIGHUP)
     await ended.wait()
     await server.stop(grace=5.0)
     worker.shutdown(wait=False, cancel_futures=True)

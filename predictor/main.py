@@ -28,6 +28,7 @@ from protos.runtime.addresses import HostPort, is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError
 from protos.runtime.log import log_json_lines
+from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
 from protos.v1.astrolabe_predict_pb2_grpc import add_PredictServicer_to_server
@@ -160,6 +161,7 @@ async def serve(config: PredictorConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    live_through(signal.SIGHUP)
     predictor = Predictor(config)
     await predictor.bind()
     starting = asyncio.create_task(predictor.start(), name="start")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, TypeVar
 
@@ -300,9 +301,15 @@ AnyCall = TypeVar("AnyCall")
 
 
 def read_body(body: bytes, kind: type[AnyCall]) -> AnyCall:
-    """Raises ApiError for what is no JSON or does not fit."""
+    """As vLLM's server reads it: a byte order mark and other encodings of Unicode are undone, NaN is a number, and what
+    is meant by a text ("5", "true") is taken where a number or a truth is asked. Raises ApiError for what is no JSON or
+    does not fit."""
     try:
-        return msgspec.convert(msgspec.json.decode(body), kind)
+        tree = _json(body)
+        try:
+            return msgspec.convert(tree, kind)
+        except msgspec.ValidationError:
+            return msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as bad:
         said = str(bad)
         missing = re.search(r"missing required field `(\w+)`", said)
@@ -314,3 +321,19 @@ def read_body(body: bytes, kind: type[AnyCall]) -> AnyCall:
         raise invalid(said, ".".join(filter(None, ("body", path))), kind="type_error") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as bad:
         raise invalid(f"JSON decode error: {bad}", "body", kind="json_invalid") from None
+
+
+def _json(body: bytes) -> Any:
+    """Raises msgspec.DecodeError or UnicodeDecodeError."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            tree = json.loads(body)
+            # Halves of characters are no text that a model could be given.
+            json.dumps(tree, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return tree
+        raise

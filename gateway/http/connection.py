@@ -29,6 +29,8 @@ PIPELINED_BYTES = 1024 * 1024
 MAX_HEADERS = 100
 LEAST_READ_BYTES = 16 * 1024
 """Who reads so much of a long rest within the linger time may go on: answers of engines have a megabyte of it."""
+LEAST_SENT_BYTES = 256 * 1024
+"""Who sends so much of a long body within the time for a request may go on: 64 MiB take a minute at 9 Mbit/s."""
 _ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)
 """What stands before the path where a proxy asks; https://www.rfc-editor.org/rfc/rfc9112#name-absolute-form"""
 
@@ -41,7 +43,7 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_call_bytes: int = 64 * 1024 * 1024
     """Longest body of a request that `takes_long` says may have a longer one."""
     request_s: float = 30.0
-    """Longest time from the first byte of a request to its last."""
+    """Longest time from the first byte of a request to its last, or to the next `LEAST_SENT_BYTES` of its body."""
     idle_s: float = 75.0
     """Longest pause between two requests."""
     linger_s: float = 10.0
@@ -201,6 +203,8 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._lines: list[tuple[str, str]] = []
         self._body: bytes | bytearray = b""
+        self._seen_bytes = 0
+        """Of the body, when the time for the request began anew."""
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
@@ -279,6 +283,7 @@ class Connection(asyncio.Protocol):
         self._headers = {}
         self._lines = []
         self._body = b""
+        self._seen_bytes = 0
         self._max_body_bytes = self._limits.max_body_bytes
 
     def on_url(self, url: bytes) -> None:
@@ -425,8 +430,12 @@ class Connection(asyncio.Protocol):
         if self.deadline_s is not None and now_s > self.deadline_s:
             if self._lingering_bytes - self.unsent_bytes >= LEAST_READ_BYTES:
                 self._linger()
+            elif self._in_request and len(self._body) - self._seen_bytes >= LEAST_SENT_BYTES:
+                self._seen_bytes = len(self._body)
+                self.deadline_s = now_s + self._limits.request_s
             elif self._in_request and not self._transport.is_closing():
-                self._refuse(408, f"the request was not complete within {self._limits.request_s:g} s")
+                what = f"so much as {LEAST_SENT_BYTES} bytes of it" if self._body else "it"
+                self._refuse(408, f"the request was too slow: {what} did not come within {self._limits.request_s:g} s")
             else:
                 self._transport.abort()
 

@@ -48,9 +48,8 @@ class HeldResponses:
     async def search(
         self, call: ClientCall, facts: CallFacts, caller: Caller, trying: Callable[[ClientStream], None]
     ) -> ClientStream:
-        """Asks one node after the other until one neither fails nor says 404; its stream, or the last one's.
-
-        `trying` is told of each: whoever closes it, because the client has left, ends the search. Raises Denied."""
+        """Asks one node after the other until one neither fails nor says 404; its stream, or the last one's. `trying`
+        is told of each: whoever closes it, because the client has left, ends the search. Raises Denied."""
         nodes = self._nodes.forwarding()
         for position, node in enumerate(nodes):
             # Each gets a call of its own: what was sent is emptied.

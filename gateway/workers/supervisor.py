@@ -27,6 +27,7 @@ from gateway.workers.slot import WorkerSlot
 from protos.runtime.addresses import parse_address
 from protos.runtime.config import ConfigError
 from protos.runtime.log import log_json_lines
+from protos.runtime.signals import live_through
 
 log = structlog.get_logger("gateway.workers.supervisor")
 
@@ -63,6 +64,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._signal, signal.SIGHUP)
+        live_through()
         keepers = [asyncio.create_task(self._keep(index)) for index in range(self._config.workers)]
         ready = asyncio.create_task(self._announce())
         try:

@@ -48,7 +48,8 @@ def parse_address(text: str, *, any_port: bool = False, default_port: int | None
 
 def is_loopback(address: HostPort) -> bool:
     """Whether only this machine reaches it."""
-    return address.host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", address.host) is not None
+    host = address.host.lower().rstrip(".")
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
 def parse_url(text: str, *, default_port: int = 8000) -> str:

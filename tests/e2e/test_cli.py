@@ -158,6 +158,21 @@ def test_bad_options_stop_the_gateway_with_one_line(tmp_path: Path) -> None:
     assert folder in fails("gateway", "--record", folder, "--listen", "127.0.0.1:0", code=2)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_cannot_be_written_is_no_defect() -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "deploy.cli", "bench", "data", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.decode().splitlines() == [
+        "error: the output cannot be written (No space left on device); make room, or send it elsewhere"
+    ]
+
+
 def test_a_busy_port_is_one_line(gateway: Child) -> None:
     line = fails("gateway", "--listen", gateway.address, code=2)
     assert gateway.address in line

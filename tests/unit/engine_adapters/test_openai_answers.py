@@ -205,6 +205,11 @@ def test_lists_of_models(body: Any, models: list[tuple[str, int | None]]) -> Non
     assert read_models(json.dumps(body).encode()) == [EngineModel(*model) for model in models]
 
 
+@pytest.mark.parametrize("odd", [None, {}, {"id": None}, {"id": ""}, {"id": 5}, [], 3])
+def test_an_entry_without_a_name_does_not_cost_the_others(odd: Any) -> None:
+    assert read_models(json.dumps({"data": [odd, {"id": "m"}, odd]}).encode()) == [EngineModel("m", None)]
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

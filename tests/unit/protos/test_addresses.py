@@ -102,6 +102,13 @@ def test_without_a_default_a_port_must_be_said() -> None:
         parse_address("10.0.0.11")
 
 
+@pytest.mark.parametrize(
+    "written", ["localhost:1", "LOCALHOST:1", "Localhost.:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1"]
+)
+def test_names_of_this_machine_alone_however_they_are_written(written: str) -> None:
+    assert is_loopback(parse_address(written))
+
+
 @pytest.mark.parametrize("written", [":8200", "*:8200", "0.0.0.0:8200"])
 def test_every_address_of_this_machine(written: str) -> None:
     assert parse_address(written, any_port=True) == HostPort("0.0.0.0", 8200)

@@ -57,6 +57,33 @@ async def test_a_whole_answer_has_the_tokens_that_its_usage_tells() -> None:
         assert answered.last.prompt_tokens == tree["usage"]["prompt_tokens"]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ({"max_tokens": "5"}, {"max_tokens": 5}),
+        ({"max_tokens": 5.0}, {"max_tokens": 5}),
+        ({"n": "2", "max_tokens": 5}, {"n": 2, "max_tokens": 5}),
+        ({"temperature": "0.5", "max_tokens": 5}, {"temperature": 0.5, "max_tokens": 5}),
+        ({"stream": "false", "max_tokens": 5}, {"stream": False, "max_tokens": 5}),
+        ({"stop": "5", "max_tokens": 5}, {"stop": ["5"], "max_tokens": 5}),
+    ],
+)
+async def test_numbers_and_truths_may_come_as_text(said: dict[str, Any], meant: dict[str, Any]) -> None:
+    async with emulated_caller() as caller:
+        one = await caller.call(PATH, {"messages": HELLO, **said})
+        other = await caller.call(PATH, {"messages": HELLO, **meant})
+        assert (one.status, one.json()["choices"]) == (200, other.json()["choices"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+async def test_a_body_may_come_in_any_encoding_of_unicode(encoding: str) -> None:
+    async with emulated_caller() as caller:
+        body = json.dumps({"messages": HELLO, "max_tokens": 3, "metadata": {"x": float("nan")}})
+        assert (await caller.call(PATH, body.encode(encoding))).status == 200
+        half = b'{"messages": [{"role": "user", "content": "\\ud800"}]}'
+        assert (await caller.call(PATH, half)).status == 400
+
+
 async def test_a_streamed_answer_says_what_the_whole_one_says() -> None:
     async with emulated_caller(tokenizer="qwen2") as caller:
         body = {"messages": HELLO, "max_tokens": 40}

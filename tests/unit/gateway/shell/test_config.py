@@ -95,8 +95,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "gateway.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"gateway\.toml: .*Save it as UTF-8"):
+    with pytest.raises(ConfigError, match=r"gateway.toml: it begins as UTF-16 and is not"):
         load(path)
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
+        load(tmp_path)
 
 
 def test_a_bad_option_is_blamed_on_the_command_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.http.connection import PIPELINED_BYTES, Connection, ConnectionLimits, Exchange
+from gateway.http.connection import LEAST_SENT_BYTES, PIPELINED_BYTES, Connection, ConnectionLimits, Exchange
 
 LIMITS = ConnectionLimits(max_head_bytes=1_000, max_body_bytes=64 * 1024 * 1024)
 
@@ -26,6 +26,9 @@ class FakeTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self.paused = False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -92,6 +95,29 @@ def test_long_bodies_that_are_pipelined_are_not_read_before_their_turn() -> None
         return held
 
     assert max(asyncio.run(talk())) < PIPELINED_BYTES + 3 * 64 * 1024
+
+
+def test_a_long_body_may_take_its_time_as_long_as_it_comes() -> None:
+    async def talk() -> tuple[int, bytes]:
+        connection, transport, begun = connected()
+        now_s = asyncio.get_running_loop().time()
+        size = 20 * LEAST_SENT_BYTES
+        connection.data_received(b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+        for _ in range(20):
+            connection.data_received(b"x" * LEAST_SENT_BYTES)
+            now_s += LIMITS.request_s + 1
+            connection.expire(now_s)
+        came = len(begun[0].request.body)
+        begun[0].respond(200, {}, b"")
+        transport.written = b""
+        connection.data_received(b"POST /stuck HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+        connection.data_received(b"x" * (LEAST_SENT_BYTES - 1))
+        connection.expire(now_s + 10 * LIMITS.request_s)
+        return came, transport.written
+
+    came, written = asyncio.run(talk())
+    assert came == 20 * LEAST_SENT_BYTES
+    assert written.startswith(b"HTTP/1.1 408 ")
 
 
 def test_many_short_requests_that_are_pipelined_are_not_read_before_their_turn() -> None:

@@ -252,12 +252,12 @@ def test_a_defect_leaves_nothing_in_the_routers_books(world: World) -> None:
 
     world.script.replies[TokensSeen] = broken  # type: ignore[assignment]
 
-    def left(event: AnyEvent) -> list[AnyAction]:
+    def closes(event: AnyEvent) -> list[AnyAction]:
         assert isinstance(event, ClientGone)
         gone.append(event)
         return [Abort(request_id="r", node_id="n"), Finish(request_id="r", outcome=event.outcome)]
 
-    world.script.replies[ClientGone] = left
+    world.script.replies[ClientGone] = closes
     world.pump.part("n", "r", [1])
     assert [(event.request_id, event.outcome) for event in gone] == [("r", Outcome.INTERNAL)]
     (ended,) = world.finished

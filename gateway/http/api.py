@@ -189,7 +189,7 @@ class OpenAiApi:
             stream=bool(body.stream),
             token_ids=bool(body.return_token_ids),
             usage=wanted is not None and wanted.include_usage,
-            running_usage=wanted is not None and wanted.continuous_usage_stats,
+            running_usage=wanted is not None and wanted.include_usage and wanted.continuous_usage_stats,
             early_headers=exchange.request.headers.get(EARLY_HEADERS, "").strip().lower() not in _OFF,
         )
         Delivery(stream, self._intake.close, exchange, options, self._batch, self._heartbeats)

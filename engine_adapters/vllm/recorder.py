@@ -71,11 +71,12 @@ _NOBODY: Mapping[str, int] = MappingProxyType({})
 class StepRecorder:
     """Collects the steps of one scheduler; all calls come from the engine's thread."""
 
-    def __init__(self, scheduler: Any, sink: Sink) -> None:
+    def __init__(self, scheduler: Any, sink: Sink, *, free_blocks: Callable[[], int] | None = None) -> None:
+        """`free_blocks`: how many KV blocks are free, where the scheduler's own pool does not say."""
         self.on = True
         self._scheduler = scheduler
         self._sink = sink
-        self._free_blocks: Callable[[], int] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks
+        self._free_blocks = free_blocks or scheduler.kv_cache_manager.block_pool.get_num_free_blocks
         self._events: list[Arrival | str] = []
         self._preempted: list[str] = []
         self._kv_events: list[Any] = []

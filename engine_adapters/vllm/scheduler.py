@@ -17,7 +17,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from engine_adapters.vllm.address import address_for_engine, listen
-from engine_adapters.vllm.describe import config_of, missing_parts
+from engine_adapters.vllm.describe import config_of, keeps_no_kv, missing_parts
 from engine_adapters.vllm.publisher import Publisher
 from engine_adapters.vllm.recorder import StepRecorder
 
@@ -69,7 +69,8 @@ def traced(base: type) -> type:
             publisher = Publisher(config=config, address=address)
             publisher.start(server)
             self._astrolabe_publisher = publisher
-            self._astrolabe = recorder = StepRecorder(self, publisher)
+            free = (lambda: config.num_blocks) if keeps_no_kv(self) else None
+            self._astrolabe = recorder = StepRecorder(self, publisher, free_blocks=free)
             if config.prefix_cache_traced:
                 self.kv_event_publisher = _Events(recorder, self.kv_event_publisher)
             for note in config.outside_rules:

@@ -195,7 +195,7 @@ class OpenAiApi:
             stream=bool(body.stream),
             token_ids=bool(body.return_token_ids),
             usage=wanted is not None and wanted.include_usage,
-            running_usage=wanted is not None and wanted.continuous_usage_stats,
+            running_usage=wanted is not None and wanted.include_usage and wanted.continuous_usage_stats,
             early_headers=exchange.request.headers.get(EARLY_HEADERS, "").strip().lower() not in _OFF,
         )
         logprobs = None

@@ -76,6 +76,19 @@ async def test_a_stream_says_what_grpc_says(node: ScriptedNode) -> None:
         assert all(event["usage"] is None for event in events[:-2])
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_usage_in_every_chunk_is_told_only_where_usage_is(node: ScriptedNode, wanted: bool) -> None:
+    async with running(node.address) as (gateway, _), RawClient(gateway.http_address) as client:
+        await up(gateway)
+        options = {"include_usage": wanted, "continuous_usage_stats": True}
+        client.post("/v1/completions", completion(stream=True, stream_options=options, request_id="r"))
+        await dispatched(node)
+        node.say(part("r", b"ab", Outcome.STOP))
+        events = (await client.reply()).events()
+        assert events[-1] == "[DONE]"
+        assert {bool(event.get("usage")) for event in events[:-1]} == {wanted}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_stop_string_over_pieces_ends_the_answer_before_it_and_the_engine_too(
     node: ScriptedNode, stream: bool

@@ -188,6 +188,7 @@ CHAT: dict[str, dict[str, Any]] = {
 STREAMED: dict[str, dict[str, Any]] = {
     "include_usage": chat(stream_options={"include_usage": True}),
     "continuous usage": chat(stream_options={"include_usage": True, "continuous_usage_stats": True}),
+    "continuous usage, no usage": chat(stream_options={"include_usage": False, "continuous_usage_stats": True}),
     "null stream_options": chat(stream_options=None),
     "stream_interval": chat(stream_interval=4),
     "logprobs and usage": chat(logprobs=True, top_logprobs=2, stream_options={"include_usage": True}),

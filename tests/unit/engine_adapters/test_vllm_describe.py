@@ -60,6 +60,14 @@ def test_all_names_that_it_is_served_under(served: object, names: tuple[str, ...
     assert describe.config_of(of, prefix_cache_traced=False).names == names
 
 
+def test_an_engine_without_a_cache_has_room_for_all_its_seats() -> None:
+    of = scheduler(runner_type="pooling")
+    of.vllm_config.cache_config.num_gpu_blocks = 1
+    of.kv_cache_config.kv_cache_groups = []
+    config = describe.config_of(of, prefix_cache_traced=False)
+    assert config.num_blocks == config.max_num_seqs * 2048 // 16
+
+
 def test_a_plain_engine_is_inside_the_rules_whatever_its_release_lacks() -> None:
     assert notes(scheduler()) == ()
 

@@ -146,6 +146,9 @@ class EngineClient(Protocol):
         """All names by which the engine may be asked now, its own first; `config` has them from then on. Raises
         EngineError when it does not say."""
 
+    async def adapters(self) -> tuple[str, ...] | None:
+        """LoRA adapters that requests in the engine use now; None where it does not tell. Raises EngineError."""
+
     def step_time(self) -> StepTimeModel | None:
         """The engine's step-time model if the adapter knows one (an emulated device does); else None."""
 

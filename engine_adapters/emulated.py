@@ -160,6 +160,9 @@ class EmulatedEngine:
     async def names(self) -> tuple[str, ...]:
         return self._config.names
 
+    async def adapters(self) -> None:
+        """Adapters have no weights here, so it is all one where they are used."""
+
     def offer(self, name: str, offered: bool) -> None:
         """Serves its model under one more name, or no longer under that one."""
         others = tuple(known for known in self._config.other_names if known != name)

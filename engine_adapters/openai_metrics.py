@@ -80,6 +80,7 @@ class OpenAiEngine:
         self._config: EngineConfig | None = None
         self._own: dict[str, OwnRequest] = {}
         self._seq = 0
+        self._adapters: tuple[str, ...] | None = None
         self._preemptions: int | None = None
         """As a page told them last; one that does not know must not seem to count anew."""
         self._heard = False
@@ -134,6 +135,9 @@ class OpenAiEngine:
         self._config = renamed(self.config(), served_names(self._client.models, self._wanted_model))
         self._client.limit(self._config, text_prompts=self._config.engine == "tgi")
         return self._config.names
+
+    async def adapters(self) -> tuple[str, ...] | None:
+        return self._adapters
 
     def step_time(self) -> StepTimeModel | None:
         """Step times of an emulated device that runs faster than its profile; else nothing is known."""
@@ -199,6 +203,7 @@ class OpenAiEngine:
                 if page.preemptions is None:
                     page = msgspec.structs.replace(page, preemptions=self._preemptions)
                 self._preemptions = page.preemptions
+                self._adapters = page.adapters
                 yield estimated_snapshot(page, self._own.values(), self.config(), seq=self._seq, at_s=time.monotonic())
                 await asyncio.sleep(POLL_S)
 

@@ -7,6 +7,7 @@ sizes follow from the KV tokens that are not ours. Absent series stay unknown: t
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Iterable
@@ -77,11 +78,14 @@ DIALECTS = (
 
 
 _CACHE_CONFIG = "vllm:cache_config_info"
+_LORA = "vllm:lora_requests_info"
 _ENGINE_LABELS = frozenset(
     {"engine", "engine_id", "dp_rank", "data_parallel_rank", "model_name", "replica", "instance"}
 )
 _NAMES = frozenset(
-    {_CACHE_CONFIG}.union(*({*d.running, *d.waiting, *d.kv_used_share, *d.preemptions, *d.kv_tokens} for d in DIALECTS))
+    {_CACHE_CONFIG, _LORA}.union(
+        *({*d.running, *d.waiting, *d.kv_used_share, *d.preemptions, *d.kv_tokens} for d in DIALECTS)
+    )
 )
 """All that is looked for: a page has hundreds of other lines, and is read several times a second."""
 
@@ -98,6 +102,8 @@ class Aggregates(msgspec.Struct, frozen=True, kw_only=True):
     block_size_tokens: int | None = None
     progress: int | None = None
     """A number that changes with whatever the engine says of itself; None: what it says may stay while it works."""
+    adapters: tuple[str, ...] | None = None
+    """LoRA adapters that running and waiting requests use."""
 
 
 class OwnRequest(msgspec.Struct, kw_only=True):
@@ -130,6 +136,7 @@ def read_page(text: str) -> Aggregates:
             num_blocks=blocks,
             block_size_tokens=size,
             progress=_progress(text, dialect),
+            adapters=_adapters_of(samples),
         )
     known = ", ".join(d.running[0] for d in DIALECTS)
     raise MetricsError(f"no series of a known engine on the page (looked for {known}); is --enable-metrics missing?")
@@ -227,3 +234,13 @@ def _cache_of(samples: Samples, dialect: Dialect) -> tuple[int | None, int | Non
 
 def _digits(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+
+
+def _adapters_of(samples: Samples) -> tuple[str, ...] | None:
+    """Each state that there ever was is a series of its own, with the time at which it held as its value."""
+    told = [(value, labels) for labels, value in samples.get(_LORA, ()) if math.isfinite(value)]
+    if not told:
+        return None
+    _, last = max(told, key=lambda entry: entry[0])
+    names = f"{last.get('running_lora_adapters', '')},{last.get('waiting_lora_adapters', '')}".split(",")
+    return tuple(sorted({name.strip() for name in names} - {""}))

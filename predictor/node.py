@@ -7,6 +7,7 @@ Shell: everything that waits or reads the clock is in three parts, one job each;
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from simcore.types import Candidate, EngineConfig, NodeLoad
 log = structlog.get_logger("predictor")
 
 HOUSEKEEPING_S = 1.0
+ADAPTERS_S = 1.0
+"""Time between two looks at which adapters are in use, where the engine tells."""
 
 
 class NodeRuntime:
@@ -61,6 +64,8 @@ class NodeRuntime:
         `calibrate` it is only where learning begins. `models_every_s`: between two looks at the engine's names."""
         self.node_id = node_id
         self.closing = False
+        self.adapters: tuple[str, ...] | None = None
+        """LoRA adapters that requests in the engine use; None: it does not tell."""
         self._client = client
         self._probe = probe
         self._profile = profile
@@ -98,6 +103,7 @@ class NodeRuntime:
         self._tasks = (
             asyncio.create_task(self._housekeep(), name="housekeeping"),
             asyncio.create_task(self._follow_names(), name="served names"),
+            asyncio.create_task(self._follow_adapters(), name="adapters in use"),
         )
         await self.trace.start()
 
@@ -181,6 +187,18 @@ class NodeRuntime:
                 )
                 self.config = msgspec.structs.replace(self.config, model=names[0], other_names=names[1:])
                 self._changed()
+
+    async def _follow_adapters(self) -> None:
+        jitter = random.Random()
+        while True:
+            with contextlib.suppress(EngineError):
+                # An engine with one name has no adapters.
+                told = await self._client.adapters() if self.config.other_names else None
+                if told != self.adapters:
+                    self.adapters = told
+                    self._changed()
+            pause_s = self._models_every_s if self.adapters is None else ADAPTERS_S
+            await asyncio.sleep(pause_s * jitter.uniform(0.8, 1.2))
 
     def _changed(self) -> None:
         for on_change in self._listeners:

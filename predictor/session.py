@@ -112,6 +112,7 @@ class GatewaySession:
         """The ping that is to be answered; 0: none."""
         self._told = node.config
         """The configuration whose names the gateway has been told."""
+        self._told_adapters: tuple[str, ...] | None = None
         self._noted: tuple[object, bool, int] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
@@ -326,15 +327,24 @@ class GatewaySession:
             if taken:
                 frame.taken.extend([wire.taken(request_id, size_bytes) for request_id, size_bytes in taken.items()])
             noted = self._note(frame)
-            renamed = self._told is not self._node.config
-            if renamed:
-                self._told = self._node.config
-                frame.served.CopyFrom(wire.served(self._told))
+            renamed = self._tell_names(frame)
             if answers or parts or noted or pong or taken or renamed:
                 await self._context.write(frame)
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()
                 return
+
+    def _tell_names(self, frame: pb.NodeFrame) -> bool:
+        """Adds what has changed of the names that the engine serves and uses."""
+        node = self._node
+        changed = False
+        if self._told is not node.config:
+            self._told, changed = node.config, True
+            frame.served.CopyFrom(wire.served(node.config))
+        if self._told_adapters is not node.adapters:
+            self._told_adapters, changed = node.adapters, True
+            frame.adapters.CopyFrom(wire.adapters(node.adapters))
+        return changed
 
     def _take_parts(self) -> list[tuple[str, _Tokens | _Reply]]:
         """What goes into the next frame; what is too much for it stays, and wakes the writer again."""

@@ -144,6 +144,10 @@ def served(config: EngineConfig) -> pb.ServedNames:
     return pb.ServedNames(model=config.model, other_names=config.other_names)
 
 
+def adapters(names: tuple[str, ...] | None) -> pb.AdaptersInUse:
+    return pb.AdaptersInUse(names=names, unknown=names is None)
+
+
 def answer(ask_id: int, forecast: Forecast | NoForecast) -> pb.Answer:
     if isinstance(forecast, NoForecast):
         return unanswerable(ask_id, forecast.reason)

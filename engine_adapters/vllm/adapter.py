@@ -19,6 +19,7 @@ from engine_adapters.base import (
     OutputSink,
 )
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink
+from engine_adapters.openai_metrics_view import MetricsError, read_page
 from engine_adapters.vllm.address import AddressError, address_for_url, parse_address
 from engine_adapters.vllm.client import VllmClient, check_wanted, relay_to, renamed, served_names
 from engine_adapters.vllm.probe import TraceProbe
@@ -105,6 +106,12 @@ class VllmEngine:
         self._config = renamed(self.config(), served_names(self._client.models, self._wanted_model))
         self._client.limit(self._config)
         return self._config.names
+
+    async def adapters(self) -> tuple[str, ...] | None:
+        try:
+            return read_page(await self._client.metrics()).adapters
+        except MetricsError as bad:
+            raise EngineError(f"{self._client.url}/metrics: {bad}") from None
 
     def step_time(self) -> StepTimeModel | None:
         """Step times of an emulated device that runs faster than its profile; else nothing is known."""

@@ -79,15 +79,7 @@ class VllmClient:
                 trust_env=uses_proxy(),
                 headers=auth_headers(self._key),
             )
-        try:
-            async with self._session.get(
-                f"{self.url}/v1/models", timeout=aiohttp.ClientTimeout(total=CONNECT_TIMEOUT_S)
-            ) as answer:
-                if answer.status != 200:
-                    raise refusal(answer.status, await answer.read(), f"{self.url}/v1/models", self._key)
-                body = await answer.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise EngineError(f"no vLLM server at {self.url} ({error or type(error).__name__})") from None
+        body = await self._get("/v1/models")
         try:
             models = read_models(body)
         except EngineError as error:
@@ -96,6 +88,22 @@ class VllmClient:
             raise EngineError(f"the server at {self.url} serves no model")
         self.models = tuple(model.id for model in models)
         self.max_model_len_tokens = models[0].max_model_len_tokens
+
+    async def metrics(self) -> str:
+        """The server's page for Prometheus. Raises EngineError."""
+        return (await self._get("/metrics")).decode(errors="replace")
+
+    async def _get(self, path: str) -> bytes:
+        """Raises EngineError."""
+        assert self._session is not None, "connect comes first"
+        try:
+            timeout = aiohttp.ClientTimeout(total=CONNECT_TIMEOUT_S)
+            async with self._session.get(f"{self.url}{path}", timeout=timeout) as answer:
+                if answer.status != 200:
+                    raise refusal(answer.status, await answer.read(), f"{self.url}{path}", self._key)
+                return await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineError(f"no vLLM server at {self.url} ({error or type(error).__name__})") from None
 
     def limit(self, config: EngineConfig, *, text_prompts: bool = False) -> None:
         """The engine's limits, once they are known. `text_prompts`: it takes no token ids (TGI); needs a tokenizer."""

@@ -104,6 +104,14 @@ class NodeServes(Event, frozen=True, kw_only=True):
     """All of them, its engine's own first."""
 
 
+class AdaptersUsed(Event, frozen=True, kw_only=True):
+    """A node that is up tells which LoRA adapters requests in its engine use."""
+
+    node_id: str
+    names: tuple[str, ...] | None
+    """None: it does not tell any more."""
+
+
 class NodeLost(Event, frozen=True, kw_only=True):
     """The session with a node broke: everything that ran there is lost to us."""
 
@@ -216,6 +224,7 @@ AnyEvent = (
     Arrived
     | NodeJoined
     | NodeServes
+    | AdaptersUsed
     | NodeLost
     | NodeRemoved
     | NodeSuspected

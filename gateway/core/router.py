@@ -67,6 +67,7 @@ class Router:
             ev.Arrived: self._on_arrived,
             ev.NodeJoined: self._on_node_joined,
             ev.NodeServes: self._on_node_serves,
+            ev.AdaptersUsed: self._on_adapters_used,
             ev.NodeLost: self._on_node_lost,
             ev.NodeRemoved: self._on_node_removed,
             ev.NodeSuspected: self._on_node_suspected,
@@ -421,6 +422,11 @@ class Router:
             if live.shape.model in gone:
                 self._ledger.move(live, Trigger.RECHECKED)
                 self._place(live, now_s)
+
+    def _on_adapters_used(self, event: ev.AdaptersUsed, now_s: float) -> None:
+        node = self._pool.nodes.get(event.node_id)
+        if node is not None and node.up:
+            self._pool.use_adapters(node, event.names)
 
     def _on_node_lost(self, event: ev.NodeLost, now_s: float) -> None:
         node = self._pool.nodes.get(event.node_id)

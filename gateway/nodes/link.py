@@ -19,7 +19,7 @@ import structlog
 
 from gateway import wire
 from gateway.config import NodeEntry
-from gateway.core.events import ForecastArrived, LoadNoted, NodeSuspected
+from gateway.core.events import AdaptersUsed, ForecastArrived, LoadNoted, NodeSuspected
 from gateway.intake.client_stream import ClientStream
 from gateway.nodes.outbox import BODY_PART_BYTES, Outbox
 from gateway.pump import Pump
@@ -321,6 +321,9 @@ class NodeLink:
             pump.post(NodeSuspected(node_id=node_id, detail=""))
         if frame.HasField("served"):
             self._renamed(frame.served)
+        if frame.HasField("adapters"):
+            names = None if frame.adapters.unknown else tuple(frame.adapters.names)
+            pump.post(AdaptersUsed(node_id=node_id, names=names))
         for answer in frame.answers:
             forecast, error = None, answer.error
             if answer.HasField("forecast"):

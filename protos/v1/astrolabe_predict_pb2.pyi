@@ -458,6 +458,7 @@ class NodeFrame(google.protobuf.message.Message):
     PONG_FIELD_NUMBER: builtins.int
     TAKEN_FIELD_NUMBER: builtins.int
     SERVED_FIELD_NUMBER: builtins.int
+    ADAPTERS_FIELD_NUMBER: builtins.int
     pong: builtins.int
     """The last ping."""
     @property
@@ -484,6 +485,10 @@ class NodeFrame(google.protobuf.message.Message):
     def served(self) -> Global___ServedNames:
         """What the engine is asked by from now on, when that has changed since the session's first frame."""
 
+    @property
+    def adapters(self) -> Global___AdaptersInUse:
+        """The engine's LoRA adapters in use, when that has changed since the session's first frame; before it is not known."""
+
     def __init__(
         self,
         *,
@@ -494,11 +499,36 @@ class NodeFrame(google.protobuf.message.Message):
         pong: builtins.int = ...,
         taken: collections.abc.Iterable[Global___Consumed] | None = ...,
         served: Global___ServedNames | None = ...,
+        adapters: Global___AdaptersInUse | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["load", b"load", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["answers", b"answers", "load", b"load", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "load", b"load", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "answers", b"answers", "load", b"load", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
 
 Global___NodeFrame: typing_extensions.TypeAlias = NodeFrame
+
+@typing.final
+class AdaptersInUse(google.protobuf.message.Message):
+    """Adapters that running and waiting requests of an engine use: it need not load them for one more."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: builtins.int
+    UNKNOWN_FIELD_NUMBER: builtins.int
+    unknown: builtins.bool
+    """Whether the engine does not tell any more."""
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Their names."""
+
+    def __init__(
+        self,
+        *,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+        unknown: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["names", b"names", "unknown", b"unknown"]) -> None: ...
+
+Global___AdaptersInUse: typing_extensions.TypeAlias = AdaptersInUse
 
 @typing.final
 class ServedNames(google.protobuf.message.Message):

@@ -41,6 +41,7 @@ PAGES = {
     "sglang": "sglang:num_running_reqs 3\nsglang:num_queue_reqs 1\nsglang:token_usage 0.5\n",
     "tgi": "tgi_batch_current_size 3\ntgi_queue_size 1\n",
 }
+IN_USE = 'vllm:lora_requests_info{max_lora="2",running_lora_adapters="adapter",waiting_lora_adapters=""} 1\n'
 ANSWER = "hi there"
 
 
@@ -298,6 +299,12 @@ async def test_a_traced_engine_with_several_names_and_a_key(server: Server, trac
         engine._check_limits(restarted)
         with pytest.raises(EngineError, match="restarted with another max_num_seqs: restart the daemon"):
             engine._check_limits(msgspec.structs.replace(restarted, max_num_seqs=3))
+        assert await engine.adapters() is None
+        server.page = PAGES["vllm"] + IN_USE
+        assert await engine.adapters() == ("adapter",)
+        server.page = "<html>"
+        with pytest.raises(EngineError, match="/metrics: no series of a known engine"):
+            await engine.adapters()
         outputs = [output async for output in engine.generate(ask(model="adapter"))]
         assert bytes(t for o in outputs for t in o.token_ids).decode() == ANSWER
         assert server.bodies[-1]["model"] == "adapter"
@@ -383,6 +390,31 @@ async def test_without_the_right_one_it_ends_at_once_and_says_which_option(
 def loaded(node: NodeRuntime) -> tuple[int, int] | None:
     load = node.load()
     return None if load is None else (load.running, load.waiting)
+
+
+async def test_the_adapters_in_use_are_followed_where_there_are_any(server: Server) -> None:
+    server.names = ["some-model", "adapter"]
+    server.page = PAGES["vllm"] + IN_USE
+    engine = beside(server)
+    node = NodeRuntime(
+        "n",
+        engine,
+        engine,
+        profile=load_shipped("a30/llama-2-7b"),
+        reservation_ttl_s=30.0,
+        scenarios=4,
+        models_every_s=0.05,
+    )
+    await node.start()
+    try:
+        await until(lambda: node.adapters == ("adapter",))
+        server.page = "<html>"
+        await until(lambda: not node.engine.synchronised)
+        assert node.adapters == ("adapter",), "what cannot be read changes nothing"
+        server.page, server.names = "", ["some-model"]
+        await until(lambda: node.adapters is None)
+    finally:
+        await node.close()
 
 
 async def test_a_page_that_turns_odd_leaves_the_daemon_alive(server: Server) -> None:

@@ -106,6 +106,24 @@ def _full(node_id: str) -> predict_pb.NodeFrame:
     return predict_pb.NodeFrame(load=note)
 
 
+async def test_adapters_in_use_reach_the_decision_and_its_explanation() -> None:
+    node, other = ForwardingNode("n", names=("adapter",)), ForwardingNode("o", names=("adapter",))
+    async with before(node, other) as (gateway, client, _):
+        node.say(predict_pb.NodeFrame(adapters=predict_pb.AdaptersInUse()))
+        other.say(predict_pb.NodeFrame(adapters=predict_pb.AdaptersInUse(names=["adapter"])))
+        nodes = gateway.pump.router._pool.nodes
+        await until_here(lambda: nodes["n"].adapters is not None and bool(nodes["o"].adapters))
+        for i in range(4):
+            client.post(CHAT, tools_call(model="adapter"), {"x-request-id": f"r{i}"})
+            other.answer(await other.call(), 200, b"{}")
+            assert (await client.reply()).status == 200
+            (decision,) = gateway.pump.router.explain(f"r{i}").decisions
+            assert [score.node_id for score in decision.scores] == ["o", "n"]
+            assert "adapter 'adapter' is in use elsewhere" in decision.scores[1].note
+        other.say(predict_pb.NodeFrame(adapters=predict_pb.AdaptersInUse(unknown=True)))
+        await until_here(lambda: nodes["o"].adapters is None)
+
+
 async def test_a_node_that_tells_no_name_keeps_its_own() -> None:
     node = ForwardingNode("n")
     async with before(node) as (gateway, _, _):

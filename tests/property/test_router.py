@@ -111,6 +111,10 @@ class AnythingGoes(RuleBasedStateMachine):
         known = {name for status in self.world.router.nodes() for name in status.config.names}
         assert set(self.world.router.models()) == known
 
+    @rule(node_id=nodes, names=st.sampled_from([None, (), ("adapter",), ("m", "other")]))
+    def use_adapters(self, node_id: str, names: tuple[str, ...] | None) -> None:
+        self.world.tell(ev.AdaptersUsed(node_id=node_id, names=names))
+
     @rule(node_id=nodes)
     def lose(self, node_id: str) -> None:
         self.world.tell(ev.NodeLost(node_id=node_id, detail="lost"))

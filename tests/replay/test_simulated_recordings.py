@@ -36,6 +36,7 @@ def recorded(policy: str, *, delays: Delays | None = None, seed: int = 0) -> lis
         (1.5, ev.DrainAsked(node_id="n2")),
         (2.0, ev.NodeJoined(node_id="n1", config=nodes[1].config)),
         (2.2, ev.NodeServes(node_id="n3", names=(nodes[3].config.model, "adapter"))),
+        (2.3, ev.AdaptersUsed(node_id="n3", names=("adapter",))),
         (2.5, ev.ClientGone(request_id="r20")),
         (3.0, ev.PolicySet(policy="power_of_two")),
         (3.5, ev.PolicySet(policy=policy)),

@@ -9,13 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
+from gateway.core.decision.adapters import prefer_loaded
 from gateway.core.decision.admission import can_start_by_forecast
 from gateway.core.decision.candidates import eligible, worth_comparing
 from gateway.core.decision.forecasts import Believed, believe
 from gateway.core.decision.policies.base import Policy
 from gateway.core.decision.policies.registry import PolicyError, canonical_name, make_policy
-from gateway.core.decision.rank import rank, sentence, why_unpriced
+from gateway.core.decision.rank import Ranking, rank, sentence, why_unpriced
 from gateway.core.decision.service_levels import is_infeasible
+from gateway.core.events import RequestShape
 from gateway.core.nodes.pool import NodePool
 from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
@@ -123,8 +125,7 @@ class DecisionPipeline:
         """The cheapest by the policy; if it can price nobody, by the fallback."""
         shape, policy = live.shape, self._policies[live.policy]
         forecasts, notes = believed.forecasts, believed.notes
-        costs = policy.costs(shape, views, forecasts)
-        ranking = rank(costs, views, forecasts=forecasts, notes=notes, rng=self._rng)
+        ranking = self._rank(policy, shape, views, forecasts, notes)
         preface = ""
         if not ranking.priced:
             missing = "forecast came" if policy.needs_forecasts else "load is known"
@@ -135,8 +136,7 @@ class DecisionPipeline:
             if not isinstance(nodes, Refusal):
                 views = self._pool.views(nodes, shape, now_s)
             policy, forecasts = self._fallback, {}
-            costs = policy.costs(shape, views, forecasts)
-            ranking = rank(costs, views, forecasts=forecasts, notes=notes, rng=self._rng)
+            ranking = self._rank(policy, shape, views, forecasts, notes)
         best = ranking.scores[0]
         decision = Decision(
             request_id=live.request_id,
@@ -150,6 +150,22 @@ class DecisionPipeline:
         )
         delay_s = None if best.forecast is None else believed.delays_s.get(best.node_id)
         return Chosen(self._pool.nodes[best.node_id], decision, believed.expected.get(best.node_id), delay_s)
+
+    def _rank(
+        self,
+        policy: Policy,
+        shape: RequestShape,
+        views: Sequence[NodeView],
+        forecasts: Mapping[str, Forecast],
+        notes: Mapping[str, str],
+    ) -> Ranking:
+        costs = policy.costs(shape, views, forecasts)
+        if not (shape.model and self._pool.has_adapters):
+            return rank(costs, views, forecasts=forecasts, notes=notes, rng=self._rng)
+        costs, behind, notes = prefer_loaded(
+            costs, views, self._pool.nodes, model=shape.model, cost_unit=policy.cost_unit, notes=notes
+        )
+        return rank(costs, views, forecasts=forecasts, notes=notes, rng=self._rng, behind=behind)
 
     def _without_forecasts(self, role: str, name: str) -> Policy:
         policy = self.policy(name)

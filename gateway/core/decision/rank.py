@@ -34,9 +34,10 @@ def rank(
     forecasts: Mapping[str, Forecast],
     notes: Mapping[str, str],
     rng: random.Random,
+    behind: frozenset[str] = frozenset(),
 ) -> Ranking:
     """Puts the nodes in order of the costs that a policy `said`, and draws among the cheapest. `notes` are remarks per
-    node for people."""
+    node for people; the nodes `behind` are not drawn while another is as cheap."""
     # NaN compares unequal to itself; it must not win or lose by accident.
     priced = sum([cost is not None and cost == cost for cost in said])
     if not priced:
@@ -48,6 +49,8 @@ def rank(
         # At equal cost and with as many requests of ours, what is known goes before what is guessed.
         fewest = min(views[i].in_flight for i in best if said[i] == least)
         best = [i for i in best if said[i] == least or views[i].in_flight < fewest]
+    if behind:
+        best = [i for i in best if views[i].node_id not in behind] or best
     chosen = best[0] if len(best) == 1 else best[rng.randrange(len(best))]
     order = sorted(range(len(costs)), key=costs.__getitem__)
     order.remove(chosen)

@@ -81,6 +81,8 @@ class Node:
         """Whether a token has come from it in this session."""
         self.session = 1
         """Grows with each `NodeJoined`."""
+        self.adapters: frozenset[str] | None = None
+        """LoRA adapters that requests there use; None: not known."""
         self.note: NodeLoad | None = None
         self.noted_s = 0.0
         self._unnoted: dict[int, InFlight] = {}
@@ -256,6 +258,7 @@ class Node:
 
     def _forget(self) -> None:
         self.note = None
+        self.adapters = None
         self._merged = None
         self._unnoted.clear()
         self._unnoted_blocks = 0

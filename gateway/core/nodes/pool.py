@@ -43,6 +43,8 @@ class NodePool:
         """Nodes whose standing must be asked for."""
         self.prefixes: PrefixIndex | None = None
         """Kept from the moment that a policy needs it."""
+        self.has_adapters = False
+        """Whether a node may have told that it uses one: most fleets have none, and need not look."""
         self._stale_after_s = stale_after_s
 
     def join(self, node_id: str, config: EngineConfig, profile: str) -> None:
@@ -63,6 +65,11 @@ class NodePool:
         self.nodes[node_id].rename(names)
         self._regroup()
         return before - self._models.keys()
+
+    def use_adapters(self, node: Node, names: Sequence[str] | None) -> None:
+        """Requests at the node use these LoRA adapters; None: it does not tell."""
+        node.adapters = None if names is None else frozenset(names)
+        self.has_adapters = any(other.adapters for other in self.nodes.values())
 
     def health_changed(self, node: Node) -> None:
         """To be called after anything that may have changed a node's `health`."""

@@ -45,6 +45,24 @@ def test_vllm() -> None:
     )
 
 
+LORA = """
+vllm:num_requests_running{engine="0"} 3
+vllm:num_requests_waiting{engine="0"} 1
+# HELP vllm:lora_requests_info Running stats on lora requests.
+# TYPE vllm:lora_requests_info gauge
+vllm:lora_requests_info{max_lora="4",running_lora_adapters="old",waiting_lora_adapters="old"} 1.7e+09
+vllm:lora_requests_info{max_lora="4",running_lora_adapters="sql, poems",waiting_lora_adapters="sql,jokes"} 1.7000001e+09
+vllm:lora_requests_info{max_lora="4",running_lora_adapters="",waiting_lora_adapters=""} 1.69e+09
+"""
+
+
+def test_of_the_adapters_in_use_the_last_word_counts() -> None:
+    assert read_page(LORA).adapters == ("jokes", "poems", "sql")
+    assert read_page(LORA + LORA.splitlines()[-1].replace("1.69", "1.8") + "\n").adapters == ()
+    assert read_page(LORA.replace("e+09", "e+999")).adapters is None
+    assert read_page("\n".join(LORA.splitlines()[:3]) + "\n").adapters is None
+
+
 def test_older_vllm_names() -> None:
     page = VLLM.replace("kv_cache_usage_perc", "gpu_cache_usage_perc")
     assert read_page(page).kv_used_share == 0.25

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from engine_adapters.tokenizer import StreamDecoder, Tokenizer
 from gateway.intake.stops import StopFinder
 
+REPLACEMENT = "\ufffd"
+
 
 class AnswerText:
     """The text of one answer so far. Mutable; one per answer."""
 
-    __slots__ = ("_decoder", "_finder", "_silent", "_tokens_before_stop", "_waiting")
+    __slots__ = ("_broken", "_decoder", "_finder", "_silent", "_tokens_before_stop", "_waiting")
 
     def __init__(
         self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, stop_token_ids: Sequence[int] = (), min_tokens: int = 0
@@ -21,6 +23,9 @@ class AnswerText:
         self._silent = frozenset(stop_token_ids)
         self._tokens_before_stop = min_tokens
         self._decoder = StreamDecoder(tokenizer)
+        self._broken = ""
+        """Characters at the end that are none, as far as is known. As in vLLM they are told when a whole one follows,
+        and else not at all."""
         self._finder = StopFinder(stop) if stop else None
         self._waiting = ""
 
@@ -50,15 +55,17 @@ class AnswerText:
 
     def _decoded(self, token_ids: Sequence[int]) -> str:
         silent = self._silent
-        return self._decoder.push([i for i in token_ids if i not in silent] if silent else token_ids)
+        text = self._decoder.push([i for i in token_ids if i not in silent] if silent else token_ids)
+        if self._broken or text.endswith(REPLACEMENT):
+            text = self._broken + text
+            whole = text.rstrip(REPLACEMENT)
+            text, self._broken = whole, text[len(whole) :]
+        return text
 
     def finish(self) -> None:
         """No more tokens come."""
-        rest = self._decoder.finish()
-        if self._finder is None:
-            self._waiting += rest
-        else:
-            self._waiting += self._finder.push(rest) + self._finder.finish()
+        if self._finder is not None:
+            self._waiting += self._finder.finish()
 
     def take(self) -> str:
         """The text since the last call."""

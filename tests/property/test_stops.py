@@ -72,6 +72,22 @@ def test_tokens_after_the_stop_do_not_belong_to_the_answer(text: str, strings: l
         assert ended(bytes(ids[: kept - 1]).decode(errors="ignore"), strings) is None
 
 
+@given(
+    data=st.lists(st.sampled_from([b"a", b"\xe2", b"\x82", b"\xac", "€".encode()]), max_size=12), size=st.integers(1, 5)
+)
+def test_an_answer_ends_with_its_last_whole_character(data: list[bytes], size: int) -> None:
+    """What is none before that reads U+FFFD. As in vLLM, however the tokens come."""
+    ids = list(b"".join(data))
+    answer = AnswerText(load_tokenizer("bytes"))
+    told = ""
+    for at in range(0, len(ids), size):
+        answer.push(ids[at : at + size])
+        told += answer.take()
+        assert not told.endswith("\ufffd")
+    answer.finish()
+    assert told + answer.take() == bytes(ids).decode(errors="replace").rstrip("\ufffd")
+
+
 @given(text=st.text(alphabet="ab", max_size=10), strings=st.sampled_from([(), ("aa",)]))
 def test_the_token_that_ends_an_answer_is_not_in_its_text(text: str, strings: tuple[str, ...]) -> None:
     answer = AnswerText(load_tokenizer("bytes"), strings, stop_token_ids=(ord("X"),))

@@ -317,7 +317,7 @@ class GatewaySession:
             frame.pong = pong
             taken, self._taken = self._taken, {}
             if taken:
-                frame.taken.extend([pb.Consumed(request_id=name, bytes=size) for name, size in taken.items()])
+                frame.taken.extend(wire.taken(taken))
             noted = self._note(frame)
             if answers or parts or noted or pong or taken:
                 await self._context.write(frame)

@@ -56,6 +56,7 @@ from protos.runtime.addresses import is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError, differing_keys
 from protos.runtime.log import log_json_lines
+from protos.runtime.ready_file import check_ready_file
 from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
@@ -317,6 +318,7 @@ async def serve(
     config: GatewayConfig, reread: Callable[[], GatewayConfig] | None = None, slot: WorkerSlot | None = None
 ) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns. Raises ConfigError at start."""
+    check_ready_file(config.ready_file)
     log_json_lines(config.log_level)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

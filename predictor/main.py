@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-import orjson
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -28,6 +27,7 @@ from protos.runtime.addresses import HostPort, is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError
 from protos.runtime.log import log_json_lines
+from protos.runtime.ready_file import check_ready_file, write_ready_file
 from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
@@ -134,7 +134,7 @@ class Predictor:
             start_s=round(time.monotonic() - began_s, 3),
         )
         if config.ready_file:
-            _write_ready(Path(config.ready_file), self.address, node_id)
+            write_ready_file(Path(config.ready_file), {"address": str(self.address), "node_id": node_id})
 
     async def stop(self) -> None:
         """Takes no more calls, aborts what runs, tells everybody how it ended, lets go of the engine."""
@@ -156,6 +156,7 @@ class Predictor:
 
 async def serve(config: PredictorConfig) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError or EngineError at start."""
+    check_ready_file(config.ready_file)
     log_json_lines(config.log_level)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -193,10 +194,3 @@ def _check_free(address: HostPort) -> None:
 
 
 _BUSY_HINT = "stop the process that has the port or choose another one with --listen"
-
-
-def _write_ready(path: Path, address: HostPort, node_id: str) -> None:
-    """Appears whole or not at all."""
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_bytes(orjson.dumps({"address": str(address), "pid": os.getpid(), "node_id": node_id}) + b"\n")
-    draft.replace(path)

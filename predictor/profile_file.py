@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,8 @@ def load_any_profile(name: str) -> Profile:
     except OSError as error:
         raise ValueError(f"profile file {name!r} cannot be read ({error.strerror}); check the path") from None
     try:
-        return decode_profile(text)
+        # As some editors begin files.
+        return decode_profile(text.removeprefix(codecs.BOM_UTF8))
     except msgspec.DecodeError as error:
         raise ValueError(
             f"profile file {name!r} is no step-time profile ({error}); `astrolabe bench profile fit` writes such files"

@@ -325,7 +325,7 @@ class GatewaySession:
             frame.pong = pong
             taken, self._taken = self._taken, {}
             if taken:
-                frame.taken.extend([wire.taken(request_id, size_bytes) for request_id, size_bytes in taken.items()])
+                frame.taken.extend(wire.taken(taken))
             noted = self._note(frame)
             renamed = self._tell_names(frame)
             if answers or parts or noted or pong or taken or renamed:

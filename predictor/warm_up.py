@@ -16,8 +16,9 @@ import importlib.resources
 import os
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
@@ -43,7 +44,31 @@ async def warm_up() -> None:
                 await _compile()
                 stamp.touch()
     with _without_scipy():
-        await asyncio.to_thread(warm)
+        await _aside(warm)
+
+
+async def _aside(work: Callable[[], object]) -> None:
+    """Runs it in a thread that nobody waits for at the end: where a cache is lost behind its stamp, a process that is
+    told to stop must not compile to the end first."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error is not None else done.set_result(None)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as failed:
+            error = failed
+        # The loop may have ended meanwhile.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, error)
+
+    threading.Thread(target=run, name="warm-up", daemon=True).start()
+    await done
 
 
 @contextlib.contextmanager
@@ -63,8 +88,9 @@ def _without_scipy() -> Iterator[None]:
 async def _compile() -> None:
     log.info("compiling the simulator's kernels, or finding them compiled; the first time takes up to a minute")
     began_s = time.monotonic()
+    flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CHILD, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        sys.executable, *flags, "-c", CHILD, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
     try:
         _, err = await child.communicate()
@@ -111,7 +137,8 @@ def _fingerprint() -> str:
         digest.update(str(source).encode())
         digest.update(source.read_bytes())
     settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_"))
-    digest.update(repr((sys.version, numba.__version__, settings)).encode())
+    # Without its assertions a kernel is another one.
+    digest.update(repr((sys.version, sys.flags.optimize, numba.__version__, settings)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -6,7 +6,7 @@ Records that both sides share (`simcore.types`) are translated by `protos.codec`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engine_adapters.base import EngineRequest
 from engine_adapters.forwarding import ForwardCall, ReplyHead
@@ -90,11 +90,6 @@ def forward_order(message: engine_pb.ForwardedCall) -> ForwardOrder:
     )
 
 
-def taken(request_id: str, size_bytes: int) -> pb.Consumed:
-    """So much of a call's body is not held here any more."""
-    return pb.Consumed(request_id=request_id, bytes=size_bytes)
-
-
 def part(
     request_id: str, token_ids: Sequence[int], end: End | None, logprobs: Sequence[TokenLogprobs]
 ) -> pb.StreamPart:
@@ -118,6 +113,11 @@ def forwarded_part(
     if end is not None:
         _add_end(message, end)
     return message
+
+
+def taken(bytes_by_request: Mapping[str, int]) -> list[pb.Consumed]:
+    """How much of which calls' bodies has gone on to the engine."""
+    return [pb.Consumed(request_id=name, bytes=size_bytes) for name, size_bytes in bytes_by_request.items()]
 
 
 def _add_end(message: pb.StreamPart, end: End) -> None:

@@ -127,7 +127,10 @@ def read_axis(text: str) -> tuple[str, list[Any]]:
             return key, [round(first + step * index, 9) for index in range(count)]
     if re.fullmatch(r"[\d.]+:[\d.]+", values):
         raise click.BadParameter(f"write FROM:TO:STEP or A,B,C, got {values!r}", param_hint="--axis")
-    return key, [read_value(part.strip()) for part in values.split(",") if part.strip()]
+    found = [read_value(part.strip()) for part in values.split(",") if part.strip()]
+    if not found:
+        raise click.BadParameter(f"{key} has no value; write FROM:TO:STEP or A,B,C", param_hint="--axis")
+    return key, found
 
 
 def base_spec(settings: Sequence[str], *, as_published: bool = False) -> RunSpec:

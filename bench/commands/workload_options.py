@@ -122,7 +122,7 @@ def rates(values: Sequence[float]) -> list[float | None]:
 def policy_paths(names: Sequence[str]) -> dict[str, str]:
     """Name -> what it was given by, a name or a file's absolute path; each of `names` may hold several with commas.
 
-    Raises click.BadParameter for an unknown one or a file that holds no policy.
+    Raises click.BadParameter for an unknown one, a file that holds no policy, or names that are all empty.
     """
     from gateway.core.decision.policies.registry import PolicyError
     from gateway.policy_files import policy_name
@@ -133,6 +133,9 @@ def policy_paths(names: Sequence[str]) -> dict[str, str]:
             found.setdefault(policy_name(given), str(Path(given).resolve()) if given.endswith(".py") else given)
         except PolicyError as error:
             raise click.BadParameter(str(error), param_hint="--policy") from None
+    if names and not found:
+        # As a shell's variable that was never set leaves it.
+        raise click.BadParameter("it names no policy; write for example min_total_latency", param_hint="--policy")
     return found
 
 

@@ -76,7 +76,8 @@ def up(
     from deploy.local_cluster import ClusterError, ClusterSpec, LocalCluster
 
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # SIGHUP: its terminal has gone.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     spec = ClusterSpec(
         nodes=nodes,

@@ -27,6 +27,7 @@ from gateway.workers.slot import WorkerSlot
 from protos.runtime.addresses import parse_address
 from protos.runtime.config import ConfigError
 from protos.runtime.log import log_json_lines
+from protos.runtime.ready_file import check_ready_file
 from protos.runtime.signals import live_through
 
 log = structlog.get_logger("gateway.workers.supervisor")
@@ -156,6 +157,7 @@ class Supervisor:
 
 async def supervise(config: GatewayConfig) -> None:
     """Runs the workers until SIGTERM or SIGINT. Raises ConfigError at start."""
+    check_ready_file(config.ready_file)
     log_json_lines(config.log_level)
     folder = Path(tempfile.mkdtemp(prefix="astrolabe-gateway-"))
     (folder / "metrics").mkdir()

@@ -158,6 +158,14 @@ def test_bad_options_stop_the_gateway_with_one_line(tmp_path: Path) -> None:
     assert folder in fails("gateway", "--record", folder, "--listen", "127.0.0.1:0", code=2)
 
 
+@pytest.mark.parametrize("command", ["gateway", "predictor"])
+def test_a_ready_file_that_cannot_be_written_is_named(tmp_path: Path, command: str) -> None:
+    path = str(tmp_path / "absent" / "ready")
+    line = fails(command, "--listen", "127.0.0.1:0", "--tokenizer", "bytes", "--ready-file", path, code=2)
+    assert "key 'ready_file'" in line
+    assert path in line
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_output_that_cannot_be_written_is_no_defect() -> None:
     with Path("/dev/full").open("wb") as full:

@@ -148,7 +148,7 @@ def test_nodes_can_be_watched(up: Running) -> None:
         watch.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_up_stops_everything_within_seconds(up: Running, number: signal.Signals) -> None:
     up.process.send_signal(number)
     code, errors = up.end()

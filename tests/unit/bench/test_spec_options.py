@@ -6,7 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from bench.commands.spec_options import base_spec, spec_options, spec_values
+from bench.commands.spec_options import base_spec, read_axis, spec_options, spec_values
+from bench.commands.workload_options import policy_paths
 from bench.run.spec import RunSpec, SpecError, check_spec, with_values
 from gateway.core.router_config import RouterConfig
 from simcore.cost.shipped import load_profile
@@ -99,3 +100,16 @@ def test_nodes_may_differ_and_each_has_the_blocks_of_its_profile() -> None:
 def test_a_fleet_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="write COUNT"):
         check_spec(with_values(RunSpec(), {"fleet": text}))
+
+
+@pytest.mark.parametrize("names", [("",), (" , ",), ("", ",")])
+def test_policies_that_name_none_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(click.BadParameter, match="names no policy"):
+        policy_paths(names)
+    assert list(policy_paths((*names, "random,,round_robin"))) == ["random", "round_robin"]
+
+
+@pytest.mark.parametrize("text", ["nodes=,", "nodes= , "])
+def test_an_axis_without_a_value_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="nodes has no value"):
+        read_axis(text)

@@ -1,0 +1,46 @@
+"""Warming up beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from predictor import warm_up
+
+
+def test_the_end_does_not_wait_for_what_is_still_compiled() -> None:
+    may_end = threading.Event()
+    ended: list[bool] = []
+
+    def compiling() -> None:
+        may_end.wait(10.0)
+        ended.append(True)
+
+    async def stopped_meanwhile() -> None:
+        warming = asyncio.create_task(warm_up._aside(compiling))
+        await asyncio.sleep(0.01)
+        warming.cancel()
+
+    asyncio.run(stopped_meanwhile())
+    assert not ended
+    may_end.set()
+
+
+def test_what_goes_wrong_is_told() -> None:
+    def broken() -> None:
+        raise OSError("no kernels")
+
+    with pytest.raises(OSError, match="no kernels"):
+        asyncio.run(warm_up._aside(broken))
+
+
+def test_kernels_without_assertions_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = warm_up._fingerprint()
+
+    class Flags:
+        optimize = 1
+
+    monkeypatch.setattr(warm_up.sys, "flags", Flags())
+    assert warm_up._fingerprint() != plain

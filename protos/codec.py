@@ -98,6 +98,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         prefix_cache_traced=message.prefix_cache_traced,
         other_names=tuple(message.other_names),
         forwards=message.forwards,
+        pools=message.pools,
     )
 
 

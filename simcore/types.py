@@ -75,6 +75,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Further names under which clients may ask for `model`, or for what the engine serves beside it."""
     forwards: bool = False
     """Whether the node hands calls on to its engine as their clients made them."""
+    pools: bool = False
+    """Whether the engine gives embeddings, scores or classes and no text: it takes no requests by tokens."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -53,6 +53,12 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
         if not nodes:
             who = f"node {shape.node}" if shape.node else "a node that hands calls on as they are"
             return Refusal(Outcome.NO_NODE, f"the request needs {who}, and none is up; look at `astrolabe nodes`")
+    elif serving.some_pool:
+        nodes = [node for node in nodes if not node.config.pools]
+        if not nodes:
+            return Refusal(
+                Outcome.INVALID, f"model {shape.model[:100]!r} gives no text; ask for embeddings, scores or classes"
+            )
     whole_tokens = shape.prompt_tokens + shape.max_output_tokens
     if whole_tokens > serving.shortest_ready_tokens:
         nodes = (

@@ -100,6 +100,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         other_names=tuple(message.other_names),
         forwards=message.forwards,
         tells_logprobs=message.tells_logprobs,
+        pools=message.pools,
     )
 
 

@@ -87,6 +87,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whether the node hands calls on to its engine as their clients made them."""
     tells_logprobs: bool = False
     """Whether the node can tell how likely the tokens of its answers were."""
+    pools: bool = False
+    """Whether the engine gives embeddings, scores or classes and no text: it takes no requests by tokens."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -69,7 +69,12 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
         engine="vllm",
         engine_version=vllm_version(),
         outside_rules=_outside_rules(scheduler),
+        pools=_pools(scheduler),
     )
+
+
+def _pools(scheduler: Any) -> bool:
+    return bool(getattr(scheduler.vllm_config.scheduler_config, "runner_type", "generate") != "generate")
 
 
 def _outside_rules(scheduler: Any) -> tuple[str, ...]:
@@ -97,7 +102,7 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
         "its layers keep KV caches of several kinds": len(groups) > 1,
         f"its layers keep other KV than full attention ({', '.join(sorted(set(other_caches)))})": bool(other_caches),
         "images or sound pass an encoder with a budget of its own": encoder_tokens > 0,
-        "it generates no text (pooling)": getattr(limits, "runner_type", "generate") != "generate",
+        "it generates no text (pooling)": _pools(scheduler),
         "prompts are not cut into chunks (enable_chunked_prefill off)": not limits.enable_chunked_prefill,
         "it adapts long_prefill_token_threshold": threshold > 0 and adaptive,
         "it keeps KV blocks free at admission (watermark)": getattr(limits, "watermark", 0.0) > 0,

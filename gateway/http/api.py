@@ -27,7 +27,7 @@ from gateway.intake.call_desk import CallDesk, FrontCall
 from gateway.intake.call_paths import may_be_handed_on, target_of
 from gateway.intake.callers import Caller, KeyRing, Role, require
 from gateway.intake.client_stream import ClientStream
-from gateway.intake.denied import Denied
+from gateway.intake.denied import Denied, invalid
 from gateway.intake.submission import Intake
 from gateway.nodes.registry import NodeRegistry
 from length_model.core.conversation import Turn
@@ -186,6 +186,8 @@ class OpenAiApi:
         question: str = "",
         history: Sequence[Turn] = (),
     ) -> None:
+        if self._nodes.gives_no_text(body.model or ""):
+            raise invalid("the model gives no text: ask it for embeddings, scores or classes", param="model")
         request = client_request(body, exchange.request.headers, prompt, question=question, history=history)
         streams = await self._intake.admit_all(request, caller)
         wanted = body.stream_options

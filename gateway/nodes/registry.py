@@ -168,6 +168,12 @@ class NodeRegistry:
         ]
         return any(serving) or not serving
 
+    def gives_no_text(self, model: str) -> bool:
+        """Whether all live nodes of the model (of all, if it is empty) give embeddings, scores or classes alone."""
+        live = [k.config for k in self.links.values() if k.status == "up" and k.config is not None]
+        serving = [config for config in live if not model or model in config.names]
+        return bool(serving) and all(config.pools for config in serving)
+
     def forwarding(self) -> list[str]:
         """Names of the live nodes that hand calls on, in the order of the configuration."""
         return [k.node_id for k in self.links.values() if k.status == "up" and k.config and k.config.forwards]

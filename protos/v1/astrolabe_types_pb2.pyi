@@ -153,6 +153,7 @@ class EngineConfig(google.protobuf.message.Message):
     OTHER_NAMES_FIELD_NUMBER: builtins.int
     FORWARDS_FIELD_NUMBER: builtins.int
     TELLS_LOGPROBS_FIELD_NUMBER: builtins.int
+    POOLS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name as clients say it."""
     max_num_seqs: builtins.int
@@ -183,6 +184,8 @@ class EngineConfig(google.protobuf.message.Message):
     """Whether the node hands calls on to its engine as their clients made them (`ForwardedCall`)."""
     tells_logprobs: builtins.bool
     """Whether the node can tell how likely the tokens of its answers were (`SamplingParams.logprobs`)."""
+    pools: builtins.bool
+    """Whether the engine gives embeddings, scores or classes and no text: no requests by tokens."""
     @property
     def outside_rules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What the engine does that the simulated rules do not cover, for people; then its forecasts are approximate."""
@@ -211,8 +214,9 @@ class EngineConfig(google.protobuf.message.Message):
         other_names: collections.abc.Iterable[builtins.str] | None = ...,
         forwards: builtins.bool = ...,
         tells_logprobs: builtins.bool = ...,
+        pools: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "pools", b"pools", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
 
 Global___EngineConfig: typing_extensions.TypeAlias = EngineConfig
 

@@ -42,9 +42,9 @@ class CallAtNode:
 class ForwardingNode(ScriptedNode):
     """`calls` yields each call once its body is whole; `head`, `data` and `end` answer it."""
 
-    def __init__(self, node_id: str, *, model: str = "m", names: tuple[str, ...] = ()) -> None:
+    def __init__(self, node_id: str, *, model: str = "m", names: tuple[str, ...] = (), pools: bool = False) -> None:
         super().__init__(node_id)
-        config = msgspec.structs.replace(CONFIG, model=model, other_names=names, forwards=True)
+        config = msgspec.structs.replace(CONFIG, model=model, other_names=names, forwards=True, pools=pools)
         self.welcome = pb.NodeFrame(
             welcome=pb.Welcome(node_id=node_id, config=codec.config_to_wire(config), profile="gpu/m"),
             load=pb.LoadNote(load=codec.load_to_wire(load(node_id))),

@@ -132,6 +132,15 @@ async def test_both_lanes_tell_the_same_of_a_request() -> None:
         assert float(call["x-astrolabe-decision-s"]) > 0
 
 
+async def test_a_chat_with_a_model_that_gives_no_text_gets_its_engine_s_own_answer() -> None:
+    node = ForwardingNode("n", pools=True)
+    async with before(node) as (_, client, _):
+        client.post(CHAT, {"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+        node.answer(await node.call(), 404, b'{"detail":"Not Found"}', Outcome.INVALID)
+        reply = await client.reply()
+        assert (reply.status, reply.body) == (404, b'{"detail":"Not Found"}')
+
+
 async def test_where_no_node_hands_calls_on_what_is_not_understood_is_refused_as_ever() -> None:
     node = ScriptedNode("n")
     async with before(node) as (_, client, _):

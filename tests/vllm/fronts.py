@@ -27,7 +27,7 @@ def fronts(python: str, tiny_model: Path, folder: Path) -> Iterator[Fronts]:
     """The tiny model as one to chat with, an alias and an adapter. With ASTROLABE_PARITY=plain there
     is no gateway: the server stands for it."""
     model = servers.make_chat_model(python, tiny_model, folder / "model")
-    adapter = servers.make_tiny_adapter(python, folder / "adapter")
+    adapter = servers.make_adapter(python, model, folder / "adapter")
     flags = [
         *("--served-model-name", MODEL, ALIAS, "--max-model-len", "2048"),
         *("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"{ADAPTER}={adapter}"),

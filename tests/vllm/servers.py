@@ -21,10 +21,10 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "OMP_NUM_THREADS": "1",
 }
-TINY = """
+TOKENIZER = """
 import sys, torch
 from tokenizers import Tokenizer, models, pre_tokenizers, decoders
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 folder = sys.argv[1]
 vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 for s in ("<s>", "</s>", "<unk>", "<pad>"):
@@ -36,6 +36,9 @@ PreTrainedTokenizerFast(
     tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
 ).save_pretrained(folder)
 torch.manual_seed(0)
+"""
+TINY = f"""{TOKENIZER}
+from transformers import LlamaConfig, LlamaForCausalLM
 LlamaForCausalLM(
     LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
@@ -43,6 +46,15 @@ LlamaForCausalLM(
         eos_token_id=vocabulary["</s>"], pad_token_id=vocabulary["<pad>"], dtype="bfloat16",
     )
 ).to(torch.bfloat16).save_pretrained(folder)
+"""
+JUDGE = f"""{TOKENIZER}
+from transformers import BertConfig, BertForSequenceClassification
+BertForSequenceClassification(
+    BertConfig(
+        vocab_size=len(vocabulary), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, num_labels=1, pad_token_id=vocabulary["<pad>"], initializer_range=0.2,
+    )
+).save_pretrained(folder)
 """
 TO_THE_POINT = """
 import sys
@@ -62,14 +74,16 @@ ADAPTER = """
 import json, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-folder = Path(sys.argv[1])
+model, folder = map(Path, sys.argv[1:])
 folder.mkdir()
 torch.manual_seed(1)
+config = json.loads((model / "config.json").read_text())
+hidden, heads = config["hidden_size"], config["num_attention_heads"]
 tensors = {}
-for layer in range(4):
-    for name, width in (("q", 256), ("v", 128)):
+for layer in range(config["num_hidden_layers"]):
+    for name, width in (("q", hidden), ("v", hidden // heads * config["num_key_value_heads"])):
         place = f"base_model.model.model.layers.{layer}.self_attn.{name}_proj"
-        tensors[f"{place}.lora_A.weight"] = torch.randn(8, 256)
+        tensors[f"{place}.lora_A.weight"] = torch.randn(8, hidden)
         tensors[f"{place}.lora_B.weight"] = torch.randn(width, 8)
 save_file(tensors, folder / "adapter_model.safetensors")
 kind = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
@@ -97,6 +111,11 @@ def make_tiny_model(python: str, folder: Path) -> Path:
     return _made(python, TINY, folder)
 
 
+def make_tiny_judge(python: str, folder: Path) -> Path:
+    """A BERT of random weights with one class and the same tokenizer."""
+    return _made(python, JUDGE, folder)
+
+
 def make_chat_model(python: str, tiny_model: Path, folder: Path) -> Path:
     """The tiny model with a chat template that knows tools. It avoids white space and <: JSON and lists of calls have
     an end."""
@@ -105,14 +124,14 @@ def make_chat_model(python: str, tiny_model: Path, folder: Path) -> Path:
     return _made(python, TO_THE_POINT, folder)
 
 
-def make_tiny_adapter(python: str, folder: Path) -> Path:
-    """A LoRA adapter of random weights for the tiny model."""
-    return _made(python, ADAPTER, folder)
+def make_adapter(python: str, model: Path, folder: Path) -> Path:
+    """A LoRA adapter of random weights for a model of Llama's kind."""
+    return _made(python, ADAPTER, folder, model)
 
 
-def _made(python: str, script: str, folder: Path) -> Path:
+def _made(python: str, script: str, folder: Path, *others: Path) -> Path:
     done = subprocess.run(
-        [python, "-c", script, str(folder)],
+        [python, "-c", script, *map(str, others), str(folder)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -53,6 +53,12 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
         if not nodes:
             who = f"node {shape.node}" if shape.node else "a node that hands calls on as they are"
             return Refusal(Outcome.NO_NODE, f"the request needs {who}, and none is up; look at `astrolabe nodes`")
+    elif serving.some_pool:
+        nodes = [node for node in nodes if not node.config.pools]
+        if not nodes:
+            return Refusal(
+                Outcome.INVALID, f"model {shape.model[:100]!r} gives no text; ask for embeddings, scores or classes"
+            )
     if shape.logprobs:
         nodes = [node for node in nodes if node.config.tells_logprobs]
         if not nodes:

@@ -24,6 +24,8 @@ class ModelNodes(NamedTuple):
     """Prompt and output limit of the most generous member."""
     shortest_ready_tokens: int
     """Prompt and output limit of the ready node that offers least."""
+    some_pool: bool = False
+    """Whether ready ones are among them whose engines give no text."""
 
     def states(self) -> str:
         """Why nobody is ready, for people."""
@@ -155,4 +157,5 @@ def _group(members: Sequence[Node]) -> ModelNodes:
         ready=ready,
         longest_tokens=max(node.longest_tokens for node in members),
         shortest_ready_tokens=min((node.longest_tokens for node in ready), default=0),
+        some_pool=any(node.config.pools for node in ready),
     )

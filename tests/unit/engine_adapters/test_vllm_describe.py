@@ -66,6 +66,8 @@ def test_an_engine_without_a_cache_has_room_for_all_its_seats() -> None:
     of.kv_cache_config.kv_cache_groups = []
     config = describe.config_of(of, prefix_cache_traced=False)
     assert config.num_blocks == config.max_num_seqs * 2048 // 16
+    assert config.pools
+    assert not describe.config_of(scheduler(), prefix_cache_traced=False).pools
 
 
 def test_a_plain_engine_is_inside_the_rules_whatever_its_release_lacks() -> None:

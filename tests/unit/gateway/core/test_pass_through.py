@@ -55,6 +55,16 @@ def test_without_such_a_node_there_is_none_for_it() -> None:
     assert "hands calls on" in finish.detail
 
 
+def test_an_engine_that_gives_no_text_gets_calls_alone() -> None:
+    world = CheckedRouter()
+    world.join("pools", config=engine_config(forwards=True, pools=True))
+    assert only(call(world, "embedding"), ev.Dispatch).node_id == "pools"
+    finish = only(world.arrive("alone"), ev.Finish)
+    assert (finish.outcome, "gives no text" in finish.detail) == (Outcome.INVALID, True)
+    world.join("writes", config=FORWARDS)
+    assert {only(world.arrive(f"t{n}"), ev.Dispatch).node_id for n in range(3)} == {"writes"}
+
+
 def test_a_call_for_no_model_may_go_to_any_node() -> None:
     world = CheckedRouter()
     world.join("a", config=engine_config("m", forwards=True))

@@ -173,9 +173,22 @@ def _stream(text: str, *, lean: bool) -> dict[str, Any]:
             order.append(kind)
         part = {k: v for k, v in part.items() if k != "sequence_number"}
         sums[kind] = _added(sums[kind], part) if kind in sums else part
-        shapes.setdefault(kind, set()).add(_shape(part))
+        shapes.setdefault(kind, set()).add(_shape(_without_last_text(part)))
     told = {"order": order, "sum": sums}
     return told if lean else {**told, "shapes": {k: sorted(v) for k, v in shapes.items()}}
+
+
+def _without_last_text(part: dict[str, Any]) -> dict[str, Any]:
+    """Whether the last text comes with the reason of the end or right before it hangs on how busy the server is."""
+    if not any(isinstance(choice, dict) and choice.get("finish_reason") for choice in part.get("choices") or ()):
+        return part
+    choices = [
+        {**choice, "delta": {k: v for k, v in choice["delta"].items() if k not in TEXTS}}
+        if "delta" in choice
+        else choice
+        for choice in part["choices"]
+    ]
+    return {**part, "choices": choices}
 
 
 def _added(before: Any, now: Any, key: str = "") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -42,5 +43,5 @@ def test_kernels_without_assertions_are_others(monkeypatch: pytest.MonkeyPatch) 
     class Flags:
         optimize = 1
 
-    monkeypatch.setattr(warm_up.sys, "flags", Flags())
+    monkeypatch.setattr(sys, "flags", Flags())
     assert warm_up._fingerprint() != plain

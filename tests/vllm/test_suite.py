@@ -155,7 +155,7 @@ class Broker:
     def _common(self) -> list[str]:
         adapters = [f"{name}={self._adapter}" for name in ADAPTERS]
         return [
-            *("--served-model-name", *self._names, "--max-model-len", "2048", "--max-num-seqs", "32"),
+            *("--served-model-name", *self._names, "--max-model-len", "4096", "--max-num-seqs", "32"),
             *("--enable-lora", "--max-lora-rank", "64", "--max-cpu-loras", "2", "--lora-modules", *adapters),
             *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         ]

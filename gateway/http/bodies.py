@@ -274,6 +274,8 @@ def _read(data: bytes | bytearray, kind: type[AnyBody]) -> AnyBody:
     # What clients send as null is what they would rather leave out.
     for name in [name for name, value in fields.items() if value is None]:
         del fields[name]
+    if "stream_options" in fields and fields.get("stream", False) is False:
+        raise invalid("stream_options needs stream: true; leave it out", param="stream_options")
     try:
         return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as bad:

@@ -402,6 +402,7 @@ def _text(text: str) -> dict[str, str]:
             "response_format",
             "not supported",
         ),
+        ("/v1/completions", {"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options", "stream"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(

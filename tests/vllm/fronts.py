@@ -25,8 +25,9 @@ class Fronts:
 @contextmanager
 def fronts(python: str, tiny_model: Path, folder: Path) -> Iterator[Fronts]:
     """The tiny model as one to chat with, an alias and an adapter. With ASTROLABE_PARITY=plain there
-    is no gateway: the server stands for it."""
-    model = servers.make_chat_model(python, tiny_model, folder / "model")
+    is no gateway: the server stands for it. ASTROLABE_PARITY_MODEL: folder of a real model instead of the tiny one."""
+    named = os.environ.get("ASTROLABE_PARITY_MODEL", "")
+    model = Path(named).resolve() if named else servers.make_chat_model(python, tiny_model, folder / "model")
     adapter = servers.make_adapter(python, model, folder / "adapter")
     flags = [
         *("--served-model-name", MODEL, ALIAS, "--max-model-len", "2048"),

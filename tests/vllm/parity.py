@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ from urllib.parse import urlsplit
 
 TIMEOUT_S = 120.0
 HERE = "<here>"
+ROUNDING = 1e-6
+"""Two texts computed in one step or one after the other differ in the last digit of single precision."""
 KNOWN = {
     "ids": "each server makes up its own; the same one must stand where the other's stands",
     "times": "of creation and completion",
@@ -40,7 +43,9 @@ CACHES = frozenset({"cache-control", "vary", "x-accel-buffering"})
 OF_ONE_NODE = frozenset({"system_fingerprint", "created_cache_tokens"})
 OURS = "x-astrolabe-"
 TIMES = frozenset({"created", "created_at", "completed_at"})
-MADE_UP = re.compile(r"((?:chatcmpl-tool|chatcmpl|cmpl|resp|msg|fc|rs|modelperm|call)[-_])[\w=-]{8,}")
+MADE_UP = re.compile(
+    r"((?:chatcmpl-tool|chatcmpl|cmpl|resp|msg|fc|rs|modelperm|call|embd|embed|pool|pooling|classify|score|rerank)[-_])[\w=-]{8,}"
+)
 TEXTS = frozenset(
     {"content", "text", "arguments", "reasoning", "reasoning_content", "delta", "partial_json", "thinking"}
 )
@@ -125,7 +130,7 @@ def differences_from_the_server(plain: Reply, through: Reply) -> list[str]:
 def told(reply: Reply, *, lean: bool = False) -> dict[str, Any]:
     """A reply without what is KNOWN to differ; a lean one also without what differs in OWN_ANSWERS."""
     apart = FRAMING | (CACHES if lean else frozenset())
-    headers = {k: v for k, v in reply.headers.items() if k not in apart and not k.startswith(OURS)}
+    headers = {k: _read_json(v) for k, v in reply.headers.items() if k not in apart and not k.startswith(OURS)}
     body: Any
     if reply.is_stream:
         body = _stream(reply.body.decode(), lean=lean)
@@ -135,7 +140,12 @@ def told(reply: Reply, *, lean: bool = False) -> dict[str, Any]:
         except ValueError:
             body = reply.body.decode(errors="replace")
         body = _without_nothing(body) if lean else body
-    return {"status": reply.status, "headers": headers, "body": _neutral(body, {})}
+    return {"status": reply.status, "headers": _neutral(headers, {}), "body": _neutral(body, {})}
+
+
+def _read_json(value: str) -> Any:
+    """A header's value, as JSON where it is some."""
+    return json.loads(value) if value.startswith("{") else value
 
 
 def _without_nothing(value: Any) -> Any:
@@ -249,6 +259,9 @@ def _compare(where: str, one: Any, other: Any) -> Iterator[str]:
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for i, (left, right) in enumerate(zip(one, other, strict=True)):
             yield from _compare(f"{where}[{i}]", left, right)
+    elif isinstance(one, float) and isinstance(other, float):
+        if not math.isclose(one, other, rel_tol=ROUNDING):
+            yield f"{where}: {one}, other: {other}"
     elif type(one) is not type(other) or one != other:
         yield f"{where}: {_short(one)}, other: {_short(other)}"
 

@@ -454,7 +454,6 @@ BY_DESIGN = {
     "chat: alias": "an answer names the model by the name that was asked for; vLLM by the first of its names",
     "chat: tools, empty": "lists of nothing ask for nothing",
     "chat: tool_choice without tools": "without tools there is nothing to choose",
-    "chat: stream_options without stream, whole": "options of what is not asked for have no effect",
     "other: models": "models belong to the cluster: no paths and permissions of one node",
     "wrong: model by name": "served as OpenAI does; vLLM has no such path",
     "wrong: content type of text": "a body that can be read is read",

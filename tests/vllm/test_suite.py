@@ -69,6 +69,9 @@ MODULES = (
 KNOWN: Mapping[str, str] = {
     "test_tokenizer_info": "what describes an engine is never handed on",
     "test_kv_transfer_prompt_token_ids": "answers by tokens do not tell the prompt's token ids",
+    "test_chat_completion_with_emoji_and_token_ids": "the same",
+    "test_prompt_logprobs_chat[HuggingFaceH4/zephyr-7b-beta-None]": "answers by tokens leave out what says nothing",
+    "test_invocations": "the same: /invocations, handed on, has more fields than the chat beside it",
 }
 """Beginnings of the names of tests that pass at the server and are known not to through the gateway, and why."""
 
@@ -152,7 +155,7 @@ class Broker:
     def _common(self) -> list[str]:
         adapters = [f"{name}={self._adapter}" for name in ADAPTERS]
         return [
-            *("--served-model-name", *self._names, "--max-model-len", "2048", "--max-num-seqs", "32"),
+            *("--served-model-name", *self._names, "--max-model-len", "4096", "--max-num-seqs", "32"),
             *("--enable-lora", "--max-lora-rank", "64", "--max-cpu-loras", "2", "--lora-modules", *adapters),
             *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         ]

@@ -49,6 +49,9 @@ class EngineSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """File with that key."""
     wait_s: Positive = 600.0
     """How long the daemon waits for an engine that is not up yet."""
+    own_chats: bool = False
+    """Whether its server alone words chats: one with a chat template, a parser or a default of its own that the gateway
+    cannot know. Its chats are handed on as they are; vLLM's --reasoning-parser is seen without this."""
     models_every_s: Positive = 10.0
     """Time between two looks at what the engine serves (/v1/models), give or take a fifth."""
 

@@ -113,6 +113,7 @@ class Predictor:
             reservation_ttl_s=config.reservation_ttl_s,
             scenarios=config.scenarios,
             models_every_s=config.engine.models_every_s,
+            own_chats=config.engine.own_chats,
         )
         await self.node.start()
         self._gate.open(self.node)

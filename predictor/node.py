@@ -57,11 +57,13 @@ class NodeRuntime:
         reservation_ttl_s: float,
         scenarios: int,
         models_every_s: float = 10.0,
+        own_chats: bool = False,
         ask_engine: bool = True,
         calibrate: bool = True,
     ) -> None:
         """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`); with
-        `calibrate` it is only where learning begins. `models_every_s`: between two looks at the engine's names."""
+        `calibrate` it is only where learning begins. `models_every_s`: between two looks at the engine's names.
+        `own_chats`: the engine's server words all chats itself."""
         self.node_id = node_id
         self.closing = False
         self.adapters: tuple[str, ...] | None = None
@@ -74,6 +76,7 @@ class NodeRuntime:
         self._ask_engine = ask_engine
         self._calibrate = calibrate
         self._models_every_s = models_every_s
+        self._own_chats = own_chats
         self._learned_version = 0
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._listeners: list[Callable[[], None]] = []
@@ -82,7 +85,13 @@ class NodeRuntime:
         """Starts the engine and returns when it runs and its first snapshot is here. Raises EngineError."""
         await self._client.start()
         can = self._client.capabilities
-        self.config = msgspec.structs.replace(self._client.config(), forwards=can.forwards, tells_logprobs=can.logprobs)
+        config = self._client.config()
+        self.config = msgspec.structs.replace(
+            config,
+            forwards=can.forwards,
+            tells_logprobs=can.logprobs,
+            own_chats=can.forwards and (self._own_chats or config.own_chats),
+        )
         log_rules(self.config)
         self.engine = TracedEngine(
             self.node_id,

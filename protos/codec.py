@@ -101,6 +101,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         forwards=message.forwards,
         tells_logprobs=message.tells_logprobs,
         pools=message.pools,
+        own_chats=message.own_chats,
     )
 
 

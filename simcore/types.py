@@ -89,6 +89,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whether the node can tell how likely the tokens of its answers were."""
     pools: bool = False
     """Whether the engine gives embeddings, scores or classes and no text: it takes no requests by tokens."""
+    own_chats: bool = False
+    """Whether chats are its server's own to read and to word (it parts reasoning from answers, say), so that they are
+    handed on."""
 
     def __post_init__(self) -> None:
         for name in (

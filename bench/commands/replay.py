@@ -103,7 +103,7 @@ def replay(gateway: str, as_json: bool, **options: Any) -> None:
     options = with_aliases(options)
     urls = urls_of(options)
     (rate,) = rates([] if options["rate"] is None else [options["rate"]])
-    chosen = policies([options["policy"]])
+    chosen = policies([options["policy"]] if options["policy"] else [])
     check_live_options(options)
     source = build_source(console, options, rate=rate, default_requests=DEFAULT_REQUESTS)
     if urls:

@@ -70,11 +70,18 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
         engine_version=vllm_version(),
         outside_rules=_outside_rules(scheduler),
         pools=_pools(scheduler),
+        own_chats=_parts_reasoning(scheduler),
     )
 
 
 def _pools(scheduler: Any) -> bool:
     return bool(getattr(scheduler.vllm_config.scheduler_config, "runner_type", "generate") != "generate")
+
+
+def _parts_reasoning(scheduler: Any) -> bool:
+    """Whether the server was started with a reasoning parser. Releases keep its name in different places."""
+    places = (getattr(scheduler.vllm_config, name, None) for name in ("structured_outputs_config", "reasoning_config"))
+    return any(getattr(place, "reasoning_parser", "") for place in places)
 
 
 def _outside_rules(scheduler: Any) -> tuple[str, ...]:

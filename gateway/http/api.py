@@ -168,6 +168,8 @@ class OpenAiApi:
         try:
             body = chat_body(exchange.request.body)
             self._intake.check_tokenizer(body.model)
+            if self._nodes.words_chats(body.model):
+                raise invalid("the model's server words chats itself, and no node hands them on to it", param="model")
             messages = messages_of(body.messages)
             question, history = question_and_history(messages)
             prompt = await prompt_of_chat(self._intake.tokenizer, messages)

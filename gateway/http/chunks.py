@@ -13,6 +13,9 @@ from simcore.types import Outcome
 
 DONE = b"data: [DONE]\n\n"
 _FINISH = b',"finish_reason":'
+_UNSAID = dict.fromkeys(("service_tier", "system_fingerprint", "kv_transfer_params"))
+_UNSAID_IN_MESSAGES = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
+"""What vLLM's answers have and tokens do not tell: clients look at the fields, whether or not something is in them."""
 
 
 class Style(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,17 +164,17 @@ def choice(
         "index": index,
         "logprobs": orjson.Fragment(logprobs),
         "finish_reason": outcome.value,
+        "stop_reason": stop_reason,
+        "token_ids": token_ids,
     }
     if style.is_chat:
-        told["message"] = {"role": "assistant", "content": text, "refusal": None}
+        told["message"] = {"role": "assistant", "content": text, **_UNSAID_IN_MESSAGES}
     else:
-        told["text"] = text
-    if stop_reason is not None:
-        told["stop_reason"] = stop_reason
-    if token_ids is not None:
-        told["token_ids"] = token_ids
-        if not style.is_chat:
-            told["prompt_token_ids"] = prompt_token_ids
+        told |= {
+            "text": text,
+            "prompt_token_ids": None if token_ids is None else prompt_token_ids,
+            "prompt_logprobs": None,
+        }
     return told
 
 
@@ -193,9 +196,10 @@ def whole(
         "model": model,
         "choices": choices,
         "usage": usage_json(usage),
+        **_UNSAID,
     }
-    if prompt_token_ids is not None and style.is_chat:
-        tree["prompt_token_ids"] = prompt_token_ids
+    if style.is_chat:
+        tree |= {"prompt_token_ids": prompt_token_ids, "prompt_logprobs": None}
     return orjson.dumps(tree)
 
 

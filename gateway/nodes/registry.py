@@ -174,6 +174,14 @@ class NodeRegistry:
         serving = [config for config in live if not model or model in config.names]
         return bool(serving) and all(config.pools for config in serving)
 
+    def words_chats(self, model: str) -> bool:
+        """Whether the server of any live node of the model (of all, if it is empty) words chats itself."""
+        return any(
+            k.config.own_chats and (not model or model in k.config.names)
+            for k in self.links.values()
+            if k.status == "up" and k.config is not None
+        )
+
     def forwarding(self) -> list[str]:
         """Names of the live nodes that hand calls on, in the order of the configuration."""
         return [k.node_id for k in self.links.values() if k.status == "up" and k.config and k.config.forwards]

@@ -42,11 +42,12 @@ class CallAtNode:
 class ForwardingNode(ScriptedNode):
     """`calls` yields each call once its body is whole; `head`, `data` and `end` answer it."""
 
-    def __init__(self, node_id: str, *, model: str = "m", names: tuple[str, ...] = (), pools: bool = False) -> None:
+    def __init__(self, node_id: str, *, model: str = "m", names: tuple[str, ...] = (), **config: bool) -> None:
+        """`config`: what is said of its engine besides."""
         super().__init__(node_id)
-        config = msgspec.structs.replace(CONFIG, model=model, other_names=names, forwards=True, pools=pools)
+        said = msgspec.structs.replace(CONFIG, model=model, other_names=names, forwards=True, **config)
         self.welcome = pb.NodeFrame(
-            welcome=pb.Welcome(node_id=node_id, config=codec.config_to_wire(config), profile="gpu/m"),
+            welcome=pb.Welcome(node_id=node_id, config=codec.config_to_wire(said), profile="gpu/m"),
             load=pb.LoadNote(load=codec.load_to_wire(load(node_id))),
         )
         self.by_id: dict[str, CallAtNode] = {}

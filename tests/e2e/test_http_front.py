@@ -42,7 +42,10 @@ async def test_a_plain_answer_has_text_usage_and_headers(node: ScriptedNode) -> 
         assert reply.status == 200
         assert (reply.headers["x-request-id"], reply.headers["x-astrolabe-node"]) == ("mine", "n")
         told = reply.json()
-        assert told["choices"] == [{"index": 0, "text": "world", "logprobs": None, "finish_reason": "stop"}]
+        (choice,) = told["choices"]
+        said = {name: value for name, value in choice.items() if value is not None}
+        assert said == {"index": 0, "text": "world", "finish_reason": "stop"}
+        assert {"logprobs", "stop_reason", "token_ids", "prompt_logprobs"} <= choice.keys(), "clients look at them"
         assert told["usage"]["prompt_tokens"] == 5
         assert (told["usage"]["completion_tokens"], told["usage"]["total_tokens"]) == (5, 10)
         assert (told["id"], told["object"], told["model"]) == ("cmpl-mine", "text_completion", "m")

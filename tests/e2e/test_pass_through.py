@@ -141,6 +141,23 @@ async def test_a_chat_with_a_model_that_gives_no_text_gets_its_engine_s_own_answ
         assert (reply.status, reply.body) == (404, b'{"detail":"Not Found"}')
 
 
+async def test_chats_go_to_a_server_that_words_them_itself_and_completions_by_tokens() -> None:
+    node = ForwardingNode("n", own_chats=True)
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    async with before(node) as (gateway, client, _):
+        client.post(CHAT, body, {"x-request-id": "c"})
+        call = await node.call()
+        assert json.loads(call.body) == body
+        assert (await dispatched(node)).HasField("forward")
+        node.answer(call, 200, b'{"reasoning_content":"hm"}', Outcome.STOP)
+        assert (await client.reply()).body == b'{"reasoning_content":"hm"}'
+        client.post("/v1/completions", {"model": "m", "prompt": "hi"}, {"x-request-id": "t"})
+        assert (await dispatched(node)).HasField("request")
+        node.say(part("t", b"yes", Outcome.STOP))
+        await client.reply()
+        assert [gateway.pump.router.explain(name).lane for name in "ct"] == ["pass_through", "tokens"]
+
+
 async def test_where_no_node_hands_calls_on_what_is_not_understood_is_refused_as_ever() -> None:
     node = ScriptedNode("n")
     async with before(node) as (_, client, _):

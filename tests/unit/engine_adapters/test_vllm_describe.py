@@ -50,6 +50,15 @@ def notes(of: SimpleNamespace) -> tuple[str, ...]:
     return describe.config_of(of, prefix_cache_traced=False).outside_rules
 
 
+@pytest.mark.parametrize("place", ["structured_outputs_config", "reasoning_config"])
+def test_a_server_with_a_reasoning_parser_words_chats_itself(place: str) -> None:
+    of = scheduler()
+    assert not describe.config_of(of, prefix_cache_traced=False).own_chats
+    for parser, words in (("", False), ("qwen3", True)):
+        setattr(of.vllm_config, place, SimpleNamespace(reasoning_parser=parser))
+        assert describe.config_of(of, prefix_cache_traced=False).own_chats is words
+
+
 @pytest.mark.parametrize(
     ("served", "names"),
     [("a", ("a",)), (["a"], ("a",)), (["a", "b", "c"], ("a", "b", "c")), ([], ("m",)), (None, ("m",))],

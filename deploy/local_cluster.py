@@ -276,10 +276,10 @@ def _state(node: pb.NodeInfo) -> str:
 
 
 def _arguments(options: Mapping[str, Any]) -> Sequence[str]:
-    """Command-line arguments: a list repeats its option, None is left out."""
+    """Command-line arguments: a list repeats its option, True is the option alone, None and False are left out."""
     arguments: list[str] = []
     for key, value in options.items():
         for one in value if isinstance(value, (list, tuple)) else [value]:
-            if one is not None:
-                arguments += [f"--{key.replace('_', '-')}", str(one)]
+            if one is not None and one is not False:
+                arguments += [f"--{key.replace('_', '-')}", *([] if one is True else [str(one)])]
     return arguments

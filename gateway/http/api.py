@@ -13,7 +13,7 @@ import orjson
 import structlog
 
 from gateway.core.outcomes import DENIALS, Denial
-from gateway.http.bodies import Body, chat_body, client_request, completion_body, prompt_of
+from gateway.http.bodies import ChatBody, CompletionBody, chat_body, client_request, completion_body, prompt_of
 from gateway.http.calls import CallDelivery
 from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
 from gateway.http.chunks import CHAT, COMPLETION, Style
@@ -181,7 +181,7 @@ class OpenAiApi:
         self,
         exchange: Exchange,
         caller: Caller,
-        body: Body,
+        body: CompletionBody | ChatBody,
         style: Style,
         prompt: str | Sequence[int],
         *,

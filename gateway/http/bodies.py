@@ -123,10 +123,6 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
         """The limit on the answer, in tokens, and the field that sets it."""
         return "max_tokens", self.max_tokens
 
-    def asked_logprobs(self) -> int | None:
-        """With how many others each token's likelihood is to be told; None: not at all. Raises Denied."""
-        raise NotImplementedError
-
 
 class CompletionBody(Body, frozen=True, kw_only=True):
     prompt: Any
@@ -138,6 +134,7 @@ class CompletionBody(Body, frozen=True, kw_only=True):
         return "max_tokens", DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     def asked_logprobs(self) -> int | None:
+        """With how many others each token's likelihood is to be told; None: not at all."""
         return self.logprobs
 
 
@@ -153,6 +150,7 @@ class ChatBody(Body, frozen=True, kw_only=True):
         return "max_tokens", self.max_tokens
 
     def asked_logprobs(self) -> int | None:
+        """With how many others each token's likelihood is to be told; None: not at all. Raises Denied."""
         if self.logprobs:
             return self.top_logprobs or 0
         if self.top_logprobs:
@@ -193,7 +191,7 @@ def prompt_of(body: CompletionBody) -> str | Sequence[int]:
 
 
 def client_request(
-    body: Body,
+    body: CompletionBody | ChatBody,
     headers: Mapping[str, str],
     prompt: str | Sequence[int],
     *,

@@ -14,7 +14,7 @@ from gateway.core.nodes.node import Node
 from gateway.core.nodes.view import NodeView
 
 ADAPTER_LOAD_S = 0.05
-"""What loading is taken to cost where costs are seconds: some tens of megabytes over PCIe, with what goes with it."""
+"""What loading is taken to cost where costs are seconds. Assumed, not measured."""
 
 
 class Preference(NamedTuple):

@@ -6,6 +6,7 @@ Only this and `plots_calibration` import matplotlib; they compute nothing but po
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ _COLOURS = {
 _MARKERS = "osD^vPX<>*h"
 _INK, _FAINT = "#222222", "#d9d9d9"
 
+TITLE_CHARS_PER_INCH = 7
+CAPTION_CHARS_PER_INCH = 15
+CAPTION_LINE_INCHES = 0.14
+"""Of the fonts of titles and captions, on the safe side."""
 CAPTION_INCHES, LEGEND_ROW_INCHES = 0.28, 0.32
 """Strips at the bottom that no axes may use."""
 LEGEND_COLUMNS = 5
@@ -213,11 +218,14 @@ def _mean(measure: Measure, runs: Sequence[Run]) -> float | None:
 
 
 def frame(figure: Figure, title: str, caption: str) -> None:
-    """Title, caption and, above the caption, the figure's legend if it has one."""
+    """Title, caption and, above the caption, the figure's legend if it has one; nothing goes over the edge."""
+    width_inches, height_inches = float(figure.get_figwidth()), float(figure.get_figheight())
+    title = textwrap.fill(title, int(width_inches * TITLE_CHARS_PER_INCH))
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
-    height_inches = float(figure.get_figheight())
-    bottom = CAPTION_INCHES / height_inches
-    figure.text(0.01, 0.2 * bottom, caption, ha="left", va="bottom", fontsize=8, color="#666666")
+    lines = textwrap.wrap(caption, int(width_inches * CAPTION_CHARS_PER_INCH))
+    foot = 0.2 * CAPTION_INCHES / height_inches
+    bottom = (CAPTION_INCHES + CAPTION_LINE_INCHES * max(0, len(lines) - 1)) / height_inches
+    figure.text(0.01, foot, "\n".join(lines), ha="left", va="bottom", fontsize=8, color="#666666")
     for legend in figure.legends:
         legend.set_loc("lower center")
         legend.set_bbox_to_anchor((0.5, bottom), transform=figure.transFigure)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from gateway.config import load
 from gateway.http.bodies import (
     NEUTRAL,
-    Body,
     ChatBody,
     CompletionBody,
     chat_body,
@@ -43,7 +42,7 @@ def read(data: bytes) -> None:
     refusals = []
     for parse in (completion_body, chat_body):
         try:
-            body: Body = parse(data)
+            body: CompletionBody | ChatBody = parse(data)
             client_request(body, {}, "")
             if isinstance(body, ChatBody):
                 question_and_history(messages_of(body.messages))

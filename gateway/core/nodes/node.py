@@ -71,6 +71,8 @@ class Node:
         self.draining = False
         self.up = True
         self.detail = ""
+        self.weight = 1.0
+        """What it can do, compared with others, as the configuration says."""
         self.health = Health()
         self.accuracy = ForecastAccuracy()
         self.liveness = Liveness()
@@ -204,6 +206,7 @@ class Node:
             in_flight=len(self.in_flight),
             dispatches_60s=len(recent),
             cached_tokens=cached_tokens,
+            weight=self.weight,
         )
 
     def status(self) -> NodeStatus:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.core.events import Lane, RequestShape
@@ -35,8 +35,8 @@ class ModelNodes(NamedTuple):
 class NodePool:
     """All nodes by name, in the order in which they joined."""
 
-    def __init__(self, *, stale_after_s: float) -> None:
-        """A busy node silent for longer than `stale_after_s` is unknown."""
+    def __init__(self, *, stale_after_s: float, weights: Mapping[str, float] | None = None) -> None:
+        """A busy node silent for longer than `stale_after_s` is unknown. `weights`: by node or by profile."""
         self.nodes: dict[str, Node] = {}
         self._models: dict[str, ModelNodes] = {}
         self._all: ModelNodes | None = None
@@ -48,6 +48,7 @@ class NodePool:
         self.has_adapters = False
         """Whether a node may have told that it uses one: most fleets have none, and need not look."""
         self._stale_after_s = stale_after_s
+        self._weights = weights or {}
 
     def join(self, node_id: str, config: EngineConfig, profile: str) -> None:
         node = self.nodes.get(node_id)
@@ -55,6 +56,7 @@ class NodePool:
             node = self.nodes[node_id] = Node(node_id, config, profile)
         else:
             node.rejoin(config, profile)
+        node.weight = self._weights.get(node_id, self._weights.get(profile, 1.0))
         others = [other for name in config.names if (known := self._models.get(name)) for other in known.ready]
         if any(other is not node and other.delivered for other in others):
             node.health.start_slowly()

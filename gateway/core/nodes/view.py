@@ -26,3 +26,5 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cached_tokens: int = 0
     """Tokens at the beginning of the request's prompt that were sent there before (`PrefixIndex`); 0 unless the policy
     says that it needs to know."""
+    weight: float = 1.0
+    """What the node can do, compared with others, as the router's configuration says (`RouterConfig.weights`)."""

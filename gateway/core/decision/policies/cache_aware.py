@@ -15,7 +15,7 @@ UNEVEN_ABOVE_REQUESTS = 64
 UNEVEN_ABOVE_RATIO = 1.5
 
 
-class CacheAware:
+class CacheAwareRule:
     """Even loads: the node with the longest match, if that is more than 0.3 of the prompt; else, and wherever loads are
     uneven, the one with the fewest requests of ours. Uneven: most - fewest > 64 and most > 1.5 x fewest.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from gateway.core.decision.policies.aibrix_least_latency import AibrixLeastLatency
 from gateway.core.decision.policies.aibrix_prefix import AibrixPrefix
 from gateway.core.decision.policies.base import Policy
-from gateway.core.decision.policies.cache_aware import CacheAware
+from gateway.core.decision.policies.cache_aware import CacheAwareRule
 from gateway.core.decision.policies.dynamo_kv import DynamoKv
 from gateway.core.decision.policies.infaas import Infaas
 from gateway.core.decision.policies.least_requests import LeastRequests
@@ -50,7 +50,7 @@ _POLICIES: dict[str, type[Policy]] = {
         LlmdDefault,
         LlmdAffinity,
         DynamoKv,
-        CacheAware,
+        CacheAwareRule,
         AibrixPrefix,
         AibrixLeastLatency,
         ProductionStack,

@@ -192,6 +192,7 @@ class Ledger:
             dispatch_seq=node.dispatch_seq + 1,
             prompt_blocks=node.config.blocks_for(shape.prompt_tokens),
             tokens=shape.prompt_tokens + round(shape.expected_tokens),
+            prompt_tokens=shape.prompt_tokens,
             delay_s=chosen.delay_s,
         )
 

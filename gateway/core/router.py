@@ -70,6 +70,7 @@ class Router:
             ev.NodeJoined: self._on_node_joined,
             ev.NodeServes: self._on_node_serves,
             ev.AdaptersUsed: self._on_adapters_used,
+            ev.PaceTold: self._on_pace_told,
             ev.NodeLost: self._on_node_lost,
             ev.NodeRemoved: self._on_node_removed,
             ev.NodeSuspected: self._on_node_suspected,
@@ -434,6 +435,11 @@ class Router:
         node = self._pool.nodes.get(event.node_id)
         if node is not None and node.up:
             self._pool.use_adapters(node, event.names)
+
+    def _on_pace_told(self, event: ev.PaceTold, now_s: float) -> None:
+        node = self._pool.nodes.get(event.node_id)
+        if node is not None and node.up:
+            self._pool.set_pace(node, event.pace)
 
     def _on_node_lost(self, event: ev.NodeLost, now_s: float) -> None:
         node = self._pool.nodes.get(event.node_id)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from gateway.core.events import Lane, RequestShape
 from gateway.core.nodes.health import Standing
 from gateway.core.nodes.node import Node
+from gateway.core.nodes.pace import Pace
 from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
-from simcore.types import EngineConfig
+from simcore.types import EngineConfig, NodePace
 
 
 class ModelNodes(NamedTuple):
@@ -74,6 +75,10 @@ class NodePool:
         """Requests at the node use these LoRA adapters; None: it does not tell."""
         node.adapters = None if names is None else frozenset(names)
         self.has_adapters = any(other.adapters for other in self.nodes.values())
+
+    def set_pace(self, node: Node, pace: NodePace) -> None:
+        """The node tells how fast it works."""
+        node.pace = Pace(pace, node.config.max_num_seqs)
 
     def health_changed(self, node: Node) -> None:
         """To be called after anything that may have changed a node's `health`."""

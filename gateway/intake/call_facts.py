@@ -36,7 +36,7 @@ RESUME = "x-astrolabe-resume"
 _ANSWERS_ALL_PROMPTS: frozenset[CallKind] = frozenset({"completions"})
 _PROMPT_FIELDS = (
     "messages", "prompt", "input", "instructions", "system", "suffix", "query", "documents", "queries", "text_1",
-    "text_2", "data_1", "data_2", "texts", "inputs", "tools", "functions",
+    "text_2", "data_1", "data_2", "texts", "inputs", "items", "state", "questions", "token_ids", "tools", "functions",
 )  # fmt: skip
 _TEMPLATE_FIELDS = (
     "messages", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
@@ -253,6 +253,9 @@ def _read(kind: CallKind, fields: dict[str, Any], facts: CallFacts) -> None:
     facts.priority = max(-(2**31), min(2**31 - 1, _whole(fields.get("priority")) or 0))
     facts.belief_tokens = _ids(fields.get("belief_tokens"))
     facts.slo = _slo(fields.get("slo"))
+    if kind == "tokens" and isinstance(sampling := fields.get("sampling_params"), dict):
+        # Everybody else has these beside the prompt.
+        fields = {**sampling, **fields}
     facts.runs_to_limit = fields.get("ignore_eos") is True and not fields.get("stop")
     limits = (_whole(fields.get(name)) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
     facts.max_output_tokens = next((limit for limit in limits if limit is not None and limit > 0), None)

@@ -220,6 +220,7 @@ async def test_what_is_ours_to_say_is_still_said_by_us() -> None:
         ("/score", "vllm"),
         ("/pooling", "vllm"),
         ("/tokenize", "vllm"),
+        ("/inference/v1/generate", "vllm"),
     ],
 )
 async def test_what_the_gateway_says_itself_has_the_shape_of_the_api(path: str, shape: str, tmp_path: Path) -> None:
@@ -463,6 +464,16 @@ async def test_a_response_that_nobody_remembers_is_looked_for_everywhere() -> No
         for node in nodes:
             node.answer(await node.call(), 404, b"not in " + node.node_id.encode(), Outcome.INVALID)
         assert (await client.reply()).body == b"not in c"
+
+
+async def test_what_only_looks_like_a_response_is_looked_for_nowhere() -> None:
+    nodes = [ForwardingNode("a"), ForwardingNode("b")]
+    async with before(*nodes) as (_, client, _):
+        client.post("/v1/responses/render", {"model": "m", "input": "x"})
+        node = await first_of(*nodes)
+        node.answer(await node.call(), 404, b"no such route", Outcome.INVALID)
+        assert (await client.reply()).body == b"no such route"
+        assert all(other.calls.empty() for other in nodes)
 
 
 async def test_a_node_that_fails_does_not_end_the_search_for_a_response() -> None:

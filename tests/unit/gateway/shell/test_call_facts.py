@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
@@ -105,11 +105,30 @@ def test_what_is_done_in_one_step_has_one_token() -> None:
     assert read("other", {"messages": [{"role": "user", "content": "x"}]}).max_output_tokens is None
 
 
+def test_tokens_for_tokens_say_how_they_are_to_be_sampled_apart() -> None:
+    facts = read("tokens", {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 9, "n": 2, "ignore_eos": True}})
+    assert (facts.prompt.token_ids, facts.prompt.texts) == ([1, 2, 3], [])
+    assert (facts.max_output_tokens, facts.answers, facts.runs_to_limit) == (9, 2, True)
+    assert read("tokens", {"token_ids": [1, 2, 3], "sampling_params": 7}).max_output_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        ({"state": {"a": 1}, "questions": {"q": {"type": "boolean"}}}, ['{"a":1}', '{"q":{"type":"boolean"}}']),
+        ({"query": "q", "items": ["a", "b"], "label_token_ids": [1]}, ["q", "a", "b"]),
+    ],
+)
+def test_questions_about_what_is_there_are_prompts(body: Any, texts: list[str]) -> None:
+    facts = read("pooled", body)
+    assert (facts.prompt.texts, facts.max_output_tokens, facts.is_light) == (texts, 1, False)
+
+
 BROKEN = [b"", b"{", b"[1]", b"null", b'{"model": 5, "messages": "x", "n": "y", "slo": []}', b"\xff\xfe", b"[" * 5000]
 
 
 @pytest.mark.parametrize("body", BROKEN)
-@pytest.mark.parametrize("kind", ["chat", "completions", "responses", "messages", "pooled", "audio", "light", "other"])
+@pytest.mark.parametrize("kind", get_args(CallKind))
 def test_nothing_is_refused(kind: CallKind, body: bytes) -> None:
     assert read(kind, body).model == ""
 

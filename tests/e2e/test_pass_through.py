@@ -158,6 +158,35 @@ async def test_chats_go_to_a_server_that_words_them_itself_and_completions_by_to
         assert [gateway.pump.router.explain(name).lane for name in "ct"] == ["pass_through", "tokens"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("endpoint-load-metrics-format", "JSON"),
+        ("x-data-parallel-rank", "1"),
+        ("content-type", "application/x-www-form-urlencoded"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", CHAT])
+async def test_headers_that_only_an_engine_s_server_minds_take_the_call_there(path: str, name: str, value: str) -> None:
+    body = (
+        {"model": "m", "prompt": "hi"}
+        if path != CHAT
+        else {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    )
+    node = ForwardingNode("n")
+    async with before(node) as (_, client, _):
+        client.post(path, body, {name: value})
+        call = await node.call()
+        assert (name, value) in call.headers
+        node.answer(call, 200, b"{}", Outcome.STOP, ("endpoint-load-metrics", "JSON {}"))
+        assert (await client.reply()).headers["endpoint-load-metrics"] == "JSON {}"
+    deaf = ScriptedNode("d")
+    async with before(deaf) as (_, client, _):
+        client.post(path, body, {name: value})
+        reply = await client.reply()
+        assert (reply.status, reply.json()["error"]["param"]) == (400, name)
+
+
 async def test_where_no_node_hands_calls_on_what_is_not_understood_is_refused_as_ever() -> None:
     node = ScriptedNode("n")
     async with before(node) as (_, client, _):

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from gateway.core.events import Slo
+from gateway.http.bodies import client_request, completion_body
 from gateway.intake.call_facts import (
     MEDIA_TOKENS,
     READ_BYTES,
@@ -176,6 +177,20 @@ def test_what_no_number_and_no_text_can_be_is_not_known(odd: bytes) -> None:
     assert -(2**31) <= facts.priority < 2**31
     texts = [*facts.prompt.texts, *(turn.content for turn in facts.turns)]
     assert all(text.encode() for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("value", "priority"), [("-4", -4), (" 7 ", 7), (str(10**12), 2**31 - 1), ("high", 3), ("1.5", 3)]
+)
+def test_a_priority_in_vllm_s_own_header_goes_before_the_body_s(value: str, priority: int) -> None:
+    headers = {"x-vllm-priority": value}
+    facts = read("chat", {"messages": [], "priority": 3})
+    said_in_headers(headers, facts)
+    assert facts.priority == priority
+    body = completion_body(b'{"prompt": "x", "priority": 3}')
+    assert client_request(body, headers, "x").priority == priority
+    said_in_headers({**headers, "x-astrolabe-priority": "9"}, facts)
+    assert facts.priority == 9
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e10", "soon", ""])

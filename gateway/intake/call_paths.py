@@ -145,6 +145,7 @@ NEVER_HANDED_ON = frozenset(
 """The closed list, each with all below it: every route of vLLM's server that is not an inference call, those of its
 development mode included, and those of SGLang's."""
 
+_LONGEST = max(path.count("/") for path in NEVER_HANDED_ON)
 _SAFE = "/:@!$&'()*+,=~-._"
 _SAFE_QUERY = _SAFE + ';?%[]{}|\\^`"<>'
 _DEEPEST = 8
@@ -201,7 +202,11 @@ def target_of(url: str) -> CallTarget:
 
 
 def may_be_handed_on(path: str) -> bool:
-    """False for what is on the closed list, however it is spelt; `path` may be encoded any number of times."""
+    """False for what is on the closed list, however it is spelt; `path` may be encoded any number of times.
+
+    What stands before does not matter: a server with a root path (vLLM's `--root-path`) serves all its routes below it
+    too.
+    """
     for _ in range(_DEEPEST):
         decoded = unquote(path)
         if decoded == path:
@@ -217,4 +222,8 @@ def may_be_handed_on(path: str) -> bool:
             parts = parts[:-1]
         elif name not in ("", "."):
             parts.append(name)
-    return not any("/" + "/".join(parts[:depth]) in NEVER_HANDED_ON for depth in range(1, len(parts) + 1))
+    return not any(
+        "/" + "/".join(parts[begin : begin + length]) in NEVER_HANDED_ON
+        for begin in range(len(parts))
+        for length in range(1, _LONGEST + 1)
+    )

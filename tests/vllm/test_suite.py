@@ -29,6 +29,7 @@ import pytest
 
 from bench.vllm_checks.server import Server, free_port
 from engine_adapters.vllm.launch import server_launch
+from gateway.intake.callers import KeyEntry, KeyFile, digest, write_keys
 from tests.vllm.chains import chain
 from tests.vllm.conftest import REPORT
 from tests.vllm.servers import QUIET, ROOT, make_adapter
@@ -180,7 +181,14 @@ class Broker:
         server = Server(launch.command, launch.environment, port=port, folder=folder)
         own_chats = any(argument.partition("=")[0] in OWN_CHATS for argument in arguments)
         tokenizer = {"tokenizer": str(self._model)}
-        pair = Pair(server, folder, tokenizer, {**tokenizer, "engine_own_chats": own_chats})
+        pair = Pair(server, folder, dict(tokenizer), {**tokenizer, "engine_own_chats": own_chats})
+        if key := environ.get("VLLM_API_KEY"):
+            keys = KeyFile(keys=(KeyEntry(name="client", sha256=digest(key).hex()),))
+            write_keys(folder / "keys.toml", keys)
+            pair.gateway_options["keys"] = str(folder / "keys.toml")
+            (folder / "engine.key").write_text(key)
+            (folder / "engine.key").chmod(0o600)
+            pair.daemon_options["engine_api_key_file"] = str(folder / "engine.key")
         pair.stack.callback(server.stop)
         try:
             server.start().wait_ready()

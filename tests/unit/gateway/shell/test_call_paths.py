@@ -45,6 +45,12 @@ def test_what_clients_call_passes(path: str) -> None:
     assert target_of(path).written() == path
 
 
+@pytest.mark.parametrize("path", sorted(NEVER_HANDED_ON))
+@pytest.mark.parametrize("root", ["/llm", "/a/b", "/v1", "/%6clm"])
+def test_a_root_path_opens_nothing(path: str, root: str) -> None:
+    assert not may_be_handed_on(root + path)
+
+
 def tricks(path: str) -> list[str]:
     everything = "".join(f"%{byte:02x}" for byte in path.encode())
     return [
@@ -110,6 +116,6 @@ def test_a_path_names_the_response_that_it_belongs_to(path: str, response: str) 
     assert target_of(path).held_response == response
 
 
-@pytest.mark.parametrize("path", ["/sleeper", "/v1/sleep", "/v1/metrics", "/resumes", "/load_balance", "/"])
+@pytest.mark.parametrize("path", ["/sleeper", "/v1/sleep_on_it", "/inference/v1", "/resumes", "/load_balance", "/"])
 def test_names_that_only_look_alike_are_the_nodes_to_answer(path: str) -> None:
     assert may_be_handed_on(path)

@@ -98,10 +98,11 @@ class CallDesk:
         self._held.heard(stream, data)
 
     def _adapter_node(self, call: FrontCall, caller: Caller) -> str:
-        """The node that an admin names. Raises Denied."""
+        """The node that an admin names, which a lone one need not be. Raises Denied."""
         require(caller)
-        name = call.headers.get("x-astrolabe-node", "")
-        if name not in (names := self._nodes.forwarding()):
+        names = self._nodes.forwarding()
+        name = call.headers.get("x-astrolabe-node", names[0] if len(names) == 1 else "")
+        if name not in names:
             raise invalid(
                 f"header x-astrolabe-node must name the node whose adapters are meant, got {name[:100]!r}; "
                 f"nodes that hand calls on: {', '.join(names) or 'none'}",

@@ -456,6 +456,16 @@ async def test_adapters_are_loaded_by_admins_where_they_say(tmp_path: Path) -> N
         assert (reply.status, reply.json()["type"]) == (401, "error")
 
 
+async def test_a_lone_node_s_adapters_need_no_name_of_it() -> None:
+    node = ForwardingNode("n")
+    async with before(node) as (_, client, _):
+        client.post("/v1/load_lora_adapter", {"a": 1})
+        node.answer(await node.call(), 200, b"loaded")
+        assert (await client.reply()).body == b"loaded"
+        client.post("/v1/load_lora_adapter", {"a": 1}, {"x-astrolabe-node": "other"})
+        assert (await client.reply()).status == 400
+
+
 async def first_of(*nodes: ForwardingNode) -> ForwardingNode:
     """The node that has a call to answer."""
     await until(lambda: any(not node.calls.empty() for node in nodes))

@@ -263,12 +263,15 @@ def work(vllm_python: str, model: Path, tmp_path_factory: pytest.TempPathFactory
     (folder / "pytest.ini").write_text("[pytest]\ntimeout = 60\ntimeout_func_only = true\n")
     shutil.copy(ROOT / "tests" / "vllm" / "suite_driver.py", folder)
     make_adapter(vllm_python, model, folder / "adapter")
+    shared = (folder / "tests" / "entrypoints" / "conftest.py").read_text()
+    adapters = re.findall(r'def \w*lora_files\(.*?"([\w-]+/[\w.-]+)"', shared, re.DOTALL)
     for name in names_in(folder):
         cached = folder / "hub" / "hub" / f"models--{name.replace('/', '--')}"
         (cached / "refs").mkdir(parents=True)
         (cached / "refs" / "main").write_text("0" * 40)
         (cached / "snapshots").mkdir()
-        (cached / "snapshots" / ("0" * 40)).symlink_to(folder / "adapter" if "lora" in name.lower() else model)
+        is_adapter = "lora" in name.lower() or name in adapters
+        (cached / "snapshots" / ("0" * 40)).symlink_to(folder / "adapter" if is_adapter else model)
     return folder
 
 

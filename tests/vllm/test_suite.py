@@ -24,12 +24,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from bench.vllm_checks.server import Server, free_port
 from engine_adapters.vllm.launch import server_launch
-from gateway.intake.callers import KeyEntry, KeyFile, digest, write_keys
+from gateway.intake.callers import KeyEntry, KeyFile, digest, new_key, write_keys
 from tests.vllm.chains import chain
 from tests.vllm.conftest import REPORT
 from tests.vllm.servers import QUIET, ROOT, make_adapter
@@ -102,6 +103,8 @@ class Pair:
     folder: Path
     gateway_options: dict[str, Any]
     daemon_options: dict[str, Any]
+    admin_key: str = ""
+    """What opens the gateway to those who start it, where it wants keys."""
     stack: ExitStack = field(default_factory=ExitStack)
     gateway: str = ""
 
@@ -109,15 +112,9 @@ class Pair:
         if side == "plain":
             return self.server.url
         if not self.gateway:
-            cluster = self.stack.enter_context(
-                chain(
-                    self.server,
-                    self.folder / "chain",
-                    gateway=self.gateway_options,
-                    **self.daemon_options,
-                )
-            )
-            self.gateway = cluster.url
+            both = chain(self.server, self.folder / "chain", gateway=self.gateway_options, **self.daemon_options)
+            with patch.dict(os.environ, {"ASTROLABE_API_KEY": self.admin_key} if self.admin_key else {}):
+                self.gateway = self.stack.enter_context(both).url
         return self.gateway
 
 
@@ -183,8 +180,10 @@ class Broker:
         tokenizer = {"tokenizer": str(self._model)}
         pair = Pair(server, folder, dict(tokenizer), {**tokenizer, "engine_own_chats": own_chats})
         if key := environ.get("VLLM_API_KEY"):
-            keys = KeyFile(keys=(KeyEntry(name="client", sha256=digest(key).hex()),))
-            write_keys(folder / "keys.toml", keys)
+            pair.admin_key = new_key()
+            client = KeyEntry(name="client", sha256=digest(key).hex())
+            admin = KeyEntry(name="admin", sha256=digest(pair.admin_key).hex(), role="admin")
+            write_keys(folder / "keys.toml", KeyFile(keys=(client, admin)))
             pair.gateway_options["keys"] = str(folder / "keys.toml")
             (folder / "engine.key").write_text(key)
             (folder / "engine.key").chmod(0o600)
@@ -272,6 +271,9 @@ def work(vllm_python: str, model: Path, tmp_path_factory: pytest.TempPathFactory
         (cached / "snapshots").mkdir()
         is_adapter = "lora" in name.lower() or name in adapters
         (cached / "snapshots" / ("0" * 40)).symlink_to(folder / "adapter" if is_adapter else model)
+    # Where one test keeps what it downloads.
+    (folder / "tmp").mkdir()
+    (folder / "tmp" / "qwen3_06b").symlink_to(folder / "hub" / "hub")
     return folder
 
 
@@ -316,7 +318,14 @@ def run(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, **QUIET, "HF_HOME": str(work / "hub"), "NO_PROXY": "*", "no_proxy": "*"},
+            env={
+                **os.environ,
+                **QUIET,
+                "HF_HOME": str(work / "hub"),
+                "TMPDIR": str(work / "tmp"),
+                "NO_PROXY": "*",
+                "no_proxy": "*",
+            },
         )
         try:
             yield Run(process, work / "driver.log")

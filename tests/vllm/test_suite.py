@@ -70,6 +70,10 @@ MODULES = (
 )
 KNOWN: Mapping[str, str] = {
     "test_tokenizer_info": "what describes an engine is never handed on",
+    "test_server_load": "how busy a node's server is, its clients are not told: the gateway's metrics speak of all",
+    "test_abort_requests": "whoever may end requests by name could end those of others",
+    "test_stream_delivers_abort_finish_chunk": "the same",
+    "test_dynamic_lora_lineage": "the list of models is one for all nodes: where one has an adapter is left out",
 }
 """Beginnings of the names of tests that pass at the server and are known not to through the gateway, and why."""
 

@@ -94,6 +94,7 @@ def run(module, broker, current, only=()):
         plugin = Side(broker, side)
         current[:] = [plugin]
         options = ["-q", "--no-header", "-p", "no:cacheprovider", "--tb", "short"]
+        options += ["-k", os.environ.get("ASTROLABE_SUITE_TESTS", "")]
         pytest.main([*options, "--confcutdir", "tests/entrypoints", *(only or [module])], plugins=[plugin])
         told[side] = plugin.outcomes
     return told

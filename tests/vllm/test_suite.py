@@ -6,6 +6,9 @@ that is installed, and ASTROLABE_SMOLLM2 one with the small model:
     pip download --no-deps --no-binary :all: vllm==0.32.0 && tar xf vllm-0.32.0.tar.gz
     .venv-vllm/bin/python -m bench.vllm_checks.smollm2 results/smollm2
 
+ASTROLABE_SUITE_TESTS picks tests of the modules, as `-k` does; ASTROLABE_SUITE_REPORTS names a folder for what came of
+each.
+
 Whatever model a test asks for, it gets the small one by that name. All share one server, save those with options of a
 kind of their own.
 """

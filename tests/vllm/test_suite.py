@@ -97,6 +97,8 @@ OWN_CHATS = (
     "--return-tokens-as-token-ids",
 )
 """Options of the server's HTTP part that change what chats say; no engine tells them, so the daemon is told."""
+CHANGED_BY = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""Servers with this in their environment are changed by those who ask them."""
 ADAPTERS = ("zephyr-lora", "qwen3-lora")
 KEPT = 2
 """Servers that run at a time."""
@@ -145,6 +147,9 @@ class Broker:
         with self._lock:
             if key in self._failed:
                 raise RuntimeError(self._failed[key])
+            if CHANGED_BY in environ and key in self._pairs:
+                # What one side has loaded the other could not load again.
+                self._pairs.pop(key).stack.close()
             if key not in self._pairs:
                 self._make_room()
                 try:

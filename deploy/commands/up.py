@@ -150,4 +150,4 @@ def _announce(cluster: LocalCluster, folder: Path, *, as_json: bool) -> None:
 def _curl(url: str) -> str:
     # Else curl would take the environment's proxy, also to this machine.
     body = '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 20}'
-    return f"curl --noproxy '*' {url}/v1/chat/completions -d '{body}'"
+    return f"curl --noproxy '*' {url}/v1/chat/completions -H content-type:application/json -d '{body}'"

@@ -139,7 +139,8 @@ def _live(
         nodes=NODES,
         gateway_port=0,
         first_node_port=0,
-        predictor={**base.predictor_options(), "time_scale": spec.time_scale},
+        predictor={"time_scale": spec.time_scale},
+        per_node=base.node_options(),
     )
 
     def plan(rate: float | None, seed: int) -> ReplayPlan:

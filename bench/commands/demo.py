@@ -8,7 +8,7 @@ import click
 
 REQUESTS = 400
 FLEET_REQUESTS = 2000
-TIME_SCALE = 1.1
+TIME_SCALE = 1.0
 
 
 @click.command(

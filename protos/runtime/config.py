@@ -161,12 +161,16 @@ def rows_of(kind: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:
 def _with_key(message: str, kind: type[msgspec.Struct]) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.seed`" with the key in front, as in our own messages."""
     text, _, place = message.partition(" - at `$")
-    # Rows are counted from 1 where people read of them.
-    path = re.sub(r"\[(\d+)\]", lambda index: f" {int(index[1]) + 1}", place.strip(".`"))
+    path = place.strip(".`")
     reason = text.replace("`", "'")
     if not path:
         return reason
-    if tuple(path.split(".")) in tables_of(kind) or re.fullmatch(r"\w+ \d+", path):
+    is_table = tuple(path.split(".")) in tables_of(kind)
+    row = re.match(r"(\w+)\[(\d+)\](.*)", path)
+    if row and row[1] in rows_of(kind):
+        # Rows are counted from 1 where people read of them.
+        path, is_table = f"{row[1]} {int(row[2]) + 1}{row[3]}", not row[3]
+    if is_table:
         return f"[{path}]: {reason}"
     return f"{_spelled(path)}: {reason[:1].lower()}{reason[1:]}"
 

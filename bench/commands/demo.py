@@ -8,7 +8,7 @@ import click
 
 REQUESTS = 400
 FLEET_REQUESTS = 2000
-TIME_SCALE = 1.0
+TIME_SCALE = 1.1
 
 
 @click.command(
@@ -52,9 +52,9 @@ Example: shorter, somewhere else.
 def demo(requests: int, time_scale: float, fleet_requests: int, seed: int, folder: str) -> None:
     """Start a mixed local cluster, send it real conversations under three policies, compare; simulate twelve nodes.
 
-    An emulated A30, an L40S and an H100, all with Llama-2-7B, each a process of its own, and a gateway, all talking
-    gRPC. The load is found by simulation: what least_requests carries, where round robin has long filled the slowest
-    GPU.
+    An emulated A30, an L40S and an A100, all with Llama-2-7B, each a process of its own, and a gateway, all talking
+    gRPC. The load is found by simulation: a tenth above what least_requests carries, where round robin has long
+    filled the slowest GPU.
     """
     import time
 

@@ -170,6 +170,10 @@ def _with_key(message: str, kind: type[msgspec.Struct]) -> str:
     if row and row[1] in rows_of(kind):
         # Rows are counted from 1 where people read of them.
         path, is_table = f"{row[1]} {int(row[2]) + 1}{row[3]}", not row[3]
+    if path.endswith("[...]"):
+        # A value of a table of names: msgspec does not say which.
+        path = path.removesuffix("[...]")
+        return f"a value in [{path}]: {reason[:1].lower()}{reason[1:]}"
     if is_table:
         return f"[{path}]: {reason}"
     return f"{_spelled(path)}: {reason[:1].lower()}{reason[1:]}"

@@ -12,6 +12,7 @@ from bench.commands.run_errors import run_errors
 from bench.commands.spec_options import (
     JOBS,
     RATES,
+    check_one_fleet,
     option_name,
     policy_option,
     seeds_option,
@@ -54,7 +55,7 @@ node_options = spec_options(*NODE_KEYS)
 
 def simulation_options(command: F) -> F:
     """Adds what only simulations have."""
-    return spec_options("fleet", "as_published", *ROUTER_KEYS)(JOBS(command))
+    return spec_options("fleet", "models", "as_published", *ROUTER_KEYS)(JOBS(command))
 
 
 @click.command(
@@ -113,10 +114,11 @@ def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec
     """The run that all have in common. Raises click.ClickException for one that cannot be."""
     from bench.run.spec import SpecError, check_spec, with_values
 
+    check_one_fleet(options)
     points = rates(options["rate"])
     workload = workload_of(options, rate=points[0], default_requests=default_requests)
     try:
-        values = spec_values(options, "nodes", "fleet", "as_published", *NODE_KEYS)
+        values = spec_values(options, "nodes", "fleet", "models", "as_published", *NODE_KEYS)
         base = with_values(workload, values | given_router(options))
         check_spec(base)
     except SpecError as error:

@@ -12,6 +12,7 @@ from bench.data.own_file import is_workload_file
 from bench.data.source import WorkloadSpec, load_source
 from bench.run.spec import RunSpec, SpecError
 from bench.workload.item import WorkloadItem
+from bench.workload.models import with_models
 from bench.workload.rate_profile import parse_steps
 from engine_adapters.tokenizer import default_tokenizer
 
@@ -54,7 +55,7 @@ def requests_of(spec: RunSpec) -> list[WorkloadItem]:
     """The requests of a run that its nodes can take. Raises DatasetError, SpecError, ValueError."""
     source = load_source(workload_spec(spec))
     source.keep_fitting(spec.longest_tokens)
-    items = source.workload(rate_per_s=spec.rate_per_s, seed=spec.seed)
+    items = with_models(source.workload(rate_per_s=spec.rate_per_s, seed=spec.seed), spec.model_shares, spec.seed)
     # Simulated nodes read lengths only; texts would fill the memory of every process for nothing.
     return [msgspec.structs.replace(item, prompt="") if item.prompt else item for item in items]
 

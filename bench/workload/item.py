@@ -52,6 +52,8 @@ class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     prefix_ids: tuple[int, ...] = ()
     """As in `DataRow`, with `prefix_block_tokens`."""
     prefix_block_tokens: int = 0
+    model: str = ""
+    """Empty: the only one that is served."""
 
 
 def belief_of(item: WorkloadItem, lengths: LengthKnowledge) -> LengthBelief | None:

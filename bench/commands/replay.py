@@ -146,10 +146,11 @@ def live_plan(source: WorkloadSource, rate: float | None, seed: int, options: di
     """The run that the options describe. Raises click.ClickException when there cannot be one."""
     from bench.client.open_loop import ReplayPlan
     from bench.run.live import run_id
-    from bench.workload.item import belief_of
+    from bench.workload.item import belief_of, check_sent_by_the_clock
 
     try:
         items = source.workload(rate_per_s=rate, seed=seed)
+        check_sent_by_the_clock(items)
         belief_of(items[0], options["lengths"])
     except ValueError as error:
         raise click.ClickException(str(error)) from None

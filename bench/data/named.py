@@ -90,6 +90,12 @@ NAMED: dict[str, NamedFile | NamedDraws] = {
         path="burstgpt_derived/SYNTHETIC_burstgpt_like_day20.csv.gz",
         about="lengths by published quantiles of BurstGPT, not its rows",
     ),
+    "mooncake-arxiv": NamedFile(
+        kind="mooncake",
+        path="mooncake/mooncake_arxiv_trace_first1000.jsonl.gz",
+        about="first 1,000 requests of Mooncake's arXiv trace: conversations",
+        public="mooncake-arxiv",
+    ),
     "mooncake-synthetic": NamedFile(
         kind="mooncake",
         path="mooncake/synthetic_trace.jsonl.gz",

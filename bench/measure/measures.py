@@ -55,6 +55,7 @@ def measure(results: Sequence[RequestResult], summary: Summary, slo: GoodputSlo)
     found["total_tokens_per_s"] = summary.total_tokens_per_s
     found["completed_share"] = len(complete) / max(1, len(results))
     found["goodput_share"] = len(good) / max(1, len(results))
+    found["slo_missed_share"] = 1.0 - found["goodput_share"]
     found["goodput_requests_per_s"] = len(good) / summary.duration_s if summary.duration_s > 0 else 0.0
     if summary.preemptions is not None:
         found["preemptions"] = float(summary.preemptions)
@@ -157,6 +158,7 @@ KNOWN = frozenset(
         "total_tokens_per_s",
         "completed_share",
         "goodput_share",
+        "slo_missed_share",
         "goodput_requests_per_s",
         "preemptions",
         "preempted_share",

@@ -307,7 +307,9 @@ def check_spec(spec: RunSpec) -> None:
         if value is not None and not (math.isfinite(value) and value > 0):
             raise SpecError(f"{name} is {value:g}; it must be above 0")
     if spec.concurrency is not None and (spec.rate_per_s is not None or spec.rate_steps):
-        raise SpecError(f"concurrency is {spec.concurrency}, a closed loop, and a rate is given too: leave one of them out")
+        raise SpecError(
+            f"concurrency is {spec.concurrency}, a closed loop, and a rate is given too: leave one of them out"
+        )
     if not (math.isfinite(spec.warm_up_s) and spec.warm_up_s >= 0):
         raise SpecError(f"warm_up_s is {spec.warm_up_s:g}; it must be 0 or above")
     if spec.sample > spec.size:

@@ -12,7 +12,7 @@ from bench.commands.run_errors import run_errors
 from bench.commands.spec_options import (
     JOBS,
     RATES,
-    option_name,
+    given_values,
     policy_option,
     seeds_option,
     spec_options,
@@ -127,9 +127,7 @@ def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec
 
 def given_router(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those keys of the router that were given; the others stay as the router has them."""
-    source = click.get_current_context().get_parameter_source
-    given = (key for key in ROUTER_KEYS if source(option_name(key)) != click.core.ParameterSource.DEFAULT)
-    return spec_values(options, *given)
+    return given_values(options, *ROUTER_KEYS)
 
 
 def simulate_runs(

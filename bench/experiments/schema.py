@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-System = Literal["Astrolabe", "Block", "Llumnix", "Vidur", "own"]
+System = Literal["Astrolabe", "Block", "Llumnix", "Vidur", "llm-d", "own"]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

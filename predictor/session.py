@@ -24,7 +24,7 @@ from predictor.node import NodeRuntime
 from predictor.requests import CannotForward, End
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
-from simcore.types import Candidate, Outcome, TokenLogprobs
+from simcore.types import Candidate, NodePace, Outcome, TokenLogprobs
 
 log = structlog.get_logger("predictor.session")
 
@@ -113,6 +113,7 @@ class GatewaySession:
         self._told = node.config
         """The configuration whose names the gateway has been told."""
         self._told_adapters: tuple[str, ...] | None = None
+        self._told_pace: NodePace | None = None
         self._noted: tuple[object, bool, int] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
@@ -327,15 +328,15 @@ class GatewaySession:
             if taken:
                 frame.taken.extend(wire.taken(taken))
             noted = self._note(frame)
-            renamed = self._tell_names(frame)
-            if answers or parts or noted or pong or taken or renamed:
+            changed = self._tell_changes(frame)
+            if answers or parts or noted or pong or taken or changed:
                 await self._context.write(frame)
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()
                 return
 
-    def _tell_names(self, frame: pb.NodeFrame) -> bool:
-        """Adds what has changed of the names that the engine serves and uses."""
+    def _tell_changes(self, frame: pb.NodeFrame) -> bool:
+        """Adds what has changed of the names that the engine serves and uses, and of its pace."""
         node = self._node
         changed = False
         if self._told is not node.config:
@@ -344,6 +345,9 @@ class GatewaySession:
         if self._told_adapters is not node.adapters:
             self._told_adapters, changed = node.adapters, True
             frame.adapters.CopyFrom(wire.adapters(node.adapters))
+        if self._told_pace is not node.pace:
+            self._told_pace, changed = node.pace, True
+            frame.pace.CopyFrom(wire.pace(node.pace))
         return changed
 
     def _take_parts(self) -> list[tuple[str, _Tokens | _Reply]]:

@@ -244,6 +244,7 @@ class SimCluster:
     def _join(self, node: ClusterNode, at_s: float) -> None:
         spec = node.spec
         self._hand_over(ev.NodeJoined(node_id=spec.node_id, config=spec.config, profile=spec.step_time.name), at_s)
+        self._hand_over(ev.PaceTold(node_id=spec.node_id, pace=spec.step_time.pace(spec.config)), at_s)
         self._hand_over(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
 
     def _sent_by_the_clock(self, items: list[WorkloadItem], at_once: int | None) -> list[WorkloadItem]:

@@ -459,6 +459,7 @@ class NodeFrame(google.protobuf.message.Message):
     TAKEN_FIELD_NUMBER: builtins.int
     SERVED_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
+    PACE_FIELD_NUMBER: builtins.int
     pong: builtins.int
     """The last ping."""
     @property
@@ -489,6 +490,10 @@ class NodeFrame(google.protobuf.message.Message):
     def adapters(self) -> Global___AdaptersInUse:
         """The engine's LoRA adapters in use, when that has changed since the session's first frame; before it is not known."""
 
+    @property
+    def pace(self) -> protos.v1.astrolabe_types_pb2.NodePace:
+        """How fast the node works, in a session's first frames and when it has learned otherwise."""
+
     def __init__(
         self,
         *,
@@ -500,9 +505,10 @@ class NodeFrame(google.protobuf.message.Message):
         taken: collections.abc.Iterable[Global___Consumed] | None = ...,
         served: Global___ServedNames | None = ...,
         adapters: Global___AdaptersInUse | None = ...,
+        pace: protos.v1.astrolabe_types_pb2.NodePace | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "load", b"load", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "answers", b"answers", "load", b"load", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "load", b"load", "pace", b"pace", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "answers", b"answers", "load", b"load", "pace", b"pace", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
 
 Global___NodeFrame: typing_extensions.TypeAlias = NodeFrame
 

@@ -184,7 +184,7 @@ def test_the_router_remembers_where_prompts_went() -> None:
         made.end(f"r{i}")
         made.note(made.at[f"r{i}"])
     assert len(chosen) == 1
-    assert canonical_name("cache_aware") == "prefix_affinity"
+    assert canonical_name("kvaware") == "prefix_affinity"
 
 
 # --- the few that are worth asking ------------------------------------------------------------------------------------

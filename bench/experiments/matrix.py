@@ -14,7 +14,7 @@ from bench.run.simulated import RunLine
 NOTHING = "–"
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
+class MatrixCell(msgspec.Struct, frozen=True, kw_only=True):
     """One variant in one setting."""
 
     value: Estimate | None
@@ -31,7 +31,7 @@ class MatrixRow(msgspec.Struct, frozen=True, kw_only=True):
 
     variant: str
     ours: bool
-    cells: list[Cell]
+    cells: list[MatrixCell]
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,15 +66,15 @@ def _value(spec: MatrixSpec, lines: Sequence[RunLine]) -> Estimate | None:
     return estimate([value * spec.scale for value in values.values()]) if values else None
 
 
-def _cell(spec: MatrixSpec, value: Estimate | None, column: Sequence[Estimate | None]) -> Cell:
+def _cell(spec: MatrixSpec, value: Estimate | None, column: Sequence[Estimate | None]) -> MatrixCell:
     if value is None:
-        return Cell(value=None, text=NOTHING)
+        return MatrixCell(value=None, text=NOTHING)
     means = [one.mean for one in column if one is not None]
     best = min(means) if spec.best == "least" else max(means)
     ratio = None
     if value.mean > 0 and best > 0:
         ratio = value.mean / best if spec.best == "least" else best / value.mean
-    return Cell(
+    return MatrixCell(
         value=value,
         text=text_of(value, digits=spec.digits),
         is_best=f"{value.mean:.{spec.digits}f}" == f"{best:.{spec.digits}f}",

@@ -40,12 +40,15 @@ def matrix_as_markdown(matrix: Matrix) -> str:
     for row in matrix.rows:
         name = f"**{row.variant}**" if row.ours else row.variant
         out.append(_row([name, *(f"**{cell.text}**" if cell.is_best else cell.text for cell in row.cells)]))
+    if matrix.note:
+        out += ["", matrix.note]
     return "\n".join(out) + "\n"
 
 
 def matrix_as_rich(matrix: Matrix) -> Table:
     """The same for a terminal, where the best are bold and green."""
     shown = Table(title=matrix.title, title_justify="left", header_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    shown.caption, shown.caption_justify = matrix.note or None, "left"
     shown.add_column("", no_wrap=True)
     for setting in matrix.settings:
         shown.add_column(setting, justify="right")

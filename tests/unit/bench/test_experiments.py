@@ -245,6 +245,20 @@ def test_a_matrix_has_a_dash_where_nothing_was_run() -> None:
     assert not matrix.rows[1].cells[1].is_best
 
 
+def test_times_of_the_few_that_were_answered_are_not_the_best() -> None:
+    lines = [
+        line("a", 10.0, group="e/g", e2e_mean_s=1.0, completed_share=0.5, goodput_share=0.5),
+        line("b", 10.0, group="e/g", e2e_mean_s=3.0, completed_share=1.0, goodput_share=0.4),
+    ]
+    times = matrix_of(SETTINGS, MatrixSpec(title="t", measure="e2e_mean_s", digits=0), lines)
+    assert [(row.cells[0].text, row.cells[0].is_best) for row in times.rows] == [("1 †", False), ("3", True)]
+    assert times.rows[0].cells[0].ratio is None
+    assert "† more than 1 %" in matrix_as_markdown(times)
+    good = matrix_of(SETTINGS, MatrixSpec(title="t", measure="goodput_share", best="most"), lines)
+    assert [row.cells[0].is_best for row in good.rows] == [True, False]
+    assert "†" not in matrix_as_markdown(good)
+
+
 def test_settings_are_runs_without_a_policy() -> None:
     found = settings_of(SETTINGS)
     assert {title: (spec.rate_per_s, spec.nodes, spec.requests) for title, spec in found.items()} == {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SET, base_spec, policy_option, seeds_option, spec_options
+from bench.commands.spec_options import JOBS, SET, base_spec, given_values, policy_option, seeds_option, spec_options
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bench.run.executor import Chain
     from bench.run.spec import RunSpec
 
+SLO_KEYS = ("slo_ttft_s", "slo_tpot_s")
 OBJECTIVES = ("ttft_p99_s<=3", "ttft_p99_s<=10", "scheduling_delay_p99_s<=5")
 
 
@@ -35,12 +36,16 @@ Example: the same with an H100, its usual limits and your own rows of prompt and
       --set max_num_seqs=256 --set max_num_batched_tokens=2048 --set dataset=lengths --set dataset_path=mine.csv
 
 \b
+Example: a joint objective: 99 % of the answers have their first token within 3 s and then 50 ms a token at most.
+  astrolabe bench capacity --slo "goodput_share>=0.99" --slo-tpot 0.05 --set dataset=conversations
+
+\b
 Example: a policy of your own on eight nodes.
   astrolabe bench capacity --policy ./my_policy.py --slo "ttft_p99_s<=3" --set nodes=8
 
 \b
 Measures are named <what>_<statistic>_<unit>: ttft, tpot, e2e, scheduling_delay, preemption_loss; mean, p50, p90, p95,
-p99, max; s. And goodput_share (limits: --set slo_ttft_s=3 --set slo_tpot_s=0.1), completed_share, preemptions, ...
+p99, max; s. And goodput_share (limits: --slo-ttft 3 --slo-tpot 0.1), completed_share, preemptions, ...
 Runs are finite: a long queue needs time to grow, so take --set requests=N for minutes of arrivals, not seconds.
 """
 )
@@ -55,7 +60,7 @@ Runs are finite: a long queue needs time to grow, so take --set requests=N for m
 )
 @click.option("--low", type=float, default=4.0, show_default=True, metavar="R", help="Rate from which to search.")
 @click.option("--step", type=float, default=0.25, show_default=True, metavar="R", help="Rates are multiples of this.")
-@spec_options("fleet", "models", "as_published")
+@spec_options("fleet", "models", "as_published", *SLO_KEYS)
 @SET
 @seeds_option(3)
 @JOBS
@@ -75,6 +80,7 @@ def capacity(
     jobs: int,
     output: str,
     as_json: bool,
+    **slo_limits: float,
 ) -> None:
     """Find, by bisection for each policy and seed, the largest rate that keeps an objective (mean and 95 % interval).
 
@@ -100,6 +106,7 @@ def capacity(
         rate = low if fleet_rate is None else fleet_rate
         given = {"fleet": fleet, "models": models, "as_published": as_published}
         base = with_values(base_spec(settings, **given), {"rate_per_s": rate})
+        base = with_values(base, given_values(slo_limits, *SLO_KEYS))
         if fleet_rate is not None and base.fleet:
             raise click.UsageError("--nodes-for counts equal nodes: leave fleet out")
         check_spec(base)

@@ -155,11 +155,12 @@ def live_plan(
     """
     from bench.client.open_loop import ReplayPlan
     from bench.run.live import run_id
-    from bench.workload.item import belief_of
+    from bench.workload.item import belief_of, check_sent_by_the_clock
     from bench.workload.models import with_models
 
     try:
         items = with_models(source.workload(rate_per_s=rate, seed=seed), shares or {}, seed)
+        check_sent_by_the_clock(items)
         belief_of(items[0], options["lengths"])
     except ValueError as error:
         raise click.ClickException(str(error)) from None

@@ -96,6 +96,12 @@ def spec_values(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return values | ({"router.hold": hold} if hold else {})
 
 
+def given_values(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The same of those options alone that the user gave."""
+    source = click.get_current_context().get_parameter_source
+    return spec_values(given, *(key for key in keys if source(option_name(key)) != click.core.ParameterSource.DEFAULT))
+
+
 def split_pair(text: str, option: str) -> tuple[str, str]:
     """`KEY=VALUE`. Raises click.BadParameter."""
     key, equals, value = text.partition("=")

@@ -51,6 +51,7 @@ def measure(results: Sequence[RequestResult], summary: Summary, slo: GoodputSlo)
     found["total_tokens_per_s"] = summary.total_tokens_per_s
     found["completed_share"] = len(complete) / max(1, len(results))
     found["goodput_share"] = good / max(1, len(results))
+    found["slo_missed_share"] = 1.0 - found["goodput_share"]
     found["goodput_requests_per_s"] = good / summary.duration_s if summary.duration_s > 0 else 0.0
     if summary.preemptions is not None:
         found["preemptions"] = float(summary.preemptions)
@@ -164,6 +165,7 @@ KNOWN = frozenset(
         "total_tokens_per_s",
         "completed_share",
         "goodput_share",
+        "slo_missed_share",
         "goodput_requests_per_s",
         "preemptions",
         "preempted_share",

@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.measure.groups import fleet_price, group_measures, summarise_groups
 from bench.measure.measures import GoodputSlo, good_answers, measure
-from bench.measure.results import SCHEMA_VERSION, FleetPrice, GroupSummary, RequestResult, Run, Summary
+from bench.measure.results import SCHEMA_VERSION, FleetPrice, GroupSummary, RequestResult, Run, Summary, summarise
 from bench.run.spec import RunSpec, delays_of, noise_of, router_config
 from bench.run.workload import requests_of
 from bench.simcluster import SimCluster
@@ -116,13 +116,16 @@ def run_task(
         observe=observer,
     )
     observer.cluster = cluster
-    found = cluster.run(items)
-    summary = found.summary()
+    found = cluster.run(items, at_once=spec.concurrency)
+    results = [result for result in found.results if result.arrival_s >= spec.warm_up_s]
+    if not results:
+        raise ValueError(f"no request comes after a warm-up of {spec.warm_up_s:g} s: make the run longer")
+    summary = summarise(results, preemptions=None if spec.warm_up_s else found.preemptions)
     cpu_s = time.process_time() - cpu_s
     line = line_of(
         task,
         "simulated",
-        found.results,
+        results,
         summary,
         {**observer.free_blocks(), "forecasts": float(found.forecasts), "cpu_s": cpu_s},
         course=observer.course,
@@ -133,7 +136,7 @@ def run_task(
         began_s=began_s,
         cpu_s=cpu_s,
     )
-    return Done(line=line, results=found.results if keep_results else [])
+    return Done(line=line, results=results if keep_results else [])
 
 
 def line_of(

@@ -96,6 +96,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Length of the run in requests; not given: as many as the data set or the duration gives."""
     duration_s: Annotated[float | None, msgspec.Meta(extra={"option": "duration", "metavar": "S"})] = None
     """Length of the run in seconds."""
+    concurrency: Annotated[Count | None, msgspec.Meta(extra={"metavar": "N"})] = None
+    """A closed loop instead of a rate, in simulations: so many requests at a time, the next when one has ended."""
+    warm_up_s: Annotated[float, msgspec.Meta(extra={"option": "warm-up", "metavar": "S"})] = 0.0
+    """Simulations: what comes in the first S seconds is run and not measured."""
     seed: Index = 0
     nodes: Count = 12
     """Equal nodes."""
@@ -121,8 +125,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Gateway work per event."""
     forecast_s: float = 0.0005
     note_interval_s: float = 0.005
-    slo_ttft_s: float = 3.0
-    slo_tpot_s: float = 0.1
+    slo_ttft_s: Annotated[float, msgspec.Meta(extra={"option": "slo-ttft", "metavar": "S"})] = 3.0
+    """A good answer's time to first token, at most."""
+    slo_tpot_s: Annotated[float, msgspec.Meta(extra={"option": "slo-tpot", "metavar": "S"})] = 0.1
+    """A good answer's time per token after the first, at most."""
 
     @property
     def key(self) -> str:
@@ -337,6 +343,12 @@ def check_spec(spec: RunSpec) -> None:
         value = getattr(spec, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise SpecError(f"{name} is {value:g}; it must be above 0")
+    if spec.concurrency is not None and (spec.rate_per_s is not None or spec.rate_steps):
+        raise SpecError(
+            f"concurrency is {spec.concurrency}, a closed loop, and a rate is given too: leave one of them out"
+        )
+    if not (math.isfinite(spec.warm_up_s) and spec.warm_up_s >= 0):
+        raise SpecError(f"warm_up_s is {spec.warm_up_s:g}; it must be 0 or above")
     if spec.sample > spec.size:
         raise SpecError(f"sample is {spec.sample}, but there are only {spec.size} nodes to draw from")
     try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -58,6 +58,9 @@ NODE_REPORT, FORECAST, CLIENT, TIMER, ABORT, DISPATCH, ASK = (
 DRAIN_CHECK_S = 0.1
 """How often somebody looks whether a node that is to leave is empty."""
 
+TURNAROUND_S = 0.01
+"""From the end of an answer to the request that it lets a client send, at least."""
+
 __all__ = ["Delays", "NodeSpec", "SimCluster", "SimResult"]
 
 Observer = Callable[[float, ev.AnyEvent, Sequence[ev.AnyAction]], None]
@@ -94,6 +97,10 @@ class _Drains(NamedTuple):
     """A node gets nothing new any more, and goes when it is empty."""
 
     node_id: str
+
+
+class _Looks(NamedTuple):
+    """Ends of answers are looked at: no node runs ahead of a request that one of them sets free."""
 
 
 class SimCluster:
@@ -158,9 +165,22 @@ class SimCluster:
         """By how much the gateway's clock has jumped."""
         self._requests: dict[str, SimulatedRequest] = {}
         self._policies: Counter[str] = Counter()
+        self._followers: dict[str, WorkloadItem] = {}
+        """By the request whose end each waits for."""
+        self._queued: deque[WorkloadItem] = deque()
+        """Requests of a closed loop that are to be sent yet."""
 
-    def run(self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, WorldEvent]] = ()) -> SimResult:
+    def run(
+        self,
+        workload: Sequence[WorkloadItem],
+        world: Sequence[tuple[float, WorldEvent]] = (),
+        *,
+        at_once: int | None = None,
+    ) -> SimResult:
         """Runs until every request has ended.
+
+        With `at_once` it is a closed loop: so many requests, or conversations of several, are under way, and the next
+        one is sent when one has ended; arrival times only say in which order.
 
         `world` holds what happens from outside, with times: `NodeLost` (the engine's requests are gone unless only its
         daemon died), `NodeJoined` (it comes back empty), `DrainAsked`, `ClientGone`, `PolicySet`, any `Fault`, and
@@ -175,10 +195,13 @@ class SimCluster:
         self._requests = {item.request_id: SimulatedRequest(item) for item in items}
         if len(self._requests) < len(items):
             raise ValueError("two requests of the workload have the same id")
-        self._open(items[0].arrival_s if items else 0.0)
+        first_s = items[0].arrival_s if items else 0.0
+        self._open(first_s)
         for at_s, event in world:
             self._heap.push(at_s, Rank.WORLD, event)
-        arrivals = iter(items)
+        arrivals = iter(self._sent_by_the_clock(items, at_once))
+        if self._followers or self._queued:
+            self._heap.push(first_s, Rank.WORLD, _Looks())
         self._schedule_next(arrivals)
         events = self._drive(arrivals)
         nodes = [*self._nodes.values(), *self._left]
@@ -186,6 +209,8 @@ class SimCluster:
             node.finish()
         results = [request.result for request in self._requests.values() if request.result is not None]
         assert len(results) == len(items), "a request has not ended although nothing is left to happen"
+        if any(item.after for item in items) or at_once is not None:
+            results.sort(key=lambda result: result.arrival_s)
         return SimResult(
             results=results,
             preemptions=self.preemptions,
@@ -221,6 +246,32 @@ class SimCluster:
         self._hand_over(ev.NodeJoined(node_id=spec.node_id, config=spec.config, profile=spec.step_time.name), at_s)
         self._hand_over(ev.PaceTold(node_id=spec.node_id, pace=spec.step_time.pace(spec.config)), at_s)
         self._hand_over(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
+
+    def _sent_by_the_clock(self, items: list[WorkloadItem], at_once: int | None) -> list[WorkloadItem]:
+        """Those that wait for nobody; the others are kept for when somebody ends. Raises ValueError."""
+        self._followers = {item.after: item for item in items if item.after}
+        waiting = sum(1 for item in items if item.after)
+        if len(self._followers) < waiting or not self._requests.keys() >= self._followers.keys():
+            raise ValueError("two requests follow the same one, or one follows a request that is not there")
+        free = [item for item in items if not item.after]
+        if at_once is None:
+            return free
+        self._queued.extend(free[at_once:])
+        return [self._at(item, items[0].arrival_s) for item in free[:at_once]]
+
+    def _at(self, item: WorkloadItem, at_s: float) -> WorkloadItem:
+        """The request, which comes at another time than its workload said."""
+        self._requests[item.request_id].item = moved = msgspec.structs.replace(item, arrival_s=at_s)
+        return moved
+
+    def _send_next(self, request_id: str, at_s: float) -> None:
+        """Somebody's request has ended: who waited for that comes."""
+        item = self._followers.pop(request_id, None)
+        if item is None and self._queued:
+            item = self._queued.popleft()
+        if item is not None:
+            item = self._at(item, at_s + max(item.think_s, TURNAROUND_S))
+            self._heap.push(item.arrival_s, Rank.CLIENT, item)
 
     def _schedule_next(self, arrivals: Iterator[WorkloadItem]) -> None:
         item = next(arrivals, None)
@@ -312,7 +363,11 @@ class SimCluster:
         else:
             node.abort(action.request_id, at_s)
 
-    def _change_world(self, event: WorldEvent | _Ready | _Drains, at_s: float) -> None:
+    def _change_world(self, event: WorldEvent | _Ready | _Drains | _Looks, at_s: float) -> None:
+        if isinstance(event, _Looks):
+            if self._followers or self._queued:
+                self._heap.push(at_s + TURNAROUND_S, Rank.WORLD, event)
+            return
         if isinstance(event, Fault):
             self._go_wrong(event, at_s)
             return
@@ -404,6 +459,7 @@ class SimCluster:
             if request.shape is not None and request.result is None:
                 lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
                 request.finish(lost, at_s, self._account)
+                self._send_next(request_id, at_s)
         for node in self._nodes.values():
             if not node.faults.deaf:
                 node.restart()
@@ -459,6 +515,8 @@ class SimCluster:
                     self._send(there_s, Rank.ABORT, action)
                 case ev.Finish():
                     self._requests[action.request_id].finish(action, at_s, self._account)
+                    if self._followers or self._queued:
+                        self._send_next(action.request_id, at_s)
                 case ev.Placed():
                     raise AssertionError("no request of a simulated cluster is placed by somebody else")
 

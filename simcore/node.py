@@ -495,6 +495,14 @@ class SimNode:
         known, held = ENTRIES.known_prefix(self._shared[0], names)
         return int(known), int(held)
 
+    def cached_names(self) -> tuple[at.Ints, at.Ints] | None:
+        """(What each block is found by, 1 for each where that is a name of `SimRequest.block_hashes`, read as a signed
+        number). Views, good until the next step; None while no prompt had names."""
+        if self._shared is None:
+            return None
+        pool, blocks = self._shared[0], self.config.num_blocks
+        return pool[at.KEY, :blocks], pool[at.HAS_KEY, :blocks]
+
     @property
     def shares_blocks(self) -> bool:
         """Whether blocks are told one from another: some prompt here began, or might have begun, like another."""

@@ -16,11 +16,21 @@ from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.noise import Noise, NoiseSource
 from bench.simcluster.request import EngineWatch, RequestAccount
 from bench.simcluster.world import NodeFaults, NodeSpec
-from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
+from gateway.core.events import (
+    AskForecast,
+    CacheTold,
+    ForecastArrived,
+    LoadNoted,
+    RequestShape,
+    StreamEnded,
+    TokensSeen,
+)
 from gateway.core.outcomes import COMPLETE
 from length_model.core.belief import DEFAULT_PRIOR, truncated
+from predictor.core.cache_teller import TELL_EVERY_S, CacheTeller
 from predictor.core.calibration import Calibration
 from predictor.core.node_predictor import NodePredictor
+from simcore.cache_content import CacheContent
 from simcore.node import NodeEvent, SimRequest
 from simcore.trace import StepBatch
 from simcore.tracing import NOBODY, TracingNode
@@ -79,6 +89,8 @@ class ClusterNode:
         """When it next has something to do; `run_until` before that does nothing."""
         self.note_s = math.inf
         """Before this moment the router has heard of no newer state; `note` before that gives nothing."""
+        self.tell_s = math.inf
+        """When it next tells what its prefix cache holds, if that has changed; inf before it is asked to."""
         self.faults = NodeFaults()
         self.steps = 0
         self.forecasts = 0
@@ -95,6 +107,10 @@ class ClusterNode:
         self._scenarios = scenarios
         self._changed = False
         """Whether the engine's state is newer than the last that was kept for a note."""
+        self._cache_number: int | None = None
+        """Of the last summary of the prefix cache that the router was told."""
+        self._heard_names: list[int] = []
+        """Names that a node which lies of its cache claims to have."""
         self._begin()
 
     def restart(self) -> None:
@@ -198,6 +214,38 @@ class ClusterNode:
             load = msgspec.structs.replace(load, trusted=False)
         return LoadNoted(load=load, dispatch_seq=mark // 2)
 
+    def ask_cache(self) -> None:
+        """The router wants to know what the prefix cache holds, from the whole on."""
+        self._cache_number = None
+        self.tell_s = -math.inf
+
+    def tell_cache(self, now_s: float) -> CacheTold | None:
+        """What the router does not know yet of the prefix cache, the step in progress included."""
+        if self.faults.frozen_s is not None or self.faults.deaf:
+            return None
+        teller, lies = self._teller, self.faults.cache_lie
+        if now_s >= teller.due_s:
+            stored, evicted = self._cached.look()
+            if lies:
+                stored, evicted = [*stored, *self._heard_names], []
+                self._heard_names = []
+            teller.changed(stored, evicted)
+            teller.make(now_s)
+        self.tell_s = max(teller.due_s, now_s + TELL_EVERY_S)
+        summary = teller.after(self._cache_number)
+        if summary is None:
+            return None
+        self._cache_number = summary.number
+        if summary.number != teller.number:
+            self.tell_s = now_s
+        return CacheTold(node_id=self.node_id, summary=summary)
+
+    def lie_of_cache(self, truth: bool) -> None:
+        """From now on it claims to have cached all that it hears of, or tells the truth again."""
+        self.faults.cache_lie = not truth
+        self._heard_names = []
+        self._teller.changed_wholly()
+
     def progress(self, now_s: float) -> dict[str, int]:
         """Output tokens of each request here that have left the node by `now_s`."""
         self.run_until(now_s)
@@ -237,6 +285,8 @@ class ClusterNode:
         config = self.spec.config
         room = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens) - shape.prompt_tokens
         produced = min(output_tokens, shape.max_output_tokens, room)
+        if self.faults.cache_lie:
+            self._heard_names += block_hashes
         request = SimRequest(
             request_id=shape.request_id,
             prompt_tokens=shape.prompt_tokens,
@@ -274,6 +324,8 @@ class ClusterNode:
         """A question arrives; the answer goes on the heap."""
         self.run_until(now_s)
         candidate = ask.candidate
+        if self.faults.cache_lie:
+            self._heard_names += candidate.block_hashes
         if self._noise is not None:
             belief = self._noise.believed(candidate.request_id, candidate.belief)
             candidate = msgspec.structs.replace(candidate, belief=belief)
@@ -310,6 +362,11 @@ class ClusterNode:
             self._known, Calibration(arrivals=self._correcting is True), correcting=bool(self._correcting)
         )
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
+        self._cached = CacheContent(self._engine)
+        self._teller = CacheTeller(self._cached.names)
+        self._cache_number = None
+        self._heard_names = []
+        self.tell_s = math.inf
         self._dispatched(0)
         self._changed = False
         self.note_s = math.inf
@@ -331,11 +388,14 @@ class ClusterNode:
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1, attempt=attempt)
                 push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen,)))
                 continue
+            found_tokens = watch.found_tokens.get(request_id)
             watch.left(request_id, at_s)
             tokens, outcome, attempt = self._ends[request_id]
             if predictor.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens):
                 self._mark ^= 1
-            ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt)
+            ended = StreamEnded(
+                request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt, found_tokens=found_tokens
+            )
             if tokens > 1:
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1, attempt=attempt)
                 push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen, ended)))

@@ -65,6 +65,14 @@ class Lies(Fault, frozen=True, kw_only=True):
     factor: float
 
 
+class CacheLies(Fault, frozen=True, kw_only=True):
+    """The node claims to have cached whatever prompt it has been asked about or given. `truth`: it tells the truth
+    again."""
+
+    node_id: str
+    truth: bool = False
+
+
 class Fills(Fault, frozen=True, kw_only=True):
     """The node turns requests away as soon as so many wait there. None: it takes them all again."""
 
@@ -123,6 +131,8 @@ class NodeFaults(msgspec.Struct):
     """Since when its trace stands still."""
     lie: float = 1.0
     queue_limit: int | None = None
+    cache_lie: bool = False
+    """Whether it claims to have cached all prompts that it knows of."""
 
     def repair(self) -> None:
         """All is right again but what it says: lies last."""

@@ -15,6 +15,7 @@ import math
 import msgspec
 
 from length_model.core.belief import DEFAULT_PRIOR, given_produced, truncated
+from predictor.core.cache_teller import CacheTeller
 from predictor.core.mirror import Applied, NodeMirror
 from predictor.core.prefix_content import PrefixContent
 from predictor.core.reservations import Reservations
@@ -54,7 +55,7 @@ class _Belief:
 class _Sent:
     """A dispatched request until it ends, under however many names the engine has it."""
 
-    __slots__ = ("belief", "joins", "names", "prompt_tokens")
+    __slots__ = ("belief", "found_tokens", "joins", "names", "prompt_tokens")
 
     def __init__(self, candidate: Candidate) -> None:
         self.belief = candidate.belief
@@ -63,6 +64,8 @@ class _Sent:
         """Those of its requests in the trace."""
         self.joins = True
         """Whether the trace names it as we do."""
+        self.found_tokens: int | None = None
+        """Tokens found in the prefix cache when it was first admitted; None before that."""
 
 
 class TracedEngine:
@@ -89,6 +92,7 @@ class TracedEngine:
         self.mirror: NodeMirror | None = None
         self.reservations = Reservations()
         self.prefixes = PrefixContent(block_size_tokens=config.block_size_tokens, most_blocks=config.num_blocks)
+        self.cache_teller = CacheTeller(self.prefixes.names)
         self._beliefs: dict[str, _Belief] = {}
         self._sent: dict[str, _Sent] = {}
         self._received_s = -math.inf
@@ -113,6 +117,7 @@ class TracedEngine:
         self._connected = True
         self._received_s = now_s
         self.prefixes.begin()
+        self.cache_teller.changed_wholly()
         for state in (*snapshot.running, *snapshot.waiting):
             self._arrived(state)
         for request_id in [i for i in self._beliefs if not self._is_here(i)]:
@@ -131,13 +136,23 @@ class TracedEngine:
                 self.learner.add(delta.batch, delta.duration_s)
             for state in delta.arrived:
                 self._arrived(state)
+            for request_id, found_tokens in self.mirror.admitted:
+                sent = self._sent.get(request_id) or self._sent.get(parent_id(request_id))
+                if sent is not None and sent.found_tokens is None:
+                    sent.found_tokens = found_tokens
             for request_id in (*delta.finished, *delta.aborted):
                 self._forget(request_id)
         return False
 
     def on_cache(self, delta: CacheDelta) -> bool:
         """A change of the engine's prefix cache. True: one was lost and the trace must be read anew."""
-        return self.prefixes.apply(delta)
+        if self.prefixes.apply(delta):
+            return True
+        if delta.cleared:
+            self.cache_teller.changed_wholly()
+        else:
+            self.cache_teller.changed(delta.stored, delta.evicted)
+        return False
 
     def on_disconnect(self) -> None:
         """The trace has broken. The last state stays, and ages."""
@@ -175,6 +190,12 @@ class TracedEngine:
         """How many requests the engine has made of one that was dispatched and has not ended, as far as is known."""
         sent = self._sent.get(request_id)
         return 0 if sent is None else len(sent.names)
+
+    def found_tokens(self, request_id: str) -> int | None:
+        """Tokens of a dispatched request's prompt that the prefix cache had when it was admitted; None before that, and
+        where the trace does not tell."""
+        sent = self._sent.get(request_id)
+        return None if sent is None else sent.found_tokens
 
     # --- what is known ------------------------------------------------------------------------------------------------
 

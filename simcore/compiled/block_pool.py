@@ -25,6 +25,12 @@ def key_of(req: Ints, shared: Arrays, slot: int, index: int) -> int:
 
 
 @njit(nogil=True)
+def _kind_of(req: Ints, slot: int, index: int) -> int:
+    """What `HAS_KEY` says of that block."""
+    return 1 if index < req[slot, at.HASHES] else 2
+
+
+@njit(nogil=True)
 def _bucket(pool: Ints, key: int) -> int:
     mixed = key ^ (key >> 32)
     return (mixed ^ (mixed >> 16)) & (pool.shape[1] - 1)
@@ -40,9 +46,9 @@ def find(pool: Ints, key: int) -> int:
 
 
 @njit(nogil=True)
-def _set_key(pool: Ints, block: int, key: int) -> None:
+def _set_key(pool: Ints, block: int, key: int, kind: int) -> None:
     pool[at.KEY, block] = key
-    pool[at.HAS_KEY, block] = 1
+    pool[at.HAS_KEY, block] = kind
     pool[at.CHAIN, block] = -1
     bucket = _bucket(pool, key)
     place = pool[at.BUCKETS, bucket]
@@ -150,7 +156,7 @@ def name_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, tokens: int) -
     pool, table, _ = shared
     if head[at.CACHING]:
         for index in range(req[slot, at.KEYED] // head[at.BLOCK], tokens // head[at.BLOCK]):
-            _set_key(pool, table[slot, index], key_of(req, shared, slot, index))
+            _set_key(pool, table[slot, index], key_of(req, shared, slot, index), _kind_of(req, slot, index))
 
 
 @njit(nogil=True)
@@ -195,7 +201,7 @@ def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
             pool[at.REFS, used] = 1
             table[slot, index] = used
             if head[at.CACHING] and index < req[slot, at.KEYED] // block:
-                _set_key(pool, used, key_of(req, shared, slot, index))
+                _set_key(pool, used, key_of(req, shared, slot, index), _kind_of(req, slot, index))
             used += 1
     owned = head[at.OWNED] > 0
     for _ in range(head[at.FRONT] if owned else head[at.FREE]):
@@ -209,7 +215,7 @@ def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
         for index in range(lists[at.SEG_COUNT, segment] - 1, -1, -1):
             link(pool, used, pool[at.PREVIOUS, front + 1])
             if owner >= 0:
-                _set_key(pool, used, key_of(req, shared, owner, index))
+                _set_key(pool, used, key_of(req, shared, owner, index), _kind_of(req, owner, index))
             used += 1
         if owner >= 0:
             req[owner, at.SEGMENT] = -1

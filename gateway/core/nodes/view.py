@@ -24,5 +24,5 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     dispatches_60s: int
     """Dispatches of this gateway to it in the last 60 s."""
     cached_tokens: int = 0
-    """Tokens at the beginning of the request's prompt that were sent there before (`PrefixIndex`); 0 unless the policy
-    says that it needs to know."""
+    """Tokens at the beginning of the request's prompt that its prefix cache holds, as far as is known (`PrefixIndex`);
+    0 where the prompt's blocks have no names."""

@@ -21,8 +21,7 @@ class Policy(Protocol):
     """One instance serves one router; state, if any, is its own. A constructor takes nothing, or `rng`, the router's
     generator, to draw from.
 
-    One that prices what a node has cached of the prompt says `needs_prefixes: ClassVar[bool] = True`; then views tell
-    it (`NodeView.cached_tokens`).
+    What a node has cached of the prompt is in its view (`NodeView.cached_tokens`).
     """
 
     name: ClassVar[str]

@@ -225,7 +225,7 @@ class ClusterNode:
             return None
         teller, lies = self._teller, self.faults.cache_lie
         if now_s >= teller.due_s:
-            stored, evicted = self._cached.look()
+            stored, evicted = self._cached.look(teller.one_in)
             if lies:
                 stored, evicted = [*stored, *self._heard_names], []
                 self._heard_names = []

@@ -22,7 +22,8 @@ class CacheTeller:
         """Of the last summary; 0 before the first."""
         self._content = content
         self._most_names = most_names
-        self._one_in = 1
+        self.one_in = 1
+        """Of so many names about one is told now (`is_told`)."""
         self._told: set[int] | None = None
         """What the last summary comes to; None: not known."""
         self._touched: dict[int, bool] = {}
@@ -46,7 +47,7 @@ class CacheTeller:
         """These names are there now, those are not any more."""
         if self._anew:
             return
-        one_in, touched = self._one_in, self._touched
+        one_in, touched = self.one_in, self._touched
         for name in evicted:
             if is_told(name, one_in):
                 touched[told_name(name)] = False
@@ -86,7 +87,7 @@ class CacheTeller:
         told = self._told
         if told is None:
             return CacheSummary(number=self.number, whole=True, unknown=True)
-        return CacheSummary(number=self.number, whole=True, one_in=self._one_in, stored=tuple(told), names=len(told))
+        return CacheSummary(number=self.number, whole=True, one_in=self.one_in, stored=tuple(told), names=len(told))
 
     def _whole(self) -> CacheSummary | None:
         self._anew = False
@@ -104,7 +105,7 @@ class CacheTeller:
         if len(told) > self._most_names:
             # Names that are no hashes.
             told = set(sorted(told)[: self._most_names])
-        self._told, self._one_in = told, one_in
+        self._told, self.one_in = told, one_in
         return CacheSummary(number=self.number + 1, whole=True, one_in=one_in, stored=tuple(told), names=len(told))
 
     def _change(self) -> CacheSummary | None:
@@ -120,11 +121,11 @@ class CacheTeller:
         if len(told) > self._most_names or len(stored) + len(evicted) > len(told):
             # Also when it has shrunk so far that more of it could be told.
             return self._whole()
-        if self._one_in > 1 and len(told) < self._most_names // 4:
+        if self.one_in > 1 and len(told) < self._most_names // 4:
             return self._whole()
         return CacheSummary(
             number=self.number + 1,
-            one_in=self._one_in,
+            one_in=self.one_in,
             stored=tuple(stored),
             evicted=tuple(evicted),
             names=len(told),

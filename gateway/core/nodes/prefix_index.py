@@ -10,13 +10,14 @@ Names chain, so a name that is known means that all before it are, too: searches
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-from simcore.cache_summary import MOST_NAMES, MOST_ONE_IN, CacheSummary, is_told, told_name
+from simcore.cache_summary import MOST_NAMES, MOST_ONE_IN, CacheSummary, told_name
 from simcore.types import EngineConfig
 
 MOST_OWN_BLOCKS = 16_384
@@ -29,6 +30,8 @@ ASK_AGAIN_S = 1.0
 """Least time between two summaries that lead nowhere after which the whole is asked for."""
 MOST_BAD = 5
 """Such summaries in a row of which operators are told."""
+MOST_AHEAD = 32
+"""Of more prompts on their way that begin alike, the last so many are looked at."""
 CLAIMS = 8
 """Claims checked before a summary is disbelieved."""
 CLAIMS_MEMORY = 16
@@ -64,8 +67,8 @@ class PrefixIndex:
         self._asked_s = -math.inf
         self._sent: dict[str, _Sent] = {}
         """Prompts that the summary may not count yet, by request id, oldest first."""
-        self._ahead: dict[int, int] = {}
-        """How many of these have each name."""
+        self._ahead: dict[int, dict[str, Sequence[int]]] = {}
+        """Names of these, by the first of them and request id."""
         self._own: OrderedDict[int, None] = OrderedDict()
         """Names of blocks that went there, oldest first."""
         self._found = 1.0
@@ -122,9 +125,7 @@ class PrefixIndex:
         if self._told is not None and request_id is not None:
             self._drop(request_id)
             self._sent[request_id] = _Sent(names=names, claimed_blocks=self._told_blocks(names), sent_s=now_s)
-            ahead = self._ahead
-            for name in names:
-                ahead[name] = ahead.get(name, 0) + 1
+            self._ahead.setdefault(names[0], {})[request_id] = names
         if not self.is_told:
             self._remember(names, config)
 
@@ -155,9 +156,11 @@ class PrefixIndex:
         if not self.is_told:
             return _beginning(len(names), lambda i: names[i] in self._own)
         blocks = self._told_blocks(names)
-        if not self._ahead:
-            return blocks
-        return max(blocks, _beginning(len(names), lambda i: names[i] in self._ahead))
+        ahead = self._ahead.get(names[0])
+        if ahead is not None:
+            for other in itertools.islice(reversed(ahead.values()), MOST_AHEAD):
+                blocks = _common(names, other, blocks)
+        return blocks
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -190,9 +193,19 @@ class PrefixIndex:
             return 0
         if one_in == 1:
             return _beginning(len(names), lambda i: told_name(names[i]) in told)
-        places = [i for i, name in enumerate(names) if is_told(name, one_in)]
-        known = _beginning(len(places), lambda i: told_name(names[places[i]]) in told)
-        return places[known - 1] + 1 if known else 0
+        low, high = 0, len(names)
+        # The first is looked up first: most nodes know nothing of most prompts.
+        place = _told_place(names, one_in, low, high)
+        while place >= 0:
+            if told_name(names[place]) in told:
+                low = place + 1
+            else:
+                high = place
+            middle = (low + high) // 2
+            place = _told_place(names, one_in, middle, high)
+            if place < 0:
+                place = _told_place(names, one_in, low, middle)
+        return low
 
     def _remember(self, names: Sequence[int], config: EngineConfig) -> None:
         own = self._own
@@ -208,13 +221,11 @@ class PrefixIndex:
         sent = self._sent.pop(request_id, None)
         if sent is None:
             return
-        ahead = self._ahead
-        for name in sent.names:
-            left = ahead[name] - 1
-            if left:
-                ahead[name] = left
-            else:
-                del ahead[name]
+        first = sent.names[0]
+        ahead = self._ahead[first]
+        del ahead[request_id]
+        if not ahead:
+            del self._ahead[first]
 
     def _check(self, found: float) -> None:
         """A claim was good for this share of its blocks."""
@@ -233,6 +244,23 @@ def _is_counted(sent: _Sent, now_s: float) -> bool:
 
 def _are_names(names: Sequence[int] | set[int]) -> bool:
     return not names or (min(names) >= 0 and max(names) < 1 << 32)
+
+
+def _told_place(names: Sequence[int], one_in: int, begin: int, end: int) -> int:
+    """The first place from `begin` to `end` whose block would be told; -1: none."""
+    mask = (one_in - 1) << 32
+    for place in range(begin, end):
+        if not names[place] & mask:
+            return place
+    return -1
+
+
+def _common(names: Sequence[int], other: Sequence[int], least: int) -> int:
+    """With how many blocks both begin, if those are more than `least`, else `least`."""
+    shorter = min(len(names), len(other))
+    if least >= shorter or names[least] != other[least]:
+        return least
+    return _beginning(shorter, lambda i: names[i] == other[i])
 
 
 def _beginning(count: int, is_known: Callable[[int], bool]) -> int:

@@ -378,7 +378,7 @@ class SimCluster:
             case TraceFreezes():
                 self._node(fault.node_id).faults.frozen_s = None if fault.thaws else at_s
             case CacheLies():
-                self._node(fault.node_id).lie_of_cache(fault.truth)
+                self._node(fault.node_id).claim_cached(fault.names)
             case Lies():
                 self._node(fault.node_id).faults.lie = fault.factor
             case Fills():

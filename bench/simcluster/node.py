@@ -7,6 +7,7 @@ when the router is about to look: one that a newer one has overtaken by then has
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -109,8 +110,6 @@ class ClusterNode:
         """Whether the engine's state is newer than the last that was kept for a note."""
         self._cache_number: int | None = None
         """Of the last summary of the prefix cache that the router was told."""
-        self._heard_names: list[int] = []
-        """Names that a node which lies of its cache claims to have."""
         self._begin()
 
     def restart(self) -> None:
@@ -223,13 +222,10 @@ class ClusterNode:
         """What the router does not know yet of the prefix cache, the step in progress included."""
         if self.faults.frozen_s is not None or self.faults.deaf:
             return None
-        teller, lies = self._teller, self.faults.cache_lie
+        teller, claims = self._teller, self.faults.claims
         if now_s >= teller.due_s:
             stored, evicted = self._cached.look(teller.one_in)
-            if lies:
-                stored, evicted = [*stored, *self._heard_names], []
-                self._heard_names = []
-            teller.changed(stored, evicted)
+            teller.changed(stored, [name for name in evicted if name not in claims] if claims else evicted)
             teller.make(now_s)
         self.tell_s = max(teller.due_s, now_s + TELL_EVERY_S)
         summary = teller.after(self._cache_number)
@@ -240,10 +236,9 @@ class ClusterNode:
             self.tell_s = now_s
         return CacheTold(node_id=self.node_id, summary=summary)
 
-    def lie_of_cache(self, truth: bool) -> None:
-        """From now on it claims to have cached all that it hears of, or tells the truth again."""
-        self.faults.cache_lie = not truth
-        self._heard_names = []
+    def claim_cached(self, names: Collection[int]) -> None:
+        """From now on it says that blocks of these names are cached, true or not."""
+        self.faults.claims = frozenset(names)
         self._teller.changed_wholly()
 
     def progress(self, now_s: float) -> dict[str, int]:
@@ -285,8 +280,6 @@ class ClusterNode:
         config = self.spec.config
         room = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens) - shape.prompt_tokens
         produced = min(output_tokens, shape.max_output_tokens, room)
-        if self.faults.cache_lie:
-            self._heard_names += block_hashes
         request = SimRequest(
             request_id=shape.request_id,
             prompt_tokens=shape.prompt_tokens,
@@ -324,8 +317,6 @@ class ClusterNode:
         """A question arrives; the answer goes on the heap."""
         self.run_until(now_s)
         candidate = ask.candidate
-        if self.faults.cache_lie:
-            self._heard_names += candidate.block_hashes
         if self._noise is not None:
             belief = self._noise.believed(candidate.request_id, candidate.belief)
             candidate = msgspec.structs.replace(candidate, belief=belief)
@@ -363,9 +354,8 @@ class ClusterNode:
         )
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
         self._cached = CacheContent(self._engine)
-        self._teller = CacheTeller(self._cached.names)
+        self._teller = CacheTeller(lambda: [*self._cached.names(), *self.faults.claims])
         self._cache_number = None
-        self._heard_names = []
         self.tell_s = math.inf
         self._dispatched(0)
         self._changed = False

@@ -66,11 +66,11 @@ class Lies(Fault, frozen=True, kw_only=True):
 
 
 class CacheLies(Fault, frozen=True, kw_only=True):
-    """The node claims to have cached whatever prompt it has been asked about or given. `truth`: it tells the truth
+    """The node claims to have blocks of these names cached, whatever is true. Without names: the truth
     again."""
 
     node_id: str
-    truth: bool = False
+    names: tuple[int, ...] = ()
 
 
 class Fills(Fault, frozen=True, kw_only=True):
@@ -131,8 +131,8 @@ class NodeFaults(msgspec.Struct):
     """Since when its trace stands still."""
     lie: float = 1.0
     queue_limit: int | None = None
-    cache_lie: bool = False
-    """Whether it claims to have cached all prompts that it knows of."""
+    claims: frozenset[int] = frozenset()
+    """Names of blocks that it claims to have cached."""
 
     def repair(self) -> None:
         """All is right again but what it says: lies last."""

@@ -223,9 +223,42 @@ def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
 
 
 @njit(nogil=True)
-def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
+def _begins_with(shared: Arrays, names: Ints, known: int, donor: int, n_names: int) -> int:
+    """With how many of the names the donor's prompt begins, if those are more than `known`, else `known`."""
+    theirs = shared[2][donor]
+    # Names chain: where one is equal, all before it are.
+    while known < len(names) and known < n_names and names[known] == theirs[known]:
+        known += 1
+    return known
+
+
+@njit(nogil=True)
+def expected_prefix(
+    head: Ints, req: Ints, lists: Ints, shared: Arrays, names: Ints, known: int, ahead: int, priority: int
+) -> int:
+    """How many of a prompt's first names are cached when it is admitted, of which `known` are now.
+
+    Those of prompts that are computed before it are, too: the ones that run and the first `ahead` that wait, under
+    priority scheduling without those that come behind it.
+    """
+    for i in range(head[at.N_RUNNING]):
+        slot = lists[at.RUNNING, i]
+        if req[slot, at.KEYED] < req[slot, at.HASHES] * head[at.BLOCK]:
+            known = _begins_with(shared, names, known, slot, req[slot, at.HASHES])
+    waiting = head[at.N_WAITING]
+    for i in range(min(ahead, waiting)):
+        slot = lists[at.WAITING, waiting - 1 - i]
+        if head[at.BY_PRIORITY] and req[slot, at.PRIORITY] > priority:
+            break
+        known = _begins_with(shared, names, known, slot, req[slot, at.HASHES])
+    return known
+
+
+@njit(nogil=True)
+def count_shares(head: Ints, req: Ints, lists: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
     """Completes a compacted state (`copying.compact_state`) in which blocks are only counted: a block that several hold
-    is that of the first of them, and what those who wait would find cached now is taken to be there when they come."""
+    is that of the first of them, and those who wait are taken to find what is cached now, and what those ahead of them
+    leave, who hold it then."""
     pool, table, _ = shared
     running = head[at.N_RUNNING]
     for i in range(running):
@@ -237,6 +270,12 @@ def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arra
         to_req[i, at.BORROWED] = borrowed
     pool[at.SEEN, :] = 0
     for i in range(running, running + head[at.N_WAITING]):
-        hits, evictable = count_hits(head, req, shared, source[i])
-        to_req[i, at.ASSUMED] = hits
-        to_req[i, at.ASSUMED_HELD] = hits - evictable
+        slot = source[i]
+        hits, evictable = count_hits(head, req, shared, slot)
+        usable = min(req[slot, at.HASHES], (req[slot, at.PROMPT] + req[slot, at.OUT] - 1) // head[at.BLOCK])
+        left = hits
+        if hits < usable:
+            names = shared[2][slot, :usable]
+            left = expected_prefix(head, req, lists, shared, names, hits, i - running, req[slot, at.PRIORITY])
+        to_req[i, at.ASSUMED] = left
+        to_req[i, at.ASSUMED_HELD] = left if left > hits else hits - evictable

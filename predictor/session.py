@@ -114,6 +114,11 @@ class GatewaySession:
         """The configuration whose names the gateway has been told."""
         self._told_adapters: tuple[str, ...] | None = None
         self._told_pace: NodePace | None = None
+        self._tells_cache = False
+        """Whether the gateway wants to know what the prefix cache holds."""
+        self._cache_number: int | None = None
+        """Number of the last summary of it that was sent; None: the next one tells the whole."""
+        self._cache_timer: asyncio.TimerHandle | None = None
         self._noted: tuple[object, bool, int] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
@@ -137,8 +142,9 @@ class GatewaySession:
             unlisten()
             for task in (writer, reader):
                 task.cancel()
-            if self._note_timer is not None:
-                self._note_timer.cancel()
+            for timer in (self._note_timer, self._cache_timer):
+                if timer is not None:
+                    timer.cancel()
             if self._mine:
                 log.info("session ended with requests running", gateway=self._gateway_id, aborted=len(self._mine))
             node.requests.abandon(self._mine)
@@ -172,6 +178,9 @@ class GatewaySession:
                 self._consumed(consumed.request_id, consumed.bytes)
             if frame.asks:
                 self._ask(frame.asks)
+            if frame.tell_cache:
+                self._tells_cache, self._cache_number = True, None
+                self._wake.set()
             if frame.ping:
                 self._pong = frame.ping
                 # Who pings has heard nothing for a while: the age of the state is news, too.
@@ -329,7 +338,8 @@ class GatewaySession:
                 frame.taken.extend(wire.taken(taken))
             noted = self._note(frame)
             changed = self._tell_changes(frame)
-            if answers or parts or noted or pong or taken or changed:
+            told = self._tells_cache and self._tell_cache(frame)
+            if answers or parts or noted or pong or taken or changed or told:
                 await self._context.write(frame)
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()
@@ -349,6 +359,25 @@ class GatewaySession:
             self._told_pace, changed = node.pace, True
             frame.pace.CopyFrom(wire.pace(node.pace))
         return changed
+
+    def _tell_cache(self, frame: pb.NodeFrame) -> bool:
+        """Adds what the gateway does not know yet of the prefix cache; asks to be woken when more may be told."""
+        teller = self._node.engine.cache_teller
+        now_s = self._loop.time()
+        teller.make(now_s)
+        summary = teller.after(self._cache_number)
+        if summary is not None:
+            self._cache_number = summary.number
+            frame.cache.CopyFrom(codec.cache_to_wire(summary))
+            if summary.number != teller.number:
+                self._wake.set()
+        if teller.has_news and self._cache_timer is None:
+            self._cache_timer = self._loop.call_at(max(now_s, teller.due_s), self._cache_due)
+        return summary is not None
+
+    def _cache_due(self) -> None:
+        self._cache_timer = None
+        self._wake.set()
 
     def _take_parts(self) -> list[tuple[str, _Tokens | _Reply]]:
         """What goes into the next frame; what is too much for it stays, and wakes the writer again."""

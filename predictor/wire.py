@@ -124,6 +124,8 @@ def _add_end(message: pb.StreamPart, end: End) -> None:
     message.outcome = codec.outcome_to_wire(end.outcome)
     message.usage.CopyFrom(usage(end))
     message.detail = end.detail
+    if end.found_tokens is not None:
+        message.found_tokens = end.found_tokens
     if end.stop_token_id is not None:
         message.stop_token_id = end.stop_token_id
 

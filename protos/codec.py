@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from protos.v1 import astrolabe_dispatch_pb2 as dispatch_pb
+from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as pb
+from simcore.cache_summary import MOST_NAMES, CacheSummary
 from simcore.trace import TraceSnapshot
 from simcore.types import (
     Candidate,
@@ -249,6 +251,32 @@ def load_from_wire(message: pb.NodeLoad) -> NodeLoad:
         preemptions_total=message.preemptions_total,
         reserved=message.reserved,
         trusted=message.trusted if message.HasField("trusted") else True,
+    )
+
+
+def cache_to_wire(summary: CacheSummary) -> predict_pb.CacheSummary:
+    return predict_pb.CacheSummary(
+        number=summary.number,
+        whole=summary.whole,
+        one_in=summary.one_in,
+        stored=summary.stored,
+        evicted=summary.evicted,
+        names=summary.names,
+        unknown=summary.unknown,
+    )
+
+
+def cache_from_wire(message: predict_pb.CacheSummary) -> CacheSummary:
+    if len(message.stored) + len(message.evicted) > 2 * MOST_NAMES:
+        raise ValueError(f"cache: {len(message.stored) + len(message.evicted)} names are more than {2 * MOST_NAMES}")
+    return CacheSummary(
+        number=message.number,
+        whole=message.whole,
+        one_in=message.one_in,
+        stored=tuple(message.stored),
+        evicted=tuple(message.evicted),
+        names=message.names,
+        unknown=message.unknown,
     )
 
 

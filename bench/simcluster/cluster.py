@@ -25,6 +25,7 @@ from bench.simcluster.node import ClusterNode, Delays
 from bench.simcluster.noise import Noise
 from bench.simcluster.request import RequestAccount, SimulatedRequest
 from bench.simcluster.world import (
+    CacheLies,
     ClockJumps,
     Fault,
     Fills,
@@ -159,6 +160,10 @@ class SimCluster:
         self._max_output_tokens = max_output_tokens
         self._observe = observe
         self._dress = dress
+        self._has_names = False
+        """Whether prompts of the workload have names for their blocks: only then nodes tell of their caches."""
+        self._tell_s = math.inf
+        """When the next node tells of its cache."""
         self._gateway = 0
         """Grows with each restart: timers of earlier gateways are lost."""
         self._ahead_s = 0.0
@@ -195,6 +200,7 @@ class SimCluster:
         self._requests = {item.request_id: SimulatedRequest(item) for item in items}
         if len(self._requests) < len(items):
             raise ValueError("two requests of the workload have the same id")
+        self._has_names = any(item.prefix_ids for item in items)
         first_s = items[0].arrival_s if items else 0.0
         self._open(first_s)
         for at_s, event in world:
@@ -242,9 +248,11 @@ class SimCluster:
             self._join(node, at_s)
 
     def _join(self, node: ClusterNode, at_s: float) -> None:
-        spec = node.spec
-        self._hand_over(ev.NodeJoined(node_id=spec.node_id, config=spec.config, profile=spec.step_time.name), at_s)
-        self._hand_over(ev.PaceTold(node_id=spec.node_id, pace=spec.step_time.pace(spec.config)), at_s)
+        spec, config = node.spec, node.spec.config
+        if self._has_names and config.enable_prefix_caching:
+            config = msgspec.structs.replace(config, prefix_cache_traced=True)
+        self._hand_over(ev.NodeJoined(node_id=spec.node_id, config=config, profile=spec.step_time.name), at_s)
+        self._hand_over(ev.PaceTold(node_id=spec.node_id, pace=spec.step_time.pace(config)), at_s)
         self._hand_over(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
 
     def _sent_by_the_clock(self, items: list[WorkloadItem], at_once: int | None) -> list[WorkloadItem]:
@@ -339,6 +347,14 @@ class SimCluster:
         for node in self._nodes.values():
             if node.note_s <= at_s and (note := node.note(at_s)) is not None:
                 self._hand_over(note, at_s)
+        if self._tell_s <= at_s:
+            self._hear_caches(at_s)
+
+    def _hear_caches(self, at_s: float) -> None:
+        for node in self._nodes.values():
+            if node.tell_s <= at_s and (told := node.tell_cache(at_s)) is not None:
+                self._hand_over(told, at_s)
+        self._tell_s = min([node.tell_s for node in self._nodes.values()], default=math.inf)
 
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""
@@ -417,6 +433,8 @@ class SimCluster:
                 node.faults.vanished = True
             case TraceFreezes():
                 self._node(fault.node_id).faults.frozen_s = None if fault.thaws else at_s
+            case CacheLies():
+                self._node(fault.node_id).claim_cached(fault.names)
             case Lies():
                 self._node(fault.node_id).faults.lie = fault.factor
             case Fills():
@@ -504,6 +522,9 @@ class SimCluster:
             match action:
                 case ev.AskForecast():
                     self._send(there_s, Rank.ASK, action)
+                case ev.AskCache():
+                    self._nodes[action.node_id].ask_cache()
+                    self._tell_s = -math.inf
                 case ev.StartTimer():
                     timer = (self._gateway, ev.TimerFired(timer_id=action.timer_id))
                     self._heap.push(max(at_s, action.at_s - self._ahead_s), Rank.TIMER, timer)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from simcore.cache_summary import CacheSummary
 from simcore.types import Candidate, Decision, EngineConfig, Forecast, LengthBelief, NodeLoad, NodePace, Outcome
 
 
@@ -147,6 +148,14 @@ class LoadNoted(Event, frozen=True, kw_only=True):
     """Highest dispatch of ours (`Dispatch.dispatch_seq`) that the note includes."""
 
 
+class CacheTold(Event, frozen=True, kw_only=True):
+    """A node told what its prefix cache holds, or what has changed of it."""
+
+    node_id: str
+    summary: CacheSummary | None
+    """None: what came cannot be one."""
+
+
 class ForecastArrived(Event, frozen=True, kw_only=True):
     """A node's answer to an ask, or that it has none."""
 
@@ -201,6 +210,8 @@ class StreamEnded(Event, frozen=True, kw_only=True):
     detail: str = ""
     attempt: int = 1
     """`Dispatch.attempt` that it belongs to."""
+    found_tokens: int | None = None
+    """Of the prompt, those that the engine found cached, as its trace tells; None where it does not."""
 
 
 class ClientGone(Event, frozen=True, kw_only=True):
@@ -237,6 +248,7 @@ AnyEvent = (
     | NodeRemoved
     | NodeSuspected
     | LoadNoted
+    | CacheTold
     | ForecastArrived
     | TimerFired
     | TokensSeen
@@ -262,6 +274,12 @@ class AskForecast(Action, frozen=True, kw_only=True):
     ask_id: int
     node_id: str
     candidate: Candidate
+
+
+class AskCache(Action, frozen=True, kw_only=True):
+    """Ask a node to tell what its prefix cache holds, from the whole on; it goes on with what changes (`CacheTold`)."""
+
+    node_id: str
 
 
 class StartTimer(Action, frozen=True, kw_only=True):
@@ -311,4 +329,4 @@ class Finish(Action, frozen=True, kw_only=True):
     """When the same request may be taken, if it was turned away for lack of room."""
 
 
-AnyAction = AskForecast | StartTimer | Dispatch | Placed | Abort | Finish
+AnyAction = AskForecast | AskCache | StartTimer | Dispatch | Placed | Abort | Finish

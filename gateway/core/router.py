@@ -75,6 +75,7 @@ class Router:
             ev.NodeRemoved: self._on_node_removed,
             ev.NodeSuspected: self._on_node_suspected,
             ev.LoadNoted: self._on_load_noted,
+            ev.CacheTold: self._on_cache_told,
             ev.ForecastArrived: self._on_forecast_arrived,
             ev.TimerFired: self._on_timer_fired,
             ev.TokensSeen: self._on_tokens_seen,
@@ -220,8 +221,10 @@ class Router:
         self._late.placed(live, now_s)
         if not live.shape.place_only:
             self._pipeline.placed(live, chosen.node, now_s)
-        if self._pool.prefixes is not None:
-            self._pool.prefixes.sent(chosen.node.node_id, live.shape.block_hashes, chosen.node.config)
+        node, names = chosen.node, live.shape.block_hashes
+        if names:
+            request_id = None if live.shape.place_only else live.request_id
+            node.prefixes.sent(request_id, names, node.config, now_s)
         if live.shape.place_only:
             self._ledger.promise(live, chosen, now_s)
         else:
@@ -309,6 +312,7 @@ class Router:
         live, attempt = found
         if not attempt.output_tokens:
             attempt.first_token_s = None if event.whole else now_s
+            attempt.node.prefixes.computed(event.request_id, now_s)
             self._monitor.first_token(attempt, now_s, is_timed=not event.whole)
             self._pipeline.began(attempt)
         if live.streaming is attempt:
@@ -343,6 +347,9 @@ class Router:
             return
         live, attempt = found
         outcome = event.outcome
+        if event.found_tokens is not None:
+            blocks = event.found_tokens // attempt.node.config.block_size_tokens
+            attempt.node.prefixes.over(event.request_id, blocks)
         if outcome in NEVER_ON_THEIR_OWN:
             detail = event.detail or "the engine gave the request up unasked"
             self._failed(live, attempt, Outcome.ENGINE_FAILED, detail, now_s)
@@ -418,6 +425,8 @@ class Router:
 
     def _on_node_joined(self, event: ev.NodeJoined, now_s: float) -> None:
         self._pool.join(event.node_id, event.config, event.profile)
+        if event.config.prefix_cache_traced:
+            self._ledger.want(ev.AskCache(node_id=event.node_id))
         self._ledger.capacity_changed()
 
     def _on_node_serves(self, event: ev.NodeServes, now_s: float) -> None:
@@ -461,6 +470,11 @@ class Router:
             stalled = self._monitor.stalled(node, now_s)
             if stalled:
                 self._abandon(node, stalled, "", now_s, stop=True)
+
+    def _on_cache_told(self, event: ev.CacheTold, now_s: float) -> None:
+        node = self._pool.nodes.get(event.node_id)
+        if node is not None and node.up and node.prefixes.hear(event.summary, now_s):
+            self._ledger.want(ev.AskCache(node_id=event.node_id))
 
     def _on_node_suspected(self, event: ev.NodeSuspected, now_s: float) -> None:
         node = self._pool.nodes.get(event.node_id)

@@ -19,7 +19,7 @@ import structlog
 
 from gateway import wire
 from gateway.config import NodeEntry
-from gateway.core.events import AdaptersUsed, ForecastArrived, LoadNoted, NodeSuspected, PaceTold
+from gateway.core.events import AdaptersUsed, CacheTold, ForecastArrived, LoadNoted, NodeSuspected, PaceTold
 from gateway.intake.client_stream import ClientStream
 from gateway.nodes.outbox import BODY_PART_BYTES, Outbox
 from gateway.pump import Pump
@@ -156,6 +156,10 @@ class NodeLink:
         self._outbox.ask(ask_id, self._candidates(candidate))
         self._wake.set()
         self._check_stall()
+
+    def ask_cache(self) -> None:
+        self._outbox.tell_cache()
+        self._wake.set()
 
     def abort(self, wire_id: str) -> None:
         self._outbox.abort(wire_id)
@@ -357,11 +361,19 @@ class NodeLink:
                 cached_tokens=part.usage.cached_tokens if ended else 0,
                 detail=part.detail,
                 told=part,
+                found_tokens=part.found_tokens if ended and part.HasField("found_tokens") else None,
                 stop_token_id=part.stop_token_id if ended and part.HasField("stop_token_id") else None,
             )
         for taken in frame.taken:
             self._outbox.taken(taken.request_id, taken.bytes)
             self._wake.set()
+        if frame.HasField("cache"):
+            summary = None
+            try:
+                summary = codec.cache_from_wire(frame.cache)
+            except ValueError as bad:
+                log.warning("a summary of the prefix cache makes no sense", node=node_id, detail=str(bad))
+            pump.post(CacheTold(node_id=node_id, summary=summary))
         if frame.HasField("load"):
             pump.post(LoadNoted(load=codec.load_from_wire(frame.load.load), dispatch_seq=frame.load.dispatch_seq))
 

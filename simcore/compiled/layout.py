@@ -127,6 +127,7 @@ N_LISTS = 15
 # pool rows: one cell per block, then two ends of the free queue; the last row has a cell per bucket
 KEY = 0
 HAS_KEY = 1
+"""0: none; 1: a name that others may ask for; 2: a key that nobody else has."""
 REFS = 2
 PREVIOUS = 3
 NEXT = 4

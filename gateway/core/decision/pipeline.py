@@ -20,7 +20,6 @@ from gateway.core.decision.service_levels import is_infeasible
 from gateway.core.events import RequestShape
 from gateway.core.nodes.node import Node
 from gateway.core.nodes.pool import NodePool
-from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
 from gateway.core.queue.late_binding import LateBinding
 from gateway.core.request.attempt import Attempt, ForecastRound
@@ -52,8 +51,6 @@ class DecisionPipeline:
         policy = self._policies.get(name)
         if policy is None:
             policy = self._policies[name] = make_policy(name, self._rng)
-            if getattr(policy, "needs_prefixes", False) and self._pool.prefixes is None:
-                self._pool.prefixes = PrefixIndex()
             if isinstance(policy, PlacementWatcher):
                 self._watchers.append(policy)
         return policy

@@ -16,6 +16,7 @@ from gateway.core.nodes.accuracy import AccuracyStatus, ForecastAccuracy
 from gateway.core.nodes.health import Health
 from gateway.core.nodes.liveness import Liveness
 from gateway.core.nodes.pace import Pace
+from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
 from simcore.types import EngineConfig, NodeLoad, NodePace
 
@@ -78,6 +79,7 @@ class Node:
         self.health = Health()
         self.accuracy = ForecastAccuracy()
         self.liveness = Liveness()
+        self.prefixes = PrefixIndex()
         self.in_flight: dict[str, InFlight] = {}
         """Per request id, in the order of dispatch."""
         self.dispatch_seq = 0
@@ -130,6 +132,7 @@ class Node:
         for sent in self.in_flight.values():
             sent.dispatch_seq = 0
         self.accuracy.start_anew()
+        self.prefixes.session_ended()
         self._forget()
 
     def reckon_with(self, pace: NodePace) -> None:
@@ -141,6 +144,7 @@ class Node:
     def lose(self, detail: str) -> None:
         self.up = False
         self.detail = detail
+        self.prefixes.session_ended()
         self._forget()
 
     def hear(self, load: NodeLoad, dispatch_seq: int, now_s: float) -> None:
@@ -175,9 +179,16 @@ class Node:
     def release(self, request_id: str) -> None:
         """Gives a place back. KeyError if there is none: an account is released exactly once."""
         sent = self.in_flight.pop(request_id)
+        self.prefixes.over(request_id)
         if self._unnoted.pop(sent.dispatch_seq, None) is not None:
             self._subtract(sent)
             self._changed = True
+
+    def cached_tokens(self, names: Sequence[int], prompt_tokens: int) -> int:
+        """Tokens of a prompt with blocks of these names that need no computing here, as far as is known. The last token
+        is always computed, and with it its block."""
+        size = self.config.block_size_tokens
+        return min(self.prefixes.cached_blocks(names), (prompt_tokens - 1) // size) * size
 
     def sent_since(self, dispatch_seq: int) -> list[InFlight]:
         """Our requests that went there after `dispatch_seq` and still are."""
@@ -249,7 +260,8 @@ class Node:
     def _alarm(self) -> str:
         frozen_s = self.liveness.frozen_s
         frozen = f"its trace is frozen: {frozen_s:.1f} s of tokens are not in it" if frozen_s else ""
-        return "; ".join(filter(None, (self.health.alarm, frozen, self.accuracy.alarm(), self.pace_doubt)))
+        doubts = (self.health.alarm, frozen, self.accuracy.alarm(), self.pace_doubt, self.prefixes.alarm())
+        return "; ".join(filter(None, doubts))
 
     def _merge(self, note: NodeLoad) -> NodeLoad:
         if not self._unnoted and not self._promised:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from gateway.core.events import Lane, RequestShape
 from gateway.core.nodes.health import Standing
 from gateway.core.nodes.node import Node
-from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
 from simcore.types import EngineConfig, NodePace
 
@@ -49,8 +48,6 @@ class NodePool:
         """All nodes, whatever they serve; None while there are none."""
         self._ailing: set[str] = set()
         """Nodes whose standing must be asked for."""
-        self.prefixes: PrefixIndex | None = None
-        """Kept from the moment that a policy needs it."""
         self.has_adapters = False
         """Whether a node may have told that it uses one: most fleets have none, and need not look."""
         self._stale_after_s = stale_after_s
@@ -106,17 +103,13 @@ class NodePool:
         return [node for node, standing in zip(nodes, standings, strict=True) if standing is best]
 
     def views(self, nodes: Sequence[Node], shape: RequestShape, now_s: float) -> list[NodeView]:
-        """What a policy sees of `nodes` when it prices this request."""
-        stale_after_s, prefixes, names = self._stale_after_s, self.prefixes, shape.block_hashes
-        if prefixes is None or not names:
+        """What a policy sees of `nodes` when it prices this request; of a prompt whose blocks have names also how much
+        of it each has cached."""
+        stale_after_s, names, prompt_tokens = self._stale_after_s, shape.block_hashes, shape.prompt_tokens
+        if not names:
             return [node.view(now_s, stale_after_s) for node in nodes]
         return [
-            node.view(
-                now_s,
-                stale_after_s,
-                cached_tokens=prefixes.cached_blocks(node.node_id, names) * node.config.block_size_tokens,
-            )
-            for node in nodes
+            node.view(now_s, stale_after_s, cached_tokens=node.cached_tokens(names, prompt_tokens)) for node in nodes
         ]
 
     def lose(self, node_id: str, detail: str) -> None:
@@ -126,8 +119,6 @@ class NodePool:
     def remove(self, node_id: str) -> None:
         del self.nodes[node_id]
         self._ailing.discard(node_id)
-        if self.prefixes is not None:
-            self.prefixes.forget(node_id)
         self._regroup()
 
     def drain(self, node_id: str, draining: bool) -> None:

@@ -30,7 +30,6 @@ class AibrixPrefix:
     name: ClassVar[str] = "aibrix_prefix"
     cost_unit: ClassVar[str] = "rank"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

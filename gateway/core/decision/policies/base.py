@@ -21,8 +21,8 @@ class Policy(Protocol):
     """One instance serves one router; state, if any, is its own. A constructor takes nothing, or `rng`, the router's
     generator, to draw from.
 
-    One that prices what a node has cached of the prompt says `needs_prefixes: ClassVar[bool] = True`; then views tell
-    it (`NodeView.cached_tokens`). One that keeps an account of its own is a `PlacementWatcher` besides.
+    What a node has cached of the prompt is in its view (`NodeView.cached_tokens`). One that keeps an account of its own
+    is a `PlacementWatcher` besides.
     """
 
     name: ClassVar[str]

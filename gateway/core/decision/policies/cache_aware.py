@@ -33,7 +33,6 @@ class CacheAwareRule:
     name: ClassVar[str] = "cache_aware"
     cost_unit: ClassVar[str] = "rank"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

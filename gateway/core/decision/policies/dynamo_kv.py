@@ -32,7 +32,6 @@ class DynamoKv:
     name: ClassVar[str] = "dynamo_kv"
     cost_unit: ClassVar[str] = "blocks"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._prefill = PrefillAccount()

@@ -52,7 +52,6 @@ class EstimatedLatency:
     name: ClassVar[str] = "estimated_latency"
     cost_unit: ClassVar[str] = "s"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._outlooks: dict[str, _Outlook] = {}

@@ -34,7 +34,6 @@ class LlmdAffinity:
     name: ClassVar[str] = "llmd_affinity"
     cost_unit: ClassVar[str] = "tokens"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._prefill = PrefillAccount()

@@ -36,7 +36,6 @@ class LlmdDefault:
     name: ClassVar[str] = "llmd_default"
     cost_unit: ClassVar[str] = "score"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._priced: tuple[str, bool] = ("", False)

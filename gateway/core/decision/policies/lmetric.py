@@ -25,7 +25,6 @@ class LMetric:
     name: ClassVar[str] = "lmetric"
     cost_unit: ClassVar[str] = "tokens x requests"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._prefill = PrefillAccount()

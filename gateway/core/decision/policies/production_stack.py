@@ -25,7 +25,6 @@ class ProductionStack:
     name: ClassVar[str] = "production_stack"
     cost_unit: ClassVar[str] = "score"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

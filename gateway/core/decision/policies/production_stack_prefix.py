@@ -22,7 +22,6 @@ class ProductionStackPrefix:
     name: ClassVar[str] = "production_stack_prefix"
     cost_unit: ClassVar[str] = "-tokens"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 
 from predictor.core.calibration import OPEN_FORECASTS, Calibration
+from predictor.core.later_work import NO_COST, Cost
 from simcore.types import Forecast, ForecastSource, Quantiles
 
 
@@ -154,3 +157,49 @@ def test_means_follow_the_tempo_of_the_node_only_when_that_is_far_off(factor: fl
     assert told.e2e_s.mean == pytest.approx(10.0 * applied)
     assert told.harm_s.mean == pytest.approx(4.0 * applied)
     assert told.tpot_s.p50 == pytest.approx(0.1 * factor)
+
+
+def live_beside_prompts(calibration: Calibration, seed: int, *, told: bool, pace: float = 1.0) -> None:
+    """300 answers that take 10 s at the least; prompts of a second come beside them, none or up to 20, and each adds
+    its second. `told`: what the prompts cost is known."""
+    rng = random.Random(seed)
+    for i in range(300):
+        at_s = 1000.0 * i
+        calibration.forecast(forecast(f"r{i}"), at_s)
+        calibration.dispatched(f"r{i}", at_s)
+        calibration.first_token(f"r{i}", at_s + 1.0)
+        later = rng.choice((0, 0, 0, 12, 16, 20))
+        for k in range(later):
+            calibration.dispatched(f"r{i}+{k}", at_s + 2.0, Cost(1.0) if told else NO_COST)
+        calibration.ended(f"r{i}", at_s + 1.0 + 9.0 * pace + later, complete=True, output_tokens=91)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_later_prompts_took_is_no_reason_to_distrust(seed: int) -> None:
+    calibration = Calibration()
+    live_beside_prompts(calibration, seed, told=True)
+    assert calibration.trusted, f"seed {seed}"
+    assert calibration.forecast(forecast("next")).e2e_s.mean == 10.0, "nor is the node's clock wrong"
+    assert calibration.forecast(forecast("next")).e2e_s.p50 > 11.0, "but people are told what is to be expected"
+    unexplained = Calibration()
+    live_beside_prompts(unexplained, seed, told=False)
+    assert not unexplained.trusted, f"seed {seed}"
+
+
+def test_a_slow_clock_shows_beside_later_prompts() -> None:
+    calibration = Calibration()
+    live_beside_prompts(calibration, 0, told=True, pace=3.0)
+    assert calibration.forecast(forecast("next")).e2e_s.mean == pytest.approx(30.0)
+
+
+def test_later_prompts_excuse_no_answer_that_came_too_soon() -> None:
+    """Whose answers are suddenly four times as fast as forecast simulates another engine, whatever came later."""
+    calibration = Calibration()
+    for i in range(60):
+        calibration.forecast(forecast(f"r{i}"))
+    for i in range(60):
+        calibration.dispatched(f"r{i}", 0.0)
+        calibration.dispatched(f"later{i}", 0.0, Cost(5.0))
+        calibration.first_token(f"r{i}", 1.0)
+        calibration.ended(f"r{i}", 1.0 + 9.0 / 4, complete=True, output_tokens=91)
+    assert not calibration.trusted

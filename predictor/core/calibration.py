@@ -119,7 +119,7 @@ class _Median:
 
 
 class Joined:
-    """One quantity: its pairs, raw and corrected, and what they teach."""
+    """One quantity: its pairs, raw and corrected, and its correction."""
 
     def __init__(
         self,
@@ -127,9 +127,10 @@ class Joined:
         *,
         prior_spread: float = PRIOR_SPREAD,
         grace_s: float = 0.0,
+        grows: bool = True,
         arrivals: bool = False,
     ) -> None:
-        self.correction = Correction(prior_spread=prior_spread, arrivals=arrivals)
+        self.correction = Correction(prior_spread=prior_spread, grows=grows, arrivals=arrivals)
         self._grace_s = grace_s + SMALLEST_S
         self._raw: deque[_Pair] = deque(maxlen=window_pairs)
         self._corrected: deque[_Pair] = deque(maxlen=window_pairs)
@@ -144,14 +145,11 @@ class Joined:
         corrected: Quantiles,
         actual_s: float,
         *,
-        size_s: float,
-        expected: float = 0.0,
         later_s: float = 0.0,
         least_s: float = math.inf,
     ) -> None:
-        """`size_s` is that of the raw forecast, `expected` the requests that were to come meanwhile, `later_s` the part
-        of the actual that later arrivals may have made. What lies between `least_s` and the corrected median is right.
-        """
+        """`later_s` is the part of the actual that later arrivals may have made. What lies between `least_s` and the
+        corrected median is right."""
         self._raw.append(_Pair(raw.p50, raw.p90, actual_s))
         self._corrected.append(_Pair(corrected.p50, corrected.p90, actual_s))
         without_s = actual_s - later_s
@@ -159,7 +157,6 @@ class Joined:
         seen_s = max(right_s, without_s) if actual_s > right_s else actual_s
         self._off.add(abs(math.log((seen_s + self._grace_s) / (right_s + self._grace_s))))
         self._far_over.append(without_s > TRUST_LOST_FACTOR * corrected.p90)
-        self.correction.add(raw, actual_s, size_s=size_s, expected=expected)
 
     def raw(self) -> ErrorSummary:
         """Error of the simulation's own forecasts."""
@@ -187,8 +184,9 @@ class Calibration:
     ) -> None:
         """`prior_spread`: how far forecasts are thought to stray while nothing is known of them yet; `arrivals`: the
         present arrival rate is a term of the correction."""
-        self.ttft = Joined(window_pairs, prior_spread=prior_spread, grace_s=TTFT_GRACE_S)
+        self.ttft = Joined(window_pairs, prior_spread=prior_spread, grace_s=TTFT_GRACE_S, grows=False)
         self.e2e = Joined(window_pairs, prior_spread=prior_spread, arrivals=arrivals)
+        """Its correction is that of the time after the first token."""
         self.tpot = Joined(window_pairs, prior_spread=prior_spread, arrivals=arrivals)
         self.trusted = True
         """False while even corrected forecasts are too far off to place by: see TRUST_LOST_FACTOR."""
@@ -212,16 +210,18 @@ class Calibration:
         for the arrival rate; left out, the moment of the latest dispatch."""
         if raw.source == "prior":
             return raw
-        size_s = raw.e2e_s.p50
-        expected = self._arrivals.per_s(now_s) * size_s
-        tempo = self._tempo
+        after_s = _after_first(raw)
+        size_s, expected, tempo = after_s.p50, self._arrivals.per_s(now_s) * raw.e2e_s.p50, self._tempo
         ttft_s = self.ttft.correction.corrected(raw.ttft_s, size_s=raw.ttft_s.p50, tempo=tempo)
-        e2e_s = self.e2e.correction.corrected(raw.e2e_s, size_s=size_s, expected=expected, tempo=tempo)
+        after_s = self.e2e.correction.corrected(after_s, size_s=size_s, expected=expected)
+        p50_s = ttft_s.p50 + after_s.p50
         corrected = msgspec.structs.replace(
             raw,
             ttft_s=ttft_s,
             tpot_s=self.tpot.correction.corrected(raw.tpot_s, size_s=size_s, expected=expected, tempo=tempo),
-            e2e_s=Quantiles(e2e_s.mean, max(e2e_s.p50, ttft_s.p50), max(e2e_s.p90, ttft_s.p90)),
+            e2e_s=Quantiles(
+                raw.e2e_s.mean * tempo, p50_s, p50_s + math.hypot(ttft_s.p90 - ttft_s.p50, after_s.p90 - after_s.p50)
+            ),
         )
         if tempo != 1.0:
             harm_s, clear_start_s = raw.harm_s.scaled(tempo), raw.clear_start_s.scaled(tempo)
@@ -252,7 +252,9 @@ class Calibration:
             return
         pending.first_s = now_s
         raw, corrected = pending.answered.raw, pending.answered.corrected
-        self.ttft.add(raw.ttft_s, corrected.ttft_s, now_s - pending.dispatched_s, size_s=raw.ttft_s.p50)
+        ttft_s = now_s - pending.dispatched_s
+        self.ttft.add(raw.ttft_s, corrected.ttft_s, ttft_s)
+        self.ttft.correction.add(raw.ttft_s, ttft_s, size_s=raw.ttft_s.p50)
 
     def ended(self, request_id: str, now_s: float, *, complete: bool, output_tokens: int) -> bool:
         """It ended. Only a complete answer says anything of the forecast end. True: `trusted` has changed."""
@@ -260,27 +262,25 @@ class Calibration:
         if pending is None or not complete:
             return False
         raw, corrected, expected = pending.answered.raw, pending.answered.corrected, pending.answered.expected
-        size_s, e2e_s = raw.e2e_s.p50, now_s - pending.dispatched_s
+        e2e_s, after_s = now_s - pending.dispatched_s, _after_first(raw)
+        size_s = after_s.p50
+        # Without a first token seen (an answer that came whole) it is taken to have come as foretold.
+        decode_s = e2e_s - corrected.ttft_s.p50 if pending.first_s is None else now_s - pending.first_s
+        self.e2e.correction.add(after_s, decode_s, size_s=size_s, expected=expected)
         later_s = prefill_s = self._work.prefill_since_s(pending.work)
         if output_tokens > 1 and pending.first_s is not None and raw.tpot_s.p50 > 0.0:
             gaps = output_tokens - 1
-            tpot_s = (now_s - pending.first_s) / gaps
+            tpot_s = decode_s / gaps
+            self.tpot.correction.add(raw.tpot_s, tpot_s, size_s=size_s, expected=expected)
             later_s += self._work.decode_since_s(pending.work, now_s, max(tpot_s, SMALLEST_S))
-            self.tpot.add(
-                raw.tpot_s,
-                corrected.tpot_s,
-                tpot_s,
-                size_s=size_s,
-                expected=expected,
-                later_s=later_s / gaps,
-                least_s=max(raw.tpot_s.p50, corrected.tpot_s.mean),
-            )
+            least_s = max(raw.tpot_s.p50, corrected.tpot_s.mean)
+            self.tpot.add(raw.tpot_s, corrected.tpot_s, tpot_s, later_s=later_s / gaps, least_s=least_s)
             pace = tpot_s / raw.tpot_s.p50
             if pace > 1.0:
                 pace = max(1.0, pace - prefill_s / gaps / raw.tpot_s.p50)
             self._paces.add(math.log(min(max(pace, 1.0 / LARGEST_RATIO), LARGEST_RATIO)))
             self._tempo = _ramped(math.exp(self._paces.value()))
-        self.e2e.add(raw.e2e_s, corrected.e2e_s, e2e_s, size_s=size_s, expected=expected, later_s=later_s)
+        self.e2e.add(raw.e2e_s, corrected.e2e_s, e2e_s, later_s=later_s)
         return self._judge()
 
     def _judge(self) -> bool:
@@ -292,6 +292,15 @@ class Calibration:
         elif off < TRUST_REGAINED_FACTOR and over < TRUST_REGAINED_OVER:
             self.trusted = True
         return self.trusted != before
+
+
+def _after_first(raw: Forecast) -> Quantiles:
+    """Seconds from the first token to the last: only these grow with what comes later, since under FCFS it waits behind
+    the request's own prompt."""
+    ttft_s, e2e_s = raw.ttft_s, raw.e2e_s
+    return Quantiles(
+        max(0.0, e2e_s.mean - ttft_s.mean), max(0.0, e2e_s.p50 - ttft_s.p50), max(0.0, e2e_s.p90 - ttft_s.p50)
+    )
 
 
 def _ramped(bias: float) -> float:

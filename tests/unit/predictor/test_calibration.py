@@ -203,3 +203,36 @@ def test_later_prompts_excuse_no_answer_that_came_too_soon() -> None:
         calibration.first_token(f"r{i}", 1.0)
         calibration.ended(f"r{i}", 1.0 + 9.0 / 4, complete=True, output_tokens=91)
     assert not calibration.trusted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_answers_beside_long_prompts_are_told_right_in_the_median_and_nine_of_ten_under_the_p90(seed: int) -> None:
+    """Long prompts of 0.5 s come at random, 0.4 a second: the longer an answer the more of them; short answers after
+    long waits see hardly any."""
+    rng = random.Random(seed)
+    calibration = Calibration()
+    medians: list[bool] = []
+    unders: list[bool] = []
+    short_off: list[float] = []
+    for i in range(1500):
+        ttft_s, after_s = rng.lognormvariate(0.0, 1.0), rng.lognormvariate(0.5, 1.5)
+        raw = msgspec.structs.replace(forecast(f"r{i}"), ttft_s=Quantiles(ttft_s, ttft_s, ttft_s))
+        e2e_s = ttft_s + after_s
+        raw = msgspec.structs.replace(
+            raw, e2e_s=Quantiles(e2e_s, e2e_s, e2e_s), tpot_s=Quantiles(after_s / 90, after_s / 90, after_s / 90)
+        )
+        told = calibration.forecast(raw)
+        actual_s, left_s = ttft_s + after_s * rng.lognormvariate(0.0, 0.01), after_s
+        while (left_s := left_s - rng.expovariate(0.4)) > 0.0:
+            actual_s += 0.5 * rng.expovariate(1.0)
+        calibration.dispatched(raw.request_id, 0.0)
+        calibration.first_token(raw.request_id, ttft_s)
+        calibration.ended(raw.request_id, actual_s, complete=True, output_tokens=91)
+        if i >= 300:
+            medians.append(actual_s <= told.e2e_s.p50)
+            unders.append(actual_s <= told.e2e_s.p90)
+            if after_s < 0.1:
+                short_off.append(told.e2e_s.p50 / e2e_s)
+    assert sum(unders) / len(unders) == pytest.approx(0.9, abs=0.05), f"seed {seed}"
+    assert sum(medians) / len(medians) == pytest.approx(0.5, abs=0.06), f"seed {seed}"
+    assert max(short_off) < 1.1, f"seed {seed}: what long answers teach is not put on the wait for a first token"

@@ -7,10 +7,10 @@ the forecast's fault. A node knows what came while a request ran, so it can tell
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 from simcore.cost.step_time import StepTimeModel
-from simcore.trace import StepBatch
 from simcore.types import EngineConfig
 
 
@@ -30,13 +30,21 @@ def cost_of(step_time: StepTimeModel, config: EngineConfig, *, prompt_tokens: in
     """The cost of a prompt of which `cached_tokens` need not be computed, on an engine that decodes all the while."""
     fresh_tokens = max(prompt_tokens - cached_tokens, 1)
     whole, rest_tokens = divmod(fresh_tokens, config.max_num_batched_tokens)
-    anyway_s = step_time.seconds(StepBatch(decode_seqs=1))
-    prefill_s = step_time.prefill_work_s_per_token2 * fresh_tokens * (prompt_tokens - 0.5 * fresh_tokens)
-    for chunks, tokens in ((whole, config.max_num_batched_tokens), (1, rest_tokens)):
-        if chunks and tokens:
-            prefill_s += chunks * (step_time.seconds(StepBatch(prefill_tokens=tokens, prefill_seqs=1)) - anyway_s)
+    chunks_s = whole * _chunk_s(step_time, config.max_num_batched_tokens) + _chunk_s(step_time, rest_tokens)
+    attention_s = step_time.prefill_work_s_per_token2 * fresh_tokens * (prompt_tokens - 0.5 * fresh_tokens)
     step_s = step_time.per_seq_s + step_time.decode_kv_s_per_token * prompt_tokens
-    return Cost(max(0.0, prefill_s), step_s)
+    return Cost(max(0.0, chunks_s + attention_s), step_s)
+
+
+def _chunk_s(step_time: StepTimeModel, tokens: int) -> float:
+    """By how much more tokens in a step take than hardly any: `simcore.cost.step_time.dense_seconds` without the call
+    into compiled code, which costs more than the bisection."""
+    knots, seconds = step_time.dense_knots_tokens, step_time.dense_knots_s
+    if tokens <= knots[0]:
+        return 0.0
+    i = min(bisect_left(knots, tokens), len(knots) - 1)
+    share = (tokens - knots[i - 1]) / (knots[i] - knots[i - 1])
+    return seconds[i - 1] + share * (seconds[i] - seconds[i - 1]) - seconds[0]
 
 
 class WorkSoFar(NamedTuple):

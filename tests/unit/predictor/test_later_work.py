@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from predictor.core.later_work import Cost, WorkSoFar, cost_of
 from simcore.node import SimNode, SimRequest
+from simcore.trace import StepBatch
 from tests.helpers.simulated import STEP_TIME, cluster_nodes
 
 
@@ -69,3 +70,12 @@ def test_sums_are_those_of_the_requests_since(seed: int) -> None:
     by_hand_s = sum(cost.step_s * (120.0 - at_s) / 0.02 for at_s, cost in since)
     assert work.decode_since_s(marks[20], 120.0, 0.02) == pytest.approx(by_hand_s), f"seed {seed}"
     assert work.decode_since_s(work, 120.0, 0.02) == 0.0
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 100, 512, 700, 1024, 4000])
+def test_a_chunk_takes_what_the_step_time_model_says(tokens: int) -> None:
+    (spec,) = cluster_nodes(1, max_num_batched_tokens=4096)
+    cost = cost_of(STEP_TIME, spec.config, prompt_tokens=tokens, cached_tokens=0)
+    chunk = StepBatch(prefill_tokens=tokens, prefill_work_tokens2=0.5 * tokens**2, prefill_seqs=1)
+    more_s = STEP_TIME.seconds(chunk) - STEP_TIME.seconds(StepBatch(decode_seqs=1))
+    assert cost.prefill_s == pytest.approx(more_s, abs=1e-12)

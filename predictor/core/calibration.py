@@ -28,7 +28,7 @@ import msgspec
 
 from predictor.core.arrival_drift import ArrivalRate
 from predictor.core.correction import LARGEST_RATIO, PRIOR_SPREAD, PSEUDO_PAIRS, SMALLEST_S, Correction
-from predictor.core.later_work import NO_COST, Cost, WorkSoFar
+from predictor.core.later_work import NO_COST, DelayCost, WorkSoFar
 from simcore.types import Forecast, Quantiles
 
 WINDOW_PAIRS = 1000
@@ -236,7 +236,7 @@ class Calibration:
         """Whether a forecast of it stands that a dispatch could be joined with."""
         return request_id in self._open
 
-    def dispatched(self, request_id: str, now_s: float, cost: Cost = NO_COST) -> None:
+    def dispatched(self, request_id: str, now_s: float, cost: DelayCost = NO_COST) -> None:
         """The request came, at this cost to those that are there. Without a forecast of it there is nothing to join."""
         self._arrivals.came(now_s)
         self._work = self._work.and_of(cost, now_s)

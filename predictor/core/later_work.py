@@ -14,7 +14,7 @@ from simcore.cost.step_time import StepTimeModel
 from simcore.types import EngineConfig
 
 
-class Cost(NamedTuple):
+class DelayCost(NamedTuple):
     """What one request costs each other one of its engine."""
 
     prefill_s: float = 0.0
@@ -23,17 +23,17 @@ class Cost(NamedTuple):
     """Seconds by which it prolongs every step in which it decodes."""
 
 
-NO_COST = Cost()
+NO_COST = DelayCost()
 
 
-def cost_of(step_time: StepTimeModel, config: EngineConfig, *, prompt_tokens: int, cached_tokens: int) -> Cost:
+def cost_of(step_time: StepTimeModel, config: EngineConfig, *, prompt_tokens: int, cached_tokens: int) -> DelayCost:
     """The cost of a prompt of which `cached_tokens` need not be computed, on an engine that decodes all the while."""
     fresh_tokens = max(prompt_tokens - cached_tokens, 1)
     whole, rest_tokens = divmod(fresh_tokens, config.max_num_batched_tokens)
     chunks_s = whole * _chunk_s(step_time, config.max_num_batched_tokens) + _chunk_s(step_time, rest_tokens)
     attention_s = step_time.prefill_work_s_per_token2 * fresh_tokens * (prompt_tokens - 0.5 * fresh_tokens)
     step_s = step_time.per_seq_s + step_time.decode_kv_s_per_token * prompt_tokens
-    return Cost(max(0.0, chunks_s + attention_s), step_s)
+    return DelayCost(max(0.0, chunks_s + attention_s), step_s)
 
 
 def _chunk_s(step_time: StepTimeModel, tokens: int) -> float:
@@ -55,7 +55,7 @@ class WorkSoFar(NamedTuple):
     step_moments_s2: float = 0.0
     """Sum of `step_s` times the moment of its arrival."""
 
-    def and_of(self, cost: Cost, now_s: float) -> WorkSoFar:
+    def and_of(self, cost: DelayCost, now_s: float) -> WorkSoFar:
         """With one more that comes now."""
         return WorkSoFar(
             self.prefill_s + cost.prefill_s, self.step_s + cost.step_s, self.step_moments_s2 + cost.step_s * now_s

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from predictor.core.calibration import OPEN_FORECASTS, Calibration
-from predictor.core.later_work import NO_COST, Cost
+from predictor.core.later_work import NO_COST, DelayCost
 from simcore.types import Forecast, ForecastSource, Quantiles
 
 
@@ -170,7 +170,7 @@ def live_beside_prompts(calibration: Calibration, seed: int, *, told: bool, pace
         calibration.first_token(f"r{i}", at_s + 1.0)
         later = rng.choice((0, 0, 0, 12, 16, 20))
         for k in range(later):
-            calibration.dispatched(f"r{i}+{k}", at_s + 2.0, Cost(1.0) if told else NO_COST)
+            calibration.dispatched(f"r{i}+{k}", at_s + 2.0, DelayCost(1.0) if told else NO_COST)
         calibration.ended(f"r{i}", at_s + 1.0 + 9.0 * pace + later, complete=True, output_tokens=91)
 
 
@@ -199,7 +199,7 @@ def test_later_prompts_excuse_no_answer_that_came_too_soon() -> None:
         calibration.forecast(forecast(f"r{i}"))
     for i in range(60):
         calibration.dispatched(f"r{i}", 0.0)
-        calibration.dispatched(f"later{i}", 0.0, Cost(5.0))
+        calibration.dispatched(f"later{i}", 0.0, DelayCost(5.0))
         calibration.first_token(f"r{i}", 1.0)
         calibration.ended(f"r{i}", 1.0 + 9.0 / 4, complete=True, output_tokens=91)
     assert not calibration.trusted

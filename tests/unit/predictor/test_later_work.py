@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.core.later_work import Cost, WorkSoFar, cost_of
+from predictor.core.later_work import DelayCost, WorkSoFar, cost_of
 from simcore.node import SimNode, SimRequest
 from simcore.trace import StepBatch
 from tests.helpers.simulated import STEP_TIME, cluster_nodes
@@ -58,7 +58,7 @@ def test_a_cost_is_never_below_0_and_grows_with_what_is_not_cached(prompt: int, 
 @pytest.mark.parametrize("seed", range(3))
 def test_sums_are_those_of_the_requests_since(seed: int) -> None:
     rng = random.Random(seed)
-    came = [(rng.uniform(0.0, 100.0), Cost(rng.random(), 0.001 * rng.random())) for _ in range(50)]
+    came = [(rng.uniform(0.0, 100.0), DelayCost(rng.random(), 0.001 * rng.random())) for _ in range(50)]
     came.sort()
     work = WorkSoFar()
     marks = []

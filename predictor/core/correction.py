@@ -2,14 +2,14 @@
 
 What a simulation leaves out shows as a bias of its forecasts: requests that come later slow the node down (the more,
 the longer a request stays), step times are not quite right, the way to the engine takes time. Over a window of the
-latest pairs of *raw* forecast and actual, two ratios are learned as functions of the forecast size of the request,
-octave by octave with straight lines between:
+latest pairs of *raw* forecast and actual, two ratios are learned as functions of the forecast size of the request:
 
-    p50' = p50 * median of actual / p50
-    p90' = p90 * 90th percentile of actual / p90
+    p50' = p50 * trend(size) * median of actual / p50
+    p90' = p90 * trend(size) * 90th percentile of actual / p90
 
-What is learned is what the present arrival rate leaves unexplained (`predictor.core.arrival_drift`): both are
-multiplied by exp(slope * requests expected to come), and the ratios of the window are taken after that.
+The trend (`predictor.core.size_trend`) is one curve through all sizes; the ratios are what it leaves, octave by octave
+with straight lines between. Both come after the present arrival rate (`predictor.core.arrival_drift`), which multiplies
+by exp(slope * requests expected to come).
 
 The second is split conformal prediction (Vovk et al. 2005; Romano et al. 2019, scores taken as ratios): whatever the
 raw p90 means, nine of ten actuals come out under the corrected one while the future is like the window.
@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.core.arrival_drift import ArrivalDrift
+from predictor.core.size_trend import SizeTrend
 from simcore.types import Quantiles
 
 WINDOW_PAIRS = 256
@@ -53,17 +54,24 @@ class Correction:
     """The learned correction of one quantity (as TTFT) on one node. Not thread-safe; one owner."""
 
     def __init__(
-        self, *, window_pairs: int = WINDOW_PAIRS, prior_spread: float = PRIOR_SPREAD, arrivals: bool = False
+        self,
+        *,
+        window_pairs: int = WINDOW_PAIRS,
+        prior_spread: float = PRIOR_SPREAD,
+        grows: bool = True,
+        arrivals: bool = False,
     ) -> None:
-        """`arrivals`: with the term for the arrival rate."""
+        """`grows`: with the trend over sizes; `arrivals`: with the term for the arrival rate."""
         self._prior = prior_spread * np.stack((_NORMAL, _NORMAL), axis=1)
-        self.bias = 1.0
-        """Median of actual / p50 over the whole window, after the term for the arrival rate."""
         self.drift: ArrivalDrift | None = ArrivalDrift() if arrivals else None
         self._logs = np.zeros((window_pairs, 2))
         """log(actual / p50), log(actual / p90)"""
         self._expected = np.zeros(window_pairs)
         self._octaves = np.zeros(window_pairs, dtype=np.int64)
+        self._sizes = np.zeros(window_pairs)
+        """Logarithms."""
+        self._trend = SizeTrend()
+        self._grows = grows
         self._pairs = 0
         self._stale = 0
         self._p50 = [1.0] * _OCTAVES
@@ -79,8 +87,9 @@ class Correction:
         at = self._pairs % len(self._logs)
         self._logs[at] = _log_ratio(actual_s, raw.p50), _log_ratio(actual_s, max(raw.p90, raw.p50))
         self._expected[at] = expected
-        octave = math.floor(math.log2(max(size_s, SMALLEST_S))) - FIRST_OCTAVE
-        self._octaves[at] = min(max(octave, 0), _OCTAVES - 1)
+        size = math.log2(max(size_s, SMALLEST_S))
+        self._sizes[at] = size
+        self._octaves[at] = min(max(math.floor(size) - FIRST_OCTAVE, 0), _OCTAVES - 1)
         self._pairs += 1
         self._stale += 1
         if self._stale >= min(REFRESH_PAIRS, self._pairs // 4):
@@ -88,15 +97,16 @@ class Correction:
 
     def ratios(self, size_s: float) -> tuple[float, float]:
         """What p50 and p90 of such requests are multiplied by."""
-        place = math.log2(size_s) - (0.5 + FIRST_OCTAVE) if size_s > SMALLEST_S else 0.0
-        if place <= 0.0:
-            return self._p50[0], self._p90[0]
-        low = int(place)
-        if low >= _OCTAVES - 1:
-            return self._p50[-1], self._p90[-1]
+        size = math.log2(max(size_s, SMALLEST_S))
+        trend = math.exp(self._trend.at(size))
+        place = min(max(size - (0.5 + FIRST_OCTAVE), 0.0), _OCTAVES - 1.0)
+        low = min(int(place), _OCTAVES - 2)
         share = place - low
         p50, p90 = self._p50, self._p90
-        return p50[low] + share * (p50[low + 1] - p50[low]), p90[low] + share * (p90[low + 1] - p90[low])
+        return (
+            trend * (p50[low] + share * (p50[low + 1] - p50[low])),
+            trend * (p90[low] + share * (p90[low + 1] - p90[low])),
+        )
 
     def corrected(self, raw: Quantiles, *, size_s: float, expected: float = 0.0, tempo: float = 1.0) -> Quantiles:
         """`tempo` is for the mean alone (`predictor.core.calibration`)."""
@@ -118,10 +128,13 @@ class Correction:
             if self.drift.slope > 0.0:
                 logs = logs - self.drift.terms(expected)[:, None]
         self._stale = 0
+        if n and self._grows:
+            self._trend.learn(logs[:, 0], self._sizes[:n])
+            logs = logs - self._trend.over(self._sizes[:n])[:, None]
         pooled = np.concatenate((self._prior, logs))
         pooled.sort(axis=0)
-        self.bias, upper = _ratios(pooled)
-        self._p50[:], self._p90[:] = [self.bias] * _OCTAVES, [upper] * _OCTAVES
+        middle, upper = _ratios(pooled)
+        self._p50[:], self._p90[:] = [middle] * _OCTAVES, [upper] * _OCTAVES
         # Linear between order statistics.
         places, ranks = _AT * (len(pooled) - 1), np.arange(len(pooled))
         pseudo = np.stack([np.interp(places, ranks, pooled[:, column]) for column in (0, 1)], axis=1)

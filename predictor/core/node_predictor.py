@@ -12,6 +12,7 @@ import msgspec
 
 from predictor.core.calibration import Calibration
 from predictor.core.estimator import Answers, EngineState, Estimator
+from predictor.core.later_work import cost_of
 from simcore.types import Candidate, Forecast, ForecastSource, NodeLoad
 
 
@@ -67,8 +68,15 @@ class NodePredictor:
         """
         if not (self.trusted or busy or self.calibration.awaits(candidate.request_id)):
             self.forecast([candidate], now_s)
-        self.state.dispatched(candidate, now_s)
-        self.calibration.dispatched(candidate.request_id, now_s)
+        state = self.state
+        cost = cost_of(
+            state.step_time,
+            state.config,
+            prompt_tokens=candidate.prompt_tokens,
+            cached_tokens=state.cached_tokens(candidate),
+        )
+        state.dispatched(candidate, now_s)
+        self.calibration.dispatched(candidate.request_id, now_s, cost)
 
     def first_token(self, request_id: str, now_s: float) -> None:
         self.calibration.first_token(request_id, now_s)

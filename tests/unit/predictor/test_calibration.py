@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 
 from predictor.core.calibration import OPEN_FORECASTS, Calibration
+from predictor.core.later_work import NO_COST, DelayCost
 from simcore.types import Forecast, ForecastSource, Quantiles
 
 
@@ -154,3 +157,82 @@ def test_means_follow_the_tempo_of_the_node_only_when_that_is_far_off(factor: fl
     assert told.e2e_s.mean == pytest.approx(10.0 * applied)
     assert told.harm_s.mean == pytest.approx(4.0 * applied)
     assert told.tpot_s.p50 == pytest.approx(0.1 * factor)
+
+
+def live_beside_prompts(calibration: Calibration, seed: int, *, told: bool, pace: float = 1.0) -> None:
+    """300 answers that take 10 s at the least; prompts of a second come beside them, none or up to 20, and each adds
+    its second. `told`: what the prompts cost is known."""
+    rng = random.Random(seed)
+    for i in range(300):
+        at_s = 1000.0 * i
+        calibration.forecast(forecast(f"r{i}"), at_s)
+        calibration.dispatched(f"r{i}", at_s)
+        calibration.first_token(f"r{i}", at_s + 1.0)
+        later = rng.choice((0, 0, 0, 12, 16, 20))
+        for k in range(later):
+            calibration.dispatched(f"r{i}+{k}", at_s + 2.0, DelayCost(1.0) if told else NO_COST)
+        calibration.ended(f"r{i}", at_s + 1.0 + 9.0 * pace + later, complete=True, output_tokens=91)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_later_prompts_took_is_no_reason_to_distrust(seed: int) -> None:
+    calibration = Calibration()
+    live_beside_prompts(calibration, seed, told=True)
+    assert calibration.trusted, f"seed {seed}"
+    assert calibration.forecast(forecast("next")).e2e_s.mean == 10.0, "nor is the node's clock wrong"
+    assert calibration.forecast(forecast("next")).e2e_s.p50 > 11.0, "but people are told what is to be expected"
+    unexplained = Calibration()
+    live_beside_prompts(unexplained, seed, told=False)
+    assert not unexplained.trusted, f"seed {seed}"
+
+
+def test_a_slow_clock_shows_beside_later_prompts() -> None:
+    calibration = Calibration()
+    live_beside_prompts(calibration, 0, told=True, pace=3.0)
+    assert calibration.forecast(forecast("next")).e2e_s.mean == pytest.approx(30.0)
+
+
+def test_later_prompts_excuse_no_answer_that_came_too_soon() -> None:
+    """Whose answers are suddenly four times as fast as forecast simulates another engine, whatever came later."""
+    calibration = Calibration()
+    for i in range(60):
+        calibration.forecast(forecast(f"r{i}"))
+    for i in range(60):
+        calibration.dispatched(f"r{i}", 0.0)
+        calibration.dispatched(f"later{i}", 0.0, DelayCost(5.0))
+        calibration.first_token(f"r{i}", 1.0)
+        calibration.ended(f"r{i}", 1.0 + 9.0 / 4, complete=True, output_tokens=91)
+    assert not calibration.trusted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_answers_beside_long_prompts_are_told_right_in_the_median_and_nine_of_ten_under_the_p90(seed: int) -> None:
+    """Long prompts of 0.5 s come at random, 0.4 a second: the longer an answer the more of them; short answers after
+    long waits see hardly any."""
+    rng = random.Random(seed)
+    calibration = Calibration()
+    medians: list[bool] = []
+    unders: list[bool] = []
+    short_off: list[float] = []
+    for i in range(1500):
+        ttft_s, after_s = rng.lognormvariate(0.0, 1.0), rng.lognormvariate(0.5, 1.5)
+        raw = msgspec.structs.replace(forecast(f"r{i}"), ttft_s=Quantiles(ttft_s, ttft_s, ttft_s))
+        e2e_s = ttft_s + after_s
+        raw = msgspec.structs.replace(
+            raw, e2e_s=Quantiles(e2e_s, e2e_s, e2e_s), tpot_s=Quantiles(after_s / 90, after_s / 90, after_s / 90)
+        )
+        told = calibration.forecast(raw)
+        actual_s, left_s = ttft_s + after_s * rng.lognormvariate(0.0, 0.01), after_s
+        while (left_s := left_s - rng.expovariate(0.4)) > 0.0:
+            actual_s += 0.5 * rng.expovariate(1.0)
+        calibration.dispatched(raw.request_id, 0.0)
+        calibration.first_token(raw.request_id, ttft_s)
+        calibration.ended(raw.request_id, actual_s, complete=True, output_tokens=91)
+        if i >= 300:
+            medians.append(actual_s <= told.e2e_s.p50)
+            unders.append(actual_s <= told.e2e_s.p90)
+            if after_s < 0.1:
+                short_off.append(told.e2e_s.p50 / e2e_s)
+    assert sum(unders) / len(unders) == pytest.approx(0.9, abs=0.05), f"seed {seed}"
+    assert sum(medians) / len(medians) == pytest.approx(0.5, abs=0.06), f"seed {seed}"
+    assert max(short_off) < 1.1, f"seed {seed}: what long answers teach is not put on the wait for a first token"

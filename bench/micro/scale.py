@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import argparse
 import random
+import statistics
 import time
 
 from bench.measure.results import spread
 from bench.run.provenance import machine
 from gateway.core import events as ev
+from gateway.core.decision.policies.estimated_latency import EstimatedLatency
+from gateway.core.nodes.pace import Pace
+from gateway.core.nodes.view import NodeView
 from gateway.core.router import Router, RouterConfig
-from simcore.types import EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome, Quantiles
+from simcore.types import EngineConfig, Forecast, LengthBelief, NodeLoad, NodePace, Outcome, Quantiles
 
 ENGINE = EngineConfig(model="m", max_num_seqs=48, max_num_batched_tokens=512, num_blocks=1052)
+PACE = NodePace(
+    batches=(1, 8, 16, 32, 48),
+    step_s=(0.023, 0.024, 0.025, 0.026, 0.027),
+    kv_s_per_token=6e-7,
+    prefill_s_per_token=1.3e-4,
+)
+"""About that of a 7B model on an A30."""
 BELIEF = LengthBelief((30, 80, 150, 250, 400, 700))
 
 
@@ -65,6 +76,7 @@ def measure(nodes: int, *, policy: str, ask: int, decisions: int, seed: int) -> 
     names = [f"n{i}" for i in range(nodes)]
     for name in names:
         router.handle(ev.NodeJoined(node_id=name, config=ENGINE), 0.0)
+        router.handle(ev.PaceTold(node_id=name, pace=PACE), 0.0)
         router.handle(ev.LoadNoted(load=load_of(name, rng), dispatch_seq=0), 0.0)
     # 2.6 requests and 33 steps a second and node: so many notes fall between two decisions.
     notes = 13
@@ -94,6 +106,35 @@ def measure(nodes: int, *, policy: str, ask: int, decisions: int, seed: int) -> 
     return cost_us.p50, cost_us.p99, asked / decisions
 
 
+def estimate_us(nodes: int, *, seed: int, rounds: int = 300) -> float:
+    """Median processor microseconds of the estimate of one request's cost at so many nodes, of which 13 have told a new
+    load since the last."""
+    rng = random.Random(seed)
+    pace, policy = Pace(PACE, ENGINE.max_num_seqs), EstimatedLatency()
+    shape = ev.RequestShape(request_id="r", prompt_tokens=250, max_output_tokens=700, belief=BELIEF)
+
+    def view(i: int) -> NodeView:
+        return NodeView(
+            node_id=f"n{i}",
+            config=ENGINE,
+            load=load_of(f"n{i}", rng),
+            state_age_s=0.0,
+            in_flight=0,
+            dispatches_60s=0,
+            pace=pace,
+        )
+
+    views = [view(i) for i in range(nodes)]
+    costs_us = []
+    for _ in range(rounds):
+        for i in rng.sample(range(nodes), min(13, nodes)):
+            views[i] = view(i)
+        begin_s = time.process_time()
+        policy.costs(shape, views, {})
+        costs_us.append(1e6 * (time.process_time() - begin_s))
+    return statistics.median(costs_us)
+
+
 def main() -> None:
     """Prints machine, command and one line per fleet size and way to choose."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,6 +149,7 @@ def main() -> None:
         for way, policy, ask in (
             ("min_total_latency, asks 4", "min_total_latency", 4),
             ("min_total_latency, asks all", "min_total_latency", 0),
+            ("estimated_latency", "estimated_latency", 0),
             ("llumnix_freeness", "llumnix_freeness", 0),
             ("least_requests", "least_requests", 0),
         ):
@@ -115,6 +157,9 @@ def main() -> None:
                 nodes, policy=policy, ask=ask, decisions=options.decisions, seed=options.seed
             )
             print(f"{nodes:6d} {way:34s}{asked:7.1f}{p50_us:9.0f}{p99_us:9.0f}", flush=True)
+        print(
+            f"{nodes:6d} {'the estimate alone':34s}{0.0:7.1f}{estimate_us(nodes, seed=options.seed):9.0f}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,18 @@ from collections.abc import Callable
 
 import msgspec
 
-from bench.chaos.virtual.scenario import CUT_OFF_S, SUSPECT_S, WHOLE, ChaosRun, Dice, Scenario, World, alike, joined
+from bench.chaos.virtual.scenario import (
+    CUT_OFF_S,
+    STEP_TIME,
+    SUSPECT_S,
+    WHOLE,
+    ChaosRun,
+    Dice,
+    Scenario,
+    World,
+    alike,
+    joined,
+)
 from bench.simcluster import NodeSpec
 from bench.simcluster.world import (
     CacheLies,
@@ -206,6 +217,32 @@ def lying_cache(dice: Dice) -> Scenario:
     return Scenario(nodes=nodes, items=items, world=world, check=check, policy="prefix_affinity")
 
 
+def lying_pace(dice: Dice) -> Scenario:
+    """A node tells step times a thousand times too short or too long, then the truth: nobody believes it, it is used as
+    if it were like the others, and it is believed again."""
+    nodes = dice.equal(least=3)
+    items = dice.requests(300, 10.0)
+    liar, true = dice.rng.choice(nodes).node_id, STEP_TIME.pace(nodes[0].config)
+    factor = dice.rng.choice((1e-3, 1e3))
+    told = msgspec.structs.replace(true, step_s=tuple(s * factor for s in true.step_s))
+    lied_s, honest_s = items[50].arrival_s, items[250].arrival_s
+    world: World = [
+        (lied_s, ev.PaceTold(node_id=liar, pace=told)),
+        (honest_s, ev.PaceTold(node_id=liar, pace=true)),
+    ]
+
+    def check(run: ChaosRun) -> str:
+        if not any("step times" in alarm and lied_s <= at_s < honest_s for at_s, alarm in run.seen_alarms[liar]):
+            return f"nobody saw that {liar} lies: {run.seen_alarms[liar]}"
+        if "step times" in run.alarms[liar]:
+            return f"{liar} is not believed again: {run.alarms[liar]}"
+        placed = [node_id for arrival_s, node_id in run.answers if lied_s < arrival_s < honest_s]
+        share = placed.count(liar) * len(nodes) / len(placed)
+        return "" if 0.3 < share < 2.0 else f"{liar} got {share:.2f} of its share while it lied"
+
+    return Scenario(nodes=nodes, items=items, world=world, check=check, policy="estimated_latency")
+
+
 def engine_fails(dice: Dice) -> Scenario:
     """An engine fails requests in the middle, several times in a row."""
     nodes = dice.fleet(least=3)
@@ -393,6 +430,7 @@ FAULTS: dict[str, Callable[[Dice], Scenario]] = {
         trace_frozen,
         lying_predictor,
         lying_cache,
+        lying_pace,
         engine_fails,
         full_queue,
         all_nodes_gone,

@@ -33,6 +33,7 @@ class _Outlook(msgspec.Struct, frozen=True, gc=False):
     left_tokens: float
     """Of the answer of a request there, in the mean."""
     rise_s: float
+    block_tokens: int
     free_blocks: int
     """Less what the prompts waiting there need."""
     freed_blocks_per_s: float
@@ -82,7 +83,8 @@ class EstimatedLatency:
                 + answer_tokens * (outlook.step_s + outlook.room_s_per_token + read_s)
                 + outlook.batch * both_tokens * (outlook.rise_s + read_s)
             )
-            lacking = view.config.blocks_for(prompt_tokens) - outlook.free_blocks
+            # `EngineConfig.blocks_for`, without its call.
+            lacking = -(-prompt_tokens // outlook.block_tokens) - outlook.free_blocks
             if lacking > 0:
                 cost += OWN_AND_LATER * lacking / outlook.freed_blocks_per_s
             found.append(cost)
@@ -112,6 +114,7 @@ def _outlook(view: NodeView, load: NodeLoad, pace: Pace) -> _Outlook:
         batch=batch,
         left_tokens=answers_tokens / here if here else 0.0,
         rise_s=pace.rise_s[batch],
+        block_tokens=view.config.block_size_tokens,
         free_blocks=load.free_blocks - load.waiting_prompt_blocks,
         freed_blocks_per_s=held_blocks / batch / ends_s if ends_s else float("inf"),
     )

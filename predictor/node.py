@@ -25,7 +25,7 @@ from predictor.notices import log_learned, log_rules
 from predictor.requests import Requests
 from predictor.trace import TraceFollower
 from simcore.cost.step_time import StepTimeModel
-from simcore.types import Candidate, EngineConfig, NodeLoad
+from simcore.types import Candidate, EngineConfig, NodeLoad, NodePace
 
 log = structlog.get_logger("predictor")
 
@@ -139,6 +139,11 @@ class NodeRuntime:
         """What the trace has taught of the step times; None when that is switched off."""
         learner = self.engine.learner
         return None if learner is None else learner.learned()
+
+    @property
+    def pace(self) -> NodePace:
+        """How fast the engine works: another object when that has changed."""
+        return self.engine.pace
 
     def load(self) -> NodeLoad | None:
         return self.predictor.load(time.monotonic())

@@ -24,7 +24,7 @@ from predictor.node import NodeRuntime
 from predictor.requests import CannotForward, End
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
-from simcore.types import Candidate, Outcome, TokenLogprobs
+from simcore.types import Candidate, NodePace, Outcome, TokenLogprobs
 
 log = structlog.get_logger("predictor.session")
 
@@ -118,6 +118,7 @@ class GatewaySession:
         self._cache_number: int | None = None
         """Number of the last summary of it that was sent; None: the next one tells the whole."""
         self._cache_timer: asyncio.TimerHandle | None = None
+        self._told_pace: NodePace | None = None
         self._noted: tuple[object, bool, int] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
@@ -336,16 +337,16 @@ class GatewaySession:
             if taken:
                 frame.taken.extend(wire.taken(taken))
             noted = self._note(frame)
-            renamed = self._tell_names(frame)
+            changed = self._tell_changes(frame)
             told = self._tells_cache and self._tell_cache(frame)
-            if answers or parts or noted or pong or taken or renamed or told:
+            if answers or parts or noted or pong or taken or changed or told:
                 await self._context.write(frame)
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()
                 return
 
-    def _tell_names(self, frame: pb.NodeFrame) -> bool:
-        """Adds what has changed of the names that the engine serves and uses."""
+    def _tell_changes(self, frame: pb.NodeFrame) -> bool:
+        """Adds what has changed of the names that the engine serves and uses, and of its pace."""
         node = self._node
         changed = False
         if self._told is not node.config:
@@ -354,6 +355,9 @@ class GatewaySession:
         if self._told_adapters is not node.adapters:
             self._told_adapters, changed = node.adapters, True
             frame.adapters.CopyFrom(wire.adapters(node.adapters))
+        if self._told_pace is not node.pace:
+            self._told_pace, changed = node.pace, True
+            frame.pace.CopyFrom(wire.pace(node.pace))
         return changed
 
     def _tell_cache(self, frame: pb.NodeFrame) -> bool:

@@ -25,6 +25,7 @@ from simcore.types import (
     ForecastSource,
     LengthBelief,
     NodeLoad,
+    NodePace,
     Outcome,
     Quantiles,
     RequestState,
@@ -220,6 +221,21 @@ def load_to_wire(load: NodeLoad) -> pb.NodeLoad:
     return pb.NodeLoad(**msgspec.structs.asdict(load))
 
 
+def pace_to_wire(pace: NodePace) -> pb.NodePace:
+    return pb.NodePace(**msgspec.structs.asdict(pace))
+
+
+def pace_from_wire(message: pb.NodePace) -> NodePace:
+    """Raises ValueError for a pace that cannot be."""
+    return NodePace(
+        batches=tuple(message.batches),
+        step_s=tuple(message.step_s),
+        kv_s_per_token=message.kv_s_per_token,
+        prefill_s_per_token=message.prefill_s_per_token,
+        prefill_s_per_token2=message.prefill_s_per_token2,
+    )
+
+
 def load_from_wire(message: pb.NodeLoad) -> NodeLoad:
     return NodeLoad(
         node_id=message.node_id,
@@ -231,6 +247,7 @@ def load_from_wire(message: pb.NodeLoad) -> NodeLoad:
         total_blocks=message.total_blocks,
         waiting_prompt_blocks=message.waiting_prompt_blocks,
         unprocessed_tokens=message.unprocessed_tokens,
+        prefill_tokens=message.prefill_tokens,
         preemptions_total=message.preemptions_total,
         reserved=message.reserved,
         trusted=message.trusted if message.HasField("trusted") else True,

@@ -391,7 +391,7 @@ class SimNode:
         `expected` gives total output tokens per request id where they are believed rather than known; a request that
         is missing there counts with its true length.
         """
-        blocks, unprocessed = ENTRIES.measure(self.head, self.req, self.lists)
+        blocks, unprocessed, prefill = ENTRIES.measure(self.head, self.req, self.lists)
         if expected is not None:
             unprocessed = 0
             computed = self.req[:, at.COMPUTED].tolist()
@@ -411,6 +411,7 @@ class SimNode:
             waiting_prompt_blocks=blocks,
             unprocessed_tokens=unprocessed,
             preemptions_total=head[at.PREEMPTED_TOTAL],
+            prefill_tokens=prefill,
         )
 
     def copy(self) -> SimNode:

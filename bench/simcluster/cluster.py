@@ -227,6 +227,7 @@ class SimCluster:
         if self._has_names and config.enable_prefix_caching:
             config = msgspec.structs.replace(config, prefix_cache_traced=True)
         self._hand_over(ev.NodeJoined(node_id=spec.node_id, config=config, profile=spec.step_time.name), at_s)
+        self._hand_over(ev.PaceTold(node_id=spec.node_id, pace=spec.step_time.pace(spec.config)), at_s)
         self._hand_over(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
 
     def _schedule_next(self, arrivals: Iterator[WorkloadItem]) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from simcore.cache_summary import CacheSummary
-from simcore.types import Candidate, Decision, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
+from simcore.types import Candidate, Decision, EngineConfig, Forecast, LengthBelief, NodeLoad, NodePace, Outcome
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -111,6 +111,13 @@ class AdaptersUsed(Event, frozen=True, kw_only=True):
     node_id: str
     names: tuple[str, ...] | None
     """None: it does not tell any more."""
+
+
+class PaceTold(Event, frozen=True, kw_only=True):
+    """A node that is up tells how fast it works, as far as it has learned."""
+
+    node_id: str
+    pace: NodePace
 
 
 class NodeLost(Event, frozen=True, kw_only=True):
@@ -236,6 +243,7 @@ AnyEvent = (
     | NodeJoined
     | NodeServes
     | AdaptersUsed
+    | PaceTold
     | NodeLost
     | NodeRemoved
     | NodeSuspected

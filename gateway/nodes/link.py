@@ -19,7 +19,7 @@ import structlog
 
 from gateway import wire
 from gateway.config import NodeEntry
-from gateway.core.events import AdaptersUsed, CacheTold, ForecastArrived, LoadNoted, NodeSuspected
+from gateway.core.events import AdaptersUsed, CacheTold, ForecastArrived, LoadNoted, NodeSuspected, PaceTold
 from gateway.intake.client_stream import ClientStream
 from gateway.nodes.outbox import BODY_PART_BYTES, Outbox
 from gateway.pump import Pump
@@ -292,6 +292,14 @@ class NodeLink:
         self._pump.node_serves(self.node_id, self.config)
         self._on_change()
 
+    def _paced(self, told: types_pb.NodePace) -> None:
+        try:
+            pace = codec.pace_from_wire(told)
+        except ValueError as bad:
+            log.warning("the node tells a pace that cannot be; its last one stays", node=self.node_id, detail=str(bad))
+            return
+        self._pump.post(PaceTold(node_id=self.node_id, pace=pace))
+
     async def _ping(self) -> None:
         """Watches over the silence of the node: its connection may live while it does not."""
         loop = asyncio.get_running_loop()
@@ -328,6 +336,8 @@ class NodeLink:
         if frame.HasField("adapters"):
             names = None if frame.adapters.unknown else tuple(frame.adapters.names)
             pump.post(AdaptersUsed(node_id=node_id, names=names))
+        if frame.HasField("pace"):
+            self._paced(frame.pace)
         for answer in frame.answers:
             forecast, error = None, answer.error
             if answer.HasField("forecast"):

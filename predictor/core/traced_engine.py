@@ -26,7 +26,7 @@ from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
 from simcore.scenarios import longest_output
 from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot, parent_id
-from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad, RequestState
+from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad, NodePace, RequestState
 
 SAME_MOMENT_S = 0.001
 """An idle engine that gets several requests within this time begins its step with all of them."""
@@ -111,6 +111,8 @@ class TracedEngine:
         self._scenarios = scenarios
         self._what_if = WhatIf(node_id, config, step_time, scenarios=scenarios)
         self._learned_version = 0
+        self._pace = step_time.pace(config)
+        self._pace_of = 0
         self._base_of: tuple[int, int] | None = None
         self._base_until_s = -math.inf
         """Moment at which the base of the what-ifs holds: the end of the step in progress."""
@@ -263,6 +265,14 @@ class TracedEngine:
         age_s = self.age_s(now_s)
         return self._load if self._load.state_age_s == age_s else msgspec.structs.replace(self._load, state_age_s=age_s)
 
+    @property
+    def pace(self) -> NodePace:
+        """How fast the engine works, as far as is known: the same object until that has changed."""
+        learner = self.learner
+        if learner is not None and learner.version != self._pace_of:
+            self._pace, self._pace_of = learner.model.pace(self.config), learner.version
+        return self._pace
+
     def cached_tokens(self, candidate: Candidate) -> int:
         """Tokens of its prompt that the engine's prefix cache holds, or will when the prompts ahead of it, of those
         dispatched here, are computed."""
@@ -399,16 +409,19 @@ class TracedEngine:
 
     def _summed(self, mirror: NodeMirror) -> NodeLoad:
         size = self.config.block_size_tokens
-        unprocessed = prompt_blocks = 0
+        unprocessed = prompt_blocks = prefill = 0
         for r in mirror.running():
             expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
             unprocessed += max(0, r.prompt_tokens + expected - r.computed_tokens)
+            prefill += max(0, r.prompt_tokens - r.computed_tokens)
         for r in mirror.waiting():
             expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
             unprocessed += r.prompt_tokens + expected
+            prefill += r.prompt_tokens
             prompt_blocks += -(-(r.prompt_tokens + r.output_tokens) // size)
         for candidate in self.reservations.candidates():
             expected = self._beliefs[candidate.request_id].expected_tokens(0)
+            prefill += candidate.prompt_tokens
             unprocessed += candidate.prompt_tokens + min(expected, candidate.max_output_tokens)
             prompt_blocks += -(-candidate.prompt_tokens // size)
         reserved = len(self.reservations)
@@ -424,6 +437,7 @@ class TracedEngine:
             unprocessed_tokens=unprocessed,
             preemptions_total=mirror.preemptions_total,
             reserved=reserved,
+            prefill_tokens=prefill,
         )
 
     def _belief(self, request_id: str, max_output_tokens: int) -> _Belief:

@@ -146,6 +146,10 @@ def _with_key(message: str, kind: type[msgspec.Struct]) -> str:
     reason = text.replace("`", "'")
     if not path:
         return reason
+    if path.endswith("[...]"):
+        # A value of a table of names: msgspec does not say which.
+        path = path.removesuffix("[...]")
+        return f"a value in [{path}]: {reason[:1].lower()}{reason[1:]}"
     if tuple(path.split(".")) in tables_of(kind):
         return f"[{path}]: {reason}"
     return f"{_spelled(path)}: {reason[:1].lower()}{reason[1:]}"

@@ -464,6 +464,7 @@ class NodeFrame(google.protobuf.message.Message):
     SERVED_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
     CACHE_FIELD_NUMBER: builtins.int
+    PACE_FIELD_NUMBER: builtins.int
     pong: builtins.int
     """The last ping."""
     @property
@@ -498,6 +499,10 @@ class NodeFrame(google.protobuf.message.Message):
     def cache(self) -> Global___CacheSummary:
         """What the engine's prefix cache holds, when that has changed, a few times a second at most."""
 
+    @property
+    def pace(self) -> protos.v1.astrolabe_types_pb2.NodePace:
+        """How fast the node works, in a session's first frames and when it has learned otherwise."""
+
     def __init__(
         self,
         *,
@@ -510,9 +515,10 @@ class NodeFrame(google.protobuf.message.Message):
         served: Global___ServedNames | None = ...,
         adapters: Global___AdaptersInUse | None = ...,
         cache: Global___CacheSummary | None = ...,
+        pace: protos.v1.astrolabe_types_pb2.NodePace | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "cache", b"cache", "load", b"load", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "answers", b"answers", "cache", b"cache", "load", b"load", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "cache", b"cache", "load", b"load", "pace", b"pace", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "answers", b"answers", "cache", b"cache", "load", b"load", "pace", b"pace", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
 
 Global___NodeFrame: typing_extensions.TypeAlias = NodeFrame
 

@@ -86,7 +86,7 @@ def _compile(fingerprint: int) -> Entries:
         return n_log, steps, next_s
 
     @cached
-    def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
+    def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int, int]:
         """`load.measure`."""
         assert fingerprint >= 0
         return load.measure(head, req, lists)

@@ -160,7 +160,8 @@ STATE_BLOCKS = 4
 STATE_TOKENS = 5
 STATE_PREEMPTED = 6
 STATE_MARK = 7
-N_STATE = 8
+STATE_PREFILL = 8
+N_STATE = 9
 WATCH_ALL = -2
 """Instead of a slot: every step is somebody's concern. -1: none is for its begin alone."""
 

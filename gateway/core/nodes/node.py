@@ -15,6 +15,7 @@ import msgspec
 from gateway.core.nodes.accuracy import AccuracyStatus, ForecastAccuracy
 from gateway.core.nodes.health import Health
 from gateway.core.nodes.liveness import Liveness
+from gateway.core.nodes.pace import Pace
 from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
 from simcore.types import EngineConfig, NodeLoad
@@ -35,6 +36,7 @@ class InFlight(msgspec.Struct, kw_only=True):
     prompt_blocks: int
     tokens: int
     """Prompt and expected output."""
+    prompt_tokens: int
     delay_s: float | None
     """By how much it is forecast to delay each other request there; None when nobody forecast it."""
 
@@ -72,6 +74,8 @@ class Node:
         self.draining = False
         self.up = True
         self.detail = ""
+        self.weight = 1.0
+        """What it can do, compared with others, as the configuration says."""
         self.health = Health()
         self.accuracy = ForecastAccuracy()
         self.liveness = Liveness()
@@ -85,12 +89,15 @@ class Node:
         """Grows with each `NodeJoined`."""
         self.adapters: frozenset[str] | None = None
         """LoRA adapters that requests there use; None: not known."""
+        self.pace: Pace | None = None
+        """How fast it says that it works; None: it has not said."""
         self.note: NodeLoad | None = None
         self.noted_s = 0.0
         self._unnoted: dict[int, InFlight] = {}
         """Dispatches after the note, by number, in that order."""
         self._unnoted_blocks = 0
         self._unnoted_tokens = 0
+        self._unnoted_prompt_tokens = 0
         self._promised: deque[tuple[float, InFlight]] = deque()
         self._recent: deque[float] = deque()
         self._merged: NodeLoad | None = None
@@ -149,6 +156,7 @@ class Node:
         self._unnoted[sent.dispatch_seq] = sent
         self._unnoted_blocks += sent.prompt_blocks
         self._unnoted_tokens += sent.tokens
+        self._unnoted_prompt_tokens += sent.prompt_tokens
         self._recent.append(now_s)
         self._changed = True
 
@@ -215,6 +223,8 @@ class Node:
             in_flight=len(self.in_flight),
             dispatches_60s=len(recent),
             cached_tokens=cached_tokens,
+            weight=self.weight,
+            pace=self.pace,
         )
 
     def status(self) -> NodeStatus:
@@ -249,6 +259,7 @@ class Node:
         ours = len(self._unnoted) + len(promised)
         blocks = self._unnoted_blocks + sum(sent.prompt_blocks for sent in promised)
         tokens = self._unnoted_tokens + sum(sent.tokens for sent in promised)
+        prompts = self._unnoted_prompt_tokens + sum(sent.prompt_tokens for sent in promised)
         return NodeLoad(
             node_id=note.node_id,
             trace_seq=note.trace_seq,
@@ -261,19 +272,23 @@ class Node:
             unprocessed_tokens=note.unprocessed_tokens + tokens,
             preemptions_total=note.preemptions_total,
             reserved=note.reserved + ours,
+            prefill_tokens=note.prefill_tokens + prompts,
         )
 
     def _subtract(self, sent: InFlight) -> None:
         self._unnoted_blocks -= sent.prompt_blocks
         self._unnoted_tokens -= sent.tokens
+        self._unnoted_prompt_tokens -= sent.prompt_tokens
 
     def _forget(self) -> None:
         self.note = None
         self.adapters = None
+        self.pace = None
         self._merged = None
         self._unnoted.clear()
         self._unnoted_blocks = 0
         self._unnoted_tokens = 0
+        self._unnoted_prompt_tokens = 0
         self._promised.clear()
         self.liveness = Liveness()
         self._changed = False

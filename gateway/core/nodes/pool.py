@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.core.events import Lane, RequestShape
 from gateway.core.nodes.health import Standing
 from gateway.core.nodes.node import Node
+from gateway.core.nodes.pace import Pace
 from gateway.core.nodes.view import NodeView
-from simcore.types import EngineConfig
+from simcore.types import EngineConfig, NodePace
 
 
 class ModelNodes(NamedTuple):
@@ -34,8 +35,8 @@ class ModelNodes(NamedTuple):
 class NodePool:
     """All nodes by name, in the order in which they joined."""
 
-    def __init__(self, *, stale_after_s: float) -> None:
-        """A busy node silent for longer than `stale_after_s` is unknown."""
+    def __init__(self, *, stale_after_s: float, weights: Mapping[str, float] | None = None) -> None:
+        """A busy node silent for longer than `stale_after_s` is unknown. `weights`: by node or by profile."""
         self.nodes: dict[str, Node] = {}
         self._models: dict[str, ModelNodes] = {}
         self._all: ModelNodes | None = None
@@ -45,6 +46,7 @@ class NodePool:
         self.has_adapters = False
         """Whether a node may have told that it uses one: most fleets have none, and need not look."""
         self._stale_after_s = stale_after_s
+        self._weights = weights or {}
 
     def join(self, node_id: str, config: EngineConfig, profile: str) -> None:
         node = self.nodes.get(node_id)
@@ -52,6 +54,7 @@ class NodePool:
             node = self.nodes[node_id] = Node(node_id, config, profile)
         else:
             node.rejoin(config, profile)
+        node.weight = self._weights.get(node_id, self._weights.get(profile, 1.0))
         others = [other for name in config.names if (known := self._models.get(name)) for other in known.ready]
         if any(other is not node and other.delivered for other in others):
             node.health.start_slowly()
@@ -69,6 +72,10 @@ class NodePool:
         """Requests at the node use these LoRA adapters; None: it does not tell."""
         node.adapters = None if names is None else frozenset(names)
         self.has_adapters = any(other.adapters for other in self.nodes.values())
+
+    def set_pace(self, node: Node, pace: NodePace) -> None:
+        """The node tells how fast it works."""
+        node.pace = Pace(pace, node.config.max_num_seqs)
 
     def health_changed(self, node: Node) -> None:
         """To be called after anything that may have changed a node's `health`."""

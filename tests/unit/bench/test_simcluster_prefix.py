@@ -59,7 +59,11 @@ def test_shared_beginnings_are_computed_once_per_node() -> None:
     assert unnamed == pytest.approx(without, rel=0.02)
 
 
-@pytest.mark.parametrize("policy", ["prefix_affinity", "min_total_latency"])
+KNOW_CACHES = ["prefix_affinity", "min_total_latency", "llmd_default", "llmd_affinity", "dynamo_kv", "cache_aware"]
+KNOW_CACHES += ["aibrix_prefix", "production_stack", "production_stack_prefix", "planetserve", "lmetric"]
+
+
+@pytest.mark.parametrize("policy", KNOW_CACHES)
 def test_policies_that_know_of_caches_find_them(policy: str) -> None:
     assert mean_ttft_s(policy) < 0.75 * mean_ttft_s("random")
 

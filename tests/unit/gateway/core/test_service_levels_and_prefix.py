@@ -178,7 +178,7 @@ def test_the_router_remembers_where_prompts_went() -> None:
         made.end(f"r{i}")
         made.note(made.at[f"r{i}"])
     assert len(chosen) == 1
-    assert canonical_name("cache_aware") == "prefix_affinity"
+    assert canonical_name("kvaware") == "prefix_affinity"
 
 
 def test_what_a_node_tells_of_its_cache_counts_whoever_sent_it_there() -> None:

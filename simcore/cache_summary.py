@@ -12,7 +12,8 @@ import msgspec
 MOST_NAMES = 16_384
 """Names in a summary at most: 64 KiB on the wire, about 1.5 MB in a gateway."""
 MOST_ONE_IN = 1 << 16
-_LOW = 0xFFFF_FFFF
+LOW_HALF = 0xFFFF_FFFF
+"""Of a name: what a block goes by."""
 
 
 class CacheSummary(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -36,7 +37,7 @@ class CacheSummary(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def told_name(name: int) -> int:
     """What a block of this name goes by."""
-    return name & _LOW
+    return name & LOW_HALF
 
 
 def is_told(name: int, one_in: int) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from simcore.cache_summary import MOST_NAMES, MOST_ONE_IN, CacheSummary, told_name
+from simcore.cache_summary import LOW_HALF, MOST_NAMES, MOST_ONE_IN, CacheSummary
 from simcore.types import EngineConfig
 
 MOST_OWN_BLOCKS = 16_384
@@ -191,21 +191,27 @@ class PrefixIndex:
         told, one_in = self._told, self._one_in
         if not told or not names:
             return 0
-        if one_in == 1:
-            return _beginning(len(names), lambda i: told_name(names[i]) in told)
-        low, high = 0, len(names)
+        # Written out: asked for every node and every prompt.
+        mask, low, high = (one_in - 1) << 32, 0, len(names)
         # The first is looked up first: most nodes know nothing of most prompts.
-        place = _told_place(names, one_in, low, high)
-        while place >= 0:
-            if told_name(names[place]) in told:
-                low = place + 1
+        begin = 0
+        while True:
+            place = begin
+            while place < high and names[place] & mask:
+                place += 1
+            if place < high:
+                if names[place] & LOW_HALF in told:
+                    low = place + 1
+                else:
+                    high = place
+            elif begin > low:
+                # None of the upper half is told.
+                high = begin
             else:
-                high = place
-            middle = (low + high) // 2
-            place = _told_place(names, one_in, middle, high)
-            if place < 0:
-                place = _told_place(names, one_in, low, middle)
-        return low
+                return low
+            if low >= high:
+                return low
+            begin = (low + high) // 2
 
     def _remember(self, names: Sequence[int], config: EngineConfig) -> None:
         own = self._own
@@ -244,15 +250,6 @@ def _is_counted(sent: _Sent, now_s: float) -> bool:
 
 def _are_names(names: Sequence[int] | set[int]) -> bool:
     return not names or (min(names) >= 0 and max(names) < 1 << 32)
-
-
-def _told_place(names: Sequence[int], one_in: int, begin: int, end: int) -> int:
-    """The first place from `begin` to `end` whose block would be told; -1: none."""
-    mask = (one_in - 1) << 32
-    for place in range(begin, end):
-        if not names[place] & mask:
-            return place
-    return -1
 
 
 def _common(names: Sequence[int], other: Sequence[int], least: int) -> int:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from gateway.core.nodes.prefix_index import ASK_AGAIN_S, CLAIMS, PrefixIndex
-from simcore.cache_summary import MOST_NAMES, CacheSummary
+from simcore.cache_summary import MOST_NAMES, CacheSummary, is_told, told_name
 from tests.helpers.routing import engine_config
 
 CONFIG = engine_config()
@@ -91,6 +93,18 @@ def test_of_many_blocks_some_are_told() -> None:
     assert index.cached_blocks(names) == 13, "0, 4, 8 and 12 are told"
     assert index.cached_blocks(names[:12]) == 9, "at least"
     assert index.cached_blocks(names[1:3]) == 0
+
+
+def test_a_search_finds_what_a_look_at_every_block_finds() -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")  # noqa: T201
+    rng = random.Random(seed)
+    for _ in range(2000):
+        one_in, names = rng.choice((1, 2, 4, 16)), tuple(rng.getrandbits(64) for _ in range(rng.randrange(1, 60)))
+        known = [i for i in range(rng.randrange(len(names) + 1)) if is_told(names[i], one_in)]
+        index = PrefixIndex()
+        assert not index.hear(whole(*{told_name(names[i]) for i in known}, one_in=one_in), 0.0)
+        assert index.cached_blocks(names) == (known[-1] + 1 if known else 0), f"seed {seed}"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
 	@touch $@ $(VENV)/.demo
 
-demo: $(VENV)/.demo ## local cluster of 4 emulated nodes, real ShareGPT conversations, three policies compared
+demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real ShareGPT conversations, three policies compared
 	$(BIN)/astrolabe bench demo
 
 test: check ## all checks and all tests (what CI runs)

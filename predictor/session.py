@@ -208,7 +208,7 @@ class GatewaySession:
             body = BodyFeed(message.body_bytes)
         try:
             body.feed(message.body)
-            self._node.requests.forward(wire.forward_order(message), body, self._on_reply)
+            self._node.forward(wire.forward_order(message), body, self._on_reply)
         except (RequestRefused, ValueError) as refused:
             self._refuse(request_id, Outcome.INVALID, refused, message.prompt_tokens)
         except CannotForward as wrong_node:

@@ -12,6 +12,7 @@ from bench.commands.run_errors import run_errors
 from bench.commands.spec_options import (
     JOBS,
     RATES,
+    check_one_fleet,
     given_values,
     policy_option,
     seeds_option,
@@ -47,7 +48,7 @@ NODE_KEYS = (
     "num_blocks",
     "max_model_len_tokens",
 )
-SIMULATED_KEYS = ("fleet", "as_published", "concurrency", "warm_up_s")
+SIMULATED_KEYS = ("fleet", "models", "as_published", "concurrency", "warm_up_s")
 ROUTER_KEYS = ("router.ask", "router.hold.when", "router.hold.order", "sample")
 node_options = spec_options(*NODE_KEYS)
 """The engine of an emulated or simulated node."""
@@ -114,6 +115,7 @@ def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec
     """The run that all have in common. Raises click.ClickException for one that cannot be."""
     from bench.run.spec import SpecError, check_spec, with_values
 
+    check_one_fleet(options)
     points = rates(options["rate"])
     workload = workload_of(options, rate=points[0], default_requests=default_requests)
     try:

@@ -544,6 +544,7 @@ class SimCluster:
             request_id=item.request_id,
             prompt_tokens=item.prompt_tokens,
             max_output_tokens=self._max_output_tokens,
+            model=item.model,
             belief=truncated(belief, self._max_output_tokens),
             priority=item.priority,
             session=item.session,

@@ -19,7 +19,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes drawn at random for each request; 0: the policy's own default."""
     ask: int = 4
     """Nodes asked for a forecast per placement, those of the sample that look best by `prefilter`; 0: all."""
-    prefilter: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "llumnix_freeness"
+    prefilter: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "estimated_latency"
     """Policy that says which nodes are worth asking. Must not need forecasts."""
     look: int = 64
     """Most nodes among which the prefilter chooses, drawn at random: what keeps a decision's cost from growing with the

@@ -104,12 +104,11 @@ class DecisionPipeline:
                 return Wait(min(starts_s), behind_all=True)
         if may_wait:
             preemption = self._config.hold.preemption
-            views = [
-                view
+            # Where one can start it, it may still be better off in the queue of another: that is the cost's to say.
+            if not any(
+                can_start_by_forecast(view, live.shape, forecasts.get(view.node_id), preemption=preemption)
                 for view in views
-                if can_start_by_forecast(view, live.shape, forecasts.get(view.node_id), preemption=preemption)
-            ]
-            if not views:
+            ):
                 return Wait(min([forecast.clear_start_s.mean for forecast in forecasts.values()], default=0.0))
         return self._choose(live, views, believed, now_s)
 

@@ -17,7 +17,7 @@ from gateway.core.nodes.health import Health
 from gateway.core.nodes.liveness import Liveness
 from gateway.core.nodes.pace import Pace
 from gateway.core.nodes.view import NodeView
-from simcore.types import EngineConfig, NodeLoad
+from simcore.types import EngineConfig, NodeLoad, NodePace
 
 QPM_WINDOW_S = 60.0
 PROMISE_S = 0.1
@@ -87,8 +87,12 @@ class Node:
         """Grows with each `NodeJoined`."""
         self.adapters: frozenset[str] | None = None
         """LoRA adapters that requests there use; None: not known."""
-        self.pace: Pace | None = None
+        self.told_pace: NodePace | None = None
         """How fast it says that it works; None: it has not said."""
+        self.pace: Pace | None = None
+        """How fast it is taken to work; None: nobody has said."""
+        self.pace_doubt = ""
+        """Why it is not believed; empty: it is."""
         self.note: NodeLoad | None = None
         self.noted_s = 0.0
         self._unnoted: dict[int, InFlight] = {}
@@ -127,6 +131,12 @@ class Node:
             sent.dispatch_seq = 0
         self.accuracy.start_anew()
         self._forget()
+
+    def reckon_with(self, pace: NodePace) -> None:
+        """This is how fast it is taken to work from now on."""
+        seats = self.config.max_num_seqs
+        if self.pace is None or self.pace.told is not pace or self.pace.seats != seats:
+            self.pace = Pace(pace, seats)
 
     def lose(self, detail: str) -> None:
         self.up = False
@@ -239,7 +249,7 @@ class Node:
     def _alarm(self) -> str:
         frozen_s = self.liveness.frozen_s
         frozen = f"its trace is frozen: {frozen_s:.1f} s of tokens are not in it" if frozen_s else ""
-        return "; ".join(filter(None, (self.health.alarm, frozen, self.accuracy.alarm())))
+        return "; ".join(filter(None, (self.health.alarm, frozen, self.accuracy.alarm(), self.pace_doubt)))
 
     def _merge(self, note: NodeLoad) -> NodeLoad:
         if not self._unnoted and not self._promised:
@@ -272,7 +282,8 @@ class Node:
     def _forget(self) -> None:
         self.note = None
         self.adapters = None
-        self.pace = None
+        self.told_pace = self.pace = None
+        self.pace_doubt = ""
         self._merged = None
         self._unnoted.clear()
         self._unnoted_blocks = 0

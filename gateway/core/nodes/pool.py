@@ -8,10 +8,15 @@ from typing import NamedTuple
 from gateway.core.events import Lane, RequestShape
 from gateway.core.nodes.health import Standing
 from gateway.core.nodes.node import Node
-from gateway.core.nodes.pace import Pace
 from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
 from simcore.types import EngineConfig, NodePace
+
+MOST_APART = 300.0
+"""Times that a step of one sequence may take longer or shorter than that of the node in the middle: what lies between
+a small model on the fastest device and a large one on a processor."""
+LEAST_TO_JUDGE = 3
+"""Of fewer nodes nobody can say which is odd."""
 
 
 class ModelNodes(NamedTuple):
@@ -57,6 +62,7 @@ class NodePool:
             node = self.nodes[node_id] = Node(node_id, config, profile)
         else:
             node.rejoin(config, profile)
+        self._believe_paces()
         node.weight = self._weights.get(node_id, self._weights.get(profile, 1.0))
         others = [other for name in config.names if (known := self._models.get(name)) for other in known.ready]
         if any(other is not node and other.delivered for other in others):
@@ -78,7 +84,8 @@ class NodePool:
 
     def set_pace(self, node: Node, pace: NodePace) -> None:
         """The node tells how fast it works."""
-        node.pace = Pace(pace, node.config.max_num_seqs)
+        node.told_pace = pace
+        self._believe_paces()
 
     def health_changed(self, node: Node) -> None:
         """To be called after anything that may have changed a node's `health`."""
@@ -147,6 +154,26 @@ class NodePool:
         if model:
             return f"no node serves model {model[:100]!r}; served are {known}"
         return f"several models are served; name one of {known}"
+
+    def _believe_paces(self) -> None:
+        """Gives each node the pace to reckon with: its own, or, of one that has not told or tells what cannot be, that
+        of the node in the middle."""
+        told = sorted(
+            ((node.told_pace.step_s[0], node.told_pace) for node in self.nodes.values() if node.told_pace is not None),
+            key=lambda pace: pace[0],
+        )
+        if not told:
+            return
+        middle_s, middle = told[len(told) // 2]
+        for node in self.nodes.values():
+            own = node.told_pace
+            node.pace_doubt = ""
+            if own is not None and len(told) >= LEAST_TO_JUDGE:
+                apart = own.step_s[0] / middle_s
+                if not 1.0 / MOST_APART <= apart <= MOST_APART:
+                    own = None
+                    node.pace_doubt = f"it tells step times {apart:.2g} times those of the node in the middle"
+            node.reckon_with(own or middle)
 
     def _regroup(self) -> None:
         groups: dict[str, list[Node]] = {}

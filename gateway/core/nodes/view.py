@@ -25,7 +25,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     dispatches_60s: int
     """Dispatches of this gateway to it in the last 60 s."""
     pace: Pace | None = None
-    """How fast it works; None: it has not said."""
+    """How fast it works; None: nobody has said."""
     cached_tokens: int = 0
     """Tokens at the beginning of the request's prompt that were sent there before (`PrefixIndex`); 0 unless the policy
     says that it needs to know."""

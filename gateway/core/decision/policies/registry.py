@@ -12,6 +12,7 @@ from gateway.core.decision.policies.aibrix_prefix import AibrixPrefix
 from gateway.core.decision.policies.base import Policy
 from gateway.core.decision.policies.cache_aware import CacheAwareRule
 from gateway.core.decision.policies.dynamo_kv import DynamoKv
+from gateway.core.decision.policies.estimated_latency import EstimatedLatency
 from gateway.core.decision.policies.infaas import Infaas
 from gateway.core.decision.policies.least_requests import LeastRequests
 from gateway.core.decision.policies.llmd_affinity import LlmdAffinity
@@ -57,6 +58,7 @@ _POLICIES: dict[str, type[Policy]] = {
         ProductionStackPrefix,
         PlanetServe,
         LMetric,
+        EstimatedLatency,
         MinNewRequestLatency,
         MinTotalLatency,
         SloGoodput,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.core import events as ev
+from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT
 from gateway.core.decision.policies.prefix_affinity import PrefixAffinity
 from gateway.core.decision.policies.registry import canonical_name
 from gateway.core.decision.policies.slo_goodput import SloGoodput
@@ -60,8 +61,10 @@ def test_a_slow_pace_counts_for_each_token() -> None:
 
 def test_who_asks_for_nothing_is_placed_by_total_latency() -> None:
     a, b, c = costs(shape(), a=forecast("a", 1.0, 10.0), b=forecast("b", 1.5, 0.0))
-    assert a == pytest.approx(2.0)
-    assert (b, c) == (1.5, None)
+    later_s = 0.1 * LATER_WAITS_PER_WAIT
+    assert a == pytest.approx(1.0 + 10.0 + later_s)
+    assert b == pytest.approx(1.5 + later_s)
+    assert c is None
 
 
 # --- what cannot be met -----------------------------------------------------------------------------------------------
@@ -190,11 +193,11 @@ def test_the_router_remembers_where_prompts_went() -> None:
 # --- the few that are worth asking ------------------------------------------------------------------------------------
 
 
-def test_the_freest_are_asked_and_the_unknown_last() -> None:
+def test_those_of_least_estimated_cost_are_asked_and_the_unknown_last() -> None:
     made = CheckedRouter("min_total_latency", ask=3, hold=HoldConfig(when="never"))
     for i in range(8):
         made.join(f"n{i}", load=False)
-        made.note(f"n{i}", running=10, free_blocks=100 * i)
+        made.note(f"n{i}", running=10, unprocessed_tokens=1000, free_blocks=100 * i)
     made.join("x", load=False)
     assert [ask.node_id for ask in every(made.arrive("r"), ev.AskForecast)] == ["n7", "n6", "n5"]
     for i in range(1, 8):

@@ -55,7 +55,7 @@ def requests_of(spec: RunSpec) -> list[WorkloadItem]:
     """The requests of a run that its nodes can take. Raises DatasetError, SpecError, ValueError."""
     source = load_source(workload_spec(spec))
     source.keep_fitting(spec.longest_tokens)
-    items = with_models(items_of(source, spec), spec.model_shares, spec.seed)
+    items = items_of(source, spec)
     # Simulated nodes read lengths only; texts would fill the memory of every process for nothing.
     return [msgspec.structs.replace(item, prompt="") if item.prompt else item for item in items]
 
@@ -66,7 +66,7 @@ def items_of(source: WorkloadSource, spec: RunSpec) -> list[WorkloadItem]:
     if spec.concurrency is not None and not source.has_arrivals:
         # A closed loop takes the order alone from the times.
         rate_per_s = 1.0
-    return source.workload(rate_per_s=rate_per_s, seed=spec.seed)
+    return with_models(source.workload(rate_per_s=rate_per_s, seed=spec.seed), spec.model_shares, spec.seed)
 
 
 def row_range(text: str) -> tuple[int, int | None]:

@@ -55,11 +55,11 @@ class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     prefix_ids: tuple[int, ...] = ()
     """As in `DataRow`, with `prefix_block_tokens`."""
     prefix_block_tokens: int = 0
-    model: str = ""
-    """Empty: the only one that is served."""
     after: str = ""
     """Set: it comes when the request of this id has ended, `think_s` later, and not at `arrival_s`."""
     think_s: float = 0.0
+    model: str = ""
+    """Empty: the only one that is served."""
 
 
 def check_sent_by_the_clock(items: Iterable[WorkloadItem]) -> None:

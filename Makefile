@@ -35,7 +35,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
 	@touch $@ $(VENV)/.demo
 
-demo: $(VENV)/.demo ## local cluster of 4 emulated nodes, real ShareGPT conversations, three policies compared
+demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real ShareGPT conversations, three policies compared
 	$(BIN)/astrolabe bench demo
 
 test: check ## all checks and all tests (what CI runs)
@@ -90,8 +90,9 @@ protos: $(VENV)/.dev ## make the stubs anew from protos/v1/*.proto
 bench: $(VENV)/.dev ## micro-benchmarks with machine, command and seed
 	$(BIN)/python -m bench.micro
 
-experiments: $(VENV)/.demo ## figures and tables of the reference systems, and the README's headline tables (about 40 minutes on 2 cores)
+experiments: $(VENV)/.demo ## figures and tables of the reference systems, and the README's headline tables (about an hour on 2 cores)
 	$(BIN)/astrolabe bench experiment all
+	$(BIN)/astrolabe bench experiment fleets
 	$(BIN)/astrolabe bench experiment headline
 	$(BIN)/astrolabe bench report results/experiments
 

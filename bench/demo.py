@@ -1,4 +1,4 @@
-"""The demo: finds a load by simulation, compares policies live at it, then simulates a larger fleet."""
+"""The demo: finds a load by simulation, compares policies live at it on a mixed fleet, then simulates a larger one."""
 
 from __future__ import annotations
 
@@ -24,31 +24,39 @@ from bench.run.live import (
     look_up,
     replay_jobs,
     run_id,
+    with_groups,
 )
 from bench.run.provenance import header
 from bench.run.simulated import Task
 from bench.run.spec import RunSpec, with_values
 from bench.run.workload import workload_spec
+from bench.show.groups import show_groups
 from bench.show.plots import plot_demo
 from bench.show.simulated import CAPACITY_LIMITS_S
 from bench.show.tables import capacity_table, comparison_table, milliseconds, print_table, rate_text
 from deploy.local_cluster import ClusterSpec
 
-POLICIES = ("round_robin", "llumnix_freeness", "min_total_latency")
-NODES = 4
-SEARCH_RATES = tuple(10.0 + step for step in range(13))
-"""Requests per second at which round robin is simulated to find its limit."""
+POLICIES = ("round_robin", "least_requests", "min_total_latency")
+PROFILES = ("a30/llama-2-7b", "l40s/llama-2-7b", "a100/llama-2-7b")
+"""The live nodes, one of each: more or faster ones bring more tokens a second than two cores carry."""
+SEARCHED = "least_requests"
+"""The policy whose limit is the measure of the load: round robin's is that of the slowest GPU, three times over."""
+SEARCH_RATES = tuple(12.0 + step for step in range(9))
+"""Requests per second at which its limit is looked for."""
 LIMIT_S = 3.0
 """P99 TTFT at which a policy counts as at its limit: the stricter of the two used for Block."""
 LOAD = 1.1
-"""The live runs offer this multiple of round robin's limit."""
+"""The live runs offer this multiple of that limit."""
 
-REPEATS = 10
+REPEATS = 6
 """Simulations of each live run."""
 
-FLEET_NODES = 12
-FLEET_LOADS = (0.65, 0.75, 0.85, 0.95, 1.05)
+LARGER = 4
+"""How many times the live nodes the simulated fleet has."""
+FLEET_LOADS = (0.6, 0.8, 1.0, 1.2)
 """Rates of the simulated fleet, as multiples of the live load per node."""
+SHOWN_LOAD = 1.0
+"""The one at which the table by group is printed."""
 
 
 class DemoSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,15 +75,17 @@ def run_demo(out: Console, progress: Console, spec: DemoSpec) -> None:
     """Raises DatasetError, ClusterError, GatewayError, OSError."""
     head = header(msgspec.to_builtins(spec, enc_hook=str), seed=spec.seed)
     out.rule("1. real conversations", align="left")
-    base = RunSpec(nodes=NODES, dataset="sharegpt", requests=spec.requests, seed=spec.seed)
+    base = with_values(
+        RunSpec(), {"fleet": _fleet_text(1), "dataset": "sharegpt", "requests": spec.requests, "seed": spec.seed}
+    )
     source = _source(out, progress, base)
     out.rule("2. a load at which placement matters", align="left")
     rate = _find_load(out, progress, base)
     expected = _expect(progress, base, rate)
-    out.rule(f"3. live: {NODES} nodes and a gateway, each a process, gRPC between them", align="left")
+    out.rule(f"3. live: {base.size} nodes and a gateway, each a process, gRPC between them", align="left")
     live = _live(progress, out, source, base, rate, spec)
     _report_live(out, live, expected, spec)
-    out.rule(f"4. simulated: {FLEET_NODES} nodes, the same router code", align="left")
+    out.rule(f"4. simulated: {LARGER * base.size} nodes, the same router code", align="left")
     fleet = _fleet(progress, out, msgspec.structs.replace(base, requests=spec.fleet_requests), rate)
     picture = spec.folder / "demo.png"
     plot_demo(
@@ -83,8 +93,9 @@ def run_demo(out: Console, progress: Console, spec: DemoSpec) -> None:
         [one.run for one in live],
         fleet,
         title="The same requests, placed differently",
-        caption=f"{base.profile}, ShareGPT conversations, lengths known to the router. Live at {spec.time_scale:g} "
-        f"times the profile's speed, times in its own seconds. {head.machine['cores']} cores, {head.machine['cpu']}.",
+        caption=f"{', '.join(PROFILES)}; ShareGPT conversations, lengths known to the router. Live at "
+        f"{spec.time_scale:g} times the profiles' speed, times in their own seconds. {head.machine['cores']} cores, "
+        f"{head.machine['cpu']}.",
     )
     for one in live:
         write_run(spec.folder / "demo", head, one.run, one.results)
@@ -102,15 +113,16 @@ def _source(out: Console, progress: Console, base: RunSpec) -> WorkloadSource:
 
 def _find_load(out: Console, progress: Console, base: RunSpec) -> float:
     tasks = [
-        Task(group="demo", variant="round_robin", spec=with_values(base, {"policy": "round_robin", "rate": rate}))
+        Task(group="demo", variant=SEARCHED, spec=with_values(base, {"policy": SEARCHED, "rate": rate}))
         for rate in SEARCH_RATES
     ]
-    found = run_all(tasks, console=progress, title="round robin at rising rates")
+    found = run_all(tasks, console=progress, title=f"{SEARCHED} at rising rates")
     limit = capacities([line.run for line in found.lines], [LIMIT_S])[0].rate_per_s or SEARCH_RATES[0]
     rate = round(LOAD * limit, 1)
+    out.print(f"the nodes: {base.fleet_text}", highlight=False)
     out.print(
-        f"simulated, round robin on {base.nodes} nodes {base.profile} reaches a P99 TTFT of {LIMIT_S:g} s at "
-        f"{limit:.1f} requests/s; the live runs offer a tenth more: [bold]{rate:g} requests/s[/]",
+        f"simulated, {SEARCHED} reaches a P99 TTFT of {LIMIT_S:g} s there at {limit:.1f} requests/s; the live runs "
+        f"offer a tenth more: [bold]{rate:g} requests/s[/]",
         highlight=False,
     )
     return rate
@@ -136,10 +148,11 @@ def _live(
     progress: Console, out: Console, source: WorkloadSource, base: RunSpec, rate: float, spec: DemoSpec
 ) -> list[LiveRun]:
     cluster_spec = ClusterSpec(
-        nodes=NODES,
+        nodes=base.size,
         gateway_port=0,
         first_node_port=0,
-        predictor={**base.predictor_options(), "time_scale": spec.time_scale},
+        predictor={"time_scale": spec.time_scale},
+        per_node=base.node_options(),
     )
 
     def plan(rate: float | None, seed: int) -> ReplayPlan:
@@ -149,7 +162,7 @@ def _live(
     with local_cluster(progress, cluster_spec) as cluster:
         source.keep_fitting(context_tokens(look_up(cluster.address)))
         jobs = jobs_of(plan, policies=POLICIES, rates=[rate], seeds=[spec.seed], router=base.router_text)
-        live = replay_jobs(cluster.address, jobs, console=progress)
+        live = with_groups(replay_jobs(cluster.address, jobs, console=progress), base)
         for warning in lateness_warnings(cluster):
             out.print(f"[yellow]warning:[/] {warning}", highlight=False)
     return live
@@ -159,6 +172,7 @@ def _report_live(out: Console, live: Sequence[LiveRun], expected: Sequence[Seque
     runs = [one.run for one in live]
     print_table(out, comparison_table(runs, title="measured at the client"))
     print_table(out, comparison_table([own[0] for own in expected], title="the same requests, simulated beforehand"))
+    show_groups(out, runs)
     out.print(
         f"A P99 of {runs[0].summary.requests:,} requests hangs on {max(1, runs[0].summary.requests // 100)} of them. "
         f"P99 TTFT live, and lowest to highest of {REPEATS} simulations that differ in ties alone:",
@@ -191,17 +205,22 @@ def _range(runs: Sequence[Run]) -> str:
 
 
 def _fleet(progress: Console, out: Console, base: RunSpec, rate: float) -> list[Run]:
-    base = with_values(base, {"nodes": FLEET_NODES})
-    rates = [float(round(rate * FLEET_NODES / NODES * load)) for load in FLEET_LOADS]
+    base = with_values(base, {"fleet": _fleet_text(LARGER)})
+    rates = {load: float(round(rate * LARGER * load)) for load in FLEET_LOADS}
     tasks = [
         Task(group="demo", variant=policy, spec=with_values(base, {"policy": policy, "rate": own}))
-        for own in rates
+        for own in rates.values()
         for policy in POLICIES
     ]
     runs = [line.run for line in run_all(tasks, console=progress, title="simulated").lines]
     print_table(
         out,
-        comparison_table(runs, title=f"{FLEET_NODES} nodes, {base.requests:,} conversations a run, at rising rates"),
+        comparison_table(runs, title=f"{base.size} nodes, {base.requests:,} conversations a run, at rising rates"),
     )
     print_table(out, capacity_table(capacities(runs, CAPACITY_LIMITS_S)))
+    show_groups(out, [run for run in runs if run.rate_per_s == rates[SHOWN_LOAD]])
     return runs
+
+
+def _fleet_text(times: int) -> str:
+    return ",".join(f"{times}*{profile}" for profile in PROFILES)

@@ -56,7 +56,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     predictor: Mapping[str, Any] = {}
     """Options of every node; None is left out."""
     per_node: tuple[Mapping[str, Any], ...] = ()
-    """Further options of node 0, 1, ..., on top of `predictor`."""
+    """Further options of node 0, 1, ..., on top of `predictor`; `node_id` too, else node-0, node-1, ..."""
     gateway: Mapping[str, Any] = {}
 
 
@@ -156,7 +156,8 @@ class LocalCluster:
     def __init__(self, spec: ClusterSpec, folder: Path) -> None:
         self.spec = spec
         self._stopped = False
-        self.nodes = [Child(f"node-{i}", "predictor", self._node_options(i), folder) for i in range(spec.nodes)]
+        options = [self._node_options(index) for index in range(spec.nodes)]
+        self.nodes = [Child(own["node_id"], "predictor", own, folder) for own in options]
         self.gateway = Child("gateway", "gateway", {}, folder)
 
     @property

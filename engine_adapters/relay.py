@@ -81,7 +81,7 @@ class EngineRelay:
         named: Callable[[str], str] = str,
     ) -> None:
         """`url`: the server's root. `key`: its API key, which takes the place of the client's; empty: none. `named`:
-        the X-Request-Id of the call with that id."""
+        the X-Request-Id of the call with that id; one that is no work for the engine keeps its own."""
         parts = urlsplit(url)
         self.url = url
         self._host = parts.hostname or ""
@@ -223,7 +223,8 @@ class EngineRelay:
                 dropped = dropped | {token.strip().lower() for token in value.split(",")}
         lines = [f"{call.method} {self._path}{call.target} HTTP/1.1", *self._heads]
         lines += [f"{name}: {value}" for name, value in call.headers if name not in dropped]
-        name = self._named(call.request_id)
+        # Some answers have it in them, and of a call without a prompt no trace will tell.
+        name = self._named(call.request_id) if call.prompt_tokens else call.request_id
         if not _VALUE.fullmatch(name):
             raise RequestRefused(f"request_id {call.request_id!r} holds a line break: give the request another name")
         lines.append(f"x-request-id: {name}")

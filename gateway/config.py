@@ -1,4 +1,4 @@
-"""The gateway's configuration: one strict TOML file, every key also a command-line option.
+"""The gateway's configuration: one strict TOML file, every key also a command-line option but for tables of names.
 
 An unknown key, a wrong type, a bad value or malformed TOML is one `ConfigError` that names file, key, reason and how to
 mend it. Defaults are safe: the gateway listens on loopback only, and to listen elsewhere it wants TLS and keys.

@@ -17,6 +17,7 @@ from gateway.core.events import (
     AnyAction,
     AnyEvent,
     Arrived,
+    AskCache,
     AskForecast,
     ClientGone,
     Dispatch,
@@ -52,6 +53,9 @@ class NodePort(Protocol):
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None: ...
 
     def ask(self, ask_id: int, candidate: Candidate) -> None: ...
+
+    def ask_cache(self) -> None:
+        """The node is to tell what its prefix cache holds, from the whole on."""
 
     def abort(self, wire_id: str) -> None: ...
 
@@ -201,9 +205,11 @@ class Pump:
         detail: str = "",
         stop_token_id: int | None = None,
         told: StreamPart | None = None,
+        found_tokens: int | None = None,
     ) -> None:
         """New tokens or the end of one attempt, by its name on the wire, as a node tells them; `cached_tokens` are the
         prompt tokens that its prefix cache gave, `stop_token_id` the one that ended the answer, known at the end.
+        `found_tokens` are those that its trace tells (None: it does not), known at the end too.
         `told`: the message itself, in which logprobs are looked for where they were asked for. Words of attempts that
         are over go no further."""
         stream = self._sent.get(wire_id)
@@ -235,7 +241,14 @@ class Pump:
             if stream.answer is not None:
                 self._answer_ended(stream, outcome)
             self.post(
-                StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, detail=detail, attempt=attempt)
+                StreamEnded(
+                    request_id=request_id,
+                    node_id=node_id,
+                    outcome=outcome,
+                    detail=detail,
+                    attempt=attempt,
+                    found_tokens=found_tokens,
+                )
             )
 
     def answered(self, node_id: str, wire_id: str, head: AnswerHead | None, data: bytes, output_tokens: int) -> None:
@@ -325,6 +338,10 @@ class Pump:
                     port.ask(action.ask_id, action.candidate)
                 else:
                     self.post(ForecastArrived(ask_id=action.ask_id, node_id=action.node_id, error="not connected"))
+            case AskCache():
+                port = self.ports.get(action.node_id)
+                if port is not None:
+                    port.ask_cache()
             case StartTimer():
                 self._start_timer(action.timer_id, action.at_s)
             case Dispatch():

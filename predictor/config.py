@@ -103,6 +103,8 @@ class EmulatedEngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """Prompt plus answer limit."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of the engine's waiting queue."""
+    prefix_caching: bool = True
+    """Whether what prompts begin with is kept and found again."""
     time_scale: Positive = 1.0
     """How much faster than its profile an emulated engine runs (a ratio)."""
 
@@ -193,13 +195,14 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         kv = profile.kv
         block_size_tokens = emulated.block_size_tokens or kv.block_size_tokens
         return EngineConfig(
-            model=self.model or profile.name.partition("/")[2],
+            model=self.model or profile.served_name,
             max_num_seqs=emulated.max_num_seqs,
             max_num_batched_tokens=emulated.max_num_batched_tokens,
             block_size_tokens=block_size_tokens,
             num_blocks=emulated.num_blocks or max(1, kv.num_blocks * kv.block_size_tokens // block_size_tokens),
             max_model_len_tokens=emulated.max_model_len_tokens,
             scheduling_policy=emulated.scheduling_policy,
+            enable_prefix_caching=emulated.prefix_caching,
             engine=self.engine.dialect,
         )
 

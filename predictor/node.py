@@ -16,16 +16,18 @@ import msgspec
 import structlog
 
 from engine_adapters.base import EngineClient, EngineError, EngineProbe
+from engine_adapters.forwarding import BodyFeed
 from predictor.asking import Asking
 from predictor.core.calibration import Calibration
 from predictor.core.node_predictor import NodePredictor
 from predictor.core.step_learning import Learned
 from predictor.core.traced_engine import TracedEngine
+from predictor.held_reply import NAMES_CHANGE, HeldReply
 from predictor.notices import log_learned, log_rules
-from predictor.requests import Requests
+from predictor.requests import ForwardOrder, ReplySink, Requests
 from predictor.trace import TraceFollower
 from simcore.cost.step_time import StepTimeModel
-from simcore.types import Candidate, EngineConfig, NodeLoad
+from simcore.types import Candidate, EngineConfig, NodeLoad, NodePace
 
 log = structlog.get_logger("predictor")
 
@@ -78,6 +80,7 @@ class NodeRuntime:
         self._models_every_s = models_every_s
         self._own_chats = own_chats
         self._learned_version = 0
+        self._looking = asyncio.Lock()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._listeners: list[Callable[[], None]] = []
 
@@ -140,6 +143,11 @@ class NodeRuntime:
         learner = self.engine.learner
         return None if learner is None else learner.learned()
 
+    @property
+    def pace(self) -> NodePace:
+        """How fast the engine works: another object when that has changed."""
+        return self.engine.pace
+
     def load(self) -> NodeLoad | None:
         return self.predictor.load(time.monotonic())
 
@@ -159,6 +167,12 @@ class NodeRuntime:
         if was_reserved:
             self._changed()
         return was_reserved
+
+    def forward(self, order: ForwardOrder, body: BodyFeed, sink: ReplySink) -> None:
+        """As `Requests.forward`. What a call changes of the engine's names is known before its reply is told."""
+        if order.call.target.partition("?")[0].endswith(NAMES_CHANGE):
+            sink = HeldReply(sink, self._look_at_names)
+        self.requests.forward(order, body, sink)
 
     def listen(self, on_change: Callable[[], None]) -> Callable[[], None]:
         """Calls `on_change` whenever what is known may have changed, until the returned function is called."""
@@ -181,21 +195,26 @@ class NodeRuntime:
         jitter = random.Random()
         while True:
             await asyncio.sleep(self._models_every_s * jitter.uniform(0.8, 1.2))
+            await self._look_at_names()
+
+    async def _look_at_names(self) -> None:
+        # One after the other: what was read before must not be told after.
+        async with self._looking:
             try:
                 names = await self._client.names()
             except EngineError:
                 # It is restarted, or busy: whether it is well is the trace's to say.
-                continue
-            before = self.config.names
-            if names != before:
-                log.info(
-                    "the engine serves other names",
-                    model=names[0],
-                    come=[name for name in names if name not in before],
-                    gone=[name for name in before if name not in names],
-                )
-                self.config = msgspec.structs.replace(self.config, model=names[0], other_names=names[1:])
-                self._changed()
+                return
+        before = self.config.names
+        if names != before:
+            log.info(
+                "the engine serves other names",
+                model=names[0],
+                come=[name for name in names if name not in before],
+                gone=[name for name in before if name not in names],
+            )
+            self.config = msgspec.structs.replace(self.config, model=names[0], other_names=names[1:])
+            self._changed()
 
     async def _follow_adapters(self) -> None:
         jitter = random.Random()

@@ -38,6 +38,9 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int = 0
+    """As the engine's answer says; 0 if it does not."""
+    found_tokens: int | None = None
+    """Of the prompt in the prefix cache, as the trace tells; None where it does not."""
     stop_token_id: int | None = None
     """As `EngineOutput.stop_token_id`."""
     detail: str = ""
@@ -111,6 +114,7 @@ class _Running:
             prompt_tokens=len(self.request.prompt_token_ids),
             output_tokens=self.output_tokens,
             cached_tokens=output.cached_tokens,
+            found_tokens=self._owner.found_tokens(self.request_id),
             stop_token_id=output.stop_token_id,
             detail=detail,
         )
@@ -169,6 +173,7 @@ class _Forwarded:
             prompt_tokens=call.prompt_tokens if reply.prompt_tokens is None else reply.prompt_tokens,
             output_tokens=self.output_tokens,
             cached_tokens=reply.cached_tokens,
+            found_tokens=self._owner.found_tokens(call.request_id),
             detail=detail,
         )
         self._owner.ended(self, end)
@@ -273,6 +278,10 @@ class Requests:
             task = asyncio.create_task(self._abandon(request_id))
             self._aborts.add(task)
             task.add_done_callback(self._aborts.discard)
+
+    def found_tokens(self, request_id: str) -> int | None:
+        """Tokens of its prompt that the engine found cached; None where the trace does not tell."""
+        return self._engine.found_tokens(request_id)
 
     def ended(self, running: _Running | _Forwarded, end: End) -> None:
         """The engine has ended it, well or badly."""

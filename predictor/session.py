@@ -24,7 +24,7 @@ from predictor.node import NodeRuntime
 from predictor.requests import CannotForward, End
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
-from simcore.types import Candidate, Outcome, TokenLogprobs
+from simcore.types import Candidate, NodePace, Outcome, TokenLogprobs
 
 log = structlog.get_logger("predictor.session")
 
@@ -113,6 +113,12 @@ class GatewaySession:
         self._told = node.config
         """The configuration whose names the gateway has been told."""
         self._told_adapters: tuple[str, ...] | None = None
+        self._told_pace: NodePace | None = None
+        self._tells_cache = False
+        """Whether the gateway wants to know what the prefix cache holds."""
+        self._cache_number: int | None = None
+        """Number of the last summary of it that was sent; None: the next one tells the whole."""
+        self._cache_timer: asyncio.TimerHandle | None = None
         self._noted: tuple[object, bool, int] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
@@ -136,8 +142,9 @@ class GatewaySession:
             unlisten()
             for task in (writer, reader):
                 task.cancel()
-            if self._note_timer is not None:
-                self._note_timer.cancel()
+            for timer in (self._note_timer, self._cache_timer):
+                if timer is not None:
+                    timer.cancel()
             if self._mine:
                 log.info("session ended with requests running", gateway=self._gateway_id, aborted=len(self._mine))
             node.requests.abandon(self._mine)
@@ -171,6 +178,9 @@ class GatewaySession:
                 self._consumed(consumed.request_id, consumed.bytes)
             if frame.asks:
                 self._ask(frame.asks)
+            if frame.tell_cache:
+                self._tells_cache, self._cache_number = True, None
+                self._wake.set()
             if frame.ping:
                 self._pong = frame.ping
                 # Who pings has heard nothing for a while: the age of the state is news, too.
@@ -207,7 +217,7 @@ class GatewaySession:
             body = BodyFeed(message.body_bytes)
         try:
             body.feed(message.body)
-            self._node.requests.forward(wire.forward_order(message), body, self._on_reply)
+            self._node.forward(wire.forward_order(message), body, self._on_reply)
         except (RequestRefused, ValueError) as refused:
             self._refuse(request_id, Outcome.INVALID, refused, message.prompt_tokens)
         except CannotForward as wrong_node:
@@ -327,15 +337,16 @@ class GatewaySession:
             if taken:
                 frame.taken.extend(wire.taken(taken))
             noted = self._note(frame)
-            renamed = self._tell_names(frame)
-            if answers or parts or noted or pong or taken or renamed:
+            changed = self._tell_changes(frame)
+            told = self._tells_cache and self._tell_cache(frame)
+            if answers or parts or noted or pong or taken or changed or told:
                 await self._context.write(frame)
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()
                 return
 
-    def _tell_names(self, frame: pb.NodeFrame) -> bool:
-        """Adds what has changed of the names that the engine serves and uses."""
+    def _tell_changes(self, frame: pb.NodeFrame) -> bool:
+        """Adds what has changed of the names that the engine serves and uses, and of its pace."""
         node = self._node
         changed = False
         if self._told is not node.config:
@@ -344,7 +355,29 @@ class GatewaySession:
         if self._told_adapters is not node.adapters:
             self._told_adapters, changed = node.adapters, True
             frame.adapters.CopyFrom(wire.adapters(node.adapters))
+        if self._told_pace is not node.pace:
+            self._told_pace, changed = node.pace, True
+            frame.pace.CopyFrom(wire.pace(node.pace))
         return changed
+
+    def _tell_cache(self, frame: pb.NodeFrame) -> bool:
+        """Adds what the gateway does not know yet of the prefix cache; asks to be woken when more may be told."""
+        teller = self._node.engine.cache_teller
+        now_s = self._loop.time()
+        teller.make(now_s)
+        summary = teller.after(self._cache_number)
+        if summary is not None:
+            self._cache_number = summary.number
+            frame.cache.CopyFrom(codec.cache_to_wire(summary))
+            if summary.number != teller.number:
+                self._wake.set()
+        if teller.has_news and self._cache_timer is None:
+            self._cache_timer = self._loop.call_at(max(now_s, teller.due_s), self._cache_due)
+        return summary is not None
+
+    def _cache_due(self) -> None:
+        self._cache_timer = None
+        self._wake.set()
 
     def _take_parts(self) -> list[tuple[str, _Tokens | _Reply]]:
         """What goes into the next frame; what is too much for it stays, and wakes the writer again."""

@@ -75,7 +75,6 @@ class TraceFollower:
                         self.resyncs += 1
                         log.warning("trace of the prefix cache has a gap, reading it anew", got=item.number)
                         return
-                    continue
                 elif engine.on_delta(item, time.monotonic()):
                     self.resyncs += 1
                     log.warning("trace has a gap, reading it anew", expected_after=engine.version, got=item.seq)

@@ -19,7 +19,7 @@ from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from simcore.types import EngineConfig, Forecast, NodeLoad, TokenLogprobs
+from simcore.types import EngineConfig, Forecast, NodeLoad, NodePace, TokenLogprobs
 
 
 def engine_request(message: engine_pb.EngineGenerateRequest, *, max_model_len_tokens: int) -> EngineRequest:
@@ -124,6 +124,8 @@ def _add_end(message: pb.StreamPart, end: End) -> None:
     message.outcome = codec.outcome_to_wire(end.outcome)
     message.usage.CopyFrom(usage(end))
     message.detail = end.detail
+    if end.found_tokens is not None:
+        message.found_tokens = end.found_tokens
     if end.stop_token_id is not None:
         message.stop_token_id = end.stop_token_id
 
@@ -146,6 +148,10 @@ def served(config: EngineConfig) -> pb.ServedNames:
 
 def adapters(names: tuple[str, ...] | None) -> pb.AdaptersInUse:
     return pb.AdaptersInUse(names=names, unknown=names is None)
+
+
+def pace(told: NodePace) -> types_pb.NodePace:
+    return codec.pace_to_wire(told)
 
 
 def answer(ask_id: int, forecast: Forecast | NoForecast) -> pb.Answer:

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from protos.v1 import astrolabe_dispatch_pb2 as dispatch_pb
+from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as pb
+from simcore.cache_summary import MOST_NAMES, CacheSummary
 from simcore.trace import TraceSnapshot
 from simcore.types import (
     Candidate,
@@ -23,6 +25,7 @@ from simcore.types import (
     ForecastSource,
     LengthBelief,
     NodeLoad,
+    NodePace,
     Outcome,
     Quantiles,
     RequestState,
@@ -218,6 +221,21 @@ def load_to_wire(load: NodeLoad) -> pb.NodeLoad:
     return pb.NodeLoad(**msgspec.structs.asdict(load))
 
 
+def pace_to_wire(pace: NodePace) -> pb.NodePace:
+    return pb.NodePace(**msgspec.structs.asdict(pace))
+
+
+def pace_from_wire(message: pb.NodePace) -> NodePace:
+    """Raises ValueError for a pace that cannot be."""
+    return NodePace(
+        batches=tuple(message.batches),
+        step_s=tuple(message.step_s),
+        kv_s_per_token=message.kv_s_per_token,
+        prefill_s_per_token=message.prefill_s_per_token,
+        prefill_s_per_token2=message.prefill_s_per_token2,
+    )
+
+
 def load_from_wire(message: pb.NodeLoad) -> NodeLoad:
     return NodeLoad(
         node_id=message.node_id,
@@ -229,9 +247,36 @@ def load_from_wire(message: pb.NodeLoad) -> NodeLoad:
         total_blocks=message.total_blocks,
         waiting_prompt_blocks=message.waiting_prompt_blocks,
         unprocessed_tokens=message.unprocessed_tokens,
+        prefill_tokens=message.prefill_tokens,
         preemptions_total=message.preemptions_total,
         reserved=message.reserved,
         trusted=message.trusted if message.HasField("trusted") else True,
+    )
+
+
+def cache_to_wire(summary: CacheSummary) -> predict_pb.CacheSummary:
+    return predict_pb.CacheSummary(
+        number=summary.number,
+        whole=summary.whole,
+        one_in=summary.one_in,
+        stored=summary.stored,
+        evicted=summary.evicted,
+        names=summary.names,
+        unknown=summary.unknown,
+    )
+
+
+def cache_from_wire(message: predict_pb.CacheSummary) -> CacheSummary:
+    if len(message.stored) + len(message.evicted) > 2 * MOST_NAMES:
+        raise ValueError(f"cache: {len(message.stored) + len(message.evicted)} names are more than {2 * MOST_NAMES}")
+    return CacheSummary(
+        number=message.number,
+        whole=message.whole,
+        one_in=message.one_in,
+        stored=tuple(message.stored),
+        evicted=tuple(message.evicted),
+        names=message.names,
+        unknown=message.unknown,
     )
 
 

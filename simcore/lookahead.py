@@ -38,7 +38,8 @@ class WhatIf:
         """`jumping=False` runs every step one by one: the same answers, slower; for comparisons.
 
         Of a simulated node whose prompts share blocks, stepping tells the blocks apart and is exact. Jumping counts
-        them: one that several hold is freed with the first of them, and prompts find what is cached now.
+        them: one that several hold is freed with the first of them, and prompts find what is cached now and what those
+        ahead of them leave.
         """
         if scenarios < 1:
             raise ValueError(f"scenarios must be >= 1, got {scenarios}")
@@ -133,7 +134,8 @@ class WhatIf:
 
         `cached_tokens`: of each candidate's prompt, those that the node has in its prefix cache; none by default. They
         are taken to be there still when it is admitted, and their blocks to be held by nobody. A simulated node knows
-        by itself what a candidate's block hashes find. Raises ValueError for a candidate that the engine can never run.
+        by itself what a candidate's block hashes find, and what those ahead of it leave there. Raises ValueError for a
+        candidate that the engine can never run.
         """
         n = len(candidates)
         if n > len(self._candidates):
@@ -143,7 +145,8 @@ class WhatIf:
         for i, candidate in enumerate(candidates):
             cached = (cached_tokens[i] // block if cached_tokens else 0), 0
             if candidate.block_hashes and self._sharing is not None:
-                cached = self._sharing.cached_blocks(candidate.block_hashes, candidate.prompt_tokens)
+                names, tokens = candidate.block_hashes, candidate.prompt_tokens
+                cached = self._sharing.expected_blocks(names, tokens, candidate.priority)
             row = self._candidate_row(candidate, *cached)
             self._candidates[i, : len(row)] = row
             if self._base_shared is not None:

@@ -278,6 +278,13 @@ class SimNode:
         ENTRIES.enqueue(self.head, self.req, self.lists, slot)
         self._arrived.append(arrived)
 
+    def assume_cached(self, request_id: str, blocks: int, held_blocks: int = 0) -> None:
+        """So many blocks of a waiting request are taken to be found cached when it is admitted, `held_blocks` of them
+        held by others. Only where blocks are counted. KeyError if it is not here."""
+        assert self._shared is None, "a node that tells blocks apart knows what is cached"
+        row = self.req[self.requests[request_id].slot]
+        row[at.ASSUMED], row[at.ASSUMED_HELD] = blocks, held_blocks
+
     def abort(self, request_id: str) -> bool:
         """Removes a request in any state; its blocks are free before the next step. False if it is not here."""
         known = self.requests.pop(request_id, None)
@@ -384,7 +391,7 @@ class SimNode:
         `expected` gives total output tokens per request id where they are believed rather than known; a request that
         is missing there counts with its true length.
         """
-        blocks, unprocessed = ENTRIES.measure(self.head, self.req, self.lists)
+        blocks, unprocessed, prefill = ENTRIES.measure(self.head, self.req, self.lists)
         if expected is not None:
             unprocessed = 0
             computed = self.req[:, at.COMPUTED].tolist()
@@ -404,6 +411,7 @@ class SimNode:
             waiting_prompt_blocks=blocks,
             unprocessed_tokens=unprocessed,
             preemptions_total=head[at.PREEMPTED_TOTAL],
+            prefill_tokens=prefill,
         )
 
     def copy(self) -> SimNode:
@@ -495,6 +503,26 @@ class SimNode:
         known, held = ENTRIES.known_prefix(self._shared[0], names)
         return int(known), int(held)
 
+    def expected_blocks(self, block_hashes: tuple[int, ...], prompt_tokens: int, priority: int = 0) -> tuple[int, int]:
+        """(Blocks of such a prompt that are cached when it is admitted, if it comes now, how many of them somebody then
+        holds): those cached now, and what those ahead of it leave, who are taken to hold it still."""
+        cached, held = self.cached_blocks(block_hashes, prompt_tokens)
+        usable = block_hashes[: (prompt_tokens - 1) // self.config.block_size_tokens]
+        if self._shared is None or cached >= len(usable) or not self.config.enable_prefix_caching:
+            return cached, held
+        names = np.array(usable[: self._shared[2].shape[1]], dtype=np.uint64).view(np.int64)
+        args = self.head, self.req, self.lists, self._shared, names, cached, len(self.requests), priority
+        expected = int(ENTRIES.expected_prefix(*args))
+        return (expected, expected) if expected > cached else (cached, held)
+
+    def cached_names(self) -> tuple[at.Ints, at.Ints] | None:
+        """(What each block is found by, 1 for each where that is a name of `SimRequest.block_hashes`, read as a signed
+        number). Views, good until the next step; None while no prompt had names."""
+        if self._shared is None:
+            return None
+        pool, blocks = self._shared[0], self.config.num_blocks
+        return pool[at.KEY, :blocks], pool[at.HAS_KEY, :blocks]
+
     @property
     def shares_blocks(self) -> bool:
         """Whether blocks are told one from another: some prompt here began, or might have begun, like another."""
@@ -503,7 +531,7 @@ class SimNode:
     def count_shares(self, to_req: at.Ints, source: at.Ints) -> None:
         """Tells a what-if of this node, in which blocks are only counted, what is held by several."""
         if self._shared is not None:
-            ENTRIES.count_shares(self.head, self.req, to_req, source, self._shared)
+            ENTRIES.count_shares(self.head, self.req, self.lists, to_req, source, self._shared)
 
     def shared_blocks(self, slots: at.Ints) -> at.Shared:
         """Copies of the arrays that tell blocks apart, with rows for these slots in their order and one more; None

@@ -122,7 +122,7 @@ class TracingNode(SimNode):
         if first == self._first:
             return None
         self.next_published_s = next_s
-        seq, running, waiting, free, blocks, tokens, preempted, mark = self._states[first - 1].tolist()
+        seq, running, waiting, free, blocks, tokens, preempted, mark, prefill = self._states[first - 1].tolist()
         if first == end:
             first = self._end = 0
         self._first = first
@@ -137,6 +137,7 @@ class TracingNode(SimNode):
             waiting_prompt_blocks=blocks,
             unprocessed_tokens=tokens,
             preemptions_total=preempted,
+            prefill_tokens=prefill,
         ), mark  # fmt: skip
 
     def _make_room(self) -> None:

@@ -235,9 +235,41 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     preemptions_total: int
     reserved: int = 0
     """How many of `waiting` are reservations."""
+    prefill_tokens: int = 0
+    """Prompt tokens still to be computed: sum over requests, reserved ones too, of max(0, prompt - computed). What a
+    waiting request may find in the prefix cache is not known yet, and counts."""
     trusted: bool = True
     """False while the node's own forecasts are off by more than its bound (`predictor.core.correction`): it says so
     itself, and a gateway should place by its load instead. True also where too little is known to tell."""
+
+
+class NodePace(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast a node works, in a few numbers: enough to guess what a request would cost there without asking.
+
+    Raises ValueError for numbers that cannot be: negative, not finite, falling with the batch, no batches.
+    """
+
+    batches: tuple[int, ...]
+    """Numbers of sequences in a step, ascending from 1."""
+    step_s: tuple[float, ...]
+    """Seconds of a step that decodes so many, without reading their KV; linear between."""
+    kv_s_per_token: float
+    """Added to a step for each token of KV that it reads."""
+    prefill_s_per_token: float
+    """Added to a step for each token of a prompt, in a step filled to the budget."""
+    prefill_s_per_token2: float = 0.0
+    """Added for each pair of a prompt's token and one that it attends to."""
+
+    def __post_init__(self) -> None:
+        numbers = (*self.step_s, self.kv_s_per_token, self.prefill_s_per_token, self.prefill_s_per_token2)
+        if not all(math.isfinite(x) and x >= 0.0 for x in numbers) or not self.step_s or self.step_s[0] <= 0.0:
+            raise ValueError("a pace has seconds that are negative or not finite, or a step that takes no time")
+        if len(self.batches) != len(self.step_s) or self.batches[0] != 1:
+            raise ValueError("a pace needs as many seconds as batches, the first of one sequence")
+        if any(a >= b for a, b in itertools.pairwise(self.batches)):
+            raise ValueError(f"batches of a pace must be ascending, got {self.batches[:20]}")
+        if any(a > b for a, b in itertools.pairwise(self.step_s)):
+            raise ValueError("the seconds of a pace must not fall with the batch")
 
 
 class Outcome(enum.Enum):

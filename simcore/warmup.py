@@ -46,6 +46,7 @@ def warm(*, shared_prefixes: bool = False, clusters: bool = False) -> None:
             )
         sharing.step(0.0)
         sharing.cached_tokens((7,), 20)
+        sharing.expected_blocks((7, 8), 40)
         what_if.rebase_node(sharing, dict.fromkeys("abc", belief), 0.0)
         stepping = WhatIf("warm-up", config, model, scenarios=2, jumping=False)
         stepping.rebase_node(sharing, dict.fromkeys("abc", belief), 0.0)

@@ -59,6 +59,7 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
     limit of just so many tokens (`ignore_eos`, as the seed does); otherwise an emulated engine is told the length apart
     from the limit, which is the same for all, because a limit that is the length would give it away."""
     model: str = ""
+    """For requests that do not name one."""
     seed: int = 0
     vocab_size: int = 256
     """Range of made-up token ids, for items without text."""
@@ -95,7 +96,7 @@ def request_message(item: WorkloadItem, plan: ReplayPlan, index: int, *, limit_t
         sampling.emulated_output_tokens = item.output_tokens
     message = pb.GenerateRequest(
         request_id=f"{plan.run_id}-{item.request_id}",
-        model=plan.model,
+        model=item.model or plan.model,
         sampling=sampling,
         priority=item.priority,
         session=item.session,

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SET, base_spec, policy_option, seeds_option, spec_options
+from bench.commands.spec_options import JOBS, SET, base_spec, given_values, policy_option, seeds_option, spec_options
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
+    from bench.measure.statistics import Estimate
     from bench.run.capacity_search import Objective
     from bench.run.executor import Chain
+    from bench.run.spec import RunSpec
 
+SLO_KEYS = ("slo_ttft_s", "slo_tpot_s")
 OBJECTIVES = ("ttft_p99_s<=3", "ttft_p99_s<=10", "scheduling_delay_p99_s<=5")
 
 
@@ -33,12 +36,16 @@ Example: the same with an H100, its usual limits and your own rows of prompt and
       --set max_num_seqs=256 --set max_num_batched_tokens=2048 --set dataset=lengths --set dataset_path=mine.csv
 
 \b
+Example: a joint objective: 99 % of the answers have their first token within 3 s and then 50 ms a token at most.
+  astrolabe bench capacity --slo "goodput_share>=0.99" --slo-tpot 0.05 --set dataset=conversations
+
+\b
 Example: a policy of your own on eight nodes.
   astrolabe bench capacity --policy ./my_policy.py --slo "ttft_p99_s<=3" --set nodes=8
 
 \b
 Measures are named <what>_<statistic>_<unit>: ttft, tpot, e2e, scheduling_delay, preemption_loss; mean, p50, p90, p95,
-p99, max; s. And goodput_share (limits: --set slo_ttft_s=3 --set slo_tpot_s=0.1), completed_share, preemptions, ...
+p99, max; s. And goodput_share (limits: --slo-ttft 3 --slo-tpot 0.1), completed_share, preemptions, ...
 Runs are finite: a long queue needs time to grow, so take --set requests=N for minutes of arrivals, not seconds.
 """
 )
@@ -53,7 +60,7 @@ Runs are finite: a long queue needs time to grow, so take --set requests=N for m
 )
 @click.option("--low", type=float, default=4.0, show_default=True, metavar="R", help="Rate from which to search.")
 @click.option("--step", type=float, default=0.25, show_default=True, metavar="R", help="Rates are multiples of this.")
-@spec_options("as_published")
+@spec_options("fleet", "models", "as_published", *SLO_KEYS)
 @SET
 @seeds_option(3)
 @JOBS
@@ -65,12 +72,15 @@ def capacity(
     fleet_rate: float | None,
     low: float,
     step: float,
+    fleet: str,
+    models: str,
     as_published: bool,
     settings: tuple[str, ...],
     seeds: int,
     jobs: int,
     output: str,
     as_json: bool,
+    **slo_limits: float,
 ) -> None:
     """Find, by bisection for each policy and seed, the largest rate that keeps an objective (mean and 95 % interval).
 
@@ -94,7 +104,9 @@ def capacity(
         check_positive("--nodes-for", fleet_rate, "requests per second")
     with run_errors():
         rate = low if fleet_rate is None else fleet_rate
-        base = with_values(base_spec(settings, as_published=as_published), {"rate_per_s": rate})
+        given = {"fleet": fleet, "models": models, "as_published": as_published}
+        base = with_values(base_spec(settings, **given), {"rate_per_s": rate})
+        base = with_values(base, given_values(slo_limits, *SLO_KEYS))
         if fleet_rate is not None and base.fleet:
             raise click.UsageError("--nodes-for counts equal nodes: leave fleet out")
         check_spec(base)
@@ -124,7 +136,9 @@ def capacity(
         capacities = {place: combine(*place, values) for place, values in per_seed.items()}
         rows = list(capacities.values())
         cells = {
-            place: f"below {low:g}" if row.rate_per_s is None else text_of(row.rate_per_s)
+            place: f"below {low:g}"
+            if row.rate_per_s is None
+            else text_of(row.rate_per_s) + _price(base, row.rate_per_s)
             for place, row in capacities.items()
         }
     else:
@@ -143,6 +157,14 @@ def capacity(
     runs = f"{plural(seeds, 'seed')}, {plural(len(lines), 'run')} of {base.requests:,} requests"
     setting = f"{nodes}; {base.dataset}, lengths {base.lengths}; {base.router_text}"
     _show(cells, [f"{title}; {runs}", setting])
+
+
+def _price(base: RunSpec, rate_per_s: Estimate) -> str:
+    """What 1,000 answers cost at this rate, where the fleet has a price."""
+    fleet = base.node_fleet
+    if fleet.price_per_hour is None:
+        return ""
+    return f"\n{1e3 * fleet.price_per_hour / 3600.0 / rate_per_s.mean:.3f} {fleet.currency} a 1,000"
 
 
 def _name(policy: str, objective: Objective, seed: int) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from bench.commands.spec_options import spec_options
+
+if TYPE_CHECKING:
+    from bench.simcluster import NodeSpec
 
 
 @click.command(
@@ -18,6 +24,10 @@ Example: one run again, by its seed.
   astrolabe bench chaos --fault node_killed --seed 17
 
 \b
+Example: the same faults on a fleet of your own.
+  astrolabe bench chaos --fleet mixed --seeds 5
+
+\b
 Example: kill, stop and start real processes (three emulated nodes and a gateway).
   astrolabe bench chaos --live --seeds 3
 """,
@@ -25,9 +35,10 @@ Example: kill, stop and start real processes (three emulated nodes and a gateway
 @click.option("--fault", "faults", multiple=True, metavar="NAME", help="Only this one; may be given several times.")
 @click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Runs of each fault.")
 @click.option("--seed", type=int, help="Only this seed.")
+@spec_options("fleet")
 @click.option("--live", is_flag=True, help="On real processes instead of in virtual time.")
 @click.option("--list", "listing", is_flag=True, help="Name the faults and end.")
-def chaos(faults: tuple[str, ...], seeds: int, seed: int | None, live: bool, listing: bool) -> None:
+def chaos(faults: tuple[str, ...], seeds: int, seed: int | None, fleet: str, live: bool, listing: bool) -> None:
     """Break things on purpose: nodes, gateway, clients, predictors, clocks.
 
     Whatever is broken, each request must have exactly one end, no token may be lost, doubled or come after the end,
@@ -44,7 +55,9 @@ def chaos(faults: tuple[str, ...], seeds: int, seed: int | None, live: bool, lis
             click.echo(f"{name:24}{(catalogue[name].__doc__ or '').splitlines()[0]}")
         return
     numbers = range(seeds) if seed is None else range(seed, seed + 1)
-    broken = _live(chosen, numbers) if live else _virtual(chosen, numbers)
+    if live and fleet:
+        raise click.UsageError("--live starts nodes of its own: leave --fleet out")
+    broken = _live(chosen, numbers) if live else _virtual(chosen, numbers, _nodes_of(fleet) if fleet else ())
     if broken:
         raise SystemExit(1)
 
@@ -59,13 +72,35 @@ def _catalogue(live: bool) -> dict[str, Any]:
     return dict(FAULTS)
 
 
-def _virtual(faults: list[str], seeds: range) -> bool:
+def _virtual(faults: list[str], seeds: range, nodes: Sequence[NodeSpec]) -> bool:
     from bench.chaos.virtual.run import run
 
     broken = False
     for fault in faults:
-        broken |= _tell(fault, [run(fault, seed) for seed in seeds])
+        try:
+            broken |= _tell(fault, [run(fault, seed, nodes) for seed in seeds])
+        except ValueError as error:
+            raise click.ClickException(f"{fault}: {error}") from None
     return broken
+
+
+def _nodes_of(fleet: str) -> list[NodeSpec]:
+    """Raises click.UsageError for a fleet that cannot be, or that the faults' requests do not suit."""
+    from bench.chaos.virtual.scenario import MOST_OUTPUT_TOKENS, MOST_PROMPT_TOKENS
+    from bench.run.spec import RunSpec, SpecError
+
+    spec, longest_tokens = RunSpec(fleet=fleet), MOST_PROMPT_TOKENS + MOST_OUTPUT_TOKENS
+    try:
+        models = spec.node_fleet.models
+        if len(models) > 1:
+            raise click.UsageError(f"faults need nodes of one model; this fleet serves {', '.join(models)}")
+        if spec.longest_tokens < longest_tokens:
+            raise click.UsageError(
+                f"requests have up to {longest_tokens:,} tokens; some node of this fleet holds {spec.longest_tokens:,}"
+            )
+        return spec.node_specs()
+    except SpecError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _live(faults: list[str], seeds: range) -> bool:

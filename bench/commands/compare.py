@@ -17,7 +17,7 @@ from bench.commands.simulate import (
     simulated_spec,
     simulation_options,
 )
-from bench.commands.spec_options import RATES, policy_option, seeds_option, spec_values
+from bench.commands.spec_options import RATES, check_one_fleet, policy_option, seeds_option, spec_values
 from bench.commands.workload_options import (
     build_source,
     one_line_errors,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bench.data.source import WorkloadSource
     from bench.measure.results import Run
     from bench.run.live import LiveRun
+    from bench.run.spec import RunSpec
 
 DEFAULT_LIVE_REQUESTS, DEFAULT_SIMULATED_REQUESTS = 200, 2000
 DEFAULT_LIVE_NODES, DEFAULT_SIMULATED_NODES = 4, 12
@@ -90,12 +91,13 @@ def compare(as_json: bool, **options: Any) -> None:
     simulated = options["simulated"]
     if simulated and options["gateway"] and not _from_environment("gateway"):
         raise click.UsageError("--simulate and --gateway exclude each other")
+    check_one_fleet(options)
     options["nodes"] = options["nodes"] or (DEFAULT_SIMULATED_NODES if simulated else DEFAULT_LIVE_NODES)
     if simulated:
         _simulated(console, options, as_json=as_json)
         return
-    if options["fleet"]:
-        raise click.UsageError("--fleet is for --simulate; a local cluster has equal nodes")
+    if options["gateway"] and (options["fleet"] or options["models"]):
+        raise click.UsageError("the gateway has nodes of its own: leave --fleet and --models out, or --gateway")
     if options["as_published"]:
         raise click.UsageError("--as-published is for --simulate; say --ask 0 --hold never")
     source = build_source(console, options, rate=points[0], default_requests=DEFAULT_LIVE_REQUESTS)
@@ -133,22 +135,29 @@ def _live(
     as_json: bool,
 ) -> None:
     from bench.run.live import local_cluster
-    from bench.run.spec import RunSpec, with_values
+    from bench.run.spec import RunSpec, SpecError, check_spec, with_values
     from deploy.local_cluster import ClusterError, ClusterSpec
 
     def run(address: str, title: str, router: str) -> None:
-        done = _replays(console, address, source, names, points, options, router=router)
+        done = _replays(console, address, source, names, points, options, base, router=router)
         _report(console, source, done, title, options, as_json=as_json)
 
+    base = RunSpec()
     if options["gateway"]:
         run(options["gateway"], f"live at {options['gateway']}", f"router of the gateway at {options['gateway']}")
         return
-    engine = with_values(RunSpec(), spec_values(options, *NODE_KEYS)).predictor_options()
+    try:
+        own = spec_values(options, "nodes", "fleet", "models", *NODE_KEYS)
+        base = with_values(base, own | ({"models": {options["model"]: 1.0}} if options["model"] else {}))
+        check_spec(base)
+    except SpecError as error:
+        raise click.UsageError(str(error)) from None
     spec = ClusterSpec(
-        nodes=options["nodes"],
+        nodes=base.size,
         gateway_port=0,
         first_node_port=0,
-        predictor={**engine, "time_scale": options["time_scale"]},
+        predictor={"time_scale": options["time_scale"]},
+        per_node=base.node_options(),
         gateway={
             **{name: options[name] for name in ("sample", "ask", "hold", "hold_order")},
             "policy_file": [path for path in policy_paths(options["policy"]).values() if path.endswith(".py")],
@@ -157,7 +166,7 @@ def _live(
     try:
         with local_cluster(console, spec) as cluster:
             router = with_values(RunSpec(), given_router(options)).router_text
-            run(cluster.address, f"{spec.nodes} emulated nodes {options['profile']}, live", router)
+            run(cluster.address, f"emulated nodes, live: {base.fleet_text}", router)
     except ClusterError as error:
         if error.log:
             click.echo(error.log, err=True)
@@ -171,18 +180,20 @@ def _replays(
     names: Sequence[str],
     points: Sequence[float | None],
     options: dict[str, Any],
+    base: RunSpec,
     *,
     router: str,
 ) -> list[LiveRun]:
-    from bench.run.live import context_tokens, jobs_of, look_up, replay_jobs
+    from bench.run.live import context_tokens, jobs_of, look_up, replay_jobs, with_groups
 
+    shares = {} if options["model"] else base.model_shares
     source.keep_fitting(context_tokens(look_up(address), options["model"]))
 
     def make_plan(rate: float | None, seed: int) -> ReplayPlan:
-        return live_plan(source, rate, seed, options)
+        return live_plan(source, rate, seed, options, shares)
 
     jobs = jobs_of(make_plan, policies=names, rates=points, seeds=range(options["seeds"]), router=router)
-    return replay_jobs(address, jobs, console=console)
+    return with_groups(replay_jobs(address, jobs, console=console), base)
 
 
 def _report(
@@ -200,6 +211,7 @@ def _report(
     from bench.run.files import write_run
     from bench.run.live import complaints
     from bench.run.provenance import header
+    from bench.show.groups import show_groups
     from bench.show.tables import comparison_table, out_console, print_table
 
     head = header({**options, "dataset_notes": source.notes})
@@ -214,6 +226,7 @@ def _report(
         for note in source.notes:
             out.print(f"[dim]{note}[/]", highlight=False)
         print_table(out, comparison_table(runs, title=title))
+        show_groups(out, runs)
         if options["seeds"] > 1 and (found := differences(runs)):
             print_table(out, difference_table(found))
         out.print(f"picture: {options['plot']}", highlight=False)

@@ -8,7 +8,7 @@ import click
 
 REQUESTS = 400
 FLEET_REQUESTS = 2000
-TIME_SCALE = 1.2
+TIME_SCALE = 1.1
 
 
 @click.command(
@@ -35,7 +35,7 @@ Example: shorter, somewhere else.
     default=TIME_SCALE,
     show_default=True,
     metavar="X",
-    help="How much faster than real A30s the emulated nodes run.",
+    help="How much faster than real GPUs the emulated nodes run.",
 )
 @click.option(
     "--fleet-requests",
@@ -50,10 +50,11 @@ Example: shorter, somewhere else.
     "--folder", default="results", show_default=True, metavar="DIR", help="Where the picture and the result files go."
 )
 def demo(requests: int, time_scale: float, fleet_requests: int, seed: int, folder: str) -> None:
-    """Start a local cluster, send it real conversations under three policies, compare; then simulate twelve nodes.
+    """Start a mixed local cluster, send it real conversations under three policies, compare; simulate twelve nodes.
 
-    Four emulated A30 nodes running Llama-2-7B, each a process of its own, and a gateway, all talking gRPC. The load is
-    found by simulation: a tenth above what round robin carries.
+    An emulated A30, an L40S and an A100, all with Llama-2-7B, each a process of its own, and a gateway, all talking
+    gRPC. The load is found by simulation: a tenth above what least_requests carries, where round robin has long
+    filled the slowest GPU.
     """
     import time
 

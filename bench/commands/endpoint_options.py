@@ -132,6 +132,7 @@ def replay_endpoints(
     from bench.run.live import complaints, run_async, shown
     from bench.run.provenance import header
     from bench.show.tables import out_console, print_table, summary_lines, summary_table
+    from bench.workload.item import check_sent_by_the_clock
 
     if options["policy"]:
         raise click.UsageError("--policy is a gateway's; among endpoints --dispatch decides")
@@ -142,6 +143,7 @@ def replay_endpoints(
             if limits:
                 source.keep_fitting(min(limits))
             items = source.workload(rate_per_s=rate, seed=options["seed"])
+            check_sent_by_the_clock(items)
         except ValueError as error:
             raise click.ClickException(str(error)) from None
         plan = EndpointPlan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -142,14 +142,25 @@ def check_live_options(options: dict[str, Any]) -> None:
     check_positive("--time-scale", options["time_scale"], "emulated seconds per second")
 
 
-def live_plan(source: WorkloadSource, rate: float | None, seed: int, options: dict[str, Any]) -> ReplayPlan:
-    """The run that the options describe. Raises click.ClickException when there cannot be one."""
+def live_plan(
+    source: WorkloadSource,
+    rate: float | None,
+    seed: int,
+    options: dict[str, Any],
+    shares: Mapping[str, float] | None = None,
+) -> ReplayPlan:
+    """The run that the options describe, `shares` of its requests by model where there are several.
+
+    Raises click.ClickException when there cannot be one.
+    """
     from bench.client.open_loop import ReplayPlan
     from bench.run.live import run_id
-    from bench.workload.item import belief_of
+    from bench.workload.item import belief_of, check_sent_by_the_clock
+    from bench.workload.models import with_models
 
     try:
-        items = source.workload(rate_per_s=rate, seed=seed)
+        items = with_models(source.workload(rate_per_s=rate, seed=seed), shares or {}, seed)
+        check_sent_by_the_clock(items)
         belief_of(items[0], options["lengths"])
     except ValueError as error:
         raise click.ClickException(str(error)) from None

@@ -12,7 +12,8 @@ from bench.commands.run_errors import run_errors
 from bench.commands.spec_options import (
     JOBS,
     RATES,
-    option_name,
+    check_one_fleet,
+    given_values,
     policy_option,
     seeds_option,
     spec_options,
@@ -47,6 +48,7 @@ NODE_KEYS = (
     "num_blocks",
     "max_model_len_tokens",
 )
+SIMULATED_KEYS = ("fleet", "models", "as_published", "concurrency", "warm_up_s")
 ROUTER_KEYS = ("router.ask", "router.hold.when", "router.hold.order", "sample")
 node_options = spec_options(*NODE_KEYS)
 """The engine of an emulated or simulated node."""
@@ -54,7 +56,7 @@ node_options = spec_options(*NODE_KEYS)
 
 def simulation_options(command: F) -> F:
     """Adds what only simulations have."""
-    return spec_options("fleet", "as_published", *ROUTER_KEYS)(JOBS(command))
+    return spec_options(*SIMULATED_KEYS, *ROUTER_KEYS)(JOBS(command))
 
 
 @click.command(
@@ -113,10 +115,11 @@ def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec
     """The run that all have in common. Raises click.ClickException for one that cannot be."""
     from bench.run.spec import SpecError, check_spec, with_values
 
+    check_one_fleet(options)
     points = rates(options["rate"])
     workload = workload_of(options, rate=points[0], default_requests=default_requests)
     try:
-        values = spec_values(options, "nodes", "fleet", "as_published", *NODE_KEYS)
+        values = spec_values(options, "nodes", *SIMULATED_KEYS, *NODE_KEYS)
         base = with_values(workload, values | given_router(options))
         check_spec(base)
     except SpecError as error:
@@ -126,9 +129,7 @@ def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec
 
 def given_router(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those keys of the router that were given; the others stay as the router has them."""
-    source = click.get_current_context().get_parameter_source
-    given = (key for key in ROUTER_KEYS if source(option_name(key)) != click.core.ParameterSource.DEFAULT)
-    return spec_values(options, *given)
+    return given_values(options, *ROUTER_KEYS)
 
 
 def simulate_runs(
@@ -142,6 +143,7 @@ def simulate_runs(
     from bench.run.grid import make_tasks
     from bench.run.provenance import header
     from bench.run.simulated import Done
+    from bench.run.workload import items_of
     from bench.workload.item import belief_of
 
     source = read_source(console, base)
@@ -149,7 +151,7 @@ def simulate_runs(
     folder = Path(options["output"]) if options["output"] else None
     with one_line_errors(), run_errors():
         source.keep_fitting(base.longest_tokens)
-        belief_of(source.workload(rate_per_s=base.rate_per_s, seed=0)[0], base.lengths)
+        belief_of(items_of(source, base)[0], base.lengths)
         head = header({**options, **msgspec.to_builtins(base), "dataset_notes": source.notes})
         tasks = [
             task

@@ -96,6 +96,12 @@ def spec_values(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return values | ({"router.hold": hold} if hold else {})
 
 
+def given_values(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The same of those options alone that the user gave."""
+    source = click.get_current_context().get_parameter_source
+    return spec_values(given, *(key for key in keys if source(option_name(key)) != click.core.ParameterSource.DEFAULT))
+
+
 def split_pair(text: str, option: str) -> tuple[str, str]:
     """`KEY=VALUE`. Raises click.BadParameter."""
     key, equals, value = text.partition("=")
@@ -133,9 +139,16 @@ def read_axis(text: str) -> tuple[str, list[Any]]:
     return key, found
 
 
-def base_spec(settings: Sequence[str], *, as_published: bool = False) -> RunSpec:
-    """The run that all have in common. Raises SpecError."""
+def base_spec(settings: Sequence[str], **given: Any) -> RunSpec:
+    """The run that all have in common: what `--set` says, over the options `given`. Raises SpecError."""
     from bench.run.spec import RunSpec, with_values
 
     pairs = (split_pair(text, "--set") for text in settings)
-    return with_values(RunSpec(as_published=as_published), {key: read_value(value) for key, value in pairs})
+    return with_values(RunSpec(), {**given, **{key: read_value(value) for key, value in pairs}})
+
+
+def check_one_fleet(options: Mapping[str, Any]) -> None:
+    """Raises click.UsageError where both --nodes and --fleet are given."""
+    source = click.get_current_context().get_parameter_source("nodes")
+    if options["fleet"] and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--fleet says how many nodes there are: leave --nodes out")

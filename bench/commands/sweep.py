@@ -36,7 +36,7 @@ profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error,
 @click.option(
     "--axis", "axes", multiple=True, required=True, metavar="KEY=A,B", help="Values, or FROM:TO:STEP; repeat for more."
 )
-@spec_options("as_published")
+@spec_options("fleet", "models", "as_published")
 @SET
 @seeds_option(3)
 @JOBS
@@ -54,6 +54,8 @@ profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error,
 @json_option
 def sweep(
     axes: tuple[str, ...],
+    fleet: str,
+    models: str,
     as_published: bool,
     settings: tuple[str, ...],
     seeds: int,
@@ -86,7 +88,7 @@ def sweep(
         rates = {key: values for key, values in named.items() if key == "rate_per_s"}
         others = {key: values for key, values in named.items() if key != "rate_per_s"}
         tasks = make_tasks(
-            base_spec(settings, as_published=as_published),
+            base_spec(settings, fleet=fleet, models=models, as_published=as_published),
             group="sweep",
             variants=_variants(others),
             axes=rates,

@@ -98,7 +98,8 @@ def read_source(console: Console, spec: RunSpec) -> WorkloadSource:
 
     with one_line_errors(), console.status("reading the data set") as status:
         source = load_source(workload_spec(spec), progress=lambda what, share: status.update(f"{what} {share:4.0%}"))
-    if spec.rate_per_s is None and not spec.rate_steps and not source.has_arrivals:
+    placed = spec.rate_per_s is not None or spec.rate_steps or spec.concurrency is not None
+    if not placed and not source.has_arrivals:
         raise click.UsageError("this data set has no arrival times: add --rate, in requests per second")
     if spec.arrivals == "recorded" and not source.has_arrivals:
         raise click.UsageError("this data set has no arrival times: choose another --arrivals")

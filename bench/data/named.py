@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -17,14 +16,23 @@ import numpy as np
 
 from bench.data.datasets import DatasetName, DatasetSpec, cache_folder
 from bench.data.own_file import check_workload_file, is_workload_file
+from bench.data.public_data import path_of
 from bench.workload.compose import fitting
 from bench.workload.dataset_error import DatasetError
+from bench.workload.drawn import (
+    LLMD_HOT_SET,
+    LLMD_PRIVATE_DOCUMENTS,
+    LLMD_SHARED_PREFIX,
+    LLMD_UNIFORM_POOL,
+    LONG_AMONG_SHORT,
+    SHAREGPT_CONVERSATIONS,
+    DrawnRows,
+    IndependentLengths,
+)
 from bench.workload.item import DataRow
-from bench.workload.power_law import LLUMNIX
+from bench.workload.power_law import LLUMNIX, PowerLawName
 from bench.workload.quantile_lengths import LLUMNIX_PRINTED
 from engine_adapters.tokenizer import default_tokenizer
-
-Draw = Callable[[np.random.Generator, int], "np.typing.NDArray[np.int64]"]
 
 
 class NamedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,21 +46,29 @@ class NamedFile(msgspec.Struct, frozen=True, kw_only=True):
     """Whether equal rows count once."""
     stand_in: DatasetName | None = None
     """What is taken when the file is not there."""
+    public: str = ""
+    """Its name among the public data sets, of which a fetched one will do too."""
 
 
 class NamedDraws(msgspec.Struct, frozen=True, kw_only=True):
-    """Lengths drawn anew for each seed."""
+    """Rows drawn anew for each seed."""
 
-    prompt: Draw
-    output: Draw
+    rows: DrawnRows
     about: str
 
 
-def _llumnix(prompt: str, output: str) -> NamedDraws:
+def _llumnix(prompt: PowerLawName, output: PowerLawName) -> NamedDraws:
     return NamedDraws(
-        prompt=LLUMNIX[prompt].draw_tokens,  # type: ignore[index]
-        output=LLUMNIX[output].draw_tokens,  # type: ignore[index]
+        rows=IndependentLengths(prompt=LLUMNIX[prompt], answer=LLUMNIX[output]),
         about=f"{prompt} prompts, {output} answers: power laws of Llumnix, Table 1",
+    )
+
+
+def _llumnix_printed(name: str, title: str) -> NamedDraws:
+    prompt, answer = LLUMNIX_PRINTED[name]
+    return NamedDraws(
+        rows=IndependentLengths(prompt=prompt, answer=answer),
+        about=f"{title} lengths by the mean, P50 and P99 of Llumnix, Table 1",
     )
 
 
@@ -74,21 +90,49 @@ NAMED: dict[str, NamedFile | NamedDraws] = {
         path="burstgpt_derived/SYNTHETIC_burstgpt_like_day20.csv.gz",
         about="lengths by published quantiles of BurstGPT, not its rows",
     ),
-    "llumnix-sharegpt": NamedDraws(
-        prompt=LLUMNIX_PRINTED["sharegpt"][0].draw_tokens,
-        output=LLUMNIX_PRINTED["sharegpt"][1].draw_tokens,
-        about="ShareGPT lengths by the mean, P50 and P99 of Llumnix, Table 1",
+    "mooncake-arxiv": NamedFile(
+        kind="mooncake",
+        path="mooncake/mooncake_arxiv_trace_first1000.jsonl.gz",
+        about="first 1,000 requests of Mooncake's arXiv trace: conversations",
+        public="mooncake-arxiv",
     ),
-    "llumnix-burstgpt": NamedDraws(
-        prompt=LLUMNIX_PRINTED["burstgpt"][0].draw_tokens,
-        output=LLUMNIX_PRINTED["burstgpt"][1].draw_tokens,
-        about="BurstGPT lengths by the mean, P50 and P99 of Llumnix, Table 1",
+    "mooncake-synthetic": NamedFile(
+        kind="mooncake",
+        path="mooncake/synthetic_trace.jsonl.gz",
+        about="3,993 requests of Mooncake's synthetic trace, 64 % of their prompt blocks shared",
+        public="mooncake-synthetic",
     ),
+    "llumnix-sharegpt": _llumnix_printed("sharegpt", "ShareGPT"),
+    "llumnix-burstgpt": _llumnix_printed("burstgpt", "BurstGPT"),
     "llumnix-s-s": _llumnix("short", "short"),
     "llumnix-m-m": _llumnix("medium", "medium"),
     "llumnix-l-l": _llumnix("long", "long"),
     "llumnix-s-l": _llumnix("short", "long"),
     "llumnix-l-s": _llumnix("long", "short"),
+    "llmd-shared-prefix": NamedDraws(
+        rows=LLMD_SHARED_PREFIX,
+        about="llm-d's shared prefixes: 150 of 6,000 tokens with 5 questions of 1,200 each, answers of 1,000",
+    ),
+    "llmd-uniform-pool": NamedDraws(
+        rows=LLMD_UNIFORM_POOL,
+        about="llm-d's uniform pool: 128 prefixes of 48,000 tokens, drawn alike; 256 more in, 64 out",
+    ),
+    "llmd-hot-set": NamedDraws(
+        rows=LLMD_HOT_SET, about="llm-d's hot set: 8 prefixes of 48,000 tokens, drawn alike; 256 more in, 512 out"
+    ),
+    "llmd-private-documents": NamedDraws(
+        rows=LLMD_PRIVATE_DOCUMENTS,
+        about="llm-d's private documents: 192 of 48,000 tokens, one question of each in turn; 256 more in, 64 out",
+    ),
+    "conversations": NamedDraws(
+        rows=SHAREGPT_CONVERSATIONS,
+        about="conversations by ShareGPT's quantiles: 1 to 20 turns, each after the answer before it and about 5 s; "
+        "all begin with the same 1,024 tokens",
+    ),
+    "long-among-short": NamedDraws(
+        rows=LONG_AMONG_SHORT,
+        about="ShareGPT lengths by the mean, P50 and P99 of Llumnix, Table 1; 5 % of the prompts have 8k to 16k tokens",
+    ),
 }
 
 
@@ -123,20 +167,36 @@ def note_on(dataset: str, path: str = "") -> str:
     if isinstance(named, NamedDraws):
         return named.about
     if isinstance(named, NamedFile):
-        if (data_folder() / named.path).is_file():
+        if file_of(named) is not None:
             return named.about
         return f"{named.about}: not on this machine, {named.stand_in} in its place" if named.stand_in else named.about
     return f"{dataset} {path}".strip()
 
 
+def file_of(named: NamedFile) -> Path | None:
+    """Where the file lies on this machine; None when it does not."""
+    places = [data_folder() / named.path, *([path_of(named.public)] if named.public else [])]
+    return next((place for place in places if place.is_file()), None)
+
+
+def check_there(word: str) -> None:
+    """Raises DatasetError, which says how to get it, when the word's file and its stand-in are not on this machine."""
+    named = NAMED.get(word)
+    if isinstance(named, NamedFile):
+        dataset_of(word, named)
+
+
 def dataset_of(word: str, named: NamedFile) -> tuple[DatasetSpec, bool]:
     """The file that the word stands for, or its stand-in, and whether equal rows count once. Raises DatasetError."""
-    file = data_folder() / named.path
-    if file.is_file():
+    file = file_of(named)
+    if file is not None:
         return DatasetSpec(name=named.kind, path=str(file)), named.distinct
     if named.stand_in is None:
+        fetch = f"Fetch it with `astrolabe bench data fetch {named.public}`, put" if named.public else "Put"
         raise DatasetError(
-            word, f"{file} is not there", mend="Put the file there, or name its folder with ASTROLABE_DATA."
+            word,
+            f"{data_folder() / named.path} is not there",
+            mend=f"{fetch} the file there, or name its folder with ASTROLABE_DATA.",
         )
     return DatasetSpec(name=named.stand_in, tokenizer=default_tokenizer()), False
 
@@ -146,9 +206,7 @@ def drawn_rows(word: str, named: NamedDraws, *, seed: int, count: int, longest_t
     rng = np.random.default_rng((seed, 3))
     rows: list[DataRow] = []
     while len(rows) < count:
-        prompts, outputs = named.prompt(rng, count), named.output(rng, count)
-        drawn = [DataRow(prompt_tokens=int(p), output_tokens=int(o)) for p, o in zip(prompts, outputs, strict=True)]
-        kept = fitting(drawn, longest_tokens)
+        kept = fitting(named.rows.draw(rng, count), longest_tokens)
         if not kept:
             raise DatasetError(word, f"no length fits {longest_tokens} tokens", mend="Allow more tokens.")
         rows += kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -154,7 +155,7 @@ class WorkloadSource:
 
 
 class DrawnSource(WorkloadSource):
-    """Rows whose lengths are drawn anew for each seed."""
+    """Rows that are drawn anew for each seed."""
 
     def __init__(self, spec: WorkloadSpec, draws: NamedDraws) -> None:
         super().__init__(spec, [], [draws.about])
@@ -171,9 +172,14 @@ class DrawnSource(WorkloadSource):
 
     def workload(self, *, rate_per_s: float | None, seed: int) -> list[WorkloadItem]:
         spec = self.spec
-        if spec.requests is None:
+        count = spec.requests
+        if spec.rate_steps:
+            # Half as many again: how many come is drawn too, and rows that run out would come twice.
+            come = math.ceil(1.5 * sum(step.duration_s * step.rate_per_s for step in spec.rate_steps))
+            count = come if count is None else min(count, come)
+        if count is None:
             raise ValueError("say how many requests the run shall have")
-        rows = drawn_rows(spec.named, self._draws, seed=seed, count=spec.requests, longest_tokens=self._longest_tokens)
+        rows = drawn_rows(spec.named, self._draws, seed=seed, count=count, longest_tokens=self._longest_tokens)
         return WorkloadSource(spec, rows, []).workload(rate_per_s=rate_per_s, seed=seed)
 
 

@@ -84,6 +84,15 @@ def _check(experiment: Experiment) -> None:
         for column in table.columns:
             check_measure(column.measure)
             _known("grid", [column.grid], grids | {""})
+    titles = {setting.title for setting in experiment.settings}
+    for setting in experiment.settings:
+        _known("grid", [setting.grid], grids)
+        for axis in setting.at:
+            check_field(axis)
+    for matrix in experiment.matrices:
+        check_measure(matrix.measure)
+        _known("variant", matrix.variants, names)
+        _known("setting", matrix.settings, titles)
     for claim in experiment.claims:
         check_measure(claim.measure)
         _known("variant", [claim.variant, *([claim.against] if claim.against else [])], names)

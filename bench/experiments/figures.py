@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure as Canvas
 
-from bench.experiments.schema import Experiment, Figure, Panel, PublishedFile
+from bench.experiments.matrix import matrix_of
+from bench.experiments.schema import Experiment, Figure, MatrixSpec, Panel, PublishedFile
 from bench.experiments.series import by_seed, capacity, curve, select, value_of
 from bench.measure.statistics import estimate
 from bench.run.simulated import RunLine
@@ -26,6 +27,8 @@ COLOURS = (
 MARKERS = "osD^vPX<>*hd"
 DARK_FROM = 0.22
 """Share from which a cell of a heat map is so dark that its text is white."""
+WHITE_FROM_RATIO = 1.75
+"""The same for a map of settings, as a ratio to the best."""
 WIDTH_OF_PANEL, HEIGHT_OF_PANEL = 3.9, 2.9
 TITLE_LETTERS, LABEL_LETTERS = 32, 18
 """Letters of a line of a panel's title, and of a bar's name."""
@@ -46,7 +49,7 @@ def draw(
     if not names:
         return []
     with mpl.rc_context(STYLE):
-        canvas = {"curves": _curves, "heatmap": _heatmap, "course": _courses}[figure.kind](
+        canvas = {"curves": _curves, "heatmap": _heatmap, "course": _courses, "settings": _settings}[figure.kind](
             figure, experiment, lines, names, published
         )
         frame(canvas, figure.title, caption)
@@ -190,6 +193,37 @@ def _heatmap(
         axes.set_title(f"{panel.title}\n{name}", fontsize=9)
     for axes in axes_list[len(wanted) :]:
         axes.set_visible(False)
+    return canvas
+
+
+def _settings(
+    figure: Figure, experiment: Experiment, lines: Sequence[RunLine], names: Sequence[str], _: PublishedFile | None
+) -> Canvas:
+    """One map per panel; colours go from the best of a column to twice as bad."""
+    matrices = [
+        matrix_of(experiment, MatrixSpec(title=p.title, measure=p.measure, scale=p.scale, variants=[*names]), lines)
+        for p in figure.panels
+    ]
+    rows, columns = len(matrices[0].rows), len(matrices[0].settings)
+    size = (2.4 + 0.72 * columns, (0.9 + 0.26 * rows) * len(matrices) + 1.8)
+    canvas = Canvas(figsize=size, dpi=DPI, layout="constrained")
+    for axes, matrix in zip(np.atleast_1d(canvas.subplots(len(matrices), 1, sharex=True)), matrices, strict=True):
+        ratios = np.array([[c.ratio if c.ratio is not None else np.nan for c in row.cells] for row in matrix.rows])
+        axes.imshow(np.log2(ratios), cmap="RdYlGn_r", vmin=-0.15, vmax=1.0, aspect="auto")
+        for y, row in enumerate(matrix.rows):
+            for x, cell in enumerate(row.cells):
+                if cell.value is not None:
+                    ink = "white" if (cell.ratio or 1.0) > WHITE_FROM_RATIO else "black"
+                    weight = "bold" if cell.is_best else "normal"
+                    text = f"{cell.value.mean:.3g}"
+                    axes.annotate(text, (x, y), ha="center", va="center", fontsize=7.5, color=ink, weight=weight)
+        axes.set_yticks(range(rows), [row.variant for row in matrix.rows], fontsize=8)
+        for label, row in zip(axes.get_yticklabels(), matrix.rows, strict=True):
+            label.set_fontweight("bold" if row.ours else "normal")
+        titles = [textwrap.fill(title, 12) for title in matrix.settings]
+        axes.set_xticks(range(columns), titles, fontsize=7.5)
+        axes.grid(visible=False)
+        axes.set_title(matrix.title)
     return canvas
 
 

@@ -30,9 +30,7 @@ def run_live(experiment: Experiment, seeds: Sequence[int], console: Console) -> 
     live = experiment.live
     lines: list[RunLine] = []
     tasks = _tasks(experiment, live, seeds)
-    for _, group in itertools.groupby(
-        tasks, key=lambda task: (task.spec.predictor_options(), _router(task.spec), task.spec.nodes)
-    ):
+    for _, group in itertools.groupby(tasks, key=lambda task: (task.spec.node_options(), _router(task.spec))):
         own = list(group)
         try:
             with local_cluster(console, _cluster(own, live)) as cluster:
@@ -53,7 +51,7 @@ def _tasks(experiment: Experiment, live: Live, seeds: Sequence[int]) -> list[Tas
             for seed in seeds:
                 point = dict(zip(live.axes, values, strict=True))
                 spec = with_values(base, {**point, **experiment.variant(name).values, "seed": seed})
-                spec = with_values(spec, {"sample": min(spec.sample, spec.nodes)})
+                spec = with_values(spec, {"sample": min(spec.sample, spec.size)})
                 check_spec(spec)
                 tasks.append(Task(group=experiment.name, variant=name, spec=spec))
     return tasks
@@ -69,10 +67,11 @@ def _cluster(tasks: Sequence[Task], live: Live) -> ClusterSpec:
     spec = tasks[0].spec
     files = {task.spec.policy_path for task in tasks if is_policy_file(task.spec.policy)}
     return ClusterSpec(
-        nodes=spec.nodes,
+        nodes=spec.size,
         gateway_port=0,
         first_node_port=0,
-        predictor={**spec.predictor_options(), "time_scale": live.time_scale},
+        predictor={"time_scale": live.time_scale},
+        per_node=spec.node_options(),
         gateway={**_router(spec), "policy_file": sorted(files)},
     )
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from bench.data.named import note_on
+from bench.data.named import check_there, note_on
 from bench.experiments.agreement import AGREEMENT_FILE, simulate_again
 from bench.experiments.agreement import as_markdown as as_agreement
 from bench.experiments.catalogue import ExperimentError, published
 from bench.experiments.claims import Evaluated, claim_text, evaluate, evaluate_points
 from bench.experiments.figures import draw
+from bench.experiments.matrix import Matrix, matrix_of
 from bench.experiments.schema import Experiment, Grid
-from bench.experiments.tables import as_markdown, as_rich
+from bench.experiments.tables import as_markdown, as_rich, matrix_as_markdown, matrix_as_rich
 from bench.run.executor import run_all
 from bench.run.files import FILE_NAME, RunLog, records_writer
 from bench.run.grid import make_tasks
@@ -42,6 +43,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     cpu_s: float
     """Processor time of all runs, those that were there too."""
     claims: list[Evaluated]
+    matrices: list[Matrix] = []
     files: list[str]
 
 
@@ -74,6 +76,15 @@ def tasks_of(experiment: Experiment, size: Size) -> list[Task]:
     return found
 
 
+def settings_of(experiment: Experiment) -> dict[str, RunSpec]:
+    """What every variant is put into, by title: runs that say all but the policy. Raises SpecError."""
+    base = with_values(RunSpec(), experiment.base)
+    grids = {grid.name: grid for grid in experiment.grids}
+    return {
+        setting.title: with_values(base, {**grids[setting.grid].base, **setting.at}) for setting in experiment.settings
+    }
+
+
 def run_experiment(
     experiment: Experiment, folder: Path, size: Size, *, console: Console, live: LiveRunner | None = None
 ) -> tuple[Report, list[RunLine]]:
@@ -95,8 +106,11 @@ def run_experiment(
             for line in lines:
                 log.add(line)
     else:
+        tasks = tasks_of(experiment, size)
+        for word in dict.fromkeys(task.spec.dataset for task in tasks):
+            check_there(word)
         executed = run_all(
-            tasks_of(experiment, size),
+            tasks,
             folder / FILE_NAME,
             console=console,
             jobs=size.jobs,
@@ -125,6 +139,7 @@ def run_experiment(
         wall_s=time.perf_counter() - started_s,
         cpu_s=sum(line.cpu_s for line in lines),
         claims=claims,
+        matrices=[matrix_of(experiment, spec, lines) for spec in experiment.matrices],
         files=[str(file) for file in files],
     )
     return report, lines
@@ -145,9 +160,15 @@ def write_outcome(experiment: Experiment, lines: Sequence[RunLine], folder: Path
         json_path = folder / f"{experiment.name}.claim.json"
         json_path.write_bytes(msgspec.json.format(msgspec.json.encode(claims), indent=1) + b"\n")
         files += [claim_path, json_path]
-    if experiment.tables:
+    matrices = [matrix_of(experiment, spec, lines) for spec in experiment.matrices]
+    if matrices:
+        matrix_path = folder / f"{experiment.name}.matrices.json"
+        matrix_path.write_bytes(msgspec.json.format(msgspec.json.encode(matrices), indent=1) + b"\n")
+        files.append(matrix_path)
+    if experiment.tables or matrices:
         table_path = folder / f"{experiment.name}.md"
-        texts = [as_markdown(experiment, table, lines) for table in experiment.tables]
+        texts = [matrix_as_markdown(matrix) for matrix in matrices]
+        texts += [as_markdown(experiment, table, lines) for table in experiment.tables]
         table_path.write_text(f"{header}\n\n" + "\n".join(texts), encoding="utf-8")
         files.append(table_path)
     for figure in experiment.figures:
@@ -157,6 +178,8 @@ def write_outcome(experiment: Experiment, lines: Sequence[RunLine], folder: Path
 
 def show_tables(experiment: Experiment, lines: Sequence[RunLine], console: Console) -> None:
     """For people."""
+    for spec in experiment.matrices:
+        print_table(console, matrix_as_rich(matrix_of(experiment, spec, lines)))
     for table in experiment.tables:
         print_table(console, as_rich(experiment, table, lines))
 

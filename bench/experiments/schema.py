@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-System = Literal["Astrolabe", "Block", "Llumnix", "Vidur", "own"]
+System = Literal["Astrolabe", "Block", "Llumnix", "Vidur", "llm-d", "own"]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,7 +54,9 @@ class Figure(_Strict, frozen=True, kw_only=True):
 
     name: str
     title: str
-    kind: Literal["curves", "heatmap", "course"]
+    kind: Literal["curves", "heatmap", "course", "settings"]
+    """`settings`: a map of variants and settings for each panel, coloured by how far each cell is from the best of its
+    column."""
     x: str = "rate_per_s"
     x_title: str = "offered requests per second"
     y: str = ""
@@ -109,6 +111,29 @@ class TableSpec(_Strict, frozen=True, kw_only=True):
     variants: list[str] = []
 
 
+class Setting(_Strict, frozen=True, kw_only=True):
+    """One situation that every variant is put into: a column of the matrices."""
+
+    title: str
+    grid: str
+    at: dict[str, Any] = {}
+    """Values of the grid's axes."""
+
+
+class MatrixSpec(_Strict, frozen=True, kw_only=True):
+    """One measure of all variants in all settings, the best of each column marked."""
+
+    title: str
+    measure: str
+    best: Literal["least", "most"] = "least"
+    scale: float = 1.0
+    digits: int = 2
+    settings: list[str] = []
+    """Titles; empty: all."""
+    variants: list[str] = []
+    """Names; empty: all."""
+
+
 class PublishedPoints(_Strict, frozen=True, kw_only=True):
     """Many published numbers in a file of `published/`."""
 
@@ -148,6 +173,8 @@ class Experiment(_Strict, frozen=True, kw_only=True):
     grids: list[Grid] = []
     figures: list[Figure] = []
     tables: list[TableSpec] = []
+    settings: list[Setting] = []
+    matrices: list[MatrixSpec] = []
     claims: list[Claim] = []
     published: PublishedPoints | None = None
     live: Live | None = None

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from bench.experiments.matrix import NOTHING, Matrix
 from bench.experiments.schema import Column, Experiment, TableSpec
 from bench.experiments.series import by_seed, capacity, select
 from bench.measure.statistics import Estimate, estimate, text_of
 from bench.run.simulated import RunLine
-
-NOTHING = "–"
 
 
 def cells(experiment: Experiment, table: TableSpec, lines: Sequence[RunLine]) -> list[list[str]]:
@@ -32,6 +32,30 @@ def as_markdown(experiment: Experiment, table: TableSpec, lines: Sequence[RunLin
     out = [f"**{table.title}**", "", _row(head), _row(["---"] * len(head))]
     out += [_row(row) for row in cells(experiment, table, lines)]
     return "\n".join(out) + "\n"
+
+
+def matrix_as_markdown(matrix: Matrix) -> str:
+    """One matrix; the best of each column is bold."""
+    out = [f"**{matrix.title}**", "", _row(["", *matrix.settings]), _row(["---"] * (len(matrix.settings) + 1))]
+    for row in matrix.rows:
+        name = f"**{row.variant}**" if row.ours else row.variant
+        out.append(_row([name, *(f"**{cell.text}**" if cell.is_best else cell.text for cell in row.cells)]))
+    if matrix.note:
+        out += ["", matrix.note]
+    return "\n".join(out) + "\n"
+
+
+def matrix_as_rich(matrix: Matrix) -> Table:
+    """The same for a terminal, where the best are bold and green."""
+    shown = Table(title=matrix.title, title_justify="left", header_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    shown.caption, shown.caption_justify = matrix.note or None, "left"
+    shown.add_column("", no_wrap=True)
+    for setting in matrix.settings:
+        shown.add_column(setting, justify="right")
+    for row in matrix.rows:
+        texts = [Text(cell.text, style="bold green" if cell.is_best else "") for cell in row.cells]
+        shown.add_row(Text(row.variant, style="bold" if row.ours else ""), *texts)
+    return shown
 
 
 def as_rich(experiment: Experiment, table: TableSpec, lines: Sequence[RunLine]) -> Table:

@@ -45,17 +45,14 @@ def measure(results: Sequence[RequestResult], summary: Summary, slo: GoodputSlo)
         if (value := statistic_of(f"{name}_{unit}", statistic)(summary)) is not None
     }
     complete = [r for r in results if r.outcome in COMPLETE]
-    good = [
-        r
-        for r in complete
-        if r.ttft_s is not None and r.ttft_s <= slo.ttft_s and (r.tpot_s is None or r.tpot_s <= slo.tpot_s)
-    ]
+    good = good_answers(complete, slo)
     found["throughput_requests_per_s"] = summary.throughput_requests_per_s
     found["output_tokens_per_s"] = summary.output_tokens_per_s
     found["total_tokens_per_s"] = summary.total_tokens_per_s
     found["completed_share"] = len(complete) / max(1, len(results))
-    found["goodput_share"] = len(good) / max(1, len(results))
-    found["goodput_requests_per_s"] = len(good) / summary.duration_s if summary.duration_s > 0 else 0.0
+    found["goodput_share"] = good / max(1, len(results))
+    found["slo_missed_share"] = 1.0 - found["goodput_share"]
+    found["goodput_requests_per_s"] = good / summary.duration_s if summary.duration_s > 0 else 0.0
     if summary.preemptions is not None:
         found["preemptions"] = float(summary.preemptions)
         found["preempted_share"] = sum(1 for r in results if r.preemptions) / max(1, len(results))
@@ -64,6 +61,17 @@ def measure(results: Sequence[RequestResult], summary: Summary, slo: GoodputSlo)
     if summary.forecasts is not None:
         found |= forecast_errors.measures_of(summary.forecasts)
     return found | fairness(complete)
+
+
+def good_answers(results: Sequence[RequestResult], slo: GoodputSlo) -> int:
+    """How many are complete and kept both limits."""
+    return sum(
+        r.outcome in COMPLETE
+        and r.ttft_s is not None
+        and r.ttft_s <= slo.ttft_s
+        and (r.tpot_s is None or r.tpot_s <= slo.tpot_s)
+        for r in results
+    )
 
 
 def fairness(complete: Sequence[RequestResult]) -> dict[str, float]:
@@ -157,11 +165,15 @@ KNOWN = frozenset(
         "total_tokens_per_s",
         "completed_share",
         "goodput_share",
+        "slo_missed_share",
         "goodput_requests_per_s",
         "preemptions",
         "preempted_share",
         "decision_share",
         "fairness_jain",
+        "price_per_hour",
+        "price_per_1000_good_answers",
+        "price_per_million_output_tokens",
         "forecasts",
         "cpu_s",
         "wall_s",

@@ -136,7 +136,41 @@ def forecast_pair(result: RequestResult) -> tuple[ForecastOutcome, ForecastOutco
     return ttft, ForecastOutcome(placed.e2e_p50_s, placed.e2e_p90_s, result.e2e_s - began_s)
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class GroupSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One group of a fleet in a run."""
+
+    name: str
+    profile: str
+    model: str
+    nodes: int
+    requests: int
+    """Those that ended at its nodes."""
+    share: float
+    """Of all requests of the run."""
+    completed: int
+    output_tokens: int
+    ttft_s: Spread | None
+    e2e_s: Spread | None
+    kv_share: float | None = None
+    """Of its KV blocks, those in use: mean over the arrivals of the run. None when unknown (live)."""
+    price_per_hour: float | None = None
+    """Of the whole group."""
+    labels: dict[str, str] = {}
+
+
+class FleetPrice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fleet costs, and what of that a run's answers cost."""
+
+    currency: str
+    note: str = ""
+    per_hour: float
+    per_1000_good_answers: float | None
+    """Those that kept the run's limits on TTFT and TPOT. None when there were none."""
+    per_million_output_tokens: float | None
+    """Of complete answers. None when there were none."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One policy at one rate: what a comparison lines up."""
 
     policy: str
@@ -146,6 +180,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     summary: Summary
     router: str
     """Which router decided, for people."""
+    groups: tuple[GroupSummary, ...] = ()
+    """Of a fleet; empty for equal nodes."""
+    price: FleetPrice | None = None
+    """Of a fleet whose groups all have one."""
 
 
 def spread(values: Iterable[float]) -> Spread | None:

@@ -44,7 +44,7 @@ class SearchedCapacity(msgspec.Struct, frozen=True, kw_only=True):
     """None: not even the lowest rate keeps it, for some seed."""
 
 
-class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+class SearchedFleet(msgspec.Struct, frozen=True, kw_only=True):
     """What one policy needs under one objective at a rate."""
 
     variant: str
@@ -55,7 +55,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_objective(text: str) -> Objective:
     """`ttft_p99_s<=3`, `goodput_share>=0.99`. Raises ValueError."""
-    match = re.fullmatch(r"\s*([A-Za-z_0-9]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*", text)
+    match = re.fullmatch(r"\s*([A-Za-z_0-9.-]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*", text)
     try:
         limit = float(match[3]) if match else 0.0
     except ValueError:
@@ -124,10 +124,10 @@ def search_nodes(base: RunSpec, *, variant: str, values: dict[str, Any], seed: i
     return enough
 
 
-def combine_nodes(variant: str, objective: Objective, found: Sequence[int]) -> Fleet:
+def combine_nodes(variant: str, objective: Objective, found: Sequence[int]) -> SearchedFleet:
     """Of one policy over its seeds."""
     nodes = None if any(value == 0 for value in found) else tuple(found)
-    return Fleet(variant=variant, objective=str(objective), nodes=nodes)
+    return SearchedFleet(variant=variant, objective=str(objective), nodes=nodes)
 
 
 def combine(variant: str, objective: Objective, found: Sequence[float]) -> SearchedCapacity:

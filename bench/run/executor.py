@@ -144,7 +144,7 @@ def run_chains(
             jobs=jobs,
             keep_results=False,
             on_done=lambda name, done: status.update(
-                f"searching: {len(used) + 1} runs, last {name} {_at(done.line)}on {done.line.spec.nodes} nodes"
+                f"searching: {len(used) + 1} runs, last {name} {_at(done.line)}on {done.line.spec.size} nodes"
             ),
         )
     return found, list(used.values())
@@ -283,7 +283,7 @@ def _weight(task: Task) -> float:
     spec = task.spec
     fan_out = 0
     if needs_forecasts(policy_name(spec.policy_path)):
-        drawn = spec.sample or spec.nodes
+        drawn = spec.sample or spec.size
         fan_out = min(drawn, router_config(spec, "random").ask or drawn)
     return (spec.requests or 0) * (3.0 + fan_out) * (spec.rate_per_s or 1.0)
 

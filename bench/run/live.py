@@ -22,6 +22,8 @@ from bench.client.open_loop import Progress as Counts
 from bench.client.open_loop import ReplayPlan
 from bench.client.session import GatewayError, ReplaySession, connected
 from bench.measure.results import RequestResult, Run, Summary
+from bench.run.simulated import by_group
+from bench.run.spec import RunSpec
 from deploy.local_cluster import ClusterSpec, LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 
@@ -135,6 +137,16 @@ def replay_jobs(address: str, jobs: Sequence[Job], *, console: Console) -> list[
             return done
 
     return run_async(all_of_them())
+
+
+def with_groups(done: Sequence[LiveRun], spec: RunSpec) -> list[LiveRun]:
+    """The same runs with what became of them at each group of the fleet that they ran on."""
+    found = []
+    for one in done:
+        groups, price = by_group(spec, one.results, one.run.summary)
+        run = msgspec.structs.replace(one.run, groups=groups, price=price)
+        found.append(msgspec.structs.replace(one, run=run))
+    return found
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

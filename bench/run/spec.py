@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -13,13 +14,14 @@ import msgspec
 
 from bench.data.datasets import DEFAULT_OUTPUT_TOKENS
 from bench.data.named import check_name
+from bench.measure.groups import GroupFacts
 from bench.simcluster import Delays, NodeSpec
 from bench.simcluster.noise import Noise
 from bench.workload.item import LengthKnowledge
+from bench.workload.models import model_shares
+from deploy.fleet import Fleet, FleetError, NodeGroup, checked, fleet_file, read_fleet
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
-from predictor.profile_file import load_any_profile
-from simcore.cost.profile import Profile
 from simcore.types import EngineConfig
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -94,13 +96,20 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Length of the run in requests; not given: as many as the data set or the duration gives."""
     duration_s: Annotated[float | None, msgspec.Meta(extra={"option": "duration", "metavar": "S"})] = None
     """Length of the run in seconds."""
+    concurrency: Annotated[Count | None, msgspec.Meta(extra={"metavar": "N"})] = None
+    """A closed loop instead of a rate, in simulations: so many requests at a time, the next when one has ended."""
+    warm_up_s: Annotated[float, msgspec.Meta(extra={"option": "warm-up", "metavar": "S"})] = 0.0
+    """Simulations: what comes in the first S seconds is run and not measured."""
     seed: Index = 0
     nodes: Count = 12
     """Equal nodes."""
     profile: Annotated[str, msgspec.Meta(extra={"metavar": "GPU/MODEL|FILE"})] = "a30/llama-2-7b"
     """Step times of the nodes: a shipped profile, or a path to a profile file."""
-    fleet: Annotated[str, msgspec.Meta(extra={"metavar": "N*PROFILE,..."})] = ""
-    """Nodes that differ, in place of equal ones: 6*a30/llama-3.1-8b,3*l40s/llama-3.1-8b."""
+    fleet: Annotated[str | tuple[NodeGroup, ...], msgspec.Meta(extra={"metavar": "NAME|FILE|N*PROFILE,..."})] = ""
+    """Nodes that differ, in place of equal ones: a shipped fleet (a30x12, mixed, h100-l40s), a TOML file, or
+    6*a30/llama-3.1-8b,3*l40s/llama-3.1-8b; what it leaves out is as for equal ones."""
+    models: Annotated[str | dict[str, float], msgspec.Meta(extra={"metavar": "NAME=SHARE,..."})] = ""
+    """What share of the requests asks for which model, for a fleet that serves several: llama-3.1-8b=3,qwen2-7b=1."""
     max_num_seqs: Count = 48
     """Requests in one batch."""
     max_num_batched_tokens: Count = 512
@@ -116,8 +125,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Gateway work per event."""
     forecast_s: float = 0.0005
     note_interval_s: float = 0.005
-    slo_ttft_s: float = 3.0
-    slo_tpot_s: float = 0.1
+    slo_ttft_s: Annotated[float, msgspec.Meta(extra={"option": "slo-ttft", "metavar": "S"})] = 3.0
+    """A good answer's time to first token, at most."""
+    slo_tpot_s: Annotated[float, msgspec.Meta(extra={"option": "slo-tpot", "metavar": "S"})] = 0.1
+    """A good answer's time per token after the first, at most."""
 
     @property
     def key(self) -> str:
@@ -131,8 +142,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def files(self) -> list[str]:
         """Files of the user's own that decide the run."""
-        named = (self.policy, self.dataset, self.dataset_path, *(profile for _, profile in self.groups))
-        return [path for path in map(packaged_path, named) if path.endswith((".py", ".json")) and Path(path).is_file()]
+        named = [self.policy, self.dataset, self.dataset_path, *self.node_fleet.profile_files]
+        own = [path for path in map(packaged_path, named) if path.endswith((".py", ".json")) and Path(path).is_file()]
+        fleet = fleet_file(self.fleet) if isinstance(self.fleet, str) and self.fleet else None
+        return own if fleet is None else [*own, str(fleet)]
 
     @property
     def policy_path(self) -> str:
@@ -140,55 +153,95 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return packaged_path(self.policy)
 
     @property
-    def groups(self) -> list[tuple[int, str]]:
-        """(number of nodes, their profile) in the order of the nodes. Raises SpecError."""
-        return fleet_groups(self.fleet) if self.fleet else [(self.nodes, self.profile)]
+    def node_fleet(self) -> Fleet:
+        """The nodes: those of `fleet`, or as many equal ones as `nodes` says. Raises SpecError."""
+        try:
+            if not self.fleet:
+                equal = NodeGroup(name="node", count=self.nodes, profile=packaged_path(self.profile))
+                return Fleet(group=(equal,))
+            if isinstance(self.fleet, str):
+                return _fleet(self.fleet)
+            return checked(Fleet(group=self.fleet), where="fleet: ")
+        except FleetError as error:
+            raise SpecError(str(error)) from None
+
+    @property
+    def groups(self) -> tuple[NodeGroup, ...]:
+        """In the order of the nodes. Raises SpecError."""
+        return self.node_fleet.group
 
     @property
     def size(self) -> int:
         """Nodes in all."""
-        return sum(count for count, _ in self.groups)
+        return self.node_fleet.size
 
-    def engine(self, profile: str) -> EngineConfig:
-        """What an engine of this profile is started with. Raises ValueError as `load_any_profile`."""
+    @property
+    def model_shares(self) -> dict[str, float]:
+        """What share of the requests asks for which model; empty: all for the only one. Raises SpecError."""
+        try:
+            return model_shares(self.models, self.node_fleet.models)
+        except ValueError as error:
+            raise SpecError(str(error)) from None
+
+    @property
+    def group_facts(self) -> list[GroupFacts]:
+        """What results by group must know of `fleet`; empty for equal nodes. Raises ValueError as `engine`."""
+        return [
+            GroupFacts(
+                name=group.name,
+                profile=group.profile,
+                model=group.served_model,
+                node_ids=tuple(group.node_ids()),
+                price_per_hour=None if group.price_per_hour is None else group.count * group.price_per_hour,
+                labels=group.labels,
+            )
+            for group in (self.groups if self.fleet else ())
+        ]
+
+    def engine(self, group: NodeGroup) -> EngineConfig:
+        """What an engine of this group is started with. Raises ValueError for a profile that cannot be loaded."""
+        profile = group.load_profile()
+        block_size_tokens = group.block_size_tokens or self.block_size_tokens
+        memory_blocks = max(1, profile.kv.num_blocks * profile.kv.block_size_tokens // block_size_tokens)
         return EngineConfig(
-            model=profile.rpartition("/")[2],
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            block_size_tokens=self.block_size_tokens,
-            num_blocks=blocks_of(profile, self.block_size_tokens) if self.num_blocks is None else self.num_blocks,
-            max_model_len_tokens=self.max_model_len_tokens,
+            model=group.model or profile.served_name,
+            max_num_seqs=group.max_num_seqs or self.max_num_seqs,
+            max_num_batched_tokens=group.max_num_batched_tokens or self.max_num_batched_tokens,
+            block_size_tokens=block_size_tokens,
+            num_blocks=group.num_blocks or self.num_blocks or memory_blocks,
+            max_model_len_tokens=group.max_model_len_tokens or self.max_model_len_tokens,
+            enable_prefix_caching=group.prefix_caching is not False,
         )
 
-    def predictor_options(self) -> dict[str, Any]:
-        """The daemon's options for an emulated engine like the nodes of this run. Raises ValueError."""
-        engine = self.engine(self.profile)
-        return {
-            "profile": packaged_path(self.profile),
-            "max_num_seqs": engine.max_num_seqs,
-            "max_num_batched_tokens": engine.max_num_batched_tokens,
-            "block_size_tokens": engine.block_size_tokens,
-            "num_blocks": engine.num_blocks,
-            "max_model_len_tokens": engine.max_model_len_tokens,
-        }
+    def node_options(self) -> tuple[dict[str, Any], ...]:
+        """For each node the options of a daemon with an emulated engine like it. Raises ValueError."""
+        found: list[dict[str, Any]] = []
+        for group in self.groups:
+            engine = self.engine(group)
+            limits = {
+                "model": engine.model,
+                "max_num_seqs": engine.max_num_seqs,
+                "max_num_batched_tokens": engine.max_num_batched_tokens,
+                "block_size_tokens": engine.block_size_tokens,
+                "num_blocks": engine.num_blocks,
+                "max_model_len_tokens": engine.max_model_len_tokens,
+            }
+            found += [{**group.node_options(), **limits, "node_id": node_id} for node_id in group.node_ids()]
+        return tuple(found)
 
     @property
     def longest_tokens(self) -> int:
         """Prompt plus answer that every node can run."""
-        engines = [self.engine(profile) for _, profile in self.groups]
+        engines = [self.engine(group) for group in self.groups]
         return min(min(e.max_model_len_tokens, e.num_blocks * e.block_size_tokens) for e in engines)
 
     def node_specs(self) -> list[NodeSpec]:
         """Raises ValueError for a profile that is neither shipped nor a profile file."""
-        kinds = [
-            (self.engine(profile), load_profile(profile).step_time_model())
-            for count, profile in self.groups
-            for _ in range(count)
-        ]
-        return [
-            NodeSpec(node_id=f"node-{index}", config=config, step_time=step_time)
-            for index, (config, step_time) in enumerate(kinds)
-        ]
+        found: list[NodeSpec] = []
+        for group in self.groups:
+            config, step_time = self.engine(group), group.load_profile().step_time_model()
+            found += [NodeSpec(node_id=node_id, config=config, step_time=step_time) for node_id in group.node_ids()]
+        return found
 
     @property
     def router_text(self) -> str:
@@ -199,29 +252,30 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def fleet_text(self) -> str:
         """The nodes in a line, for people."""
-        kinds = " and ".join(f"{count} {profile}" for count, profile in self.groups)
-        return f"{kinds}, {self.limits_text}"
+        kinds = ", ".join(f"{group.count} {group.profile}" for group in self.groups)
+        return f"{kinds}; {self.limits_text}"
 
     @property
     def limits_text(self) -> str:
-        """What one node can hold, for people."""
-        blocks = "/".join(
-            f"{n:,}" for n in dict.fromkeys(self.engine(profile).num_blocks for _, profile in self.groups)
+        """What one node can hold, for people; several values where groups differ."""
+        engines = [self.engine(group) for group in self.groups]
+        seqs, budgets, blocks = (
+            "/".join(f"{value:,}" for value in dict.fromkeys(getattr(engine, name) for engine in engines))
+            for name in ("max_num_seqs", "max_num_batched_tokens", "num_blocks")
         )
-        return f"{self.max_num_seqs} sequences, {self.max_num_batched_tokens:,} tokens a step, {blocks} KV blocks"
+        return f"{seqs} sequences, {budgets} tokens a step, {blocks} KV blocks"
 
 
-def fleet_groups(text: str) -> list[tuple[int, str]]:
-    """`6*a30/llama-2-7b,3*./mine.json` as (6, "a30/llama-2-7b"), (3, "./mine.json"). Raises SpecError."""
-    found: list[tuple[int, str]] = []
-    for part in text.split(","):
-        count, times, profile = part.strip().partition("*")
-        if not times or not count.strip().isdigit() or int(count) < 1 or not profile.strip():
-            raise SpecError(
-                f"cannot read the nodes {part.strip()!r}; write COUNT*PROFILE,..., for example 6*a30/llama-2-7b"
-            )
-        found.append((int(count), profile.strip()))
-    return found
+def _fleet(text: str) -> Fleet:
+    """Raises FleetError."""
+    path = fleet_file(text)
+    return _read_fleet(text, path.stat().st_mtime_ns if path is not None and path.is_file() else 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_fleet(text: str, written_ns: int) -> Fleet:
+    """`written_ns`: when its file was, so that a new one is read."""
+    return read_fleet(text)
 
 
 def packaged_path(name: str) -> str:
@@ -230,17 +284,6 @@ def packaged_path(name: str) -> str:
     if kind is None or not name.startswith("experiments/"):
         return name
     return str(_EXPERIMENTS / kind / name.removeprefix("experiments/"))
-
-
-def load_profile(name: str) -> Profile:
-    """Raises ValueError: an unknown name, a file that is not there or is no profile."""
-    return load_any_profile(packaged_path(name))
-
-
-def blocks_of(profile: str, block_size_tokens: int) -> int:
-    """KV blocks of an engine of this profile when nobody says otherwise. Raises ValueError as `load_profile`."""
-    kv = load_profile(profile).kv
-    return max(1, kv.num_blocks * kv.block_size_tokens // block_size_tokens)
 
 
 AS_PUBLISHED: Mapping[str, Any] = {"ask": 0, "hold": "never"}
@@ -300,14 +343,22 @@ def check_spec(spec: RunSpec) -> None:
         value = getattr(spec, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise SpecError(f"{name} is {value:g}; it must be above 0")
+    if spec.concurrency is not None and (spec.rate_per_s is not None or spec.rate_steps):
+        raise SpecError(
+            f"concurrency is {spec.concurrency}, a closed loop, and a rate is given too: leave one of them out"
+        )
+    if not (math.isfinite(spec.warm_up_s) and spec.warm_up_s >= 0):
+        raise SpecError(f"warm_up_s is {spec.warm_up_s:g}; it must be 0 or above")
     if spec.sample > spec.size:
         raise SpecError(f"sample is {spec.sample}, but there are only {spec.size} nodes to draw from")
     try:
         longest_tokens = spec.longest_tokens
+        model_shares(spec.models, spec.node_fleet.models)
     except ValueError as error:
         raise SpecError(str(error)) from None
     if longest_tokens < 2:
-        raise SpecError(f"{spec.num_blocks} KV blocks of {spec.block_size_tokens} tokens hold no request")
+        smallest = min((spec.engine(group) for group in spec.groups), key=lambda e: e.num_blocks * e.block_size_tokens)
+        raise SpecError(f"{smallest.num_blocks} KV blocks of {smallest.block_size_tokens} tokens hold no request")
     check_name(spec.dataset)
     try:
         router_config(spec, "random")

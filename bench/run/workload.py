@@ -9,9 +9,10 @@ import msgspec
 from bench.data.datasets import DATASET_NAMES, DatasetSpec
 from bench.data.named import NAMED
 from bench.data.own_file import is_workload_file
-from bench.data.source import WorkloadSpec, load_source
+from bench.data.source import WorkloadSource, WorkloadSpec, load_source
 from bench.run.spec import RunSpec, SpecError
 from bench.workload.item import WorkloadItem
+from bench.workload.models import with_models
 from bench.workload.rate_profile import parse_steps
 from engine_adapters.tokenizer import default_tokenizer
 
@@ -54,9 +55,18 @@ def requests_of(spec: RunSpec) -> list[WorkloadItem]:
     """The requests of a run that its nodes can take. Raises DatasetError, SpecError, ValueError."""
     source = load_source(workload_spec(spec))
     source.keep_fitting(spec.longest_tokens)
-    items = source.workload(rate_per_s=spec.rate_per_s, seed=spec.seed)
+    items = with_models(items_of(source, spec), spec.model_shares, spec.seed)
     # Simulated nodes read lengths only; texts would fill the memory of every process for nothing.
     return [msgspec.structs.replace(item, prompt="") if item.prompt else item for item in items]
+
+
+def items_of(source: WorkloadSource, spec: RunSpec) -> list[WorkloadItem]:
+    """The run's requests from a source that is read. Raises DatasetError, ValueError."""
+    rate_per_s = spec.rate_per_s
+    if spec.concurrency is not None and not source.has_arrivals:
+        # A closed loop takes the order alone from the times.
+        rate_per_s = 1.0
+    return source.workload(rate_per_s=rate_per_s, seed=spec.seed)
 
 
 def row_range(text: str) -> tuple[int, int | None]:

@@ -40,6 +40,7 @@ _COLOURS = {
     "round_robin": "#d1495b",
 }
 """One colour per policy in every picture; the last resort is grey."""
+_GROUP_COLOURS = ("#3b528b", "#21918c", "#5ec962", "#b8860b", "#7a5195", "#8c8c8c")
 _MARKERS = "osD^vPX<>*h"
 _INK, _FAINT = "#222222", "#d9d9d9"
 
@@ -105,12 +106,14 @@ def plot_comparison(path: Path, runs: Sequence[Run], *, title: str, caption: str
 
 
 def plot_demo(path: Path, live: Sequence[Run], simulated: Sequence[Run], *, title: str, caption: str) -> None:
-    """The live comparison above, the simulated one below."""
+    """The live comparison above, by group below it, then the simulated one."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 10.4), dpi=DPI, layout="constrained")
-        parts: Any = figure.subfigures(2, 1, height_ratios=[0.62, 1.0])
-        above, below = parts
+        figure = Figure(figsize=(11, 12.6), dpi=DPI, layout="constrained")
+        parts: Any = figure.subfigures(3, 1, height_ratios=[0.62, 0.36, 1.0])
+        above, between, below = parts
         above.suptitle(f"Live: {_scene(live)}", x=0.01, ha="left", fontsize=11, color=_INK)
+        between.suptitle("Live, by group", x=0.01, ha="left", fontsize=11, color=_INK)
+        _by_group(between, list(between.subplots(1, 2, sharey=True).flat), live)
         below.suptitle(f"Simulated: {_scene(simulated)}", x=0.01, ha="left", fontsize=11, color=_INK)
         _bars(list(above.subplots(2, 2, sharey=True).flat), live)
         _curves(below, list(below.subplots(2, 2).flat), simulated)
@@ -143,6 +146,34 @@ def _bars(panels: list[Any], runs: Sequence[Run]) -> None:
         panel.tick_params(axis="y", length=0)
         panel.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _pos: f"{x:g} s"))
         panel.set_title(measure.title)
+
+
+def _by_group(figure: Any, panels: list[Any], runs: Sequence[Run]) -> None:
+    """Where each policy sends the requests, and how long they take there; a colour per group."""
+    shares, times = panels
+    names = [f"{group.nodes} × {group.name}" for group in runs[0].groups]
+    height = 0.8 / len(names)
+    for index, name in enumerate(names):
+        colour = _GROUP_COLOURS[index % len(_GROUP_COLOURS)]
+        groups = [run.groups[index] for run in runs]
+        before = [sum(group.share for group in run.groups[:index]) for run in runs]
+        own = [group.share for group in groups]
+        shares.barh(range(len(runs)), own, left=before, color=colour, height=0.62, label=name)
+        for position, (left, share) in enumerate(zip(before, own, strict=True)):
+            shares.annotate(f"{share:.0%}", (left + share / 2, position), ha="center", va="center", color="white")
+        means = [0.0 if group.e2e_s is None else group.e2e_s.mean for group in groups]
+        places = [position + (index - (len(names) - 1) / 2) * height for position in range(len(runs))]
+        times.barh(places, means, color=colour, height=0.9 * height)
+    shares.set_title("share of the requests")
+    shares.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+    times.set_title("E2E, mean")
+    times.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _pos: f"{x:g} s"))
+    for panel in panels:
+        panel.set_yticks(range(len(runs)), [run.policy for run in runs])
+        panel.set_ylim(len(runs) - 0.45, -0.55)
+        panel.grid(visible=False, axis="y")
+        panel.tick_params(axis="y", length=0)
+    figure.legend(loc="outside right center")
 
 
 def _curves(figure: Any, panels: list[Any], runs: Sequence[Run]) -> None:

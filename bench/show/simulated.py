@@ -13,6 +13,7 @@ from bench.measure.differences import Compared
 from bench.run.provenance import Provenance
 from bench.run.simulated import Done
 from bench.run.spec import RunSpec, delays_of
+from bench.show.groups import show_groups
 from bench.show.tables import capacity_table, comparison_table, forecast_table, print_table
 from bench.show.timeline import placed_on, steps_of, timeline
 
@@ -26,6 +27,7 @@ def show(console: Console, notes: Sequence[str], base: RunSpec, done: Sequence[D
     for note in notes:
         console.print(f"[dim]{note}[/]", highlight=False)
     print_table(console, comparison_table(runs, title=title_of(base)))
+    show_groups(console, runs)
     if any(run.summary.forecasts is not None for run in runs):
         print_table(console, forecast_table(runs))
     found = capacity_rows(done)

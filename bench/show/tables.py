@@ -24,6 +24,7 @@ __all__ = [
     "seconds",
     "summary_lines",
     "summary_table",
+    "three_digits",
 ]
 
 
@@ -86,13 +87,14 @@ class _Column(msgspec.Struct, frozen=True):
     """None: no side is better."""
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """`0.12`, `12.3`, `1,234`."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def milliseconds(value: float) -> str:
     """Three digits, of a value in seconds."""
-    return _three_digits(value * 1e3)
+    return three_digits(value * 1e3)
 
 
 def _whole(value: float) -> str:
@@ -100,11 +102,11 @@ def _whole(value: float) -> str:
 
 
 _COLUMNS = (
-    _Column("TTFT\nmean s", statistic_of("ttft_s", "mean"), _three_digits),
-    _Column("TTFT\nP99 s", statistic_of("ttft_s", "p99"), _three_digits),
+    _Column("TTFT\nmean s", statistic_of("ttft_s", "mean"), three_digits),
+    _Column("TTFT\nP99 s", statistic_of("ttft_s", "p99"), three_digits),
     _Column("TPOT\nmean ms", statistic_of("tpot_s", "mean"), milliseconds),
-    _Column("E2E\nmean s", statistic_of("e2e_s", "mean"), _three_digits),
-    _Column("E2E\nP99 s", statistic_of("e2e_s", "p99"), _three_digits),
+    _Column("E2E\nmean s", statistic_of("e2e_s", "mean"), three_digits),
+    _Column("E2E\nP99 s", statistic_of("e2e_s", "p99"), three_digits),
     _Column("tokens/s\nout", lambda s: s.output_tokens_per_s, _whole, lower_is_better=False),
     _Column("pre-\nempted", lambda s: s.preemptions, _whole),
     _Column("decided\nP50 ms", statistic_of("decision_s", "p50"), milliseconds, lower_is_better=None),

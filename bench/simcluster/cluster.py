@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from bench.simcluster.node import ClusterNode, Delays
 from bench.simcluster.noise import Noise
 from bench.simcluster.request import RequestAccount, SimulatedRequest
 from bench.simcluster.world import (
+    CacheLies,
     ClockJumps,
     Fault,
     Fills,
@@ -57,6 +58,9 @@ NODE_REPORT, FORECAST, CLIENT, TIMER, ABORT, DISPATCH, ASK = (
 
 DRAIN_CHECK_S = 0.1
 """How often somebody looks whether a node that is to leave is empty."""
+
+TURNAROUND_S = 0.01
+"""From the end of an answer to the request that it lets a client send, at least."""
 
 __all__ = ["Delays", "NodeSpec", "SimCluster", "SimResult"]
 
@@ -94,6 +98,10 @@ class _Drains(NamedTuple):
     """A node gets nothing new any more, and goes when it is empty."""
 
     node_id: str
+
+
+class _Looks(NamedTuple):
+    """Ends of answers are looked at: no node runs ahead of a request that one of them sets free."""
 
 
 class SimCluster:
@@ -152,15 +160,32 @@ class SimCluster:
         self._max_output_tokens = max_output_tokens
         self._observe = observe
         self._dress = dress
+        self._has_names = False
+        """Whether prompts of the workload have names for their blocks: only then nodes tell of their caches."""
+        self._tell_s = math.inf
+        """When the next node tells of its cache."""
         self._gateway = 0
         """Grows with each restart: timers of earlier gateways are lost."""
         self._ahead_s = 0.0
         """By how much the gateway's clock has jumped."""
         self._requests: dict[str, SimulatedRequest] = {}
         self._policies: Counter[str] = Counter()
+        self._followers: dict[str, WorkloadItem] = {}
+        """By the request whose end each waits for."""
+        self._queued: deque[WorkloadItem] = deque()
+        """Requests of a closed loop that are to be sent yet."""
 
-    def run(self, workload: Sequence[WorkloadItem], world: Sequence[tuple[float, WorldEvent]] = ()) -> SimResult:
+    def run(
+        self,
+        workload: Sequence[WorkloadItem],
+        world: Sequence[tuple[float, WorldEvent]] = (),
+        *,
+        at_once: int | None = None,
+    ) -> SimResult:
         """Runs until every request has ended.
+
+        With `at_once` it is a closed loop: so many requests, or conversations of several, are under way, and the next
+        one is sent when one has ended; arrival times only say in which order.
 
         `world` holds what happens from outside, with times: `NodeLost` (the engine's requests are gone unless only its
         daemon died), `NodeJoined` (it comes back empty), `DrainAsked`, `ClientGone`, `PolicySet`, any `Fault`, and
@@ -175,10 +200,14 @@ class SimCluster:
         self._requests = {item.request_id: SimulatedRequest(item) for item in items}
         if len(self._requests) < len(items):
             raise ValueError("two requests of the workload have the same id")
-        self._open(items[0].arrival_s if items else 0.0)
+        self._has_names = any(item.prefix_ids for item in items)
+        first_s = items[0].arrival_s if items else 0.0
+        self._open(first_s)
         for at_s, event in world:
             self._heap.push(at_s, Rank.WORLD, event)
-        arrivals = iter(items)
+        arrivals = iter(self._sent_by_the_clock(items, at_once))
+        if self._followers or self._queued:
+            self._heap.push(first_s, Rank.WORLD, _Looks())
         self._schedule_next(arrivals)
         events = self._drive(arrivals)
         nodes = [*self._nodes.values(), *self._left]
@@ -186,6 +215,8 @@ class SimCluster:
             node.finish()
         results = [request.result for request in self._requests.values() if request.result is not None]
         assert len(results) == len(items), "a request has not ended although nothing is left to happen"
+        if any(item.after for item in items) or at_once is not None:
+            results.sort(key=lambda result: result.arrival_s)
         return SimResult(
             results=results,
             preemptions=self.preemptions,
@@ -217,9 +248,38 @@ class SimCluster:
             self._join(node, at_s)
 
     def _join(self, node: ClusterNode, at_s: float) -> None:
-        spec = node.spec
-        self._hand_over(ev.NodeJoined(node_id=spec.node_id, config=spec.config, profile=spec.step_time.name), at_s)
+        spec, config = node.spec, node.spec.config
+        if self._has_names and config.enable_prefix_caching:
+            config = msgspec.structs.replace(config, prefix_cache_traced=True)
+        self._hand_over(ev.NodeJoined(node_id=spec.node_id, config=config, profile=spec.step_time.name), at_s)
+        self._hand_over(ev.PaceTold(node_id=spec.node_id, pace=spec.step_time.pace(config)), at_s)
         self._hand_over(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
+
+    def _sent_by_the_clock(self, items: list[WorkloadItem], at_once: int | None) -> list[WorkloadItem]:
+        """Those that wait for nobody; the others are kept for when somebody ends. Raises ValueError."""
+        self._followers = {item.after: item for item in items if item.after}
+        waiting = sum(1 for item in items if item.after)
+        if len(self._followers) < waiting or not self._requests.keys() >= self._followers.keys():
+            raise ValueError("two requests follow the same one, or one follows a request that is not there")
+        free = [item for item in items if not item.after]
+        if at_once is None:
+            return free
+        self._queued.extend(free[at_once:])
+        return [self._at(item, items[0].arrival_s) for item in free[:at_once]]
+
+    def _at(self, item: WorkloadItem, at_s: float) -> WorkloadItem:
+        """The request, which comes at another time than its workload said."""
+        self._requests[item.request_id].item = moved = msgspec.structs.replace(item, arrival_s=at_s)
+        return moved
+
+    def _send_next(self, request_id: str, at_s: float) -> None:
+        """Somebody's request has ended: who waited for that comes."""
+        item = self._followers.pop(request_id, None)
+        if item is None and self._queued:
+            item = self._queued.popleft()
+        if item is not None:
+            item = self._at(item, at_s + max(item.think_s, TURNAROUND_S))
+            self._heap.push(item.arrival_s, Rank.CLIENT, item)
 
     def _schedule_next(self, arrivals: Iterator[WorkloadItem]) -> None:
         item = next(arrivals, None)
@@ -287,6 +347,14 @@ class SimCluster:
         for node in self._nodes.values():
             if node.note_s <= at_s and (note := node.note(at_s)) is not None:
                 self._hand_over(note, at_s)
+        if self._tell_s <= at_s:
+            self._hear_caches(at_s)
+
+    def _hear_caches(self, at_s: float) -> None:
+        for node in self._nodes.values():
+            if node.tell_s <= at_s and (told := node.tell_cache(at_s)) is not None:
+                self._hand_over(told, at_s)
+        self._tell_s = min([node.tell_s for node in self._nodes.values()], default=math.inf)
 
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""
@@ -311,7 +379,11 @@ class SimCluster:
         else:
             node.abort(action.request_id, at_s)
 
-    def _change_world(self, event: WorldEvent | _Ready | _Drains, at_s: float) -> None:
+    def _change_world(self, event: WorldEvent | _Ready | _Drains | _Looks, at_s: float) -> None:
+        if isinstance(event, _Looks):
+            if self._followers or self._queued:
+                self._heap.push(at_s + TURNAROUND_S, Rank.WORLD, event)
+            return
         if isinstance(event, Fault):
             self._go_wrong(event, at_s)
             return
@@ -361,6 +433,8 @@ class SimCluster:
                 node.faults.vanished = True
             case TraceFreezes():
                 self._node(fault.node_id).faults.frozen_s = None if fault.thaws else at_s
+            case CacheLies():
+                self._node(fault.node_id).claim_cached(fault.names)
             case Lies():
                 self._node(fault.node_id).faults.lie = fault.factor
             case Fills():
@@ -403,6 +477,7 @@ class SimCluster:
             if request.shape is not None and request.result is None:
                 lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
                 request.finish(lost, at_s, self._account)
+                self._send_next(request_id, at_s)
         for node in self._nodes.values():
             if not node.faults.deaf:
                 node.restart()
@@ -447,6 +522,9 @@ class SimCluster:
             match action:
                 case ev.AskForecast():
                     self._send(there_s, Rank.ASK, action)
+                case ev.AskCache():
+                    self._nodes[action.node_id].ask_cache()
+                    self._tell_s = -math.inf
                 case ev.StartTimer():
                     timer = (self._gateway, ev.TimerFired(timer_id=action.timer_id))
                     self._heap.push(max(at_s, action.at_s - self._ahead_s), Rank.TIMER, timer)
@@ -458,6 +536,8 @@ class SimCluster:
                     self._send(there_s, Rank.ABORT, action)
                 case ev.Finish():
                     self._requests[action.request_id].finish(action, at_s, self._account)
+                    if self._followers or self._queued:
+                        self._send_next(action.request_id, at_s)
                 case ev.Placed():
                     raise AssertionError("no request of a simulated cluster is placed by somebody else")
 
@@ -485,6 +565,7 @@ class SimCluster:
             request_id=item.request_id,
             prompt_tokens=item.prompt_tokens,
             max_output_tokens=self._max_output_tokens,
+            model=item.model,
             belief=truncated(belief, self._max_output_tokens),
             priority=item.priority,
             session=item.session,

@@ -7,6 +7,7 @@ when the router is about to look: one that a newer one has overtaken by then has
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -16,11 +17,21 @@ from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.noise import Noise, NoiseSource
 from bench.simcluster.request import EngineWatch, RequestAccount
 from bench.simcluster.world import NodeFaults, NodeSpec
-from gateway.core.events import AskForecast, ForecastArrived, LoadNoted, RequestShape, StreamEnded, TokensSeen
+from gateway.core.events import (
+    AskForecast,
+    CacheTold,
+    ForecastArrived,
+    LoadNoted,
+    RequestShape,
+    StreamEnded,
+    TokensSeen,
+)
 from gateway.core.outcomes import COMPLETE
 from length_model.core.belief import DEFAULT_PRIOR, truncated
+from predictor.core.cache_teller import TELL_EVERY_S, CacheTeller
 from predictor.core.calibration import Calibration
 from predictor.core.node_predictor import NodePredictor
+from simcore.cache_content import CacheContent
 from simcore.node import NodeEvent, SimRequest
 from simcore.trace import StepBatch
 from simcore.tracing import NOBODY, TracingNode
@@ -79,6 +90,8 @@ class ClusterNode:
         """When it next has something to do; `run_until` before that does nothing."""
         self.note_s = math.inf
         """Before this moment the router has heard of no newer state; `note` before that gives nothing."""
+        self.tell_s = math.inf
+        """When it next tells what its prefix cache holds, if that has changed; inf before it is asked to."""
         self.faults = NodeFaults()
         self.steps = 0
         self.forecasts = 0
@@ -95,6 +108,8 @@ class ClusterNode:
         self._scenarios = scenarios
         self._changed = False
         """Whether the engine's state is newer than the last that was kept for a note."""
+        self._cache_number: int | None = None
+        """Of the last summary of the prefix cache that the router was told."""
         self._begin()
 
     def restart(self) -> None:
@@ -197,6 +212,34 @@ class ClusterNode:
         if not mark % 2:
             load = msgspec.structs.replace(load, trusted=False)
         return LoadNoted(load=load, dispatch_seq=mark // 2)
+
+    def ask_cache(self) -> None:
+        """The router wants to know what the prefix cache holds, from the whole on."""
+        self._cache_number = None
+        self.tell_s = -math.inf
+
+    def tell_cache(self, now_s: float) -> CacheTold | None:
+        """What the router does not know yet of the prefix cache, the step in progress included."""
+        if self.faults.frozen_s is not None or self.faults.deaf:
+            return None
+        teller, claims = self._teller, self.faults.claims
+        if now_s >= teller.due_s:
+            stored, evicted = self._cached.look(teller.one_in)
+            teller.changed(stored, [name for name in evicted if name not in claims] if claims else evicted)
+            teller.make(now_s)
+        self.tell_s = max(teller.due_s, now_s + TELL_EVERY_S)
+        summary = teller.after(self._cache_number)
+        if summary is None:
+            return None
+        self._cache_number = summary.number
+        if summary.number != teller.number:
+            self.tell_s = now_s
+        return CacheTold(node_id=self.node_id, summary=summary)
+
+    def claim_cached(self, names: Collection[int]) -> None:
+        """From now on it says that blocks of these names are cached, true or not."""
+        self.faults.claims = frozenset(names)
+        self._teller.changed_wholly()
 
     def progress(self, now_s: float) -> dict[str, int]:
         """Output tokens of each request here that have left the node by `now_s`."""
@@ -310,6 +353,10 @@ class ClusterNode:
             self._known, Calibration(arrivals=self._correcting is True), correcting=bool(self._correcting)
         )
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
+        self._cached = CacheContent(self._engine)
+        self._teller = CacheTeller(lambda: [*self._cached.names(), *self.faults.claims])
+        self._cache_number = None
+        self.tell_s = math.inf
         self._dispatched(0)
         self._changed = False
         self.note_s = math.inf
@@ -331,11 +378,14 @@ class ClusterNode:
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1, attempt=attempt)
                 push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen,)))
                 continue
+            found_tokens = watch.found_tokens.get(request_id)
             watch.left(request_id, at_s)
             tokens, outcome, attempt = self._ends[request_id]
             if predictor.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens):
                 self._mark ^= 1
-            ended = StreamEnded(request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt)
+            ended = StreamEnded(
+                request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt, found_tokens=found_tokens
+            )
             if tokens > 1:
                 seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1, attempt=attempt)
                 push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen, ended)))

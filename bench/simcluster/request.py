@@ -11,6 +11,7 @@ from bench.measure.results import RequestResult, tpot_s
 from bench.workload.item import WorkloadItem
 from gateway.core import events as ev
 from gateway.core.outcomes import COMPLETE
+from simcore.compiled import layout as at
 from simcore.node import SimNode
 from simcore.tracing import EVERYBODY, NOBODY
 
@@ -34,6 +35,8 @@ class EngineWatch:
         self._account = account
         self._fresh: deque[str] = deque()
         self._evicted: dict[str, tuple[float, int]] = {}
+        self.found_tokens: dict[str, int] = {}
+        """Of those who have started and not left, tokens found in the prefix cache."""
         self._in_order = engine.config.scheduling_policy == "fcfs"
 
     @property
@@ -64,6 +67,7 @@ class EngineWatch:
 
     def left(self, request_id: str, at_s: float) -> None:
         """It has ended, here or at all."""
+        self.found_tokens.pop(request_id, None)
         self._returned(request_id, at_s)
 
     def after(self, began_s: float) -> None:
@@ -79,6 +83,7 @@ class EngineWatch:
     def _note_starts(self, began_s: float) -> None:
         engine, fresh, started_s = self._engine, self._fresh, self._account.started_s
         waiting: list[str] = []
+        shares = engine.shares_blocks
         while fresh:
             request_id = fresh[0]
             if engine.computed_tokens(request_id) == 0:
@@ -87,6 +92,8 @@ class EngineWatch:
                 waiting.append(request_id)
             else:
                 started_s.setdefault(request_id, began_s)
+                if shares and (known := engine.requests.get(request_id)) is not None:
+                    self.found_tokens[request_id] = engine.req.item(known.slot, at.CACHED)
             fresh.popleft()
         fresh.extend(waiting)
 

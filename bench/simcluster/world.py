@@ -65,6 +65,14 @@ class Lies(Fault, frozen=True, kw_only=True):
     factor: float
 
 
+class CacheLies(Fault, frozen=True, kw_only=True):
+    """The node claims to have blocks of these names cached, whatever is true. Without names: the truth
+    again."""
+
+    node_id: str
+    names: tuple[int, ...] = ()
+
+
 class Fills(Fault, frozen=True, kw_only=True):
     """The node turns requests away as soon as so many wait there. None: it takes them all again."""
 
@@ -123,6 +131,8 @@ class NodeFaults(msgspec.Struct):
     """Since when its trace stands still."""
     lie: float = 1.0
     queue_limit: int | None = None
+    claims: frozenset[int] = frozenset()
+    """Names of blocks that it claims to have cached."""
 
     def repair(self) -> None:
         """All is right again but what it says: lies last."""

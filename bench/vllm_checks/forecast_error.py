@@ -203,7 +203,7 @@ def servers_of(
         "tokenizer": "bytes",
         "max_num_seqs": base.max_num_seqs,
         "max_num_batched_tokens": base.max_num_batched_tokens,
-        "num_blocks": base.engine(base.profile).num_blocks,
+        "num_blocks": base.engine(base.groups[0]).num_blocks,
         "max_model_len": base.max_model_len_tokens,
         "noise": noise,
         "time_scale": time_scale,

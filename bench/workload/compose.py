@@ -2,10 +2,14 @@
 
 The random streams for arrivals and for the choice of rows are separate, and gaps at two rates are the same draws on
 another scale: comparisons across policies *and* rates see the same requests.
+
+Rows with a time to think follow the row before them: such a conversation is chosen and begins as a whole. Beginnings
+are so much rarer than requests that the rate is that of requests.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,11 +48,18 @@ def generated(
     if not rows:
         raise ValueError("a workload needs at least one row")
     rng = np.random.default_rng((seed, _ARRIVALS))
+    talks = _conversations(rows)
+    rate_per_s *= len(talks) / len(rows)
     if count is not None:
-        times = arrivals_s(rng, kind=kind, count=count, rate_per_s=rate_per_s, burstiness=burstiness)
+        # The last one may have more rows than are wanted.
+        chosen = _chosen(talks, math.ceil(count * len(talks) / len(rows)), seed=seed, shuffle=shuffle)
+        while sum(map(len, chosen)) < count:
+            chosen = _chosen(talks, 2 * len(chosen), seed=seed, shuffle=shuffle)
+        times = arrivals_s(rng, kind=kind, count=len(chosen), rate_per_s=rate_per_s, burstiness=burstiness)
     elif duration_s is not None:
         times = arrivals_until_s(rng, kind=kind, duration_s=duration_s, rate_per_s=rate_per_s, burstiness=burstiness)
-    return _items(_chosen(rows, len(times), seed=seed, shuffle=shuffle), times)
+        chosen = _chosen(talks, len(times), seed=seed, shuffle=shuffle)
+    return _items(chosen, times)[:count]
 
 
 def shaped(
@@ -63,8 +74,10 @@ def shaped(
     """Rows at the arrivals of a changing rate; chosen as in `generated`."""
     if not rows:
         raise ValueError("a workload needs at least one row")
-    times = profile_arrivals_s(np.random.default_rng((seed, _ARRIVALS)), steps, kind=kind, burstiness=burstiness)
-    return _items(_chosen(rows, len(times), seed=seed, shuffle=shuffle), times)
+    talks = _conversations(rows)
+    rarer = [RateStep(step.duration_s, step.rate_per_s * len(talks) / len(rows)) for step in steps]
+    times = profile_arrivals_s(np.random.default_rng((seed, _ARRIVALS)), rarer, kind=kind, burstiness=burstiness)
+    return _items(_chosen(talks, len(times), seed=seed, shuffle=shuffle), times)
 
 
 def recorded(rows: Sequence[DataRow], *, rate_scale: float = 1.0, count: int | None = None) -> list[WorkloadItem]:
@@ -79,27 +92,43 @@ def recorded(rows: Sequence[DataRow], *, rate_scale: float = 1.0, count: int | N
         raise ValueError(f"request {missing} of the data set has no arrival time: give a rate instead")
     times = np.array([row.arrival_s for row in chosen], dtype=np.float64)
     order = np.argsort(times, kind="stable")
-    return _items([chosen[i] for i in order], scaled_s(times[order], rate_scale=rate_scale))
+    return _items([[chosen[i]] for i in order], scaled_s(times[order], rate_scale=rate_scale))
 
 
-def _chosen(rows: Sequence[DataRow], count: int, *, seed: int, shuffle: bool) -> list[DataRow]:
-    order = np.random.default_rng((seed, _ROWS)).permutation(len(rows)) if shuffle else np.arange(len(rows))
-    return [rows[order[i % len(rows)]] for i in range(count)]
+def _conversations(rows: Sequence[DataRow]) -> list[list[DataRow]]:
+    """Each row with those that follow it; a row that follows nobody's of its session begins by itself."""
+    found: list[list[DataRow]] = []
+    for row in rows:
+        if row.think_s is not None and found and found[-1][0].session == row.session:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
 
 
-def _items(rows: Sequence[DataRow], times_s: NDArray[np.float64]) -> list[WorkloadItem]:
-    return [
-        WorkloadItem(
-            request_id=f"r{index:06d}",
-            arrival_s=float(at_s),
-            prompt_tokens=row.prompt_tokens,
-            output_tokens=row.output_tokens,
-            prompt=row.prompt,
-            predicted_output_tokens=row.predicted_output_tokens,
-            predicted_atoms_tokens=row.predicted_atoms_tokens,
-            session=row.session,
-            prefix_ids=row.prefix_ids,
-            prefix_block_tokens=row.prefix_block_tokens,
-        )
-        for index, (row, at_s) in enumerate(zip(rows, times_s, strict=True))
-    ]
+def _chosen(talks: Sequence[list[DataRow]], count: int, *, seed: int, shuffle: bool) -> list[list[DataRow]]:
+    order = np.random.default_rng((seed, _ROWS)).permutation(len(talks)) if shuffle else np.arange(len(talks))
+    return [talks[order[i % len(talks)]] for i in range(count)]
+
+
+def _items(talks: Sequence[Sequence[DataRow]], times_s: NDArray[np.float64]) -> list[WorkloadItem]:
+    items: list[WorkloadItem] = []
+    for talk, at_s in zip(talks, times_s, strict=True):
+        for turn, row in enumerate(talk):
+            items.append(
+                WorkloadItem(
+                    request_id=f"r{len(items):06d}",
+                    arrival_s=float(at_s),
+                    prompt_tokens=row.prompt_tokens,
+                    output_tokens=row.output_tokens,
+                    prompt=row.prompt,
+                    predicted_output_tokens=row.predicted_output_tokens,
+                    predicted_atoms_tokens=row.predicted_atoms_tokens,
+                    session=row.session,
+                    prefix_ids=row.prefix_ids,
+                    prefix_block_tokens=row.prefix_block_tokens,
+                    after=items[-1].request_id if turn else "",
+                    think_s=(row.think_s or 0.0) if turn else 0.0,
+                )
+            )
+    return items

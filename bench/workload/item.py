@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import msgspec
@@ -32,6 +33,8 @@ class DataRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Names of the prompt's leading blocks of `prefix_block_tokens`, each for everything up to its end: prompts that
     begin with the same names begin with the same text. Empty when the data set does not say."""
     prefix_block_tokens: int = 0
+    think_s: float | None = None
+    """Set: a later turn of its session, which comes so long after the answer to the row before it."""
 
 
 class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -52,6 +55,20 @@ class WorkloadItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     prefix_ids: tuple[int, ...] = ()
     """As in `DataRow`, with `prefix_block_tokens`."""
     prefix_block_tokens: int = 0
+    model: str = ""
+    """Empty: the only one that is served."""
+    after: str = ""
+    """Set: it comes when the request of this id has ended, `think_s` later, and not at `arrival_s`."""
+    think_s: float = 0.0
+
+
+def check_sent_by_the_clock(items: Iterable[WorkloadItem]) -> None:
+    """Raises ValueError for requests of which one waits for another's answer: live clients go by the clock alone."""
+    if any(item.after for item in items):
+        raise ValueError(
+            "turns of this data set follow the answers before them, which only simulations can do: "
+            "take `astrolabe bench simulate`, or another data set"
+        )
 
 
 def belief_of(item: WorkloadItem, lengths: LengthKnowledge) -> LengthBelief | None:

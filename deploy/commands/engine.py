@@ -95,7 +95,7 @@ def _emulated(python: str, extra: tuple[str, ...], options: dict[str, object]) -
     blocks = int(str(options["num_blocks"])) or profile.kv.num_blocks * profile.kv.block_size_tokens // block_size
     config = msgspec.convert(
         {
-            "model": options["model"] or profile.name.partition("/")[2],
+            "model": options["model"] or profile.served_name,
             "max_num_seqs": options["max_num_seqs"],
             "max_num_batched_tokens": options["max_num_batched_tokens"],
             "max_model_len_tokens": options["max_model_len"],

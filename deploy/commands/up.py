@@ -39,11 +39,22 @@ Example: four emulated A30 nodes and a gateway on port 8200; Ctrl-C stops all.
   astrolabe up --nodes 4
 
 \b
+Example: twelve nodes of four kinds, ten times slower than real ones; another fleet is a TOML file.
+  astrolabe up --fleet mixed --time-scale 0.1
+
+\b
 Example: in a script; one JSON line with the addresses when all is ready.
   astrolabe up --nodes 2 --port 0 --json
 """
 )
 @click.option("--nodes", type=click.IntRange(min=1), default=4, show_default=True, help="Emulated nodes.")
+@click.option(
+    "--fleet",
+    default="",
+    metavar="NAME|FILE|N*PROFILE,...",
+    help="Nodes that differ, in place of equal ones: a shipped fleet (a30x12, mixed, h100-l40s), a TOML file, or "
+    "2*a30/llama-3.1-8b,1*h100/llama-3.1-8b; what it leaves out is as for equal ones.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -64,6 +75,7 @@ Example: in a script; one JSON line with the addresses when all is ready.
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the addresses when ready.")
 def up(
     nodes: int,
+    fleet: str,
     port: int,
     node_port: int,
     log_dir: str | None,
@@ -75,12 +87,14 @@ def up(
     """Start emulated nodes and a gateway as processes of their own; Ctrl-C or SIGTERM stops them all."""
     from deploy.local_cluster import ClusterError, ClusterSpec, LocalCluster
 
+    per_node = _nodes_of(fleet) if fleet else ()
     stop = threading.Event()
     # SIGHUP: its terminal has gone.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     spec = ClusterSpec(
-        nodes=nodes,
+        nodes=len(per_node) or nodes,
+        per_node=per_node,
         gateway_port=port,
         first_node_port=node_port if port else 0,
         predictor=node,
@@ -106,6 +120,21 @@ def up(
     # Kept after a failure: the log is what explains it.
     if not log_dir:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _nodes_of(text: str) -> tuple[dict[str, Any], ...]:
+    """Options of each node of a fleet. Raises click.UsageError."""
+    from deploy.fleet import FleetError, read_fleet
+
+    source = click.get_current_context().get_parameter_source
+    for name, what in (("nodes", "how many nodes there are"), ("profile", "their profiles")):
+        if source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--fleet says {what}: leave --{name} out")
+    try:
+        groups = read_fleet(text).group
+    except FleetError as error:
+        raise click.UsageError(str(error)) from None
+    return tuple({**group.node_options(), "node_id": name} for group in groups for name in group.node_ids())
 
 
 def _start(cluster: LocalCluster, stop: threading.Event, *, quiet: bool) -> None:
@@ -150,4 +179,4 @@ def _announce(cluster: LocalCluster, folder: Path, *, as_json: bool) -> None:
 def _curl(url: str) -> str:
     # Else curl would take the environment's proxy, also to this machine.
     body = '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 20}'
-    return f"curl --noproxy '*' {url}/v1/chat/completions -d '{body}'"
+    return f"curl --noproxy '*' {url}/v1/chat/completions -H content-type:application/json -d '{body}'"

@@ -17,6 +17,9 @@ import msgspec
 from simcore.prefix import ROOT, block_hashes
 
 _DEVICE = (None, "GPU")
+_STORED = frozenset({"BlockStored", "BlocksKept"})
+_REMOVED = frozenset({"BlockRemoved", "BlockDropped"})
+_CLEARED = frozenset({"AllBlocksCleared", "CacheEmptied"})
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -51,26 +54,27 @@ class CacheNames:
         self._copies.clear()
 
     def apply(self, events: Iterable[Any]) -> Changes:
-        """vLLM's KV cache events (BlockStored, BlockRemoved, AllBlocksCleared), in order."""
+        """vLLM's KV cache events (BlockStored, BlockRemoved, AllBlocksCleared) or those made of our own notes
+        (`cache_watch`), in order."""
         names = self._names
         changed: dict[int, bool] = {}
         cleared = False
         for event in events:
             kind = type(event).__name__
-            if kind == "AllBlocksCleared":
+            if kind in _CLEARED:
                 self.forget()
                 changed.clear()
                 cleared = True
             elif event.medium not in _DEVICE or getattr(event, "group_idx", None):
                 continue
-            elif kind == "BlockStored":
+            elif kind in _STORED:
                 for block, name in self._named(event):
                     if block in names:
                         self._copies[block] = self._copies.get(block, 0) + 1
                     else:
                         names[block] = name
                         changed[name] = True
-            elif kind == "BlockRemoved":
+            elif kind in _REMOVED:
                 for block in event.block_hashes:
                     gone = self._removed(block)
                     if gone is not None:
@@ -96,7 +100,8 @@ class CacheNames:
             if extra:
                 del blocks[i:]
                 break
-        if event.parent_block_hash is None and len(blocks) > 1 and all(b in self._names for b in blocks):
+        is_vllms = type(event).__name__ != "BlocksKept"
+        if is_vllms and event.parent_block_hash is None and len(blocks) > 1 and all(b in self._names for b in blocks):
             # A hit that its request wanted told (`kv_cache_report_mode`): nothing was stored.
             return []
         named = block_hashes(event.token_ids[: size * len(blocks)], size, parent)

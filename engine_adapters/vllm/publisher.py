@@ -13,12 +13,13 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from engine_adapters.vllm.account import Account, Output, Step, Truth
 from engine_adapters.vllm.address import TraceAddress
 from engine_adapters.vllm.cache_names import CacheNames
+from engine_adapters.vllm.cache_watch import events
 from engine_adapters.vllm.frames import (
     HEADER,
     SCHEMA,
@@ -107,7 +108,10 @@ class _Nothing:
 class Publisher:
     """Serves one engine's trace to its readers; the recorder's Sink."""
 
-    def __init__(self, *, config: EngineConfig, address: TraceAddress) -> None:
+    def __init__(
+        self, *, config: EngineConfig, address: TraceAddress, hash_of: Callable[[Any], Any] = lambda key: key
+    ) -> None:
+        """`hash_of` gives the hash in the key of a cached block (`cache_watch.events`)."""
         self.wants_truth = False
         self._config = config
         self._address = address
@@ -118,6 +122,7 @@ class Publisher:
         self._mismatches = 0
         self._cache = CacheNames(config.block_size_tokens)
         self._cache_number = 0
+        self._hash_of = hash_of
 
     def start(self, server: socket.socket) -> None:
         self._server = server
@@ -196,8 +201,11 @@ class Publisher:
         delta = account.apply(_step_of(raw))
         if delta is not None and self._readers:
             self._send(frame(delta))
-        if raw.kv_events:
-            changes = self._cache.apply(raw.kv_events)
+        told = raw.kv_events
+        if raw.cache_notes:
+            told = list(events(raw.cache_notes, self._config.block_size_tokens, self._hash_of))
+        if told:
+            changes = self._cache.apply(told)
             self._cache_number += 1
             self._send(frame(self._cache_frame(changes.stored, changes.evicted, cleared=changes.cleared)))
         if len(account) == raw.alive:

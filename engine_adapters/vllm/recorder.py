@@ -25,6 +25,7 @@ class RawStep:
     __slots__ = (
         "admitted",
         "alive",
+        "cache_notes",
         "drafted",
         "end_s",
         "events",
@@ -54,6 +55,9 @@ class RawStep:
     """Blocks that the step took when it was planned."""
     alive: int
     kv_events: Sequence[Any]
+    """vLLM's own, of what entered and left the prefix cache."""
+    cache_notes: Sequence[Any]
+    """Ours of the same (`cache_watch`)."""
 
 
 class Sink(Protocol):
@@ -79,6 +83,8 @@ class StepRecorder:
         self._free_blocks = free_blocks or scheduler.kv_cache_manager.block_pool.get_num_free_blocks
         self._events: list[Arrival | str] = []
         self._preempted: list[str] = []
+        self.cache_notes: list[Any] = []
+        """What has changed of the prefix cache since the last step (`cache_watch`); emptied in place."""
         self._kv_events: list[Any] = []
         self._planned: deque[RawStep] = deque()
         self._wall_to_engine_s = time.monotonic() - time.time()
@@ -124,7 +130,7 @@ class StepRecorder:
         raw = RawStep()
         raw.plan = plan
         raw.start_s = self._began_s
-        raw.preempted = raw.kv_events = raw.events = ()
+        raw.preempted = raw.kv_events = raw.cache_notes = raw.events = ()
         raw.admitted = _NOBODY
         running = self._scheduler.running
         if len(running) > self._running_before and len(self._preempted) == self._preempted_between:
@@ -152,6 +158,9 @@ class StepRecorder:
         raw.end_s = at_s
         if self._events:
             raw.events, self._events = self._events, []
+        if self.cache_notes:
+            raw.cache_notes = self.cache_notes.copy()
+            self.cache_notes.clear()
         if self._kv_events:
             raw.kv_events, self._kv_events = self._kv_events, []
         raw.scheduled = plan.num_scheduled_tokens

@@ -17,14 +17,20 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from engine_adapters.vllm.address import address_for_engine, listen
+from engine_adapters.vllm.cache_watch import can_watch, watch
 from engine_adapters.vllm.describe import config_of, keeps_no_kv, missing_parts
 from engine_adapters.vllm.publisher import Publisher
 from engine_adapters.vllm.recorder import StepRecorder
 
+try:
+    from vllm.v1.core.kv_cache_utils import get_block_hash
+except ImportError:  # A release whose keys are not known: its cache is not watched (`can_watch`).
+    get_block_hash = None
+
 log = logging.getLogger("vllm.astrolabe")
 
 ENV_PREFIX_CACHE = "ASTROLABE_TRACE_PREFIX_CACHE"
-"""`1`: what enters and leaves the prefix cache is published too."""
+"""`0`: what enters and leaves the prefix cache is not published. `events`: by vLLM's own KV events, which cost more."""
 
 
 class _Events:
@@ -64,24 +70,35 @@ def traced(base: type) -> type:
                 return
             rank = getattr(self.vllm_config.parallel_config, "data_parallel_rank", 0) or 0
             address = address_for_engine(sys.argv, os.environ).for_rank(rank)
-            config = config_of(self, prefix_cache_traced=self._astrolabe_cache_events())
+            watched = self._astrolabe_watches_cache()
+            config = config_of(self, prefix_cache_traced=watched or self._astrolabe_cache_events())
             server = listen(address)
-            publisher = Publisher(config=config, address=address)
+            publisher = Publisher(config=config, address=address, hash_of=get_block_hash)
             publisher.start(server)
             self._astrolabe_publisher = publisher
             free = (lambda: config.num_blocks) if keeps_no_kv(self) else None
             self._astrolabe = recorder = StepRecorder(self, publisher, free_blocks=free)
-            if config.prefix_cache_traced:
+            if watched:
+                watch(self.kv_cache_manager.block_pool, recorder)
+            elif config.prefix_cache_traced:
                 self.kv_event_publisher = _Events(recorder, self.kv_event_publisher)
             for note in config.outside_rules:
                 log.warning("astrolabe: forecasts for this engine are approximate: %s", note)
             log.info("astrolabe: trace of vLLM %s at %s", config.engine_version, address)
 
+        def _astrolabe_watches_cache(self) -> bool:
+            """Whether we note ourselves what enters and leaves the prefix cache."""
+            wanted = os.environ.get(ENV_PREFIX_CACHE) not in ("0", "events")
+            return wanted and self.cache_config.enable_prefix_caching and can_watch(self)
+
         def _astrolabe_cache_events(self) -> bool:
             """Whether vLLM collects KV events; asked to by the environment, it does so for us alone."""
+            wanted = os.environ.get(ENV_PREFIX_CACHE)
             if getattr(self, "kv_event_publisher", None) is None or not self.cache_config.enable_prefix_caching:
                 return False
-            if os.environ.get(ENV_PREFIX_CACHE) == "1":
+            if wanted == "0":
+                return False
+            if wanted == "events":
                 self.kv_cache_manager.block_pool.enable_kv_cache_events = True
             return bool(self.kv_cache_manager.block_pool.enable_kv_cache_events)
 

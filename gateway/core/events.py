@@ -10,7 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from simcore.types import Candidate, Decision, EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome
+from simcore.cache_summary import CacheSummary
+from simcore.types import Candidate, Decision, EngineConfig, Forecast, LengthBelief, NodeLoad, NodePace, Outcome
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -112,6 +113,13 @@ class AdaptersUsed(Event, frozen=True, kw_only=True):
     """None: it does not tell any more."""
 
 
+class PaceTold(Event, frozen=True, kw_only=True):
+    """A node that is up tells how fast it works, as far as it has learned."""
+
+    node_id: str
+    pace: NodePace
+
+
 class NodeLost(Event, frozen=True, kw_only=True):
     """The session with a node broke: everything that ran there is lost to us."""
 
@@ -138,6 +146,14 @@ class LoadNoted(Event, frozen=True, kw_only=True):
     load: NodeLoad
     dispatch_seq: int
     """Highest dispatch of ours (`Dispatch.dispatch_seq`) that the note includes."""
+
+
+class CacheTold(Event, frozen=True, kw_only=True):
+    """A node told what its prefix cache holds, or what has changed of it."""
+
+    node_id: str
+    summary: CacheSummary | None
+    """None: what came cannot be one."""
 
 
 class ForecastArrived(Event, frozen=True, kw_only=True):
@@ -194,6 +210,8 @@ class StreamEnded(Event, frozen=True, kw_only=True):
     detail: str = ""
     attempt: int = 1
     """`Dispatch.attempt` that it belongs to."""
+    found_tokens: int | None = None
+    """Of the prompt, those that the engine found cached, as its trace tells; None where it does not."""
 
 
 class ClientGone(Event, frozen=True, kw_only=True):
@@ -225,10 +243,12 @@ AnyEvent = (
     | NodeJoined
     | NodeServes
     | AdaptersUsed
+    | PaceTold
     | NodeLost
     | NodeRemoved
     | NodeSuspected
     | LoadNoted
+    | CacheTold
     | ForecastArrived
     | TimerFired
     | TokensSeen
@@ -254,6 +274,12 @@ class AskForecast(Action, frozen=True, kw_only=True):
     ask_id: int
     node_id: str
     candidate: Candidate
+
+
+class AskCache(Action, frozen=True, kw_only=True):
+    """Ask a node to tell what its prefix cache holds, from the whole on; it goes on with what changes (`CacheTold`)."""
+
+    node_id: str
 
 
 class StartTimer(Action, frozen=True, kw_only=True):
@@ -303,4 +329,4 @@ class Finish(Action, frozen=True, kw_only=True):
     """When the same request may be taken, if it was turned away for lack of room."""
 
 
-AnyAction = AskForecast | StartTimer | Dispatch | Placed | Abort | Finish
+AnyAction = AskForecast | AskCache | StartTimer | Dispatch | Placed | Abort | Finish

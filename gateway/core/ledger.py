@@ -6,7 +6,7 @@ back there on every path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.core import events as ev
 from gateway.core.nodes.node import InFlight, Node
@@ -27,6 +27,8 @@ class Ledger:
         self.asks: dict[int, LiveRequest] = {}
         self.timers: dict[int, LiveRequest] = {}
         self.log = ExplanationLog(explain_keep)
+        self.on_left: Callable[[Attempt], None] | None = None
+        """Told of each attempt that is over."""
         self._queue = queue
         self._capacity_changed = False
         self._last_ask_id = 0
@@ -127,6 +129,8 @@ class Ledger:
         """An attempt has ended, or is given up: its place in the account of its node is given back."""
         attempt.is_at_node = False
         attempt.node.release(live.request_id)
+        if self.on_left is not None:
+            self.on_left(attempt)
         self._capacity_changed = True
         if live.streaming is attempt:
             live.streaming = None
@@ -188,6 +192,7 @@ class Ledger:
             dispatch_seq=node.dispatch_seq + 1,
             prompt_blocks=node.config.blocks_for(shape.prompt_tokens),
             tokens=shape.prompt_tokens + round(shape.expected_tokens),
+            prompt_tokens=shape.prompt_tokens,
             delay_s=chosen.delay_s,
         )
 

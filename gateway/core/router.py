@@ -22,6 +22,7 @@ from gateway.core.ledger import Ledger
 from gateway.core.monitor import NodeMonitor
 from gateway.core.nodes.node import Node, NodeStatus
 from gateway.core.nodes.pool import NodePool
+from gateway.core.outcomes import COMPLETE
 from gateway.core.queue.late_binding import LateBinding, QueueStatus
 from gateway.core.queue.queue import GatewayQueue
 from gateway.core.request.attempt import Attempt
@@ -54,10 +55,11 @@ class Router:
         self.config = config
         rng = random.Random(config.seed)
         queue = GatewayQueue(config.hold)
-        self._pool = NodePool(stale_after_s=config.state_stale_s)
+        self._pool = NodePool(stale_after_s=config.state_stale_s, weights=config.weights)
         self._ledger = Ledger(config.explain_keep, queue)
         self._late = LateBinding(config.hold, queue, rng, refuse_infeasible=config.infeasible == "refuse")
         self._pipeline = DecisionPipeline(self._pool, self._late, config, rng)
+        self._ledger.on_left = self._pipeline.left
         self._policy = self._pipeline.policy(config.policy)
         self._monitor = NodeMonitor(self._pool, stall_s=config.stall_s)
         self._budget = RetryBudget(share=config.retry_share, burst=config.retry_burst)
@@ -68,10 +70,12 @@ class Router:
             ev.NodeJoined: self._on_node_joined,
             ev.NodeServes: self._on_node_serves,
             ev.AdaptersUsed: self._on_adapters_used,
+            ev.PaceTold: self._on_pace_told,
             ev.NodeLost: self._on_node_lost,
             ev.NodeRemoved: self._on_node_removed,
             ev.NodeSuspected: self._on_node_suspected,
             ev.LoadNoted: self._on_load_noted,
+            ev.CacheTold: self._on_cache_told,
             ev.ForecastArrived: self._on_forecast_arrived,
             ev.TimerFired: self._on_timer_fired,
             ev.TokensSeen: self._on_tokens_seen,
@@ -215,8 +219,12 @@ class Router:
 
     def _commit(self, live: LiveRequest, chosen: Chosen, now_s: float) -> None:
         self._late.placed(live, now_s)
-        if self._pool.prefixes is not None:
-            self._pool.prefixes.sent(chosen.node.node_id, live.shape.block_hashes, chosen.node.config)
+        if not live.shape.place_only:
+            self._pipeline.placed(live, chosen.node, now_s)
+        node, names = chosen.node, live.shape.block_hashes
+        if names:
+            request_id = None if live.shape.place_only else live.request_id
+            node.prefixes.sent(request_id, names, node.config, now_s)
         if live.shape.place_only:
             self._ledger.promise(live, chosen, now_s)
         else:
@@ -303,7 +311,10 @@ class Router:
             return
         live, attempt = found
         if not attempt.output_tokens:
+            attempt.first_token_s = None if event.whole else now_s
+            attempt.node.prefixes.computed(event.request_id, now_s)
             self._monitor.first_token(attempt, now_s, is_timed=not event.whole)
+            self._pipeline.began(attempt)
         if live.streaming is attempt:
             if live.ttft_s is None and not event.whole:
                 live.ttft_s = now_s - live.arrival_s
@@ -336,6 +347,9 @@ class Router:
             return
         live, attempt = found
         outcome = event.outcome
+        if event.found_tokens is not None:
+            blocks = event.found_tokens // attempt.node.config.block_size_tokens
+            attempt.node.prefixes.over(event.request_id, blocks)
         if outcome in NEVER_ON_THEIR_OWN:
             detail = event.detail or "the engine gave the request up unasked"
             self._failed(live, attempt, Outcome.ENGINE_FAILED, detail, now_s)
@@ -343,6 +357,7 @@ class Router:
             self._failed(live, attempt, outcome, event.detail, now_s)
         else:
             self._monitor.ended(attempt, outcome, now_s)
+            attempt.served_s = now_s if outcome in COMPLETE else None
             if live.streaming is attempt:
                 self._ledger.end(live, Trigger.NODE_ENDED, outcome, event.detail, now_s)
             else:
@@ -410,6 +425,8 @@ class Router:
 
     def _on_node_joined(self, event: ev.NodeJoined, now_s: float) -> None:
         self._pool.join(event.node_id, event.config, event.profile)
+        if event.config.prefix_cache_traced:
+            self._ledger.want(ev.AskCache(node_id=event.node_id))
         self._ledger.capacity_changed()
 
     def _on_node_serves(self, event: ev.NodeServes, now_s: float) -> None:
@@ -427,6 +444,11 @@ class Router:
         node = self._pool.nodes.get(event.node_id)
         if node is not None and node.up:
             self._pool.use_adapters(node, event.names)
+
+    def _on_pace_told(self, event: ev.PaceTold, now_s: float) -> None:
+        node = self._pool.nodes.get(event.node_id)
+        if node is not None and node.up:
+            self._pool.set_pace(node, event.pace)
 
     def _on_node_lost(self, event: ev.NodeLost, now_s: float) -> None:
         node = self._pool.nodes.get(event.node_id)
@@ -448,6 +470,11 @@ class Router:
             stalled = self._monitor.stalled(node, now_s)
             if stalled:
                 self._abandon(node, stalled, "", now_s, stop=True)
+
+    def _on_cache_told(self, event: ev.CacheTold, now_s: float) -> None:
+        node = self._pool.nodes.get(event.node_id)
+        if node is not None and node.up and node.prefixes.hear(event.summary, now_s):
+            self._ledger.want(ev.AskCache(node_id=event.node_id))
 
     def _on_node_suspected(self, event: ev.NodeSuspected, now_s: float) -> None:
         node = self._pool.nodes.get(event.node_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -18,7 +19,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes drawn at random for each request; 0: the policy's own default."""
     ask: int = 4
     """Nodes asked for a forecast per placement, those of the sample that look best by `prefilter`; 0: all."""
-    prefilter: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "llumnix_freeness"
+    prefilter: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "estimated_latency"
     """Policy that says which nodes are worth asking. Must not need forecasts."""
     look: int = 64
     """Most nodes among which the prefilter chooses, drawn at random: what keeps a decision's cost from growing with the
@@ -41,6 +42,9 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     gets nothing new, and what it has is tried elsewhere."""
     fallback: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "least_requests"
     """Policy that steps in when the chosen one can price no node. Must not need forecasts."""
+    weights: Annotated[dict[str, float], msgspec.Meta(extra={"no_option": "a table, for the file"})] = {}
+    """What nodes can do, compared with each other, for `weighted_least_requests`: a number by node or by profile, such
+    as "h100/llama-3.1-8b" = 2400; 1 for all others."""
     hold: HoldConfig = HoldConfig()
     """Which requests wait in the gateway's queue, and for how long."""
     infeasible: Literal["serve", "hold", "refuse"] = "serve"
@@ -54,6 +58,9 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"infeasible must be serve, hold or refuse, got {self.infeasible!r}")
         if self.infeasible == "hold" and self.hold.when == "never":
             raise ValueError("infeasible is hold but nothing is held; let hold be forecast or always")
+        for name, weight in self.weights.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"weights must be > 0, got {weight} for {name!r}")
         if self.sample < 0:
             raise ValueError(f"sample must be >= 0, got {self.sample}")
         if self.ask < 0 or self.look < 0:

@@ -13,7 +13,15 @@ import orjson
 import structlog
 
 from gateway.core.outcomes import DENIALS, Denial
-from gateway.http.bodies import ChatBody, CompletionBody, chat_body, client_request, completion_body, prompt_of
+from gateway.http.bodies import (
+    ChatBody,
+    CompletionBody,
+    chat_body,
+    check_headers,
+    client_request,
+    completion_body,
+    prompt_of,
+)
 from gateway.http.calls import CallDelivery
 from gateway.http.chat import messages_of, prompt_of_chat, question_and_history
 from gateway.http.chunks import CHAT, COMPLETION, Style
@@ -155,6 +163,7 @@ class OpenAiApi:
         if await self._is_too_long(exchange, caller):
             return
         try:
+            check_headers(exchange.request.headers)
             body = completion_body(exchange.request.body)
             self._intake.check_tokenizer(body.model)
             await self._generate(exchange, caller, body, COMPLETION, prompt_of(body))
@@ -166,6 +175,7 @@ class OpenAiApi:
         if await self._is_too_long(exchange, caller):
             return
         try:
+            check_headers(exchange.request.headers)
             body = chat_body(exchange.request.body)
             self._intake.check_tokenizer(body.model)
             if self._nodes.words_chats(body.model):

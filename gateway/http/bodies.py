@@ -16,7 +16,7 @@ import orjson
 
 from gateway.core.events import Slo
 from gateway.core.outcomes import Denial
-from gateway.intake.call_facts import said_resume
+from gateway.intake.call_facts import said_priority, said_resume
 from gateway.intake.client_request import DEFAULT_COMPLETION_TOKENS, ClientRequest, Sampling
 from gateway.intake.denied import Denied, invalid
 from length_model.core.conversation import Turn
@@ -24,6 +24,9 @@ from length_model.core.conversation import Turn
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Count32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+FOR_ENGINES = ("endpoint-load-metrics-format", "x-data-parallel-rank")
+"""Headers by which vLLM's server answers otherwise, and of which tokens know nothing."""
 
 _NOTHING: tuple[Any, ...] = (None,)
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -161,6 +164,16 @@ class ChatBody(Body, frozen=True, kw_only=True):
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raises Denied for headers that ask for what is not done here; `headers` by lower-case name."""
+    kind = headers.get("content-type", "application/json")
+    if kind.partition(";")[0].lower() != "application/json":
+        raise invalid(f"header content-type must be application/json, got {kind[:50]!r}", param="content-type")
+    for name in FOR_ENGINES:
+        if name in headers:
+            raise Denied(Denial.UNSUPPORTED, f"header {name} is not supported; leave it out", param=name)
+
+
 def completion_body(data: bytes | bytearray) -> CompletionBody:
     """Raises Denied."""
     return _read(data, CompletionBody)
@@ -201,13 +214,15 @@ def client_request(
     """What the client asks for, as the intake takes it. Raises Denied.
 
     `headers`: HTTP headers by lower-case name; `x-request-id`, `x-session-id`, `idempotency-key`, `x-astrolabe-resume`
-    and `traceparent` stand in for absent fields. `question` and `history` are those of a conversation.
+    and `traceparent` stand in for absent fields, `x-vllm-priority` goes before the body's. `question` and `history` are
+    those of a conversation.
     """
     name, limit = body.answer_limit()
     if limit is not None and limit < 1:
         raise invalid(f"{name} must be >= 1, got {limit}; omit it for as much as the model allows", param=name)
     stop = body.stop
     slo = body.slo
+    priority = said_priority(headers)
     return ClientRequest(
         prompt=prompt,
         request_id=body.request_id or headers.get("x-request-id", ""),
@@ -232,7 +247,7 @@ def client_request(
             logprobs=body.asked_logprobs(),
         ),
         answers=1 if body.n is None else body.n,
-        priority=body.priority or 0,
+        priority=body.priority or 0 if priority is None else priority,
         session=body.session or headers.get("x-session-id", ""),
         slo=Slo(ttft_s=slo.ttft_s or None, tpot_s=slo.tpot_s or None, deadline_s=slo.deadline_s or None),
         idempotency_key=body.idempotency_key or headers.get("idempotency-key", ""),

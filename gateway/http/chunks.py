@@ -13,7 +13,8 @@ from simcore.types import Outcome
 
 DONE = b"data: [DONE]\n\n"
 _FINISH = b',"finish_reason":'
-_UNSAID = dict.fromkeys(("service_tier", "system_fingerprint", "kv_transfer_params"))
+_UNSAID = dict.fromkeys(("service_tier", "system_fingerprint", "kv_transfer_params", "ec_transfer_params", "metrics"))
+_UNSAID_IN_CHATS = dict.fromkeys(("prompt_logprobs", "prompt_text"))
 _UNSAID_IN_MESSAGES = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
 """What vLLM's answers have and tokens do not tell: clients look at the fields, whether or not something is in them."""
 
@@ -166,6 +167,7 @@ def choice(
         "finish_reason": outcome.value,
         "stop_reason": stop_reason,
         "token_ids": token_ids,
+        "routed_experts": None,
     }
     if style.is_chat:
         told["message"] = {"role": "assistant", "content": text, **_UNSAID_IN_MESSAGES}
@@ -199,7 +201,7 @@ def whole(
         **_UNSAID,
     }
     if style.is_chat:
-        tree |= {"prompt_token_ids": prompt_token_ids, "prompt_logprobs": None}
+        tree |= {"prompt_token_ids": prompt_token_ids, **_UNSAID_IN_CHATS}
     return orjson.dumps(tree)
 
 

@@ -30,6 +30,9 @@ _VLLM = frozenset(
         "/tokenize",
         "/detokenize",
         "/version",
+        "/inference/v1/generate",
+        "/v1/systemone",
+        "/generative_scoring",
     }
 )
 _ANTHROPIC_TYPES = {

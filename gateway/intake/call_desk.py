@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.core.outcomes import Denial
 from gateway.intake.call_facts import facts_of, said_in_headers
-from gateway.intake.call_paths import ADAPTER_PATHS, RESPONSES, CallTarget, may_be_handed_on
+from gateway.intake.call_paths import ADAPTER_PATHS, CallTarget, may_be_handed_on
 from gateway.intake.callers import Caller, require
 from gateway.intake.client_call import ClientCall, Headers
 from gateway.intake.client_stream import ClientStream
@@ -80,9 +80,7 @@ class CallDesk:
                 self._intake.check_model(facts.model)
             raise instead_of
         said_in_headers(call.headers, facts)
-        is_held = target.path.startswith(RESPONSES)
-        response = target.path.removeprefix(RESPONSES).partition("/")[0] if is_held else facts.previous_response
-        node = node or self._held.holder(response)
+        node = node or self._held.holder(target.held_response or facts.previous_response)
         handed_on = ClientCall(
             method=call.method,
             target=target.written(),
@@ -91,7 +89,7 @@ class CallDesk:
             body_bytes=len(call.body),
             is_light=facts.is_light,
         )
-        if is_held and not node:
+        if target.held_response and not node:
             return await self._held.search(handed_on, facts, caller, trying)
         return await self._intake.forward(handed_on, facts, caller, node=node)
 
@@ -100,10 +98,11 @@ class CallDesk:
         self._held.heard(stream, data)
 
     def _adapter_node(self, call: FrontCall, caller: Caller) -> str:
-        """The node that an admin names. Raises Denied."""
+        """The node that an admin names, which a lone one need not be. Raises Denied."""
         require(caller)
-        name = call.headers.get("x-astrolabe-node", "")
-        if name not in (names := self._nodes.forwarding()):
+        names = self._nodes.forwarding()
+        name = call.headers.get("x-astrolabe-node", names[0] if len(names) == 1 else "")
+        if name not in names:
             raise invalid(
                 f"header x-astrolabe-node must name the node whose adapters are meant, got {name[:100]!r}; "
                 f"nodes that hand calls on: {', '.join(names) or 'none'}",

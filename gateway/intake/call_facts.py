@@ -32,11 +32,12 @@ MEDIA_TOKENS = {"image": 1024, "audio": 512, "video": 4096}
 MOST_ANSWERS = 1024
 LONGEST_S = 1e9
 RESUME = "x-astrolabe-resume"
+VLLM_PRIORITY = "x-vllm-priority"
 
 _ANSWERS_ALL_PROMPTS: frozenset[CallKind] = frozenset({"completions"})
 _PROMPT_FIELDS = (
     "messages", "prompt", "input", "instructions", "system", "suffix", "query", "documents", "queries", "text_1",
-    "text_2", "data_1", "data_2", "texts", "inputs", "tools", "functions",
+    "text_2", "data_1", "data_2", "texts", "inputs", "items", "state", "questions", "token_ids", "tools", "functions",
 )  # fmt: skip
 _TEMPLATE_FIELDS = (
     "messages", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
@@ -116,6 +117,8 @@ def said_in_headers(headers: Mapping[str, str], facts: CallFacts) -> None:
     facts.session = facts.session or headers.get("x-session-id", "")
     facts.idempotency_key = facts.idempotency_key or headers.get("idempotency-key", "")
     facts.policy = facts.policy or headers.get("x-astrolabe-policy", "")
+    if (said := said_priority(headers)) is not None:
+        facts.priority = said
     if "x-astrolabe-priority" in headers:
         priority = _header_number(headers, "x-astrolabe-priority")
         if not -(2**31) <= priority < 2**31:
@@ -142,6 +145,14 @@ def said_resume(headers: Mapping[str, str]) -> Resume | None:
             Denial.INVALID, f"header {RESUME}: {said[:50]!r} is not exact, best_effort or off", param=RESUME
         ) from None
     return resume
+
+
+def said_priority(headers: Mapping[str, str]) -> int | None:
+    """What vLLM's own header for it says; None: nothing, or what is no number."""
+    try:
+        return _in_32_bits(int(headers[VLLM_PRIORITY]))
+    except (KeyError, ValueError):
+        return None
 
 
 def _header_number(headers: Mapping[str, str], name: str) -> float:
@@ -250,9 +261,12 @@ def _read(kind: CallKind, fields: dict[str, Any], facts: CallFacts) -> None:
     if (resume := _text(fields.get("resume"))) in get_args(Resume):
         facts.resume = msgspec.convert(resume, Resume)
     facts.can_go_on = can_go_on(kind, fields)
-    facts.priority = max(-(2**31), min(2**31 - 1, _whole(fields.get("priority")) or 0))
+    facts.priority = _in_32_bits(_whole(fields.get("priority")) or 0)
     facts.belief_tokens = _ids(fields.get("belief_tokens"))
     facts.slo = _slo(fields.get("slo"))
+    if kind == "tokens" and isinstance(sampling := fields.get("sampling_params"), dict):
+        # Everybody else has these beside the prompt.
+        fields = {**sampling, **fields}
     facts.runs_to_limit = fields.get("ignore_eos") is True and not fields.get("stop")
     limits = (_whole(fields.get(name)) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
     facts.max_output_tokens = next((limit for limit in limits if limit is not None and limit > 0), None)
@@ -354,6 +368,10 @@ def _whole(value: Any) -> int | None:
         return int(float(value))
     except (ValueError, OverflowError):
         return None
+
+
+def _in_32_bits(number: int) -> int:
+    return max(-(2**31), min(2**31 - 1, number))
 
 
 def _ids(value: Any) -> list[int]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 from urllib.parse import quote, unquote
 
-CallKind = Literal["chat", "completions", "responses", "messages", "pooled", "audio", "light", "other"]
-"""What an engine makes of the call: an answer of tokens; one step's result (`pooled`: embeddings, scores, classes); the
-text of a recording (`audio`); something that its server answers by itself (`light`); `other`: judged by the body."""
+CallKind = Literal["chat", "completions", "responses", "messages", "tokens", "pooled", "audio", "light", "other"]
+"""What an engine makes of the call: an answer of tokens (`tokens`: to tokens, vLLM's own API); one step's result
+(`pooled`: embeddings, scores, classes); the text of a recording (`audio`); something that its server answers by itself
+(`light`); `other`: judged by the body."""
 
 CALL_PATHS: dict[str, CallKind] = {
     "/v1/chat/completions": "chat",
@@ -18,6 +19,7 @@ CALL_PATHS: dict[str, CallKind] = {
     "/v1/responses": "responses",
     "/v1/messages": "messages",
     "/v1/messages/count_tokens": "light",
+    "/inference/v1/generate": "tokens",
     "/v1/embeddings": "pooled",
     "/v2/embed": "pooled",
     "/pooling": "pooled",
@@ -27,14 +29,22 @@ CALL_PATHS: dict[str, CallKind] = {
     "/rerank": "pooled",
     "/v1/rerank": "pooled",
     "/v2/rerank": "pooled",
+    "/v1/systemone": "pooled",
+    "/generative_scoring": "pooled",
     "/tokenize": "light",
     "/detokenize": "light",
+    "/v1/chat/completions/render": "light",
+    "/v1/chat/completions/derender": "light",
+    "/v1/completions/render": "light",
+    "/v1/completions/derender": "light",
+    "/v1/responses/render": "light",
+    "/v1/messages/render": "light",
+    "/cohere/v2/chat/render": "light",
     "/version": "light",
     "/v1/audio/transcriptions": "audio",
     "/v1/audio/translations": "audio",
 }
-RESPONSES = "/v1/responses/"
-"""What is below it belongs to one response, which one node holds."""
+_RESPONSES = "/v1/responses/"
 
 ADAPTER_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 """What only admins may ask, of a node that they name."""
@@ -71,7 +81,7 @@ NEVER_HANDED_ON = frozenset(
         "/continue_generation",
         "/abort_requests",
         "/abort_request",
-        "/inference/v1",
+        "/inference/v1/abort_requests",
         "/collective_rpc",
         "/reset_prefix_cache",
         "/reset_mm_cache",
@@ -135,6 +145,7 @@ NEVER_HANDED_ON = frozenset(
 """The closed list, each with all below it: every route of vLLM's server that is not an inference call, those of its
 development mode included, and those of SGLang's."""
 
+_LONGEST = max(path.count("/") for path in NEVER_HANDED_ON)
 _SAFE = "/:@!$&'()*+,=~-._"
 _SAFE_QUERY = _SAFE + ';?%[]{}|\\^`"<>'
 _DEEPEST = 8
@@ -169,9 +180,14 @@ class CallTarget(NamedTuple):
 
     @property
     def kind(self) -> CallKind:
-        if self.path.startswith(RESPONSES):
-            return "light"
-        return CALL_PATHS.get(self.path, "other")
+        return CALL_PATHS.get(self.path, "light" if self.held_response else "other")
+
+    @property
+    def held_response(self) -> str:
+        """The response that the path belongs to, which one node holds; empty: it belongs to none."""
+        path = self.path
+        is_below = path.startswith(_RESPONSES) and path not in CALL_PATHS
+        return path.removeprefix(_RESPONSES).partition("/")[0] if is_below else ""
 
     def written(self) -> str:
         """The target as an engine's server gets it: one way of writing for all."""
@@ -186,7 +202,11 @@ def target_of(url: str) -> CallTarget:
 
 
 def may_be_handed_on(path: str) -> bool:
-    """False for what is on the closed list, however it is spelt; `path` may be encoded any number of times."""
+    """False for what is on the closed list, however it is spelt; `path` may be encoded any number of times.
+
+    What stands before does not matter: a server with a root path (vLLM's `--root-path`) serves all its routes below it
+    too.
+    """
     for _ in range(_DEEPEST):
         decoded = unquote(path)
         if decoded == path:
@@ -202,4 +222,8 @@ def may_be_handed_on(path: str) -> bool:
             parts = parts[:-1]
         elif name not in ("", "."):
             parts.append(name)
-    return not any("/" + "/".join(parts[:depth]) in NEVER_HANDED_ON for depth in range(1, len(parts) + 1))
+    return not any(
+        "/" + "/".join(parts[begin : begin + length]) in NEVER_HANDED_ON
+        for begin in range(len(parts))
+        for length in range(1, _LONGEST + 1)
+    )

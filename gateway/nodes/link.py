@@ -19,7 +19,7 @@ import structlog
 
 from gateway import wire
 from gateway.config import NodeEntry
-from gateway.core.events import AdaptersUsed, ForecastArrived, LoadNoted, NodeSuspected
+from gateway.core.events import AdaptersUsed, CacheTold, ForecastArrived, LoadNoted, NodeSuspected, PaceTold
 from gateway.intake.client_stream import ClientStream
 from gateway.nodes.outbox import BODY_PART_BYTES, Outbox
 from gateway.pump import Pump
@@ -157,6 +157,10 @@ class NodeLink:
         self._wake.set()
         self._check_stall()
 
+    def ask_cache(self) -> None:
+        self._outbox.tell_cache()
+        self._wake.set()
+
     def abort(self, wire_id: str) -> None:
         self._outbox.abort(wire_id)
         self._wake.set()
@@ -288,6 +292,14 @@ class NodeLink:
         self._pump.node_serves(self.node_id, self.config)
         self._on_change()
 
+    def _paced(self, told: types_pb.NodePace) -> None:
+        try:
+            pace = codec.pace_from_wire(told)
+        except ValueError as bad:
+            log.warning("the node tells a pace that cannot be; its last one stays", node=self.node_id, detail=str(bad))
+            return
+        self._pump.post(PaceTold(node_id=self.node_id, pace=pace))
+
     async def _ping(self) -> None:
         """Watches over the silence of the node: its connection may live while it does not."""
         loop = asyncio.get_running_loop()
@@ -324,6 +336,8 @@ class NodeLink:
         if frame.HasField("adapters"):
             names = None if frame.adapters.unknown else tuple(frame.adapters.names)
             pump.post(AdaptersUsed(node_id=node_id, names=names))
+        if frame.HasField("pace"):
+            self._paced(frame.pace)
         for answer in frame.answers:
             forecast, error = None, answer.error
             if answer.HasField("forecast"):
@@ -347,11 +361,19 @@ class NodeLink:
                 cached_tokens=part.usage.cached_tokens if ended else 0,
                 detail=part.detail,
                 told=part,
+                found_tokens=part.found_tokens if ended and part.HasField("found_tokens") else None,
                 stop_token_id=part.stop_token_id if ended and part.HasField("stop_token_id") else None,
             )
         for taken in frame.taken:
             self._outbox.taken(taken.request_id, taken.bytes)
             self._wake.set()
+        if frame.HasField("cache"):
+            summary = None
+            try:
+                summary = codec.cache_from_wire(frame.cache)
+            except ValueError as bad:
+                log.warning("a summary of the prefix cache makes no sense", node=node_id, detail=str(bad))
+            pump.post(CacheTold(node_id=node_id, summary=summary))
         if frame.HasField("load"):
             pump.post(LoadNoted(load=codec.load_from_wire(frame.load.load), dispatch_seq=frame.load.dispatch_seq))
 

@@ -101,6 +101,9 @@ class Outbox:
     def ask(self, ask_id: int, candidate: types_pb.Candidate) -> None:
         self._open().asks.append(pb.Ask(ask_id=ask_id, candidate=candidate))
 
+    def tell_cache(self) -> None:
+        self._open().tell_cache = True
+
     def ping(self, number: int) -> None:
         self._open().ping = number
 

@@ -64,6 +64,8 @@ class NodeMirror:
     """Duration of the last step seen; 0 right after a snapshot."""
     synchronised: bool
     """False from a gap to the next snapshot."""
+    admitted: list[tuple[str, int]]
+    """Who was admitted in the last step applied, and how many of its tokens were found cached."""
     _running: dict[str, MirrorRequest]
     _waiting: dict[str, MirrorRequest]
     _requests: dict[str, MirrorRequest]
@@ -91,12 +93,14 @@ class NodeMirror:
             self._arrive(state)
         for request_id in delta.preempted:
             self._preempt(request_id)
+        self.admitted = []
         for entry in delta.scheduled:
             request = self._requests[entry.request_id]
             if request.request_id not in self._running:
                 del self._waiting[request.request_id]
                 self._running[request.request_id] = request
                 request.computed_tokens = entry.cached_tokens
+                self.admitted.append((entry.request_id, entry.cached_tokens))
             request.computed_tokens += entry.tokens
             request.output_tokens += entry.produced
         for request_id in delta.finished:
@@ -147,6 +151,7 @@ class NodeMirror:
         self.free_blocks = snapshot.free_blocks
         self.preemptions_total = snapshot.preemptions_total
         self.last_step_s = 0.0
+        self.admitted = []
         self.synchronised = True
         self._by_priority = snapshot.config.scheduling_policy == "priority"
         self._running = {r.request_id: _row(r) for r in snapshot.running}

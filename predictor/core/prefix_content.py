@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from simcore.trace import CacheDelta
 
@@ -22,6 +22,10 @@ class PrefixContent:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def names(self) -> Iterable[int] | None:
+        """All that are known; None while the content is not."""
+        return None if self._number is None else self._names
 
     def begin(self) -> None:
         """A trace has begun, or begun again: its first change tells the whole content."""

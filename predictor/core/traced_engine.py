@@ -11,10 +11,12 @@ to now: the step in progress, each dispatched request joining when it was sent.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
 from length_model.core.belief import DEFAULT_PRIOR, given_produced, truncated
+from predictor.core.cache_teller import CacheTeller
 from predictor.core.mirror import Applied, NodeMirror
 from predictor.core.prefix_content import PrefixContent
 from predictor.core.reservations import Reservations
@@ -24,10 +26,13 @@ from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
 from simcore.scenarios import longest_output
 from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot, parent_id
-from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad, RequestState
+from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad, NodePace, RequestState
 
 SAME_MOMENT_S = 0.001
 """An idle engine that gets several requests within this time begins its step with all of them."""
+
+MOST_ASKED = 512
+"""Prompts whose block names are kept from a question to its dispatch."""
 
 SAME_SIZE_TOKENS = 64
 """How far two prompts may differ, beside half of one, to be taken for the same."""
@@ -54,15 +59,22 @@ class _Belief:
 class _Sent:
     """A dispatched request until it ends, under however many names the engine has it."""
 
-    __slots__ = ("belief", "joins", "names", "prompt_tokens")
+    __slots__ = ("belief", "block_hashes", "donor", "donor_blocks", "found_tokens", "joins", "names", "prompt_tokens")
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, block_hashes: Sequence[int], donor: str, donor_blocks: int) -> None:
         self.belief = candidate.belief
         self.prompt_tokens = candidate.prompt_tokens
+        self.block_hashes = block_hashes
+        self.donor = donor
+        """The request ahead of it whose prompt begins like it for longest; empty: none does."""
+        self.donor_blocks = donor_blocks
+        """For how many blocks."""
         self.names: set[str] = set()
         """Those of its requests in the trace."""
         self.joins = True
         """Whether the trace names it as we do."""
+        self.found_tokens: int | None = None
+        """Tokens found in the prefix cache when it was first admitted; None before that."""
 
 
 class TracedEngine:
@@ -89,13 +101,18 @@ class TracedEngine:
         self.mirror: NodeMirror | None = None
         self.reservations = Reservations()
         self.prefixes = PrefixContent(block_size_tokens=config.block_size_tokens, most_blocks=config.num_blocks)
+        self.cache_teller = CacheTeller(self.prefixes.names)
         self._beliefs: dict[str, _Belief] = {}
         self._sent: dict[str, _Sent] = {}
+        self._asked: dict[str, tuple[int, ...]] = {}
+        """Block names of prompts that this node was asked about, oldest first: dispatches come without them."""
         self._received_s = -math.inf
         self._connected = False
         self._scenarios = scenarios
         self._what_if = WhatIf(node_id, config, step_time, scenarios=scenarios)
         self._learned_version = 0
+        self._pace = step_time.pace(config)
+        self._pace_of = 0
         self._base_of: tuple[int, int] | None = None
         self._base_until_s = -math.inf
         """Moment at which the base of the what-ifs holds: the end of the step in progress."""
@@ -113,6 +130,7 @@ class TracedEngine:
         self._connected = True
         self._received_s = now_s
         self.prefixes.begin()
+        self.cache_teller.changed_wholly()
         for state in (*snapshot.running, *snapshot.waiting):
             self._arrived(state)
         for request_id in [i for i in self._beliefs if not self._is_here(i)]:
@@ -131,13 +149,23 @@ class TracedEngine:
                 self.learner.add(delta.batch, delta.duration_s)
             for state in delta.arrived:
                 self._arrived(state)
+            for request_id, found_tokens in self.mirror.admitted:
+                sent = self._sent.get(request_id) or self._sent.get(parent_id(request_id))
+                if sent is not None and sent.found_tokens is None:
+                    sent.found_tokens = found_tokens
             for request_id in (*delta.finished, *delta.aborted):
                 self._forget(request_id)
         return False
 
     def on_cache(self, delta: CacheDelta) -> bool:
         """A change of the engine's prefix cache. True: one was lost and the trace must be read anew."""
-        return self.prefixes.apply(delta)
+        if self.prefixes.apply(delta):
+            return True
+        if delta.cleared:
+            self.cache_teller.changed_wholly()
+        else:
+            self.cache_teller.changed(delta.stored, delta.evicted)
+        return False
 
     def on_disconnect(self) -> None:
         """The trace has broken. The last state stays, and ages."""
@@ -151,7 +179,9 @@ class TracedEngine:
 
     def dispatched(self, candidate: Candidate, now_s: float) -> None:
         """The engine gets this request now."""
-        self._sent[candidate.request_id] = _Sent(candidate)
+        names = candidate.block_hashes or self._asked.pop(candidate.request_id, ())
+        donor, blocks = self._donor(names)
+        self._sent[candidate.request_id] = _Sent(candidate, names, donor, blocks)
         self.reserve(candidate, now_s=now_s, ttl_s=self.reservation_ttl_s, sent=True)
 
     def comes_unnamed(self, request_id: str) -> None:
@@ -175,6 +205,12 @@ class TracedEngine:
         """How many requests the engine has made of one that was dispatched and has not ended, as far as is known."""
         sent = self._sent.get(request_id)
         return 0 if sent is None else len(sent.names)
+
+    def found_tokens(self, request_id: str) -> int | None:
+        """Tokens of a dispatched request's prompt that the prefix cache had when it was admitted; None before that, and
+        where the trace does not tell."""
+        sent = self._sent.get(request_id)
+        return None if sent is None else sent.found_tokens
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -229,9 +265,25 @@ class TracedEngine:
         age_s = self.age_s(now_s)
         return self._load if self._load.state_age_s == age_s else msgspec.structs.replace(self._load, state_age_s=age_s)
 
+    @property
+    def pace(self) -> NodePace:
+        """How fast the engine works, as far as is known: the same object until that has changed."""
+        learner = self.learner
+        if learner is not None and learner.version != self._pace_of:
+            self._pace, self._pace_of = learner.model.pace(self.config), learner.version
+        return self._pace
+
     def cached_tokens(self, candidate: Candidate) -> int:
-        """Tokens of its prompt that the engine's prefix cache holds."""
-        return self.prefixes.cached_tokens(candidate.block_hashes, candidate.prompt_tokens)
+        """Tokens of its prompt that the engine's prefix cache holds, or will when the prompts ahead of it, of those
+        dispatched here, are computed."""
+        names = candidate.block_hashes
+        if not names or not self.config.enable_prefix_caching:
+            return 0
+        self._asked.pop(candidate.request_id, None)
+        self._asked[candidate.request_id] = names
+        if len(self._asked) > MOST_ASKED:
+            del self._asked[next(iter(self._asked))]
+        return max(self._cached_tokens(names, candidate.prompt_tokens, self._donor(names)[1]))
 
     def what_if(self, now_s: float, overdue_s: float) -> tuple[WhatIf, float]:
         """What-ifs from the state run on to `overdue_s` before now, and the seconds from then to the end of the step in
@@ -274,6 +326,31 @@ class TracedEngine:
         # Of such a request the length is an estimate.
         return nearest if nearest and off_tokens[nearest] <= SAME_SIZE_TOKENS + prompt_tokens // 2 else ""
 
+    def _donor(self, names: Sequence[int]) -> tuple[str, int]:
+        """Of the requests here the one whose prompt begins with most of these names, and how many."""
+        donor, blocks = "", 0
+        for request_id, sent in self._sent.items():
+            theirs = sent.block_hashes
+            # Names chain: where one is equal, all before it are.
+            while blocks < len(names) and blocks < len(theirs) and names[blocks] == theirs[blocks]:
+                donor, blocks = request_id, blocks + 1
+        return donor, blocks
+
+    def _cached_tokens(self, names: Sequence[int], prompt_tokens: int, donor_blocks: int) -> tuple[int, int]:
+        """Tokens of a prompt that are (cached now, left by a prompt ahead of it). Its last token is always computed."""
+        size = self.config.block_size_tokens
+        left_blocks = min(donor_blocks, (prompt_tokens - 1) // size)
+        return self.prefixes.cached_tokens(names, prompt_tokens), left_blocks * size
+
+    def _assume_cached(self, engine: SimNode, request_id: str, sent: _Sent | None) -> None:
+        """A waiting request finds what is cached now, or what its donor leaves, if that is still here."""
+        if sent is None or not sent.block_hashes or not self.config.enable_prefix_caching:
+            return
+        donor_blocks = sent.donor_blocks if sent.donor in self._sent else 0
+        cached, left = self._cached_tokens(sent.block_hashes, sent.prompt_tokens, donor_blocks)
+        size = self.config.block_size_tokens
+        engine.assume_cached(request_id, max(cached, left) // size, left // size if left > cached else 0)
+
     def _rebase(self, mirror: NodeMirror, until_s: float) -> None:
         """The base of what-ifs: the state, run on to the end of the step that is in progress at `until_s`."""
         if self.learner is not None and self.learner.version != self._learned_version:
@@ -287,6 +364,10 @@ class TracedEngine:
             output_tokens=lambda s: self._likely_end(s.request_id, s.prompt_tokens, s.max_output_tokens),
             free_at_s=self._received_s,
         )
+        for request in mirror.waiting():
+            # One that was preempted finds its own blocks.
+            if not request.output_tokens:
+                self._assume_cached(engine, request.request_id, self._sent.get(request.request_id))
         held = self.reservations.held()
         woken_s = -math.inf
         for reservation in held:
@@ -297,6 +378,8 @@ class TracedEngine:
                 if not engine.has_work:
                     woken_s = sent_s
                 engine.add(self._arriving(reservation.candidate), sent_s)
+                request_id = reservation.candidate.request_id
+                self._assume_cached(engine, request_id, self._sent.get(request_id))
         engine.advance(until_s)
         for reservation in held:
             if not reservation.sent:
@@ -326,16 +409,19 @@ class TracedEngine:
 
     def _summed(self, mirror: NodeMirror) -> NodeLoad:
         size = self.config.block_size_tokens
-        unprocessed = prompt_blocks = 0
+        unprocessed = prompt_blocks = prefill = 0
         for r in mirror.running():
             expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
             unprocessed += max(0, r.prompt_tokens + expected - r.computed_tokens)
+            prefill += max(0, r.prompt_tokens - r.computed_tokens)
         for r in mirror.waiting():
             expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
             unprocessed += r.prompt_tokens + expected
+            prefill += r.prompt_tokens
             prompt_blocks += -(-(r.prompt_tokens + r.output_tokens) // size)
         for candidate in self.reservations.candidates():
             expected = self._beliefs[candidate.request_id].expected_tokens(0)
+            prefill += candidate.prompt_tokens
             unprocessed += candidate.prompt_tokens + min(expected, candidate.max_output_tokens)
             prompt_blocks += -(-candidate.prompt_tokens // size)
         reserved = len(self.reservations)
@@ -351,6 +437,7 @@ class TracedEngine:
             unprocessed_tokens=unprocessed,
             preemptions_total=mirror.preemptions_total,
             reserved=reserved,
+            prefill_tokens=prefill,
         )
 
     def _belief(self, request_id: str, max_output_tokens: int) -> _Belief:

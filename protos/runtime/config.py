@@ -7,10 +7,11 @@ mend it.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -105,6 +106,18 @@ def _unknown_key(kind: type[msgspec.Struct], values: Mapping[str, Any]) -> str:
         for key in here:
             if key not in known:
                 return _successor(kind, ".".join((*path, key))) or _advice(kind, path, key, known)
+    return _unknown_in_rows(kind, values)
+
+
+def _unknown_in_rows(kind: type[msgspec.Struct], values: Mapping[str, Any]) -> str:
+    """The same of the tables of which there may be several, `[[group]]`."""
+    for name, row in rows_of(kind).items():
+        rows = values.get(name)
+        for number, given in enumerate(rows if isinstance(rows, list) else [], start=1):
+            known = row.__struct_fields__
+            for key in given if isinstance(given, Mapping) else ():
+                if key not in known:
+                    return _advice(row, (f"{name} {number}",), key, known)
     return ""
 
 
@@ -139,6 +152,12 @@ def tables_of(kind: type[msgspec.Struct]) -> dict[tuple[str, ...], type[msgspec.
     return found
 
 
+def rows_of(kind: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:
+    """The tables of which a file may have several, `[[group]]`: fields that are tuples of structs."""
+    rows = {name: get_args(hint)[0] for name, hint in get_type_hints(kind).items() if get_args(hint)}
+    return {name: row for name, row in rows.items() if isinstance(row, type) and issubclass(row, msgspec.Struct)}
+
+
 def _with_key(message: str, kind: type[msgspec.Struct]) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.seed`" with the key in front, as in our own messages."""
     text, _, place = message.partition(" - at `$")
@@ -146,7 +165,16 @@ def _with_key(message: str, kind: type[msgspec.Struct]) -> str:
     reason = text.replace("`", "'")
     if not path:
         return reason
-    if tuple(path.split(".")) in tables_of(kind):
+    is_table = tuple(path.split(".")) in tables_of(kind)
+    row = re.match(r"(\w+)\[(\d+)\](.*)", path)
+    if row and row[1] in rows_of(kind):
+        # Rows are counted from 1 where people read of them.
+        path, is_table = f"{row[1]} {int(row[2]) + 1}{row[3]}", not row[3]
+    if path.endswith("[...]"):
+        # A value of a table of names: msgspec does not say which.
+        path = path.removesuffix("[...]")
+        return f"a value in [{path}]: {reason[:1].lower()}{reason[1:]}"
+    if is_table:
         return f"[{path}]: {reason}"
     return f"{_spelled(path)}: {reason[:1].lower()}{reason[1:]}"
 

@@ -286,8 +286,11 @@ class GatewayFrame(google.protobuf.message.Message):
     PING_FIELD_NUMBER: builtins.int
     BODY_PARTS_FIELD_NUMBER: builtins.int
     CONSUMED_FIELD_NUMBER: builtins.int
+    TELL_CACHE_FIELD_NUMBER: builtins.int
     ping: builtins.int
     """Any number; comes back as `pong`. 0: none."""
+    tell_cache: builtins.bool
+    """Tell what the prefix cache holds, from the whole on. A node tells nothing of it before it is asked."""
     @property
     def hello(self) -> Global___Hello:
         """First frame of a session only."""
@@ -322,9 +325,10 @@ class GatewayFrame(google.protobuf.message.Message):
         ping: builtins.int = ...,
         body_parts: collections.abc.Iterable[Global___BodyPart] | None = ...,
         consumed: collections.abc.Iterable[Global___Consumed] | None = ...,
+        tell_cache: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["hello", b"hello"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["abort_request_ids", b"abort_request_ids", "asks", b"asks", "body_parts", b"body_parts", "consumed", b"consumed", "dispatches", b"dispatches", "hello", b"hello", "ping", b"ping"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abort_request_ids", b"abort_request_ids", "asks", b"asks", "body_parts", b"body_parts", "consumed", b"consumed", "dispatches", b"dispatches", "hello", b"hello", "ping", b"ping", "tell_cache", b"tell_cache"]) -> None: ...
 
 Global___GatewayFrame: typing_extensions.TypeAlias = GatewayFrame
 
@@ -459,6 +463,8 @@ class NodeFrame(google.protobuf.message.Message):
     TAKEN_FIELD_NUMBER: builtins.int
     SERVED_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
+    CACHE_FIELD_NUMBER: builtins.int
+    PACE_FIELD_NUMBER: builtins.int
     pong: builtins.int
     """The last ping."""
     @property
@@ -489,6 +495,14 @@ class NodeFrame(google.protobuf.message.Message):
     def adapters(self) -> Global___AdaptersInUse:
         """The engine's LoRA adapters in use, when that has changed since the session's first frame; before it is not known."""
 
+    @property
+    def cache(self) -> Global___CacheSummary:
+        """What the engine's prefix cache holds, when that has changed, a few times a second at most."""
+
+    @property
+    def pace(self) -> protos.v1.astrolabe_types_pb2.NodePace:
+        """How fast the node works, in a session's first frames and when it has learned otherwise."""
+
     def __init__(
         self,
         *,
@@ -500,11 +514,62 @@ class NodeFrame(google.protobuf.message.Message):
         taken: collections.abc.Iterable[Global___Consumed] | None = ...,
         served: Global___ServedNames | None = ...,
         adapters: Global___AdaptersInUse | None = ...,
+        cache: Global___CacheSummary | None = ...,
+        pace: protos.v1.astrolabe_types_pb2.NodePace | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "load", b"load", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "answers", b"answers", "load", b"load", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "cache", b"cache", "load", b"load", "pace", b"pace", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "answers", b"answers", "cache", b"cache", "load", b"load", "pace", b"pace", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
 
 Global___NodeFrame: typing_extensions.TypeAlias = NodeFrame
+
+@typing.final
+class CacheSummary(google.protobuf.message.Message):
+    """What an engine's prefix cache holds: the whole, or what has changed since the summary before. Blocks go by the low 32
+    bits of their names (`simcore.prefix`). Where they are too many, some are told: those of whose high 32 bits the
+    remainder by `one_in` is 0.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    WHOLE_FIELD_NUMBER: builtins.int
+    ONE_IN_FIELD_NUMBER: builtins.int
+    STORED_FIELD_NUMBER: builtins.int
+    EVICTED_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    UNKNOWN_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    """That of the summary before plus 1; anything else is a gap, unless `whole`."""
+    whole: builtins.bool
+    """Nothing of what was told before holds: `stored` is all there is."""
+    one_in: builtins.int
+    """A power of two; 1: every block is told."""
+    names: builtins.int
+    """How many names there are after this."""
+    unknown: builtins.bool
+    """The node does not know what is cached until it tells the whole again."""
+    @property
+    def stored(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Names that are there now and were not."""
+
+    @property
+    def evicted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Names that are not there any more."""
+
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        whole: builtins.bool = ...,
+        one_in: builtins.int = ...,
+        stored: collections.abc.Iterable[builtins.int] | None = ...,
+        evicted: collections.abc.Iterable[builtins.int] | None = ...,
+        names: builtins.int = ...,
+        unknown: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["evicted", b"evicted", "names", b"names", "number", b"number", "one_in", b"one_in", "stored", b"stored", "unknown", b"unknown", "whole", b"whole"]) -> None: ...
+
+Global___CacheSummary: typing_extensions.TypeAlias = CacheSummary
 
 @typing.final
 class AdaptersInUse(google.protobuf.message.Message):
@@ -627,6 +692,7 @@ class StreamPart(google.protobuf.message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
+    FOUND_TOKENS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The request."""
     outcome: protos.v1.astrolabe_types_pb2.Outcome.ValueType
@@ -639,6 +705,8 @@ class StreamPart(google.protobuf.message.Message):
     """Of a forwarded call: output tokens in `data`, as far as they can be told."""
     stop_token_id: builtins.int
     """Set in the last part only: which of the ids to stop at ended the answer, if one did."""
+    found_tokens: builtins.int
+    """Set in the last part only, where the engine's trace tells it: tokens of the prompt that the prefix cache had."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Token ids produced since the last part."""
@@ -668,9 +736,12 @@ class StreamPart(google.protobuf.message.Message):
         output_tokens: builtins.int = ...,
         stop_token_id: builtins.int | None = ...,
         logprobs: collections.abc.Iterable[protos.v1.astrolabe_types_pb2.TokenLogprobs] | None = ...,
+        found_tokens: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "head", b"head", "outcome", b"outcome", "stop_token_id", b"stop_token_id", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "data", b"data", "detail", b"detail", "head", b"head", "logprobs", b"logprobs", "outcome", b"outcome", "output_tokens", b"output_tokens", "request_id", b"request_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_found_tokens", b"_found_tokens", "_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "found_tokens", b"found_tokens", "head", b"head", "outcome", b"outcome", "stop_token_id", b"stop_token_id", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_found_tokens", b"_found_tokens", "_outcome", b"_outcome", "_stop_token_id", b"_stop_token_id", "data", b"data", "detail", b"detail", "found_tokens", b"found_tokens", "head", b"head", "logprobs", b"logprobs", "outcome", b"outcome", "output_tokens", b"output_tokens", "request_id", b"request_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "usage", b"usage"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_found_tokens", b"_found_tokens"]) -> typing.Literal["found_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_outcome", b"_outcome"]) -> typing.Literal["outcome"] | None: ...
     @typing.overload

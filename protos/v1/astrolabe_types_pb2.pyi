@@ -444,6 +444,7 @@ class NodeLoad(google.protobuf.message.Message):
     PREEMPTIONS_TOTAL_FIELD_NUMBER: builtins.int
     RESERVED_FIELD_NUMBER: builtins.int
     TRUSTED_FIELD_NUMBER: builtins.int
+    PREFILL_TOKENS_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node."""
     trace_seq: builtins.int
@@ -468,6 +469,8 @@ class NodeLoad(google.protobuf.message.Message):
     """How many of `waiting` are reservations."""
     trusted: builtins.bool
     """False while the node's own forecasts are off by more than its bound; absent: true."""
+    prefill_tokens: builtins.int
+    """Prompt tokens still to be computed, of waiting and reserved requests too."""
     def __init__(
         self,
         *,
@@ -483,12 +486,51 @@ class NodeLoad(google.protobuf.message.Message):
         preemptions_total: builtins.int = ...,
         reserved: builtins.int = ...,
         trusted: builtins.bool | None = ...,
+        prefill_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_trusted", b"_trusted", "trusted", b"trusted"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_trusted", b"_trusted", "free_blocks", b"free_blocks", "node_id", b"node_id", "preemptions_total", b"preemptions_total", "reserved", b"reserved", "running", b"running", "state_age_s", b"state_age_s", "total_blocks", b"total_blocks", "trace_seq", b"trace_seq", "trusted", b"trusted", "unprocessed_tokens", b"unprocessed_tokens", "waiting", b"waiting", "waiting_prompt_blocks", b"waiting_prompt_blocks"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_trusted", b"_trusted", "free_blocks", b"free_blocks", "node_id", b"node_id", "preemptions_total", b"preemptions_total", "prefill_tokens", b"prefill_tokens", "reserved", b"reserved", "running", b"running", "state_age_s", b"state_age_s", "total_blocks", b"total_blocks", "trace_seq", b"trace_seq", "trusted", b"trusted", "unprocessed_tokens", b"unprocessed_tokens", "waiting", b"waiting", "waiting_prompt_blocks", b"waiting_prompt_blocks"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_trusted", b"_trusted"]) -> typing.Literal["trusted"] | None: ...
 
 Global___NodeLoad: typing_extensions.TypeAlias = NodeLoad
+
+@typing.final
+class NodePace(google.protobuf.message.Message):
+    """How fast a node works, as it has learned from its steps."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BATCHES_FIELD_NUMBER: builtins.int
+    STEP_S_FIELD_NUMBER: builtins.int
+    KV_S_PER_TOKEN_FIELD_NUMBER: builtins.int
+    PREFILL_S_PER_TOKEN_FIELD_NUMBER: builtins.int
+    PREFILL_S_PER_TOKEN2_FIELD_NUMBER: builtins.int
+    kv_s_per_token: builtins.float
+    """Added for each token of KV that a step reads, in seconds."""
+    prefill_s_per_token: builtins.float
+    """Added for each token of a prompt, in seconds."""
+    prefill_s_per_token2: builtins.float
+    """Added for each pair of a prompt's token and one that it attends to, in seconds."""
+    @property
+    def batches(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Numbers of sequences in a step, ascending from 1."""
+
+    @property
+    def step_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Seconds of a step that decodes so many, without reading their KV; linear between."""
+
+    def __init__(
+        self,
+        *,
+        batches: collections.abc.Iterable[builtins.int] | None = ...,
+        step_s: collections.abc.Iterable[builtins.float] | None = ...,
+        kv_s_per_token: builtins.float = ...,
+        prefill_s_per_token: builtins.float = ...,
+        prefill_s_per_token2: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batches", b"batches", "kv_s_per_token", b"kv_s_per_token", "prefill_s_per_token", b"prefill_s_per_token", "prefill_s_per_token2", b"prefill_s_per_token2", "step_s", b"step_s"]) -> None: ...
+
+Global___NodePace: typing_extensions.TypeAlias = NodePace
 
 @typing.final
 class NodeState(google.protobuf.message.Message):

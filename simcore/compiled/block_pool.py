@@ -25,6 +25,12 @@ def key_of(req: Ints, shared: Arrays, slot: int, index: int) -> int:
 
 
 @njit(nogil=True)
+def _kind_of(req: Ints, slot: int, index: int) -> int:
+    """What `HAS_KEY` says of that block."""
+    return 1 if index < req[slot, at.HASHES] else 2
+
+
+@njit(nogil=True)
 def _bucket(pool: Ints, key: int) -> int:
     mixed = key ^ (key >> 32)
     return (mixed ^ (mixed >> 16)) & (pool.shape[1] - 1)
@@ -40,9 +46,9 @@ def find(pool: Ints, key: int) -> int:
 
 
 @njit(nogil=True)
-def _set_key(pool: Ints, block: int, key: int) -> None:
+def _set_key(pool: Ints, block: int, key: int, kind: int) -> None:
     pool[at.KEY, block] = key
-    pool[at.HAS_KEY, block] = 1
+    pool[at.HAS_KEY, block] = kind
     pool[at.CHAIN, block] = -1
     bucket = _bucket(pool, key)
     place = pool[at.BUCKETS, bucket]
@@ -150,7 +156,7 @@ def name_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, tokens: int) -
     pool, table, _ = shared
     if head[at.CACHING]:
         for index in range(req[slot, at.KEYED] // head[at.BLOCK], tokens // head[at.BLOCK]):
-            _set_key(pool, table[slot, index], key_of(req, shared, slot, index))
+            _set_key(pool, table[slot, index], key_of(req, shared, slot, index), _kind_of(req, slot, index))
 
 
 @njit(nogil=True)
@@ -195,7 +201,7 @@ def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
             pool[at.REFS, used] = 1
             table[slot, index] = used
             if head[at.CACHING] and index < req[slot, at.KEYED] // block:
-                _set_key(pool, used, key_of(req, shared, slot, index))
+                _set_key(pool, used, key_of(req, shared, slot, index), _kind_of(req, slot, index))
             used += 1
     owned = head[at.OWNED] > 0
     for _ in range(head[at.FRONT] if owned else head[at.FREE]):
@@ -209,7 +215,7 @@ def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
         for index in range(lists[at.SEG_COUNT, segment] - 1, -1, -1):
             link(pool, used, pool[at.PREVIOUS, front + 1])
             if owner >= 0:
-                _set_key(pool, used, key_of(req, shared, owner, index))
+                _set_key(pool, used, key_of(req, shared, owner, index), _kind_of(req, owner, index))
             used += 1
         if owner >= 0:
             req[owner, at.SEGMENT] = -1
@@ -217,9 +223,42 @@ def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
 
 
 @njit(nogil=True)
-def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
+def _begins_with(shared: Arrays, names: Ints, known: int, donor: int, n_names: int) -> int:
+    """With how many of the names the donor's prompt begins, if those are more than `known`, else `known`."""
+    theirs = shared[2][donor]
+    # Names chain: where one is equal, all before it are.
+    while known < len(names) and known < n_names and names[known] == theirs[known]:
+        known += 1
+    return known
+
+
+@njit(nogil=True)
+def expected_prefix(
+    head: Ints, req: Ints, lists: Ints, shared: Arrays, names: Ints, known: int, ahead: int, priority: int
+) -> int:
+    """How many of a prompt's first names are cached when it is admitted, of which `known` are now.
+
+    Those of prompts that are computed before it are, too: the ones that run and the first `ahead` that wait, under
+    priority scheduling without those that come behind it.
+    """
+    for i in range(head[at.N_RUNNING]):
+        slot = lists[at.RUNNING, i]
+        if req[slot, at.KEYED] < req[slot, at.HASHES] * head[at.BLOCK]:
+            known = _begins_with(shared, names, known, slot, req[slot, at.HASHES])
+    waiting = head[at.N_WAITING]
+    for i in range(min(ahead, waiting)):
+        slot = lists[at.WAITING, waiting - 1 - i]
+        if head[at.BY_PRIORITY] and req[slot, at.PRIORITY] > priority:
+            break
+        known = _begins_with(shared, names, known, slot, req[slot, at.HASHES])
+    return known
+
+
+@njit(nogil=True)
+def count_shares(head: Ints, req: Ints, lists: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
     """Completes a compacted state (`copying.compact_state`) in which blocks are only counted: a block that several hold
-    is that of the first of them, and what those who wait would find cached now is taken to be there when they come."""
+    is that of the first of them, and those who wait are taken to find what is cached now, and what those ahead of them
+    leave, who hold it then."""
     pool, table, _ = shared
     running = head[at.N_RUNNING]
     for i in range(running):
@@ -231,6 +270,12 @@ def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arra
         to_req[i, at.BORROWED] = borrowed
     pool[at.SEEN, :] = 0
     for i in range(running, running + head[at.N_WAITING]):
-        hits, evictable = count_hits(head, req, shared, source[i])
-        to_req[i, at.ASSUMED] = hits
-        to_req[i, at.ASSUMED_HELD] = hits - evictable
+        slot = source[i]
+        hits, evictable = count_hits(head, req, shared, slot)
+        usable = min(req[slot, at.HASHES], (req[slot, at.PROMPT] + req[slot, at.OUT] - 1) // head[at.BLOCK])
+        left = hits
+        if hits < usable:
+            names = shared[2][slot, :usable]
+            left = expected_prefix(head, req, lists, shared, names, hits, i - running, req[slot, at.PRIORITY])
+        to_req[i, at.ASSUMED] = left
+        to_req[i, at.ASSUMED_HELD] = left if left > hits else hits - evictable

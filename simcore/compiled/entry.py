@@ -34,6 +34,7 @@ class Entries(NamedTuple):
     remove: Callable[..., Any]
     build_pool: Callable[..., Any]
     known_prefix: Callable[..., Any]
+    expected_prefix: Callable[..., Any]
     count_shares: Callable[..., Any]
     take_node: Callable[..., Any]
     forecast: Callable[..., Any]
@@ -85,7 +86,7 @@ def _compile(fingerprint: int) -> Entries:
         return n_log, steps, next_s
 
     @cached
-    def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
+    def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int, int]:
         """`load.measure`."""
         assert fingerprint >= 0
         return load.measure(head, req, lists)
@@ -151,10 +152,18 @@ def _compile(fingerprint: int) -> Entries:
         return block_pool.known_prefix(pool, names)
 
     @cached
-    def count_shares(head: Ints, req: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
+    def expected_prefix(
+        head: Ints, req: Ints, lists: Ints, shared: Arrays, names: Ints, known: int, ahead: int, priority: int
+    ) -> int:
+        """`block_pool.expected_prefix`."""
+        assert fingerprint >= 0
+        return block_pool.expected_prefix(head, req, lists, shared, names, known, ahead, priority)
+
+    @cached
+    def count_shares(head: Ints, req: Ints, lists: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
         """`block_pool.count_shares`."""
         assert fingerprint >= 0
-        block_pool.count_shares(head, req, to_req, source, shared)
+        block_pool.count_shares(head, req, lists, to_req, source, shared)
 
     @cached
     def take_node(
@@ -244,6 +253,7 @@ def _compile(fingerprint: int) -> Entries:
         remove,
         build_pool,
         known_prefix,
+        expected_prefix,
         count_shares,
     )
     return Entries(*made, take_node, forecast)

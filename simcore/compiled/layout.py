@@ -127,6 +127,7 @@ N_LISTS = 15
 # pool rows: one cell per block, then two ends of the free queue; the last row has a cell per bucket
 KEY = 0
 HAS_KEY = 1
+"""0: none; 1: a name that others may ask for; 2: a key that nobody else has."""
 REFS = 2
 PREVIOUS = 3
 NEXT = 4
@@ -159,7 +160,8 @@ STATE_BLOCKS = 4
 STATE_TOKENS = 5
 STATE_PREEMPTED = 6
 STATE_MARK = 7
-N_STATE = 8
+STATE_PREFILL = 8
+N_STATE = 9
 WATCH_ALL = -2
 """Instead of a slot: every step is somebody's concern. -1: none is for its begin alone."""
 

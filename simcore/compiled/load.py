@@ -1,4 +1,4 @@
-"""The load of a node in two numbers: what its queue needs, and what is still to be computed."""
+"""The load of a node in three numbers: what its queue needs, and what is still to be computed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from simcore.compiled.layout import Ints
 
 
 @njit(nogil=True)
-def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
-    """(blocks that waiting prompts need, tokens not processed yet with `FINAL` as the length).
+def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int, int]:
+    """(blocks that waiting prompts need, tokens not processed yet with `FINAL` as the length, those of prompts alone).
 
     Of an engine that plans ahead: as it stood before it planned the step in flight (`simcore.node.TraceView`).
     """
-    needed = tokens = 0
+    needed = tokens = prefill = 0
     for i in range(head[at.N_BEFORE]):
         req[lists[at.RUNNING_BEFORE, i], at.GRANTED] = 1
     for i in range(head[at.N_WAITING]):
@@ -22,16 +22,23 @@ def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int]:
         tokens += req[slot, at.PROMPT] + req[slot, at.FINAL] - req[slot, at.COMPUTED]
         if req[slot, at.GRANTED]:
             tokens -= req[slot, at.BEFORE]
+            prefill += max(0, req[slot, at.PROMPT] - req[slot, at.BEFORE])
         else:
+            prefill += max(0, req[slot, at.PROMPT] - req[slot, at.COMPUTED])
             needed += (req[slot, at.PROMPT] + req[slot, at.OUT] + head[at.BLOCK] - 1) // head[at.BLOCK]
     for i in range(head[at.N_RUNNING]):
         slot = lists[at.RUNNING, i]
         tokens += req[slot, at.PROMPT] + req[slot, at.FINAL] - req[slot, at.COMPUTED]
+        prefill += max(0, req[slot, at.PROMPT] - req[slot, at.COMPUTED])
         if head[at.ASYNC] and not req[slot, at.GRANTED]:
             needed += (req[slot, at.PROMPT] + req[slot, at.OUT] + head[at.BLOCK] - 1) // head[at.BLOCK]
     for i in range(head[at.N_PLAN]):
-        if lists[at.PLAN_SLOT + head[at.BANK], i] >= 0:
-            tokens += lists[at.PLAN_TOKENS + head[at.BANK], i] // 2
+        slot = lists[at.PLAN_SLOT + head[at.BANK], i]
+        if slot >= 0:
+            planned = lists[at.PLAN_TOKENS + head[at.BANK], i] // 2
+            left = req[slot, at.PROMPT] - req[slot, at.COMPUTED]
+            tokens += planned
+            prefill += max(0, left + planned) - max(0, left)
     for i in range(head[at.N_BEFORE]):
         req[lists[at.RUNNING_BEFORE, i], at.GRANTED] = 0
-    return needed, tokens
+    return needed, tokens, prefill

@@ -48,7 +48,7 @@ def keep(
         row -= 1
     published_s[row] = math.ceil(state_s / interval_s) * interval_s if interval_s > 0.0 else state_s
     running = head[at.N_BEFORE] if head[at.ASYNC] else head[at.N_RUNNING]
-    blocks, tokens = measure(head, req, lists)
+    blocks, tokens, prefill = measure(head, req, lists)
     state = states[row]
     state[at.STATE_SEQ] = seq
     state[at.STATE_RUNNING] = running
@@ -56,6 +56,7 @@ def keep(
     state[at.STATE_FREE] = head[at.FREE] + head[at.PLAN_GREW]
     state[at.STATE_BLOCKS] = blocks
     state[at.STATE_TOKENS] = _expected_tokens(head, req, lists, totals) if len(totals) else tokens
+    state[at.STATE_PREFILL] = prefill
     state[at.STATE_PREEMPTED] = head[at.PREEMPTED_TOTAL]
     state[at.STATE_MARK] = mark
     return row + 1

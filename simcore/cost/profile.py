@@ -84,6 +84,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         tensor = f"-tp{self.tensor_parallel}" if self.tensor_parallel > 1 else ""
         return tensor + (f"-ep{self.expert_parallel}" if self.expert_parallel > 1 else "")
 
+    @property
+    def served_name(self) -> str:
+        """What clients call the model unless an engine says otherwise: the same on however many GPUs it runs."""
+        return self.name.partition("/")[2].removesuffix(self.suffix)
+
     def step_time_model(self, *, async_scheduling: bool = False) -> StepTimeModel:
         """The coefficients as the simulator takes them.
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from simcore.kernel_cache import cached
 from simcore.trace import StepBatch
+from simcore.types import EngineConfig, NodePace
 
 N_HEADER = 7
 """Floats before the knots in a packed model: constant, prefill work, decode KV, per sequence, number of knots, and in
@@ -97,6 +98,20 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
                 *self.dense_knots_s,
             ],
             dtype=np.float64,
+        )
+
+    def pace(self, config: EngineConfig) -> NodePace:
+        """The few numbers of an engine with these step times that gateways are told."""
+        packed = self.pack()
+        most, budget = config.max_num_seqs, config.max_num_batched_tokens
+        batches = (*itertools.takewhile(lambda n: n < most, (1 << i for i in range(20))), most)
+        empty_s, full_s = dense_seconds(packed, 1.0), dense_seconds(packed, float(budget))
+        return NodePace(
+            batches=batches,
+            step_s=tuple(float(step_seconds(packed, n, 0.0, 0.0, n)) for n in batches),
+            kv_s_per_token=self.decode_kv_s_per_token,
+            prefill_s_per_token=float(full_s - empty_s) / max(1, budget - 1),
+            prefill_s_per_token2=self.prefill_work_s_per_token2,
         )
 
     def seconds(self, batch: StepBatch) -> float:

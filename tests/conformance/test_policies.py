@@ -137,7 +137,7 @@ def test_what_is_asked_for_is_declared(policy: str) -> None:
 
 def test_costs_of_forecast_policies_are_seconds(policy: str) -> None:
     plugin = make_policy(policy, random.Random(0))
-    assert (plugin.cost_unit == "s") is plugin.needs_forecasts
+    assert plugin.cost_unit == "s" or not plugin.needs_forecasts
 
 
 def test_every_decision_explains_itself(policy: str) -> None:

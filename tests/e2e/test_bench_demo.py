@@ -47,9 +47,10 @@ def test_a_small_demo_runs_from_end_to_end(
     assert "17,671 complete conversations" in out
     assert "min_total_latency: 20 of 20 answered" in out
     assert out.count(" s simulated") == 3, "each policy's P99 stands beside the range of its simulations"
+    assert "1 × a100" in out, "results are told by group"
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
     files = sorted((folder / "demo").glob("*.jsonl"))
-    assert [file.name.partition("-")[0] for file in files] == ["llumnix_freeness", "min_total_latency", "round_robin"]
+    assert [file.name.partition("-")[0] for file in files] == ["least_requests", "min_total_latency", "round_robin"]
     for file in files:
         head, results = read_results(file)
         summary = summarise(results)

@@ -149,6 +149,39 @@ def test_a_comparison_runs_the_same_requests_under_each_policy_and_draws_them(
     assert sent[0] == sent[1]
 
 
+# Three processes start: more than the usual minute on a busy machine.
+@pytest.mark.timeout(180)
+def test_a_comparison_starts_a_fleet_of_two_models_and_tells_by_group(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "two.toml"
+    fleet.write_text(
+        """
+        [[group]]
+        count = 1
+        profile = "a30/llama-2-7b"
+        price_per_hour = 1.0
+        [[group]]
+        name = "new"
+        count = 1
+        profile = "h100/qwen2-7b"
+        max_num_seqs = 4
+        price_per_hour = 3.0
+        """
+    )
+    document = bench(
+        capsys, "compare", "--fleet", fleet, "--models", "llama-2-7b=1,qwen2-7b=1", "--dataset", "jsonl",
+        "--dataset-path", dataset, "--tokenizer", "bytes", "--rate", 4, "--requests", 12, "--time-scale", SPEED,
+        "--policy", "round_robin", "--plot", tmp_path / "c.png", "--output", tmp_path / "runs",
+    )  # fmt: skip
+    (run,) = document["runs"]
+    old, new = run["groups"]
+    assert (old["name"], old["model"], new["name"], new["model"]) == ("a30", "llama-2-7b", "new", "qwen2-7b")
+    assert run["summary"]["completed"] == old["completed"] + new["completed"] == 12
+    assert run["summary"]["nodes"] == {"a30-0": old["requests"], "new-0": new["requests"]}
+    assert run["price"]["per_hour"] == 4.0
+
+
 def test_engines_that_fell_behind_are_told_of_by_name(tmp_path: Path) -> None:
     cluster = LocalCluster(ClusterSpec(nodes=2), tmp_path)
     cluster.nodes[0].log_path.write_text('{"event": "node is up"}\nnot JSON\n')

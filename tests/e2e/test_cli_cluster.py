@@ -101,6 +101,27 @@ def test_a_person_tries_every_command(up: Running) -> None:
     assert late.stderr.startswith("error: ")
 
 
+def test_a_fleet_is_started_with_its_own_limits() -> None:
+    fleet = ["up", "--fleet", "1*a30/llama-2-7b,1*h100/llama-2-7b", *UP[3:], "--max-num-seqs", "24"]
+    with subprocess.Popen(command(*fleet), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        watchdog = threading.Timer(50, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            said = json.loads(process.stdout.readline())
+            told = subprocess.run(
+                command("nodes", "--json", "--gateway", said["gateway"]), capture_output=True, check=True, timeout=30
+            )
+        finally:
+            watchdog.cancel()
+            process.terminate()
+    nodes = {node["node_id"]: node for node in json.loads(told.stdout)["nodes"]}
+    assert nodes.keys() == {"a30-0", "h100-0"}
+    assert {node["config"]["max_num_seqs"] for node in nodes.values()} == {24}
+    assert nodes["a30-0"]["config"]["num_blocks"] < nodes["h100-0"]["config"]["num_blocks"]
+    assert nodes["h100-0"]["profile"] == "h100/llama-2-7b"
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the line is for curl, which is not here")
 def test_the_lines_that_up_prints_work() -> None:
     process = subprocess.Popen(

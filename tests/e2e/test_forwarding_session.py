@@ -387,6 +387,16 @@ async def test_abort_and_leaving_break_calls_off_in_the_engine(rig: Rig) -> None
     await until(lambda: rig.node.load().reserved == 0)
 
 
+async def test_a_call_that_is_no_work_for_the_engine_keeps_its_name(rig: Rig) -> None:
+    async def answer(call: HeardCall) -> None:
+        await call.say(whole(b"{}"))
+
+    rig.answer = answer
+    await rig.session.send(forward=(forwarded("a", target="/v1/completions/render", prompt_tokens=0),))
+    await rig.session.until(lambda: "a" in rig.session.ends)
+    assert ("x-request-id", "a") in rig.heard[0].headers
+
+
 async def test_shutting_down_loses_the_call_with_the_node(rig: Rig) -> None:
     async def answer(call: HeardCall) -> None:
         await call.say(CHUNKED + chunk(EVENT))

@@ -158,6 +158,35 @@ async def test_chats_go_to_a_server_that_words_them_itself_and_completions_by_to
         assert [gateway.pump.router.explain(name).lane for name in "ct"] == ["pass_through", "tokens"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("endpoint-load-metrics-format", "JSON"),
+        ("x-data-parallel-rank", "1"),
+        ("content-type", "application/x-www-form-urlencoded"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", CHAT])
+async def test_headers_that_only_an_engine_s_server_minds_take_the_call_there(path: str, name: str, value: str) -> None:
+    body = (
+        {"model": "m", "prompt": "hi"}
+        if path != CHAT
+        else {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    )
+    node = ForwardingNode("n")
+    async with before(node) as (_, client, _):
+        client.post(path, body, {name: value})
+        call = await node.call()
+        assert (name, value) in call.headers
+        node.answer(call, 200, b"{}", Outcome.STOP, ("endpoint-load-metrics", "JSON {}"))
+        assert (await client.reply()).headers["endpoint-load-metrics"] == "JSON {}"
+    deaf = ScriptedNode("d")
+    async with before(deaf) as (_, client, _):
+        client.post(path, body, {name: value})
+        reply = await client.reply()
+        assert (reply.status, reply.json()["error"]["param"]) == (400, name)
+
+
 async def test_where_no_node_hands_calls_on_what_is_not_understood_is_refused_as_ever() -> None:
     node = ScriptedNode("n")
     async with before(node) as (_, client, _):
@@ -220,6 +249,7 @@ async def test_what_is_ours_to_say_is_still_said_by_us() -> None:
         ("/score", "vllm"),
         ("/pooling", "vllm"),
         ("/tokenize", "vllm"),
+        ("/inference/v1/generate", "vllm"),
     ],
 )
 async def test_what_the_gateway_says_itself_has_the_shape_of_the_api(path: str, shape: str, tmp_path: Path) -> None:
@@ -426,6 +456,16 @@ async def test_adapters_are_loaded_by_admins_where_they_say(tmp_path: Path) -> N
         assert (reply.status, reply.json()["type"]) == (401, "error")
 
 
+async def test_a_lone_node_s_adapters_need_no_name_of_it() -> None:
+    node = ForwardingNode("n")
+    async with before(node) as (_, client, _):
+        client.post("/v1/load_lora_adapter", {"a": 1})
+        node.answer(await node.call(), 200, b"loaded")
+        assert (await client.reply()).body == b"loaded"
+        client.post("/v1/load_lora_adapter", {"a": 1}, {"x-astrolabe-node": "other"})
+        assert (await client.reply()).status == 400
+
+
 async def first_of(*nodes: ForwardingNode) -> ForwardingNode:
     """The node that has a call to answer."""
     await until(lambda: any(not node.calls.empty() for node in nodes))
@@ -463,6 +503,16 @@ async def test_a_response_that_nobody_remembers_is_looked_for_everywhere() -> No
         for node in nodes:
             node.answer(await node.call(), 404, b"not in " + node.node_id.encode(), Outcome.INVALID)
         assert (await client.reply()).body == b"not in c"
+
+
+async def test_what_only_looks_like_a_response_is_looked_for_nowhere() -> None:
+    nodes = [ForwardingNode("a"), ForwardingNode("b")]
+    async with before(*nodes) as (_, client, _):
+        client.post("/v1/responses/render", {"model": "m", "input": "x"})
+        node = await first_of(*nodes)
+        node.answer(await node.call(), 404, b"no such route", Outcome.INVALID)
+        assert (await client.reply()).body == b"no such route"
+        assert all(other.calls.empty() for other in nodes)
 
 
 async def test_a_node_that_fails_does_not_end_the_search_for_a_response() -> None:

@@ -42,7 +42,7 @@ def raw_step(
     raw.scheduled, raw.drafted = scheduled, ()
     outputs = [SimpleNamespace(request_id=i, new_token_ids=[1], finish_reason=None) for i in scheduled]
     raw.outputs = {0: SimpleNamespace(outputs=outputs)}
-    raw.free_blocks, raw.kv_events = 90, []
+    raw.free_blocks, raw.kv_events, raw.cache_notes = 90, [], []
     raw.alive = len(scheduled) if alive is None else alive
     for name, value in more.items():
         setattr(raw, name, value)

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 from gateway.core import events as ev
 from gateway.core.decision.policies.base import NodeView
 from gateway.core.router import Router, RouterConfig
-from simcore.types import EngineConfig, Forecast, LengthBelief, NodeLoad, Outcome, Quantiles
+from simcore.types import EngineConfig, Forecast, LengthBelief, NodeLoad, NodePace, Outcome, Quantiles
 
 A = TypeVar("A", bound=ev.Action)
 
 TOTAL_BLOCKS = 1052
+PACE = NodePace(batches=(1, 48), step_s=(0.02, 0.04), kv_s_per_token=1e-7, prefill_s_per_token=1e-4)
 
 
 def engine_config(model: str = "m", **changes: Any) -> EngineConfig:
@@ -97,9 +98,11 @@ class CheckedRouter:
             self._check(action)
         return actions
 
-    def join(self, *node_ids: str, load: bool = True, config: EngineConfig | None = None) -> None:
+    def join(self, *node_ids: str, load: bool = True, pace: bool = True, config: EngineConfig | None = None) -> None:
         for node_id in node_ids:
             self.tell(ev.NodeJoined(node_id=node_id, config=config or engine_config()))
+            if pace:
+                self.tell(ev.PaceTold(node_id=node_id, pace=PACE))
             if load:
                 self.note(node_id)
 

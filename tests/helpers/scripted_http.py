@@ -146,7 +146,14 @@ class Caller:
         feed = BodyFeed(size_bytes)
         feed.feed(body)
         forwarder.forward(
-            ForwardCall(request_id=self.name, method=method, target=target, headers=headers, body_bytes=size_bytes),
+            ForwardCall(
+                request_id=self.name,
+                method=method,
+                target=target,
+                headers=headers,
+                body_bytes=size_bytes,
+                prompt_tokens=1,
+            ),
             feed,
             self,
         )

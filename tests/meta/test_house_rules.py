@@ -53,7 +53,7 @@ def test_seconds_and_counts_carry_their_unit_in_the_name() -> None:
     without_unit |= {"bias", "spread", "preemption_probability"}
     for proto in sorted((ROOT / "protos/v1").glob("*.proto")):
         for name in re.findall(r"\bdouble (\w+) =", proto.read_text()):
-            assert name.endswith("_s") or name in without_unit, f"{proto.name}: {name}"
+            assert re.search(r"_s(_per_\w+)?$", name) or name in without_unit, f"{proto.name}: {name}"
 
 
 LIGHT_GATEWAY = """

@@ -1,10 +1,11 @@
 # mypy: disable-error-code="import-not-found"
 """Runs inside a vLLM environment: what the trace costs the engine's own thread, step by step, with 256 running.
 
-    python -m tests.vllm.overhead_driver --running 256 --steps 2000 [--prefix-cache]
+    python -m tests.vllm.overhead_driver --running 256 --steps 2000 [--prefix-cache 0]
 
 The scheduler is vLLM's own; between planning and taking in the output the thread sleeps as if a device computed.
-Prints one JSON object; times in microseconds of the thread's CPU: `hooks` in our code,
+Prints one JSON object; times in microseconds of the thread's CPU: `hooks` in our code, `pool` in what
+keeps the account of the prefix cache (compare it with that of `--prefix-cache 0`),
 `step` in all of vLLM and us.
 """
 
@@ -37,10 +38,26 @@ def timed(recorder: Any, spent: list[float]) -> None:
     recorder.guarded = guarded
 
 
+def timed_pool(pool: Any, spent: list[float]) -> None:
+    """Adds up the time of the block pool's methods that say what the prefix cache holds, whoever has wrapped them."""
+    for name in ("cache_full_blocks", "_maybe_evict_cached_block", "take_events"):
+        setattr(pool, name, _timed(getattr(pool, name), spent))
+
+
+def _timed(inner: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def outer(*arguments: Any, **named: Any) -> Any:
+        began = time.thread_time()
+        done = inner(*arguments, **named)
+        spent[0] += time.thread_time() - began
+        return done
+
+    return outer
+
+
 def measure(arguments: argparse.Namespace, *, plain: bool, reader: bool) -> dict[str, float]:
     folder = tempfile.mkdtemp(prefix="astrolabe-trace-")
     os.environ["ASTROLABE_TRACE"] = f"unix:{folder}/trace.sock"
-    os.environ["ASTROLABE_TRACE_PREFIX_CACHE"] = "1" if arguments.prefix_cache and not plain else "0"
+    os.environ["ASTROLABE_TRACE_PREFIX_CACHE"] = "0" if plain else arguments.prefix_cache
     options = argparse.Namespace(
         mode="sync", policy="fcfs", max_num_seqs=arguments.running, budget=8192, blocks=60_000, plain=plain
     )
@@ -63,6 +80,8 @@ def measure(arguments: argparse.Namespace, *, plain: bool, reader: bool) -> dict
     recorder = getattr(engine.scheduler, "_astrolabe", None)
     if recorder is not None:
         timed(recorder, spent)
+    pool_spent = [0.0]
+    timed_pool(engine.scheduler.kv_cache_manager.block_pool, pool_spent)
     for i in range(arguments.running):
         engine.add(
             f"cmpl-astrolabe=request-{i:05d}=-0-12345678",
@@ -73,10 +92,11 @@ def measure(arguments: argparse.Namespace, *, plain: bool, reader: bool) -> dict
         )
     hooks: list[float] = []
     steps: list[float] = []
+    pool: list[float] = []
     device_s = arguments.device_ms / 1e3
     process_s = time.process_time()
     for step in range(arguments.steps + 20):
-        spent[0] = 0.0
+        spent[0] = pool_spent[0] = 0.0
         began = time.thread_time()
         engine.flying.append(engine._plan())
         time.sleep(device_s)
@@ -85,11 +105,14 @@ def measure(arguments: argparse.Namespace, *, plain: bool, reader: bool) -> dict
         if step >= 20:
             hooks.append(spent[0])
             steps.append(ended - began)
+            pool.append(pool_spent[0])
     assert len(engine.scheduler.running) == arguments.running
     return {
         "hooks_p50": at(hooks, 0.5),
         "hooks_p99": at(hooks, 0.99),
         "hooks_max": max(hooks) * 1e6,
+        "pool_p50": at(pool, 0.5),
+        "pool_mean": round(sum(pool) / len(pool) * 1e6, 1),
         "step_p50": at(steps, 0.5),
         "step_p99": at(steps, 0.99),
         # All threads together: the publisher's work is in it.
@@ -107,7 +130,7 @@ def main() -> None:
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--device-ms", type=float, default=5.0)
-    parser.add_argument("--prefix-cache", action="store_true")
+    parser.add_argument("--prefix-cache", choices=["0", "1", "events"], default="1")
     parser.add_argument("--kind", choices=["plain", "traced", "read"], default="read")
     arguments = parser.parse_args()
     result = measure(arguments, plain=arguments.kind == "plain", reader=arguments.kind == "read")

@@ -275,7 +275,6 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="astrolabe-trace-")
     os.environ["ASTROLABE_TRACE"] = f"unix:{folder}/trace.sock"
-    os.environ["ASTROLABE_TRACE_PREFIX_CACHE"] = "1"
     engine = Engine(arguments)
     trace = TraceReader(f"{folder}/trace.sock")
     sys.stdout.write(json.dumps(run(engine, trace, arguments)) + "\n")

@@ -154,6 +154,6 @@ def real_server(
         host="127.0.0.1",
         port=port,
         extra=[*options, "--enable-prompt-tokens-details", *extra],
-        environ={**os.environ, **QUIET, "ASTROLABE_TRACE_PREFIX_CACHE": "1", **(environ or {})},
+        environ={**os.environ, **QUIET, **(environ or {})},
     )
     return Server(launch.command, launch.environment, port=port, folder=folder)

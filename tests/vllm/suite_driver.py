@@ -81,7 +81,9 @@ def replaced(utils, current):
     def made(self, model, vllm_serve_args, *, env_dict=None, **_):
         self.uds, self.proc, self.show_hidden_metrics = None, None, False
         self._shutdown_complete = True
-        self.host, self.port = current[0].server(model, list(vllm_serve_args), env_dict or {})
+        # What renders without an engine has routes that a whole server has when it is told to.
+        more = ["--enable-scale-out"] if isinstance(self, utils.RemoteLaunchRenderServer) else []
+        self.host, self.port = current[0].server(model, [*vllm_serve_args, *more], env_dict or {})
 
     utils.RemoteVLLMServer.__init__ = made
 
@@ -92,6 +94,7 @@ def run(module, broker, current, only=()):
         plugin = Side(broker, side)
         current[:] = [plugin]
         options = ["-q", "--no-header", "-p", "no:cacheprovider", "--tb", "short"]
+        options += ["-k", os.environ.get("ASTROLABE_SUITE_TESTS", "")]
         pytest.main([*options, "--confcutdir", "tests/entrypoints", *(only or [module])], plugins=[plugin])
         told[side] = plugin.outcomes
     return told

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from bench.chaos.virtual.scenario import CUT_OFF_S, SUSPECT_S, WHOLE, ChaosRun, Dice, Scenario, World, joined
+from bench.chaos.virtual.scenario import CUT_OFF_S, SUSPECT_S, WHOLE, ChaosRun, Dice, Scenario, World, alike, joined
 from bench.simcluster import NodeSpec
 from bench.simcluster.world import (
+    CacheLies,
     ClockJumps,
     Fills,
     GatewayRestarts,
@@ -21,6 +22,7 @@ from bench.simcluster.world import (
     TraceFreezes,
     Vanishes,
 )
+from bench.workload.prefix import item_block_hashes
 from gateway.core import events as ev
 from simcore.types import Outcome
 
@@ -83,7 +85,7 @@ def predictor_killed(dice: Dice) -> Scenario:
 
     def check(run: ChaosRun) -> str:
         served = {node_id for arrival_s, node_id in run.answers if arrival_s == burst_s}
-        return f"never used again: {sorted(victims - served)}" if victims - served else ""
+        return f"never used again: {sorted(victims - served)}" if alike(nodes) and victims - served else ""
 
     # Three attempts are allowed: who is hit by every kill may be given up.
     return Scenario(nodes=nodes, items=items, world=world, check=check, may_end=WHOLE | {Outcome.NODE_LOST})
@@ -155,7 +157,7 @@ def trace_frozen(dice: Dice) -> Scenario:
     def check(run: ChaosRun) -> str:
         if "frozen" in run.alarms[victim]:
             return f"{victim} still has an alarm: {run.alarms[victim]}"
-        return "" if len(nodes) == 1 or run.nodes.get(victim, 0) else f"{victim} was never used"
+        return "" if not alike(nodes) or len(nodes) == 1 or run.nodes.get(victim, 0) else f"{victim} was never used"
 
     return Scenario(nodes=nodes, items=items, world=world, check=check)
 
@@ -169,6 +171,39 @@ def lying_predictor(dice: Dice) -> Scenario:
         for _ in range(3)
     ]
     return Scenario(nodes=nodes, items=items, world=world)
+
+
+def lying_cache(dice: Dice) -> Scenario:
+    """A node claims to have cached prompts that nobody has seen yet, then tells the truth: its word is dropped, its
+    requests are not, it draws no more of them than others, and it is believed again."""
+    nodes = dice.equal(least=3, most=4, enable_prefix_caching=True, max_num_seqs=16, num_blocks=1052)
+    items = []
+    for i, item in enumerate(dice.requests(800, 10.0, output_tokens=(60, 200))):
+        # At first no two prompts begin alike, then six beginnings come again and again.
+        first_id = 5 * (i if i < 300 else dice.rng.randrange(1000, 1006))
+        prefix_ids = tuple(range(first_id, first_id + 5))
+        prompt_tokens = item.prompt_tokens + 640
+        items.append(
+            msgspec.structs.replace(item, prompt_tokens=prompt_tokens, prefix_ids=prefix_ids, prefix_block_tokens=128)
+        )
+    liar, honest_s = dice.rng.choice(nodes).node_id, items[300].arrival_s
+    claimed = tuple([name for item in items[:300] for name in item_block_hashes(item, nodes[0].config)])
+    world: World = [
+        (items[0].arrival_s, CacheLies(node_id=liar, names=claimed)),
+        (honest_s, CacheLies(node_id=liar)),
+    ]
+
+    def check(run: ChaosRun) -> str:
+        dropped_s = next((at_s for at_s, alarm in run.seen_alarms[liar] if "claims" in alarm), math.inf)
+        if dropped_s > honest_s:
+            return f"nobody saw that {liar} lies: {run.seen_alarms[liar]}"
+        if "claims" in run.alarms[liar]:
+            return f"{liar} is not believed again: {run.alarms[liar]}"
+        placed = [node_id for arrival_s, node_id in run.answers if dropped_s < arrival_s < honest_s]
+        share = placed.count(liar) * len(nodes) / len(placed)
+        return "" if 0.3 < share < 2.0 else f"{liar} got {share:.2f} of its share after its word was dropped"
+
+    return Scenario(nodes=nodes, items=items, world=world, check=check, policy="prefix_affinity")
 
 
 def engine_fails(dice: Dice) -> Scenario:
@@ -302,7 +337,7 @@ def resume_modes(dice: Dice) -> Scenario:
 
 def slow_node(dice: Dice) -> Scenario:
     """One node is five times slower than the others, and nobody was told: it gets about a fifth of what they get."""
-    nodes = dice.fleet(least=4, most=4, max_num_seqs=16, num_blocks=1052)
+    nodes = dice.equal(least=4, most=4, max_num_seqs=16, num_blocks=1052)
     knots = STEP_TIMES_SLOWER
     slow = msgspec.structs.replace(nodes[0].step_time, name="chaos/slow", **knots)
     nodes[0] = NodeSpec(node_id="n0", config=nodes[0].config, step_time=slow)
@@ -319,16 +354,17 @@ def slow_node(dice: Dice) -> Scenario:
 def everything_at_once(dice: Dice) -> Scenario:
     """Kills, hangs, failures, lies, frozen traces, full queues and leaving clients, all in one run."""
     nodes = dice.fleet(least=3)
+    first = nodes[0].node_id
     items = dice.requests(120, 15.0)
     world: World = []
     for maker in (engine_fails, lying_predictor, trace_frozen, full_queue):
         world += [
             (at_s, what)
             for at_s, what in maker(dice).world
-            if getattr(what, "node_id", "n0") in {node.node_id for node in nodes}
+            if getattr(what, "node_id", first) in {node.node_id for node in nodes}
         ]
     at_s = dice.moment(items)
-    world += [(at_s, ev.NodeLost(node_id="n0", detail="killed")), (at_s + 1.0, joined(nodes[0]))]
+    world += [(at_s, ev.NodeLost(node_id=first, detail="killed")), (at_s + 1.0, joined(nodes[0]))]
     world += [
         (item.arrival_s + dice.rng.expovariate(1.0), ev.ClientGone(request_id=item.request_id))
         for item in dice.rng.sample(items, 30)
@@ -356,6 +392,7 @@ FAULTS: dict[str, Callable[[Dice], Scenario]] = {
         half_open_connection,
         trace_frozen,
         lying_predictor,
+        lying_cache,
         engine_fails,
         full_queue,
         all_nodes_gone,

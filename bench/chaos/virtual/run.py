@@ -9,7 +9,7 @@ import msgspec
 
 from bench.chaos.virtual.faults import FAULTS
 from bench.chaos.virtual.scenario import WHOLE, ChaosRun, Dice, Scenario
-from bench.simcluster import SimCluster
+from bench.simcluster import NodeSpec, SimCluster
 from gateway.core import events as ev
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
@@ -81,9 +81,12 @@ class _Watch:
             self.resumed += 1
 
 
-def run(fault: str, seed: int) -> Verdict:
-    """Runs one fault with one seed. Raises KeyError for a name that is not in the catalogue."""
-    dice = Dice(seed)
+def run(fault: str, seed: int, nodes: Sequence[NodeSpec] = ()) -> Verdict:
+    """Runs one fault with one seed, on these nodes or on some that the seed draws.
+
+    Raises KeyError for a name that is not in the catalogue, ValueError for too few nodes.
+    """
+    dice = Dice(seed, nodes)
     scenario = FAULTS[fault](dice)
     watch = _Watch(scenario)
     config = RouterConfig(

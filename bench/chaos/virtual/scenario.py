@@ -17,6 +17,8 @@ from simcore.types import EngineConfig, Outcome
 SUSPECT_S = 1.0
 """What the gateway's link makes of silence (`gateway.nodes.link`): suspicion, and the end of the session."""
 CUT_OFF_S = 5.0
+MOST_PROMPT_TOKENS, MOST_OUTPUT_TOKENS = 1500, 600
+"""Of a request, unless a scenario says otherwise."""
 
 STEP_TIME = StepTimeModel(
     name="chaos/small",
@@ -67,12 +69,22 @@ class ChaosRun(msgspec.Struct, kw_only=True):
 
 
 class Dice:
-    """What scenarios draw from, all from one seed."""
+    """What scenarios draw from, all from one seed. With `nodes` the fleet is not drawn: it is these."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, nodes: Sequence[NodeSpec] = ()) -> None:
         self.rng = random.Random(seed)
+        self._nodes = nodes
 
-    def fleet(self, least: int = 2, most: int = 5, **config: object) -> list[NodeSpec]:
+    def fleet(self, least: int = 2) -> list[NodeSpec]:
+        """At least so many nodes. Raises ValueError: those that were given are too few, or too small for requests."""
+        if not self._nodes:
+            return self.equal(least)
+        if len(self._nodes) < least:
+            raise ValueError(f"this fault needs {least} nodes, the fleet has {len(self._nodes)}")
+        return list(self._nodes)
+
+    def equal(self, least: int, most: int = 5, **config: object) -> list[NodeSpec]:
+        """Equal nodes, least to most of them, whatever fleet was given."""
         engine = EngineConfig(
             model="m",
             max_num_seqs=self.rng.choice((4, 16, 48)),
@@ -90,8 +102,8 @@ class Dice:
         count: int,
         rate_per_s: float,
         *,
-        prompt_tokens: tuple[int, int] = (200, 1500),
-        output_tokens: tuple[int, int] = (120, 600),
+        prompt_tokens: tuple[int, int] = (200, MOST_PROMPT_TOKENS),
+        output_tokens: tuple[int, int] = (120, MOST_OUTPUT_TOKENS),
     ) -> list[WorkloadItem]:
         """Poisson arrivals. Lengths are exponential: mean and most, in tokens."""
         items, at_s = [], 0.0
@@ -117,6 +129,11 @@ class Dice:
     def moment(self, items: Sequence[WorkloadItem]) -> float:
         """Any time while requests come."""
         return self.rng.uniform(items[0].arrival_s, items[-1].arrival_s)
+
+
+def alike(nodes: Sequence[NodeSpec]) -> bool:
+    """Whether each of them must get its share: of unequal ones the slow may rightly get nothing."""
+    return all((node.config, node.step_time) == (nodes[0].config, nodes[0].step_time) for node in nodes)
 
 
 def joined(spec: NodeSpec) -> ev.NodeJoined:

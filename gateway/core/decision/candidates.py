@@ -92,10 +92,10 @@ def worth_comparing(
 ) -> Sequence[NodeView]:
     """Those of the eligible `nodes` that `policy` is to price, or to ask for forecasts first.
 
-    A sample, if configuration or policy say so. With `startable_only` those that could start the request now by their
-    load, which may be none. Of a policy that asks, then, the `ask` nodes that cost least by the policy `prefilter`,
-    equals in random order; nodes that it cannot price, because nothing is known of them, come after all others, fewest
-    requests of ours first.
+    A sample, if configuration or policy say so. With `startable_only` none unless one could start the request now by
+    its load; of a policy that asks for no forecasts, then, only those. Of a policy that asks, the `ask` nodes that cost
+    least by the policy `prefilter`, equals in random order; nodes that it cannot price, because nothing is known of
+    them, come after all others, fewest requests of ours first.
     """
     shape = live.shape
     k = config.sample or SAMPLE_OF.get(policy.name, 0)
@@ -105,8 +105,10 @@ def worth_comparing(
         nodes = rng.sample(nodes, k)
     views = pool.views(nodes, shape, now_s)
     if startable_only:
-        can_start = has_room_for_prompt if policy.needs_forecasts else can_start_by_load
-        views = [view for view in views if can_start(view, shape)]
+        if policy.needs_forecasts:
+            views = views if any(has_room_for_prompt(view, shape) for view in views) else []
+        else:
+            views = [view for view in views if can_start_by_load(view, shape)]
     if not policy.needs_forecasts or not 0 < config.ask < len(views):
         return views
     costs = prefilter.costs(shape, views, {})

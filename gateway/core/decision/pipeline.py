@@ -13,16 +13,16 @@ from gateway.core.decision.adapters import prefer_loaded
 from gateway.core.decision.admission import can_start_by_forecast
 from gateway.core.decision.candidates import eligible, worth_comparing
 from gateway.core.decision.forecasts import Believed, believe
-from gateway.core.decision.policies.base import Policy
+from gateway.core.decision.policies.base import PlacementWatcher, Policy, Served
 from gateway.core.decision.policies.registry import PolicyError, canonical_name, make_policy
 from gateway.core.decision.rank import Ranking, rank, sentence, why_unpriced
 from gateway.core.decision.service_levels import is_infeasible
 from gateway.core.events import RequestShape
+from gateway.core.nodes.node import Node
 from gateway.core.nodes.pool import NodePool
-from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
 from gateway.core.queue.late_binding import LateBinding
-from gateway.core.request.attempt import ForecastRound
+from gateway.core.request.attempt import Attempt, ForecastRound
 from gateway.core.request.live import LiveRequest
 from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.router_config import RouterConfig
@@ -40,6 +40,8 @@ class DecisionPipeline:
         self._config = config
         self._rng = rng
         self._policies: dict[str, Policy] = {}
+        self._watchers: list[PlacementWatcher] = []
+        """Those of the policies that keep accounts."""
         self._fallback = self._without_forecasts("fallback", config.fallback)
         self._prefilter = self._without_forecasts("prefilter", config.prefilter)
 
@@ -49,8 +51,8 @@ class DecisionPipeline:
         policy = self._policies.get(name)
         if policy is None:
             policy = self._policies[name] = make_policy(name, self._rng)
-            if getattr(policy, "needs_prefixes", False) and self._pool.prefixes is None:
-                self._pool.prefixes = PrefixIndex()
+            if isinstance(policy, PlacementWatcher):
+                self._watchers.append(policy)
         return policy
 
     def begin(self, live: LiveRequest, now_s: float) -> Verdict:
@@ -99,18 +101,43 @@ class DecisionPipeline:
                 return Wait(min(starts_s), behind_all=True)
         if may_wait:
             preemption = self._config.hold.preemption
-            views = [
-                view
+            # Where one can start it, it may still be better off in the queue of another: that is the cost's to say.
+            if not any(
+                can_start_by_forecast(view, live.shape, forecasts.get(view.node_id), preemption=preemption)
                 for view in views
-                if can_start_by_forecast(view, live.shape, forecasts.get(view.node_id), preemption=preemption)
-            ]
-            if not views:
+            ):
                 return Wait(min([forecast.clear_start_s.mean for forecast in forecasts.values()], default=0.0))
         return self._choose(live, views, believed, now_s)
 
     def has_room(self, live: LiveRequest, now_s: float) -> bool:
         """Whether any node could take it, now or in its queue."""
         return not isinstance(eligible(self._pool, live, now_s), Refusal)
+
+    # --- what becomes of decisions, for policies that keep accounts ---------------------------------------------------
+
+    def placed(self, live: LiveRequest, node: Node, now_s: float) -> None:
+        """The request is about to go to the node."""
+        if self._watchers:
+            (view,) = self._pool.views([node], live.shape, now_s)
+            for watcher in self._watchers:
+                watcher.placed(live.shape, view)
+
+    def began(self, attempt: Attempt) -> None:
+        """The first token of an attempt has come."""
+        for watcher in self._watchers:
+            watcher.began(attempt.asked, attempt.node.node_id)
+
+    def left(self, attempt: Attempt) -> None:
+        """An attempt is not at its node any more."""
+        if not self._watchers:
+            return
+        served = None
+        if attempt.served_s is not None:
+            sent_s, first_s = attempt.dispatched_s, attempt.first_token_s
+            ttft_s = None if first_s is None else first_s - sent_s
+            served = Served(ttft_s, attempt.served_s - sent_s, attempt.output_tokens)
+        for watcher in self._watchers:
+            watcher.left(attempt.asked, attempt.node.node_id, served)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,10 @@ import msgspec
 from gateway.core.nodes.accuracy import AccuracyStatus, ForecastAccuracy
 from gateway.core.nodes.health import Health
 from gateway.core.nodes.liveness import Liveness
+from gateway.core.nodes.pace import Pace
+from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
-from simcore.types import EngineConfig, NodeLoad
+from simcore.types import EngineConfig, NodeLoad, NodePace
 
 QPM_WINDOW_S = 60.0
 PROMISE_S = 0.1
@@ -34,6 +36,7 @@ class InFlight(msgspec.Struct, kw_only=True):
     prompt_blocks: int
     tokens: int
     """Prompt and expected output."""
+    prompt_tokens: int
     delay_s: float | None
     """By how much it is forecast to delay each other request there; None when nobody forecast it."""
 
@@ -71,9 +74,12 @@ class Node:
         self.draining = False
         self.up = True
         self.detail = ""
+        self.weight = 1.0
+        """What it can do, compared with others, as the configuration says."""
         self.health = Health()
         self.accuracy = ForecastAccuracy()
         self.liveness = Liveness()
+        self.prefixes = PrefixIndex()
         self.in_flight: dict[str, InFlight] = {}
         """Per request id, in the order of dispatch."""
         self.dispatch_seq = 0
@@ -83,12 +89,19 @@ class Node:
         """Grows with each `NodeJoined`."""
         self.adapters: frozenset[str] | None = None
         """LoRA adapters that requests there use; None: not known."""
+        self.told_pace: NodePace | None = None
+        """How fast it says that it works; None: it has not said."""
+        self.pace: Pace | None = None
+        """How fast it is taken to work; None: nobody has said."""
+        self.pace_doubt = ""
+        """Why it is not believed; empty: it is."""
         self.note: NodeLoad | None = None
         self.noted_s = 0.0
         self._unnoted: dict[int, InFlight] = {}
         """Dispatches after the note, by number, in that order."""
         self._unnoted_blocks = 0
         self._unnoted_tokens = 0
+        self._unnoted_prompt_tokens = 0
         self._promised: deque[tuple[float, InFlight]] = deque()
         self._recent: deque[float] = deque()
         self._merged: NodeLoad | None = None
@@ -119,11 +132,19 @@ class Node:
         for sent in self.in_flight.values():
             sent.dispatch_seq = 0
         self.accuracy.start_anew()
+        self.prefixes.session_ended()
         self._forget()
+
+    def reckon_with(self, pace: NodePace) -> None:
+        """This is how fast it is taken to work from now on."""
+        seats = self.config.max_num_seqs
+        if self.pace is None or self.pace.told is not pace or self.pace.seats != seats:
+            self.pace = Pace(pace, seats)
 
     def lose(self, detail: str) -> None:
         self.up = False
         self.detail = detail
+        self.prefixes.session_ended()
         self._forget()
 
     def hear(self, load: NodeLoad, dispatch_seq: int, now_s: float) -> None:
@@ -145,6 +166,7 @@ class Node:
         self._unnoted[sent.dispatch_seq] = sent
         self._unnoted_blocks += sent.prompt_blocks
         self._unnoted_tokens += sent.tokens
+        self._unnoted_prompt_tokens += sent.prompt_tokens
         self._recent.append(now_s)
         self._changed = True
 
@@ -157,9 +179,16 @@ class Node:
     def release(self, request_id: str) -> None:
         """Gives a place back. KeyError if there is none: an account is released exactly once."""
         sent = self.in_flight.pop(request_id)
+        self.prefixes.over(request_id)
         if self._unnoted.pop(sent.dispatch_seq, None) is not None:
             self._subtract(sent)
             self._changed = True
+
+    def cached_tokens(self, names: Sequence[int], prompt_tokens: int) -> int:
+        """Tokens of a prompt with blocks of these names that need no computing here, as far as is known. The last token
+        is always computed, and with it its block."""
+        size = self.config.block_size_tokens
+        return min(self.prefixes.cached_blocks(names), (prompt_tokens - 1) // size) * size
 
     def sent_since(self, dispatch_seq: int) -> list[InFlight]:
         """Our requests that went there after `dispatch_seq` and still are."""
@@ -204,6 +233,8 @@ class Node:
             in_flight=len(self.in_flight),
             dispatches_60s=len(recent),
             cached_tokens=cached_tokens,
+            weight=self.weight,
+            pace=self.pace,
         )
 
     def status(self) -> NodeStatus:
@@ -229,7 +260,8 @@ class Node:
     def _alarm(self) -> str:
         frozen_s = self.liveness.frozen_s
         frozen = f"its trace is frozen: {frozen_s:.1f} s of tokens are not in it" if frozen_s else ""
-        return "; ".join(filter(None, (self.health.alarm, frozen, self.accuracy.alarm())))
+        doubts = (self.health.alarm, frozen, self.accuracy.alarm(), self.pace_doubt, self.prefixes.alarm())
+        return "; ".join(filter(None, doubts))
 
     def _merge(self, note: NodeLoad) -> NodeLoad:
         if not self._unnoted and not self._promised:
@@ -238,6 +270,7 @@ class Node:
         ours = len(self._unnoted) + len(promised)
         blocks = self._unnoted_blocks + sum(sent.prompt_blocks for sent in promised)
         tokens = self._unnoted_tokens + sum(sent.tokens for sent in promised)
+        prompts = self._unnoted_prompt_tokens + sum(sent.prompt_tokens for sent in promised)
         return NodeLoad(
             node_id=note.node_id,
             trace_seq=note.trace_seq,
@@ -250,19 +283,24 @@ class Node:
             unprocessed_tokens=note.unprocessed_tokens + tokens,
             preemptions_total=note.preemptions_total,
             reserved=note.reserved + ours,
+            prefill_tokens=note.prefill_tokens + prompts,
         )
 
     def _subtract(self, sent: InFlight) -> None:
         self._unnoted_blocks -= sent.prompt_blocks
         self._unnoted_tokens -= sent.tokens
+        self._unnoted_prompt_tokens -= sent.prompt_tokens
 
     def _forget(self) -> None:
         self.note = None
         self.adapters = None
+        self.told_pace = self.pace = None
+        self.pace_doubt = ""
         self._merged = None
         self._unnoted.clear()
         self._unnoted_blocks = 0
         self._unnoted_tokens = 0
+        self._unnoted_prompt_tokens = 0
         self._promised.clear()
         self.liveness = Liveness()
         self._changed = False

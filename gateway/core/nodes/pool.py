@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.core.events import Lane, RequestShape
 from gateway.core.nodes.health import Standing
 from gateway.core.nodes.node import Node
-from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.nodes.view import NodeView
-from simcore.types import EngineConfig
+from simcore.types import EngineConfig, NodePace
+
+MOST_APART = 300.0
+"""Times that a step of one sequence may take longer or shorter than that of the node in the middle: what lies between
+a small model on the fastest device and a large one on a processor."""
+LEAST_TO_JUDGE = 3
+"""Of fewer nodes nobody can say which is odd."""
 
 
 class ModelNodes(NamedTuple):
@@ -35,19 +40,18 @@ class ModelNodes(NamedTuple):
 class NodePool:
     """All nodes by name, in the order in which they joined."""
 
-    def __init__(self, *, stale_after_s: float) -> None:
-        """A busy node silent for longer than `stale_after_s` is unknown."""
+    def __init__(self, *, stale_after_s: float, weights: Mapping[str, float] | None = None) -> None:
+        """A busy node silent for longer than `stale_after_s` is unknown. `weights`: by node or by profile."""
         self.nodes: dict[str, Node] = {}
         self._models: dict[str, ModelNodes] = {}
         self._all: ModelNodes | None = None
         """All nodes, whatever they serve; None while there are none."""
         self._ailing: set[str] = set()
         """Nodes whose standing must be asked for."""
-        self.prefixes: PrefixIndex | None = None
-        """Kept from the moment that a policy needs it."""
         self.has_adapters = False
         """Whether a node may have told that it uses one: most fleets have none, and need not look."""
         self._stale_after_s = stale_after_s
+        self._weights = weights or {}
 
     def join(self, node_id: str, config: EngineConfig, profile: str) -> None:
         node = self.nodes.get(node_id)
@@ -55,6 +59,8 @@ class NodePool:
             node = self.nodes[node_id] = Node(node_id, config, profile)
         else:
             node.rejoin(config, profile)
+        self._believe_paces()
+        node.weight = self._weights.get(node_id, self._weights.get(profile, 1.0))
         others = [other for name in config.names if (known := self._models.get(name)) for other in known.ready]
         if any(other is not node and other.delivered for other in others):
             node.health.start_slowly()
@@ -72,6 +78,11 @@ class NodePool:
         """Requests at the node use these LoRA adapters; None: it does not tell."""
         node.adapters = None if names is None else frozenset(names)
         self.has_adapters = any(other.adapters for other in self.nodes.values())
+
+    def set_pace(self, node: Node, pace: NodePace) -> None:
+        """The node tells how fast it works."""
+        node.told_pace = pace
+        self._believe_paces()
 
     def health_changed(self, node: Node) -> None:
         """To be called after anything that may have changed a node's `health`."""
@@ -92,17 +103,13 @@ class NodePool:
         return [node for node, standing in zip(nodes, standings, strict=True) if standing is best]
 
     def views(self, nodes: Sequence[Node], shape: RequestShape, now_s: float) -> list[NodeView]:
-        """What a policy sees of `nodes` when it prices this request."""
-        stale_after_s, prefixes, names = self._stale_after_s, self.prefixes, shape.block_hashes
-        if prefixes is None or not names:
+        """What a policy sees of `nodes` when it prices this request; of a prompt whose blocks have names also how much
+        of it each has cached."""
+        stale_after_s, names, prompt_tokens = self._stale_after_s, shape.block_hashes, shape.prompt_tokens
+        if not names:
             return [node.view(now_s, stale_after_s) for node in nodes]
         return [
-            node.view(
-                now_s,
-                stale_after_s,
-                cached_tokens=prefixes.cached_blocks(node.node_id, names) * node.config.block_size_tokens,
-            )
-            for node in nodes
+            node.view(now_s, stale_after_s, cached_tokens=node.cached_tokens(names, prompt_tokens)) for node in nodes
         ]
 
     def lose(self, node_id: str, detail: str) -> None:
@@ -112,8 +119,6 @@ class NodePool:
     def remove(self, node_id: str) -> None:
         del self.nodes[node_id]
         self._ailing.discard(node_id)
-        if self.prefixes is not None:
-            self.prefixes.forget(node_id)
         self._regroup()
 
     def drain(self, node_id: str, draining: bool) -> None:
@@ -140,6 +145,26 @@ class NodePool:
         if model:
             return f"no node serves model {model[:100]!r}; served are {known}"
         return f"several models are served; name one of {known}"
+
+    def _believe_paces(self) -> None:
+        """Gives each node the pace to reckon with: its own, or, of one that has not told or tells what cannot be, that
+        of the node in the middle."""
+        told = sorted(
+            ((node.told_pace.step_s[0], node.told_pace) for node in self.nodes.values() if node.told_pace is not None),
+            key=lambda pace: pace[0],
+        )
+        if not told:
+            return
+        middle_s, middle = told[len(told) // 2]
+        for node in self.nodes.values():
+            own = node.told_pace
+            node.pace_doubt = ""
+            if own is not None and len(told) >= LEAST_TO_JUDGE:
+                apart = own.step_s[0] / middle_s
+                if not 1.0 / MOST_APART <= apart <= MOST_APART:
+                    own = None
+                    node.pace_doubt = f"it tells step times {apart:.2g} times those of the node in the middle"
+            node.reckon_with(own or middle)
 
     def _regroup(self) -> None:
         groups: dict[str, list[Node]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gateway.core.nodes.pace import Pace
 from simcore.types import EngineConfig, NodeLoad
 
 
@@ -23,6 +24,10 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Requests that this gateway has there, exact."""
     dispatches_60s: int
     """Dispatches of this gateway to it in the last 60 s."""
+    pace: Pace | None = None
+    """How fast it works; None: nobody has said."""
     cached_tokens: int = 0
-    """Tokens at the beginning of the request's prompt that were sent there before (`PrefixIndex`); 0 unless the policy
-    says that it needs to know."""
+    """Tokens at the beginning of the request's prompt that its prefix cache holds, as far as is known (`PrefixIndex`);
+    0 where the prompt's blocks have no names."""
+    weight: float = 1.0
+    """What the node can do, compared with others, as the router's configuration says (`RouterConfig.weights`)."""

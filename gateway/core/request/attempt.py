@@ -30,6 +30,10 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     """Whether the pace of its tokens has been compared with that."""
     output_tokens: int = 0
     """Output tokens that came of this attempt."""
+    first_token_s: float | None = None
+    """When its first token came; None: not yet, or with all others at once."""
+    served_s: float | None = None
+    """When its answer was whole."""
     is_at_node: bool = True
     """Whether its node has it: then it holds a place in the node's account."""
 

@@ -168,6 +168,7 @@ SHOWN: dict[str, Callable[[], None]] = {
 }
 ELSEWHERE = {
     "bench/show/tables.py": "test_tables.py",
+    "bench/show/groups.py": "test_tables.py",
     "bench/measure/differences.py": "test_tables.py",
     "bench/commands/report.py": "test_a_report_s_tables_too",
     "deploy/commands/nodes.py": "tests/e2e/test_cli.py",

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench.experiments.catalogue import ExperimentError, all_experiments, find, load_experiment, published
 from bench.experiments.claims import claim_text, evaluate, evaluate_points
 from bench.experiments.figures import draw
-from bench.experiments.run import Size, tasks_of
+from bench.experiments.matrix import matrix_of
+from bench.experiments.run import Size, settings_of, tasks_of
 from bench.experiments.schema import (
     Claim,
     Column,
     Experiment,
     Figure,
+    Grid,
+    MatrixSpec,
     Panel,
     PublishedFile,
     PublishedPoint,
     PublishedPoints,
+    Setting,
     TableSpec,
     Variant,
 )
 from bench.experiments.series import capacity, curve, select
-from bench.experiments.tables import as_markdown, cells
+from bench.experiments.tables import as_markdown, cells, matrix_as_markdown, matrix_as_rich
+from bench.run.spec import check_spec, with_values
 from tests.unit.bench.run_lines import line
 
 NAMES = sorted(all_experiments())
+HEAD = 'name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\n'
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,6 +92,9 @@ def test_unknown_names_say_what_was_meant() -> None:
         ('name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\n[base]\npolici = "random"', "did you mean 'policy'"),
         ('name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\n[[grids]]\nvariants = ["a"]', "unknown variant 'a'"),
         ('name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\nstatus = "later"', "must say why"),
+        (f"{HEAD}[[settings]]\ntitle = 's'\ngrid = 'g'", "unknown grid 'g'"),
+        (f"{HEAD}[[matrices]]\ntitle = 'm'\nmeasure = 'ttft'", "unknown measure 'ttft'"),
+        (f"{HEAD}[[matrices]]\ntitle = 'm'\nmeasure = 'ttft_p99_s'\nsettings = ['s']", "unknown setting 's'"),
         ("= 1", "Invalid statement"),
     ],
 )
@@ -195,6 +205,85 @@ def test_tables_have_a_row_for_each_variant_that_was_run() -> None:
     )
     assert cells(EXPERIMENT, table, LINES[:6]) == [["a", "12.9 ± 0.6", "< 10", "1.05 ± 0.64"]]
     assert "| b |" in as_markdown(EXPERIMENT, table, LINES)
+
+
+SETTINGS = msgspec.structs.replace(
+    EXPERIMENT,
+    base={"requests": 50},
+    grids=[Grid(name="g", base={"nodes": 3}, axes={"rate_per_s": [10.0, 12.0, 14.0]})],
+    settings=[
+        Setting(title="ten", grid="g", at={"rate_per_s": 10.0}),
+        Setting(title="none", grid="g", at={"rate_per_s": 11.0}),
+        Setting(title="twelve", grid="g", at={"rate_per_s": 12.0}),
+    ],
+)
+
+
+def test_a_matrix_marks_the_best_of_each_column() -> None:
+    matrix = matrix_of(SETTINGS, MatrixSpec(title="t", measure="ttft_p99_s", digits=1), LINES)
+    assert matrix.settings == ["ten", "twelve"]
+    assert [[cell.text for cell in row.cells] for row in matrix.rows] == [
+        ["1.1 ± 0.6", "3.0 ± 0.6"],
+        ["1.6 ± 0.6", "4.5 ± 0.6"],
+    ]
+    assert [[cell.is_best for cell in row.cells] for row in matrix.rows] == [[True, True], [False, False]]
+    assert matrix.rows[1].cells[1].ratio == pytest.approx(4.55 / 3.05)
+    most = matrix_of(SETTINGS, MatrixSpec(title="t", measure="ttft_p99_s", best="most", settings=["ten"]), LINES[:7])
+    assert [row.cells[0].is_best for row in most.rows] == [False, True]
+    assert most.rows[0].cells[0].ratio == pytest.approx(1.5 / 1.05)
+    text = matrix_as_markdown(matrix)
+    assert "|  | ten | twelve |" in text
+    assert "| a | **1.1 ± 0.6** | **3.0 ± 0.6** |" in text
+    assert "| b | 1.6 ± 0.6 | 4.5 ± 0.6 |" in text
+    assert matrix_as_rich(matrix).row_count == 2
+
+
+def test_a_matrix_has_a_dash_where_nothing_was_run() -> None:
+    lines = [one for one in LINES if (one.variant, one.spec.rate_per_s) != ("b", 12.0)]
+    matrix = matrix_of(SETTINGS, MatrixSpec(title="t", measure="ttft_p99_s"), lines)
+    assert matrix.rows[1].cells[1].text == "–"
+    assert not matrix.rows[1].cells[1].is_best
+
+
+def test_times_of_the_few_that_were_answered_are_not_the_best() -> None:
+    lines = [
+        line("a", 10.0, group="e/g", e2e_mean_s=1.0, completed_share=0.5, goodput_share=0.5),
+        line("b", 10.0, group="e/g", e2e_mean_s=3.0, completed_share=1.0, goodput_share=0.4),
+    ]
+    times = matrix_of(SETTINGS, MatrixSpec(title="t", measure="e2e_mean_s", digits=0), lines)
+    assert [(row.cells[0].text, row.cells[0].is_best) for row in times.rows] == [("1 †", False), ("3", True)]
+    assert times.rows[0].cells[0].ratio is None
+    assert "† more than 1 %" in matrix_as_markdown(times)
+    good = matrix_of(SETTINGS, MatrixSpec(title="t", measure="goodput_share", best="most"), lines)
+    assert [row.cells[0].is_best for row in good.rows] == [True, False]
+    assert "†" not in matrix_as_markdown(good)
+
+
+def test_settings_are_runs_without_a_policy() -> None:
+    found = settings_of(SETTINGS)
+    assert {title: (spec.rate_per_s, spec.nodes, spec.requests) for title, spec in found.items()} == {
+        "ten": (10.0, 3, 50),
+        "none": (11.0, 3, 50),
+        "twelve": (12.0, 3, 50),
+    }
+
+
+def test_every_setting_of_every_experiment_can_be_run_by_itself() -> None:
+    titles = [title for experiment in all_experiments().values() for title in settings_of(experiment)]
+    assert len(titles) > 10
+    for experiment in all_experiments().values():
+        keys = {task.spec.key for task in tasks_of(experiment, Size())}
+        for setting, spec in zip(experiment.settings, settings_of(experiment).values(), strict=True):
+            check_spec(spec)
+            mine = [with_values(spec, variant.values).key for variant in experiment.variants]
+            assert keys & set(mine), f"{experiment.name}: nothing is run in {setting.title}"
+
+
+def test_a_map_of_settings_is_drawn(tmp_path: Path) -> None:
+    figure = Figure(name="m", title="T", kind="settings", panels=[Panel(title="one", measure="ttft_p99_s")] * 2)
+    paths = draw(figure, SETTINGS, LINES, tmp_path, caption="c")
+    assert [path.name for path in paths] == ["m.png", "m.pdf"]
+    assert all(path.stat().st_size > 1000 for path in paths)
 
 
 def test_figures_are_written_as_png_and_pdf(tmp_path: Path) -> None:

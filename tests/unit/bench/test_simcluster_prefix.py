@@ -10,6 +10,7 @@ from bench.workload.item import WorkloadItem
 from gateway.core.router import RouterConfig
 from simcore.cost.shipped import load_shipped
 from simcore.types import EngineConfig
+from tests.helpers.simulated_gateways import with_gateways
 
 CONFIG = EngineConfig(
     model="llama-3.1-8b", max_num_seqs=32, max_num_batched_tokens=2048, num_blocks=3000, max_model_len_tokens=16_384
@@ -36,8 +37,11 @@ ITEMS = [
 ]
 
 
-def mean_ttft_s(policy: str, *, caching: bool = True, items: list[WorkloadItem] = ITEMS) -> float:
-    result = SimCluster(specs(caching), RouterConfig(policy=policy)).run(items)
+def mean_ttft_s(policy: str, *, caching: bool = True, items: list[WorkloadItem] = ITEMS, gateways: int = 1) -> float:
+    cluster = SimCluster(specs(caching), RouterConfig(policy=policy))
+    if gateways > 1:
+        with_gateways(cluster, gateways)
+    result = cluster.run(items)
     ttft_s = result.summary().ttft_s
     assert ttft_s is not None
     assert ttft_s.count == len(items)
@@ -55,6 +59,15 @@ def test_shared_beginnings_are_computed_once_per_node() -> None:
     assert unnamed == pytest.approx(without, rel=0.02)
 
 
-@pytest.mark.parametrize("policy", ["prefix_affinity", "min_total_latency"])
+KNOW_CACHES = ["prefix_affinity", "min_total_latency", "llmd_default", "llmd_affinity", "dynamo_kv", "cache_aware"]
+KNOW_CACHES += ["aibrix_prefix", "production_stack", "production_stack_prefix", "planetserve", "lmetric"]
+
+
+@pytest.mark.parametrize("policy", KNOW_CACHES)
 def test_policies_that_know_of_caches_find_them(policy: str) -> None:
     assert mean_ttft_s(policy) < 0.75 * mean_ttft_s("random")
+
+
+def test_a_gateway_knows_what_others_have_sent() -> None:
+    # Six families, five gateways in turn: a gateway by itself would see each family at its sixth request first.
+    assert mean_ttft_s("prefix_affinity", gateways=5) < 1.1 * mean_ttft_s("prefix_affinity")

@@ -76,20 +76,20 @@ def test_nothing_named_is_the_default_run() -> None:
 def test_a_profile_brings_its_blocks_unless_they_are_named() -> None:
     kv = load_profile("h100/qwen2-7b").kv
     own = base_spec(("profile=h100/qwen2-7b",))
-    assert own.engine(own.profile).num_blocks == kv.num_blocks * kv.block_size_tokens // 16
+    assert own.engine(own.groups[0]).num_blocks == kv.num_blocks * kv.block_size_tokens // 16
     halved = base_spec(("profile=h100/qwen2-7b", "block_size_tokens=32"))
-    assert halved.engine(halved.profile).num_blocks == kv.num_blocks * kv.block_size_tokens // 32
+    assert halved.engine(halved.groups[0]).num_blocks == kv.num_blocks * kv.block_size_tokens // 32
     named = base_spec(("profile=h100/qwen2-7b", "num_blocks=500"))
-    assert named.engine(named.profile).num_blocks == 500
+    assert named.engine(named.groups[0]).num_blocks == 500
 
 
 def test_nodes_may_differ_and_each_has_the_blocks_of_its_profile() -> None:
-    spec = with_values(RunSpec(), {"fleet": "2*a30/llama-2-7b, 1*h100/qwen2-7b"})
+    spec = with_values(RunSpec(), {"fleet": "2*a30/llama-2-7b, 1*h100/llama-2-7b"})
     check_spec(spec)
     nodes = spec.node_specs()
-    assert [node.node_id for node in nodes] == ["node-0", "node-1", "node-2"]
+    assert [node.node_id for node in nodes] == ["a30-0", "a30-1", "h100-0"]
     assert [node.config.num_blocks for node in nodes] == [
-        load_profile(name).kv.num_blocks for name in ("a30/llama-2-7b", "a30/llama-2-7b", "h100/qwen2-7b")
+        load_profile(name).kv.num_blocks for name in ("a30/llama-2-7b", "a30/llama-2-7b", "h100/llama-2-7b")
     ]
     assert nodes[0].step_time != nodes[2].step_time
     assert spec.size == 3

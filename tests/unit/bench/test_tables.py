@@ -11,7 +11,9 @@ from rich.table import Table
 from bench.measure.capacity import InterpolatedCapacity
 from bench.measure.differences import difference_table, differences
 from bench.measure.forecast_errors import DispatchForecast
+from bench.measure.groups import GroupFacts, summarise_groups
 from bench.measure.results import RequestResult, Run, summarise
+from bench.show.groups import group_table
 from bench.show.tables import capacity_table, comparison_table, forecast_table, print_table, summary_table
 from simcore.types import Outcome
 
@@ -34,7 +36,12 @@ def run(policy: str, seed: int) -> Run:
         )
         for i in range(20)
     ]
-    return Run(policy=policy, rate_per_s=12_345.67, seed=seed, summary=summarise(results), router="r")
+    facts = GroupFacts(
+        name="a-group-of-nodes", profile="p", model="a-model", node_ids=("node-0",), price_per_hour=12_345.6
+    )
+    other = GroupFacts(name="other", profile="p", model="another-model", node_ids=("node-1",))
+    groups = summarise_groups(results, [facts, other], {"node-0": 0.12345})
+    return Run(policy=policy, rate_per_s=12_345.67, seed=seed, summary=summarise(results), router="r", groups=groups)
 
 
 RUNS = [run(policy, seed) for seed in (0, 1) for policy in ("min_total_unprocessed_tokens", "min_new_request_latency")]
@@ -42,6 +49,7 @@ TABLES = {
     "summary": summary_table(RUNS[0].summary, title="t"),
     "comparison": comparison_table(RUNS, title="t"),
     "forecasts": forecast_table(RUNS),
+    "groups": group_table(RUNS),
     "differences": difference_table(differences(RUNS)),
     "capacity": capacity_table(
         [InterpolatedCapacity(policy="min_total_unprocessed_tokens", limit_s=3.0, rate_per_s=12_345.6)]

@@ -12,6 +12,7 @@ OURS = [
     "engine_adapters.vllm.account",
     "engine_adapters.vllm.address",
     "engine_adapters.vllm.cache_names",
+    "engine_adapters.vllm.cache_watch",
     "engine_adapters.vllm.describe",
     "engine_adapters.vllm.frames",
     "engine_adapters.vllm.plugin",

@@ -273,3 +273,51 @@ def test_a_prompt_that_the_prefix_cache_holds_starts_sooner() -> None:
     # A trace that begins anew has yet to tell what is cached.
     rig.connect()
     assert rig.one(asked).cached_tokens == 0
+
+
+def named(name: str, ids: range, output_tokens: int = 20) -> Candidate:
+    names = block_hashes(ids, CONFIG.block_size_tokens)
+    return msgspec.structs.replace(candidate(name, len(ids), output_tokens), block_hashes=names)
+
+
+def send(rig: Rig, what: Candidate) -> None:
+    """To the node, which was asked about it: a dispatch comes without block names."""
+    rig.one(what)
+    rig.traced.dispatched(msgspec.structs.replace(what, block_hashes=()), rig.now_s)
+    request = SimRequest(
+        request_id=what.request_id,
+        prompt_tokens=what.prompt_tokens,
+        output_tokens=what.belief.atoms_tokens[0],
+        max_output_tokens=what.max_output_tokens,
+        block_hashes=what.block_hashes,
+    )
+    rig.node.add(request, rig.now_s)
+
+
+def first_token_s(rig: Rig, name: str) -> float:
+    while not rig.node.output_tokens(name):
+        rig.step()
+    return rig.now_s
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_prompts_ahead_leave_what_begins_alike(steps: int) -> None:
+    rig = Rig().connect()
+    send(rig, named("first", range(300)))
+    send(rig, named("second", range(260)))
+    rig.step(steps)
+    asked = named("new", range(280))
+    forecast = rig.one(asked)
+    assert forecast.cached_tokens == 276
+    assert rig.one(candidate("plain", 280)).ttft_s.p50 > forecast.ttft_s.p50 + 3 * STEP_TIME.constant_s
+    asked_s = rig.now_s
+    send(rig, asked)
+    assert first_token_s(rig, "new") - asked_s == pytest.approx(forecast.ttft_s.p50)
+
+
+def test_what_has_ended_before_it_was_computed_leaves_nothing() -> None:
+    rig = Rig().connect()
+    send(rig, named("first", range(300)))
+    assert rig.one(named("new", range(280))).cached_tokens == 276
+    rig.traced.ended("first")
+    assert rig.one(named("new", range(280))).cached_tokens == 0

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import orjson
 import pytest
 from msgspec import structs
 
 from engine_adapters.base import EngineError, EngineOptions, EngineProbe, EngineRequest, RequestRefused
 from engine_adapters.emulated import EmulatedEngine
+from engine_adapters.forwarding import BodyFeed, ForwardCall, ReplyData, ReplyHead
 from length_model.core.belief import known
 from predictor.core.estimator import NoForecast
 from predictor.node import NodeRuntime
-from predictor.requests import End
+from predictor.requests import End, ForwardOrder
 from simcore.trace import TraceDelta, TraceItem
 from simcore.types import Candidate, EngineConfig, Forecast, Outcome
 from tests.helpers.step_time import STEP_TIME
@@ -225,4 +227,55 @@ async def test_the_names_of_the_engine_are_followed() -> None:
         await until_names("m")
     finally:
         unlisten()
+        await node.close()
+
+
+@pytest.mark.parametrize("is_reachable", [True, False])
+async def test_a_call_that_changes_the_names_is_answered_when_they_are_known(is_reachable: bool) -> None:
+    engine = EmulatedEngine(EngineOptions(node_id="n", config=CONFIG, step_time=STEP_TIME))
+    probe = UnreliableProbe(engine)
+    node = NodeRuntime("n", engine, probe, profile=STEP_TIME, reservation_ttl_s=30.0, scenarios=4, models_every_s=1e9)
+    await node.start()
+    names = engine.names
+    asked = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def slow_names() -> tuple[str, ...]:
+        asked.set()
+        await go_on.wait()
+        if not is_reachable:
+            raise EngineError("it is restarted")
+        return await names()
+
+    engine.names = slow_names  # type: ignore[method-assign]
+    told: list[tuple[object, tuple[str, ...]]] = []
+    ended = asyncio.Event()
+
+    def sink(_: str, reply: ReplyHead | ReplyData | None, end: End | None) -> None:
+        told.append((reply, node.config.names))
+        if end is not None:
+            ended.set()
+
+    body = orjson.dumps({"lora_name": "adapter", "lora_path": "/somewhere"})
+    call = ForwardCall(
+        request_id="a",
+        method="POST",
+        target="/v1/load_lora_adapter?x=1",
+        headers=(("content-type", "application/json"),),
+        body_bytes=len(body),
+    )
+    feed = BodyFeed(len(body))
+    feed.feed(body)
+    try:
+        node.forward(ForwardOrder(call=call, belief=None), feed, sink)
+        async with asyncio.timeout(DEADLINE_S):
+            await asked.wait()
+            assert told == []
+            go_on.set()
+            await ended.wait()
+        known = ("m", "adapter") if is_reachable else ("m",)
+        assert isinstance(told[0][0], ReplyHead)
+        assert told[0][0].status == 200
+        assert {told_names for _, told_names in told} == {known}
+    finally:
         await node.close()

@@ -1,35 +1,32 @@
-"""Where the new request adds least latency to everyone: its own, and its harm to the others."""
+"""Where the new request adds least latency to everyone: its own, its harm to those there, and to those who come."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT, room_s
 from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
 from simcore.types import Forecast
 
-DESIGN_UTILISATION = 0.9
-"""The share of a busy cluster's capacity at which placement matters and for which the two terms are balanced."""
 
-
-def total_latency_s(forecast: Forecast) -> float:
+def total_latency_s(request: RequestShape, view: NodeView, forecast: Forecast) -> float:
     """What the request costs everybody, in seconds; see `MinTotalLatency`."""
-    return forecast.e2e_s.mean + (1.0 - DESIGN_UTILISATION) * forecast.harm_s.mean
+    later_s = LATER_WAITS_PER_WAIT * forecast.ttft_s.mean + room_s(request, view)
+    return forecast.e2e_s.mean + forecast.harm_s.mean + later_s
 
 
 class MinTotalLatency:
     """cost = mean forecast end-to-end seconds of the new request
-    + (1 - DESIGN_UTILISATION) * mean seconds by which it delays, in sum, the requests already there.
+    + mean seconds by which it delays, in sum, the requests already there
+    + seconds by which it delays, in sum, those who will come there: for a place in a queue and for room.
 
-    The plain sum is the growth of the summed latency of those present, and greedy on it is short-sighted: a node with a
-    queue looks harmless, because the candidate would harm nobody *now*; it will delay those who come while it waits
-    and runs. In a queue at utilisation u, everything that a request costs is 1 / (1 - u) times what it costs those
-    present (first policy iteration from random splitting, Krishnan 1990). Under FCFS that is paid by the future alone,
-    so what the candidate waits stands for it; the forecast harm, which has been paid in full, is scaled down by the
-    same factor. Measured over 12 simulated A30 nodes with ShareGPT lengths at 31 requests/s, in one run of another seed
-    than the table in bench/README.md, P99 TTFT: 2.0 s, against 2.3 s without the harm and 4.6 s with three times its
-    weight, and mean latency is lower than without it.
+    The first two are the growth of the summed latency of those present, by simulation. The third is what greed would
+    leave out: a node where the request waits keeps everybody waiting who comes meanwhile, u / (1 - u) seconds for each
+    of its own at utilisation u (M/G/1); and a node that is nearly full, nobody waiting yet, has one seat less for the
+    next (M/M/c, `gateway.core.nodes.pace.later_waits`). Both are the first step of policy iteration from a random split
+    of the arrivals (Krishnan 1990) at the utilisation that a fleet is planned for.
     """
 
     name: ClassVar[str] = "min_total_latency"
@@ -40,5 +37,6 @@ class MinTotalLatency:
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
         return [
-            None if (forecast := forecasts.get(node.node_id)) is None else total_latency_s(forecast) for node in nodes
+            None if (forecast := forecasts.get(node.node_id)) is None else total_latency_s(request, node, forecast)
+            for node in nodes
         ]

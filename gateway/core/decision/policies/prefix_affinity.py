@@ -17,13 +17,12 @@ class PrefixAffinity:
     no weight of cache against load is needed, and a hot prefix leaves its node as soon as the queue there is longer
     than what the cache saves. Without a match it is `min_total_unprocessed_tokens`.
 
-    What a node has cached is this gateway's own account (`gateway.core.nodes.prefix_index`).
+    What a node has cached it tells itself, or the gateway's own account does (`gateway.core.nodes.prefix_index`).
     """
 
     name: ClassVar[str] = "prefix_affinity"
     cost_unit: ClassVar[str] = "tokens"
     needs_forecasts: ClassVar[bool] = False
-    needs_prefixes: ClassVar[bool] = True
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]

@@ -7,20 +7,32 @@ import inspect
 import random
 from collections.abc import Callable
 
+from gateway.core.decision.policies.aibrix_least_latency import AibrixLeastLatency
+from gateway.core.decision.policies.aibrix_prefix import AibrixPrefix
 from gateway.core.decision.policies.base import Policy
+from gateway.core.decision.policies.cache_aware import CacheAwareRule
+from gateway.core.decision.policies.dynamo_kv import DynamoKv
+from gateway.core.decision.policies.estimated_latency import EstimatedLatency
 from gateway.core.decision.policies.infaas import Infaas
 from gateway.core.decision.policies.least_requests import LeastRequests
+from gateway.core.decision.policies.llmd_affinity import LlmdAffinity
+from gateway.core.decision.policies.llmd_default import LlmdDefault
 from gateway.core.decision.policies.llumnix_freeness import LlumnixFreeness
+from gateway.core.decision.policies.lmetric import LMetric
 from gateway.core.decision.policies.min_new_request_latency import MinNewRequestLatency
 from gateway.core.decision.policies.min_qpm import MinQpm
 from gateway.core.decision.policies.min_total_latency import MinTotalLatency
 from gateway.core.decision.policies.min_total_unprocessed_tokens import MinTotalUnprocessedTokens
+from gateway.core.decision.policies.planetserve import PlanetServe
 from gateway.core.decision.policies.power_of_two import PowerOfTwo
 from gateway.core.decision.policies.prefix_affinity import PrefixAffinity
+from gateway.core.decision.policies.production_stack import ProductionStack
+from gateway.core.decision.policies.production_stack_prefix import ProductionStackPrefix
 from gateway.core.decision.policies.random_node import RandomNode
 from gateway.core.decision.policies.round_robin import RoundRobin
 from gateway.core.decision.policies.session import Session
 from gateway.core.decision.policies.slo_goodput import SloGoodput
+from gateway.core.decision.policies.weighted_least_requests import WeightedLeastRequests
 
 _POLICIES: dict[str, type[Policy]] = {
     policy.name: policy
@@ -28,6 +40,7 @@ _POLICIES: dict[str, type[Policy]] = {
         RoundRobin,
         RandomNode,
         LeastRequests,
+        WeightedLeastRequests,
         PowerOfTwo,
         MinQpm,
         Session,
@@ -35,6 +48,17 @@ _POLICIES: dict[str, type[Policy]] = {
         LlumnixFreeness,
         MinTotalUnprocessedTokens,
         PrefixAffinity,
+        LlmdDefault,
+        LlmdAffinity,
+        DynamoKv,
+        CacheAwareRule,
+        AibrixPrefix,
+        AibrixLeastLatency,
+        ProductionStack,
+        ProductionStackPrefix,
+        PlanetServe,
+        LMetric,
+        EstimatedLatency,
         MinNewRequestLatency,
         MinTotalLatency,
         SloGoodput,
@@ -47,12 +71,12 @@ ALIASES: dict[str, str] = {
     "min_infass_load": "infaas",
     "min_infaas_load": "infaas",
     "request_per_seconds": "min_qpm",
-    "cache_aware": "prefix_affinity",
-    "prefixaware": "prefix_affinity",
+    "prefixaware": "production_stack_prefix",
+    "loadaware": "production_stack",
     "kvaware": "prefix_affinity",
 }
-"""Names of the same policies in Block and Astrolabe (their spelling, and the one they meant), and of prefix affinity
-in vllm-router and production-stack."""
+"""Names of the same policies in Block and Astrolabe (their spelling, and the one they meant) and in production-stack,
+whose `kvaware` needs LMCache's controller: `prefix_affinity` does what it is for."""
 
 
 class PolicyError(ValueError):

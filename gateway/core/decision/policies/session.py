@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import ClassVar
 
+from gateway.core.decision.policies.accounts import places
 from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
 from simcore.types import Forecast
@@ -31,8 +32,7 @@ class Session:
             lots = [_lot(request.session, node.node_id) for node in nodes]
         else:
             lots = [node.in_flight for node in nodes]
-        place = {lot: rank for rank, lot in enumerate(sorted(set(lots)))}
-        return [float(place[lot]) for lot in lots]
+        return places([(lot,) for lot in lots])
 
 
 def _lot(session: str, node_id: str) -> int:

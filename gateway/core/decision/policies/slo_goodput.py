@@ -29,7 +29,10 @@ class SloGoodput:
     ) -> Sequence[float | None]:
         known = [forecasts.get(node.node_id) for node in nodes]
         if not asks_any(request.slo):
-            return [None if forecast is None else total_latency_s(forecast) for forecast in known]
+            return [
+                None if forecast is None else total_latency_s(request, node, forecast)
+                for node, forecast in zip(nodes, known, strict=True)
+            ]
         worst_harm_s = max((max(0.0, forecast.harm_s.mean) for forecast in known if forecast is not None), default=0.0)
         costs: list[float | None] = []
         for forecast in known:

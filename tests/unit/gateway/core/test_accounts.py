@@ -10,7 +10,12 @@ from tests.helpers.routing import CheckedRouter, engine_config, node_load, only
 
 def held(seq: int, request_id: str = "", blocks: int = 2, tokens: int = 132) -> InFlight:
     return InFlight(
-        request_id=request_id or f"r{seq}", dispatch_seq=seq, prompt_blocks=blocks, tokens=tokens, delay_s=None
+        request_id=request_id or f"r{seq}",
+        dispatch_seq=seq,
+        prompt_blocks=blocks,
+        tokens=tokens,
+        prompt_tokens=blocks * 16,
+        delay_s=None,
     )
 
 

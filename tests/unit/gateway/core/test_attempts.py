@@ -25,7 +25,14 @@ class TwoAttempts(CheckedRouter):
         self.second = "b" if self.first == "a" else "a"
         live = self.router._ledger.live["r"]
         node = self.router._pool.nodes[self.second]
-        sent = InFlight(request_id="r", dispatch_seq=node.dispatch_seq + 1, prompt_blocks=2, tokens=132, delay_s=None)
+        sent = InFlight(
+            request_id="r",
+            dispatch_seq=node.dispatch_seq + 1,
+            prompt_blocks=2,
+            tokens=132,
+            prompt_tokens=32,
+            delay_s=None,
+        )
         node.take(sent, self.now_s)
         self.live = live
         self.ready = Attempt(

@@ -7,16 +7,24 @@ from typing import Any
 import pytest
 
 from gateway.core import events as ev
-from simcore.types import Outcome, Quantiles
+from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT
+from simcore.types import Decision, Outcome, Quantiles
 from tests.helpers.routing import CheckedRouter, every, forecast, only
 
 NODES = ("a", "b", "c")
+LATER_S = LATER_WAITS_PER_WAIT * 0.1
+"""What those who come later wait for the 0.1 s that each forecast here has to the first token."""
 
 
 def asking(**config: Any) -> CheckedRouter:
     world = CheckedRouter("min_total_latency", **config)
-    world.join(*NODES)
+    # Of a node that does not tell its pace nobody knows what room there costs later ones.
+    world.join(*NODES, pace=False)
     return world
+
+
+def costs_of(decision: Decision) -> list[float | None]:
+    return [score.cost for score in decision.scores]
 
 
 def test_every_node_is_asked_the_same_question_and_the_cheapest_gets_the_request() -> None:
@@ -29,12 +37,13 @@ def test_every_node_is_asked_the_same_question_and_the_cheapest_gets_the_request
     assert not world.answer(asks[:2], {"a": 3.0, "b": 2.0})
     world.now_s = 0.01
     decision = only(world.answer(asks[2:], {"c": 5.0}), ev.Dispatch).decision
-    assert [(s.node_id, s.cost) for s in decision.scores] == [("b", 2.0), ("a", 3.0), ("c", 5.0)]
+    assert [s.node_id for s in decision.scores] == ["b", "a", "c"]
+    assert costs_of(decision) == pytest.approx([2.0 + LATER_S, 3.0 + LATER_S, 5.0 + LATER_S])
     assert decision.policy == "min_total_latency"
     assert decision.cost_unit == "s"
     assert decision.decision_s == pytest.approx(0.01)
     assert "b is forecast to finish it in 2 s" in decision.reason
-    assert "next is a with 3 s" in decision.reason
+    assert "next is a with 3.4 s" in decision.reason
 
 
 def test_harm_to_others_is_part_of_the_cost() -> None:
@@ -116,7 +125,7 @@ def test_a_forecast_that_is_no_number_is_as_good_as_none() -> None:
     asks = every(world.arrive("r"), ev.AskForecast)
     decision = only(world.answer(asks, {"a": float("nan"), "b": 4.0, "c": float("nan")}), ev.Dispatch).decision
     assert decision.node_id == "b"
-    assert [s.cost for s in decision.scores] == [4.0, 4.0, 4.0]
+    assert costs_of(decision) == pytest.approx([4.0 + LATER_S] * 3)
     assert ["counts like" in s.note for s in decision.scores] == [False, True, True]
 
 
@@ -170,7 +179,7 @@ def test_a_dispatch_before_the_question_is_left_to_the_node_to_count() -> None:
     world.answer(every(world.arrive("first"), ev.AskForecast), {"a": 1.0, "b": 2.0, "c": 2.0})
     asks = every(world.arrive("second"), ev.AskForecast)
     decision = only(world.answer(asks, {"a": 1.0, "b": 2.0, "c": 2.0}), ev.Dispatch).decision
-    assert decision.scores[0].cost == 1.0
+    assert costs_of(decision)[0] == pytest.approx(1.0 + LATER_S)
     assert decision.scores[0].note == ""
 
 
@@ -180,7 +189,8 @@ def test_a_missed_dispatch_that_has_ended_is_not_added() -> None:
     second = every(world.arrive("second"), ev.AskForecast)
     world.answer(first, {"a": 1.0, "b": 2.0, "c": 2.0})
     world.end("first")
-    assert only(world.answer(second, {"a": 1.0, "b": 2.0, "c": 2.0}), ev.Dispatch).decision.scores[0].cost == 1.0
+    decision = only(world.answer(second, {"a": 1.0, "b": 2.0, "c": 2.0}), ev.Dispatch).decision
+    assert costs_of(decision)[0] == pytest.approx(1.0 + LATER_S)
 
 
 def test_an_old_state_behind_a_forecast_is_noted() -> None:

@@ -104,11 +104,24 @@ def test_forecasts_decide_where_they_exist() -> None:
     assert made.at["r"] == "b", "the dearer node, because nobody is preempted there"
 
 
-def test_full_nodes_are_not_even_asked() -> None:
+def test_a_full_node_is_asked_as_long_as_another_could_start_the_request() -> None:
+    made = world("min_total_latency")
+    fill(made, "a", "b")
+    assert not every(made.arrive("r"), ev.AskForecast)
+    made.note("b", running=3, free_blocks=800)
+    asked = {ask.node_id for ask in every(wait(made, 0.25), ev.AskForecast)}
+    assert asked == {"a", "b"}, "its queue may still be worth the wait"
+
+
+def test_who_is_better_off_in_the_queue_of_a_node_goes_there() -> None:
     made = world("min_total_latency")
     fill(made, "a")
     made.note("b", running=3, free_blocks=800)
-    assert [ask.node_id for ask in every(made.arrive("r"), ev.AskForecast)] == ["b"]
+    asks = every(made.arrive("r"), ev.AskForecast)
+    for ask in asks:
+        said = forecast("a", 3.0, ttft_s=SOON, clear_start_s=SOON) if ask.node_id == "a" else forecast("b", 9.0)
+        made.tell(ev.ForecastArrived(ask_id=ask.ask_id, node_id=ask.node_id, forecast=said))
+    assert made.at["r"] == "a"
 
 
 def test_who_comes_later_stands_behind_and_asks_nobody() -> None:

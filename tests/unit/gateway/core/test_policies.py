@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.core import events as ev
+from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT
 from gateway.core.decision.policies.base import NodeView
 from gateway.core.decision.policies.registry import ALIASES, PolicyError, canonical_name, make_policy, policy_names
 from simcore.types import LengthBelief
@@ -77,7 +78,7 @@ def test_forecast_policies_price_in_seconds_and_only_where_there_is_a_forecast()
     views = [view("a"), view("b")]
     assert make_policy("min_new_request_latency", random.Random(0)).costs(shape(), views, forecasts) == [2.0, None]
     assert make_policy("min_total_latency", random.Random(0)).costs(shape(), views, forecasts) == [
-        pytest.approx(2.5),
+        pytest.approx(2.0 + 5.0 + 0.1 * LATER_WAITS_PER_WAIT),
         None,
     ]
 

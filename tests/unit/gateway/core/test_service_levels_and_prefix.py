@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.core import events as ev
+from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT
 from gateway.core.decision.policies.prefix_affinity import PrefixAffinity
 from gateway.core.decision.policies.registry import canonical_name
 from gateway.core.decision.policies.slo_goodput import SloGoodput
@@ -14,6 +15,7 @@ from gateway.core.decision.service_levels import is_infeasible, shortfall_s
 from gateway.core.nodes.prefix_index import PrefixIndex
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
+from simcore.cache_summary import CacheSummary
 from simcore.types import Forecast, LengthBelief, Outcome, Quantiles
 from tests.helpers.routing import CheckedRouter, engine_config, every, forecast, node_load, node_view, only, shape
 
@@ -60,8 +62,10 @@ def test_a_slow_pace_counts_for_each_token() -> None:
 
 def test_who_asks_for_nothing_is_placed_by_total_latency() -> None:
     a, b, c = costs(shape(), a=forecast("a", 1.0, 10.0), b=forecast("b", 1.5, 0.0))
-    assert a == pytest.approx(2.0)
-    assert (b, c) == (1.5, None)
+    later_s = 0.1 * LATER_WAITS_PER_WAIT
+    assert a == pytest.approx(1.0 + 10.0 + later_s)
+    assert b == pytest.approx(1.5 + later_s)
+    assert c is None
 
 
 # --- what cannot be met -----------------------------------------------------------------------------------------------
@@ -134,12 +138,16 @@ def prompt(*names: int, request_id: str = "r") -> ev.RequestShape:
     return shape(request_id, prompt_tokens=16 * len(names) + 1, block_hashes=names)
 
 
-def cheapest(index: PrefixIndex, request: ev.RequestShape, **tokens: int) -> str:
+def indexes() -> dict[str, PrefixIndex]:
+    return {node_id: PrefixIndex() for node_id in IDS}
+
+
+def cheapest(index: dict[str, PrefixIndex], request: ev.RequestShape, **tokens: int) -> str:
     views = [
         node_view(
             n,
             node_load(n, running=1, unprocessed_tokens=tokens.get(n, 0)),
-            cached_tokens=16 * index.cached_blocks(n, request.block_hashes),
+            cached_tokens=16 * index[n].cached_blocks(request.block_hashes),
         )
         for n in IDS
     ]
@@ -148,11 +156,11 @@ def cheapest(index: PrefixIndex, request: ev.RequestShape, **tokens: int) -> str
 
 
 def test_the_longest_known_beginning_wins_until_its_node_has_more_to_do_than_that_saves() -> None:
-    index = PrefixIndex()
-    index.sent("b", (1, 2, 3), engine_config())
-    index.sent("c", (1, 9), engine_config())
+    index = indexes()
+    index["b"].sent("r1", (1, 2, 3), engine_config(), 0.0)
+    index["c"].sent("r2", (1, 9), engine_config(), 0.0)
     request = prompt(1, 2, 3, 4)
-    assert [index.cached_blocks(n, request.block_hashes) for n in IDS] == [0, 3, 1]
+    assert [index[n].cached_blocks(request.block_hashes) for n in IDS] == [0, 3, 1]
     assert cheapest(index, request) == "b"
     assert cheapest(index, request, b=31) == "b"
     assert cheapest(index, request, b=33) == "c"
@@ -160,18 +168,7 @@ def test_the_longest_known_beginning_wins_until_its_node_has_more_to_do_than_tha
 
 
 def test_without_a_match_it_is_least_unprocessed_tokens() -> None:
-    assert cheapest(PrefixIndex(), prompt(5, 6), a=30, b=20, c=10) == "c"
-
-
-def test_what_does_not_fit_the_node_is_forgotten_from_the_end_of_the_oldest() -> None:
-    index = PrefixIndex()
-    small = engine_config(num_blocks=4)
-    index.sent("a", (1, 2, 3), small)
-    index.sent("a", (7, 8), small)
-    assert index.cached_blocks("a", (7, 8)) == 2
-    assert index.cached_blocks("a", (1, 2, 3)) == 2
-    index.forget("a")
-    assert index.cached_blocks("a", (7, 8)) == 0
+    assert cheapest(indexes(), prompt(5, 6), a=30, b=20, c=10) == "c"
 
 
 def test_the_router_remembers_where_prompts_went() -> None:
@@ -184,17 +181,39 @@ def test_the_router_remembers_where_prompts_went() -> None:
         made.end(f"r{i}")
         made.note(made.at[f"r{i}"])
     assert len(chosen) == 1
-    assert canonical_name("cache_aware") == "prefix_affinity"
+    assert canonical_name("kvaware") == "prefix_affinity"
+
+
+def test_what_a_node_tells_of_its_cache_counts_whoever_sent_it_there() -> None:
+    made = CheckedRouter("prefix_affinity")
+    for node_id in IDS:
+        asked = made.tell(ev.NodeJoined(node_id=node_id, config=engine_config(prefix_cache_traced=True)))
+        assert every(asked, ev.AskCache) == [ev.AskCache(node_id=node_id)]
+        made.note(node_id)
+    names = tuple(range(1, 200))
+    whole = CacheSummary(number=5, whole=True, stored=names, names=len(names))
+    assert not made.tell(ev.CacheTold(node_id="b", summary=whole))
+    made.arrive("r", prompt_tokens=3201, block_hashes=names)
+    assert made.at["r"] == "b"
+    made.end("r")
+    made.note("b")
+    gap = CacheSummary(number=8, evicted=names, names=0)
+    assert made.tell(ev.CacheTold(node_id="b", summary=gap)) == [ev.AskCache(node_id="b")]
+
+
+def test_nodes_that_do_not_know_their_cache_are_not_asked_for_it() -> None:
+    made = CheckedRouter("prefix_affinity")
+    assert not every(made.tell(ev.NodeJoined(node_id="a", config=engine_config())), ev.AskCache)
 
 
 # --- the few that are worth asking ------------------------------------------------------------------------------------
 
 
-def test_the_freest_are_asked_and_the_unknown_last() -> None:
+def test_those_of_least_estimated_cost_are_asked_and_the_unknown_last() -> None:
     made = CheckedRouter("min_total_latency", ask=3, hold=HoldConfig(when="never"))
     for i in range(8):
         made.join(f"n{i}", load=False)
-        made.note(f"n{i}", running=10, free_blocks=100 * i)
+        made.note(f"n{i}", running=10, unprocessed_tokens=1000, free_blocks=100 * i)
     made.join("x", load=False)
     assert [ask.node_id for ask in every(made.arrive("r"), ev.AskForecast)] == ["n7", "n6", "n5"]
     for i in range(1, 8):

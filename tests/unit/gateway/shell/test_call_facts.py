@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
 
 from gateway.core.events import Slo
+from gateway.http.bodies import client_request, completion_body
 from gateway.intake.call_facts import (
     MEDIA_TOKENS,
     READ_BYTES,
@@ -105,11 +106,30 @@ def test_what_is_done_in_one_step_has_one_token() -> None:
     assert read("other", {"messages": [{"role": "user", "content": "x"}]}).max_output_tokens is None
 
 
+def test_tokens_for_tokens_say_how_they_are_to_be_sampled_apart() -> None:
+    facts = read("tokens", {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 9, "n": 2, "ignore_eos": True}})
+    assert (facts.prompt.token_ids, facts.prompt.texts) == ([1, 2, 3], [])
+    assert (facts.max_output_tokens, facts.answers, facts.runs_to_limit) == (9, 2, True)
+    assert read("tokens", {"token_ids": [1, 2, 3], "sampling_params": 7}).max_output_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        ({"state": {"a": 1}, "questions": {"q": {"type": "boolean"}}}, ['{"a":1}', '{"q":{"type":"boolean"}}']),
+        ({"query": "q", "items": ["a", "b"], "label_token_ids": [1]}, ["q", "a", "b"]),
+    ],
+)
+def test_questions_about_what_is_there_are_prompts(body: Any, texts: list[str]) -> None:
+    facts = read("pooled", body)
+    assert (facts.prompt.texts, facts.max_output_tokens, facts.is_light) == (texts, 1, False)
+
+
 BROKEN = [b"", b"{", b"[1]", b"null", b'{"model": 5, "messages": "x", "n": "y", "slo": []}', b"\xff\xfe", b"[" * 5000]
 
 
 @pytest.mark.parametrize("body", BROKEN)
-@pytest.mark.parametrize("kind", ["chat", "completions", "responses", "messages", "pooled", "audio", "light", "other"])
+@pytest.mark.parametrize("kind", get_args(CallKind))
 def test_nothing_is_refused(kind: CallKind, body: bytes) -> None:
     assert read(kind, body).model == ""
 
@@ -157,6 +177,20 @@ def test_what_no_number_and_no_text_can_be_is_not_known(odd: bytes) -> None:
     assert -(2**31) <= facts.priority < 2**31
     texts = [*facts.prompt.texts, *(turn.content for turn in facts.turns)]
     assert all(text.encode() for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("value", "priority"), [("-4", -4), (" 7 ", 7), (str(10**12), 2**31 - 1), ("high", 3), ("1.5", 3)]
+)
+def test_a_priority_in_vllm_s_own_header_goes_before_the_body_s(value: str, priority: int) -> None:
+    headers = {"x-vllm-priority": value}
+    facts = read("chat", {"messages": [], "priority": 3})
+    said_in_headers(headers, facts)
+    assert facts.priority == priority
+    body = completion_body(b'{"prompt": "x", "priority": 3}')
+    assert client_request(body, headers, "x").priority == priority
+    said_in_headers({**headers, "x-astrolabe-priority": "9"}, facts)
+    assert facts.priority == 9
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e10", "soon", ""])

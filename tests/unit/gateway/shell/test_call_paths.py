@@ -11,7 +11,7 @@ from gateway.intake.call_paths import CALL_PATHS, NEVER_HANDED_ON, may_be_handed
 VLLM_ADMIN = [
     *("/sleep", "/wake_up", "/is_sleeping", "/release_kv_cache_memory", "/pause", "/resume", "/is_paused"),
     *("/collective_rpc", "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/abort_requests"),
-    *("/inference/v1/generate", "/inference/v1/abort_requests", "/init_weight_transfer_engine", "/update_weights"),
+    *("/inference/v1/abort_requests", "/init_weight_transfer_engine", "/update_weights"),
     *("/shutdown_weight_transfer_engine", "/start_weight_update", "/start_draft_weight_update", "/weight_info"),
     *("/finish_weight_update", "/update_weight_version", "/weight_checker", "/get_world_size", "/scale_elastic_ep"),
     *("/is_scaling_elastic_ep", "/fault_tolerance/apply", "/fault_tolerance/status", "/start_profile"),
@@ -43,6 +43,12 @@ def test_what_clients_call_passes(path: str) -> None:
     assert may_be_handed_on(path)
     assert target_of(path).is_canonical
     assert target_of(path).written() == path
+
+
+@pytest.mark.parametrize("path", sorted(NEVER_HANDED_ON))
+@pytest.mark.parametrize("root", ["/llm", "/a/b", "/v1", "/%6clm"])
+def test_a_root_path_opens_nothing(path: str, root: str) -> None:
+    assert not may_be_handed_on(root + path)
 
 
 def tricks(path: str) -> list[str]:
@@ -96,6 +102,20 @@ def test_a_target_is_written_in_one_way_and_its_query_kept() -> None:
     assert target.kind == "light"
 
 
-@pytest.mark.parametrize("path", ["/sleeper", "/v1/sleep", "/v1/metrics", "/resumes", "/load_balance", "/"])
+@pytest.mark.parametrize(
+    ("path", "response"),
+    [
+        ("/v1/responses/resp_1", "resp_1"),
+        ("/v1/responses/resp_1/cancel", "resp_1"),
+        ("/v1/responses", ""),
+        ("/v1/responses/render", ""),
+        ("/v1/messages/resp_1", ""),
+    ],
+)
+def test_a_path_names_the_response_that_it_belongs_to(path: str, response: str) -> None:
+    assert target_of(path).held_response == response
+
+
+@pytest.mark.parametrize("path", ["/sleeper", "/v1/sleep_on_it", "/inference/v1", "/resumes", "/load_balance", "/"])
 def test_names_that_only_look_alike_are_the_nodes_to_answer(path: str) -> None:
     assert may_be_handed_on(path)

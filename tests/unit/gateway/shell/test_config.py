@@ -74,6 +74,8 @@ def test_a_file_sets_keys_and_options_win_over_it(tmp_path: Path) -> None:
         ('listen = "127.0.0.1:70000"', ["key 'listen'", "65535"]),
         ('log_level = "loud"', ["key 'log_level'", "'loud'"]),
         ("[router]\nmax_attempts = 0", ["max_attempts must be >= 1"]),
+        ('[router.weights]\na = "fast"', ["a value in [router.weights]: expected 'float', got 'str'"]),
+        ("[router.weights]\na = 0", ["[router]: weights must be > 0, got 0.0 for 'a'"]),
     ],
 )
 def test_a_bad_file_gives_one_line_with_file_key_and_cure(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -85,6 +87,11 @@ def test_a_bad_file_gives_one_line_with_file_key_and_cure(tmp_path: Path, text: 
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_weights_are_a_table_of_names(tmp_path: Path) -> None:
+    path = write(tmp_path, '[router.weights]\n"h100/llama-3.1-8b" = 22.6\nnode-7 = 3\n')
+    assert load(path).router.weights == {"h100/llama-3.1-8b": 22.6, "node-7": 3.0}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ class RecordingPort:
     def abort(self, request_id: str) -> None:
         self.sent.append(("abort", request_id))
 
+    def ask_cache(self) -> None:
+        self.sent.append(("ask_cache",))
+
     def consumed(self, wire_id: str, data_bytes: int) -> None:
         self.sent.append(("consumed", wire_id, data_bytes))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from gateway.core.decision.adapters import prefer_loaded
 from gateway.core.decision.admission import can_start_by_forecast
 from gateway.core.decision.candidates import eligible, worth_comparing
@@ -107,6 +109,10 @@ class DecisionPipeline:
                 for view in views
             ):
                 return Wait(min([forecast.clear_start_s.mean for forecast in forecasts.values()], default=0.0))
+        # Of a node that was asked and has not answered its load says nothing either.
+        silent = {*asked.pending.values(), *asked.failures}
+        if silent:
+            views = [msgspec.structs.replace(v, load=None) if v.node_id in silent else v for v in views]
         return self._choose(live, views, believed, now_s)
 
     def has_room(self, live: LiveRequest, now_s: float) -> bool:

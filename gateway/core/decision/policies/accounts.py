@@ -10,29 +10,36 @@ from gateway.core.nodes.view import NodeView
 
 
 class PrefillAccount:
-    """Prompt tokens per node that were sent there, were not cached, and of which no first token has come."""
+    """Prompt tokens per node that were sent there and of which no first token has come: those that were not cached, or,
+    with `cached`, those that were."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cached: bool = False) -> None:
+        self._cached = cached
         self._requests: dict[tuple[str, str], int] = {}
-        self._nodes: Counter[str] = Counter()
+        self.nodes: Counter[str] = Counter()
+        """Those that have any."""
 
     def add(self, request: RequestShape, node: NodeView) -> None:
         """The request goes to the node."""
         self.remove(request, node.node_id)
-        self._requests[node.node_id, request.request_id] = tokens = uncached_tokens(request, node.cached_tokens)
-        self._nodes[node.node_id] += tokens
+        tokens = uncached_tokens(request, node.cached_tokens)
+        if self._cached:
+            tokens = request.prompt_tokens - tokens
+        if tokens:
+            self._requests[node.node_id, request.request_id] = tokens
+            self.nodes[node.node_id] += tokens
 
     def remove(self, request: RequestShape, node_id: str) -> None:
         """Its prompt is computed, or it has left; nothing changes where it was not counted."""
         tokens = self._requests.pop((node_id, request.request_id), None)
         if tokens is None:
             return
-        self._nodes[node_id] -= tokens
-        if not self._nodes[node_id]:
-            del self._nodes[node_id]
+        self.nodes[node_id] -= tokens
+        if not self.nodes[node_id]:
+            del self.nodes[node_id]
 
     def tokens(self, node_id: str) -> int:
-        return self._nodes[node_id]
+        return self.nodes[node_id]
 
 
 def uncached_tokens(request: RequestShape, cached_tokens: int) -> int:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import msgspec
 
 from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT, end_s_per_token, later_waits, left_tokens
-from gateway.core.decision.policies.base import NodeView
+from gateway.core.decision.policies.accounts import PrefillAccount
+from gateway.core.decision.policies.base import NodeView, Served
 from gateway.core.events import RequestShape
 from gateway.core.nodes.pace import Pace
 from simcore.types import Forecast, NodeLoad
@@ -23,6 +24,8 @@ class _Outlook(msgspec.Struct, frozen=True, gc=False):
     pace: Pace
     base_s: float
     """What any request pays."""
+    ahead_s_per_token: float
+    """Of that, for each token of a prompt ahead."""
     room_s_per_token: float
     """What it pays besides for each token of its answer: for the time that it takes room from later ones."""
     step_s: float
@@ -56,12 +59,15 @@ class EstimatedLatency:
 
     def __init__(self) -> None:
         self._outlooks: dict[str, _Outlook] = {}
+        self._found = PrefillAccount(cached=True)
+        """Of prompts ahead a load note cannot say what they will find cached."""
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
         prompt_tokens, answer_tokens = request.prompt_tokens, request.expected_tokens
-        outlooks, found = self._outlooks, list[float | None]()
+        held_tokens = prompt_tokens + 0.5 * answer_tokens
+        outlooks, ahead, found = self._outlooks, self._found.nodes, list[float | None]()
         for view in nodes:
             load, pace = view.load, view.pace
             if load is None or pace is None:
@@ -70,25 +76,38 @@ class EstimatedLatency:
             outlook = outlooks.get(view.node_id)
             if outlook is None or outlook.load is not load or outlook.pace is not pace:
                 outlook = outlooks[view.node_id] = _outlook(view, load, pace)
-            cached_tokens = min(view.cached_tokens, prompt_tokens - 1)
+            cached_tokens = view.cached_tokens
+            if cached_tokens >= prompt_tokens:
+                cached_tokens = prompt_tokens - 1
             new_tokens = prompt_tokens - cached_tokens
             prefill_s = new_tokens * (
                 pace.prefill_s_per_token + pace.prefill_s_per_token2 * (cached_tokens + 0.5 * new_tokens)
             )
-            read_s = pace.kv_s_per_token * (prompt_tokens + 0.5 * answer_tokens)
-            both_tokens = min(answer_tokens, outlook.left_tokens)
+            read_s = pace.kv_s_per_token * held_tokens
+            both_tokens = outlook.left_tokens if outlook.left_tokens < answer_tokens else answer_tokens
             cost = (
                 outlook.base_s
                 + outlook.kept_waiting * prefill_s
                 + answer_tokens * (outlook.step_s + outlook.room_s_per_token + read_s)
                 + outlook.batch * both_tokens * (outlook.rise_s + read_s)
             )
+            if view.node_id in ahead:
+                cost -= outlook.ahead_s_per_token * min(ahead[view.node_id], load.prefill_tokens)
             # `EngineConfig.blocks_for`, without its call.
             lacking = -(-prompt_tokens // outlook.block_tokens) - outlook.free_blocks
             if lacking > 0:
                 cost += OWN_AND_LATER * lacking / outlook.freed_blocks_per_s
             found.append(cost)
         return found
+
+    def placed(self, request: RequestShape, node: NodeView) -> None:
+        self._found.add(request, node)
+
+    def began(self, request: RequestShape, node_id: str) -> None:
+        self._found.remove(request, node_id)
+
+    def left(self, request: RequestShape, node_id: str, served: Served | None) -> None:
+        self._found.remove(request, node_id)
 
 
 def _outlook(view: NodeView, load: NodeLoad, pace: Pace) -> _Outlook:
@@ -108,6 +127,7 @@ def _outlook(view: NodeView, load: NodeLoad, pace: Pace) -> _Outlook:
         load=load,
         pace=pace,
         base_s=OWN_AND_LATER * wait_s + waits * (answers_tokens * answer_s + prompts_s),
+        ahead_s_per_token=(OWN_AND_LATER + waits) * pace.prefill_s_per_token,
         room_s_per_token=waits * answer_s,
         step_s=step_s,
         kept_waiting=OWN_AND_LATER + batch + waits,
@@ -116,5 +136,5 @@ def _outlook(view: NodeView, load: NodeLoad, pace: Pace) -> _Outlook:
         rise_s=pace.rise_s[batch],
         block_tokens=view.config.block_size_tokens,
         free_blocks=load.free_blocks - load.waiting_prompt_blocks,
-        freed_blocks_per_s=held_blocks / batch / ends_s if ends_s else float("inf"),
+        freed_blocks_per_s=max(1, held_blocks) / batch / ends_s if ends_s else float("inf"),
     )

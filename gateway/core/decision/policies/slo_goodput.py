@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gateway.core.decision.policies.base import NodeView
-from gateway.core.decision.policies.min_total_latency import total_latency_s
+from gateway.core.decision.policies.min_total_latency import MinTotalLatency
 from gateway.core.decision.service_levels import asks_any, shortfall_s
 from gateway.core.events import RequestShape
 from simcore.types import Forecast
 
 
-class SloGoodput:
+class SloGoodput(MinTotalLatency):
     """Nodes that meet all levels asked (at the 90th percentiles) cost the harm that the request does there, in seconds.
     The others cost the largest of these harms and their shortfall on top: they come after them, the least late first.
 
@@ -21,18 +21,13 @@ class SloGoodput:
     """
 
     name: ClassVar[str] = "slo_goodput"
-    cost_unit: ClassVar[str] = "s"
-    needs_forecasts: ClassVar[bool] = True
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
         known = [forecasts.get(node.node_id) for node in nodes]
         if not asks_any(request.slo):
-            return [
-                None if forecast is None else total_latency_s(request, node, forecast)
-                for node, forecast in zip(nodes, known, strict=True)
-            ]
+            return super().costs(request, nodes, forecasts)
         worst_harm_s = max((max(0.0, forecast.harm_s.mean) for forecast in known if forecast is not None), default=0.0)
         costs: list[float | None] = []
         for forecast in known:

@@ -119,7 +119,7 @@ def test_who_is_better_off_in_the_queue_of_a_node_goes_there() -> None:
     made.note("b", running=3, free_blocks=800)
     asks = every(made.arrive("r"), ev.AskForecast)
     for ask in asks:
-        said = forecast("a", 3.0, ttft_s=SOON, clear_start_s=SOON) if ask.node_id == "a" else forecast("b", 9.0)
+        said = forecast("a", 3.0, ttft_s=SOON, clear_start_s=SOON) if ask.node_id == "a" else forecast("b", 90.0)
         made.tell(ev.ForecastArrived(ask_id=ask.ask_id, node_id=ask.node_id, forecast=said))
     assert made.at["r"] == "a"
 

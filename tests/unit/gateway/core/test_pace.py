@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.core import events as ev
 from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT, room_s
 from gateway.core.decision.policies.estimated_latency import EstimatedLatency
+from gateway.core.decision.policies.min_total_latency import MinTotalLatency
 from gateway.core.nodes.pace import DESIGN_UTILISATION, Pace, later_waits
 from gateway.core.nodes.view import NodeView
 from simcore.types import LengthBelief, NodePace
-from tests.helpers.routing import PACE, CheckedRouter, node_load, node_view, shape
+from tests.helpers.routing import PACE, CheckedRouter, forecast, node_load, node_view, shape
 
 SEATS = 48
 
@@ -157,8 +160,32 @@ def test_requests_prompts_and_lacking_memory_ahead_cost() -> None:
     prompts = busy(10) | {"unprocessed_tokens": 2000 + 5000, "prefill_tokens": 5000}
     assert estimate(seen(**prompts)) == pytest.approx(some + (1 + LATER_WAITS_PER_WAIT) * 0.5, rel=1e-2)
     assert estimate(seen(running=10, unprocessed_tokens=2000, free_blocks=0)) > 2 * some
+    assert math.isfinite(estimate(seen(waiting=3, unprocessed_tokens=600, waiting_prompt_blocks=1052)))
     over: dict[str, Any] = {"running": SEATS, "unprocessed_tokens": 60 * 200, "free_blocks": 300}
     assert estimate(seen(**over, waiting=12)) > 2 * estimate(seen(**busy(40)))
+
+
+def test_prompts_ahead_that_are_cached_do_not_count_until_their_first_token() -> None:
+    policy, asked = EstimatedLatency(), shape()
+    ahead = seen(running=1, waiting=1, unprocessed_tokens=10_300, prefill_tokens=10_000)
+    alone = policy.costs(asked, [ahead], {})[0]
+    long = shape("ahead", prompt_tokens=10_000)
+    policy.placed(long, msgspec.structs.replace(ahead, cached_tokens=9_000))
+    cached = policy.costs(asked, [ahead], {})[0]
+    assert alone is not None
+    assert cached is not None
+    assert alone - cached == pytest.approx((1 + LATER_WAITS_PER_WAIT) * 9_000 * 1e-4, rel=0.05)
+    policy.began(long, "a")
+    assert policy.costs(asked, [ahead], {})[0] == alone
+
+
+def test_where_a_forecast_is_lower_than_the_estimate_the_estimate_counts() -> None:
+    policy, views = MinTotalLatency(), [seen("a", **busy(40)), seen("b"), seen("c", factor=2.0)]
+    estimates = EstimatedLatency().costs(shape(), views, {})
+    costs = policy.costs(shape(), views, {"a": forecast("a", e2e_s=0.1), "b": forecast("b", e2e_s=50.0)})
+    assert costs[0] == estimates[0]
+    assert costs[1] == pytest.approx(50.0 + LATER_WAITS_PER_WAIT * 0.1 + room_s(shape(), views[1]))
+    assert costs[2] == estimates[2], "there is no forecast to go by"
 
 
 def test_nothing_known_is_no_price() -> None:

@@ -366,7 +366,8 @@ WATCHERS = [name for name in policy_names() if isinstance(make_policy(name, rand
 
 def test_those_that_keep_accounts_are_told() -> None:
     expected = {"llmd_default", "llmd_affinity", "dynamo_kv", "aibrix_least_latency", "planetserve", "lmetric"}
-    assert set(WATCHERS) == expected
+    ours = {"estimated_latency", "min_total_latency", "slo_goodput"}
+    assert set(WATCHERS) == expected | ours
 
 
 def account(world: CheckedRouter, policy: str) -> Policy:
@@ -409,6 +410,7 @@ def test_an_account_opened_late_hears_of_earlier_requests_without_harm() -> None
     world.arrive("early")
     for policy in WATCHERS:
         world.tell(ev.PolicySet(policy=policy))
+    world.tell(ev.PolicySet(policy="least_requests"))
     world.arrive("late")
     for request_id in ("early", "late"):
         world.tokens(request_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.core.events import RequestShape
 from gateway.core.nodes.view import NodeView
-from simcore.types import Forecast
+from simcore.types import Forecast, NodeLoad
 
 IN_ENGINE_QUEUE = 1
 """Requests that may wait in an engine that still gets new ones. One keeps the engine busy until the gateway looks at it
@@ -33,10 +33,7 @@ def can_start_by_load(view: NodeView, shape: RequestShape) -> bool:
     load = view.load
     if load is None or load.running + load.waiting == 0:
         return has_room_for_prompt(view, shape)
-    if not has_room_for_prompt(view, shape):
-        return False
-    tokens = shape.prompt_tokens + round(shape.expected_tokens)
-    return load.waiting_prompt_blocks + view.config.blocks_for(tokens) <= load.free_blocks
+    return has_room_for_prompt(view, shape) and _holds_all(view, load, shape)
 
 
 def can_start_by_forecast(view: NodeView, shape: RequestShape, forecast: Forecast | None, *, preemption: float) -> bool:
@@ -49,3 +46,17 @@ def can_start_by_forecast(view: NodeView, shape: RequestShape, forecast: Forecas
     if not has_room_for_prompt(view, shape):
         return False
     return forecast.clear_start_s.p90 <= 0.0 or forecast.preemption_probability <= preemption
+
+
+def waits_in_peace(view: NodeView, shape: RequestShape, forecast: Forecast | None, *, preemption: float) -> bool:
+    """Whether the request can wait in the node's own queue and then run without anybody being preempted for it, but
+    with a probability of at most `preemption`. Without a forecast from the node's state its load decides."""
+    if forecast is None or forecast.source == "prior":
+        return view.load is not None and _holds_all(view, view.load, shape)
+    return forecast.preemption_probability <= preemption
+
+
+def _holds_all(view: NodeView, load: NodeLoad, shape: RequestShape) -> bool:
+    """Whether prompt and expected answer fit behind the prompts that wait there."""
+    tokens = shape.prompt_tokens + round(shape.expected_tokens)
+    return load.waiting_prompt_blocks + view.config.blocks_for(tokens) <= load.free_blocks

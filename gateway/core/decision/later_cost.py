@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from gateway.core.events import RequestShape
-from gateway.core.nodes.pace import DESIGN_UTILISATION, Pace
+from gateway.core.nodes.pace import Pace
 from gateway.core.nodes.view import NodeView
 from simcore.types import NodeLoad
 
-LATER_WAITS_PER_WAIT = DESIGN_UTILISATION / (1.0 - DESIGN_UTILISATION)
+QUEUE_UTILISATION = 0.8
+"""The share of its time that a node with a queue is meant to be busy with prompts and steps ahead."""
+LATER_WAITS_PER_WAIT = QUEUE_UTILISATION / (1.0 - QUEUE_UTILISATION)
 """Seconds that those who come while a queue lasts wait, in sum, for each second that one who joins it waits: the growth
 of all waiting in M/G/1 by one request of mean size."""
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from gateway.core.decision.adapters import prefer_loaded
-from gateway.core.decision.admission import can_start_by_forecast
+from gateway.core.decision.admission import can_start_by_forecast, waits_in_peace
 from gateway.core.decision.candidates import eligible, worth_comparing
 from gateway.core.decision.forecasts import Believed, believe
 from gateway.core.decision.policies.base import PlacementWatcher, Policy, Served
@@ -103,12 +103,18 @@ class DecisionPipeline:
                 return Wait(min(starts_s), behind_all=True)
         if may_wait:
             preemption = self._config.hold.preemption
-            # Where one can start it, it may still be better off in the queue of another: that is the cost's to say.
-            if not any(
-                can_start_by_forecast(view, live.shape, forecasts.get(view.node_id), preemption=preemption)
-                for view in views
-            ):
+            start = [
+                can_start_by_forecast(v, live.shape, forecasts.get(v.node_id), preemption=preemption) for v in views
+            ]
+            if not any(start):
                 return Wait(min([forecast.clear_start_s.mean for forecast in forecasts.values()], default=0.0))
+            # Where one can start it, it may still be better off in the queue of another: that is the cost's to say,
+            # unless it would drive somebody out there.
+            views = [
+                view
+                for view, can_start in zip(views, start, strict=True)
+                if can_start or waits_in_peace(view, live.shape, forecasts.get(view.node_id), preemption=preemption)
+            ]
         # Of a node that was asked and has not answered its load says nothing either.
         silent = {*asked.pending.values(), *asked.failures}
         if silent:

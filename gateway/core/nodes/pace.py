@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from simcore.types import NodePace
 
-DESIGN_UTILISATION = 0.8
-"""The share of its capacity at which a fleet is meant to run: where it matters what a request takes from later ones."""
+DESIGN_UTILISATION = 0.9
+"""The share of its room, seats or KV, at which a node is meant to run: where it matters what a request takes from later
+ones. Higher: nodes are kept freer for them, waits are shorter and answers of those who come now a little longer."""
 
 RISE_OVER = 8
 """Sequences over which the rise of a step with the batch is measured: kernels round up to tiles of about so many, and

@@ -94,7 +94,7 @@ class EstimatedLatency:
             if view.node_id in ahead:
                 cost -= outlook.ahead_s_per_token * min(ahead[view.node_id], load.prefill_tokens)
             # `EngineConfig.blocks_for`, without its call.
-            lacking = -(-prompt_tokens // outlook.block_tokens) - outlook.free_blocks
+            lacking = (prompt_tokens + answer_tokens) / outlook.block_tokens - outlook.free_blocks
             if lacking > 0:
                 cost += OWN_AND_LATER * lacking / outlook.freed_blocks_per_s
             found.append(cost)

@@ -158,7 +158,8 @@ def test_requests_prompts_and_lacking_memory_ahead_cost() -> None:
     some = estimate(seen(**busy(10)))
     assert idle < some < estimate(seen(**busy(40)))
     prompts = busy(10) | {"unprocessed_tokens": 2000 + 5000, "prefill_tokens": 5000}
-    assert estimate(seen(**prompts)) == pytest.approx(some + (1 + LATER_WAITS_PER_WAIT) * 0.5, rel=1e-2)
+    wait_s = (1 + LATER_WAITS_PER_WAIT) * 5000 * 1e-4
+    assert some + wait_s < estimate(seen(**prompts)) < some + 1.5 * wait_s
     assert estimate(seen(running=10, unprocessed_tokens=2000, free_blocks=0)) > 2 * some
     assert math.isfinite(estimate(seen(waiting=3, unprocessed_tokens=600, waiting_prompt_blocks=1052)))
     over: dict[str, Any] = {"running": SEATS, "unprocessed_tokens": 60 * 200, "free_blocks": 300}
@@ -174,7 +175,8 @@ def test_prompts_ahead_that_are_cached_do_not_count_until_their_first_token() ->
     cached = policy.costs(asked, [ahead], {})[0]
     assert alone is not None
     assert cached is not None
-    assert alone - cached == pytest.approx((1 + LATER_WAITS_PER_WAIT) * 9_000 * 1e-4, rel=0.05)
+    wait_s = (1 + LATER_WAITS_PER_WAIT) * 9_000 * 1e-4
+    assert wait_s < alone - cached < 1.5 * wait_s, "and a little for the room that they would have kept"
     policy.began(long, "a")
     assert policy.costs(asked, [ahead], {})[0] == alone
 

@@ -1,7 +1,7 @@
 """How far placement rules are from the best that can be, where that can be computed.
 
-`python -m bench.micro.small_worlds`. Two or three nodes as queues: answers of exponential length, Poisson arrivals; a
-node with n requests ends them at the rate min(n, seats) / (answer x step at that batch). The best rule is found by value
+`python -m bench.micro.small_worlds`. Two or three nodes as queues: answers of exponential length, Poisson arrivals;
+a node with n requests ends them at rate min(n, seats) / (answer x step at that batch). The best rule is found by value
 iteration over all states (uniformised; Puterman, Markov Decision Processes, section 8.5), every rule's mean latency by
 the same iteration without a choice (Little). What the shipped cost adds for those to come is
 `gateway.core.nodes.pace.later_waits` and `LATER_WAITS_PER_WAIT`, here without any forecast: what remains of the loss,

@@ -373,7 +373,7 @@ def resume_modes(dice: Dice) -> Scenario:
 
 
 def slow_node(dice: Dice) -> Scenario:
-    """One node is five times slower than the others, and nobody was told: it gets about a fifth of what they get."""
+    """One node is five times slower than the others, and nobody was told: it gets a third of what they get at most."""
     nodes = dice.equal(least=4, most=4, max_num_seqs=16, num_blocks=1052)
     knots = STEP_TIMES_SLOWER
     slow = msgspec.structs.replace(nodes[0].step_time, name="chaos/slow", **knots)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from simcore.types import NodePace
 
-DESIGN_UTILISATION = 0.9
+DESIGN_UTILISATION = 0.85
 """The share of its room, seats or KV, at which a node is meant to run: where it matters what a request takes from later
 ones. Higher: nodes are kept freer for them, waits are shorter and answers of those who come now a little longer."""
 

@@ -373,7 +373,8 @@ def resume_modes(dice: Dice) -> Scenario:
 
 
 def slow_node(dice: Dice) -> Scenario:
-    """One node is five times slower than the others, and nobody was told: it gets a third of what they get at most."""
+    """One node is five times slower than the others, and nobody was told: it gets less than half of what they get,
+    though their seats are nearly all taken."""
     nodes = dice.equal(least=4, most=4, max_num_seqs=16, num_blocks=1052)
     knots = STEP_TIMES_SLOWER
     slow = msgspec.structs.replace(nodes[0].step_time, name="chaos/slow", **knots)
@@ -383,7 +384,7 @@ def slow_node(dice: Dice) -> Scenario:
     def check(run: ChaosRun) -> str:
         fast = sum(count for node_id, count in run.nodes.items() if node_id != "n0") / 3
         share = run.nodes.get("n0", 0) / fast
-        return "" if share < 0.35 else f"the slow node completed {share:.2f} of what a fast one did"
+        return "" if share < 0.5 else f"the slow node completed {share:.2f} of what a fast one did"
 
     return Scenario(nodes=nodes, items=items, check=check, policy="min_total_latency")
 

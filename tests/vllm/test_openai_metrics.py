@@ -19,7 +19,7 @@ async def test_counts_and_our_own_account_of_a_real_server(real_server: Server) 
         assert engine.config().engine == "vllm"
         assert engine.config().max_model_len_tokens == 1024
         assert engine.config().num_blocks > 1, "the page says how large the cache is"
-        request = EngineRequest(request_id="a", prompt_token_ids=(5,) * 30, max_tokens=400, ignore_eos=True)
+        request = EngineRequest(request_id="a", prompt_token_ids=(5,) * 30, max_tokens=900, ignore_eos=True)
         outputs: list[EngineOutput] = []
 
         async def read() -> None:
@@ -34,7 +34,7 @@ async def test_counts_and_our_own_account_of_a_real_server(real_server: Server) 
                 if reading.done():
                     break
         await reading
-        assert sum(len(o.token_ids) for o in outputs) == 400
+        assert sum(len(o.token_ids) for o in outputs) == 900
         assert outputs[-1].finish == "length"
         busy = [s for s in seen if [r.request_id for r in s.running] == ["a"]]
         assert busy, "our own request is seen while it runs"

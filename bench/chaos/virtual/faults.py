@@ -184,6 +184,13 @@ def lying_predictor(dice: Dice) -> Scenario:
     return Scenario(nodes=nodes, items=items, world=world)
 
 
+def _fair_share(run: ChaosRun, node_id: str, nodes: int, from_s: float, until_s: float) -> str:
+    """The complaint if the node got much less or more than the others of what arrived meanwhile."""
+    placed = [at for arrival_s, at in run.answers if from_s < arrival_s < until_s]
+    share = placed.count(node_id) * nodes / len(placed)
+    return "" if 0.3 < share < 2.0 else f"{node_id} got {share:.2f} of its share while nobody believed it"
+
+
 def lying_cache(dice: Dice) -> Scenario:
     """A node claims to have cached prompts that nobody has seen yet, then tells the truth: its word is dropped, its
     requests are not, it draws no more of them than others, and it is believed again."""
@@ -210,9 +217,7 @@ def lying_cache(dice: Dice) -> Scenario:
             return f"nobody saw that {liar} lies: {run.seen_alarms[liar]}"
         if "claims" in run.alarms[liar]:
             return f"{liar} is not believed again: {run.alarms[liar]}"
-        placed = [node_id for arrival_s, node_id in run.answers if dropped_s < arrival_s < honest_s]
-        share = placed.count(liar) * len(nodes) / len(placed)
-        return "" if 0.3 < share < 2.0 else f"{liar} got {share:.2f} of its share after its word was dropped"
+        return _fair_share(run, liar, len(nodes), dropped_s, honest_s)
 
     return Scenario(nodes=nodes, items=items, world=world, check=check, policy="prefix_affinity")
 
@@ -236,9 +241,7 @@ def lying_pace(dice: Dice) -> Scenario:
             return f"nobody saw that {liar} lies: {run.seen_alarms[liar]}"
         if "step times" in run.alarms[liar]:
             return f"{liar} is not believed again: {run.alarms[liar]}"
-        placed = [node_id for arrival_s, node_id in run.answers if lied_s < arrival_s < honest_s]
-        share = placed.count(liar) * len(nodes) / len(placed)
-        return "" if 0.3 < share < 2.0 else f"{liar} got {share:.2f} of its share while it lied"
+        return _fair_share(run, liar, len(nodes), lied_s, honest_s)
 
     return Scenario(nodes=nodes, items=items, world=world, check=check, policy="estimated_latency")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from gateway.core.decision.policies.base import Served
 from gateway.core.events import RequestShape
 from gateway.core.nodes.view import NodeView
 
@@ -40,6 +41,22 @@ class PrefillAccount:
 
     def tokens(self, node_id: str) -> int:
         return self.nodes[node_id]
+
+
+class KeepsPrefillAccount:
+    """A policy that goes by an account of prompts under way (`PlacementWatcher`): `under_way`."""
+
+    def __init__(self, *, cached: bool = False) -> None:
+        self.under_way = PrefillAccount(cached=cached)
+
+    def placed(self, request: RequestShape, node: NodeView) -> None:
+        self.under_way.add(request, node)
+
+    def began(self, request: RequestShape, node_id: str) -> None:
+        self.under_way.remove(request, node_id)
+
+    def left(self, request: RequestShape, node_id: str, served: Served | None) -> None:
+        self.under_way.remove(request, node_id)
 
 
 def uncached_tokens(request: RequestShape, cached_tokens: int) -> int:

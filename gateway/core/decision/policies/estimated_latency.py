@@ -8,8 +8,8 @@ from typing import ClassVar
 import msgspec
 
 from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT, end_s_per_token, later_waits, left_tokens
-from gateway.core.decision.policies.accounts import PrefillAccount
-from gateway.core.decision.policies.base import NodeView, Served
+from gateway.core.decision.policies.accounts import KeepsPrefillAccount
+from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
 from gateway.core.nodes.pace import Pace
 from simcore.types import Forecast, NodeLoad
@@ -42,7 +42,7 @@ class _Outlook(msgspec.Struct, frozen=True, gc=False):
     freed_blocks_per_s: float
 
 
-class EstimatedLatency:
+class EstimatedLatency(KeepsPrefillAccount):
     """cost = (1 + u / (1 - u)) * wait + prompt and answer at the pace of the batch that it joins
     + what that takes from those there + what it takes from those to come.
 
@@ -58,16 +58,16 @@ class EstimatedLatency:
     needs_forecasts: ClassVar[bool] = False
 
     def __init__(self) -> None:
+        # Of prompts ahead a load note cannot say what they will find cached.
+        super().__init__(cached=True)
         self._outlooks: dict[str, _Outlook] = {}
-        self._found = PrefillAccount(cached=True)
-        """Of prompts ahead a load note cannot say what they will find cached."""
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
         prompt_tokens, answer_tokens = request.prompt_tokens, request.expected_tokens
         held_tokens = prompt_tokens + 0.5 * answer_tokens
-        outlooks, ahead, found = self._outlooks, self._found.nodes, list[float | None]()
+        outlooks, ahead, found = self._outlooks, self.under_way.nodes, list[float | None]()
         for view in nodes:
             load, pace = view.load, view.pace
             if load is None or pace is None:
@@ -99,15 +99,6 @@ class EstimatedLatency:
                 cost += OWN_AND_LATER * lacking / outlook.freed_blocks_per_s
             found.append(cost)
         return found
-
-    def placed(self, request: RequestShape, node: NodeView) -> None:
-        self._found.add(request, node)
-
-    def began(self, request: RequestShape, node_id: str) -> None:
-        self._found.remove(request, node_id)
-
-    def left(self, request: RequestShape, node_id: str, served: Served | None) -> None:
-        self._found.remove(request, node_id)
 
 
 def _outlook(view: NodeView, load: NodeLoad, pace: Pace) -> _Outlook:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from gateway.core.decision.policies.accounts import PrefillAccount, cached_share, uncached_tokens
-from gateway.core.decision.policies.base import NodeView, Served
+from gateway.core.decision.policies.accounts import KeepsPrefillAccount, cached_share, uncached_tokens
+from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
 from simcore.types import Forecast
 
@@ -17,7 +17,7 @@ PEAK_PREFILL_TOKENS_PER_S = 15_928.0
 MOST_TOKENS = 4_194_304
 
 
-class LlmdAffinity:
+class LlmdAffinity(KeepsPrefillAccount):
     """cost = prompt tokens under way to a first token there + those of this request that are not cached, at most
     4,194,304; nodes that the filter takes out cost that number more, and come after all others.
 
@@ -35,13 +35,10 @@ class LlmdAffinity:
     cost_unit: ClassVar[str] = "tokens"
     needs_forecasts: ClassVar[bool] = False
 
-    def __init__(self) -> None:
-        self._prefill = PrefillAccount()
-
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
-        under_way = [self._prefill.tokens(node.node_id) for node in nodes]
+        under_way = [self.under_way.tokens(node.node_id) for node in nodes]
         is_sticky = [
             cached_share(request, node.cached_tokens, node.config.block_size_tokens) >= STICKY_SHARE for node in nodes
         ]
@@ -60,12 +57,3 @@ class LlmdAffinity:
             return everyone
         penalty_s = (min(sticky) - min(others)) / PEAK_PREFILL_TOKENS_PER_S
         return everyone if penalty_s > MOST_PENALTY_S else is_sticky
-
-    def placed(self, request: RequestShape, node: NodeView) -> None:
-        self._prefill.add(request, node)
-
-    def began(self, request: RequestShape, node_id: str) -> None:
-        self._prefill.remove(request, node_id)
-
-    def left(self, request: RequestShape, node_id: str, served: Served | None) -> None:
-        self._prefill.remove(request, node_id)

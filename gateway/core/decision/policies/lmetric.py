@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from gateway.core.decision.policies.accounts import PrefillAccount, uncached_tokens
-from gateway.core.decision.policies.base import NodeView, Served
+from gateway.core.decision.policies.accounts import KeepsPrefillAccount, uncached_tokens
+from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
 from simcore.types import Forecast
 
 
-class LMetric:
+class LMetric(KeepsPrefillAccount):
     """cost = (uncached prompt tokens of requests there that have no first token + those of this request) x (requests
     there + 1): what the request waits for times those that it keeps waiting.
 
@@ -26,25 +26,13 @@ class LMetric:
     cost_unit: ClassVar[str] = "tokens x requests"
     needs_forecasts: ClassVar[bool] = False
 
-    def __init__(self) -> None:
-        self._prefill = PrefillAccount()
-
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
         return [
             float(
-                (self._prefill.tokens(node.node_id) + uncached_tokens(request, node.cached_tokens))
+                (self.under_way.tokens(node.node_id) + uncached_tokens(request, node.cached_tokens))
                 * (node.in_flight + 1)
             )
             for node in nodes
         ]
-
-    def placed(self, request: RequestShape, node: NodeView) -> None:
-        self._prefill.add(request, node)
-
-    def began(self, request: RequestShape, node_id: str) -> None:
-        self._prefill.remove(request, node_id)
-
-    def left(self, request: RequestShape, node_id: str, served: Served | None) -> None:
-        self._prefill.remove(request, node_id)

@@ -47,6 +47,7 @@ Example: an experiment on real processes with emulated engines.
 @click.option(
     "--jobs", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Side by side; 0: all cores."
 )
+@click.option("--fleet", default="", metavar="NAME|FILE|N*PROFILE,...", help="Other nodes, where its grids say none.")
 @click.option("--output", default="results/experiments", show_default=True, metavar="DIR", help="Where results go.")
 @click.option("--fresh", is_flag=True, help="Run all again, also what is there.")
 @click.option("--live", is_flag=True, help="Real processes: a gateway and emulated engines on this machine.")
@@ -57,6 +58,7 @@ def experiment(
     seeds: int,
     requests: int,
     jobs: int,
+    fleet: str,
     output: str,
     fresh: bool,
     live: bool,
@@ -70,7 +72,7 @@ def experiment(
     from rich.console import Console
 
     from bench.commands.run_errors import run_errors
-    from bench.experiments.catalogue import all_experiments, find
+    from bench.experiments.catalogue import all_experiments, find, on_fleet
     from bench.experiments.run import Size
 
     console = Console(stderr=True)
@@ -80,6 +82,8 @@ def experiment(
             return
         published = [e for e in all_experiments().values() if e.status == "ready" and e.system != "own"]
         chosen = published if name == "all" else [find(name)]
+        if fleet:
+            chosen = [on_fleet(one, fleet) for one in chosen]
         size = Size(seeds=seeds, requests=requests, jobs=jobs, fresh=fresh, records=records or "")
         reports = [_run(one, Path(output) / one.name, size, console, live=live) for one in chosen]
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 import tomllib
 from pathlib import Path
 
@@ -107,3 +108,18 @@ def _known(what: str, wanted: list[str], there: set[str]) -> None:
             near = difflib.get_close_matches(name, there, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(there)}"
             raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def on_fleet(experiment: Experiment, fleet: str) -> Experiment:
+    """The same experiment over the nodes of `fleet` (as `RunSpec.fleet`), by a name of its own.
+
+    Raises ExperimentError for one whose grids or variants say themselves which nodes there are.
+    """
+    said = {key for grid in experiment.grids for key in (*grid.base, *grid.axes)}
+    said |= {key for variant in experiment.variants for key in variant.values}
+    if clash := sorted(said & {"fleet", "nodes", "profile"}):
+        raise ExperimentError(
+            f"experiment {experiment.name} says {' and '.join(clash)} for each grid: leave --fleet out"
+        )
+    name = f"{experiment.name}-on-{re.sub(r'[^A-Za-z0-9]+', '-', Path(fleet).stem or fleet).strip('-')}"
+    return msgspec.structs.replace(experiment, name=name, base={**experiment.base, "fleet": fleet})

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.experiments.catalogue import ExperimentError, all_experiments, find, load_experiment, published
+from bench.experiments.catalogue import ExperimentError, all_experiments, find, load_experiment, on_fleet, published
 from bench.experiments.claims import claim_text, evaluate, evaluate_points
 from bench.experiments.figures import draw
 from bench.experiments.matrix import matrix_of
@@ -34,6 +34,16 @@ from tests.unit.bench.run_lines import line
 
 NAMES = sorted(all_experiments())
 HEAD = 'name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\n'
+
+
+def test_an_experiment_runs_over_another_fleet() -> None:
+    moved = on_fleet(find("headline"), "mixed")
+    assert moved.name == "headline-on-mixed"
+    specs = [task.spec for task in tasks_of(moved, Size())]
+    assert specs
+    assert all(spec.size == 12 and spec.groups[0].count == 6 for spec in specs)
+    with pytest.raises(ExperimentError, match="says fleet and"):
+        on_fleet(find("fleets"), "mixed")
 
 
 @pytest.mark.parametrize("name", NAMES)

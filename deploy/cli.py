@@ -137,7 +137,9 @@ ASTROLABE = LazyGroup(
         "explain": LazyCommand(
             "deploy.commands.explain:explain", "Why a request went where it went, and what became of it."
         ),
+        "scale": LazyCommand("deploy.commands.scale:scale", "Show how many nodes there are, are wanted, start, leave."),
         "drain": LazyCommand("deploy.commands.drain:drain", "Take a node out of service, or back into it."),
+        "move": LazyCommand("deploy.commands.move:move", "Have a running request go on at another node."),
         "length": LazyCommand(LENGTH, "Length models: sample, train, eval, tag, worth, serve."),
         "bench": LazyCommand(BENCH, "Measure and compare, live and simulated; capacity, own policies and profiles."),
     },

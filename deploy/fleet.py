@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from predictor.profile_file import SUFFIX as PROFILE_SUFFIX
-from predictor.profile_file import load_any_profile
+from engine_adapters.profile_file import SUFFIX as PROFILE_SUFFIX
+from engine_adapters.profile_file import load_any_profile
 from protos.runtime.config import ConfigError, load_config
 from simcore.cost.profile import Profile
 
@@ -55,6 +55,12 @@ class NodeGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Whether what prompts begin with is kept and found again; None: it is."""
     price_per_hour: Price | None = None
     """Of one node."""
+    min: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Where the fleet is scaled: fewest nodes."""
+    max: Count | None = None
+    """Where the fleet is scaled: most nodes; None: `count`."""
+    cold_start_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Where the fleet is scaled: from the wish for a node to its first request."""
     labels: dict[str, str] = {}
     """For people and their scripts: results repeat them."""
 
@@ -160,6 +166,9 @@ def checked(fleet: Fleet, *, where: str) -> Fleet:
             profiles.append(group.load_profile())
         except ValueError as error:
             raise FleetError(f"{at}{error}") from None
+        most = group.max or group.count
+        if group.min is not None and group.min > most:
+            raise FleetError(f"{at}min {group.min} is above {'max' if group.max else 'count'} {most}; lower it")
         kv = profiles[-1].kv
         block_size_tokens = group.block_size_tokens or kv.block_size_tokens
         num_blocks = group.num_blocks or kv.num_blocks * kv.block_size_tokens // block_size_tokens

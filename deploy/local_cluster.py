@@ -32,7 +32,8 @@ START_S = 240.0
 NODES_UP_S = 20.0
 """What a gateway gets to find nodes that serve already."""
 STOP_S = 5.0
-"""What a child gets to end by itself."""
+"""What a child gets to end by itself; a gateway that ends nodes of its own gets `GATEWAY_STOP_S`."""
+GATEWAY_STOP_S = 20.0
 LAST_LINES = 12
 
 
@@ -49,6 +50,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to start. Option names are those of `astrolabe predictor` and `astrolabe gateway`, with _ for -."""
 
     nodes: int = 4
+    """0: the gateway starts its own."""
     gateway_port: int = 8200
     """Of the gRPC service; HTTP has the next one. 0 takes free ones."""
     first_node_port: int = 8100
@@ -196,7 +198,8 @@ class LocalCluster:
             self.gateway.options = self._gateway_options()
             self.gateway.start()
             self.gateway.wait_ready(deadline_s, cancelled)
-            self.wait_nodes_up(min(deadline_s, time.monotonic() + NODES_UP_S), cancelled)
+            if self.nodes:
+                self.wait_nodes_up(min(deadline_s, time.monotonic() + NODES_UP_S), cancelled)
             on_ready(self.gateway)
         except BaseException:
             self.stop()
@@ -241,7 +244,8 @@ class LocalCluster:
         for group in ([self.gateway], self.nodes):
             for child in group:
                 child.signal(signal.SIGTERM)
-            deadline_s = time.monotonic() + STOP_S
+            ends_nodes = group == [self.gateway] and not self.nodes
+            deadline_s = time.monotonic() + (GATEWAY_STOP_S if ends_nodes else STOP_S)
             for child in group:
                 if child.wait(max(0.0, deadline_s - time.monotonic())) is None:
                     child.kill()

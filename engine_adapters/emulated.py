@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -31,9 +30,11 @@ from engine_adapters.emulated_api.server import EmulatedApi
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import StreamDecoder, load_tokenizer, tokenizer_info
+from simcore.cache_content import CacheContent
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest
-from simcore.trace import TraceDelta, TraceSnapshot
+from simcore.prefix import block_hashes
+from simcore.trace import CacheDelta, TraceDelta, TraceItem
 from simcore.types import EngineConfig, TokenLogprobs
 
 log = structlog.get_logger("engine_adapters.emulated")
@@ -53,28 +54,14 @@ class Pacing(msgspec.Struct, frozen=True):
     max_late_s: float
 
 
-class _Words(Protocol):
-    def next_token(self) -> int: ...
-
-
-class _Script:
-    """An answer whose tokens are given."""
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self._tokens: Iterator[int] = iter(tokens)
-
-    def next_token(self) -> int:
-        return next(self._tokens)
-
-
 class _Running:
     """One request in the engine."""
 
-    __slots__ = ("answer", "finish", "logprobs", "sink", "stop_token_ids")
+    __slots__ = ("answer", "cached_tokens", "finish", "logprobs", "sink", "stop_token_ids")
 
     def __init__(
         self,
-        answer: _Words,
+        answer: Iterator[int],
         finish: FinishReason,
         sink: OutputSink,
         *,
@@ -82,6 +69,8 @@ class _Running:
         logprobs: int | None = None,
     ) -> None:
         self.answer = answer
+        self.cached_tokens: int | None = None
+        """Of its prompt, when it was first admitted; None before that."""
         self.stop_token_ids = stop_token_ids
         self.logprobs = logprobs
         self.finish = finish
@@ -92,11 +81,11 @@ class _Watcher:
     """Deltas on their way to one reader."""
 
     def __init__(self) -> None:
-        self.items: deque[TraceSnapshot | TraceDelta] = deque(maxlen=WATCH_BUFFER_DELTAS)
+        self.items: deque[TraceItem] = deque(maxlen=WATCH_BUFFER_DELTAS)
         self.ready = asyncio.Event()
         self.wants_snapshot = True
 
-    def push(self, item: TraceSnapshot | TraceDelta) -> None:
+    def push(self, item: TraceItem) -> None:
         self.items.append(item)
         self.ready.set()
 
@@ -113,11 +102,14 @@ class EmulatedEngine:
             raise EngineError("the emulated engine needs its limits (config) and a step-time profile")
         if not options.time_scale > 0:
             raise EngineError(f"time_scale must be > 0, got {options.time_scale}")
-        self._config = options.config
+        config = options.config
+        self._config = config = msgspec.structs.replace(config, prefix_cache_traced=config.enable_prefix_caching)
         self._step_time = options.step_time.scaled(1.0 / options.time_scale)
         self._tokenizer = options.tokenizer
         self._text_ids = tokenizer_info(options.tokenizer).text_ids
-        self._node = SimNode(options.node_id, options.config, self._step_time)
+        self._node = SimNode(options.node_id, config, self._step_time)
+        self._cache = CacheContent(self._node)
+        self._cache_number = 0
         self._api = EmulatedApi(self, options.tokenizer)
         self._here: dict[str, _Running] = {}
         self._aborted: list[str] = []
@@ -180,25 +172,29 @@ class EmulatedEngine:
     def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
         return stream(self, request)
 
-    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
+    def submit(self, request: EngineRequest, sink: OutputSink, prompt: Sequence[int] = ()) -> None:
+        """As `EngineClient.submit`. `prompt`: what the prefix cache keeps it by, where that is not what it says."""
         if self._failure is not None:
             raise self._failure
         if self._task is None:
             raise EngineError("the engine is not started")
         tokens, finish = self._length(request)
-        answer = Answer(request.prompt_token_ids, self._text_ids)
-        running = _Running(answer, finish, sink, stop_token_ids=request.stop_token_ids, logprobs=request.logprobs)
-        self._enter(request, tokens, running)
+        words = Answer(request.prompt_token_ids, self._text_ids)
+        answer = [words.next_token() for _ in range(tokens)]
+        running = _Running(iter(answer), finish, sink, stop_token_ids=request.stop_token_ids, logprobs=request.logprobs)
+        self._enter(request, prompt or request.prompt_token_ids, answer, running)
 
-    def submit_script(self, request: EngineRequest, script: Sequence[int], sink: OutputSink) -> None:
+    def submit_script(
+        self, request: EngineRequest, script: Sequence[int], sink: OutputSink, prompt: Sequence[int] = ()
+    ) -> None:
         """As `submit`, with the answer's tokens given (at least one); it ends with them, or at `max_tokens`."""
         if self._failure is not None:
             raise self._failure
         limit = min(request.max_tokens, self._room(request))
         if limit < 1:
             raise RequestRefused(self._too_long(request))
-        tokens, finish = min(len(script), limit), "stop" if len(script) <= limit else "length"
-        self._enter(request, tokens, _Running(_Script(script), "stop" if finish == "stop" else "length", sink))
+        running = _Running(iter(script), "stop" if len(script) <= limit else "length", sink)
+        self._enter(request, prompt or request.prompt_token_ids, script[:limit], running)
 
     def forward(self, call: ForwardCall, body: BodyFeed, sink: ForwardSink) -> None:
         if self._failure is not None:
@@ -217,7 +213,7 @@ class EmulatedEngine:
         """As `abort`, at once, of a request in the scheduler."""
         return self._abort(request_id)
 
-    async def watch(self) -> AsyncIterator[TraceSnapshot | TraceDelta]:
+    async def watch(self) -> AsyncIterator[TraceItem]:
         watcher = _Watcher()
         if not self._in_step:
             self._send_snapshot(watcher, time.monotonic())
@@ -233,11 +229,16 @@ class EmulatedEngine:
         finally:
             self._watchers.remove(watcher)
 
-    def _enter(self, request: EngineRequest, tokens: int, running: _Running) -> None:
+    def _enter(self, request: EngineRequest, prompt: Sequence[int], answer: Sequence[int], running: _Running) -> None:
+        names: tuple[int, ...] = ()
+        if self._config.enable_prefix_caching:
+            # What is said is cached as what was asked is: a next turn begins with both.
+            names = block_hashes((*prompt, *answer), self._config.block_size_tokens)
         sim = SimRequest(
             request_id=request.request_id,
             prompt_tokens=len(request.prompt_token_ids),
-            output_tokens=tokens,
+            output_tokens=len(answer),
+            block_hashes=names,
             max_output_tokens=min(request.max_tokens, self._room(request)),
             priority=request.priority,
         )
@@ -275,7 +276,13 @@ class EmulatedEngine:
         # An idle engine has told of aborts that the node counts towards its next step.
         if self._idle_deltas or delta.aborted != aborted:
             delta = msgspec.structs.replace(delta, seq=delta.seq + self._idle_deltas, aborted=aborted)
-        batch = [(s.request_id, self._here[s.request_id], s.produced) for s in delta.scheduled if s.produced]
+        batch = []
+        for entry in delta.scheduled:
+            running = self._here[entry.request_id]
+            if running.cached_tokens is None:
+                running.cached_tokens = entry.cached_tokens
+            if entry.produced:
+                batch.append((entry.request_id, running, entry.produced))
         self._in_step = True
         # Also when late: others must get their turn between two steps.
         await asyncio.sleep(max(0.0, delta.end_s - time.monotonic()))
@@ -288,7 +295,7 @@ class EmulatedEngine:
             # It may have been aborted (and even come again) while the step ran.
             if here.get(request_id) is not running:
                 continue
-            tokens = tuple([running.answer.next_token() for _ in range(produced)])
+            tokens = tuple([next(running.answer) for _ in range(produced)])
             logprobs: tuple[TokenLogprobs, ...] = ()
             if running.logprobs is not None:
                 logprobs = tuple([made_up_logprobs(t, running.logprobs, self._text_ids) for t in tokens])
@@ -296,7 +303,8 @@ class EmulatedEngine:
                 del here[request_id]
                 stopped = running.finish == "stop" and tokens[-1] in running.stop_token_ids
                 stop_token_id = tokens[-1] if stopped else None
-                running.sink(request_id, EngineOutput(tokens, running.finish, 0, stop_token_id, logprobs))
+                cached_tokens = running.cached_tokens or 0
+                running.sink(request_id, EngineOutput(tokens, running.finish, cached_tokens, stop_token_id, logprobs))
             else:
                 running.sink(request_id, EngineOutput(tokens, logprobs=logprobs))
 
@@ -310,11 +318,16 @@ class EmulatedEngine:
         return True
 
     def _publish(self, delta: TraceDelta) -> None:
+        stored, evicted = self._cache.look(1)
+        if stored or evicted:
+            self._cache_number += 1
         for watcher in self._watchers:
             if watcher.wants_snapshot:
                 self._send_snapshot(watcher, delta.end_s)
-            else:
-                watcher.push(delta)
+                continue
+            watcher.push(delta)
+            if stored or evicted:
+                watcher.push(CacheDelta(self._cache_number, False, tuple(stored), tuple(evicted)))
 
     def _publish_idle(self) -> None:
         """Aborts have left nothing to do: no step will tell of them, so an empty one does."""
@@ -334,6 +347,8 @@ class EmulatedEngine:
     def _send_snapshot(self, watcher: _Watcher, now_s: float) -> None:
         state = self._node.snapshot(now_s)
         watcher.push(msgspec.structs.replace(state, seq=state.seq + self._idle_deltas))
+        if self._config.prefix_cache_traced:
+            watcher.push(CacheDelta(self._cache_number, True, tuple(dict.fromkeys(self._cache.names())), ()))
         watcher.wants_snapshot = False
 
     def _note_lateness(self, late_s: float) -> None:

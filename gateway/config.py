@@ -6,6 +6,7 @@ mend it. Defaults are safe: the gateway listens on loopback only, and to listen 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gateway.core.decision.policies.registry import needs_forecasts
+from gateway.core.moves.rules.registry import make_move_rule
 from gateway.core.router_config import RouterConfig
 from gateway.policy_files import policy_name, policy_names_of
+from gateway.scale.config import ScalingConfig
 from protos.runtime.addresses import is_loopback, parse_address, parse_url
 from protos.runtime.config import Address, FileName, check_key, load_config
 from protos.runtime.tls_files import ClientTlsFiles, ServerTlsFiles
@@ -109,6 +112,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     policy_files: Annotated[tuple[str, ...], msgspec.Meta(extra={"metavar": "FILE"})] = ()
     """Python file with a policy of your own, to choose by name while the gateway runs; repeat for more. It is run: name
     only files that you trust."""
+    scaling: ScalingConfig = ScalingConfig()
+    """How many nodes there are, and when."""
     tokenizer: Name = "auto"
     """Turns text into token ids and back: qwen2, bytes, a model's folder; auto: qwen2 when installed, else bytes."""
     tokenizer_models: Annotated[tuple[str, ...], msgspec.Meta(extra={"metavar": "NAME"})] = ()
@@ -138,7 +143,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """OpenTelemetry collector (OTLP/HTTP) for one span per request, for example http://127.0.0.1:4318/v1/traces; empty:
     no spans."""
     record: FileName = ""
-    """File for the decision log (JSON lines); empty: none."""
+    """File for the decision log (JSON lines); a scaler's is beside it, its name ending in .scaling; empty: none."""
     ready_file: FileName = ""
     """File that gets one JSON line with the bound address when the gateway serves."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -163,6 +168,14 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         check_key("policy_files", lambda: policy_names_of(self.policy_files))
         check_key("router.policy", lambda: policy_name(self.router.policy))
         check_key("router.fallback", self._check_fallback)
+        check_key("router.moves.rule", lambda: make_move_rule(self.router.moves, random.Random(0)))
+        check_key("router.moves.transfer", self._check_transfer)
+        if self.scaling.is_on and self.workers > 1 and not self.scaling.is_shared:
+            key = "dry_run" if self.scaling.dry_run else "lease_s = 0"
+            raise ValueError(
+                f"key 'workers': is {self.workers}, and with {key} in [scaling] each process would scale by itself: "
+                "set it to 1, or take that key out"
+            )
 
     def _check_exposure(self) -> None:
         is_safe = bool(self.tls.cert and (self.keys or self.tls.client_ca))
@@ -173,6 +186,10 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                     f"key '{key}': {address} can be reached from other machines; set cert and key in [tls], and keys "
                     "(or client_ca in [tls]), or say insecure = true (--insecure) where the network is trusted"
                 )
+
+    def _check_transfer(self) -> None:
+        if self.router.moves.transfer is not None:
+            raise ValueError("no engine behind a gateway is asked to fetch KV; it is for simulated runs: leave it out")
 
     def _check_fallback(self) -> None:
         if needs_forecasts(self.router.fallback):

@@ -31,6 +31,7 @@ Reply = TypeVar("Reply")
 
 DEFAULT_WATCH_S = 1.0
 LEAST_WATCH_S = 0.05
+DECISIONS = 10
 
 
 class DispatchApi(DispatchServicer):
@@ -86,7 +87,7 @@ class DispatchApi(DispatchServicer):
             self._deny(context, denied)
             return
         try:
-            await _answer(stream, context)
+            await _answer(stream, context, self._intake.awaited_in_s(stream))
         finally:
             self._intake.close(stream)
         _finish(context, stream)
@@ -195,6 +196,10 @@ class DispatchApi(DispatchServicer):
         explain = functools.partial(self._operators.explain, request.request_id, alone=self._alone)
         return await self._answered(context, _by_admin(explain), pb.Explanation())
 
+    async def ExplainScaling(self, request: pb.ExplainScalingRequest, context: Context) -> pb.ScalingExplanation:
+        explain = functools.partial(self._operators.explain_scaling, request.decisions or DECISIONS, alone=self._alone)
+        return await self._answered(context, _by_admin(explain), pb.ScalingExplanation())
+
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.NodeList:
         return await self._answered(
             context, _by_admin(functools.partial(self._operators.list_nodes, alone=self._alone)), pb.NodeList()
@@ -225,6 +230,10 @@ class DispatchApi(DispatchServicer):
             return pb.DrainReply(in_flight=await self._operators.drain(request, alone=self._alone))
 
         return await self._answered(context, _by_admin(drain), pb.DrainReply())
+
+    async def Move(self, request: pb.MoveRequest, context: Context) -> pb.MoveReply:
+        move = functools.partial(self._operators.move, request, alone=self._alone)
+        return await self._answered(context, _by_admin(move), pb.MoveReply())
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyReply:
         async def set_policy() -> pb.SetPolicyReply:
@@ -265,10 +274,14 @@ def _by_admin(answer: Callable[[], Awaitable[Reply]]) -> Callable[[Caller], Awai
     return checked
 
 
-async def _answer(stream: ClientStream, context: Context) -> None:
+async def _answer(stream: ClientStream, context: Context, awaited_s: float | None) -> None:
+    """`awaited_s`: how long until a node comes for it, None where there is one; its client is told at once."""
     text = stream.text
     assert text is not None, "an answer has a text"
     first = True
+    if awaited_s is not None:
+        waits = ("x-astrolabe-wait-s", f"{awaited_s:.1f}")
+        await context.send_initial_metadata((("x-request-id", stream.shape.request_id), waits))
     while True:
         await stream.changed()
         token_ids = stream.take()
@@ -276,9 +289,9 @@ async def _answer(stream: ClientStream, context: Context) -> None:
         # An end without an answer, not even part of one, is told by the status alone.
         if token_ids or (ended and (not first or stream.outcome in COMPLETE)):
             chunk = wire.generate_chunk(stream, token_ids, text.take(), is_first=first)
-            if first:
+            if first and awaited_s is None:
                 await context.send_initial_metadata(_initial_metadata(stream))
-                first = False
+            first = False
             await context.write(chunk)
         if ended:
             return

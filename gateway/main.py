@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import msgspec
@@ -23,8 +23,10 @@ from grpc_reflection.v1alpha import reflection
 from engine_adapters.tokenizer import Tokenizer, TokenizerError, default_tokenizer, load_tokenizer
 from gateway.config import GatewayConfig, LengthsConfig
 from gateway.core.events import AnyEvent, PolicySet
+from gateway.core.recording import ROUTERS
 from gateway.core.router import Router
 from gateway.core.router_config import RouterConfig
+from gateway.core.scale.config import ScaleError
 from gateway.grpc_api import DispatchApi
 from gateway.http.api import OpenAiApi
 from gateway.http.connection import ConnectionLimits
@@ -62,6 +64,9 @@ from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
 from simcore.types import Outcome
 
+if TYPE_CHECKING:
+    from gateway.scale.runtime import ScaleRuntime
+
 log = structlog.get_logger("gateway")
 
 OBSERVE_S = 1.0
@@ -87,7 +92,7 @@ class Gateway:
         self._slot = slot
         suffix = f".w{slot.index}" if slot else ""
         router = _router_config(config, slot)
-        self._recorder = FileRecorder(Path(config.record + suffix), router) if config.record else None
+        self._recorder = FileRecorder(Path(config.record + suffix), router, ROUTERS) if config.record else None
         self._idle = asyncio.Event()
         self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic)
         self.keys = KeyRing()
@@ -122,7 +127,14 @@ class Gateway:
             on_begin=self.spans.begin if self.spans else lambda _stream: None,
         )
         self._siblings = Siblings(slot)
-        self.operators = Operators(pump=self.pump, nodes=self.nodes, intake=self.intake, siblings=self._siblings.stubs)
+        self.scaling = self._scale_runtime(suffix)
+        self.operators = Operators(
+            pump=self.pump,
+            nodes=self.nodes,
+            intake=self.intake,
+            siblings=self._siblings.stubs,
+            scaling=self.scaling,
+        )
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=_server_options(config, shared_port=slot is not None))
         self._private = grpc.aio.server() if slot else None
@@ -163,6 +175,8 @@ class Gateway:
             if self._slot.is_restart:
                 await self.operators.adopt()
             self._observe_again()
+        if self.scaling is not None:
+            await self.scaling.start()
         for address in (self.bound, self.http_bound):
             if address is not None and not is_loopback(address) and self.config.insecure:
                 log.warning("listening beyond this machine with insecure = true", address=str(address))
@@ -217,6 +231,8 @@ class Gateway:
         if self._private is not None:
             await self._private.stop(None)
         await self._siblings.close()
+        if self.scaling is not None:
+            await self.scaling.stop()
         await self.discovery.close()
         await self.nodes.close()
         await self.lengths.close()
@@ -277,6 +293,27 @@ class Gateway:
         await self._set_health()
         await self._server.start()
 
+    def _scale_runtime(self, suffix: str) -> ScaleRuntime | None:
+        """`suffix`: of this worker's files. Raises ConfigError."""
+        if not self.config.scaling.is_on:
+            return None
+        # Loads what a gateway without scaling needs not.
+        from gateway.scale.runtime import ScaleRuntime
+
+        try:
+            runtime = ScaleRuntime(
+                self.config.scaling,
+                pump=self.pump,
+                nodes=self.nodes,
+                discovery=self.discovery,
+                on_change=self._nodes_changed,
+                record=self.config.record and self.config.record + suffix,
+            )
+        except ScaleError as bad:
+            raise ConfigError(str(bad)) from None
+        self.metrics.follow_scaling(runtime)
+        return runtime
+
     def _finished(self, stream: ClientStream) -> None:
         if stream.call is None or not stream.call.is_aside:
             logs.request_finished(stream)
@@ -299,7 +336,11 @@ class Gateway:
     def _observe(self) -> None:
         statuses = Counter(link.status for link in self.nodes.links.values())
         nodes = {status: statuses[status] for status in ("up", "connecting", "down")}
-        self.metrics.observe(running=len(self.pump.streams), nodes=nodes, holding=self.pump.router.queue_status())
+        self.metrics.observe(
+            running=len(self.pump.streams), nodes=nodes, holding=self.pump.router.queue_status(self.pump.now_s())
+        )
+        router = self.pump.router
+        self.metrics.moved(router.take_moves(), under_way=len(router.moving))
 
     def _nodes_changed(self) -> None:
         self.operators.nodes_changed()
@@ -308,7 +349,8 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
     async def _set_health(self) -> None:
-        up = self.nodes.any_up and not self._stopping
+        # One that can have a node started takes requests, which wait for it.
+        up = (self.nodes.any_up or bool(self.nodes.expected)) and not self._stopping
         status = health_pb2.HealthCheckResponse.SERVING if up else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE):
             await self._health.set(service, status)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 import structlog
 
 from gateway import wire
-from gateway.core.events import DrainAsked, PolicySet
+from gateway.core.events import DrainAsked, MoveAsked, PolicySet
 from gateway.core.outcomes import Denial
 from gateway.intake.checks import policy_of
 from gateway.intake.denied import Denied, invalid
@@ -19,6 +19,9 @@ from gateway.intake.submission import Intake
 from gateway.nodes.registry import NodeRegistry
 from gateway.pump import Pump
 from protos.v1 import astrolabe_dispatch_pb2 as pb
+
+if TYPE_CHECKING:
+    from gateway.scale.runtime import ScaleRuntime
 
 log = structlog.get_logger("gateway.operators")
 
@@ -36,7 +39,16 @@ class Operators:
     With `alone` a call is answered from this worker's own knowledge: it comes from a sibling.
     """
 
-    def __init__(self, *, pump: Pump, nodes: NodeRegistry, intake: Intake, siblings: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        pump: Pump,
+        nodes: NodeRegistry,
+        intake: Intake,
+        siblings: Sequence[Any] = (),
+        scaling: ScaleRuntime | None = None,
+    ) -> None:
+        self._scaling = scaling
         self._pump = pump
         self._intake = intake
         self._nodes = nodes
@@ -63,6 +75,22 @@ class Operators:
             Denial.UNKNOWN, f"nothing is known of request {request_id!r}; the gateway remembers its latest ones only"
         )
 
+    async def explain_scaling(self, latest: int, *, alone: bool = False) -> pb.ScalingExplanation:
+        """With the latest decisions, so many of them; of several workers it is told by the one that leads. Raises
+        Denied where nothing is scaled."""
+        if self._scaling is None:
+            raise Denied(Denial.UNKNOWN, "this gateway scales nothing; say [scaling] in its configuration")
+        if self._scaling.status is None:
+            raise Denied(Denial.UNKNOWN, "the scaler has not decided anything yet; ask again in a moment")
+        if not alone and not self._scaling.status.leads:
+            request = pb.ExplainScalingRequest(decisions=latest)
+            others: list[pb.ScalingExplanation] = await self._ask("ExplainScaling", request)
+            leader = next((said for said in others if said.leads), None)
+            if leader is not None:
+                return leader
+        links = {link.node_id: link.entry.address for link in self._nodes.links.values()}
+        return wire.scaling_explanation(self._scaling.status, links, now_s=self._pump.now_s(), latest=latest)
+
     async def cancel(self, request_id: str, owner: str | None, *, alone: bool = False) -> bool:
         """Whether it ran. With an `owner` only that caller's requests are touched; others are as if they were not."""
         may = owner is None or self._intake.owner_of(request_id) == owner
@@ -73,16 +101,49 @@ class Operators:
 
     async def drain(self, request: pb.DrainRequest, *, alone: bool = False) -> int:
         """Requests still running there. Raises Denied for a node that is not known."""
-        link = self._nodes.find(request.node_id)
-        if link is None or link.config is None:
-            names = ", ".join(k.name for k in self._nodes.links.values()) or "none"
-            reason = f"no node {request.node_id!r}" if link is None else f"node {link.name!r} has not been up yet"
-            raise Denied(Denial.UNKNOWN, f"{reason}; configured nodes: {names}")
-        self._pump.post(DrainAsked(node_id=link.node_id, undo=request.undo, evict=request.evict))
-        in_flight = self._nodes.in_flight(link.node_id)
+        node_id = self._node(request.node_id)
+        self._pump.post(DrainAsked(node_id=node_id, undo=request.undo, stay=request.stay))
+        in_flight = self._nodes.in_flight(node_id)
         if not alone:
             in_flight += sum(reply.in_flight for reply in await self._ask("Drain", request))
         return in_flight
+
+    async def move(self, request: pb.MoveRequest, *, alone: bool = False) -> pb.MoveReply:
+        """The move that has begun. Raises Denied when the request does not run, or cannot move as it is."""
+        reply = self._move(request)
+        if alone:
+            return reply
+        if not reply.found:
+            replies: list[pb.MoveReply] = await self._ask("Move", request)
+            reply = next((theirs for theirs in replies if theirs.found), reply)
+        if not reply.found:
+            raise Denied(Denial.UNKNOWN, f"no request {request.request_id!r} is under way at this gateway")
+        if reply.refusal:
+            raise Denied(Denial.NOT_AS_IT_IS, f"request {request.request_id!r} stays where it is: {reply.refusal}")
+        return reply
+
+    def _move(self, request: pb.MoveRequest) -> pb.MoveReply:
+        """Raises Denied for a node that is not known."""
+        node_id, router = self._node(request.node), self._pump.router
+        if not router.is_live(request.request_id):
+            return wire.move_reply(found=False)
+        if why := router.why_not_moved(request.request_id, node_id):
+            return wire.move_reply(refusal=why)
+        self._pump.post(MoveAsked(request_id=request.request_id, node_id=node_id, gently=request.gently))
+        told = router.last_move(request.request_id)
+        assert told is not None, "one that may move begins to, or it is told why not"
+        if told.outcome in ("under_way", "moved"):
+            return wire.move_reply(told)
+        return wire.move_reply(refusal=told.detail)
+
+    def _node(self, name: str) -> str:
+        """The node of that name or address. Raises Denied for one that is not known."""
+        link = self._nodes.find(name)
+        if link is None or link.config is None:
+            names = ", ".join(k.name for k in self._nodes.links.values()) or "none"
+            reason = f"no node {name!r}" if link is None else f"node {link.name!r} has not been up yet"
+            raise Denied(Denial.UNKNOWN, f"{reason}; configured nodes: {names}")
+        return link.node_id
 
     async def set_policy(self, request: pb.SetPolicyRequest, *, alone: bool = False) -> str:
         """The policy before. Raises Denied."""

@@ -32,6 +32,7 @@ from gateway.core.events import (
     StreamEnded,
     TimerFired,
     TokensSeen,
+    WatchToken,
 )
 from gateway.core.outcomes import CODES, COMPLETE
 from gateway.core.request.resume import attempt_id
@@ -40,7 +41,7 @@ from gateway.intake.client_call import REPORT_BYTES, AnswerHead
 from gateway.intake.client_stream import ClientStream
 from protos import codec
 from protos.v1.astrolabe_predict_pb2 import StreamPart
-from simcore.types import Candidate, EngineConfig, Outcome, TokenLogprobs
+from simcore.types import Candidate, EngineConfig, ExpectedWork, Outcome, TokenLogprobs
 
 LONGEST_TIMER_S = 10.0
 """Timers are not cancelled, so a later one is asked about this often: a client's deadline of a day must not be kept for
@@ -52,7 +53,11 @@ class NodePort(Protocol):
 
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None: ...
 
-    def ask(self, ask_id: int, candidate: Candidate) -> None: ...
+    def stage(self, dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -> None:
+        """The node is to compute the first `tokens` of prompt and answer so far, under this name."""
+
+    def ask(self, ask_id: int, candidate: Candidate, expected: ExpectedWork | None) -> None:
+        """`expected`: what the node is told of the work to come, if anything."""
 
     def ask_cache(self) -> None:
         """The node is to tell what its prefix cache holds, from the whole on."""
@@ -97,6 +102,8 @@ class Pump:
         """Live requests by id."""
         self._sent: dict[str, ClientStream] = {}
         """Those that a node has, by the name of the attempt."""
+        self._stages: dict[str, Dispatch] = {}
+        """Stages of moves that a node has, by the name of the attempt."""
         self.ports: dict[str, NodePort] = {}
         """Live sessions by node id."""
         self._clock = clock
@@ -104,6 +111,8 @@ class Pump:
         self._on_finish = on_finish
         self._on_defect = on_defect
         self._recorder = recorder
+        self.watch: Callable[[AnyEvent, Sequence[AnyAction], float], object] | None = None
+        """Hears what the recorder hears, and raises nothing."""
         self._max_buffered_tokens = max_buffered_tokens
         self._max_unread_bytes = max_unread_bytes
         self._events: deque[AnyEvent] = deque()
@@ -112,6 +121,12 @@ class Pump:
     def now_s(self) -> float:
         """The time that events are stamped with."""
         return self._clock()
+
+    def awaited_in_s(self, stream: ClientStream) -> float | None:
+        """How long until a node comes for this request, if it waits for one that is not there yet; else None."""
+        if stream.node_id or stream.outcome is not None:
+            return None
+        return self.router.awaited_in_s(stream.shape.model, self._clock())
 
     def post(self, event: AnyEvent) -> None:
         """Feeds one event to the router and carries out what it wants."""
@@ -136,6 +151,8 @@ class Pump:
         actions = self.router.handle(event, now_s)
         if self._recorder is not None:
             self._recorder.record(now_s, event, actions)
+        if self.watch is not None:
+            self.watch(event, actions, now_s)
         for action in actions:
             self._perform(action, now_s)
 
@@ -188,10 +205,12 @@ class Pump:
 
     def node_down(self, node_id: str, detail: str) -> None:
         self.ports.pop(node_id, None)
+        self._forget_stages(node_id)
         self.post(NodeLost(node_id=node_id, detail=detail))
 
     def node_removed(self, node_id: str) -> None:
         """The node has left the configuration; its session has ended before."""
+        self._forget_stages(node_id)
         self.post(NodeRemoved(node_id=node_id))
 
     def part(
@@ -214,6 +233,8 @@ class Pump:
         are over go no further."""
         stream = self._sent.get(wire_id)
         if stream is None or stream.node_id != node_id:
+            if outcome is not None and wire_id in self._stages:
+                self._stage_ended(node_id, wire_id, outcome, detail)
             return
         request_id, attempt = stream.shape.request_id, stream.attempt
         if token_ids:
@@ -224,7 +245,8 @@ class Pump:
                     self.expel(stream, Outcome.ENGINE_FAILED, f"node {node_id} tells no logprobs with its tokens")
                     return
             kept = stream.put(token_ids, self._clock(), logprobs)
-            self.post(TokensSeen(request_id=request_id, node_id=node_id, tokens=kept, attempt=attempt))
+            last = outcome is not None
+            self.post(TokensSeen(request_id=request_id, node_id=node_id, tokens=kept, attempt=attempt, last=last))
             if stream.stopped:
                 self.expel(stream, Outcome.STOP, "")
             elif len(stream.pending) > self._max_buffered_tokens:
@@ -248,6 +270,25 @@ class Pump:
                     detail=detail,
                     attempt=attempt,
                     found_tokens=found_tokens,
+                )
+            )
+
+    def _forget_stages(self, node_id: str) -> None:
+        """What a session had is lost with it, and the router hears of that at once."""
+        for wire_id in [wire_id for wire_id, stage in self._stages.items() if stage.node_id == node_id]:
+            del self._stages[wire_id]
+
+    def _stage_ended(self, node_id: str, wire_id: str, outcome: Outcome, detail: str) -> None:
+        stage = self._stages[wire_id]
+        if stage.node_id == node_id:
+            del self._stages[wire_id]
+            self.post(
+                StreamEnded(
+                    request_id=stage.request_id,
+                    node_id=node_id,
+                    outcome=outcome,
+                    detail=detail,
+                    attempt=stage.attempt,
                 )
             )
 
@@ -335,7 +376,7 @@ class Pump:
             case AskForecast():
                 port = self.ports.get(action.node_id)
                 if port is not None:
-                    port.ask(action.ask_id, action.candidate)
+                    port.ask(action.ask_id, action.candidate, action.expected)
                 else:
                     self.post(ForecastArrived(ask_id=action.ask_id, node_id=action.node_id, error="not connected"))
             case AskCache():
@@ -344,14 +385,20 @@ class Pump:
                     port.ask_cache()
             case StartTimer():
                 self._start_timer(action.timer_id, action.at_s)
+            case Dispatch(stage=True):
+                self._stage(action)
             case Dispatch():
                 self._dispatch(action)
+            case WatchToken():
+                # All tokens are told of as they come.
+                pass
             case Placed():
                 self._placed(action, now_s)
             case Abort():
                 wire_id = attempt_id(action.request_id, action.attempt)
                 # What it still says before it hears of this is not part of the answer: another node may go on with it.
                 self._sent.pop(wire_id, None)
+                self._stages.pop(wire_id, None)
                 port = self.ports.get(action.node_id)
                 if port is not None:
                     port.abort(wire_id)
@@ -386,6 +433,16 @@ class Pump:
                 attempt=action.attempt,
             )
         )
+
+    def _stage(self, action: Dispatch) -> None:
+        stream, port = self.streams[action.request_id], self.ports.get(action.node_id)
+        wire_id = attempt_id(action.request_id, action.attempt)
+        assert action.resumed is not None, "a stage says how much of the request it is"
+        self._stages[wire_id] = action
+        if port is not None:
+            port.stage(action.dispatch_seq, stream, wire_id, action.resumed.prompt_tokens)
+        else:
+            self._stage_ended(action.node_id, wire_id, Outcome.NODE_LOST, "its session was gone at dispatch")
 
     def _placed(self, action: Placed, now_s: float) -> None:
         stream = self.streams.pop(action.request_id)

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from gateway.core.events import Resume, Slo
+from gateway.core.moves.mover import MovesStatus
 from gateway.core.nodes.node import NodeStatus
-from gateway.core.request.explanation import Explanation
+from gateway.core.request.explanation import Explanation, MoveTold
+from gateway.core.scale.events import action_words
+from gateway.core.scale.lease import LeaseQuestion
 from gateway.intake.client_call import AnswerHead
 from gateway.intake.client_request import ClientRequest, Sampling
 from gateway.intake.client_stream import ClientStream, Usage
@@ -21,7 +27,11 @@ from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from simcore.types import Candidate, EngineConfig, Outcome
+from simcore.types import Candidate, EngineConfig, LengthBelief, Outcome
+
+if TYPE_CHECKING:
+    from gateway.core.scale.scaler import ScaleDecision
+    from gateway.scale.status import ScaleStatus
 
 _RESUME: dict[int, Resume] = {
     pb.RESUME_UNSPECIFIED: "exact",
@@ -137,7 +147,9 @@ def explanation(record: Explanation) -> pb.Explanation:
         outcome=types_pb.OUTCOME_UNSPECIFIED if record.outcome is None else codec.outcome_to_wire(record.outcome),
         ttft_s=record.ttft_s,
         e2e_s=record.e2e_s,
-        usage=types_pb.Usage(prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens),
+        usage=types_pb.Usage(
+            prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens, cached_tokens=record.found_tokens
+        ),
     )
     return pb.Explanation(
         decisions=[codec.decision_to_wire(d) for d in record.decisions],
@@ -146,7 +158,17 @@ def explanation(record: Explanation) -> pb.Explanation:
         belief_source=record.belief_source,
         lane=record.lane,
         prompt_counted_by=record.prompt_counted_by,
+        moves=[move_info(told) for told in record.moves],
     )
+
+
+def move_info(told: MoveTold) -> pb.MoveInfo:
+    return pb.MoveInfo(**msgspec.structs.asdict(told))
+
+
+def move_reply(told: MoveTold | None = None, *, refusal: str = "", found: bool = True) -> pb.MoveReply:
+    """The move that has begun, or why it does not."""
+    return pb.MoveReply(found=found, refusal=refusal, move=None if told is None else move_info(told))
 
 
 # --- what nodes are asked ---------------------------------------------------------------------------------------------
@@ -154,6 +176,20 @@ def explanation(record: Explanation) -> pb.Explanation:
 
 def dispatched(dispatch_seq: int, stream: ClientStream) -> predict_pb.Dispatched:
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, request=engine_request(stream))
+
+
+def staged(dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -> predict_pb.Dispatched:
+    """A stage of a move: the first `tokens` of prompt and answer so far, for the sake of their KV."""
+    request = engine_pb.EngineGenerateRequest(
+        request_id=wire_id,
+        prompt_token_ids=stream.prompt_token_ids[:tokens],
+        sampling=types_pb.SamplingParams(max_tokens=1, ignore_eos=True),
+        priority=stream.shape.priority,
+        belief=codec.belief_to_wire(LengthBelief((1,))),
+        model=stream.shape.model,
+    )
+    request.prompt_token_ids.extend(stream.produced[: max(0, tokens - len(stream.prompt_token_ids))])
+    return predict_pb.Dispatched(dispatch_seq=dispatch_seq, request=request)
 
 
 def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> predict_pb.Dispatched:
@@ -267,6 +303,17 @@ def reserve_request(candidate: Candidate) -> predict_pb.ReserveRequest:
 # --- what operators see of nodes --------------------------------------------------------------------------------------
 
 
+def lease_ask(question: LeaseQuestion, gateway: str, ttl_s: float, up_nodes: Sequence[str]) -> predict_pb.LeaseAsk:
+    return predict_pb.LeaseAsk(
+        gateway=gateway,
+        number=question.number,
+        ttl_s=ttl_s,
+        wants=question.wants,
+        leads=question.leads,
+        up_nodes=up_nodes,
+    )
+
+
 def node_info(
     known: NodeStatus | None,
     *,
@@ -277,9 +324,12 @@ def node_info(
     profile: str,
     detail: str,
     now_s: float,
+    moves: MovesStatus,
 ) -> pb.NodeInfo:
-    """One node; `known` is what the router knows of it, the rest what its link does."""
-    status = "draining" if known is not None and known.status == "draining" and link_status == "up" else link_status
+    """One node; `known` and `moves` are what the router knows of it, the rest what its link does."""
+    status = link_status
+    if known is not None and known.status == "draining" and link_status == "up":
+        status = "draining" if known.drained else "retiring"
     info = pb.NodeInfo(
         node_id=name,
         address=address,
@@ -294,7 +344,10 @@ def node_info(
         info.load.CopyFrom(codec.load_to_wire(known.load))
     info.state_age_s = known.state_age_s(now_s) or 0.0
     info.in_flight = known.in_flight
+    info.moves_out, info.moves_in = moves.out.get(known.node_id, 0), moves.into.get(known.node_id, 0)
     info.alarm = known.alarm
+    if known.cached_blocks is not None:
+        info.cached_blocks = known.cached_blocks
     trust = known.forecasts
     info.forecasts.CopyFrom(
         pb.ForecastTrust(
@@ -324,6 +377,8 @@ def add_sibling(own: pb.NodeList, other: pb.NodeList) -> None:
         if their is None:
             continue
         node.in_flight += their.in_flight
+        node.moves_out += their.moves_out
+        node.moves_in += their.moves_in
         if their.HasField("load") and (not node.HasField("load") or their.state_age_s < node.state_age_s):
             node.load.CopyFrom(their.load)
             node.state_age_s = their.state_age_s
@@ -337,3 +392,60 @@ def without_ages(nodes: pb.NodeList) -> bytes:
         node.state_age_s = 0.0
         node.load.state_age_s = 0.0
     return copy.SerializeToString(deterministic=True)
+
+
+def scaling_explanation(
+    status: ScaleStatus, addresses: Mapping[str, str], *, now_s: float, latest: int
+) -> pb.ScalingExplanation:
+    """`addresses`: of nodes by name. `latest`: how many decisions."""
+    said = pb.ScalingExplanation(
+        rule=status.rule,
+        connector=status.connector,
+        executes=status.executes,
+        leads=status.leads,
+        leader=status.leader,
+        tick_s=status.tick_s,
+        problem=status.problem,
+        groups=[
+            pb.ScaledGroup(
+                name=group.name,
+                model=group.model,
+                min=group.min,
+                max=group.max,
+                wanted=group.wanted,
+                start_p50_s=group.start_p50_s,
+                start_p90_s=group.start_p90_s,
+                blocked_s=group.blocked_s,
+                nodes=[
+                    pb.ScaledNodeInfo(
+                        node_id=node.node_id,
+                        state=node.state,
+                        detail=node.detail,
+                        ready_in_s=node.ready_in_s,
+                        address=addresses.get(node.node_id, ""),
+                    )
+                    for node in group.nodes
+                ],
+            )
+            for group in status.groups
+        ],
+        decisions=[_scaling_decision(decision, now_s) for decision in reversed(status.decisions[-latest:])],
+    )
+    if status.latest is not None:
+        said.latest.CopyFrom(_scaling_decision(status.latest, now_s))
+    return said
+
+
+def _scaling_decision(decision: ScaleDecision, now_s: float) -> pb.ScalingDecision:
+    return pb.ScalingDecision(
+        age_s=max(0.0, now_s - decision.now_s),
+        groups=[
+            pb.ScalingWish(group=name, had=had, wanted=decision.wanted.get(name, had))
+            for name, had in decision.had.items()
+        ],
+        actions=[action_words(action) for action in decision.actions],
+        seen=[pb.ScalingFigure(name=name, value=value) for name, value in decision.seen.items()],
+        why=decision.why,
+        held_back=decision.held_back,
+        shortfall=decision.shortfall,
+    )

@@ -16,23 +16,13 @@ from typing import Any
 
 import msgspec
 
-from length_model.core.conversation import Conversation, Role, Turn, encodable
+from length_model.core.conversation import Conversation, Turn, encodable, role_of
 from length_model.core.json_records import JsonRecord, JsonRecords
 from protos.runtime.text_files import TextFileError, opened_text
 
 TURN_LISTS = ("conversations", "conversation", "messages")
 """Keys under which a conversation has its turns."""
 _SPEAKER, _SAID = ("from", "role"), ("value", "content")
-_ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-}
 _EXPECTED = (
     'Expected the ShareGPT layout [{"id": …, "conversations": [{"from": "human", "value": …}, {"from": "gpt", …}]}, …] '
     "or `messages` with `role` and `content`; one array, or one object a line."
@@ -148,7 +138,7 @@ class ConversationReader:
         if not isinstance(role, str) or not isinstance(text, str):
             self._bad_turns += 1
             return Turn("other", "")
-        return Turn(_ROLES.get(role.lower(), "other"), encodable(text))
+        return Turn(role_of(role), encodable(text))
 
 
 def _first(turn: dict[str, Any], keys: Iterable[str]) -> Any:

@@ -10,15 +10,18 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from predictor.core.estimator import Answers
 from predictor.core.node_predictor import NodePredictor
-from simcore.types import Candidate
+from simcore.types import Candidate, NodeOutlook
 
 INLINE_S = 0.001
 """Simulations that are expected to take longer run on the thread."""
 SMOOTHING = 0.2
 """Weight of the latest simulation in the time that the next one is expected to take."""
+
+Result = TypeVar("Result")
 
 
 class Asking:
@@ -30,6 +33,8 @@ class Asking:
         self._simulating: asyncio.Task[None] | None = None
         self._candidate_s = 0.0
         """Smoothed time that the simulation of one candidate takes."""
+        self._look_s = 0.0
+        """As that of a look ahead."""
         # One thread: the simulation is one state with one owner, and lets go of the interpreter while it runs.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="simulation")
 
@@ -44,11 +49,24 @@ class Asking:
         if self._simulating is None and self._candidate_s * len(candidates) < INLINE_S:
             began_s = time.thread_time()
             answers = self._predictor.begin(candidates, time.monotonic())()
-            deliver(self._corrected(answers, time.thread_time() - began_s))
+            deliver(self._corrected(candidates, answers, time.thread_time() - began_s))
             return
         self._asked.append((candidates, deliver))
         if self._simulating is None:
             self._simulating = asyncio.create_task(self._simulate(), name="simulation")
+
+    def look_ahead(self, on_seen: Callable[[], None]) -> None:
+        """What is ahead of the requests that are here, for the node's loads from then on; `on_seen` is called when that
+        is known. Nothing while the thread simulates: the next time is soon."""
+        if self._simulating is not None:
+            return
+        now_s = time.monotonic()
+        look = self._predictor.begin_look(now_s)
+        if self._look_s >= INLINE_S:
+            self._simulating = asyncio.create_task(self._look(look, now_s, on_seen), name="looking ahead")
+            return
+        self._saw(*_timed(look), now_s)
+        on_seen()
 
     async def forecast(self, candidates: Sequence[Candidate]) -> Answers:
         """`ask`, waited for."""
@@ -73,8 +91,9 @@ class Asking:
         try:
             while self._asked:
                 asked, self._asked = self._asked, []
-                simulation = self._predictor.begin([c for candidates, _ in asked for c in candidates], time.monotonic())
-                answers = self._corrected(*await loop.run_in_executor(self._thread, _timed, simulation))
+                everybody = [c for candidates, _ in asked for c in candidates]
+                simulation = self._predictor.begin(everybody, time.monotonic())
+                answers = self._corrected(everybody, *await loop.run_in_executor(self._thread, _timed, simulation))
                 at = 0
                 for candidates, deliver in asked:
                     deliver(answers[at : at + len(candidates)])
@@ -82,14 +101,28 @@ class Asking:
         finally:
             self._simulating = None
 
-    def _corrected(self, answers: Answers, took_s: float) -> Answers:
+    async def _look(self, look: Callable[[], NodeOutlook | None], now_s: float, on_seen: Callable[[], None]) -> None:
+        try:
+            seen, took_s = await asyncio.get_running_loop().run_in_executor(self._thread, _timed, look)
+        finally:
+            self._simulating = None
+        self._saw(seen, took_s, now_s)
+        if self._asked:
+            self._simulating = asyncio.create_task(self._simulate(), name="simulation")
+        on_seen()
+
+    def _saw(self, seen: NodeOutlook | None, took_s: float, now_s: float) -> None:
+        self._look_s += SMOOTHING * (took_s - self._look_s)
+        self._predictor.lookout.saw(seen, now_s, took_s)
+
+    def _corrected(self, candidates: Sequence[Candidate], answers: Answers, took_s: float) -> Answers:
         """`took_s` is processor time: on a busy machine waiting for a core must not look like a long simulation."""
         if answers:
             self._candidate_s += SMOOTHING * (took_s / len(answers) - self._candidate_s)
-        return self._predictor.corrected(answers, time.monotonic())
+        return self._predictor.corrected(candidates, answers, time.monotonic())
 
 
-def _timed(simulation: Callable[[], Answers]) -> tuple[Answers, float]:
-    """Its answers and the processor seconds of this thread that they took."""
+def _timed(simulation: Callable[[], Result]) -> tuple[Result, float]:
+    """Its result and the processor seconds of this thread that it took."""
     began_s = time.thread_time()
     return simulation(), time.thread_time() - began_s

@@ -145,9 +145,9 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         # The simulator's compiled parts take a second to import: --help needs the fields only.
+        from engine_adapters.profile_file import load_any_profile
         from engine_adapters.registry import check_name
         from engine_adapters.tokenizer import tokenizer_info
-        from predictor.profile_file import load_any_profile
 
         check_key("listen", lambda: parse_address(self.listen, any_port=True))
         is_safe = self.insecure or bool(self.tls.client_ca)
@@ -175,19 +175,19 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def step_time(self) -> StepTimeModel:
         """The profile's step-time model, at its own speed."""
-        from predictor.profile_file import load_any_profile
+        from engine_adapters.profile_file import load_any_profile
 
         return load_any_profile(self.profile).step_time_model()
 
     def engine_step_time(self) -> StepTimeModel:
         """What an emulated engine pretends to be, at its own speed."""
-        from predictor.profile_file import load_any_profile
+        from engine_adapters.profile_file import load_any_profile
 
         return load_any_profile(self.emulated.profile or self.profile).step_time_model()
 
     def engine_config(self) -> EngineConfig:
         """Limits of an embedded engine."""
-        from predictor.profile_file import load_any_profile
+        from engine_adapters.profile_file import load_any_profile
         from simcore.types import EngineConfig
 
         emulated = self.emulated

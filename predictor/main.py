@@ -22,10 +22,10 @@ from predictor.config import PredictorConfig
 from predictor.metrics import MetricsServer, families
 from predictor.node import NodeRuntime
 from predictor.service import EngineApi, Gate, PredictApi
-from predictor.warm_up import warm_up
 from protos.runtime.addresses import HostPort, is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError
+from protos.runtime.kernels import KernelError, kernels_ready
 from protos.runtime.log import log_json_lines
 from protos.runtime.ready_file import check_ready_file, write_ready_file
 from protos.runtime.signals import live_through
@@ -80,7 +80,10 @@ class Predictor:
     async def start(self) -> None:
         """Starts the engine and returns when the node serves. Raises ConfigError, EngineError."""
         began_s = time.monotonic()
-        await warm_up()
+        try:
+            await kernels_ready("warm_node")
+        except KernelError as bad:
+            raise EngineError(str(bad)) from None
         warm_s = time.monotonic() - began_s
         config = self.config
         node_id = config.node_id or str(self.address)

@@ -19,10 +19,14 @@ from engine_adapters.base import EngineClient, EngineError, EngineProbe
 from engine_adapters.forwarding import BodyFeed
 from predictor.asking import Asking
 from predictor.core.calibration import Calibration
+from predictor.core.lease import LeaseKeeper
+from predictor.core.leaving import Leaving
+from predictor.core.lookout import EVERY_S as LOOK_EVERY_S
 from predictor.core.node_predictor import NodePredictor
 from predictor.core.step_learning import Learned
 from predictor.core.traced_engine import TracedEngine
 from predictor.held_reply import NAMES_CHANGE, HeldReply
+from predictor.news import NewsRelay
 from predictor.notices import log_learned, log_rules
 from predictor.requests import ForwardOrder, ReplySink, Requests
 from predictor.trace import TraceFollower
@@ -68,6 +72,10 @@ class NodeRuntime:
         `own_chats`: the engine's server words all chats itself."""
         self.node_id = node_id
         self.closing = False
+        self.leaving = Leaving()
+        self.lease = LeaseKeeper(time.monotonic())
+        self.news = NewsRelay()
+        """Between the gateways that ask for that lease."""
         self.adapters: tuple[str, ...] | None = None
         """LoRA adapters that requests in the engine use; None: it does not tell."""
         self._client = client
@@ -114,6 +122,7 @@ class NodeRuntime:
         self.trace = TraceFollower(self._probe, self.engine, self._changed)
         self._tasks = (
             asyncio.create_task(self._housekeep(), name="housekeeping"),
+            asyncio.create_task(self._look_ahead(), name="looking ahead now and then"),
             asyncio.create_task(self._follow_names(), name="served names"),
             asyncio.create_task(self._follow_adapters(), name="adapters in use"),
         )
@@ -168,6 +177,15 @@ class NodeRuntime:
             self._changed()
         return was_reserved
 
+    def retire(self, *, undo: bool, by: str) -> None:
+        """The node is to leave, or to stay after all, says the gateway `by`."""
+        is_empty = self._is_empty()
+        changed = self.leaving.undo(is_empty=is_empty) if undo else self.leaving.retire(is_empty=is_empty)
+        self.requests.retiring = self.leaving.retiring
+        if changed:
+            log.info("the node stays" if undo else "the node is to leave", gateway=by, running=len(self.requests))
+            self._changed()
+
     def forward(self, order: ForwardOrder, body: BodyFeed, sink: ReplySink) -> None:
         """As `Requests.forward`. What a call changes of the engine's names is known before its reply is told."""
         if order.call.target.partition("?")[0].endswith(NAMES_CHANGE):
@@ -183,13 +201,20 @@ class NodeRuntime:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             late = self.engine.expire(time.monotonic())
+            if late or self.leaving.retiring:
+                self._changed()
             if late:
                 log.warning("reservations expired", request_ids=late)
-                self._changed()
             learned = self.learned
             if learned is not None and learned.version != self._learned_version:
                 self._learned_version = learned.version
                 log_learned(learned, self.profile)
+
+    async def _look_ahead(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if self.predictor.is_look_due(time.monotonic()):
+                self.asking.look_ahead(self._changed)
 
     async def _follow_names(self) -> None:
         jitter = random.Random()
@@ -228,6 +253,13 @@ class NodeRuntime:
             pause_s = self._models_every_s if self.adapters is None else ADAPTERS_S
             await asyncio.sleep(pause_s * jitter.uniform(0.8, 1.2))
 
+    def _is_empty(self) -> bool:
+        """Whether nothing runs or is expected here, by whatever way it came."""
+        load = self.load()
+        return not self.requests and load is not None and not (load.running or load.waiting)
+
     def _changed(self) -> None:
+        if self.leaving.retiring and not self.leaving.has_left and self.leaving.look(is_empty=self._is_empty()):
+            log.info("the node has left: nothing runs here any more")
         for on_change in self._listeners:
             on_change()

@@ -27,8 +27,16 @@ UNNAMED_PATH = "/responses"
 """Calls that vLLM names by an id of its own (`resp_...`), whatever their X-Request-Id."""
 
 
-class CannotForward(EngineError):
-    """The node's engine takes generated tokens only. Another node may take the call."""
+class WrongNode(EngineError):
+    """This node does not take the request; nothing has failed, and another one may take it."""
+
+
+class CannotForward(WrongNode):
+    """The node's engine takes generated tokens only."""
+
+
+class Retiring(WrongNode):
+    """The node takes nothing new: it is to leave."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +211,8 @@ class Requests:
         self.predictor = predictor
         self.closing = False
         """From then on none is taken, and those that the engine aborts are lost with the node."""
+        self.retiring = False
+        """While it is so none is taken; those that run go on."""
         self._client = client
         self._engine = engine
         self._asking = asking
@@ -215,15 +225,14 @@ class Requests:
         return len(self._running)
 
     def dispatch(self, request: EngineRequest, belief: LengthBelief | None, sink: Sink) -> None:
-        """Hands it to the engine. Raises RequestRefused or EngineError; then the sink is never called."""
+        """Hands it to the engine. Raises RequestRefused, Retiring or EngineError; then the sink is never called."""
         request_id = request.request_id
         self._check_name(request_id)
         if request.emulated_output_tokens and not self._client.capabilities.settable_length:
             raise RequestRefused("emulated_output_tokens is for emulated engines; leave it out, or use ignore_eos")
         if request.logprobs is not None and not self._client.capabilities.logprobs:
             raise RequestRefused("the engine cannot tell logprobs by tokens; leave logprobs out")
-        if self.closing:
-            raise EngineError(f"node {self.node_id} is shutting down")
+        self.check_open()
         running = _Running(self, request, sink)
         self._client.submit(request, running)
         self._running[request_id] = running
@@ -238,14 +247,13 @@ class Requests:
         self._on_change()
 
     def forward(self, order: ForwardOrder, body: BodyFeed, sink: ReplySink) -> None:
-        """Hands a call on to the engine's server. Raises RequestRefused, CannotForward or EngineError; then the sink is
+        """Hands a call on to the engine's server. Raises RequestRefused, WrongNode or EngineError; then the sink is
         never called."""
         call = order.call
         self._check_name(call.request_id)
         if self._forwarder is None:
             raise CannotForward(f"the engine of node {self.node_id} takes no calls as their clients made them")
-        if self.closing:
-            raise EngineError(f"node {self.node_id} is shutting down")
+        self.check_open()
         forwarded = _Forwarded(self, call, sink)
         self._forwarder.forward(call, body, forwarded)
         self._running[call.request_id] = forwarded
@@ -304,6 +312,13 @@ class Requests:
             e2e_s=round(now_s - running.arrived_s, 6),
             **({"detail": end.detail} if end.detail else {}),
         )
+
+    def check_open(self) -> None:
+        """Raises EngineError unless new requests are taken (Retiring: they are not, though nothing is wrong)."""
+        if self.closing:
+            raise EngineError(f"node {self.node_id} is shutting down")
+        if self.retiring:
+            raise Retiring(f"node {self.node_id} is to leave and takes nothing new")
 
     async def close(self) -> None:
         """Lets go of aborts that are on their way. The engine is closed by then and has ended everything."""

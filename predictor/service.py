@@ -14,7 +14,7 @@ from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import NoForecast
 from predictor.node import NodeRuntime
-from predictor.requests import End
+from predictor.requests import End, WrongNode
 from predictor.session import GatewaySession
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
@@ -83,10 +83,15 @@ class PredictApi(predict_grpc.PredictServicer):
                 raise ValueError("candidate.request_id: is empty; name the request that will come")
             if not request.ttl_s >= 0:
                 raise ValueError(f"ttl_s: must be >= 0 seconds, got {request.ttl_s}")
+            if candidate.leaving:
+                raise ValueError("candidate.leaving: nothing is reserved for a request that is there; only ask of it")
             if why := node.predictor.estimator.why_never(candidate):
                 raise ValueError(f"candidate: {why}")
+            node.requests.check_open()
         except ValueError as bad:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(bad))
+        except EngineError as closed:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(closed))
         return pb.ReserveReply(ttl_s=node.reserve(candidate, request.ttl_s or None))
 
     async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseReply:
@@ -156,8 +161,8 @@ class EngineApi(engine_grpc.EngineServicer):
         except (RequestRefused, ValueError) as refused:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refused))
         except EngineError as failed:
-            code = grpc.StatusCode.UNAVAILABLE if node.closing else grpc.StatusCode.INTERNAL
-            await context.abort(code, str(failed))
+            elsewhere = node.closing or isinstance(failed, WrongNode)
+            await context.abort(grpc.StatusCode.UNAVAILABLE if elsewhere else grpc.StatusCode.INTERNAL, str(failed))
         try:
             while True:
                 chunk = await chunks.get()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from length_model.core.belief import DEFAULT_PRIOR
 from predictor import wire
 from predictor.core.estimator import Answers
 from predictor.node import NodeRuntime
-from predictor.requests import CannotForward, End
+from predictor.requests import End, WrongNode
 from protos import codec
 from protos.v1 import astrolabe_predict_pb2 as pb
 from simcore.types import Candidate, NodePace, Outcome, TokenLogprobs
@@ -33,7 +34,8 @@ LOAD_NOTE_EVERY_S = 0.005
 millisecond, and nobody places by that."""
 FINISH_S = 1.0
 """What a session gets to write its last frames at shutdown."""
-
+MOST_NEWS = 32
+"""Messages of other gateways that wait for a slow one; the oldest go."""
 
 UNCONSUMED_BYTES = 1024 * 1024
 """What of a forwarded answer may be on its way to its client before its engine is read no more."""
@@ -114,12 +116,17 @@ class GatewaySession:
         """The configuration whose names the gateway has been told."""
         self._told_adapters: tuple[str, ...] | None = None
         self._told_pace: NodePace | None = None
+        self._told_leaving = (False, False)
+        self._lease: pb.LeaseAnswer | None = None
+        """What is to be said of the lease."""
+        self._news: deque[pb.ScalingNews] = deque(maxlen=MOST_NEWS)
+        """What other gateways have told and this one has not heard yet."""
         self._tells_cache = False
         """Whether the gateway wants to know what the prefix cache holds."""
         self._cache_number: int | None = None
         """Number of the last summary of it that was sent; None: the next one tells the whole."""
         self._cache_timer: asyncio.TimerHandle | None = None
-        self._noted: tuple[object, bool, int] | None = None
+        self._noted: tuple[object, ...] | None = None
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
@@ -129,7 +136,9 @@ class GatewaySession:
     async def run(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
         """Serves the session until the gateway leaves or `finish` has been called."""
         node = self._node
-        await self._context.write(wire.welcome(node.node_id, self._told, node.profile, BODY_WINDOW_BYTES))
+        welcome = wire.welcome(node.node_id, self._told, node.profile, BODY_WINDOW_BYTES)
+        self._tell_leaving(welcome)
+        await self._context.write(welcome)
         unlisten = node.listen(self._wake.set)
         writer = asyncio.create_task(self._write(), name="session writer")
         reader = asyncio.create_task(self._read(frames), name="session reader")
@@ -140,6 +149,7 @@ class GatewaySession:
                 task.result()
         finally:
             unlisten()
+            node.news.leave(self._hear_news)
             for task in (writer, reader):
                 task.cancel()
             for timer in (self._note_timer, self._cache_timer):
@@ -148,6 +158,7 @@ class GatewaySession:
             if self._mine:
                 log.info("session ended with requests running", gateway=self._gateway_id, aborted=len(self._mine))
             node.requests.abandon(self._mine)
+            node.predictor.told.forget(self, self._loop.time())
 
     async def finish(self) -> None:
         """Writes what is pending, then ends the session."""
@@ -176,16 +187,33 @@ class GatewaySession:
                 self._feed(part.request_id, part.data)
             for consumed in frame.consumed:
                 self._consumed(consumed.request_id, consumed.bytes)
+            if frame.HasField("expected_work"):
+                # Before the questions of the same frame, which it is sent with.
+                self._hear(frame.expected_work)
             if frame.asks:
                 self._ask(frame.asks)
             if frame.tell_cache:
                 self._tells_cache, self._cache_number = True, None
                 self._wake.set()
+            if frame.retire:
+                self._node.retire(undo=frame.retire == pb.RETIREMENT_UNDO, by=self._gateway_id)
+            if frame.HasField("lease"):
+                self._ask_lease(frame.lease)
+            if frame.HasField("news"):
+                self._node.news.tell(frame.news, by=self._hear_news)
             if frame.ping:
                 self._pong = frame.ping
                 # Who pings has heard nothing for a while: the age of the state is news, too.
                 self._noted = None
                 self._wake.set()
+
+    def _hear(self, message: pb.ExpectedWork) -> None:
+        try:
+            work = codec.expected_work_from_wire(message)
+        except ValueError as bad:
+            log.warning("a gateway's word counts for nothing", gateway=self._gateway_id, detail=str(bad))
+            return
+        self._node.predictor.told.hear(self, work, self._loop.time())
 
     def _dispatch(self, dispatched: pb.Dispatched) -> None:
         message = dispatched.request
@@ -200,6 +228,8 @@ class GatewaySession:
             )
         except (RequestRefused, ValueError) as refused:
             self._refuse(message.request_id, Outcome.INVALID, refused, len(message.prompt_token_ids))
+        except WrongNode as wrong_node:
+            self._refuse(message.request_id, Outcome.NO_NODE, wrong_node, len(message.prompt_token_ids))
         except EngineError as failed:
             outcome = Outcome.NODE_LOST if self._node.closing else Outcome.ENGINE_FAILED
             self._refuse(message.request_id, outcome, failed, len(message.prompt_token_ids))
@@ -220,7 +250,7 @@ class GatewaySession:
             self._node.forward(wire.forward_order(message), body, self._on_reply)
         except (RequestRefused, ValueError) as refused:
             self._refuse(request_id, Outcome.INVALID, refused, message.prompt_tokens)
-        except CannotForward as wrong_node:
+        except WrongNode as wrong_node:
             self._refuse(request_id, Outcome.NO_NODE, wrong_node, message.prompt_tokens)
         except EngineError as failed:
             outcome = Outcome.NODE_LOST if self._node.closing else Outcome.ENGINE_FAILED
@@ -261,6 +291,18 @@ class GatewaySession:
             return
         self._on_tokens(request_id, (), end)
 
+    def _ask_lease(self, message: pb.LeaseAsk) -> None:
+        keeper, now_s = self._node.lease, self._loop.time()
+        self._node.news.join(self._hear_news)
+        before = keeper.holder_at(now_s)
+        answer = keeper.ask(wire.lease_ask(message), now_s)
+        if answer is None:
+            return
+        if answer.granted and before != answer.holder:
+            log.info("lease granted", gateway=answer.holder)
+        self._lease = wire.lease_answer(message.number, answer)
+        self._wake.set()
+
     def _ask(self, asks: Sequence[pb.Ask]) -> None:
         asked: list[int] = []
         candidates: list[Candidate] = []
@@ -275,6 +317,10 @@ class GatewaySession:
             self._node.asking.ask(candidates, lambda answers: self._on_answers(asked, answers))
 
     # --- to the gateway -----------------------------------------------------------------------------------------------
+
+    def _hear_news(self, news: pb.ScalingNews) -> None:
+        self._news.append(news)
+        self._wake.set()
 
     def _on_answers(self, asked: Sequence[int], answers: Answers) -> None:
         self._answers.extend(wire.answer(ask_id, answer) for ask_id, answer in zip(asked, answers, strict=True))
@@ -339,7 +385,14 @@ class GatewaySession:
             noted = self._note(frame)
             changed = self._tell_changes(frame)
             told = self._tells_cache and self._tell_cache(frame)
-            if answers or parts or noted or pong or taken or changed or told:
+            lease, self._lease = self._lease, None
+            if lease is not None:
+                frame.lease.CopyFrom(lease)
+            heard = bool(self._news)
+            if heard:
+                frame.news.extend(self._news)
+                self._news.clear()
+            if answers or parts or noted or pong or taken or changed or told or heard or lease is not None:
                 await self._context.write(frame)
             if self._finishing and not self._parts and not self._ended_parts:
                 self._written.set()
@@ -358,7 +411,16 @@ class GatewaySession:
         if self._told_pace is not node.pace:
             self._told_pace, changed = node.pace, True
             frame.pace.CopyFrom(wire.pace(node.pace))
-        return changed
+        return self._tell_leaving(frame) or changed
+
+    def _tell_leaving(self, frame: pb.NodeFrame) -> bool:
+        leaving = self._node.leaving
+        now = (leaving.retiring, leaving.has_left)
+        if now == self._told_leaving:
+            return False
+        self._told_leaving = now
+        frame.leaving.CopyFrom(wire.leaving(leaving))
+        return True
 
     def _tell_cache(self, frame: pb.NodeFrame) -> bool:
         """Adds what the gateway does not know yet of the prefix cache; asks to be woken when more may be told."""
@@ -399,7 +461,8 @@ class GatewaySession:
 
     def _note(self, frame: pb.NodeFrame) -> bool:
         """Adds the load if it has changed and the last note is old enough."""
-        version = (self._node.engine.version, self._node.predictor.trusted, self._dispatch_seq)
+        predictor = self._node.predictor
+        version = (self._node.engine.version, predictor.trusted, predictor.lookout.looks, self._dispatch_seq)
         if version == self._noted:
             return False
         now_s = self._loop.time()

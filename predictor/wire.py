@@ -12,6 +12,8 @@ from engine_adapters.base import EngineRequest
 from engine_adapters.forwarding import ForwardCall, ReplyHead
 from predictor.core.calibration import ErrorSummary
 from predictor.core.estimator import NoForecast
+from predictor.core.lease import LeaseAnswer, LeaseAsk
+from predictor.core.leaving import Leaving
 from predictor.core.step_learning import Learned
 from predictor.node import NodeRuntime
 from predictor.requests import End, ForwardOrder
@@ -152,6 +154,32 @@ def adapters(names: tuple[str, ...] | None) -> pb.AdaptersInUse:
 
 def pace(told: NodePace) -> types_pb.NodePace:
     return codec.pace_to_wire(told)
+
+
+def leaving(state: Leaving) -> pb.LeavingState:
+    return pb.LeavingState(retiring=state.retiring, empty=state.has_left)
+
+
+def lease_ask(message: pb.LeaseAsk) -> LeaseAsk:
+    return LeaseAsk(
+        gateway=message.gateway,
+        number=message.number,
+        ttl_s=message.ttl_s if message.ttl_s > 0 else 0.0,
+        wants=message.wants,
+        leads=message.leads,
+        up_nodes=tuple(message.up_nodes),
+    )
+
+
+def lease_answer(number: int, answer: LeaseAnswer) -> pb.LeaseAnswer:
+    return pb.LeaseAnswer(
+        number=number,
+        granted=answer.granted,
+        holder=answer.holder,
+        waits_s=answer.waits_s,
+        elsewhere=answer.elsewhere,
+        others=answer.others,
+    )
 
 
 def answer(ask_id: int, forecast: Forecast | NoForecast) -> pb.Answer:

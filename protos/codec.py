@@ -21,6 +21,7 @@ from simcore.types import (
     Candidate,
     Decision,
     EngineConfig,
+    ExpectedWork,
     Forecast,
     ForecastSource,
     LengthBelief,
@@ -146,6 +147,7 @@ def candidate_to_wire(candidate: Candidate) -> pb.Candidate:
         belief=belief_to_wire(candidate.belief),
         priority=candidate.priority,
         block_hashes=candidate.block_hashes,
+        leaving=candidate.leaving,
     )
 
 
@@ -162,6 +164,7 @@ def candidate_from_wire(message: pb.Candidate, *, prior: LengthBelief) -> Candid
         belief=belief_from_wire(message.belief) or prior,
         priority=message.priority,
         block_hashes=tuple(message.block_hashes),
+        leaving=message.leaving,
     )
 
 
@@ -190,6 +193,7 @@ def forecast_to_wire(forecast: Forecast) -> pb.Forecast:
         preemption_probability=forecast.preemption_probability,
         clear_start_s=quantiles_to_wire(forecast.clear_start_s),
         kv_headroom_path=forecast.kv_headroom_path,
+        prefill_share=forecast.prefill_share,
     )
 
 
@@ -214,6 +218,7 @@ def forecast_from_wire(message: pb.Forecast) -> Forecast:
         preemption_probability=message.preemption_probability,
         clear_start_s=quantiles_from_wire(message.clear_start_s),
         kv_headroom_path=tuple(message.kv_headroom_path),
+        prefill_share=message.prefill_share,
     )
 
 
@@ -236,6 +241,19 @@ def pace_from_wire(message: pb.NodePace) -> NodePace:
     )
 
 
+def expected_work_to_wire(expected: ExpectedWork) -> predict_pb.ExpectedWork:
+    return predict_pb.ExpectedWork(**msgspec.structs.asdict(expected))
+
+
+def expected_work_from_wire(message: predict_pb.ExpectedWork) -> ExpectedWork:
+    """Raises ValueError for work that cannot be."""
+    return ExpectedWork(
+        requests_per_s=message.requests_per_s,
+        new_tokens_per_s=message.new_tokens_per_s,
+        new_tokens2_per_s=message.new_tokens2_per_s,
+    )
+
+
 def load_from_wire(message: pb.NodeLoad) -> NodeLoad:
     return NodeLoad(
         node_id=message.node_id,
@@ -251,6 +269,9 @@ def load_from_wire(message: pb.NodeLoad) -> NodeLoad:
         preemptions_total=message.preemptions_total,
         reserved=message.reserved,
         trusted=message.trusted if message.HasField("trusted") else True,
+        preemption_ahead_s=message.preemption_ahead_s if message.HasField("preemption_ahead_s") else -1.0,
+        head_waits_s=message.head_waits_s,
+        classes=dict(message.classes),
     )
 
 

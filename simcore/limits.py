@@ -22,15 +22,17 @@ class Lengths(Protocol):
 
 def check_fits(config: EngineConfig, request: Lengths) -> None:
     """Raises ValueError if the engine can never run this request to its end."""
-    who = f"request {request.request_id!r}"
-    if request.prompt_tokens < 1 or request.output_tokens < 1:
-        raise ValueError(
-            f"{who}: prompt and output must be >= 1 token, got {request.prompt_tokens} and {request.output_tokens}"
-        )
-    total = request.prompt_tokens + request.output_tokens
+    prompt, output = request.prompt_tokens, request.output_tokens
+    if prompt < 1 or output < 1:
+        raise ValueError(f"{_who(request)}: prompt and output must be >= 1 token, got {prompt} and {output}")
+    total = prompt + output
     if total > config.max_model_len_tokens:
-        raise ValueError(f"{who}: {total} tokens exceed max_model_len_tokens {config.max_model_len_tokens}")
+        raise ValueError(f"{_who(request)}: {total} tokens exceed max_model_len_tokens {config.max_model_len_tokens}")
     # The last token produced is never computed, so it needs no slot.
     blocks = -(-(total - 1) // config.block_size_tokens)
     if blocks > config.num_blocks:
-        raise ValueError(f"{who}: needs {blocks} KV blocks, the engine has {config.num_blocks}")
+        raise ValueError(f"{_who(request)}: needs {blocks} KV blocks, the engine has {config.num_blocks}")
+
+
+def _who(request: Lengths) -> str:
+    return f"request {request.request_id!r}"

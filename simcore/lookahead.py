@@ -2,7 +2,8 @@
 
 A forecast runs a copy of the node's scheduler forward until everybody has finished, once per scenario of answer lengths
 (`simcore.scenarios`), and compares with the same scenario without the candidate. The futures without it are computed
-once per base state.
+once per base state. Of a request that is there already and might leave it compares the same future with that in which
+the request is aborted now.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import NodeRequest, SimNode
 from simcore.scenarios import final_lengths, longest_output
-from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, Quantiles
+from simcore.types import Candidate, EngineConfig, Forecast, LengthBelief, NodeOutlook, Quantiles
 
 _FIRST_CAPACITY = 128
 
@@ -61,6 +62,9 @@ class WhatIf:
         self._start_s = 0.0
         self._base_scenarios = 1
         self._base_done = False
+        self._base_is_now = True
+        """False: the base state is older than the moment that its baseline was moved on to."""
+        self._base_requests = 0
         self._baseline: Baseline | None = None
         self._heads[0] = at.new_head(config)
         self._node: SimNode | None = None
@@ -96,7 +100,7 @@ class WhatIf:
             self.scenarios,
             self._finals,
         )
-        self._base_done = False
+        self._base_done, self._base_is_now, self._base_requests = False, True, n
         known = self._base_scenarios == 1 and self.jumping and not node.shares_blocks
         self._baseline = Baseline(node, self._source[:n], now_s) if known and self._heads[0, at.N_WAITING] else None
         self._sharing = node if node.shares_blocks else None
@@ -127,23 +131,35 @@ class WhatIf:
         progress[at.NOW] = max(0.0, progress[at.NOW] - later_s)
         progress[at.SO_FAR_PREEMPTIONS] -= preempted
         self._seq = node.seq
+        self._base_is_now = False
         return True
+
+    def __contains__(self, request_id: str) -> bool:
+        """Whether the request is on the node of the base state."""
+        return self._base_requests > 0 and request_id in self._arrived
 
     def forecast(self, candidates: Sequence[Candidate], cached_tokens: Sequence[int] = ()) -> list[Forecast]:
         """One forecast per candidate, each as if it came alone.
 
         `cached_tokens`: of each candidate's prompt, those that the node has in its prefix cache; none by default. They
         are taken to be there still when it is admitted, and their blocks to be held by nobody. A simulated node knows
-        by itself what a candidate's block hashes find, and what those ahead of it leave there. Raises ValueError for a
-        candidate that the engine can never run.
+        by itself what a candidate's block hashes find, and what those ahead of it leave there. Of a candidate that
+        might leave they are those of its tokens whose blocks others hold too. Raises ValueError for a candidate that
+        the engine can never run, and for one that might leave and is not there.
         """
         n = len(candidates)
+        if not self._base_is_now and any(c.leaving for c in candidates):
+            self._rebase_now()
         if n > len(self._candidates):
             self._candidates = np.zeros((n, self._candidates.shape[1]), dtype=np.int64)
             self._out = np.zeros((n, at.N_FORECAST), dtype=np.float64)
         block = self.config.block_size_tokens
         for i, candidate in enumerate(candidates):
             cached = (cached_tokens[i] // block if cached_tokens else 0), 0
+            if candidate.leaving:
+                row = self._leaving_row(candidate, cached[0])
+                self._candidates[i, : len(row)] = row
+                continue
             if candidate.block_hashes and self._sharing is not None:
                 names, tokens = candidate.block_hashes, candidate.prompt_tokens
                 cached = self._sharing.expected_blocks(names, tokens, candidate.priority)
@@ -183,6 +199,40 @@ class WhatIf:
             prefix_tokens = (self._candidates[:n, at.C_CACHED] * block).tolist()
         return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), prefix_tokens, strict=True)]
 
+    def outlook(self) -> NodeOutlook:
+        """What is ahead of those that are on the node. Raises ValueError where `forecast` would."""
+        if not self._base_is_now:
+            self._rebase_now()
+        if not self._base_requests:
+            return NodeOutlook()
+        if not self._base_done:
+            self.forecast(())
+        futures = self._progress[at.FIRST_CHECKPOINT : at.FIRST_CHECKPOINT + self._base_scenarios]
+        preempted_s = sorted(x for x in futures[:, at.FIRST_PREEMPTED].tolist() if x >= 0.0)
+        half = (self._base_scenarios + 1) // 2
+        starts_s = futures[:, at.HEAD_STARTS].tolist()
+        return NodeOutlook(
+            preemption_ahead_s=preempted_s[half - 1] if len(preempted_s) >= half else -1.0,
+            head_waits_s=max(0.0, sum(starts_s) / len(starts_s)),
+        )
+
+    def _rebase_now(self) -> None:
+        """The node as it was when the baseline was moved on, which it still is, as the base state."""
+        then = self._baseline
+        assert then is not None, "only a baseline is moved on"
+        if then.node.seq != self._seq:
+            raise ValueError(f"{self.node_id}: its state was moved on, and has gone on since")
+        self.rebase_node(then.node, self._held, then.now_s)
+
+    def _leaving_row(self, candidate: Candidate, held_by_others: int) -> list[int]:
+        if candidate.request_id not in self:
+            raise ValueError(f"{self.node_id}: request {candidate.request_id!r} is not here")
+        its_own = self._arrived[candidate.request_id].slot
+        slot = int(np.flatnonzero(self._source[: self._base_requests] == its_own)[0])
+        if self._sharing is not None:
+            held_by_others = self._sharing.held_by_others(candidate.request_id)
+        return [0, 0, 0, 0, held_by_others, 0, self._base_scenarios, slot]
+
     def _answer(self, candidate: Candidate, out: list[float], cached_tokens: int) -> Forecast:
         return Forecast(
             request_id=candidate.request_id,
@@ -198,7 +248,7 @@ class WhatIf:
             kv_headroom_path=tuple(map(int, out[at.HEADROOM_PATH :])),
             trace_seq=self._seq,
             state_age_s=0.0,
-            cached_tokens=cached_tokens,
+            cached_tokens=0 if candidate.leaving else cached_tokens,
         )
 
     def _name_blocks(self, i: int, candidate: Candidate, names: at.Ints) -> None:
@@ -215,7 +265,7 @@ class WhatIf:
         shape += [cached_blocks, cached_held, 0]
         atoms = candidate.belief.atoms_tokens
         if self._base_scenarios == 1 and atoms[0] == atoms[-1]:
-            return [*shape, 1, min(longest, atoms[0])]
+            return [*shape, 1, -1, min(longest, atoms[0])]
         finals = final_lengths(
             candidate.belief,
             candidate.request_id,
@@ -223,7 +273,7 @@ class WhatIf:
             longest_tokens=longest,
             scenarios=self.scenarios,
         )
-        return [*shape, self.scenarios, *finals]
+        return [*shape, self.scenarios, -1, *finals]
 
     def _read_beliefs(self, node: SimNode, beliefs: Mapping[str, LengthBelief]) -> None:
         """Rows of the belief table by the node's slots; good until somebody comes, goes or is believed otherwise."""
@@ -274,4 +324,4 @@ class WhatIf:
         self._ends = np.zeros((self.scenarios + 1, capacity), dtype=np.float64)
         self._headrooms = np.zeros((self.scenarios, width, at.N_HEADROOM_COLS), dtype=np.float64)
         self._headroom_rows = np.zeros(self.scenarios, dtype=np.int64)
-        self._ended = np.zeros((self.scenarios, capacity + at.FIRST_ENDED), dtype=np.int64)
+        self._ended = np.zeros((self.scenarios, at.ended_width(capacity)), dtype=np.int64)

@@ -35,7 +35,8 @@ class SimRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     max_output_tokens: int
     priority: int = 0
     block_hashes: tuple[int, ...] = ()
-    """Hashes of the prompt's full KV blocks (`simcore.prefix`); empty: it shares its beginning with nobody."""
+    """Hashes of the full KV blocks (`simcore.prefix`) of the prompt, or of prompt and answer; empty: it shares its
+    beginning with nobody."""
 
 
 class NodeEvent(NamedTuple):
@@ -46,7 +47,7 @@ class NodeEvent(NamedTuple):
     at_s: float
 
 
-class NodeRequest(NamedTuple):
+class NodeRequest(msgspec.Struct, frozen=True, gc=False):
     """A request that is on the node: what is kept of it beside the arrays, and its row (slot) in them."""
 
     slot: int
@@ -237,7 +238,8 @@ class SimNode:
             new = names.get(arrived.request.request_id)
             if new is None:
                 return arrived
-            return arrived._replace(request=msgspec.structs.replace(arrived.request, request_id=new))
+            request = msgspec.structs.replace(arrived.request, request_id=new)
+            return NodeRequest(arrived.slot, request, arrived.arrival_s)
 
         self.membership += 1
         requests = {(known := renamed(a)).request.request_id: known for a in self.requests.values()}
@@ -262,20 +264,20 @@ class SimNode:
         if not self._free_slots:
             self._grow()
         slot = self._free_slots.pop()
-        self.req[slot] = at.request_row(
-            prompt=request.prompt_tokens,
-            final=request.output_tokens,
-            max_out=request.max_output_tokens,
-            priority=request.priority,
-            order=self.interventions,
+        numbers = (
+            request.prompt_tokens,
+            request.output_tokens,
+            request.max_output_tokens,
+            request.priority,
+            self.interventions,
         )
+        ENTRIES.enqueue(self.head, self.req, self.lists, slot, numbers)
         if request.block_hashes and self.config.enable_prefix_caching:
             self._name_blocks(slot, request.block_hashes)
         self.membership += 1
         self.interventions += 1
         self.ids[slot] = request_id
         self.requests[request_id] = arrived = NodeRequest(slot, request, now_s)
-        ENTRIES.enqueue(self.head, self.req, self.lists, slot)
         self._arrived.append(arrived)
 
     def assume_cached(self, request_id: str, blocks: int, held_blocks: int = 0) -> None:
@@ -533,6 +535,15 @@ class SimNode:
         if self._shared is not None:
             ENTRIES.count_shares(self.head, self.req, self.lists, to_req, source, self._shared)
 
+    def held_by_others(self, request_id: str) -> int:
+        """Blocks that a request holds and others too; 0 where blocks are only counted, and if it is not here."""
+        known = self.requests.get(request_id)
+        if self._shared is None or known is None:
+            return 0
+        pool, table, _ = self._shared
+        blocks = table[known.slot, : self.req.item(known.slot, at.CAPACITY) // self.config.block_size_tokens]
+        return int(np.count_nonzero(pool[at.REFS, blocks] > 1))
+
     def shared_blocks(self, slots: at.Ints) -> at.Shared:
         """Copies of the arrays that tell blocks apart, with rows for these slots in their order and one more; None
         where blocks are only counted."""
@@ -542,12 +553,23 @@ class SimNode:
         rows = np.append(slots, 0)
         return pool.copy(), table[rows], names[rows]
 
-    def _name_blocks(self, slot: int, hashes: tuple[int, ...]) -> None:
-        """Gives a request's blocks their names; from the first that may share some, blocks are kept one by one."""
+    def store_blocks(self, block_hashes: tuple[int, ...]) -> None:
+        """The prefix cache gets blocks of these names by other means than computing them, as if a request that had them
+        had ended: free blocks hold them, as many as there are of those."""
+        if self.config.enable_prefix_caching and block_hashes:
+            names = np.array(block_hashes, dtype=np.uint64).view(np.int64)
+            ENTRIES.store(self.head, self._kept_apart()[0], names)
+
+    def _kept_apart(self) -> at.Arrays:
+        """From the first request that may share blocks on, these are kept one by one."""
         if self._shared is None:
             self._shared = at.new_shared(self.config, len(self.ids))
             ENTRIES.build_pool(self.head, self.req, self.lists, self._shared)
-        names = self._shared[2]
+        return self._shared
+
+    def _name_blocks(self, slot: int, hashes: tuple[int, ...]) -> None:
+        """Gives a request's blocks their names."""
+        names = self._kept_apart()[2]
         row = np.array(hashes[: names.shape[1]], dtype=np.uint64).view(np.int64)
         names[slot, : len(row)] = row
         self.req[slot, at.HASHES] = len(row)

@@ -15,6 +15,14 @@ import msgspec
 
 Priority = int
 """Smaller runs first, as in vLLM. 0 is the default."""
+CLASSES = 8
+"""The most classes above, and below, that of everybody: priorities further from 0 count like this one, so that what is
+bounded for each class is bounded for any number that clients send."""
+
+
+def class_of(priority: Priority) -> int:
+    """The class of a priority: itself, within the bounds."""
+    return max(-CLASSES, min(CLASSES, priority))
 
 
 class LengthBelief(msgspec.Struct, frozen=True, gc=False):
@@ -31,7 +39,7 @@ class LengthBelief(msgspec.Struct, frozen=True, gc=False):
         atoms = self.atoms_tokens
         if not atoms:
             raise ValueError("a length belief needs at least one atom")
-        if atoms[0] < 1 or any(a > b for a, b in itertools.pairwise(atoms)):
+        if atoms[0] < 1 or (len(atoms) > 1 and any(a > b for a, b in itertools.pairwise(atoms))):
             raise ValueError(f"atoms must be ascending and >= 1 token, got {atoms}")
 
     @property
@@ -41,7 +49,8 @@ class LengthBelief(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def mean_tokens(self) -> float:
-        return sum(self.atoms_tokens) / len(self.atoms_tokens)
+        atoms = self.atoms_tokens
+        return sum(atoms) / len(atoms)
 
     def quantile_tokens(self, q: float) -> int:
         """The smallest atom whose cumulated probability reaches `q` (0 < q <= 1)."""
@@ -136,7 +145,7 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A request that could be sent to a node: the question of a what-if."""
+    """A request that could be sent to a node, or is there and could leave it: the question of a what-if."""
 
     request_id: str
     prompt_tokens: int
@@ -145,6 +154,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     priority: Priority = 0
     block_hashes: tuple[int, ...] = ()
     """Hashes of the prompt's full KV blocks (`simcore.prefix`); empty: it shares its beginning with nobody."""
+    leaving: bool = False
+    """It is on the node already, known there by its id, which alone counts then: how it goes if it stays, and what its
+    leaving would be worth to the others (`Forecast`)."""
 
 
 class Quantiles(msgspec.Struct, frozen=True, gc=False):
@@ -154,9 +166,10 @@ class Quantiles(msgspec.Struct, frozen=True, gc=False):
     p50: float
     p90: float
 
-    def scaled(self, factor: float) -> Quantiles:
-        """Each `factor` times as large."""
-        return Quantiles(self.mean * factor, self.p50 * factor, self.p90 * factor)
+    def scaled(self, factor: float, factor_p50: float | None = None) -> Quantiles:
+        """Each `factor` times as large; median and 90th percentile `factor_p50` times, where that is given."""
+        of_quantiles = factor if factor_p50 is None else factor_p50
+        return Quantiles(self.mean * factor, self.p50 * of_quantiles, self.p90 * of_quantiles)
 
     def later(self, by_s: float) -> Quantiles:
         """Each larger by `by_s`."""
@@ -172,7 +185,12 @@ ForecastSource = Literal["simulated", "approximate", "prior"]
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The answer of a what-if for one candidate on one node. Times count from the moment of the answer."""
+    """The answer of a what-if for one candidate on one node. Times count from the moment of the answer.
+
+    Of a candidate that is there already (`Candidate.leaving`): how it goes if it stays, with the next token for the
+    first, and as harm the seconds that the others would gain in sum if it left now. Its clear start is 0, and the
+    fewest free blocks are those until all that are there have finished.
+    """
 
     request_id: str
     node_id: str
@@ -203,17 +221,30 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     kv_headroom_path: tuple[int, ...] = ()
     """Fewest free KV blocks within the first `HEADROOM_HORIZONS_S` seconds with the candidate there, over all
     scenarios; falls along the path. Empty: not known (a forecast that is no simulation)."""
+    prefill_share: float = 0.0
+    """Share of its time that the node has lately spent on prompts, 0 to 1: about what those that come later will take
+    from the candidate's steps. None of it is in the means. 0 also where nothing is known of it."""
 
-    def slowed(self, factor: float) -> Forecast:
-        """This forecast for a node whose clock runs wrong by `factor`: all its times take that much longer."""
+    def slowed(self, factor: float, factor_p50: float | None = None) -> Forecast:
+        """This forecast for a node whose clock runs wrong by `factor`: all its times take that much longer. Where
+        `factor_p50` is given, medians and 90th percentiles of the request's own times take so much longer instead."""
         return msgspec.structs.replace(
             self,
-            ttft_s=self.ttft_s.scaled(factor),
-            tpot_s=self.tpot_s.scaled(factor),
-            e2e_s=self.e2e_s.scaled(factor),
+            ttft_s=self.ttft_s.scaled(factor, factor_p50),
+            tpot_s=self.tpot_s.scaled(factor, factor_p50),
+            e2e_s=self.e2e_s.scaled(factor, factor_p50),
             harm_s=self.harm_s.scaled(factor),
             clear_start_s=self.clear_start_s.scaled(factor),
         )
+
+
+class NodeOutlook(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a node foresees of the requests that it has, if none comes."""
+
+    preemption_ahead_s: float = -1.0
+    """Seconds until half of the scenarios have had a preemption; -1: most have none."""
+    head_waits_s: float = 0.0
+    """Seconds until the first in the engine's queue starts, in the mean; 0: nobody waits."""
 
 
 class NodeLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -241,6 +272,13 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     trusted: bool = True
     """False while the node's own forecasts are off by more than its bound (`predictor.core.correction`): it says so
     itself, and a gateway should place by its load instead. True also where too little is known to tell."""
+    preemption_ahead_s: float = -1.0
+    """Seconds until the first preemption that it foresees (`NodeOutlook`); -1: none, or it has not looked."""
+    head_waits_s: float = 0.0
+    """Seconds that the first in the engine's queue will still wait; 0: nobody does, or it has not looked."""
+    classes: dict[int, int] = {}
+    """How many of those there are of each class other than 0 (`class_of`), reserved ones too; empty also where the node
+    does not tell."""
 
 
 class NodePace(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,6 +308,27 @@ class NodePace(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"batches of a pace must be ascending, got {self.batches[:20]}")
         if any(a > b for a, b in itertools.pairwise(self.step_s)):
             raise ValueError("the seconds of a pace must not fall with the batch")
+
+
+class ExpectedWork(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a gateway expects to send to a node from now on, per second.
+
+    Raises ValueError for numbers that cannot be: negative or not finite.
+    """
+
+    requests_per_s: float
+    new_tokens_per_s: float
+    """Of their prompts, what is not cached there as far as is known."""
+    new_tokens2_per_s: float
+    """Sum of the squares of that: how unequal the prompts are."""
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(x) and x >= 0.0 for x in self.rates):
+            raise ValueError(f"expected work is negative or not finite: {self.rates}")
+
+    @property
+    def rates(self) -> tuple[float, float, float]:
+        return self.requests_per_s, self.new_tokens_per_s, self.new_tokens2_per_s
 
 
 class Outcome(enum.Enum):

@@ -1,6 +1,8 @@
-"""Compiles everything a daemon needs, or loads it from numba's cache, by using it once."""
+"""Compiles everything a process needs, or loads it from numba's cache, by using it once."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
@@ -9,9 +11,16 @@ from simcore.tracing import NOBODY, TracingNode
 from simcore.types import Candidate, EngineConfig, LengthBelief
 
 
-def warm(*, shared_prefixes: bool = False, clusters: bool = False) -> None:
-    """Runs one tiny node, one step and one what-if. With `shared_prefixes`, a node too that tells blocks apart; only
-    simulated engines that are given block hashes need that. With `clusters`, what only simulated clusters need."""
+def warm_node() -> None:
+    """What a predictor's process needs: its first request must not wait for a compiler, gateways would take it for
+    lost."""
+    warm(sharing_engine=True)
+
+
+def warm(*, sharing_engine: bool = False, shared_prefixes: bool = False, clusters: bool = False) -> None:
+    """Runs one tiny node, one step and one what-if. With `sharing_engine`, an engine too that tells blocks apart, as an
+    emulated one does; with `shared_prefixes`, that and all that a simulation of such a node needs; with `clusters`,
+    what only simulated clusters need."""
     config = EngineConfig(model="warm-up", max_num_seqs=2, max_num_batched_tokens=8, num_blocks=8)
     model = StepTimeModel(
         name="warm-up",
@@ -38,20 +47,21 @@ def warm(*, shared_prefixes: bool = False, clusters: bool = False) -> None:
     for hashes in ((), (7,)) if shared_prefixes else ((),):
         if clusters:
             _trace(config, model, hashes)
-    if shared_prefixes:
+    if sharing_engine or shared_prefixes:
         sharing = SimNode("warm-up", config, model)
         for i in "abc":
             sharing.add(
                 SimRequest(request_id=i, prompt_tokens=20, output_tokens=2, max_output_tokens=2, block_hashes=(7,)), 0.0
             )
         sharing.step(0.0)
+        sharing.abort("c")
+    if shared_prefixes:
         sharing.cached_tokens((7,), 20)
         sharing.expected_blocks((7, 8), 40)
-        what_if.rebase_node(sharing, dict.fromkeys("abc", belief), 0.0)
+        what_if.rebase_node(sharing, dict.fromkeys("ab", belief), 0.0)
         stepping = WhatIf("warm-up", config, model, scenarios=2, jumping=False)
-        stepping.rebase_node(sharing, dict.fromkeys("abc", belief), 0.0)
+        stepping.rebase_node(sharing, dict.fromkeys("ab", belief), 0.0)
         stepping.forecast([candidate])
-        sharing.abort("c")
         sharing.advance(100.0)
 
 
@@ -61,3 +71,30 @@ def _trace(config: EngineConfig, model: StepTimeModel, hashes: tuple[int, ...]) 
     tracing.add(request, 0.0)
     tracing.run(100.0, keep_from_s=0.0, watched=NOBODY, mark=0)
     tracing.keep(100.0, 0)
+
+
+def warm_fleet() -> None:
+    """Runs a fleet of one node ahead: what a gateway's scaling rule needs."""
+    from simcore import fleet
+
+    one, nobody = np.ones(1), np.empty(0)
+    fleet.run(
+        np.zeros(1, np.int64),
+        np.zeros(1),
+        np.full((1, 2), 0.01),
+        np.zeros((1, 3)),
+        np.ones((1, 2)),
+        nobody,
+        np.empty(0, np.int64),
+        np.zeros(1),
+        np.zeros(1),
+        one,
+        one,
+        one,
+        1.0,
+        0.0,
+        2.0,
+        1.0,
+        1.0,
+        1.0,
+    )

@@ -13,7 +13,7 @@ from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from bench.measure.statistics import Estimate
-    from bench.run.capacity_search import Objective
+    from bench.run.capacity_search import CapacityObjective
     from bench.run.executor import Chain
     from bench.run.spec import RunSpec
 
@@ -113,7 +113,7 @@ def capacity(
         variants = policy_variants(policy)
         objectives = [parse_objective(text) for text in slo]
 
-        def chain(name: str, objective: Objective, seed: int) -> Chain[Any]:
+        def chain(name: str, objective: CapacityObjective, seed: int) -> Chain[Any]:
             own: dict[str, Any] = {"variant": name, "values": variants[name], "seed": seed, "objective": objective}
             return search(base, low=low, step=step, **own) if fleet_rate is None else search_nodes(base, **own)
 
@@ -129,7 +129,7 @@ def capacity(
         for name in variants
         for objective in objectives
     }
-    cells: dict[tuple[str, Objective], str]
+    cells: dict[tuple[str, CapacityObjective], str]
     rows: Sequence[Any]
     if fleet_rate is None:
         key, nodes, title = "capacities", base.fleet_text, f"requests/s of {base.size} nodes, in steps of {step:g}/s"
@@ -167,7 +167,7 @@ def _price(base: RunSpec, rate_per_s: Estimate) -> str:
     return f"\n{1e3 * fleet.price_per_hour / 3600.0 / rate_per_s.mean:.3f} {fleet.currency} a 1,000"
 
 
-def _name(policy: str, objective: Objective, seed: int) -> str:
+def _name(policy: str, objective: CapacityObjective, seed: int) -> str:
     return f"{policy}, {objective}, seed {seed}"
 
 
@@ -176,7 +176,7 @@ def _span(counts: Sequence[int]) -> str:
     return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def _show(cells: Mapping[tuple[str, Objective], str], heads: Sequence[str]) -> None:
+def _show(cells: Mapping[tuple[str, CapacityObjective], str], heads: Sequence[str]) -> None:
     """A row per policy, a column per objective."""
     from rich import box
     from rich.table import Table

@@ -52,7 +52,7 @@ def chaos(faults: tuple[str, ...], seeds: int, seed: int | None, fleet: str, liv
     chosen = list(faults) or list(catalogue)
     if listing:
         for name in chosen:
-            click.echo(f"{name:24}{(catalogue[name].__doc__ or '').splitlines()[0]}")
+            click.echo(f"{name:30}{(catalogue[name].__doc__ or '').splitlines()[0]}")
         return
     numbers = range(seeds) if seed is None else range(seed, seed + 1)
     if live and fleet:
@@ -135,7 +135,7 @@ def _tell(fault: str, verdicts: list[Any]) -> bool:
     bad = [verdict for verdict in verdicts if verdict.broken]
     ends = ", ".join(f"{count:,} {name}" for name, count in outcomes.most_common())
     resumed = sum(verdict.resumed for verdict in verdicts)
-    click.echo(f"{fault:24}{'BROKEN' if bad else 'holds':8}{len(verdicts):4} runs  {resumed:,} resumed  {ends}")
+    click.echo(f"{fault:30}{'BROKEN' if bad else 'holds':8}{len(verdicts):4} runs  {resumed:,} resumed  {ends}")
     for verdict in bad:
         for complaint in verdict.broken[:5]:
             click.echo(f"  seed {verdict.seed}: {complaint}")

@@ -17,7 +17,14 @@ from bench.commands.simulate import (
     simulated_spec,
     simulation_options,
 )
-from bench.commands.spec_options import RATES, check_one_fleet, policy_option, seeds_option, spec_values
+from bench.commands.spec_options import (
+    RATES,
+    check_one_fleet,
+    policy_option,
+    scaling_values,
+    seeds_option,
+    spec_values,
+)
 from bench.commands.workload_options import (
     build_source,
     one_line_errors,
@@ -98,6 +105,9 @@ def compare(as_json: bool, **options: Any) -> None:
         return
     if options["gateway"] and (options["fleet"] or options["models"]):
         raise click.UsageError("the gateway has nodes of its own: leave --fleet and --models out, or --gateway")
+    scaling_values(options)
+    if options["scaler"]:
+        raise click.UsageError("--scaler is for --simulate; live, start the gateway with it")
     if options["as_published"]:
         raise click.UsageError("--as-published is for --simulate; say --ask 0 --hold never")
     source = build_source(console, options, rate=points[0], default_requests=DEFAULT_LIVE_REQUESTS)
@@ -113,7 +123,11 @@ def _simulated(console: Console, options: dict[str, Any], *, as_json: bool) -> N
     base = simulated_spec(options, DEFAULT_SIMULATED_REQUESTS)
     source, head, done = simulate_runs(console, base, options)
     runs = [one.line.run for one in done]
-    _plot(runs, simulated.title_of(base), options, caption=f"{source.notes[0]}. {head.command}")
+    caption = f"{source.notes[0]}. {head.command}"
+    if base.scaler:
+        simulated.plot_scaling(Path(options["plot"]), done, title=simulated.title_of(base), caption=caption)
+    else:
+        _plot(runs, simulated.title_of(base), options, caption=caption)
     found = differences(runs)
     if as_json:
         click.echo(simulated.as_document(head, done, differences=found))

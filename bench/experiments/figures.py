@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure as Canvas
 
+from bench.experiments.fronts import FrontSystem
 from bench.experiments.matrix import matrix_of
-from bench.experiments.schema import Experiment, Figure, MatrixSpec, Panel, PublishedFile
+from bench.experiments.schema import Experiment, Figure, Front, MatrixSpec, Panel, PublishedFile
 from bench.experiments.series import by_seed, capacity, curve, select, value_of
 from bench.measure.statistics import estimate
 from bench.run.simulated import RunLine
@@ -49,12 +50,42 @@ def draw(
     if not names:
         return []
     with mpl.rc_context(STYLE):
-        canvas = {"curves": _curves, "heatmap": _heatmap, "course": _courses, "settings": _settings}[figure.kind](
-            figure, experiment, lines, names, published
-        )
+        canvas = {
+            "curves": _curves,
+            "heatmap": _heatmap,
+            "course": _courses,
+            "settings": _settings,
+            "tradeoff": _tradeoff,
+        }[figure.kind](figure, experiment, lines, names, published)
         frame(canvas, figure.title, caption)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{figure.name}.png", folder / f"{figure.name}.pdf"]
+        for path in paths:
+            canvas.savefig(path)
+    return paths
+
+
+def draw_front(front: Front, systems: Sequence[FrontSystem], folder: Path, *, caption: str) -> list[Path]:
+    """Writes NAME.png and NAME.pdf of one front, a line per system; what was published is dotted. Raises OSError."""
+    if not systems:
+        return []
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(7.2, 4.6), dpi=DPI, layout="constrained")
+        axes: Any = canvas.subplots()
+        for index, system in enumerate(systems):
+            xs, ys = zip(*system.points, strict=True)
+            axes.plot(
+                xs, ys, label=system.name, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
+                markersize=5, linewidth=2.4 if system.ours else 1.3, linestyle=":" if system.published else "-",
+            )  # fmt: skip
+        if front.log:
+            axes.set_yscale("log")
+        axes.set_xlabel(front.x_title)
+        axes.set_ylabel(front.y_title)
+        axes.legend(fontsize=8)
+        frame(canvas, front.title, caption)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{front.name}.png", folder / f"{front.name}.pdf"]
         for path in paths:
             canvas.savefig(path)
     return paths
@@ -193,6 +224,39 @@ def _heatmap(
         axes.set_title(f"{panel.title}\n{name}", fontsize=9)
     for axes in axes_list[len(wanted) :]:
         axes.set_visible(False)
+    return canvas
+
+
+def _tradeoff(
+    figure: Figure, experiment: Experiment, lines: Sequence[RunLine], names: Sequence[str], _: PublishedFile | None
+) -> Canvas:
+    """In each panel one marker per variant: the figure's x, a measure, against the panel's."""
+    columns = min(figure.columns, len(figure.panels))
+    rows = math.ceil(len(figure.panels) / columns)
+    canvas = Canvas(figsize=(4.3 * columns, 3.3 * rows + 1.1), dpi=DPI, layout="constrained")
+    panels: list[Any] = list(np.atleast_1d(canvas.subplots(rows, columns)).flat)
+    for axes, panel in zip(panels, figure.panels, strict=False):
+        for index, variant in enumerate(experiment.variants):
+            own = select(lines, variant=variant.name, grid=panel.grid or figure.grid, at=panel.at)
+            xs, ys = by_seed(own, figure.x), by_seed(own, panel.measure)
+            if variant.name not in names or not xs or not ys:
+                continue
+            axes.scatter(
+                estimate(list(xs.values())).mean, estimate(list(ys.values())).mean * panel.scale, label=variant.name,
+                color=COLOURS[index % len(COLOURS)], marker=MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
+                s=110 if variant.ours else 45, zorder=3 if variant.ours else 2,
+            )  # fmt: skip
+        if panel.log:
+            axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_ylim(bottom=0)
+        if panel.limit is not None:
+            axes.axhline(panel.limit * panel.scale, color="#d1495b", linestyle="--", linewidth=1.0)
+        axes.set_title(_wrapped(panel.title))
+        axes.set_xlabel(figure.x_title)
+    for axes in panels[len(figure.panels) :]:
+        axes.set_visible(False)
+    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    canvas.legend(list(found.values()), list(found), ncols=min(LEGEND_COLUMNS, max(1, len(found))))
     return canvas
 
 

@@ -14,8 +14,12 @@ from bench.experiments.agreement import AGREEMENT_FILE, simulate_again
 from bench.experiments.agreement import as_markdown as as_agreement
 from bench.experiments.catalogue import ExperimentError, published
 from bench.experiments.claims import Evaluated, claim_text, evaluate, evaluate_points
-from bench.experiments.figures import draw
+from bench.experiments.figures import draw, draw_front
+from bench.experiments.fronts import as_markdown as front_as_markdown
+from bench.experiments.fronts import systems_of
 from bench.experiments.matrix import Matrix, matrix_of
+from bench.experiments.peers import against_peers
+from bench.experiments.peers import as_markdown as peers_as_markdown
 from bench.experiments.schema import Experiment, Grid
 from bench.experiments.tables import as_markdown, as_rich, matrix_as_markdown, matrix_as_rich
 from bench.run.executor import run_all
@@ -29,6 +33,7 @@ from bench.workload.rows import plural
 
 MOST_DATA_SETS = 2
 """As many as a caption has room for."""
+MOST_SIZES = 4
 LiveRunner = Callable[[Experiment, Sequence[int], Console], list[RunLine]]
 
 
@@ -165,14 +170,19 @@ def write_outcome(experiment: Experiment, lines: Sequence[RunLine], folder: Path
         matrix_path = folder / f"{experiment.name}.matrices.json"
         matrix_path.write_bytes(msgspec.json.format(msgspec.json.encode(matrices), indent=1) + b"\n")
         files.append(matrix_path)
-    if experiment.tables or matrices:
+    if experiment.tables or matrices or experiment.fronts:
         table_path = folder / f"{experiment.name}.md"
         texts = [matrix_as_markdown(matrix) for matrix in matrices]
         texts += [as_markdown(experiment, table, lines) for table in experiment.tables]
+        texts += [front_as_markdown(front, lines) for front in experiment.fronts]
+        if experiment.peers is not None:
+            texts.append(peers_as_markdown(experiment.peers, against_peers(experiment, experiment.peers, lines)))
         table_path.write_text(f"{header}\n\n" + "\n".join(texts), encoding="utf-8")
         files.append(table_path)
     for figure in experiment.figures:
         files += draw(figure, experiment, lines, folder, caption=header, published=points)
+    for front in experiment.fronts:
+        files += draw_front(front, systems_of(front, lines), folder, caption=header)
     return claims, files
 
 
@@ -186,12 +196,20 @@ def show_tables(experiment: Experiment, lines: Sequence[RunLine], console: Conso
 
 def _header(lines: Sequence[RunLine]) -> str:
     first = lines[0]
-    requests = sorted({line.spec.requests or line.summary.requests for line in lines})
+    # Steps of a rate bring what they bring; the number asked for is their limit then.
+    requests = sorted(
+        {
+            line.summary.requests if line.spec.rate_steps else line.spec.requests or line.summary.requests
+            for line in lines
+        }
+    )
     seeds = len({line.spec.seed for line in lines})
     data = sorted({note_on(line.spec.dataset, line.spec.dataset_path) for line in lines})
     if len(data) > MOST_DATA_SETS:
         data = [*data[:MOST_DATA_SETS], f"and {len(data) - MOST_DATA_SETS} more"]
     sizes = "/".join(f"{number:,}" for number in requests)
+    if len(requests) > MOST_SIZES:
+        sizes = f"{requests[0]:,} to {requests[-1]:,}"
     return (
         f"{len(lines)} {first.mode} runs, {plural(seeds, 'seed')}, {sizes} requests each; "
         f"{'; '.join(data)}; commit {(commit() or 'unknown')[:12]}"

@@ -54,9 +54,9 @@ class Figure(_Strict, frozen=True, kw_only=True):
 
     name: str
     title: str
-    kind: Literal["curves", "heatmap", "course", "settings"]
+    kind: Literal["curves", "heatmap", "course", "settings", "tradeoff"]
     """`settings`: a map of variants and settings for each panel, coloured by how far each cell is from the best of its
-    column."""
+    column. `tradeoff`: each variant a marker, at the measure `x` and the panel's."""
     x: str = "rate_per_s"
     x_title: str = "offered requests per second"
     y: str = ""
@@ -134,6 +134,47 @@ class MatrixSpec(_Strict, frozen=True, kw_only=True):
     """Names; empty: all."""
 
 
+class FrontLine(_Strict, frozen=True, kw_only=True):
+    """One system of a front: a point for each of its runs but for the seeds, which are meant."""
+
+    name: str
+    variant: str
+    grids: list[str] = []
+    """Empty: all."""
+    ours: bool = False
+
+
+class Front(_Strict, frozen=True, kw_only=True):
+    """What each system pays for what it gives: two measures of which less is better, at every setting of it."""
+
+    name: str
+    title: str
+    x: str = "cost"
+    x_title: str
+    y: str
+    y_title: str
+    log: bool = False
+    """Of y in the picture."""
+    systems: list[FrontLine]
+    published: dict[str, list[tuple[float, float]]] = {}
+    against: str = ""
+    """The system whose front says what the same y costs."""
+    reference_factor: float | None = None
+    """Set: hypervolumes, to a reference so many times the worst x and y of all points."""
+
+
+class PeersSpec(_Strict, frozen=True, kw_only=True):
+    """One variant against the best of all others in every setting, at no more misses and at no more cost."""
+
+    title: str
+    ours: str
+    bounds: list[str]
+    """Variants that are no peers: what knows the future, what never scales."""
+    cost: str = "cost"
+    misses: str = "slo_missed_share"
+    unrest: str = "flaps_per_hour"
+
+
 class PublishedPoints(_Strict, frozen=True, kw_only=True):
     """Many published numbers in a file of `published/`."""
 
@@ -175,6 +216,8 @@ class Experiment(_Strict, frozen=True, kw_only=True):
     tables: list[TableSpec] = []
     settings: list[Setting] = []
     matrices: list[MatrixSpec] = []
+    fronts: list[Front] = []
+    peers: PeersSpec | None = None
     claims: list[Claim] = []
     published: PublishedPoints | None = None
     live: Live | None = None

@@ -12,11 +12,14 @@ import msgspec
 
 from bench.measure import forecast_errors
 from bench.measure.results import STATISTICS, RequestResult, Summary, spread, statistic_of
+from bench.measure.scaling import SCALING_MEASURES
 from gateway.core.outcomes import COMPLETE
 
 SHORT_PROMPT_TOKENS, LONG_PROMPT_TOKENS = 128, 1024
 """Classes when all priorities are equal: prompts up to the first, between, from the second on."""
 
+CLASS_TIMES = ("ttft", "tpot", "e2e")
+"""Measured for each priority where requests have several."""
 TIMES = (
     ("ttft", "s"),
     ("tpot", "s"),
@@ -30,10 +33,11 @@ TIMES = (
 
 
 class GoodputSlo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a good answer keeps: goodput counts those that keep both."""
+    """What a good answer keeps: goodput counts those that keep all of it."""
 
     ttft_s: float = 3.0
     tpot_s: float = 0.1
+    e2e_s: float | None = None
 
 
 def measure(results: Sequence[RequestResult], summary: Summary, slo: GoodputSlo) -> dict[str, float]:
@@ -64,20 +68,26 @@ def measure(results: Sequence[RequestResult], summary: Summary, slo: GoodputSlo)
 
 
 def good_answers(results: Sequence[RequestResult], slo: GoodputSlo) -> int:
-    """How many are complete and kept both limits."""
-    return sum(
-        r.outcome in COMPLETE
-        and r.ttft_s is not None
-        and r.ttft_s <= slo.ttft_s
-        and (r.tpot_s is None or r.tpot_s <= slo.tpot_s)
-        for r in results
+    """How many are complete and kept all limits."""
+    return sum(is_good(r, slo) for r in results)
+
+
+def is_good(result: RequestResult, slo: GoodputSlo) -> bool:
+    """Whether it is complete and kept all limits."""
+    return (
+        result.outcome in COMPLETE
+        and result.ttft_s is not None
+        and result.ttft_s <= slo.ttft_s
+        and (result.tpot_s is None or result.tpot_s <= slo.tpot_s)
+        and (slo.e2e_s is None or (result.e2e_s is not None and result.e2e_s <= slo.e2e_s))
     )
 
 
 def fairness(complete: Sequence[RequestResult]) -> dict[str, float]:
     """P99 TTFT of each class; Jain's index of the classes' mean normalised latency (1: all alike).
 
-    Classes are the priorities when there are several, else prompts by length.
+    Classes are the priorities when there are several, then with mean and P99 of all times (`CLASS_TIMES`); else prompts
+    by length.
     """
     classes: dict[str, list[RequestResult]] = {}
     by_priority = len({r.priority for r in complete}) > 1
@@ -86,8 +96,13 @@ def fairness(complete: Sequence[RequestResult]) -> dict[str, float]:
     found: dict[str, float] = {}
     means: list[float] = []
     for name, members in sorted(classes.items()):
-        if (ttft := spread(r.ttft_s for r in members if r.ttft_s is not None)) is not None:
-            found[f"ttft_p99_s_of_{name}"] = ttft.p99
+        for what in CLASS_TIMES if by_priority else ("ttft",):
+            times = spread(value for r in members if (value := getattr(r, f"{what}_s")) is not None)
+            if times is None:
+                continue
+            found[f"{what}_p99_s_of_{name}"] = times.p99
+            if by_priority:
+                found[f"{what}_mean_s_of_{name}"] = times.mean
         if (normalised := spread(n for r in members if (n := r.normalised_s_per_token) is not None)) is not None:
             means.append(normalised.mean)
     if len(means) > 1:
@@ -144,7 +159,8 @@ def read_measure(measures: Mapping[str, float], name: str) -> float | None:
 def check_measure(name: str) -> None:
     """Raises ValueError for a name that no run can have."""
     known = {*ALIASES, *KNOWN}
-    if name not in known and not name.startswith("ttft_p99_s_of_"):
+    of_class = {f"{what}_{statistic}_s" for what in CLASS_TIMES for statistic in ("mean", "p99")}
+    if name not in known and name.partition("_of_")[0] not in of_class:
         near = difflib.get_close_matches(name, sorted(known), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {_listed()}"
         raise ValueError(f"unknown measure {name!r}; {hint}")
@@ -171,6 +187,7 @@ KNOWN = frozenset(
         "preempted_share",
         "decision_share",
         "fairness_jain",
+        *SCALING_MEASURES,
         "price_per_hour",
         "price_per_1000_good_answers",
         "price_per_million_output_tokens",

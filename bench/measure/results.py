@@ -54,6 +54,10 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """From arrival to the engine step that first worked on it; None when unknown (live)."""
     preemption_loss_s: float | None = None
     """What preemptions cost this request: from each to the token that it held up. None when unknown (live)."""
+    moves: int | None = None
+    """How often it went on at another node by a move; None: never, or unknown (live)."""
+    downtime_s: float | None = None
+    """The longest gap between the last token of one node and the first of that to which it moved; None: it did not."""
     priority: int = 0
     detail: str = ""
     """Why it failed, for people."""
@@ -246,16 +250,16 @@ def summarise(results: Sequence[RequestResult], *, preemptions: int | None = Non
         throughput_requests_per_s=len(complete) * per_s,
         output_tokens_per_s=output_tokens * per_s,
         total_tokens_per_s=(output_tokens + sum(r.prompt_tokens for r in complete)) * per_s,
-        ttft_s=spread(r.ttft_s for r in results if r.ttft_s is not None),
-        tpot_s=spread(r.tpot_s for r in results if r.tpot_s is not None),
-        inter_token_s=spread(gap for r in results for gap in r.itl_s),
-        e2e_s=spread(r.e2e_s for r in results if r.e2e_s is not None),
-        decision_s=spread(r.decision_s for r in results if r.decision_s is not None),
-        lateness_s=spread(r.sent_s - r.arrival_s for r in results if r.sent_s is not None),
-        delivery_s=spread(r.delivery_s for r in results if r.delivery_s is not None),
+        ttft_s=spread([r.ttft_s for r in results if r.ttft_s is not None]),
+        tpot_s=spread([r.tpot_s for r in results if r.tpot_s is not None]),
+        inter_token_s=spread([gap for r in results for gap in r.itl_s]),
+        e2e_s=spread([r.e2e_s for r in results if r.e2e_s is not None]),
+        decision_s=spread([r.decision_s for r in results if r.decision_s is not None]),
+        lateness_s=spread([r.sent_s - r.arrival_s for r in results if r.sent_s is not None]),
+        delivery_s=spread([r.delivery_s for r in results if r.delivery_s is not None]),
         preemptions=preemptions,
-        scheduling_delay_s=spread(r.scheduling_delay_s for r in results if r.scheduling_delay_s is not None),
-        preemption_loss_s=spread(r.preemption_loss_s for r in results if r.preemption_loss_s is not None),
-        normalised_s_per_token=spread(n for r in results if (n := r.normalised_s_per_token) is not None),
+        scheduling_delay_s=spread([r.scheduling_delay_s for r in results if r.scheduling_delay_s is not None]),
+        preemption_loss_s=spread([r.preemption_loss_s for r in results if r.preemption_loss_s is not None]),
+        normalised_s_per_token=spread([n for r in results if (n := r.normalised_s_per_token) is not None]),
         forecasts=None if not e2e else ForecastErrors(ttft=errors_of(ttft), e2e=errors_of(e2e)),
     )

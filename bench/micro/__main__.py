@@ -10,6 +10,7 @@ BENCHMARKS = (
     "bench.micro.cold_start",
     "bench.micro.simcluster",
     "bench.micro.decision",
+    "bench.micro.envelope",
     "bench.micro.front",
     "bench.micro.lengths",
 )

@@ -5,7 +5,8 @@ a node with n requests ends them at rate min(n, seats) / (answer x step at that 
 iteration over all states (uniformised; Puterman, Markov Decision Processes, section 8.5), every rule's mean latency by
 the same iteration without a choice (Little). What the shipped cost adds for those to come is
 `gateway.core.nodes.pace.later_waits` and `LATER_WAITS_PER_WAIT`, here without any forecast: what remains of the loss,
-forecasts of known lengths may take.
+forecasts of known lengths may take. The price of harm (`gateway.core.decision.harm_price`) is in the shipped cost for
+the pace of answers; here, where only the mean counts, the column before it shows what that costs.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.run.provenance import machine
+from gateway.core.decision.harm_price import price_of_harm
 from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT
 from gateway.core.nodes.pace import later_waits
 
 Floats = NDArray[np.float64]
-Rule = Callable[["Queue", int], float]
+Rule = Callable[["Queue", int, float], float]
+"""The cost of a node with so many requests, where answers of the fleet take so many seconds a token."""
 TOLERANCE = 1e-7
 MOST_SWEEPS = 20_000
 
@@ -38,9 +41,12 @@ class Queue(msgspec.Struct, frozen=True):
     """More for each sequence."""
     answer_tokens: float = 100.0
 
+    def step_s(self, batch: int) -> float:
+        return self.base_s + self.rise_s * batch
+
     def stay_s(self, batch: int) -> float:
         """An answer in a batch of so many."""
-        return self.answer_tokens * (self.base_s + self.rise_s * batch)
+        return self.answer_tokens * self.step_s(batch)
 
     def ends_per_s(self, here: int) -> float:
         batch = min(here, self.seats)
@@ -51,30 +57,42 @@ class Queue(msgspec.Struct, frozen=True):
         return max(0, here + 1 - self.seats) * self.stay_s(self.seats) / self.seats
 
 
-def requests(node: Queue, here: int) -> float:
+def requests(node: Queue, here: int, fleet_pace_s: float) -> float:
     return here
 
 
-def own_latency(node: Queue, here: int) -> float:
+def own_latency(node: Queue, here: int, fleet_pace_s: float) -> float:
     return node.wait_s(here) + node.stay_s(min(here + 1, node.seats))
 
 
-def own_and_harm(node: Queue, here: int) -> float:
-    batch = min(here, node.seats - 1)
-    return own_latency(node, here) + batch * node.answer_tokens * node.rise_s
+def harm_s(node: Queue, here: int) -> float:
+    return min(here, node.seats - 1) * node.answer_tokens * node.rise_s
 
 
-def shipped(node: Queue, here: int) -> float:
+def own_and_harm(node: Queue, here: int, fleet_pace_s: float) -> float:
+    return own_latency(node, here, fleet_pace_s) + harm_s(node, here)
+
+
+def with_those_to_come(node: Queue, here: int, fleet_pace_s: float) -> float:
     """With what it takes from those to come."""
     room_s = later_waits(node.seats)[min(here, node.seats)] * node.stay_s(node.seats) / node.seats
-    return own_and_harm(node, here) + LATER_WAITS_PER_WAIT * node.wait_s(here) + room_s
+    return own_and_harm(node, here, fleet_pace_s) + LATER_WAITS_PER_WAIT * node.wait_s(here) + room_s
+
+
+def shipped(node: Queue, here: int, fleet_pace_s: float) -> float:
+    """With the price of harm."""
+    batch = min(here, node.seats - 1)
+    step_s = node.step_s(batch + 1)
+    price = price_of_harm(step_s / fleet_pace_s)
+    return with_those_to_come(node, here, fleet_pace_s) + (price - 1.0) * harm_s(node, here)
 
 
 RULES: dict[str, Rule] = {
     "least requests": requests,
     "own latency": own_latency,
     "own latency + harm": own_and_harm,
-    "with those to come (shipped)": shipped,
+    "with those to come": with_those_to_come,
+    "priced harm (shipped)": shipped,
 }
 
 
@@ -88,10 +106,15 @@ def mean_latency_s(nodes: Sequence[Queue], rate_per_s: float, most: int, rule: R
     total = rate_per_s + sum(float(e.max()) for e in ends)
     costs = None
     if rule is not None:
+        fleet_pace_s = _fleet_pace_s(nodes, states)
         costs = np.stack(
-            [np.where(states[i] < most, np.array([rule(n, k) for k in range(most + 1)])[states[i]], np.inf)
-             for i, n in enumerate(nodes)]
-        )  # fmt: skip
+            [
+                np.where(
+                    here < most, np.vectorize(rule, otypes=[float], excluded={0})(node, here, fleet_pace_s), np.inf
+                )
+                for node, here in zip(nodes, states, strict=True)
+            ]
+        )
     value = np.zeros(shape)
     gain = 0.0
     for _ in range(MOST_SWEEPS):
@@ -118,6 +141,17 @@ def mean_latency_s(nodes: Sequence[Queue], rate_per_s: float, most: int, rule: R
         if float(change.max() - change.min()) * total < TOLERANCE * max(1.0, gain):
             break
     return gain / rate_per_s
+
+
+def _fleet_pace_s(nodes: Sequence[Queue], states: NDArray[np.int_]) -> Floats:
+    """Seconds per token of those there and one more at each node, in every state."""
+    readers = [np.minimum(here, node.seats) + 1 for node, here in zip(nodes, states, strict=True)]
+    paces_s = [
+        node.base_s + node.rise_s * np.minimum(here + 1, node.seats) for node, here in zip(nodes, states, strict=True)
+    ]
+    total_s = np.stack([n * pace_s for n, pace_s in zip(readers, paces_s, strict=True)]).sum(axis=0)
+    mean_s: Floats = total_s / np.stack(readers).sum(axis=0)
+    return mean_s
 
 
 def _after_arrival(value: Floats, node: int) -> Floats:

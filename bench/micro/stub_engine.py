@@ -265,7 +265,7 @@ class BareDispatch(DispatchServicer):  # type: ignore[misc, unused-ignore]
     def Forward(self, request_iterator: Any, context: Any) -> Any:
         raise NotImplementedError
 
-    Place = Cancel = Explain = ListNodes = WatchNodes = Drain = SetPolicy = StubEngine._absent
+    Place = Cancel = Explain = ExplainScaling = ListNodes = WatchNodes = Drain = Move = SetPolicy = StubEngine._absent
 
 
 async def serve(port: int, http_port: int, tick_s: float) -> None:

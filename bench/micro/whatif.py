@@ -80,6 +80,11 @@ def stepped_us(scheduler: Scheduler, node: SimNode, candidate: Candidate) -> tup
     return timed_us(run), steps
 
 
+def leaving(request_id: str) -> Candidate:
+    """The question of a request that is there already."""
+    return Candidate(request_id=request_id, prompt_tokens=1, max_output_tokens=1, belief=known(1), leaving=True)
+
+
 def measure(in_system: int, seqs: int, blocks: int, *, states: int, seed: int, asynchronous: bool, vllm: bool) -> None:
     config = EngineConfig(
         model="bench",
@@ -110,6 +115,8 @@ def measure(in_system: int, seqs: int, blocks: int, *, states: int, seed: int, a
         note("rebase from node", timed_us(lambda: fast.rebase_node(node, beliefs, now_s)))  # noqa: B023
         note("first what-if (with baseline)", timed_us(lambda: fast.forecast([candidate])))  # noqa: B023
         note(ONE, timed_us(lambda: fast.forecast([candidate])))  # noqa: B023
+        leaver = leaving(snapshot.running[len(snapshot.running) // 2].request_id)
+        note("one of those there, if it left", timed_us(lambda: fast.forecast([leaver])))  # noqa: B023
         plain.rebase_node(node, beliefs, now_s)
         plain.forecast([candidate])
         note("what-if, compiled, every step run", timed_us(lambda: plain.forecast([candidate])))  # noqa: B023
@@ -120,6 +127,7 @@ def measure(in_system: int, seqs: int, blocks: int, *, states: int, seed: int, a
             what_if.rebase_node(node, unknown, now_s)
             what_if.forecast([guess])
             note(name, timed_us(lambda: what_if.forecast([guess])))  # noqa: B023
+            note(f"{name}, if one left", timed_us(lambda: what_if.forecast([leaver])))  # noqa: B023
         if k < STEPPED_STATES:
             spent_us, n = stepped_us(Reference(config, checking=False), node, candidate)
             note("plain Python step loop", spent_us)

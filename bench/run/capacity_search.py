@@ -19,7 +19,7 @@ HIGHEST_RATE = 100_000.0
 MOST_NODES = 512
 
 
-class Objective(msgspec.Struct, frozen=True):
+class CapacityObjective(msgspec.Struct, frozen=True):
     """`measure` at most, or at least, `limit`."""
 
     measure: str
@@ -53,7 +53,7 @@ class SearchedFleet(msgspec.Struct, frozen=True, kw_only=True):
     """The fewest for each seed. None: `MOST_NODES` are too few for some seed."""
 
 
-def parse_objective(text: str) -> Objective:
+def parse_objective(text: str) -> CapacityObjective:
     """`ttft_p99_s<=3`, `goodput_share>=0.99`. Raises ValueError."""
     match = re.fullmatch(r"\s*([A-Za-z_0-9.-]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*", text)
     try:
@@ -63,11 +63,18 @@ def parse_objective(text: str) -> Objective:
     if match is None:
         raise ValueError(f"cannot read the objective {text!r}; write for example 'ttft_p99_s<=3'")
     check_measure(match[1])
-    return Objective(match[1], match[2] == "<=", limit)
+    return CapacityObjective(match[1], match[2] == "<=", limit)
 
 
 def search(
-    base: RunSpec, *, variant: str, values: dict[str, Any], seed: int, objective: Objective, low: float, step: float
+    base: RunSpec,
+    *,
+    variant: str,
+    values: dict[str, Any],
+    seed: int,
+    objective: CapacityObjective,
+    low: float,
+    step: float,
 ) -> Chain[float]:
     """A chain that returns the largest rate of the grid `k * step` that keeps the objective; 0.0 when `low` does not.
 
@@ -99,7 +106,9 @@ def search(
     return good * step
 
 
-def search_nodes(base: RunSpec, *, variant: str, values: dict[str, Any], seed: int, objective: Objective) -> Chain[int]:
+def search_nodes(
+    base: RunSpec, *, variant: str, values: dict[str, Any], seed: int, objective: CapacityObjective
+) -> Chain[int]:
     """A chain that returns the fewest nodes that keep the objective at the rate of `base`; 0 when `MOST_NODES` do not.
 
     It begins at the nodes of `base`, and takes the first change that it finds, as `search` does.
@@ -124,13 +133,13 @@ def search_nodes(base: RunSpec, *, variant: str, values: dict[str, Any], seed: i
     return enough
 
 
-def combine_nodes(variant: str, objective: Objective, found: Sequence[int]) -> SearchedFleet:
+def combine_nodes(variant: str, objective: CapacityObjective, found: Sequence[int]) -> SearchedFleet:
     """Of one policy over its seeds."""
     nodes = None if any(value == 0 for value in found) else tuple(found)
     return SearchedFleet(variant=variant, objective=str(objective), nodes=nodes)
 
 
-def combine(variant: str, objective: Objective, found: Sequence[float]) -> SearchedCapacity:
+def combine(variant: str, objective: CapacityObjective, found: Sequence[float]) -> SearchedCapacity:
     """Of one policy over its seeds."""
     rate = None if any(value == 0.0 for value in found) else estimate(list(found))
     return SearchedCapacity(variant=variant, objective=str(objective), rate_per_s=rate)

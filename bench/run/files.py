@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bench.run.simulated import Done
 
 FILE_NAME = "runs.jsonl"
+SCALING_FILE = "scaling.json"
 REQUEST_SCHEMAS = (1, SCHEMA_VERSION)
 """Schemas whose lines of requests are read: these are the same in both."""
 _PROVENANCE_KEY = b"astrolabe"
@@ -46,6 +47,31 @@ def write_run(folder: Path, head: Provenance, run: Run, results: Sequence[Reques
     at = "recorded" if run.rate_per_s is None else f"{run.rate_per_s:g}"
     path = folder / f"{run.policy}-{at}-{run.seed}.jsonl"
     write_results(path, msgspec.structs.replace(head, seed=run.seed, config=config), results)
+    return path
+
+
+def write_scaling(folder: Path, head: Provenance, runs: Sequence[Done]) -> Path:
+    """What the scaled runs of a command did over time, with every decision, in `scaling.json`. Raises OSError."""
+    path = folder / SCALING_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "header": head,
+        "runs": [
+            {
+                "variant": done.line.variant,
+                "scaler": done.line.spec.scaler,
+                "policy": done.line.spec.policy,
+                "rate_per_s": done.line.spec.rate_per_s,
+                "seed": done.line.spec.seed,
+                "measures": done.line.measures,
+                "course": done.line.scaling,
+                "scaling": done.scaling,
+            }
+            for done in runs
+        ],
+    }
+    path.write_bytes(msgspec.json.encode(document))
     return path
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 from bench.measure.groups import fleet_price, group_measures, summarise_groups
-from bench.measure.measures import GoodputSlo, good_answers, measure
+from bench.measure.measures import GoodputSlo, good_answers, is_good, measure
 from bench.measure.results import SCHEMA_VERSION, FleetPrice, GroupSummary, RequestResult, Run, Summary, summarise
+from bench.measure.scaling import ScalingCourse, ScalingResult, course_of, scaling_measures
+from bench.run.scaling import scaled_fleet
 from bench.run.spec import RunSpec, delays_of, noise_of, router_config
 from bench.run.workload import requests_of
 from bench.simcluster import SimCluster
+from bench.simcluster.cluster import MovesResult
 from bench.workload.item import WorkloadItem, belief_of
-from gateway.core import events as ev
 from gateway.policy_files import policy_name
 
 MAX_OUTPUT_TOKENS = 2048
@@ -55,6 +57,8 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     course: Course = Course()
     groups: tuple[GroupSummary, ...] = ()
     price: FleetPrice | None = None
+    scaling: ScalingCourse | None = None
+    """Of a run with a scaler."""
     commit: str
     machine: dict[str, str | int]
     started_at: str
@@ -91,6 +95,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
     line: RunLine
     results: list[RequestResult] = []
+    scaling: ScalingResult | None = None
+    """Of a run with a scaler, if results were asked for: whole, with its decisions."""
 
 
 def run_task(
@@ -103,17 +109,19 @@ def run_task(
     policy = policy_name(spec.policy_path)
     items = requests_of(spec) if task.items is None else task.items
     belief_of(items[0], spec.lengths)
-    nodes = spec.node_specs()
-    observer = _Observer(len(items), [node.config.num_blocks for node in nodes])
+    scaled = scaled_fleet(spec, items)
+    observer = _Observer(len(items))
     cluster = SimCluster(
-        nodes,
+        [] if scaled is not None else spec.node_specs(),
         router_config(spec, policy),
         delays_of(spec),
         lengths=spec.lengths,
         correcting=spec.correcting,
         noise=noise_of(spec),
         max_output_tokens=max(MAX_OUTPUT_TOKENS, *(item.output_tokens for item in items)),
-        observe=observer,
+        came=observer.came,
+        tells_priorities=not spec.priority_blind,
+        scaled=scaled,
     )
     observer.cluster = cluster
     found = cluster.run(items, at_once=spec.concurrency)
@@ -127,16 +135,24 @@ def run_task(
         "simulated",
         results,
         summary,
-        {**observer.free_blocks(), "forecasts": float(found.forecasts), "cpu_s": cpu_s},
+        {
+            **observer.free_blocks(),
+            "forecasts": float(found.forecasts),
+            "cpu_s": cpu_s,
+            **_of_moves(found.moves, results),
+        },
         course=observer.course,
-        kv_shares=dict(zip((node.node_id for node in nodes), observer.kv_shares(), strict=True)),
+        kv_shares=observer.kv_shares(),
+        scaling=found.scaling,
         commit=commit,
         machine=machine or {},
         started_at=started_at,
         began_s=began_s,
         cpu_s=cpu_s,
     )
-    return Done(line=line, results=results if keep_results else [])
+    if not keep_results:
+        return Done(line=line)
+    return Done(line=line, results=results, scaling=found.scaling)
 
 
 def line_of(
@@ -148,6 +164,7 @@ def line_of(
     *,
     course: Course = Course(),  # noqa: B008
     kv_shares: Mapping[str, float] | None = None,
+    scaling: ScalingResult | None = None,
     commit: str,
     machine: dict[str, str | int],
     started_at: str,
@@ -159,9 +176,12 @@ def line_of(
     `kv_shares`: by node, the mean share of its KV blocks in use. `began_s`: when it began, on `time.perf_counter`.
     """
     spec = task.spec
-    measures = measure(results, summary, slo_of(spec))
-    groups, price = by_group(spec, results, summary, kv_shares)
+    slo = slo_of(spec)
+    measures = measure(results, summary, slo)
+    groups, price = by_group(spec, results, summary, kv_shares, scaling)
     measures |= group_measures(results, spec.group_facts, price)
+    if scaling is not None:
+        measures |= scaling_measures(scaling)
     return RunLine(
         schema_version=SCHEMA_VERSION,
         key=spec.key,
@@ -174,6 +194,7 @@ def line_of(
         course=course,
         groups=groups,
         price=price,
+        scaling=None if scaling is None else course_of(scaling, results, lambda row: is_good(row, slo)),
         commit=commit,
         machine=machine,
         started_at=started_at,
@@ -182,15 +203,31 @@ def line_of(
     )
 
 
+def _of_moves(moves: MovesResult | None, results: Sequence[RequestResult]) -> dict[str, float]:
+    if moves is None:
+        return {}
+    found = {f"moves_{key}": float(value) for key, value in msgspec.structs.asdict(moves).items()}
+    gaps_s = [result.downtime_s for result in results if result.downtime_s is not None]
+    if gaps_s:
+        found["moves_downtime_mean_s"] = float(np.mean(gaps_s))
+        found["moves_downtime_p99_s"] = float(np.percentile(gaps_s, 99))
+    return found
+
+
 def slo_of(spec: RunSpec) -> GoodputSlo:
     """What a good answer of the run keeps."""
-    return GoodputSlo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s)
+    return GoodputSlo(ttft_s=spec.slo_ttft_s, tpot_s=spec.slo_tpot_s, e2e_s=spec.slo_e2e_s)
 
 
 def by_group(
-    spec: RunSpec, results: Sequence[RequestResult], summary: Summary, kv_shares: Mapping[str, float] | None = None
+    spec: RunSpec,
+    results: Sequence[RequestResult],
+    summary: Summary,
+    kv_shares: Mapping[str, float] | None = None,
+    scaling: ScalingResult | None = None,
 ) -> tuple[tuple[GroupSummary, ...], FleetPrice | None]:
-    """The groups of the run's fleet and its price; nothing for equal nodes."""
+    """The groups of the run's fleet and its price; nothing for equal nodes. Of a scaled one the price is what the nodes
+    cost that there were."""
     groups = spec.group_facts
     if not groups:
         return (), None
@@ -198,7 +235,7 @@ def by_group(
     price = fleet_price(
         summary,
         good=good_answers(results, slo_of(spec)),
-        per_hour=fleet.price_per_hour,
+        per_hour=fleet.price_per_hour if scaling is None else scaling.cost / max(scaling.hours, 1e-9),
         currency=fleet.currency,
         note=fleet.note,
     )
@@ -206,39 +243,35 @@ def by_group(
 
 
 class _Observer:
-    """Looks over the router's shoulder: the nodes' state at every n-th arrival."""
+    """Looks at the nodes' state at every n-th arrival."""
 
     cluster: SimCluster
 
-    def __init__(self, requests: int, blocks: Sequence[int]) -> None:
-        """`blocks`: the KV blocks of each node."""
+    def __init__(self, requests: int) -> None:
         self.course = Course()
-        self._blocks = np.array(blocks, dtype=np.float64)
-        self._free = np.zeros(len(blocks))
-        """Of each node, summed over the looks."""
+        self._free: dict[str, list[float]] = {}
+        """By node, the share of its blocks that was free at each look while it was there."""
         self._every = max(1, requests // COURSE_POINTS)
         self._arrived = 0
 
-    def __call__(self, at_s: float, event: ev.AnyEvent, actions: Sequence[Any]) -> None:
-        if type(event) is not ev.Arrived:
-            return
+    def came(self) -> None:
         self._arrived += 1
         if self._arrived % self._every == 0:
             self._look()
 
     def _look(self) -> None:
-        free = np.array(self.cluster.free_blocks(), dtype=np.float64)
-        self._free += free
+        cluster = self.cluster
+        free = np.array(cluster.free_blocks(), dtype=np.float64)
+        for spec, blocks in zip(cluster.specs(), free.tolist(), strict=True):
+            self._free.setdefault(spec.node_id, []).append(blocks / spec.config.num_blocks)
         self.course.request.append(self._arrived)
-        self.course.free_blocks_mean.append(float(free.mean()))
-        self.course.free_blocks_variance.append(float(free.var()))
-        self.course.preemptions.append(self.cluster.preemptions)
+        self.course.free_blocks_mean.append(float(free.mean()) if free.size else 0.0)
+        self.course.free_blocks_variance.append(float(free.var()) if free.size else 0.0)
+        self.course.preemptions.append(cluster.preemptions)
 
-    def kv_shares(self) -> list[float]:
-        """Of each node, the mean share of its KV blocks in use."""
-        looks = max(1, len(self.course.request))
-        shares: list[float] = (1.0 - self._free / looks / self._blocks).tolist()
-        return shares
+    def kv_shares(self) -> dict[str, float]:
+        """By node, the mean share of its KV blocks in use."""
+        return {node_id: 1.0 - float(np.mean(shares)) for node_id, shares in self._free.items()}
 
     def free_blocks(self) -> dict[str, float]:
         course = self.course

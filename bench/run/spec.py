@@ -15,11 +15,12 @@ import msgspec
 from bench.data.datasets import DEFAULT_OUTPUT_TOKENS
 from bench.data.named import check_name
 from bench.measure.groups import GroupFacts
+from bench.run.scaling import check_scaling, with_most_nodes
 from bench.simcluster import Delays, NodeSpec
 from bench.simcluster.noise import Noise
 from bench.workload.item import LengthKnowledge
 from bench.workload.models import model_shares
-from deploy.fleet import Fleet, FleetError, NodeGroup, checked, fleet_file, read_fleet
+from deploy.fleet import Fleet, NodeGroup, checked, fleet_file, read_fleet
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import RouterConfig
 from simcore.types import EngineConfig
@@ -59,10 +60,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """sharegpt: conversations as JSON (the installed package, or your file). burstgpt: its CSV, version 1 or 2. azure:
     LLM inference trace of 2023 or 2024. mooncake: JSON with hash_ids. servegen: X_arrivals.csv with
     X_lengths_quantiles.csv beside it. power-law: lengths drawn as Llumnix's, see --shape. lengths: CSV
-    num_prefill_tokens,num_decode_tokens[,arrived_at]. jsonl: {"prompt": text, "output_tokens": m} or
-    {"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to get them. block-sharegpt,
-    block-sharegpt-predicted, burstgpt-like and llumnix-...: what published systems were measured with. Or a .py file of
-    your own with a function `workload`."""
+    num_prefill_tokens,num_decode_tokens[,arrived_at]. turns: CSV conv,turn,role,tokens. jsonl: {"prompt": text,
+    "output_tokens": m} or {"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to
+    get them. block-sharegpt, block-sharegpt-predicted, burstgpt-like and llumnix-...: what published systems were
+    measured with. Or a .py file of your own with a function `workload`."""
     dataset_path: Annotated[str, msgspec.Meta(extra={"metavar": "FILE"})] = ""
     """The data set's file, packed or not. It is read as what it begins as; a note says where --dataset differs."""
     skip_bad: bool = False
@@ -120,6 +121,13 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """KV blocks of a node; not given: what the profile's memory gives."""
     max_model_len_tokens: Count = 4096
     """Prompt plus answer limit."""
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    """Order in which engines take the requests that wait there."""
+    high_share: Annotated[float, msgspec.Meta(ge=0, le=1, extra={"metavar": "SHARE"})] = 0.0
+    """Share of the requests, drawn at random, that are sent with priority -1."""
+    priority_blind: bool = False
+    """Simulations: neither the router nor engines are told of priorities; results tell the classes apart all the same.
+    """
     network_one_way_s: float = 0.0002
     gateway_s: float = 0.0003
     """Gateway work per event."""
@@ -129,11 +137,42 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A good answer's time to first token, at most."""
     slo_tpot_s: Annotated[float, msgspec.Meta(extra={"option": "slo-tpot", "metavar": "S"})] = 0.1
     """A good answer's time per token after the first, at most."""
+    slo_e2e_s: Annotated[float | None, msgspec.Meta(extra={"option": "slo-e2e", "metavar": "S"})] = None
+    """A good answer's time from arrival to end, at most; not given: any."""
+    slo_share: Annotated[float, msgspec.Meta(extra={"metavar": "SHARE"})] = 0.95
+    """Share of the requests that a scaler must keep within those times."""
+    scaler: Annotated[str, msgspec.Meta(extra={"metavar": "NAME|FILE"})] = ""
+    """Decides how many nodes serve: a scaling rule by name or file, static (always the most), perfect (knows the
+    future); not given: all nodes serve always."""
+    scaler_options: Annotated[dict[str, Any], msgspec.Meta(extra={"no_option": "several pairs"})] = {}
+    """Of the scaling rule."""
+    min_nodes: Annotated[int | str, msgspec.Meta(extra={"option": "min", "metavar": "N|GROUP=N,..."})] = "1"
+    """Nodes that a scaler keeps at least; by group: a30=2,h100=0."""
+    max_nodes: Annotated[int | str, msgspec.Meta(extra={"option": "max", "metavar": "N|GROUP=N,..."})] = ""
+    """Nodes that a scaler has at most; not given: those of --nodes or --fleet."""
+    start_nodes: Annotated[int | str, msgspec.Meta(extra={"metavar": "N|GROUP=N,..."})] = ""
+    """Nodes that serve when a scaled run begins; not given: the least."""
+    cold_start: Annotated[int | float | str, msgspec.Meta(extra={"metavar": "S|A:B|P50/P90"})] = "60"
+    """From the wish for a node to its first request: always S, uniform from A to B, or log-normal; by group with
+    GROUP=...,...."""
+    price: Annotated[int | float | str, msgspec.Meta(extra={"metavar": "PRICE|GROUP=PRICE,..."})] = ""
+    """Of one node and hour, from the wish to the stop; not given: the fleet's, or 1."""
+    tick_s: Annotated[float, msgspec.Meta(extra={"option": "tick", "metavar": "S"})] = 5.0
+    """Between two decisions of the scaler."""
+    failed_starts: Annotated[float, msgspec.Meta(extra={"metavar": "SHARE"})] = 0.0
+    """Share of the starts that are refused, break or never end."""
+    spot_s: Annotated[float | None, msgspec.Meta(extra={"option": "spot", "metavar": "S"})] = None
+    """Nodes vanish without a word, after so long in the mean."""
 
     @property
     def key(self) -> str:
         """Two specs with one key are the same run; what files named in it hold counts, not their names alone."""
-        own = msgspec.json.encode(msgspec.to_builtins(self), order="deterministic")
+        document = msgspec.to_builtins(self)
+        for name in _ADDED:
+            # Runs of before these keys were there are the same runs.
+            if document[name] == _DEFAULTS[name]:
+                del document[name]
+        own = msgspec.json.encode(document, order="deterministic")
         digest = hashlib.sha256(own)
         for path in self.files:
             digest.update(Path(path).read_bytes())
@@ -142,7 +181,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def files(self) -> list[str]:
         """Files of the user's own that decide the run."""
-        named = [self.policy, self.dataset, self.dataset_path, *self.node_fleet.profile_files]
+        named = [self.policy, self.scaler, self.dataset, self.dataset_path, *self.node_fleet.profile_files]
         own = [path for path in map(packaged_path, named) if path.endswith((".py", ".json")) and Path(path).is_file()]
         fleet = fleet_file(self.fleet) if isinstance(self.fleet, str) and self.fleet else None
         return own if fleet is None else [*own, str(fleet)]
@@ -154,16 +193,23 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def node_fleet(self) -> Fleet:
-        """The nodes: those of `fleet`, or as many equal ones as `nodes` says. Raises SpecError."""
+        """The nodes: those of `fleet`, or as many equal ones as `nodes` says; with a scaler the most that there may
+        be. Raises SpecError."""
         try:
-            if not self.fleet:
-                equal = NodeGroup(name="node", count=self.nodes, profile=packaged_path(self.profile))
-                return Fleet(group=(equal,))
-            if isinstance(self.fleet, str):
-                return _fleet(self.fleet)
-            return checked(Fleet(group=self.fleet), where="fleet: ")
-        except FleetError as error:
+            fleet = self._all_nodes
+            if not self.scaler:
+                return fleet
+            return msgspec.structs.replace(fleet, group=with_most_nodes(self, fleet.group))
+        except ValueError as error:
             raise SpecError(str(error)) from None
+
+    @property
+    def _all_nodes(self) -> Fleet:
+        if not self.fleet:
+            return Fleet(group=(NodeGroup(name="node", count=self.nodes, profile=packaged_path(self.profile)),))
+        if isinstance(self.fleet, str):
+            return _fleet(self.fleet)
+        return checked(Fleet(group=self.fleet), where="fleet: ")
 
     @property
     def groups(self) -> tuple[NodeGroup, ...]:
@@ -211,6 +257,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             num_blocks=group.num_blocks or self.num_blocks or memory_blocks,
             max_model_len_tokens=group.max_model_len_tokens or self.max_model_len_tokens,
             enable_prefix_caching=group.prefix_caching is not False,
+            scheduling_policy=self.scheduling_policy,
         )
 
     def node_options(self) -> tuple[dict[str, Any], ...]:
@@ -226,6 +273,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 "num_blocks": engine.num_blocks,
                 "max_model_len_tokens": engine.max_model_len_tokens,
             }
+            if engine.scheduling_policy != "fcfs":
+                limits["scheduling_policy"] = engine.scheduling_policy
             found += [{**group.node_options(), **limits, "node_id": node_id} for node_id in group.node_ids()]
         return tuple(found)
 
@@ -252,7 +301,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def fleet_text(self) -> str:
         """The nodes in a line, for people."""
-        kinds = ", ".join(f"{group.count} {group.profile}" for group in self.groups)
+        to = "up to " if self.scaler else ""
+        kinds = ", ".join(f"{to}{group.count} {group.profile}" for group in self.groups)
         return f"{kinds}; {self.limits_text}"
 
     @property
@@ -264,6 +314,17 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             for name in ("max_num_seqs", "max_num_batched_tokens", "num_blocks")
         )
         return f"{seqs} sequences, {budgets} tokens a step, {blocks} KV blocks"
+
+
+_ADDED = (
+    "scheduling_policy",
+    "high_share",
+    "priority_blind",
+    "slo_e2e_s",
+    "slo_share",
+    *RunSpec.__struct_fields__[RunSpec.__struct_fields__.index("scaler") :],
+)
+_DEFAULTS: dict[str, Any] = msgspec.to_builtins(RunSpec())
 
 
 def _fleet(text: str) -> Fleet:
@@ -294,6 +355,10 @@ SHORT_NAMES = {
     "workload": "dataset",
     "batch": "max_num_seqs",
     "chunk": "max_num_batched_tokens",
+    "min": "min_nodes",
+    "max": "max_nodes",
+    "tick": "tick_s",
+    "spot": "spot_s",
 }
 
 
@@ -360,6 +425,11 @@ def check_spec(spec: RunSpec) -> None:
         smallest = min((spec.engine(group) for group in spec.groups), key=lambda e: e.num_blocks * e.block_size_tokens)
         raise SpecError(f"{smallest.num_blocks} KV blocks of {smallest.block_size_tokens} tokens hold no request")
     check_name(spec.dataset)
+    try:
+        if spec.scaler:
+            check_scaling(spec)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
     try:
         router_config(spec, "random")
     except ValueError as error:

@@ -13,6 +13,7 @@ from bench.data.source import WorkloadSource, WorkloadSpec, load_source
 from bench.run.spec import RunSpec, SpecError
 from bench.workload.item import WorkloadItem
 from bench.workload.models import with_models
+from bench.workload.priorities import with_high
 from bench.workload.rate_profile import parse_steps
 from engine_adapters.tokenizer import default_tokenizer
 
@@ -66,7 +67,8 @@ def items_of(source: WorkloadSource, spec: RunSpec) -> list[WorkloadItem]:
     if spec.concurrency is not None and not source.has_arrivals:
         # A closed loop takes the order alone from the times.
         rate_per_s = 1.0
-    return with_models(source.workload(rate_per_s=rate_per_s, seed=spec.seed), spec.model_shares, spec.seed)
+    items = with_models(source.workload(rate_per_s=rate_per_s, seed=spec.seed), spec.model_shares, spec.seed)
+    return with_high(items, spec.high_share, spec.seed)
 
 
 def row_range(text: str) -> tuple[int, int | None]:

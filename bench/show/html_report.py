@@ -17,6 +17,7 @@ from bench.experiments.series import by_variant_and_rate, mean_text
 from bench.experiments.tables import cells
 from bench.run.files import FILE_NAME, read_lines
 from bench.run.simulated import RunLine
+from bench.show.plots_scaling import MOST_RUNS, plot_courses
 from bench.workload.rows import plural
 
 SHOWN = (
@@ -28,6 +29,16 @@ SHOWN = (
     ("good answers, share", "goodput_share"),
     ("preemptions", "preemptions"),
 )
+SHOWN_SCALED = (
+    ("beyond the objective, share", "slo_missed_share"),
+    ("node-hours", "node_hours"),
+    ("cost", "cost"),
+    ("mean nodes", "nodes_mean"),
+    ("flaps an hour", "flaps_per_hour"),
+)
+"""Of runs with a scaler."""
+MOST_PICTURES = 4
+"""Of scaled runs, a few in each."""
 PANELS = [
     Panel(title="P99 TTFT, s", measure="ttft_p99_s", log=True),
     Panel(title="mean TTFT, s", measure="ttft_mean_s", log=True),
@@ -121,8 +132,21 @@ def _section(log: Path) -> Section | None:
         tables=tables,
         claims=text,
         agreement=agreement.read_text(encoding="utf-8") if is_live and agreement.is_file() else "",
-        pictures=[str(file) for file in files if file.suffix == ".png"],
+        pictures=[*(str(file) for file in files if file.suffix == ".png"), *_courses(lines, log.parent)],
     )
+
+
+def _courses(lines: Sequence[RunLine], folder: Path) -> list[str]:
+    """Pictures of scaled runs over time, written beside their lines."""
+    first = min(line.spec.seed for line in lines)
+    scaled = [line for line in lines if line.scaling is not None and line.spec.seed == first]
+    found = []
+    for number, start in enumerate(range(0, min(len(scaled), MOST_PICTURES * MOST_RUNS), MOST_RUNS)):
+        own = scaled[start : start + MOST_RUNS]
+        path = folder / f"scaling-{number}.png"
+        plot_courses(path, own, title="nodes, load and latency over time", caption=f"seed {first}; {folder.name}")
+        found.append(str(path))
+    return found
 
 
 def _of_the_experiment(experiment: Experiment, lines: list[RunLine]) -> list[RunLine]:
@@ -150,12 +174,13 @@ def _as_experiment(lines: Sequence[RunLine], name: str) -> Experiment:
 def _summary_table(lines: Sequence[RunLine]) -> tuple[str, list[str], list[list[str]]]:
     groups = by_variant_and_rate(lines)
     rows = []
+    shown = (*SHOWN, *(SHOWN_SCALED if any(line.scaling is not None for line in lines) else ()))
     names = list(dict.fromkeys(line.variant for line in lines))
     for variant, rate in sorted(groups, key=lambda place: (place[1] or 0.0, names.index(place[0]))):
         own = groups[variant, rate]
-        cells_of_row = [mean_text(own, measure) for _, measure in SHOWN]
+        cells_of_row = [mean_text(own, measure) for _, measure in shown]
         rows.append([variant, "recorded" if rate is None else f"{rate:g}", *cells_of_row])
-    return "means over seeds, ± half the 95 % interval", ["", "rate/s", *(title for title, _ in SHOWN)], rows
+    return "means over seeds, ± half the 95 % interval", ["", "rate/s", *(title for title, _ in shown)], rows
 
 
 def _note(experiment: Experiment, lines: Sequence[RunLine]) -> str:

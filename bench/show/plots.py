@@ -1,6 +1,6 @@
 """Comparisons as pictures.
 
-Only this and `plots_calibration` import matplotlib; they compute nothing but positions.
+Only this, `plots_calibration` and `plots_scaling` import matplotlib; they compute nothing but positions.
 """
 
 from __future__ import annotations

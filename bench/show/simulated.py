@@ -11,14 +11,32 @@ from rich.console import Console
 from bench.measure.capacity import InterpolatedCapacity, capacities
 from bench.measure.differences import Compared
 from bench.run.provenance import Provenance
-from bench.run.simulated import Done
+from bench.run.simulated import Done, RunLine
 from bench.run.spec import RunSpec, delays_of
 from bench.show.groups import show_groups
+from bench.show.priorities import priorities_table
+from bench.show.scaling import scaling_record, scaling_table
 from bench.show.tables import capacity_table, comparison_table, forecast_table, print_table
 from bench.show.timeline import placed_on, steps_of, timeline
 
 CAPACITY_LIMITS_S = (3.0, 10.0)
 """P99-TTFT limits under which the reference systems report capacity."""
+
+
+def moves_text(line: RunLine) -> str | None:
+    """What moves did in a run, in a line; None where no move was begun."""
+    of = line.measures
+    if "moves_done" not in of:
+        return None
+    gap = ""
+    if "moves_downtime_p99_s" in of:
+        gap = (
+            f", between tokens {1e3 * of['moves_downtime_mean_s']:.0f} ms (P99 {1e3 * of['moves_downtime_p99_s']:.0f})"
+        )
+    return (
+        f"{line.variant} at {line.spec.rate_per_s}/s, seed {line.spec.seed}: {of['moves_done']:,.0f} moves, "
+        f"{of['moves_given_up']:,.0f} given up, stages {of['moves_stage_share']:.1%} of the nodes' time{gap}"
+    )
 
 
 def show(console: Console, notes: Sequence[str], base: RunSpec, done: Sequence[Done]) -> None:
@@ -27,7 +45,14 @@ def show(console: Console, notes: Sequence[str], base: RunSpec, done: Sequence[D
     for note in notes:
         console.print(f"[dim]{note}[/]", highlight=False)
     print_table(console, comparison_table(runs, title=title_of(base)))
+    if (by_priority := priorities_table([one.line for one in done])) is not None:
+        print_table(console, by_priority)
     show_groups(console, runs)
+    if any(one.line.spec.scaler for one in done):
+        print_table(console, scaling_table([one.line for one in done]))
+    for one in done:
+        if (text := moves_text(one.line)) is not None:
+            console.print(text, highlight=False)
     if any(run.summary.forecasts is not None for run in runs):
         print_table(console, forecast_table(runs))
     found = capacity_rows(done)
@@ -61,10 +86,18 @@ def as_document(head: Provenance, done: Sequence[Done], *, differences: Sequence
             "header": head,
             "runs": [one.line.run for one in done],
             "capacities": capacity_rows(done),
+            "scaling": [scaling_record(one.line) for one in done if one.line.scaling is not None],
             "differences": differences,
             "wall_s": [round(one.line.wall_s, 3) for one in done],
         }
     )
+
+
+def plot_scaling(path: Path, done: Sequence[Done], *, title: str, caption: str) -> None:
+    """The first runs with a scaler as a picture. Raises OSError."""
+    from bench.show.plots_scaling import plot_courses
+
+    plot_courses(path, [one.line for one in done], title=title, caption=caption)
 
 
 def write_timeline(path: Path, done: Done, node_index: int) -> None:

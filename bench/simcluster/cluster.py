@@ -6,7 +6,9 @@ modelled is the world around them: how long messages take (`Delays`), and engine
 
 Nodes run ahead to the next event that is not their own: tokens and complete answers make the router send nothing (it
 looks at its nodes when something comes or a timer fires), which is checked. So it hears everything in the order of
-time, and the result does not depend on how far nodes run at once.
+time, and the result does not depend on how far nodes run at once. While a stage of a move is at a node, or a move waits
+for a token, the router does act on what nodes tell: then those of the move run step by step, and no other runs ahead of
+what they tell.
 """
 
 from __future__ import annotations
@@ -14,19 +16,32 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from heapq import heappop
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from bench.measure.results import RequestResult, Summary, summarise
+from bench.measure.scaling import ScalingResult
 from bench.simcluster.heap import EventHeap, Rank
-from bench.simcluster.node import ClusterNode, Delays
+from bench.simcluster.node import ClusterNode, Delays, NextToken
 from bench.simcluster.noise import Noise
 from bench.simcluster.request import RequestAccount, SimulatedRequest
+from bench.simcluster.scaling import (
+    ConnectorFails,
+    ScaledFleet,
+    ScaledNodes,
+    ScalingEvent,
+    Started,
+    TakenAway,
+    Tick,
+)
 from bench.simcluster.world import (
     CacheLies,
     ClockJumps,
+    Evicts,
     Fault,
     Fills,
     GatewayRestarts,
@@ -45,7 +60,10 @@ from bench.simcluster.world import (
 from bench.workload.item import LengthKnowledge, WorkloadItem, belief_of
 from bench.workload.prefix import item_block_hashes
 from gateway.core import events as ev
-from gateway.core.events import StreamEnded, TokensSeen
+from gateway.core.decision.policies.registry import needs_forecasts
+from gateway.core.events import Dispatch, Finish, ForecastArrived, LoadNoted, StreamEnded, TokensSeen
+from gateway.core.moves.config import TransferConfig
+from gateway.core.moves.rules.registry import OFF
 from gateway.core.router import Router, RouterConfig
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from simcore.types import LengthBelief, Outcome
@@ -64,8 +82,21 @@ TURNAROUND_S = 0.01
 
 __all__ = ["Delays", "NodeSpec", "SimCluster", "SimResult"]
 
+_ODD = 0x9E3779B97F4A7C15
+"""Its multiples spread over all names."""
+
 Observer = Callable[[float, ev.AnyEvent, Sequence[ev.AnyAction]], None]
 """Told of every event that the router handles, when it did, and of what it answered."""
+
+
+class MovesResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The moves of a run, since its gateway last started."""
+
+    done: int
+    given_up: int
+    stages: int
+    stage_share: float
+    """Share of all nodes' time that stages took: by the steps that they would have been alone."""
 
 
 class SimResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +112,12 @@ class SimResult(msgspec.Struct, frozen=True, kw_only=True):
     """Events taken off the heap."""
     forecasts: int
     """What-ifs answered."""
+    moves: MovesResult | None
+    """None where no move was begun."""
     policies: dict[str, int]
     """Placements per policy that made them: more than one name when the fallback had to step in."""
+    scaling: ScalingResult | None = None
+    """None without a scaler."""
 
     def summary(self) -> Summary:
         return summarise(self.results, preemptions=self.preemptions)
@@ -100,6 +135,16 @@ class _Drains(NamedTuple):
     node_id: str
 
 
+class _Fetched(NamedTuple):
+    """A node has the KV of the first tokens of a request: of a stage, or of one that waits for it."""
+
+    action: Dispatch
+    names: tuple[int, ...]
+    """Of the blocks of prompt and answer."""
+    tokens: int
+    rest_tokens: int
+
+
 class _Looks(NamedTuple):
     """Ends of answers are looked at: no node runs ahead of a request that one of them sets free."""
 
@@ -110,7 +155,9 @@ class SimCluster:
     `lengths` is what the router and the predictors know of each answer's length, apart from its true length; with
     `none` they hold `prior`. `max_output_tokens` is the limit that requests carry. `scenarios` are those of a what-if,
     `correcting` lets predictors correct them by experience, `noise` is put on what predictors believe and say.
-    `observe` sees all that the router hears and wants, for recording.
+    `observe` sees all that the router hears and wants, for recording; `came` is called after each arrival. Without
+    `tells_priorities` neither router nor nodes hear of them. With `scaled` it has nodes beside `nodes` that a scaler
+    starts and stops.
     """
 
     def __init__(
@@ -126,9 +173,15 @@ class SimCluster:
         correcting: bool | Literal["by size"] = True,
         noise: Noise | None = None,
         observe: Observer | None = None,
-        dress: Callable[[ev.RequestShape], ev.RequestShape] = lambda shape: shape,
+        came: Callable[[], object] | None = None,
+        dress: Callable[[ev.RequestShape], ev.RequestShape] | None = None,
+        tells_priorities: bool = True,
+        scaled: ScaledFleet | None = None,
     ) -> None:
-        if not nodes:
+        of_scaler = [] if scaled is None else scaled.first_nodes()
+        nodes = [*nodes, *of_scaler]
+        kinds = nodes if scaled is None else [*nodes, *(group.node for group in scaled.groups.values())]
+        if not kinds:
             raise ValueError("a cluster needs at least one node")
         if len({spec.node_id for spec in nodes}) < len(nodes):
             raise ValueError(f"node ids must differ, got {[spec.node_id for spec in nodes]}")
@@ -153,13 +206,19 @@ class SimCluster:
         self._nodes = {spec.node_id: self._make_node(spec) for spec in nodes}
         self._left: list[ClusterNode] = []
         """Nodes that are not of the cluster any more."""
-        self._naming = next((spec.config for spec in nodes if spec.config.enable_prefix_caching), nodes[0].config)
+        self._naming = next((spec.config for spec in kinds if spec.config.enable_prefix_caching), kinds[0].config)
         """The router names blocks in the size of the first node that caches prefixes."""
         self._lengths = lengths
         self._prior = prior
         self._max_output_tokens = max_output_tokens
         self._observe = observe
+        self._came = came
         self._dress = dress
+        self._tells_priorities = tells_priorities
+        self._has_move_rule = router.moves.rule != OFF
+        """Whether a rule says who moves: then nodes tell what is ahead of the requests that they have."""
+        self._is_asked = dress is not None or needs_forecasts(router.policy) or self._has_move_rule
+        """Whether nodes may be asked for forecasts."""
         self._has_names = False
         """Whether prompts of the workload have names for their blocks: only then nodes tell of their caches."""
         self._tell_s = math.inf
@@ -168,7 +227,16 @@ class SimCluster:
         """Grows with each restart: timers of earlier gateways are lost."""
         self._ahead_s = 0.0
         """By how much the gateway's clock has jumped."""
+        self._unfinished = 0
+        """Requests that have not ended."""
+        self._last_end_s = 0.0
+        self._scaled = None if scaled is None else ScaledNodes(scaled, _Stage(self))
         self._requests: dict[str, SimulatedRequest] = {}
+        self._moves: dict[str, tuple[int, tuple[ClusterNode, ...]]] = {}
+        """Moves of which the router hears next by what nodes tell: the attempt of the stage, if it is one, and the
+        nodes."""
+        self._moves_done = 0
+        """By this gateway."""
         self._policies: Counter[str] = Counter()
         self._followers: dict[str, WorkloadItem] = {}
         """By the request whose end each waits for."""
@@ -178,7 +246,7 @@ class SimCluster:
     def run(
         self,
         workload: Sequence[WorkloadItem],
-        world: Sequence[tuple[float, WorldEvent]] = (),
+        world: Sequence[tuple[float, WorldEvent | ConnectorFails]] = (),
         *,
         at_once: int | None = None,
     ) -> SimResult:
@@ -201,7 +269,11 @@ class SimCluster:
         if len(self._requests) < len(items):
             raise ValueError("two requests of the workload have the same id")
         self._has_names = any(item.prefix_ids for item in items)
+        self._is_asked |= any(isinstance(event, ev.PolicySet) for _, event in world)
+        for node in self._nodes.values():
+            self._set_up(node)
         first_s = items[0].arrival_s if items else 0.0
+        self._unfinished = len(items)
         self._open(first_s)
         for at_s, event in world:
             self._heap.push(at_s, Rank.WORLD, event)
@@ -223,7 +295,20 @@ class SimCluster:
             steps=sum(node.steps for node in nodes),
             events=events,
             forecasts=sum(node.forecasts for node in nodes),
+            moves=self._moves_result(sum(node.stage_s for node in nodes), max(first_s, self._last_end_s) - first_s),
             policies=dict(self._policies),
+            scaling=None if self._scaled is None else self._scaled.finish(max(first_s, self._last_end_s)),
+        )
+
+    def _moves_result(self, stage_s: float, course_s: float) -> MovesResult | None:
+        status = self.router.moves_status()
+        if not status.done_total + status.given_up_total:
+            return None
+        return MovesResult(
+            done=status.done_total,
+            given_up=status.given_up_total,
+            stages=status.stages_total,
+            stage_share=stage_s / max(course_s * (len(self._nodes) + len(self._left)), 1e-9),
         )
 
     def specs(self) -> list[NodeSpec]:
@@ -239,6 +324,11 @@ class SimCluster:
         return [node.free_blocks for node in self._nodes.values()]
 
     @property
+    def followed(self) -> int:
+        """Requests that the scaler still thinks to be under way; 0 without one."""
+        return 0 if self._scaled is None else len(self._scaled.watch)
+
+    @property
     def preemptions(self) -> int:
         """Of all engines so far."""
         return self._account.preemptions.total()
@@ -246,6 +336,8 @@ class SimCluster:
     def _open(self, at_s: float) -> None:
         for node in self._nodes.values():
             self._join(node, at_s)
+        if self._scaled is not None:
+            self._scaled.begin(at_s)
 
     def _join(self, node: ClusterNode, at_s: float) -> None:
         spec, config = node.spec, node.spec.config
@@ -294,8 +386,8 @@ class SimCluster:
         busy_s = -math.inf
         while True:
             first = heap[0]
-            if first[0] != next_s:
-                next_s = first[0]
+            if first[0] != next_s or self._moves:
+                next_s = self._run_closely(first[0]) if self._moves else first[0]
                 heard_s = next_s - one_way_s
                 if busy_s < heard_s:
                     busy_s = math.inf
@@ -304,20 +396,24 @@ class SimCluster:
                             node.run_until(heard_s)
                         if node.next_s < busy_s:
                             busy_s = node.next_s
-            while reports[0] < first:
-                at_s, _, _, (node, epoch, heard) = self._reports.pop()
+            while reports[0] < first and reports[0][0] <= next_s:
+                at_s, _, _, (node, epoch, heard) = heappop(reports)
                 events += len(heard)
                 if epoch == node.epoch:
+                    if self._moves and any(event.request_id in self._moves for event in heard):
+                        self._hear_notes(at_s)
                     for event in heard:
-                        self._hand_over(event, at_s)
+                        self._heard(node, event, at_s)
                     first = heap[0]
                     assert first[0] >= next_s, "the router sent something because of tokens or a complete answer"
+            if first[0] > next_s:
+                continue
             if next_s == math.inf:
                 # Their last words, which nobody has asked to see.
                 at_s += self.delays.note_interval_s + one_way_s
                 self._hear_notes(at_s)
                 return events
-            at_s, rank, _, what = self._heap.pop()
+            at_s, rank, _, what = heappop(heap)
             events += 1
             if rank >= ABORT:
                 self._reach(rank, what, at_s)
@@ -331,17 +427,54 @@ class SimCluster:
             if rank in (NODE_REPORT, FORECAST):
                 node, epoch, event = what
                 if epoch == node.epoch:
-                    self._hand_over(event, at_s)
+                    if type(event) is ForecastArrived:
+                        self._tell_progress(self.router.moving, at_s)
+                    self._heard(node, event, at_s)
             elif rank == CLIENT:
                 self._schedule_next(arrivals)
                 self._hand_over(ev.Arrived(request=self._shape(what)), at_s)
+                if self._came is not None:
+                    self._came()
             elif rank == TIMER:
                 gateway, event = what
                 if gateway == self._gateway:
+                    self._tell_progress(self.router.progress_due(event.timer_id), at_s)
                     self._hand_over(event, at_s)
             else:
                 self._change_world(what, at_s)
                 busy_s = looked_s = -math.inf
+
+    def _run_closely(self, next_s: float) -> float:
+        """Runs the nodes of moves to the first thing that the router hears; when that is, `next_s` at the latest."""
+        reports, one_way_s = self._reports.entries, self.delays.network_one_way_s
+        nodes = {node.node_id: node for _, nodes in self._moves.values() for node in nodes}.values()
+        while True:
+            next_s = min(next_s, reports[0][0])
+            node = min(nodes, key=lambda node: node.next_s)
+            if node.next_s >= next_s - one_way_s:
+                return next_s
+            node.run_step()
+
+    def _heard(self, node: ClusterNode, event: ev.AnyEvent | NextToken, at_s: float) -> None:
+        """Something that a node has told of a request reaches the router."""
+        if isinstance(event, NextToken):
+            if self._requests[event.request_id].attempt == event.attempt:
+                self._catch_up(node, {event.request_id: event.tokens}, at_s)
+            return
+        if type(event) is StreamEnded and (move := self._moves.get(event.request_id)) and move[0] == event.attempt:
+            del self._moves[event.request_id]
+            self._tell_progress((event.request_id,), at_s)
+        self._hand_over(event, at_s)
+
+    def _tell_progress(self, request_ids: Collection[str], at_s: float) -> None:
+        """What has come of these answers by now, which the router is about to look at."""
+        heard_s = at_s - self.delays.network_one_way_s
+        for request_id in list(request_ids):
+            request = self._requests[request_id]
+            node = self._nodes.get(request.node_id)
+            # Of one whose first token is on its way nothing is told before.
+            if node is not None and not node.faults.deaf and request.output_tokens > request.resumed_tokens:
+                self._catch_up(node, {request_id: node.progress_of(request_id, heard_s)}, at_s)
 
     def _hear_notes(self, at_s: float) -> None:
         for node in self._nodes.values():
@@ -361,25 +494,69 @@ class SimCluster:
         node, epoch, action = what
         if epoch != node.epoch or node.faults.deaf:
             return
-        if rank == DISPATCH:
+        if isinstance(action, _Fetched):
+            self._fetched(node, action, at_s)
+        elif type(action) is Dispatch:
             request = self._requests[action.request_id]
             item, shape = request.item, action.resumed or request.shape
             assert shape is not None, "only a request that has come is dispatched"
-            rest_tokens = item.output_tokens - (shape.prompt_tokens - item.prompt_tokens)
+            rest_tokens = 1 if action.stage else item.output_tokens - (shape.prompt_tokens - item.prompt_tokens)
+            names = self._block_hashes(node, item, shape)
+            transfer = self.router.config.moves.transfer
+            halts = transfer is not None and not transfer.overlap and request.cut_s is not None
+            if request.is_staged or halts:
+                names = _own_names(item, names, (shape.prompt_tokens + rest_tokens) // node.block_size_tokens)
+            if transfer is not None and (halts or action.stage) and node.caches:
+                self._fetch(node, request, transfer, _Fetched(action, names, shape.prompt_tokens, rest_tokens), at_s)
+                return
             node.take(
                 shape,
                 rest_tokens,
                 action.dispatch_seq,
                 at_s,
                 attempt=action.attempt,
-                block_hashes=self._block_hashes(node, item, shape),
+                block_hashes=names,
+                is_stage=action.stage,
             )
         elif rank == ASK:
             node.answer(self._understood(node, action), at_s)
         else:
-            node.abort(action.request_id, at_s)
+            node.abort(action.request_id, at_s, attempt=action.attempt)
 
-    def _change_world(self, event: WorldEvent | _Ready | _Drains | _Looks, at_s: float) -> None:
+    def _fetch(
+        self, node: ClusterNode, request: SimulatedRequest, transfer: TransferConfig, fetched: _Fetched, at_s: float
+    ) -> None:
+        """A node begins to fetch the KV of a request from another, when both have ended earlier transfers."""
+        blocks = fetched.tokens // node.block_size_tokens
+        missing = blocks - node.cached_blocks(fetched.names[:blocks])
+        begins_s = max(at_s, node.link_free_s, request.source.link_free_s if request.source is not None else at_s)
+        ends_s = begins_s + transfer.seconds(missing * node.block_size_tokens)
+        for end in (node, request.source):
+            if end is not None:
+                end.link_free_s = ends_s - transfer.fixed_s
+        node.fetches(fetched.action.request_id, fetched.action.attempt, fetched.action.dispatch_seq, at_s)
+        self._heap.push(ends_s, DISPATCH, (node, node.epoch, fetched))
+
+    def _fetched(self, node: ClusterNode, fetched: _Fetched, at_s: float) -> None:
+        """The KV of a request is there, unless that is not wanted any more."""
+        action, names, tokens, rest_tokens = fetched
+        if not node.has_fetched(action.request_id, action.attempt, names[: tokens // node.block_size_tokens], at_s):
+            return
+        if action.stage:
+            ended = ev.StreamEnded(
+                request_id=action.request_id, node_id=node.node_id, outcome=Outcome.STOP, attempt=action.attempt
+            )
+            self._reports.push(at_s + self.delays.network_one_way_s, NODE_REPORT, (node, node.epoch, (ended,)))
+        else:
+            shape = action.resumed
+            assert shape is not None, "only who has begun elsewhere waits for a transfer"
+            node.take(shape, rest_tokens, action.dispatch_seq, at_s, attempt=action.attempt, block_hashes=names)
+
+    def _change_world(self, event: WorldEvent | _Ready | _Drains | _Looks | ScalingEvent, at_s: float) -> None:
+        if isinstance(event, (Tick, Started, TakenAway, ConnectorFails)):
+            assert self._scaled is not None, f"{event} is for a scaler, and this cluster has none"
+            self._scaled.happen(event, at_s)
+            return
         if isinstance(event, _Looks):
             if self._followers or self._queued:
                 self._heap.push(at_s + TURNAROUND_S, Rank.WORLD, event)
@@ -394,7 +571,7 @@ class SimCluster:
             self._add(event.spec, at_s)
             return
         if isinstance(event, Leaves):
-            self._hand_over(ev.DrainAsked(node_id=self._node(event.node_id).node_id), at_s)
+            self._change_world(ev.DrainAsked(node_id=event.node_id), at_s)
             event = _Drains(event.node_id)
         if isinstance(event, _Drains):
             self._remove_when_empty(self._node(event.node_id), at_s)
@@ -402,6 +579,13 @@ class SimCluster:
         if isinstance(event, (ev.NodeLost, ev.NodeRemoved)):
             if not self._node(event.node_id).faults.no_daemon:
                 self._break(self._node(event.node_id), at_s)
+        elif isinstance(event, (ev.DrainAsked, ev.RetirementTold)):
+            node = self._node(event.node_id)
+            self._tell_progress(node.held, at_s)
+        elif isinstance(event, ev.MoveAsked):
+            if self.router.why_not_moved(event.request_id, event.node_id):
+                return
+            self._tell_progress((event.request_id,), at_s)
         elif isinstance(event, ev.NodeJoined):
             node = self._node(event.node_id)
             self._break(node, at_s)
@@ -414,13 +598,22 @@ class SimCluster:
         if spec.node_id in self._nodes:
             raise ValueError(f"node {spec.node_id!r} joins, but one of that name is here")
         self._nodes[spec.node_id] = node = self._make_node(spec)
+        self._set_up(node)
         self._join(node, at_s)
+
+    def _set_up(self, node: ClusterNode) -> None:
+        node.is_asked = self._is_asked
+        node.looks_ahead = self._has_move_rule
 
     def _remove_when_empty(self, node: ClusterNode, at_s: float) -> None:
         in_flight = next(status.in_flight for status in self.router.nodes() if status.node_id == node.node_id)
         if (in_flight or node.is_busy) and not node.faults.deaf:
             self._heap.push(at_s + DRAIN_CHECK_S, Rank.WORLD, _Drains(node.node_id))
             return
+        self._take_away(node, at_s)
+
+    def _take_away(self, node: ClusterNode, at_s: float) -> None:
+        """A node is gone for good, with all that is on it."""
         self._break(node, at_s)
         self._left.append(self._nodes.pop(node.node_id))
         self._hand_over(ev.NodeRemoved(node_id=node.node_id), at_s)
@@ -435,6 +628,8 @@ class SimCluster:
                 self._node(fault.node_id).faults.frozen_s = None if fault.thaws else at_s
             case CacheLies():
                 self._node(fault.node_id).claim_cached(fault.names)
+            case Evicts():
+                self._node(fault.node_id).evict(at_s)
             case Lies():
                 self._node(fault.node_id).faults.lie = fault.factor
             case Fills():
@@ -459,29 +654,32 @@ class SimCluster:
 
     def _fail(self, node: ClusterNode, count: int, at_s: float) -> None:
         progress = node.progress(at_s)
-        for request_id in list(progress)[:count]:
-            self._catch_up(node, {request_id: progress[request_id]}, at_s)
-            node.abort(request_id, at_s)
-            ended = ev.StreamEnded(
-                request_id=request_id,
-                node_id=node.node_id,
-                outcome=Outcome.ENGINE_FAILED,
-                attempt=self._requests[request_id].attempt,
-            )
-            self._hand_over(ended, at_s)
+        for ended in node.fail(count, at_s):
+            if self._requests[ended.request_id].attempt == ended.attempt:
+                self._catch_up(node, {ended.request_id: progress[ended.request_id]}, at_s)
+            self._heard(node, ended, at_s)
 
     def _restart_gateway(self, at_s: float) -> None:
         self.router = Router(self.router.config)
         self._gateway += 1
+        self._moves.clear()
+        self._moves_done = 0
         for request_id, request in self._requests.items():
             if request.shape is not None and request.result is None:
                 lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
                 request.finish(lost, at_s, self._account)
+                self._finished(at_s)
                 self._send_next(request_id, at_s)
         for node in self._nodes.values():
             if not node.faults.deaf:
                 node.restart()
                 self._join(node, at_s)
+        if self._scaled is not None:
+            self._scaled.gateway_restarted(at_s)
+
+    def _finished(self, at_s: float) -> None:
+        self._unfinished -= 1
+        self._last_end_s = at_s
 
     def _break(self, node: ClusterNode, at_s: float) -> None:
         """Engine and session are gone; what had left the node before has reached the router."""
@@ -497,6 +695,7 @@ class SimCluster:
                 seen = ev.TokensSeen(
                     request_id=request_id, node_id=node.node_id, tokens=unreported, attempt=request.attempt
                 )
+                node.told(request_id, tokens)
                 self._hand_over(seen, at_s)
 
     def _node(self, node_id: str) -> ClusterNode:
@@ -511,37 +710,72 @@ class SimCluster:
             self._requests[event.request_id].tokens_came(event, at_s)
         elif type(event) is StreamEnded:
             self._requests[event.request_id].attempt_ended(event)
-        actions = self.router.handle(event, at_s + self._ahead_s)
+        now_s = at_s + self._ahead_s
+        actions = self.router.handle(event, now_s)
         if self._observe is not None:
             self._observe(at_s, event, actions)
-        if not actions:
-            return
+        if self._scaled is not None and (actions or type(event) is not LoadNoted):
+            self._scaled.saw(event, actions, now_s)
+        if self._moves:
+            moving = self.router.moving
+            for request_id in [request_id for request_id in self._moves if request_id not in moving]:
+                del self._moves[request_id]
+        if actions:
+            self._carry_out(actions, at_s)
+
+    def _carry_out(self, actions: Sequence[ev.AnyAction], at_s: float) -> None:
+        done = self._moves_done
         left_s = at_s + self.delays.decision_s
         there_s = left_s + self.delays.network_one_way_s
         for action in actions:
             match action:
+                case Dispatch() if action.stage:
+                    request = self._requests[action.request_id]
+                    request.is_staged = True
+                    request.source = self._nodes.get(request.node_id)
+                    self._follow(request, action.attempt, action.node_id)
+                    self._send(there_s, DISPATCH, action)
+                case Dispatch():
+                    request = self._requests[action.request_id]
+                    if action.attempt > 1:
+                        # Who goes on elsewhere in the turn in which a move ends has moved.
+                        done = self.router.moves_status().done_total
+                        if done > self._moves_done:
+                            request.moved(self._nodes.get(request.node_id))
+                    request.dispatched(action, left_s)
+                    request.there_s = there_s
+                    self._policies[action.decision.policy] += 1
+                    self._send(there_s, DISPATCH, action)
+                case Finish():
+                    self._requests[action.request_id].finish(action, at_s, self._account)
+                    self._finished(at_s)
+                    if self._followers or self._queued:
+                        self._send_next(action.request_id, at_s)
                 case ev.AskForecast():
-                    self._send(there_s, Rank.ASK, action)
+                    self._send(there_s, ASK, action)
+                case ev.StartTimer():
+                    timer = (self._gateway, ev.TimerFired(timer_id=action.timer_id))
+                    self._heap.push(max(at_s, action.at_s - self._ahead_s), TIMER, timer)
+                case ev.Abort():
+                    # One that was dispatched at this very moment gets there first.
+                    is_behind = self._requests[action.request_id].there_s == there_s
+                    self._send(there_s, DISPATCH if is_behind else ABORT, action)
                 case ev.AskCache():
                     self._nodes[action.node_id].ask_cache()
                     self._tell_s = -math.inf
-                case ev.StartTimer():
-                    timer = (self._gateway, ev.TimerFired(timer_id=action.timer_id))
-                    self._heap.push(max(at_s, action.at_s - self._ahead_s), Rank.TIMER, timer)
-                case ev.Dispatch():
-                    self._requests[action.request_id].dispatched(action, left_s)
-                    self._policies[action.decision.policy] += 1
-                    self._send(there_s, Rank.DISPATCH, action)
-                case ev.Abort():
-                    self._send(there_s, Rank.ABORT, action)
-                case ev.Finish():
-                    self._requests[action.request_id].finish(action, at_s, self._account)
-                    if self._followers or self._queued:
-                        self._send_next(action.request_id, at_s)
+                case ev.WatchToken():
+                    self._follow(self._requests[action.request_id], 0)
+                    self._nodes[action.node_id].watch(action.request_id)
                 case ev.Placed():
                     raise AssertionError("no request of a simulated cluster is placed by somebody else")
+        self._moves_done = done
 
-    def _send(self, at_s: float, rank: Rank, action: ev.AskForecast | ev.Dispatch | ev.Abort) -> None:
+    def _follow(self, request: SimulatedRequest, stage: int, *more: str) -> None:
+        """The router hears of this move next by what its node, or one of `more`, tells."""
+        nodes = tuple(node for node_id in (request.node_id, *more) if (node := self._nodes.get(node_id)) is not None)
+        self._moves[request.item.request_id] = (stage, nodes)
+
+    def _send(self, at_s: float, rank: int, action: ev.AskForecast | ev.Dispatch | ev.Abort) -> None:
         node = self._nodes[action.node_id]
         self._heap.push(at_s, rank, (node, node.epoch, action))
 
@@ -567,10 +801,53 @@ class SimCluster:
             max_output_tokens=self._max_output_tokens,
             model=item.model,
             belief=truncated(belief, self._max_output_tokens),
-            priority=item.priority,
+            priority=item.priority if self._tells_priorities else 0,
             session=item.session,
             block_hashes=item_block_hashes(item, self._naming),
         )
-        shape = self._dress(shape)
+        if self._dress is not None:
+            shape = self._dress(shape)
         self._requests[item.request_id].shape = shape
         return shape
+
+
+def _own_names(item: WorkloadItem, names: tuple[int, ...], blocks: int) -> tuple[int, ...]:
+    """Names of so many blocks of one request's prompt and answer: `names`, and beyond them such as nobody else has."""
+    if blocks <= len(names):
+        return names[:blocks]
+    first = int.from_bytes(blake2b(item.request_id.encode(), digest_size=8).digest(), "little")
+    return (*names, *((first + index * _ODD) % 2**64 for index in range(len(names), blocks)))
+
+
+class _Stage:
+    """A cluster as its scaler acts on it (`scaling.ScaledStage`)."""
+
+    def __init__(self, cluster: SimCluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def router(self) -> Router:
+        return self._cluster.router
+
+    @property
+    def ahead_s(self) -> float:
+        return self._cluster._ahead_s
+
+    @property
+    def unfinished(self) -> int:
+        return self._cluster._unfinished
+
+    def tell_router(self, event: ev.AnyEvent, at_s: float) -> None:
+        self._cluster._hand_over(event, at_s)
+
+    def later(self, at_s: float, event: ScalingEvent) -> None:
+        self._cluster._heap.push(at_s, Rank.WORLD, event)
+
+    def add(self, spec: NodeSpec, at_s: float) -> None:
+        self._cluster._add(spec, at_s)
+
+    def take_away(self, node_id: str, at_s: float) -> None:
+        self._cluster._take_away(self._cluster._node(node_id), at_s)
+
+    def is_working(self, node_id: str) -> bool:
+        return self._cluster._node(node_id).is_busy

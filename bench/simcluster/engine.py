@@ -63,6 +63,9 @@ class ObservedEngine:
     def cached_tokens(self, candidate: Candidate) -> int:
         return self._engine.cached_tokens(candidate.block_hashes, candidate.prompt_tokens)
 
+    def name_here(self, request_id: str) -> str:
+        return request_id
+
     def load(self, now_s: float) -> NodeLoad:
         return self._engine.load(now_s)
 

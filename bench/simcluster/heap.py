@@ -47,7 +47,8 @@ class EventHeap:
     def __init__(self, beside: EventHeap | None = None) -> None:
         """`beside`: a heap with which it shares the sequence, so that their firsts can be compared."""
         self.entries: list[Entry] = [END_OF_TIME]
-        """The first is the next event; the last of all to come, and never taken, is the end of time."""
+        """A heap of `heapq`, for whoever takes the first, which is the next event; the last of all to come, and never
+        taken, is the end of time."""
         self._sequence: Iterator[int] = itertools.count(1) if beside is None else beside._sequence
 
     def __len__(self) -> int:
@@ -55,10 +56,6 @@ class EventHeap:
 
     def push(self, at_s: float, rank: int, what: Any) -> None:
         heapq.heappush(self.entries, (at_s, rank, next(self._sequence), what))
-
-    def pop(self) -> Entry:
-        """The next event; not to be called at the end of time."""
-        return heapq.heappop(self.entries)
 
     def of_rank(self, rank: Rank) -> list[Entry]:
         """All that are due of one rank, in no order."""

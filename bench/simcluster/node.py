@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,7 @@ from gateway.core.events import (
     TokensSeen,
 )
 from gateway.core.outcomes import COMPLETE
+from gateway.core.request.resume import attempt_id
 from length_model.core.belief import DEFAULT_PRIOR, truncated
 from predictor.core.cache_teller import TELL_EVERY_S, CacheTeller
 from predictor.core.calibration import Calibration
@@ -63,6 +64,14 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be finite and >= 0 seconds, got {value}")
 
 
+class NextToken(NamedTuple):
+    """A token of a request whose next one was waited for has come: so many are there now."""
+
+    request_id: str
+    attempt: int
+    tokens: int
+
+
 class ClusterNode:
     """One node. Times given to its methods must not run backwards."""
 
@@ -93,6 +102,15 @@ class ClusterNode:
         self.tell_s = math.inf
         """When it next tells what its prefix cache holds, if that has changed; inf before it is asked to."""
         self.faults = NodeFaults()
+        self.is_asked = True
+        """Whether anybody may want its forecasts; if not, its predictor need not hear what they would be judged by."""
+        self.looks_ahead = False
+        """Whether its loads tell what is ahead of the requests that it has; only where it is asked, too."""
+        self.link_free_s = -math.inf
+        """When it has ended the transfers of KV that have begun, to it and from it."""
+        self.stage_s = 0.0
+        """What stages of moves have cost it so far."""
+        self._evicted = 0
         self.steps = 0
         self.forecasts = 0
         self._delays = delays
@@ -166,6 +184,47 @@ class ClusterNode:
         return load
 
     @property
+    def held(self) -> list[str]:
+        """Requests whose answers its engine works on."""
+        return [name for name in self._ends if name not in self._stages]
+
+    @property
+    def caches(self) -> bool:
+        """Whether it has a prefix cache."""
+        return self.spec.config.enable_prefix_caching
+
+    def cached_blocks(self, names: tuple[int, ...]) -> int:
+        """How many of the first blocks of these names its prefix cache holds."""
+        return self._engine.cached_blocks(names, (len(names) + 1) * self.block_size_tokens)[0]
+
+    def fetches(self, request_id: str, attempt: int, dispatch_seq: int, now_s: float) -> None:
+        """A dispatch arrives for which it fetches KV from another node."""
+        self.run_until(now_s)
+        self._fetches.add((request_id, attempt))
+        self._dispatched(dispatch_seq)
+        self._touch(now_s)
+
+    def has_fetched(self, request_id: str, attempt: int, names: tuple[int, ...], now_s: float) -> bool:
+        """The KV is there. False: nobody wants it any more."""
+        if (request_id, attempt) not in self._fetches:
+            return False
+        self.run_until(now_s)
+        self._fetches.discard((request_id, attempt))
+        self._engine.store_blocks(names)
+        return True
+
+    def evict(self, now_s: float) -> None:
+        """What its prefix cache holds and nobody uses goes."""
+        self.run_until(now_s)
+        total = self.spec.config.num_blocks
+        self._evicted += 1
+        self._engine.store_blocks(tuple(range(self._evicted * total, (self._evicted + 1) * total)))
+
+    @property
+    def block_size_tokens(self) -> int:
+        return self.spec.config.block_size_tokens
+
+    @property
     def free_blocks(self) -> int:
         """Of the engine, after its last step."""
         return self._engine.free_blocks
@@ -184,7 +243,9 @@ class ClusterNode:
             events = engine.run(until_s, keep_from_s=keep_from_s, watched=watched, mark=self._mark)
             if events:
                 self._report(events)
-            elif watched == NOBODY:
+            if self._awaited:
+                self._look_for_awaited()
+            elif not events and watched == NOBODY:
                 continue
             if watch.is_waiting:
                 watch.after(engine.began_s)
@@ -198,7 +259,8 @@ class ClusterNode:
     def note(self, now_s: float) -> LoadNoted | None:
         """The last word of the node that has reached the router by `now_s`, unless that was read before."""
         one_way_s = self._one_way_s
-        if self.faults.frozen_s is not None or self.faults.deaf:
+        faults = self.faults
+        if faults.frozen_s is not None or faults.deaf:
             return None
         engine = self._engine
         if self._changed and self._state_s + one_way_s <= now_s:
@@ -209,6 +271,10 @@ class ClusterNode:
         if published is None:
             return None
         load, mark = published
+        if self.looks_ahead and self.is_asked:
+            if self.predictor.is_look_due(now_s):
+                self.predictor.look_ahead(now_s)
+            load = self.predictor.lookout.told(load, now_s)
         if not mark % 2:
             load = msgspec.structs.replace(load, trusted=False)
         return LoadNoted(load=load, dispatch_seq=mark // 2)
@@ -242,7 +308,42 @@ class ClusterNode:
         self._teller.changed_wholly()
 
     def progress(self, now_s: float) -> dict[str, int]:
-        """Output tokens of each request here that have left the node by `now_s`."""
+        """Output tokens of each request here that have left the node by `now_s`; stages of moves have none."""
+        return {name: tokens for name, tokens in self._progress(now_s).items() if name not in self._stages}
+
+    def progress_of(self, request_id: str, now_s: float) -> int:
+        """Of one request; 0 if it is not here."""
+        self.run_until(now_s)
+        tokens = self._engine.output_tokens(request_id) if request_id in self._ends else None
+        early = int(self._engine.has_work and self._engine.next_step_s > now_s)
+        return 0 if tokens is None else max(0, tokens - early)
+
+    def told(self, request_id: str, tokens: int) -> None:
+        """The router has been told of so many tokens of a request that goes on here."""
+        self._told[request_id] = tokens
+
+    def watch(self, request_id: str) -> None:
+        """The next token of the request is to be told as soon as it comes (`NextToken`)."""
+        self._awaited[request_id] = self._told.get(request_id, 1)
+        self._look_for_awaited()
+
+    def run_step(self) -> None:
+        """Runs the next step, which there must be."""
+        self.run_until(math.nextafter(self.next_s, math.inf))
+
+    def fail(self, count: int, now_s: float) -> list[StreamEnded]:
+        """The engine fails so many of its requests, the first to run first; what the router will hear of it."""
+        ended = []
+        for name in list(self._progress(now_s))[:count]:
+            attempt = self._ends[name][2]
+            request_id = self._stages.get(name, name)
+            self.abort(request_id, now_s, attempt=attempt)
+            ended.append(
+                StreamEnded(request_id=request_id, node_id=self.node_id, outcome=Outcome.ENGINE_FAILED, attempt=attempt)
+            )
+        return ended
+
+    def _progress(self, now_s: float) -> dict[str, int]:
         self.run_until(now_s)
         snapshot = self._engine.snapshot(now_s)
         # The engine's books are those of the end of the step in progress.
@@ -260,9 +361,10 @@ class ClusterNode:
         *,
         attempt: int = 1,
         block_hashes: tuple[int, ...] = (),
+        is_stage: bool = False,
     ) -> None:
         """A dispatch arrives. The answer is cut where the engine's limits cut it; `block_hashes` name the prompt's
-        blocks in the engine's own size."""
+        blocks in the engine's own size. Of the stage of a move only the end is told."""
         self.run_until(now_s)
         limit = self.faults.queue_limit
         if limit is not None and self.load(now_s).waiting >= limit:
@@ -277,11 +379,16 @@ class ClusterNode:
             self._touch(now_s)
             self._heap.push(now_s + self._delays.network_one_way_s, Rank.NODE_REPORT, (self, self.epoch, full))
             return
+        # A stage may come to the node that goes on with the request, and must not be taken for it.
+        name = attempt_id(shape.request_id, attempt) if is_stage else shape.request_id
+        if is_stage:
+            self._stages[name] = shape.request_id
+            self._stage_tokens[name] = shape.prompt_tokens
         config = self.spec.config
         room = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens) - shape.prompt_tokens
         produced = min(output_tokens, shape.max_output_tokens, room)
         request = SimRequest(
-            request_id=shape.request_id,
+            request_id=name,
             prompt_tokens=shape.prompt_tokens,
             output_tokens=produced,
             max_output_tokens=min(shape.max_output_tokens, room),
@@ -289,46 +396,64 @@ class ClusterNode:
             block_hashes=block_hashes,
         )
         belief = shape.belief if self._noise is None else self._noise.believed(shape.request_id, shape.belief)
-        candidate = Candidate(
-            request_id=shape.request_id,
-            prompt_tokens=shape.prompt_tokens,
-            max_output_tokens=shape.max_output_tokens,
-            belief=belief,
-            priority=shape.priority,
-            block_hashes=block_hashes,
-        )
-        self.predictor.dispatched(candidate, now_s)
+        if self.is_asked:
+            candidate = Candidate(
+                request_id=name,
+                prompt_tokens=shape.prompt_tokens,
+                max_output_tokens=shape.max_output_tokens,
+                belief=belief,
+                priority=shape.priority,
+                block_hashes=block_hashes,
+            )
+            self.predictor.dispatched(candidate, now_s)
         outcome = Outcome.STOP if produced == output_tokens else Outcome.LENGTH
-        self._ends[shape.request_id] = (produced, outcome, attempt)
+        self._ends[name] = (produced, outcome, attempt)
         self._engine.add_expected(request, now_s, round(belief.mean_tokens))
-        self._watch.came(shape.request_id)
+        self._watch.came(name)
         self._dispatched(dispatch_seq)
         self._touch(now_s)
 
-    def abort(self, request_id: str, now_s: float) -> None:
-        """An abort arrives."""
+    def abort(self, request_id: str, now_s: float, *, attempt: int) -> None:
+        """An abort arrives, of that attempt only."""
         self.run_until(now_s)
-        if not self.faults.deaf and self._engine.abort(request_id):
-            self._watch.left(request_id, now_s)
-            self._forget(request_id)
+        self._fetches.discard((request_id, attempt))
+        stage = attempt_id(request_id, attempt)
+        name = stage if stage in self._stages else request_id
+        if self.faults.deaf or name not in self._ends or self._ends[name][2] != attempt:
+            return
+        if self._engine.abort(name):
+            self._watch.left(name, now_s)
+            self._forget(name)
+            self._known.ended(name)
             self._touch(now_s)
 
     def answer(self, ask: AskForecast, now_s: float) -> None:
         """A question arrives; the answer goes on the heap."""
+        assert self.is_asked, f"{self.node_id} is asked for a forecast although nobody would"
         self.run_until(now_s)
         candidate = ask.candidate
+        if candidate.leaving:
+            # The engine here has each request under its own name, whichever attempt it is.
+            here = (i for i, (_, _, attempt) in self._ends.items() if attempt_id(i, attempt) == candidate.request_id)
+            candidate = msgspec.structs.replace(candidate, request_id=next(here, ""))
         if self._noise is not None:
             belief = self._noise.believed(candidate.request_id, candidate.belief)
             candidate = msgspec.structs.replace(candidate, belief=belief)
+        if ask.expected is not None:
+            self.predictor.told.hear("the gateway", ask.expected, now_s)
         (forecast,) = self.predictor.forecast((candidate,), now_s)
-        # The router asks only nodes that can hold the prompt: a refusal here is a defect and stops the run.
-        assert isinstance(forecast, Forecast), forecast
-        if self._noise is not None:
-            forecast = self._noise.forecast(forecast)
-        if self.faults.lie != 1.0:
-            forecast = forecast.slowed(self.faults.lie)
         self.forecasts += 1
-        answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
+        if isinstance(forecast, Forecast):
+            if self._noise is not None:
+                forecast = self._noise.forecast(forecast)
+            if self.faults.lie != 1.0:
+                forecast = forecast.slowed(self.faults.lie)
+            forecast = msgspec.structs.replace(forecast, request_id=ask.candidate.request_id)
+            answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, forecast=forecast)
+        else:
+            # The router asks only nodes that can hold the prompt: another refusal is a defect and stops the run.
+            assert candidate.leaving, forecast
+            answer = ForecastArrived(ask_id=ask.ask_id, node_id=self.node_id, error=forecast.reason)
         at_s = now_s + self._delays.forecast_s + self._delays.network_one_way_s
         self._heap.push(at_s, Rank.FORECAST, (self, self.epoch, answer))
 
@@ -353,6 +478,16 @@ class ClusterNode:
             self._known, Calibration(arrivals=self._correcting is True), correcting=bool(self._correcting)
         )
         self._ends: dict[str, tuple[int, Outcome, int]] = {}
+        self._fetches: set[tuple[str, int]] = set()
+        """Requests and their attempts whose KV is on its way here."""
+        self._stages: dict[str, str] = {}
+        """Stages of moves that are here, and whose they are."""
+        self._stage_tokens: dict[str, int] = {}
+        """Prompt of each."""
+        self._told: dict[str, int] = {}
+        """Tokens that the router has been told of beyond the first."""
+        self._awaited: dict[str, int] = {}
+        """Whose next token is to be told, and how many are known."""
         self._cached = CacheContent(self._engine)
         self._teller = CacheTeller(lambda: [*self._cached.names(), *self.faults.claims])
         self._cache_number = None
@@ -363,7 +498,7 @@ class ClusterNode:
 
     def _report(self, events: list[NodeEvent]) -> None:
         push, one_way_s, epoch, node_id = self._reports.push, self._one_way_s, self.epoch, self.node_id
-        watch, predictor = self._watch, self.predictor
+        watch, predictor, is_asked = self._watch, self.predictor, self.is_asked
         for kind, request_id, at_s in events:
             if kind == "preempted":
                 watch.preempted(request_id, at_s)
@@ -372,26 +507,35 @@ class ClusterNode:
                 if kind != "first_token":
                     self._orphan_left(request_id, at_s)
                 continue
+            tokens, outcome, attempt = self._ends[request_id]
+            stage_of = self._stages.get(request_id)
             if kind == "first_token":
-                attempt = self._ends[request_id][2]
-                predictor.first_token(request_id, at_s)
-                seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1, attempt=attempt)
-                push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen,)))
+                if is_asked:
+                    predictor.first_token(request_id, at_s)
+                # The only token of an answer comes with its end.
+                if tokens > 1 and stage_of is None:
+                    seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=1, attempt=attempt)
+                    push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen,)))
                 continue
             found_tokens = watch.found_tokens.get(request_id)
             watch.left(request_id, at_s)
-            tokens, outcome, attempt = self._ends[request_id]
-            if predictor.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens):
+            if is_asked and predictor.ended(request_id, at_s, complete=outcome in COMPLETE, output_tokens=tokens):
                 self._mark ^= 1
             ended = StreamEnded(
-                request_id=request_id, node_id=node_id, outcome=outcome, attempt=attempt, found_tokens=found_tokens
+                request_id=stage_of or request_id,
+                node_id=node_id,
+                outcome=outcome,
+                attempt=attempt,
+                found_tokens=found_tokens,
             )
-            if tokens > 1:
-                seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens - 1, attempt=attempt)
-                push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen, ended)))
-            else:
+            if stage_of is not None:
+                self.stage_s += self._cost_s(self._stage_tokens[request_id], found_tokens or 0)
                 push(at_s + one_way_s, NODE_REPORT, (self, epoch, (ended,)))
-            del self._ends[request_id]
+            else:
+                rest = max(1, tokens - self._told.get(request_id, 1))
+                seen = TokensSeen(request_id=request_id, node_id=node_id, tokens=rest, attempt=attempt, last=True)
+                push(at_s + one_way_s, NODE_REPORT, (self, epoch, (seen, ended)))
+            self._forget(request_id)
 
     def _orphan_left(self, orphan: str, at_s: float) -> None:
         self._watch.left(orphan, at_s)
@@ -416,9 +560,27 @@ class ClusterNode:
             noted_s = self._state_s
         self.note_s = noted_s + self._one_way_s
 
-    def _forget(self, request_id: str) -> None:
-        del self._ends[request_id]
-        self._known.ended(request_id)
+    def _forget(self, name: str) -> None:
+        del self._ends[name]
+        for kept in (self._stages, self._stage_tokens, self._told, self._awaited):
+            kept.pop(name, None)
+
+    def _cost_s(self, tokens: int, found_tokens: int) -> float:
+        """Of the step in which a prompt is computed, beyond that of an empty one."""
+        fresh = tokens - found_tokens
+        pairs = fresh * (found_tokens + fresh / 2)
+        batch = StepBatch(prefill_tokens=fresh, prefill_work_tokens2=pairs, prefill_seqs=1)
+        return self.spec.step_time.seconds(batch) - self.spec.step_time.seconds(StepBatch())
+
+    def _look_for_awaited(self) -> None:
+        """The engine's books are those of the end of its last step."""
+        engine = self._engine
+        for request_id, known in list(self._awaited.items()):
+            tokens = engine.output_tokens(request_id)
+            if tokens is not None and tokens > known:
+                del self._awaited[request_id]
+                heard = NextToken(request_id, self._ends[request_id][2], tokens)
+                self._reports.push(engine.free_at_s + self._one_way_s, NODE_REPORT, (self, self.epoch, (heard,)))
 
 
 def _longest_step_s(spec: NodeSpec) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,6 +16,9 @@ from gateway.core.outcomes import COMPLETE
 from simcore.compiled import layout as at
 from simcore.node import SimNode
 from simcore.tracing import EVERYBODY, NOBODY
+
+if TYPE_CHECKING:
+    from bench.simcluster.node import ClusterNode
 
 
 class RequestAccount:
@@ -68,7 +73,8 @@ class EngineWatch:
     def left(self, request_id: str, at_s: float) -> None:
         """It has ended, here or at all."""
         self.found_tokens.pop(request_id, None)
-        self._returned(request_id, at_s)
+        if self._evicted:
+            self._returned(request_id, at_s)
 
     def after(self, began_s: float) -> None:
         """The engine has run the step, or the steps, from `began_s` to its `free_at_s`."""
@@ -111,6 +117,8 @@ class SimulatedRequest(msgspec.Struct, gc=False):
     shape: ev.RequestShape | None = None
     """As the router got it; None before it has come."""
     node_id: str = ""
+    there_s: float = -math.inf
+    """When the last dispatch reaches its node."""
     decision_s: float | None = None
     forecast: DispatchForecast | None = None
     ttft_s: float | None = None
@@ -118,7 +126,24 @@ class SimulatedRequest(msgspec.Struct, gc=False):
     attempt: int = 0
     resumed_tokens: int = 0
     """Of `output_tokens`, those that came from nodes before the present one."""
+    is_staged: bool = False
+    """Some of it has been made ready at another node than its own: its blocks have names."""
+    moves: int = 0
+    last_token_s: float = 0.0
+    """When the router last heard of a token."""
+    source: ClusterNode | None = None
+    """From which it moves, or moved last."""
+    cut_s: float | None = None
+    """When the last token of the node came from which it has moved; None when the next one has spoken."""
+    downtime_s: float | None = None
+    """The longest gap between the last token of one node and the first of the one to which it moved."""
     result: RequestResult | None = None
+
+    def moved(self, source: ClusterNode | None) -> None:
+        """The dispatch that follows is the end of a move."""
+        self.moves += 1
+        self.source = source
+        self.cut_s = self.last_token_s if self.output_tokens else None
 
     def dispatched(self, action: ev.Dispatch, at_s: float) -> None:
         self.node_id, self.attempt = action.node_id, action.attempt
@@ -131,7 +156,11 @@ class SimulatedRequest(msgspec.Struct, gc=False):
         if self.result is None and self.node_id == event.node_id and self.attempt == event.attempt:
             if self.ttft_s is None:
                 self.ttft_s = at_s - self.item.arrival_s
+            if self.cut_s is not None:
+                self.downtime_s = max(self.downtime_s or 0.0, at_s - self.cut_s)
+                self.cut_s = None
             self.output_tokens += event.tokens
+            self.last_token_s = at_s
 
     def attempt_ended(self, event: ev.StreamEnded) -> None:
         """What this node still says of it is of the past."""
@@ -161,6 +190,8 @@ class SimulatedRequest(msgspec.Struct, gc=False):
             preemptions=account.preemptions.get(item.request_id, 0),
             scheduling_delay_s=None if started_s is None else started_s - item.arrival_s,
             preemption_loss_s=account.lost_s.get(item.request_id, 0.0),
+            moves=self.moves or None,
+            downtime_s=self.downtime_s,
             priority=item.priority,
             detail=action.detail,
         )

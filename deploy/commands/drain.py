@@ -15,8 +15,12 @@ POLL_S = 0.2
 
 @click.command(
     epilog="""\b
-Example: no new requests for node-2; those it runs go on to their end.
+Example: no new requests for node-2; what it runs goes on at other nodes.
   astrolabe drain node-2
+
+\b
+Example: what it runs runs on to its end.
+  astrolabe drain node-2 --stay
 
 \b
 Example: empty node-2 for a restart. Requests get 30 s to end, the rest goes on at other nodes in the middle.
@@ -29,12 +33,14 @@ Example: back into service.
 )
 @click.argument("node")
 @click.option("--undo", is_flag=True, help="Take it back into service.")
+@click.option("--stay", is_flag=True, help="Let all that it runs end there.")
 @click.option("--wait", is_flag=True, help="Return when nothing runs there any more.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     metavar="S",
-    help="With --wait: after so many seconds move what still runs to other nodes. [default: never]",
+    default=0.0,
+    help="With --wait: let what runs there end for so many seconds before the rest moves. [default: 0]",
 )
 @click.option(
     "--timeout",
@@ -46,20 +52,25 @@ Example: back into service.
 )
 @gateway_option
 @json_option
-def drain(node: str, undo: bool, wait: bool, grace: float | None, timeout: float, gateway: str, as_json: bool) -> None:
+def drain(
+    node: str, undo: bool, stay: bool, wait: bool, grace: float, timeout: float, gateway: str, as_json: bool
+) -> None:
     """Take NODE (name or address) out of service, or back into it.
 
-    In three phases: it gets no new requests; what it runs may end; what is left goes on elsewhere.
+    It gets no new requests, and what it runs goes on at other nodes in the middle of its answers, where that may be
+    and where there is room; the rest ends there.
     """
     from protos.v1 import astrolabe_dispatch_pb2 as pb
 
     if undo and wait:
         raise click.UsageError("--wait goes with taking a node out, not with --undo")
-    if grace is not None and not wait:
+    if grace and not wait:
         raise click.UsageError("--grace goes with --wait")
+    if grace and stay:
+        raise click.UsageError("--grace says when what is left moves, --stay that nothing does: give one of them")
     with dispatch_stub(gateway) as stub:
-        reply = stub.Drain(pb.DrainRequest(node_id=node, undo=undo), timeout=5.0)
-        left = _until_empty(stub, node, grace_s=grace, timeout_s=timeout) if wait else reply.in_flight
+        reply = stub.Drain(pb.DrainRequest(node_id=node, undo=undo, stay=stay or grace > 0), timeout=5.0)
+        left = _until_empty(stub, node, grace_s=None if stay else grace, timeout_s=timeout) if wait else reply.in_flight
     if as_json:
         import orjson
 
@@ -88,7 +99,8 @@ def _until_empty(stub: Any, node: str, *, grace_s: float | None, timeout_s: floa
             waited_s = time.monotonic() - begun_s
             if not left or waited_s >= timeout_s:
                 return left
-            if grace_s is not None and waited_s >= grace_s:
-                stub.Drain(pb.DrainRequest(node_id=node, evict=True), timeout=5.0)
+            if grace_s and waited_s >= grace_s:
+                stub.Drain(pb.DrainRequest(node_id=node), timeout=5.0)
+                grace_s = None
             status.update(f"{node}: {left} requests still run, {waited_s:.0f} s")
             time.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""`astrolabe explain`: why a request went where it went, and what became of it."""
+"""`astrolabe explain`: why a request went where it went, and what became of it; why there are as many nodes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,31 @@ if TYPE_CHECKING:
     epilog="""\b
 Example: the id stands in the summary of 'astrolabe request' and in the gateway's log.
   astrolabe explain r-6f1a2b3c4d5e6f70
+
+\b
+Example: why there are as many nodes as there are.
+  astrolabe explain --scaling
 """
 )
-@click.argument("request_id")
+@click.argument("request_id", required=False)
+@click.option("--scaling", is_flag=True, help="Explain the number of nodes, in place of a request.")
+@click.option(
+    "--decisions", type=click.IntRange(1, 256), default=10, show_default=True, help="With --scaling: at most so many."
+)
 @gateway_option
 @json_option
-def explain(request_id: str, gateway: str, as_json: bool) -> None:
-    """Why REQUEST_ID went where it went: every node's cost and forecast, then what really happened."""
+def explain(request_id: str | None, scaling: bool, decisions: int, gateway: str, as_json: bool) -> None:
+    """Why REQUEST_ID went where it went: every node's cost and forecast, then what really happened.
+
+    With --scaling: what the scaler has seen, wanted and done, and why.
+    """
     from protos.v1 import astrolabe_dispatch_pb2 as pb
 
+    if scaling:
+        _explain_scaling(gateway, decisions, as_json=as_json)
+        return
+    if request_id is None:
+        raise click.UsageError("name a request by its REQUEST_ID, or say --scaling")
     with dispatch_stub(gateway) as stub:
         explanation = stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=5.0)
     if as_json:
@@ -44,7 +60,23 @@ def explain(request_id: str, gateway: str, as_json: bool) -> None:
         _print_decision(console, decision)
     _print_lane(console, explanation)
     _print_belief(console, explanation)
+    for told in explanation.moves:
+        _print_move(console, told)
     _print_actual(console, explanation.actual)
+
+
+def _explain_scaling(gateway: str, decisions: int, *, as_json: bool) -> None:
+    from deploy.commands.scale import as_document, print_decisions, print_groups, scaling_of
+
+    said = scaling_of(gateway, decisions=decisions)
+    if as_json:
+        click.echo(as_document(said))
+        return
+    from rich.console import Console
+
+    console = Console()
+    print_decisions(console, said)
+    print_groups(console, said)
 
 
 def _print_decision(console: Console, decision: pb.Decision) -> None:
@@ -113,6 +145,8 @@ def _print_forecast(console: Console, forecast: types_pb.Forecast) -> None:
     if forecast.kv_headroom_path:
         path = zip(HEADROOM_HORIZONS_S, forecast.kv_headroom_path, strict=False)
         said += f"; fewest KV blocks free {', '.join(f'within {h:g} s {blocks}' for h, blocks in path)}"
+    if forecast.cached_tokens:
+        said += f"; {forecast.cached_tokens} tokens of the prompt in its prefix cache"
     console.print(said, highlight=False)
 
 
@@ -138,6 +172,12 @@ def _print_belief(console: Console, explanation: pb.Explanation) -> None:
     console.print(f"what was believed of the answer's length: {said}{source}", highlight=False)
 
 
+def _print_move(console: Console, told: pb.MoveInfo) -> None:
+    from deploy.commands.move import sentence
+
+    console.print(f"after {told.after_s:.3f} s, as {told.why}, it {sentence(told)}", highlight=False, markup=False)
+
+
 def _print_actual(console: Console, actual: pb.Actual) -> None:
     from protos import codec
 
@@ -145,7 +185,7 @@ def _print_actual(console: Console, actual: pb.Actual) -> None:
     ttft = f"{actual.ttft_s:.3f} s" if actual.HasField("ttft_s") else "-"
     e2e = f"{actual.e2e_s:.3f} s" if actual.HasField("e2e_s") else "-"
     console.print(
-        f"what happened: {outcome}; ttft {ttft}, e2e {e2e}, {actual.usage.prompt_tokens} prompt tokens, "
-        f"{actual.usage.output_tokens} output tokens",
+        f"what happened: {outcome}; ttft {ttft}, e2e {e2e}, {actual.usage.prompt_tokens} prompt tokens "
+        f"({actual.usage.cached_tokens} of them cached), {actual.usage.output_tokens} output tokens",
         highlight=False,
     )

@@ -40,7 +40,7 @@ Example: a key for operators (nodes, drain, explain, policies), put into the env
 )
 @click.argument("name")
 @FILE
-@options(KeyEntry, only=("role", "requests_per_s", "burst", "max_concurrent"))
+@options(KeyEntry, only=("role", "requests_per_s", "burst", "max_concurrent", "best_priority"))
 def create(name: str, file: Path, **limits: Any) -> None:
     """Make a key, keep its hash in the file and print it: once, and never again."""
     key = new_key()
@@ -73,6 +73,7 @@ def list_keys(file: Path) -> None:
     for entry in entries:
         limits = [f"{entry.requests_per_s:g} requests/s, bursts of {entry.burst}"] if entry.requests_per_s else []
         limits += [f"{entry.max_concurrent} at a time"] if entry.max_concurrent else []
+        limits += [f"priority {entry.best_priority} or larger"] if entry.best_priority else []
         click.echo(f"{entry.name:24} {entry.role:8} {'; '.join(limits) or 'no limits'}")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from protos.v1 import astrolabe_dispatch_pb2 as pb
 
-STYLES = {"up": "green", "draining": "yellow", "connecting": "yellow", "down": "red"}
+STYLES = {"up": "green", "draining": "yellow", "retiring": "yellow", "connecting": "yellow", "down": "red"}
 
 
 @click.command(
@@ -89,6 +89,8 @@ def overview(listed: pb.NodeList, width: int) -> Group:
     if listed.held:
         wait = f"the next would wait {listed.predicted_wait_s:.1f} s"
         notes.append(f"{listed.held} requests held until a node is free; {wait}")
+    if moving := [_moves_of(node) for node in listed.nodes if node.moves_out or node.moves_in]:
+        notes.append(f"requests on their way between nodes: {', '.join(moving)}")
     notes += [f"{n.node_id} is {n.status}: {n.detail}" for n in listed.nodes if n.detail]
     notes += [f"{n.node_id}: {n.alarm}" for n in listed.nodes if n.alarm]
     alike: dict[str, list[str]] = {}
@@ -99,6 +101,11 @@ def overview(listed: pb.NodeList, width: int) -> Group:
     proved = Text(f"rules proved against vLLM {listed.proved_vllm_version}", style="dim")
     # As plain text: what nodes say of themselves may look like markup.
     return Group(table, *map(Text, notes), proved)
+
+
+def _moves_of(node: pb.NodeInfo) -> str:
+    ways = ((node.moves_out, "from"), (node.moves_in, "to"))
+    return " and ".join(f"{count} {way} {node.node_id}" for count, way in ways if count)
 
 
 def _forecasts_of(node: pb.NodeInfo) -> Iterator[str]:
@@ -137,7 +144,7 @@ def _table(listed: pb.NodeList, *, addresses: bool) -> Table:
         table.add_column("address", no_wrap=True)
     table.add_column("state", no_wrap=True)
     # Two lines a head: the table fits a terminal of 80 columns.
-    for name in ("run-\nning", "wait-\ning", "free\nblocks", "in\nflight", "age\ns"):
+    for name in ("run-\nning", "wait-\ning", "free\nblocks", "cached\nblocks", "in\nflight", "age\ns"):
         table.add_column(name, justify="right", no_wrap=True)
     for node in listed.nodes:
         style = STYLES.get(node.status, "")
@@ -149,6 +156,7 @@ def _table(listed: pb.NodeList, *, addresses: bool) -> Table:
             *([escape(node.address)] if addresses else []),
             (f"[{style}]{node.status}[/]" if style else node.status) + (" [bold red]![/]" if node.alarm else ""),
             *load,
+            str(node.cached_blocks) if node.HasField("cached_blocks") else "-",
             str(node.in_flight),
             f"{node.state_age_s:.1f}" if node.HasField("load") else "-",
         )

@@ -216,7 +216,7 @@ class _Answer:
         usage = {
             "input_tokens": taken,
             "input_tokens_details": {
-                "cached_tokens": 0,
+                "cached_tokens": work.cached_tokens,
                 "cache_write_tokens": 0,
                 "input_tokens_per_turn": [],
                 "cached_tokens_per_turn": [],

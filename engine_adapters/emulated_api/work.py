@@ -27,9 +27,11 @@ class TokenEngine(Protocol):
 
     def offer(self, name: str, offered: bool) -> None: ...
 
-    def submit(self, request: EngineRequest, sink: OutputSink) -> None: ...
+    def submit(self, request: EngineRequest, sink: OutputSink, prompt: Sequence[int]) -> None: ...
 
-    def submit_script(self, request: EngineRequest, script: Sequence[int], sink: OutputSink) -> None: ...
+    def submit_script(
+        self, request: EngineRequest, script: Sequence[int], sink: OutputSink, prompt: Sequence[int]
+    ) -> None: ...
 
     def drop(self, request_id: str) -> bool: ...
 
@@ -70,6 +72,8 @@ class Choice(msgspec.Struct, kw_only=True):
     """Whether it will call tools, though it may not have begun to."""
     finish: FinishReason | None = None
     stop_reason: int | str | None = None
+    cached_tokens: int = 0
+    """Of its prompt, found in the prefix cache; told in the end."""
 
 
 class Listener(Protocol):
@@ -106,12 +110,22 @@ class Work:
         """Of all answers together; prompts that are only read have none."""
         return 0 if isinstance(self._listener, _Read) else sum(len(c.token_ids) for c in self.choices)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Of all prompts together, found in the prefix cache by the first answer to each."""
+        return sum({id(c.prompt): c.cached_tokens for c in reversed(self.choices)}.values())
+
     def end(self, *, says_usage: bool = True) -> ReplyEnd:
         """How the answer ends, when all of it is made. `says_usage`: whether it tells its numbers of tokens."""
         at_limit = self.output_tokens > 0 and any(choice.finish == "length" for choice in self.choices)
         if not says_usage:
             return ReplyEnd(at_limit=at_limit)
-        return ReplyEnd(at_limit=at_limit, prompt_tokens=self.prompt_tokens, output_tokens=self.output_tokens)
+        return ReplyEnd(
+            at_limit=at_limit,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+        )
 
     def generate(
         self,
@@ -173,7 +187,7 @@ class Work:
             lengths = [(s, self._tokenizer.encode(s.text)) for s in script]
             voice = Voice(self._tokenizer, [(s, len(ids)) for s, ids in lengths if ids])
             self._open[name] = (choice, voice)
-            self._engine.submit_script(request, [i for _, ids in lengths for i in ids], self._came)
+            self._engine.submit_script(request, [i for _, ids in lengths for i in ids], self._came, choice.prompt)
         else:
             voice = Voice(
                 self._tokenizer,
@@ -182,7 +196,7 @@ class Work:
                 keep_stop=sampling.keep_stop,
             )
             self._open[name] = (choice, voice)
-            self._engine.submit(request, self._came)
+            self._engine.submit(request, self._came, choice.prompt)
 
     def _came(self, name: str, output: EngineOutput | EngineError) -> None:
         known = self._open.get(name)
@@ -205,6 +219,7 @@ class Work:
         if output.finish is not None:
             del self._open[name]
             choice.finish, choice.stop_reason = output.finish, voice.stop_reason
+            choice.cached_tokens = output.cached_tokens
             choice.raw = self._tokenizer.decode(choice.token_ids) if choice.calls_tools else choice.text
         try:
             self._listener.step(choice, output.token_ids, parts)

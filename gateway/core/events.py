@@ -11,7 +11,17 @@ from typing import Literal
 import msgspec
 
 from simcore.cache_summary import CacheSummary
-from simcore.types import Candidate, Decision, EngineConfig, Forecast, LengthBelief, NodeLoad, NodePace, Outcome
+from simcore.types import (
+    Candidate,
+    Decision,
+    EngineConfig,
+    ExpectedWork,
+    Forecast,
+    LengthBelief,
+    NodeLoad,
+    NodePace,
+    Outcome,
+)
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -133,6 +143,20 @@ class NodeRemoved(Event, frozen=True, kw_only=True):
     node_id: str
 
 
+class ExpectedNode(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A node that can be had although it is not there yet."""
+
+    config: EngineConfig
+    ready_in_s: float
+    """When it is expected to take requests, from the moment of the event."""
+
+
+class NodesExpected(Event, frozen=True, kw_only=True):
+    """What a scaler can start or has begun to start, whole: requests for a model that nobody serves wait for those."""
+
+    nodes: tuple[ExpectedNode, ...]
+
+
 class NodeSuspected(Event, frozen=True, kw_only=True):
     """A node that is up has said nothing for a while (`detail` says so), or has spoken again (`detail` empty)."""
 
@@ -181,6 +205,8 @@ class TokensSeen(Event, frozen=True, kw_only=True):
     """`Dispatch.attempt` that they belong to."""
     whole: bool = False
     """They came with all others of the answer: when the first was produced is not known."""
+    last: bool = False
+    """The word that the answer has ended came with them, and follows."""
 
 
 class AnswerBegan(Event, frozen=True, kw_only=True):
@@ -228,8 +254,25 @@ class DrainAsked(Event, frozen=True, kw_only=True):
 
     node_id: str
     undo: bool = False
-    evict: bool = False
-    """What runs there goes on elsewhere, if it may and somebody can take it."""
+    stay: bool = False
+    """What runs there runs on to its end; otherwise it goes on elsewhere, if it may and somebody can take it."""
+
+
+class MoveAsked(Event, frozen=True, kw_only=True):
+    """An operator wants a request to go on at another node. `Router.why_not_moved` has said nothing against it."""
+
+    request_id: str
+    node_id: str
+    gently: bool = False
+    """Its stages are spread over time, so that those at the node hardly notice."""
+
+
+class RetirementTold(Event, frozen=True, kw_only=True):
+    """A node says whether it is to leave: then it takes nothing new from any gateway. What an operator has drained
+    stays so."""
+
+    node_id: str
+    retiring: bool
 
 
 class PolicySet(Event, frozen=True, kw_only=True):
@@ -246,6 +289,7 @@ AnyEvent = (
     | PaceTold
     | NodeLost
     | NodeRemoved
+    | NodesExpected
     | NodeSuspected
     | LoadNoted
     | CacheTold
@@ -257,6 +301,8 @@ AnyEvent = (
     | StreamEnded
     | ClientGone
     | DrainAsked
+    | MoveAsked
+    | RetirementTold
     | PolicySet
 )
 
@@ -274,6 +320,8 @@ class AskForecast(Action, frozen=True, kw_only=True):
     ask_id: int
     node_id: str
     candidate: Candidate
+    expected: ExpectedWork | None = None
+    """What the node is told of the work that this gateway is going to send it; None: what it was told last."""
 
 
 class AskCache(Action, frozen=True, kw_only=True):
@@ -302,6 +350,10 @@ class Dispatch(Action, frozen=True, kw_only=True):
     resumed: RequestShape | None = None
     """What is asked of the node when it goes on with a begun answer: the prompt has grown by the tokens so far and the
     limit shrunk by them. None: the request as it arrived."""
+    stage: bool = False
+    """It is only to leave its KV in the node's prefix cache: `resumed` asks for the first `prompt_tokens` of prompt and
+    answer so far, which may be fewer than the prompt has, and the one token that comes of it goes to nobody. Only its
+    end is told."""
 
 
 class Placed(Action, frozen=True, kw_only=True):
@@ -319,6 +371,14 @@ class Abort(Action, frozen=True, kw_only=True):
     attempt: int = 1
 
 
+class WatchToken(Action, frozen=True, kw_only=True):
+    """Tell of the next token of this attempt as soon as it comes, which a live shell does anyway."""
+
+    request_id: str
+    node_id: str
+    attempt: int = 1
+
+
 class Finish(Action, frozen=True, kw_only=True):
     """Tell the client how it ended. Exactly one per `Arrived`, or one `Placed` in its stead."""
 
@@ -329,4 +389,4 @@ class Finish(Action, frozen=True, kw_only=True):
     """When the same request may be taken, if it was turned away for lack of room."""
 
 
-AnyAction = AskForecast | AskCache | StartTimer | Dispatch | Placed | Abort | Finish
+AnyAction = AskForecast | AskCache | StartTimer | Dispatch | Placed | Abort | WatchToken | Finish

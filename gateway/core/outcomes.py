@@ -53,6 +53,7 @@ class Denial(enum.Enum):
     TOO_LARGE = "too_large"
     DUPLICATE = "duplicate"
     UNKNOWN = "unknown"
+    NOT_AS_IT_IS = "not_as_it_is"
     MODEL_NOT_FOUND = "model_not_found"
     NO_KEY = "no_key"
     FORBIDDEN = "forbidden"
@@ -66,10 +67,12 @@ DENIALS: dict[Denial, Codes] = {
     Denial.TOO_LARGE: Codes(8, 413, "invalid_request_error", "the request is too large"),
     Denial.DUPLICATE: Codes(6, 409, "invalid_request_error", "such a request is running"),
     Denial.UNKNOWN: Codes(5, 404, "invalid_request_error", "there is no such thing"),
+    Denial.NOT_AS_IT_IS: Codes(9, 409, "invalid_request_error", "that cannot be done as things are"),
     Denial.MODEL_NOT_FOUND: Codes(5, 404, "invalid_request_error", "no node serves this model"),
     Denial.NO_KEY: Codes(16, 401, "authentication_error", "no valid API key"),
     Denial.FORBIDDEN: Codes(7, 403, "permission_error", "this key may not do that"),
     Denial.RATE_LIMITED: Codes(8, 429, "rate_limit_error", "the key's limit is reached"),
     Denial.SHUTTING_DOWN: Codes(14, 503, "service_unavailable_error", "the gateway is shutting down"),
 }
-"""gRPC as above, and 5 NOT_FOUND, 6 ALREADY_EXISTS, 7 PERMISSION_DENIED, 12 UNIMPLEMENTED, 16 UNAUTHENTICATED."""
+"""gRPC as above, and 5 NOT_FOUND, 6 ALREADY_EXISTS, 7 PERMISSION_DENIED, 9 FAILED_PRECONDITION,
+12 UNIMPLEMENTED, 16 UNAUTHENTICATED."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -20,20 +20,24 @@ from gateway.core.decision.pipeline import DecisionPipeline
 from gateway.core.decision.policies.registry import PolicyError
 from gateway.core.ledger import Ledger
 from gateway.core.monitor import NodeMonitor
+from gateway.core.moves.mover import Mover, MovesStatus
+from gateway.core.nodes.expected_work import ExpectedSendings
 from gateway.core.nodes.node import Node, NodeStatus
 from gateway.core.nodes.pool import NodePool
+from gateway.core.nodes.view import NodeView
 from gateway.core.outcomes import COMPLETE
 from gateway.core.queue.late_binding import LateBinding, QueueStatus
 from gateway.core.queue.queue import GatewayQueue
 from gateway.core.request.attempt import Attempt
-from gateway.core.request.explanation import Explanation
+from gateway.core.request.explanation import Explanation, MoveTold
 from gateway.core.request.lifecycle import State, Trigger
 from gateway.core.request.live import LiveRequest
+from gateway.core.request.migration import Move
 from gateway.core.request.resume import attempt_id, remainder, why_not_resumed
 from gateway.core.request.retry_budget import RetryBudget
 from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.router_config import RouterConfig
-from simcore.types import Candidate, Forecast, Outcome
+from simcore.types import Candidate, ExpectedWork, Forecast, Outcome
 
 __all__ = ["RETRYABLE", "Router", "RouterConfig"]
 
@@ -60,7 +64,12 @@ class Router:
         self._late = LateBinding(config.hold, queue, rng, refuse_infeasible=config.infeasible == "refuse")
         self._pipeline = DecisionPipeline(self._pool, self._late, config, rng)
         self._ledger.on_left = self._pipeline.left
+        self._mover = Mover(
+            config.moves, self._pool, self._ledger, self._pipeline, self, state_stale_s=config.state_stale_s, rng=rng
+        )
+        self._ledger.on_ended = self._mover.ended
         self._policy = self._pipeline.policy(config.policy)
+        self._expected = ExpectedSendings()
         self._monitor = NodeMonitor(self._pool, stall_s=config.stall_s)
         self._budget = RetryBudget(share=config.retry_share, burst=config.retry_burst)
         self._probes: dict[str, tuple[int, float]] = {}
@@ -73,6 +82,7 @@ class Router:
             ev.PaceTold: self._on_pace_told,
             ev.NodeLost: self._on_node_lost,
             ev.NodeRemoved: self._on_node_removed,
+            ev.NodesExpected: self._on_nodes_expected,
             ev.NodeSuspected: self._on_node_suspected,
             ev.LoadNoted: self._on_load_noted,
             ev.CacheTold: self._on_cache_told,
@@ -84,6 +94,8 @@ class Router:
             ev.StreamEnded: self._on_stream_ended,
             ev.ClientGone: self._on_client_gone,
             ev.DrainAsked: self._on_drain_asked,
+            ev.MoveAsked: self._on_move_asked,
+            ev.RetirementTold: self._on_retirement_told,
             ev.PolicySet: self._on_policy_set,
         }
 
@@ -109,7 +121,37 @@ class Router:
 
     def wants(self, timer_id: int) -> bool:
         """Whether something still waits for this timer."""
-        return timer_id in self._ledger.timers or self._late.is_recheck(timer_id)
+        return timer_id in self._ledger.timers or self._late.is_recheck(timer_id) or self._mover.wants(timer_id)
+
+    def progress_due(self, timer_id: int) -> Collection[str]:
+        """Requests on whose progress it depends what happens when the timer fires: a shell that does not tell of all
+        tokens as they come tells of theirs before."""
+        return self._mover.progress_due(timer_id)
+
+    def why_not_moved(self, request_id: str, node_id: str) -> str:
+        """Why a request cannot go on at this node now, for people; empty when it can be tried (`MoveAsked`)."""
+        live = self._ledger.live.get(request_id)
+        if live is None:
+            return f"no request {request_id!r} is under way here"
+        return self._mover.why_not_to(live, node_id)
+
+    @property
+    def moving(self) -> Sequence[str]:
+        """Requests on their way from one node to another."""
+        return list(self._mover.moves)
+
+    def moves_status(self) -> MovesStatus:
+        """Counts of moves."""
+        return self._mover.status()
+
+    def last_move(self, request_id: str) -> MoveTold | None:
+        """The latest move of a live request; None where it has none."""
+        live = self._ledger.live.get(request_id)
+        return live.told_moves[-1] if live is not None and live.told_moves else None
+
+    def take_moves(self) -> list[MoveTold]:
+        """Moves that have ended since this was last asked."""
+        return self._mover.take_told()
 
     @property
     def policy_name(self) -> str:
@@ -124,14 +166,38 @@ class Router:
         """All nodes, in the order in which they joined."""
         return [node.status() for node in self._pool.nodes.values()]
 
-    def queue_status(self) -> QueueStatus:
+    def views(self, now_s: float) -> list[NodeView]:
+        """All nodes as policies see them, in the same order."""
+        return [node.view(now_s, self.config.state_stale_s) for node in self._pool.nodes.values()]
+
+    def queue_status(self, now_s: float = 0.0) -> QueueStatus:
         """The queue of requests that no node can take yet."""
-        return self._late.status()
+        status = self._late.status()
+        waits_s = [self._pool.expected_in_s(model, now_s) for model in self.waiting_models()] if status.held else []
+        if not waits_s:
+            return status
+        return msgspec.structs.replace(status, predicted_wait_s=max(status.predicted_wait_s, *waits_s))
+
+    def awaited_in_s(self, model: str, now_s: float) -> float | None:
+        """How long until a node comes that takes requests for the model (empty: for the only one), if none takes any
+        now and one can be had; else None."""
+        serving = self._pool.serving(model)
+        if not isinstance(serving, str) and serving.ready:
+            return None
+        return None if self._pool.expected(model) is None else self._pool.expected_in_s(model, now_s)
+
+    def waiting_models(self) -> tuple[str, ...]:
+        """Models for which requests are held although no node takes any; empty name: of the only model."""
+        return tuple(
+            model
+            for model in self._late.models()
+            if isinstance(serving := self._pool.serving(model), str) or not serving.ready
+        )
 
     def why_unknown(self, model: str) -> str:
         """Why no node could ever serve the model, for people; empty while one could, or while there are no nodes."""
         serving = self._pool.serving(model) if model and self._pool.nodes else None
-        return serving if isinstance(serving, str) else ""
+        return serving if isinstance(serving, str) and self._pool.expected(model) is None else ""
 
     def models(self) -> list[str]:
         """All models that nodes serve, sorted."""
@@ -140,6 +206,7 @@ class Router:
     def check_quiescent(self) -> None:
         """Raises AssertionError unless nothing is under way and every counter is back at zero."""
         self._ledger.check_quiescent()
+        self._mover.check_quiescent()
         for node in self._pool.nodes.values():
             assert not node.in_flight, f"{node.node_id} still holds {list(node.in_flight)[:5]}"
 
@@ -179,20 +246,26 @@ class Router:
         for node_id in asked.pending.values():
             if (node := self._pool.nodes.get(node_id)) is not None:
                 node.accuracy.unanswered(now_s)
+        if live.is_inquiry:
+            move = self._mover.moves[live.request_id]
+            source = move.source.node if move.priced else None
+            self._mover.decided(move, self._pipeline.conclude_elsewhere(live, asked, source, now_s), now_s)
+            return
         self._apply(self._pipeline.conclude(live, asked, now_s), live, now_s)
 
     def _apply(self, verdict: Verdict, live: LiveRequest, now_s: float) -> None:
         match verdict:
-            case Ask():
-                self._ask(live, verdict.nodes, now_s)
             case Chosen():
                 self._commit(live, verdict, now_s)
+            case Ask():
+                self._ask(live, verdict.nodes, now_s)
             case Wait():
                 self._hold(live, verdict, now_s)
             case Refusal():
                 self._refuse(live, verdict, now_s)
 
-    def _ask(self, live: LiveRequest, nodes: Sequence[Node], now_s: float) -> None:
+    def _ask(self, live: LiveRequest, nodes: Sequence[Node], now_s: float, *, leaving: Attempt | None = None) -> None:
+        """Asks for forecasts of the request; the node of the attempt `leaving`, of how that goes if it stays."""
         shape = live.shape
         candidate = Candidate(
             request_id=attempt_id(shape.request_id, live.next_attempt),
@@ -205,8 +278,14 @@ class Router:
         asks: dict[int, str] = {}
         failures: dict[str, str] = {}
         for node in nodes:
+            if leaving is not None and node is leaving.node:
+                stays = msgspec.structs.replace(
+                    candidate, request_id=attempt_id(live.request_id, leaving.number), leaving=True
+                )
+                asks[self._ledger.ask(node, stays)] = node.node_id
+                continue
             if not node.accuracy.is_silent:
-                asks[self._ledger.ask(node, candidate)] = node.node_id
+                asks[self._ledger.ask(node, candidate, self._expected_of(node, now_s))] = node.node_id
                 continue
             failures[node.node_id] = "its predictor has not answered lately"
             if node.accuracy.probe_due(now_s):
@@ -219,16 +298,48 @@ class Router:
 
     def _commit(self, live: LiveRequest, chosen: Chosen, now_s: float) -> None:
         self._late.placed(live, now_s)
-        if not live.shape.place_only:
-            self._pipeline.placed(live, chosen.node, now_s)
-        node, names = chosen.node, live.shape.block_hashes
+        shape, node = live.shape, chosen.node
+        place_only, names = shape.place_only, shape.block_hashes
+        if not place_only:
+            self._pipeline.placed(live, chosen)
+        if not live.resumed_tokens:
+            cached_tokens = node.cached_tokens(names, shape.prompt_tokens) if names else 0
+            self._expected.sent(node, shape.prompt_tokens - cached_tokens, now_s)
         if names:
-            request_id = None if live.shape.place_only else live.request_id
-            node.prefixes.sent(request_id, names, node.config, now_s)
-        if live.shape.place_only:
+            node.prefixes.sent(None if place_only else live.request_id, names, node.config, now_s)
+        if place_only:
             self._ledger.promise(live, chosen, now_s)
         else:
             self._ledger.dispatch(live, chosen, now_s)
+            self._mover.plan(now_s)
+
+    def ask_elsewhere(self, move: Move, ask: Ask, now_s: float) -> None:
+        """Asks who might go on with a request that runs (`Mover`)."""
+        self._ask(move.inquiry, ask.nodes, now_s, leaving=move.source if move.priced else None)
+
+    def cut(self, move: Move, now_s: float) -> None:
+        """A request goes on at the destination of its move (`Mover`).
+
+        Should the destination fail before it has said a word, that is as if the source had: it is tried elsewhere.
+        """
+        live, attempt, chosen = move.live, move.source, move.chosen
+        assert chosen is not None, "a move without a destination is not cut"
+        self._ledger.abort(live, attempt)
+        live.moves += 1
+        if attempt.output_tokens:
+            live.shape = remainder(live.shape, attempt.output_tokens)
+        self._ledger.move(live, Trigger.RETRIED if live.state is State.SENT else Trigger.RESUMED)
+        reason = f"moved from {attempt.node.node_id}, as {move.why}: {chosen.decision.reason}"
+        decision = msgspec.structs.replace(chosen.decision, reason=reason, attempt=live.next_attempt)
+        self._commit(live, chosen._replace(decision=decision, expected=None), now_s)
+
+    def _expected_of(self, node: Node, now_s: float) -> ExpectedWork | None:
+        """What the node is to be told of the work to come, if it is time for that."""
+        if not self._expected.is_due(node, now_s):
+            return None
+        serving = self._pool.serving(node.config.model)
+        fellows = () if isinstance(serving, str) else serving.ready
+        return self._expected.tell(node, fellows, now_s)
 
     def _hold(self, live: LiveRequest, wait: Wait, now_s: float) -> None:
         """It joins the queue, unless the bounds shed it; others may have to make room."""
@@ -281,6 +392,8 @@ class Router:
         if self._late.is_recheck(event.timer_id):
             self._look_at_queue(now_s)
             return
+        if self._mover.fired(event.timer_id, now_s):
+            return
         live = self._ledger.timers.pop(event.timer_id, None)
         if live is None:
             return
@@ -314,7 +427,10 @@ class Router:
             attempt.first_token_s = None if event.whole else now_s
             attempt.node.prefixes.computed(event.request_id, now_s)
             self._monitor.first_token(attempt, now_s, is_timed=not event.whole)
-            self._pipeline.began(attempt)
+            if not attempt.is_stage:
+                self._pipeline.began(attempt)
+                if live.told_moves:
+                    self._mover.first_token(live, attempt, now_s)
         if live.streaming is attempt:
             if live.ttft_s is None and not event.whole:
                 live.ttft_s = now_s - live.arrival_s
@@ -324,6 +440,9 @@ class Router:
             live.output_tokens += event.tokens
         attempt.output_tokens += event.tokens
         self._monitor.tokens(attempt, event.tokens, now_s)
+        # An answer that has ended must not go on elsewhere.
+        if self._mover.moves and not event.last:
+            self._mover.token(live, attempt, now_s)
 
     def _on_answer_began(self, event: ev.AnswerBegan, now_s: float) -> None:
         found = self._ledger.at_node(event.request_id, event.node_id, event.attempt)
@@ -350,6 +469,10 @@ class Router:
         if event.found_tokens is not None:
             blocks = event.found_tokens // attempt.node.config.block_size_tokens
             attempt.node.prefixes.over(event.request_id, blocks)
+            if not attempt.is_stage:
+                live.found_tokens = event.found_tokens
+                if (told := live.move_to(attempt.node.node_id)) is not None:
+                    told.found_tokens = event.found_tokens
         if outcome in NEVER_ON_THEIR_OWN:
             detail = event.detail or "the engine gave the request up unasked"
             self._failed(live, attempt, Outcome.ENGINE_FAILED, detail, now_s)
@@ -362,6 +485,13 @@ class Router:
                 self._ledger.end(live, Trigger.NODE_ENDED, outcome, event.detail, now_s)
             else:
                 self._ledger.over(live, attempt)
+                self._stage_over(live, attempt, outcome, event.detail, now_s)
+
+    def _stage_over(self, live: LiveRequest, attempt: Attempt, outcome: Outcome, detail: str, now_s: float) -> None:
+        if outcome in COMPLETE:
+            self._mover.staged(live, attempt, now_s)
+        else:
+            self._mover.lost_stage(live, attempt, detail or outcome.value, now_s)
 
     def _on_client_gone(self, event: ev.ClientGone, now_s: float) -> None:
         live = self._ledger.live.get(event.request_id)
@@ -374,6 +504,7 @@ class Router:
         if live.streaming is not attempt:
             # The client does not depend on it.
             self._ledger.over(live, attempt)
+            self._stage_over(live, attempt, outcome, detail, now_s)
             return
         if attempt.output_tokens >= attempt.asked.max_output_tokens and not live.has_begun:
             # All that was asked for has come; only the word that it ended is missing.
@@ -381,7 +512,12 @@ class Router:
             return
         if live.failure is not None and outcome is Outcome.INVALID:
             outcome, detail = live.failure[0], f"{live.failure[1]}; another node refused to go on: {detail}"
-        refusal = self._why_given_up(live, attempt)
+        if outcome is Outcome.NO_NODE and not (attempt.output_tokens or live.has_begun):
+            # It was refused before it began, which is nobody's failure; each node can do so once.
+            live.moves += 1
+            refusal = ""
+        else:
+            refusal = self._why_given_up(live, attempt)
         if refusal:
             if live.output_tokens:
                 refusal = f"after {live.output_tokens} tokens; {refusal}"
@@ -393,6 +529,7 @@ class Router:
         self._go_on_elsewhere(live, attempt, now_s)
 
     def _go_on_elsewhere(self, live: LiveRequest, attempt: Attempt, now_s: float) -> None:
+        self._mover.overtaken(live, now_s, "its node failed it first")
         if attempt.output_tokens:
             live.shape = remainder(live.shape, attempt.output_tokens)
         self._ledger.move(live, Trigger.RETRIED if live.state is State.SENT else Trigger.RESUMED)
@@ -412,19 +549,15 @@ class Router:
         return ""
 
     def _abort_and_end(self, live: LiveRequest, trigger: Trigger, outcome: Outcome, detail: str, now_s: float) -> None:
-        for attempt in live.at_nodes:
-            self._abort(live, attempt)
+        if live.streaming is not None:
+            self._ledger.abort(live, live.streaming)
         self._ledger.end(live, trigger, outcome, detail, now_s)
-
-    def _abort(self, live: LiveRequest, attempt: Attempt) -> None:
-        """Its node is told to stop."""
-        node_id = attempt.node.node_id
-        self._ledger.want(ev.Abort(request_id=live.request_id, node_id=node_id, attempt=attempt.number))
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
     def _on_node_joined(self, event: ev.NodeJoined, now_s: float) -> None:
-        self._pool.join(event.node_id, event.config, event.profile)
+        self._pool.join(event.node_id, event.config, event.profile, now_s)
+        self._expected.begins(self._pool.nodes[event.node_id], now_s)
         if event.config.prefix_cache_traced:
             self._ledger.want(ev.AskCache(node_id=event.node_id))
         self._ledger.capacity_changed()
@@ -461,7 +594,13 @@ class Router:
         if node is not None:
             node.lose("removed")
             self._pool.remove(event.node_id)
+            self._expected.left(event.node_id)
             self._abandon(node, f"node {event.node_id} was removed", "", now_s)
+
+    def _on_nodes_expected(self, event: ev.NodesExpected, now_s: float) -> None:
+        self._pool.expect(event.nodes, now_s)
+        # Those who waited for a node that will not come now must hear it.
+        self._ledger.capacity_changed()
 
     def _on_load_noted(self, event: ev.LoadNoted, now_s: float) -> None:
         node = self._pool.nodes.get(event.load.node_id)
@@ -484,42 +623,49 @@ class Router:
     def _on_drain_asked(self, event: ev.DrainAsked, now_s: float) -> None:
         if event.node_id in self._pool.nodes:
             self._pool.drain(event.node_id, not event.undo)
+            self._pool.nodes[event.node_id].may_stay = event.stay
             self._ledger.capacity_changed()
-            if event.evict and not event.undo:
-                self._evict(self._pool.nodes[event.node_id], now_s)
+            self._empty_if_leaving(event.node_id, now_s)
+            if event.undo:
+                self._expected.begins(self._pool.nodes[event.node_id], now_s)
+
+    def _on_retirement_told(self, event: ev.RetirementTold, now_s: float) -> None:
+        node = self._pool.nodes.get(event.node_id)
+        if node is not None and node.up:
+            self._pool.retire(event.node_id, event.retiring)
+            self._ledger.capacity_changed()
+            if not event.retiring:
+                self._expected.begins(node, now_s)
+            self._empty_if_leaving(event.node_id, now_s)
+
+    def _empty_if_leaving(self, node_id: str, now_s: float) -> None:
+        node = self._pool.nodes[node_id]
+        if node.to_be_emptied and node.in_flight:
+            self._mover.leaving(node, now_s)
+
+    def _on_move_asked(self, event: ev.MoveAsked, now_s: float) -> None:
+        live = self._ledger.live.get(event.request_id)
+        if live is not None and not self._mover.why_not_to(live, event.node_id):
+            self._mover.begin(
+                live,
+                "an operator wants it there",
+                now_s,
+                cause="operator",
+                node_id=event.node_id,
+                urgent=not event.gently,
+                priced=False,
+            )
 
     def _on_policy_set(self, event: ev.PolicySet, now_s: float) -> None:
         self._policy = self._pipeline.policy(event.policy)
 
-    def _evict(self, node: Node, now_s: float) -> None:
-        """Moves what may go on elsewhere and finds room there; the rest stays to its end.
-
-        A move is nobody's failure: it counts neither against the node nor as an attempt.
-        """
-        for live, attempt in self._attempts_at(node):
-            if (
-                live.streaming is not attempt
-                or attempt.output_tokens >= attempt.asked.max_output_tokens
-                or ((live.output_tokens or live.has_begun) and why_not_resumed(live.shape))
-                or not self._pipeline.has_room(live, now_s)
-            ):
-                continue
-            self._abort(live, attempt)
-            live.moves += 1
-            self._go_on_elsewhere(live, attempt, now_s)
-
     def _abandon(self, node: Node, what: str, detail: str, now_s: float, *, stop: bool = False) -> None:
         """A node has gone: its requests fail, and nobody waits for its forecasts. `stop`: it can still be told so."""
         detail = f"{what}: {detail}" if detail else what
-        for live, attempt in self._attempts_at(node):
+        for live, attempt in self._ledger.attempts_at(node):
             if stop:
-                self._abort(live, attempt)
+                self._ledger.abort(live, attempt)
             self._failed(live, attempt, Outcome.NODE_LOST, detail, now_s)
         for ask_id, live in list(self._ledger.asks.items()):
             if live.round is not None and live.round.pending.get(ask_id) == node.node_id:
                 self._answered(live, ask_id, None, detail, now_s)
-
-    def _attempts_at(self, node: Node) -> list[tuple[LiveRequest, Attempt]]:
-        """What the node has of ours, in the order of dispatch."""
-        held = [self._ledger.live[request_id] for request_id in node.in_flight]
-        return [(live, attempt) for live in held for attempt in live.at_nodes if attempt.node is node]

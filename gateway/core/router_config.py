@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from gateway.core.moves.config import MovesConfig
+from gateway.core.priority import PriorityConfig
 from gateway.core.queue.queue import HoldConfig
 
 
@@ -47,6 +49,10 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     as "h100/llama-3.1-8b" = 2400; 1 for all others."""
     hold: HoldConfig = HoldConfig()
     """Which requests wait in the gateway's queue, and for how long."""
+    moves: MovesConfig = MovesConfig()
+    """Which requests that run go on at another node."""
+    priority: PriorityConfig = PriorityConfig()
+    """How far requests of a higher class are preferred."""
     infeasible: Literal["serve", "hold", "refuse"] = "serve"
     """A request whose service levels every node asked is forecast to miss: it is served all the same; held behind all
     others until a node has room; or refused at once, with the time after which it may be taken."""

@@ -30,6 +30,7 @@ log = structlog.get_logger("gateway.http")
 JSON = "application/json"
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 COMMENT = b": waiting for the first token\n\n"
+AWAITED = ": no node runs for this model yet; one is expected in {:.0f} s\n\n"
 """What readers of server-sent events pass over; https://html.spec.whatwg.org/multipage/server-sent-events.html"""
 _FINISH = {Outcome.STOP: b'"stop"', Outcome.LENGTH: b'"length"'}
 
@@ -174,14 +175,17 @@ class Delivery:
         self._let_go()
 
     def beat(self) -> Beat:
-        """Headers, if there were none, and a comment, once the request has a node: from then on it has an answer."""
+        """Headers, if there were none, and a comment, once the request has a node: from then on it has an answer. One
+        that waits for a node to be started is told how long."""
         streams = [answer.stream for answer in self._answers]
         if self._has_begun or self._exchange.is_over or any(stream.outcome is not None for stream in streams):
             return "over"
-        if not any(stream.node_id for stream in streams) or self._exchange.is_blocked:
+        awaited_s = self._intake.awaited_in_s(streams[0])
+        has_node = any(stream.node_id for stream in streams)
+        if (awaited_s is None and not has_node) or self._exchange.is_blocked:
             return "not yet"
         self._exchange.start(200, {**self._headers(), **EVENTS})
-        self._exchange.send(COMMENT)
+        self._exchange.send(COMMENT if awaited_s is None else AWAITED.format(awaited_s).encode())
         return "sent"
 
     def _headers(self) -> dict[str, str]:

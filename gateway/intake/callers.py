@@ -32,6 +32,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """The key's name; empty where no keys are asked for."""
     role: Role = "client"
     limits: CallerLimits = CallerLimits()
+    best_priority: int | None = None
+    """The smallest priority that it may ask for; None: any."""
 
 
 ANYONE = Caller(role="admin")
@@ -52,6 +54,8 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Requests that may come at once (a count)."""
     max_concurrent: int = 0
     """Requests under way (a count); 0: no limit."""
+    best_priority: Annotated[int, msgspec.Meta(extra={"metavar": "N"})] = 0
+    """Smallest priority that a client may ask for; smaller ones go first, 0 is everybody's."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -62,6 +66,11 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def limits(self) -> CallerLimits:
         return CallerLimits(requests_per_s=self.requests_per_s, burst=self.burst, max_concurrent=self.max_concurrent)
+
+    def caller(self) -> Caller:
+        """Who has the key."""
+        best_priority = None if self.role == "admin" else self.best_priority
+        return Caller(name=self.name, role=self.role, limits=self.limits(), best_priority=best_priority)
 
 
 class KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,9 +99,7 @@ class KeyRing:
         if not path:
             self._callers = None
             return
-        self._callers = {
-            bytes.fromhex(e.sha256): Caller(name=e.name, role=e.role, limits=e.limits()) for e in read_keys(path).keys
-        }
+        self._callers = {bytes.fromhex(entry.sha256): entry.caller() for entry in read_keys(path).keys}
 
     @property
     def asks_for_keys(self) -> bool:
@@ -119,6 +126,18 @@ def require(caller: Caller, *roles: Role) -> None:
     if caller.role != "admin" and caller.role not in roles:
         raise Denied(
             Denial.FORBIDDEN, f"key {caller.name!r} is for role {caller.role!r}; this needs {roles or 'admin'}"
+        )
+
+
+def check_priority(caller: Caller, priority: int) -> None:
+    """Raises Denied for a priority better than the caller may ask for."""
+    best = caller.best_priority
+    if best is not None and priority < best:
+        raise Denied(
+            Denial.FORBIDDEN,
+            f"key {caller.name!r} may ask for priority {best} or larger, not {priority}: smaller goes first; send "
+            f"{best}, or have the operator give the key best_priority = {priority}",
+            param="priority",
         )
 
 

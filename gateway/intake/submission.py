@@ -19,7 +19,7 @@ from gateway.core.outcomes import Denial
 from gateway.intake import checks
 from gateway.intake.answer_text import AnswerText
 from gateway.intake.call_facts import CallFacts, estimated_tokens, written_out
-from gateway.intake.callers import ANYONE, Caller, require
+from gateway.intake.callers import ANYONE, Caller, check_priority, require
 from gateway.intake.claims import Claims
 from gateway.intake.client_call import STANDSTILL_S, ClientCall
 from gateway.intake.client_request import ClientRequest, Sampling
@@ -105,6 +105,7 @@ class Intake:
         `close` is owed for each stream. The first has the request's own id. Raises Denied.
         """
         require(caller, "client")
+        check_priority(caller, request.priority)
         self._check_open()
         request_id = checks.request_id_of(request.request_id)
         checks.check_sampling(request.sampling)
@@ -129,6 +130,7 @@ class Intake:
         """Submits a client's own call, to be handed on as it is; whoever gets the stream calls `close` once nobody
         reads it any more. `node`: the only one that may have it; empty: any. Raises Denied."""
         require(caller, "client")
+        check_priority(caller, facts.priority)
         self._check_open()
         request_id = checks.request_id_of(facts.request_id)
         self.check_model(facts.model)
@@ -161,6 +163,7 @@ class Intake:
     async def place(self, request: ClientRequest, caller: Caller = ANYONE) -> ClientStream:
         """Checks and submits a request (as `admit`) for a decision only. Raises Denied."""
         require(caller, "client")
+        check_priority(caller, request.priority)
         self._check_open()
         request_id = checks.request_id_of(request.request_id)
         self.check_model(request.model)
@@ -436,6 +439,10 @@ class Intake:
                 "it hands calls on as they are; send token ids over gRPC",
                 param="model",
             )
+
+    def awaited_in_s(self, stream: ClientStream) -> float | None:
+        """How long until a node comes for this request, if it waits for one that is not there yet; else None."""
+        return self._pump.awaited_in_s(stream)
 
     def check_model(self, model: str) -> None:
         """Raises Denied for a model that no node could serve."""

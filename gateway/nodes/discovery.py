@@ -1,4 +1,6 @@
-"""Nodes by name: entries `dns:HOST:PORT` stand for every address that HOST resolves to, asked again and again.
+"""Which nodes there are: those of the configuration, and those that a connector has started.
+
+Entries `dns:HOST:PORT` stand for every address that HOST resolves to, asked again and again.
 
 A name that cannot be resolved for a while keeps its last answer: an outage of the name service must not take away nodes
 that work.
@@ -34,6 +36,7 @@ class Discovery:
         self._on_change = on_change
         self._resolve = resolve or resolve_by_dns
         self._entries: tuple[NodeEntry, ...] = ()
+        self._started: tuple[NodeEntry, ...] = ()
         self._known: dict[str, tuple[str, ...]] = {}
         self._failing: set[str] = set()
         self._announced: list[NodeEntry] | None = None
@@ -46,6 +49,11 @@ class Discovery:
         self._announce()
         if any(entry.is_name for entry in entries):
             self._task = asyncio.get_running_loop().create_task(self._resolve_repeatedly())
+
+    def set_started(self, entries: Sequence[NodeEntry]) -> None:
+        """The nodes that run beside those of the configuration, whole, by address."""
+        self._started = tuple(entries)
+        self._announce()
 
     async def close(self) -> None:
         """Asks no more."""
@@ -84,6 +92,8 @@ class Discovery:
 
     def _announce(self) -> None:
         by_address: dict[str, NodeEntry] = {e.address: e for e in self._entries if not e.is_name}
+        for entry in self._started:
+            by_address.setdefault(entry.address, entry)
         for entry in self._entries:
             for address in self._known.get(entry.address, ()) if entry.is_name else ():
                 by_address.setdefault(address, msgspec.structs.replace(entry, address=address))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Literal, Protocol, cast
 
 import grpc
 import grpc.aio
@@ -19,7 +20,15 @@ import structlog
 
 from gateway import wire
 from gateway.config import NodeEntry
-from gateway.core.events import AdaptersUsed, CacheTold, ForecastArrived, LoadNoted, NodeSuspected, PaceTold
+from gateway.core.events import (
+    AdaptersUsed,
+    CacheTold,
+    ForecastArrived,
+    LoadNoted,
+    NodeSuspected,
+    PaceTold,
+    RetirementTold,
+)
 from gateway.intake.client_stream import ClientStream
 from gateway.nodes.outbox import BODY_PART_BYTES, Outbox
 from gateway.pump import Pump
@@ -28,7 +37,7 @@ from protos.runtime.channels import keepalive, open_channel
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
-from simcore.types import Candidate, EngineConfig
+from simcore.types import Candidate, EngineConfig, ExpectedWork
 
 log = structlog.get_logger("gateway.nodes.link")
 
@@ -74,6 +83,8 @@ class NodeLink:
         keepalive_s: float,
         reconnect_max_s: float,
         on_change: Callable[[], None],
+        on_lease: Callable[[NodeLink, pb.LeaseAnswer], None],
+        on_news: Callable[[pb.ScalingNews], None],
         candidates: Callable[[Candidate], types_pb.Candidate],
         credentials: grpc.ChannelCredentials | None = None,
         server_name: str = "",
@@ -88,11 +99,19 @@ class NodeLink:
         self.profile = ""
         self.detail = ""
         """Why it is down, for people."""
+        self.retiring = False
+        """It says that it is to leave and takes nothing new, from any gateway; False while it is down."""
+        self.empty = False
+        """It says that it has nothing any more, and will not: it may be stopped."""
+        self.sessions = 0
+        """How many have begun."""
         self._pump = pump
         self._names = names
         self._gateway_id = gateway_id
         self._reconnect_max_s = reconnect_max_s
         self._on_change = on_change
+        self._on_lease = on_lease
+        self._on_news = on_news
         self._candidates = candidates
         self._options = _channel_options(keepalive_s)
         if server_name:
@@ -152,7 +171,14 @@ class NodeLink:
         self._wake.set()
         self._check_stall()
 
-    def ask(self, ask_id: int, candidate: Candidate) -> None:
+    def stage(self, dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -> None:
+        self._outbox.dispatch(wire.staged(dispatch_seq, stream, wire_id, tokens))
+        self._wake.set()
+        self._check_stall()
+
+    def ask(self, ask_id: int, candidate: Candidate, expected: ExpectedWork | None) -> None:
+        if expected is not None:
+            self._outbox.expected(codec.expected_work_to_wire(expected))
         self._outbox.ask(ask_id, self._candidates(candidate))
         self._wake.set()
         self._check_stall()
@@ -167,6 +193,21 @@ class NodeLink:
 
     def consumed(self, wire_id: str, data_bytes: int) -> None:
         self._outbox.consumed(wire_id, data_bytes)
+        self._wake.set()
+
+    def retire(self, undo: bool) -> None:
+        """The node is to leave, or to stay after all, for all gateways. Whether it does it says itself (`retiring`);
+        what is said while it is down is lost."""
+        self._outbox.retire(undo)
+        self._wake.set()
+
+    def ask_lease(self, ask: pb.LeaseAsk) -> None:
+        self._outbox.lease(ask)
+        self._wake.set()
+
+    def tell_news(self, news: pb.ScalingNews) -> None:
+        """For all other gateways that ask this node for its lease."""
+        self._outbox.news(news)
         self._wake.set()
 
     def forget(self, wire_id: str) -> None:
@@ -225,6 +266,7 @@ class NodeLink:
             level = logging.WARNING if self._task is not None else logging.INFO
             log.log(level, "node is down", node=self.name, address=self.entry.address, detail=detail)
         was_up, self.status, self.detail = self.status == "up", "down", detail
+        self.retiring = self.empty = False
         self._written.set()
         if was_up:
             self._names.release(self.node_id, self.entry.address)
@@ -233,9 +275,13 @@ class NodeLink:
 
     async def _converse(self, call: SessionCall) -> None:
         """Welcome, then frames both ways until the session breaks, which is always an exception."""
+        # Left unread, the frames and their call hold each other, and with them a connection, until memory is searched.
+        async with aclosing(cast("AsyncGenerator[pb.NodeFrame]", aiter(call))) as frames:
+            await self._exchange(call, frames)
+
+    async def _exchange(self, call: SessionCall, frames: AsyncIterator[pb.NodeFrame]) -> None:
         hello = Outbox()
         hello.hello(self._gateway_id)
-        frames = aiter(call)
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
                 await call.write(hello.pop())
@@ -277,6 +323,7 @@ class NodeLink:
         self.node_id, self.config, self.profile = welcome.node_id, config, welcome.profile
         self._outbox.body_window_bytes = welcome.body_window_bytes
         self.status, self.detail = "up", ""
+        self.sessions += 1
         log.info("node is up", node=self.node_id, address=self.entry.address, model=config.model, profile=self.profile)
         self._pump.node_up(self.node_id, self, config, welcome.profile)
         self._on_change()
@@ -331,6 +378,15 @@ class NodeLink:
         if self._suspected:
             self._suspected = False
             pump.post(NodeSuspected(node_id=node_id, detail=""))
+        if frame.HasField("leaving"):
+            # Before the ends: what the node refuses now is not sent there again.
+            self.retiring, self.empty = frame.leaving.retiring, frame.leaving.empty
+            pump.post(RetirementTold(node_id=node_id, retiring=self.retiring))
+            self._on_change()
+        if frame.HasField("lease"):
+            self._on_lease(self, frame.lease)
+        for news in frame.news:
+            self._on_news(news)
         if frame.HasField("served"):
             self._renamed(frame.served)
         if frame.HasField("adapters"):

@@ -101,8 +101,26 @@ class Outbox:
     def ask(self, ask_id: int, candidate: types_pb.Candidate) -> None:
         self._open().asks.append(pb.Ask(ask_id=ask_id, candidate=candidate))
 
+    def expected(self, work: pb.ExpectedWork) -> None:
+        """The last word counts."""
+        self._open().expected_work.CopyFrom(work)
+
     def tell_cache(self) -> None:
         self._open().tell_cache = True
+
+    def retire(self, undo: bool) -> None:
+        """The last word counts."""
+        self._open().retire = pb.RETIREMENT_UNDO if undo else pb.RETIREMENT_RETIRE
+
+    def lease(self, ask: pb.LeaseAsk) -> None:
+        """A frame brings one: of two the later."""
+        self._open().lease.CopyFrom(ask)
+
+    def news(self, news: pb.ScalingNews) -> None:
+        """A frame brings one, and each is heard."""
+        if self._open().HasField("news"):
+            self._next()
+        self._open().news.CopyFrom(news)
 
     def ping(self, number: int) -> None:
         self._open().ping = number

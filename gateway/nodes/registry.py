@@ -9,11 +9,15 @@ from collections.abc import Callable, Sequence
 from gateway import wire
 from gateway.config import GatewayConfig, NodeEntry
 from gateway.core.events import DrainAsked
+from gateway.core.scale.news import ScalingNews
+from gateway.nodes.leadership import LEASE_S, Leadership
 from gateway.nodes.link import NodeLink
 from gateway.pump import Pump
 from protos.runtime.tls import channel_credentials
 from protos.v1 import astrolabe_dispatch_pb2 as pb
+from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from simcore.proved import PROVED_VLLM_VERSION
+from simcore.types import EngineConfig
 
 
 class NodeRegistry:
@@ -22,11 +26,14 @@ class NodeRegistry:
     def __init__(self, config: GatewayConfig, *, pump: Pump, gateway_id: str, on_change: Callable[[], None]) -> None:
         self.links: dict[str, NodeLink] = {}
         """By address, in the order of the configuration."""
+        self.expected: tuple[EngineConfig, ...] = ()
+        """Of nodes that a scaler can start."""
         self._config = config
         self._pump = pump
         self._gateway_id = gateway_id
         self._credentials = channel_credentials(config.node_tls) if config.node_tls.ca else None
         self._on_change = on_change
+        self.leadership: Leadership | None = None
         self._candidates = wire.CandidateEncoder()
         self._holders: dict[str, str] = {}
         self._leaving: dict[NodeLink, asyncio.Task[None]] = {}
@@ -58,11 +65,27 @@ class NodeRegistry:
                 self._start_if_free(address)
         self.links = {a: self.links[a] for a in wanted}
 
+    def seek_leadership(
+        self,
+        on_change: Callable[[bool], None],
+        *,
+        ttl_s: float = LEASE_S,
+        on_news: Callable[[ScalingNews], None] = lambda _news: None,
+    ) -> Leadership:
+        """Asks the nodes for their leases from now on, to the end. `on_change` is called when this gateway begins or
+        ceases to lead, `on_news` with what the others tell. All gateways that may lead over the same nodes have the
+        same `ttl_s`."""
+        assert self.leadership is None, "one per gateway"
+        self.leadership = Leadership(self._gateway_id, self.links, on_change, on_news, ttl_s=ttl_s)
+        return self.leadership
+
     def request_ended(self) -> None:
         """To be called when any request has ended: a leaving node may be free now."""
         self._ended.set()
 
     async def close(self) -> None:
+        if self.leadership is not None:
+            self.leadership.leave()
         links = {*self.links.values(), *self._leaving}
         self.links.clear()
         tasks = list(self._leaving.values())
@@ -80,11 +103,26 @@ class NodeRegistry:
             gateway_id=self._gateway_id,
             keepalive_s=self._config.keepalive_s,
             reconnect_max_s=self._config.reconnect_max_s,
-            on_change=self._on_change,
+            on_change=self._link_changed,
+            on_lease=self._lease_answered,
+            on_news=self._news_told,
             candidates=self._candidates,
             credentials=self._credentials,
             server_name=self._config.node_tls.server_name,
         )
+
+    def _link_changed(self) -> None:
+        if self.leadership is not None:
+            self.leadership.nodes_changed()
+        self._on_change()
+
+    def _lease_answered(self, link: NodeLink, answer: predict_pb.LeaseAnswer) -> None:
+        if self.leadership is not None:
+            self.leadership.answered(link, answer)
+
+    def _news_told(self, news: predict_pb.ScalingNews) -> None:
+        if self.leadership is not None:
+            self.leadership.heard(news)
 
     def _start_if_free(self, address: str) -> None:
         """Two links to one address would take the node's name from each other, so the second waits for the first."""
@@ -139,48 +177,32 @@ class NodeRegistry:
     def models(self) -> dict[str, int]:
         """Names of models that live nodes serve, engines' own before others, with the longest context offered, in
         tokens."""
-        live = [k.config for k in self.links.values() if k.status == "up" and k.config is not None]
+        live = self._configs("")
         own = sorted({config.model for config in live})
         others = sorted({name for config in live for name in config.other_names})
         return {name: self.max_model_len_tokens(name) or 0 for name in dict.fromkeys((*own, *others))}
 
     def own_names(self, model: str) -> set[str]:
         """What live nodes of the model (any, if it is empty) call their engines' own one."""
-        return {
-            k.config.model
-            for k in self.links.values()
-            if k.status == "up" and k.config is not None and (not model or model in k.config.names)
-        }
+        return {config.model for config in self._configs(model)}
 
     def forwards(self, model: str) -> bool:
         """Whether a live node hands calls for the model (any, if it is empty) on as they are."""
-        return any(
-            k.status == "up" and k.config is not None and k.config.forwards and (not model or model in k.config.names)
-            for k in self.links.values()
-        )
+        return any(config.forwards for config in self._configs(model))
 
     def tells_logprobs(self, model: str) -> bool:
         """Whether a live node tells logprobs for the model (any, if it is empty); true also while no node is live."""
-        serving = [
-            k.config.tells_logprobs
-            for k in self.links.values()
-            if k.status == "up" and k.config is not None and (not model or model in k.config.names)
-        ]
-        return any(serving) or not serving
+        serving = self._configs(model)
+        return any(config.tells_logprobs for config in serving) or not serving
 
     def gives_no_text(self, model: str) -> bool:
         """Whether all live nodes of the model (of all, if it is empty) give embeddings, scores or classes alone."""
-        live = [k.config for k in self.links.values() if k.status == "up" and k.config is not None]
-        serving = [config for config in live if not model or model in config.names]
+        serving = self._configs(model)
         return bool(serving) and all(config.pools for config in serving)
 
     def words_chats(self, model: str) -> bool:
         """Whether the server of any live node of the model (of all, if it is empty) words chats itself."""
-        return any(
-            k.config.own_chats and (not model or model in k.config.names)
-            for k in self.links.values()
-            if k.status == "up" and k.config is not None
-        )
+        return any(config.own_chats for config in self._configs(model))
 
     def forwarding(self) -> list[str]:
         """Names of the live nodes that hand calls on, in the order of the configuration."""
@@ -189,30 +211,27 @@ class NodeRegistry:
     def traced_block_size_tokens(self, model: str) -> int:
         """Tokens per KV block at the live nodes that know what their prefix cache holds (at most of them, should they
         differ), for the model (any, if it is empty); 0 if no node knows."""
-        sizes = [
-            k.config.block_size_tokens
-            for k in self.links.values()
-            if k.status == "up" and k.config is not None and k.config.prefix_cache_traced
-            if not model or model in k.config.names
-        ]
+        sizes = [config.block_size_tokens for config in self._configs(model) if config.prefix_cache_traced]
         return max(set(sizes), key=sizes.count, default=0)
 
     def max_model_len_tokens(self, model: str) -> int | None:
-        """The longest context that a live node offers for the model (any, if it is empty); None without such a node."""
-        return max(
-            (
-                k.config.max_model_len_tokens
-                for k in self.links.values()
-                if k.status == "up" and k.config is not None and (not model or model in k.config.names)
-            ),
-            default=None,
-        )
+        """The longest context that a live node offers for the model (any, if it is empty); None if there is none."""
+        return max((config.max_model_len_tokens for config in self._configs(model)), default=None)
+
+    def _configs(self, model: str) -> list[EngineConfig]:
+        """Those of the live nodes of the model (of all, if it is empty); where none is live, of those to be had."""
+        live = [k.config for k in self.links.values() if k.status == "up" and k.config is not None]
+        if self.expected:
+            known = {name for config in live for name in config.names}
+            live += [config for config in self.expected if not known.intersection(config.names)]
+        return [config for config in live if not model or model in config.names]
 
     def listing(self) -> pb.NodeList:
         """All nodes as `ListNodes` tells them."""
         now_s = self._pump.now_s()
         known = {n.node_id: n for n in self._pump.router.nodes()}
-        holding = self._pump.router.queue_status()
+        holding = self._pump.router.queue_status(now_s)
+        moves = self._pump.router.moves_status()
         return wire.node_list(
             [
                 wire.node_info(
@@ -224,6 +243,7 @@ class NodeRegistry:
                     profile=link.profile,
                     detail=link.detail,
                     now_s=now_s,
+                    moves=moves,
                 )
                 for link in self.links.values()
             ],

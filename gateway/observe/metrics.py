@@ -7,7 +7,9 @@ imported by the process that serves and by nobody before it. `deploy/metrics.md`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter as CountOf
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -23,17 +25,23 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from gateway.core.nodes.node import NodeStatus
 from gateway.core.queue.late_binding import QueueStatus
+from gateway.core.request.explanation import MoveTold
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.lengths import kind_of
+
+if TYPE_CHECKING:
+    from gateway.scale.status import ScaleStatus
 
 # Moments of creation double the page and no alert asks for them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
+GaugeMode = Literal["livemostrecent", "livemax"]
 MAX_NODE_SERIES = 500
 """Nodes with series of their own; a fleet with more has those of the first 500, and `astrolabe_nodes` counts all."""
 
 _LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 _TOKEN_BUCKETS_S = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4, 1)
+_GAP_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _DECISION_BUCKETS_S = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 
 
@@ -109,9 +117,32 @@ class Metrics:
             "astrolabe_requests_shed", "Requests turned away because that queue was full.", registry=registry
         )
         self._shed_seen = 0
+        self._moves = Counter(
+            "astrolabe_moves", "Moves between nodes that are over.", ("cause", "outcome"), registry=registry
+        )
+        self._stages = Counter(
+            "astrolabe_move_stages", "Times that nodes computed for moves, as those ended.", registry=registry
+        )
+        self._stage_tokens = Counter(
+            "astrolabe_move_stage_tokens", "Tokens whose KV they computed for that, at most.", registry=registry
+        )
+        self._gap = Histogram(
+            "astrolabe_move_gap_seconds",
+            "What clients waited between the last token of one node and the first of the next.",
+            registry=registry,
+            buckets=_GAP_BUCKETS_S,
+        )
+        self._moving = Gauge(
+            "astrolabe_moves_under_way", "Moves under way.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._scaling: ScalingSeries | None = None
         self._nodes = Gauge(
             "astrolabe_nodes", "Nodes by status.", ("status",), registry=registry, multiprocess_mode="livemax"
         )
+
+    def follow_scaling(self, scaling: Scaling) -> None:
+        """Of this scaler there are series from now on."""
+        self._scaling = ScalingSeries(scaling, self._registry)
 
     def finished(self, stream: ClientStream, running: int) -> None:
         """A request has ended; `running` others are under way."""
@@ -151,10 +182,24 @@ class Metrics:
         self._shed_seen = holding.shed_total
         for status, count in nodes.items():
             self._nodes.labels(status).set(count)
+        if self._scaling is not None:
+            self._scaling.observe()
+
+    def moved(self, moves: Iterable[MoveTold], *, under_way: int) -> None:
+        """Moves that have ended since this was last told; called before a page is made."""
+        self._moving.set(under_way)
+        for told in moves:
+            self._moves.labels(told.cause, told.outcome).inc()
+            self._stages.inc(told.stages)
+            self._stage_tokens.inc(told.stage_tokens)
+            if told.gap_s is not None:
+                self._gap.observe(told.gap_s)
 
     def page(self) -> tuple[str, bytes]:
         """Content type and text."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if self._scaling is not None:
+            self._scaling.observe()
+        if not _has_siblings():
             return CONTENT_TYPE_LATEST, generate_latest(self._registry)
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
@@ -194,6 +239,76 @@ class NodeSeries:
             for name, value in _values(node, now_s).items():
                 gauges[name].add_metric((node.node_id,), value)
         return gauges.values()
+
+
+class Scaling(Protocol):
+    """What is told of a scaler (`gateway.scale.runtime.ScaleRuntime`)."""
+
+    @property
+    def status(self) -> ScaleStatus | None: ...
+    @property
+    def failures(self) -> Mapping[tuple[str, str], int]: ...
+    @property
+    def actions(self) -> Mapping[tuple[str, str], int]: ...
+    @property
+    def defects(self) -> int: ...
+
+
+class ScalingSeries:
+    """What a scaler wants, has and has done. Of several workers the one that leads tells what is wanted and there."""
+
+    def __init__(self, scaling: Scaling, registry: CollectorRegistry) -> None:
+        self._scaling = scaling
+        self._told: CountOf[tuple[str, ...]] = CountOf()
+
+        def gauge(name: str, text: str, *labels: str, mode: GaugeMode = "livemostrecent") -> Gauge:
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)
+
+        self._desired = gauge("astrolabe_desired_nodes", "Nodes wanted, within the bounds.", "group")
+        self._least = gauge("astrolabe_scaling_min_nodes", "Fewest nodes allowed.", "group")
+        self._most = gauge("astrolabe_scaling_max_nodes", "Most nodes allowed.", "group")
+        self._nodes = gauge("astrolabe_scaling_nodes", "Nodes of a group, by state.", "group", "state")
+        self._start = gauge("astrolabe_scaling_start_seconds", "What a start takes, as measured.", "group", "quantile")
+        self._leads = gauge("astrolabe_scaling_leads", "1 when this gateway decides for the fleet.", mode="livemax")
+        self._actions = Counter("astrolabe_scaling_actions", "What was done.", ("group", "action"), registry=registry)
+        self._failures = Counter(
+            "astrolabe_scaling_connector_failures",
+            "Calls of the connector that failed.",
+            ("group", "call"),
+            registry=registry,
+        )
+        self._defects = Counter("astrolabe_scaling_rule_failures", "Errors of the rule's own.", registry=registry)
+
+    def observe(self) -> None:
+        """What is so now; called before a page is made."""
+        for counter, counts in ((self._actions, self._scaling.actions), (self._failures, self._scaling.failures)):
+            for (what, name), count in counts.items():
+                self._count(counter.labels(name, what), (str(counter), name, what), count)
+        self._count(self._defects, ("defects",), self._scaling.defects)
+        status = self._scaling.status
+        if status is None:
+            return
+        self._leads.set(status.leads)
+        if not status.leads and _has_siblings():
+            return
+        for series in (self._desired, self._least, self._most, self._nodes, self._start):
+            series.clear()
+        for group in status.groups:
+            self._desired.labels(group.name).set(group.wanted)
+            self._least.labels(group.name).set(group.min)
+            self._most.labels(group.name).set(group.max)
+            for state in ("starting", "serving", "draining", "stopping"):
+                self._nodes.labels(group.name, state).set(group.count(state))
+            self._start.labels(group.name, "0.5").set(group.start_p50_s)
+            self._start.labels(group.name, "0.9").set(group.start_p90_s)
+
+    def _count(self, counter: Counter, key: tuple[str, ...], total: int) -> None:
+        counter.inc(total - self._told[key])
+        self._told[key] = total
+
+
+def _has_siblings() -> bool:
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
 
 _USE = {"used": 1.0, "corrected": 0.5, "demoted": 0.0, "silent": 0.0}

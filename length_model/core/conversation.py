@@ -10,12 +10,33 @@ import msgspec
 
 Role = Literal["user", "assistant", "other"]
 
-_PART_SUFFIX = re.compile(r"_\d+$")
+_PART_SUFFIX = re.compile(r"_(\d+)$")
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+}
 
 
 def encodable(text: str) -> str:
     """The text with half surrogate pairs (JSON can spell them, UTF-8 cannot) replaced by `?`."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def role_of(word: str) -> Role:
+    """The side that a file means by a word such as `human` or `gpt`."""
+    return _ROLES.get(word.strip().lower(), "other")
+
+
+def root_of(conversation_id: str) -> tuple[str, int]:
+    """The id without its part number, and that number: long conversations come as parts `abc_0`, `abc_1`, ..."""
+    found = _PART_SUFFIX.search(conversation_id)
+    return (conversation_id, 0) if found is None else (conversation_id[: found.start()], int(found[1]))
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -33,7 +54,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def root_id(self) -> str:
         """The id without its part number: what must stay on one side of a split."""
-        return _PART_SUFFIX.sub("", self.conversation_id)
+        return root_of(self.conversation_id)[0]
 
 
 def answered_turns(conversation: Conversation) -> Iterator[int]:

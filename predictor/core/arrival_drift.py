@@ -45,13 +45,13 @@ class ArrivalRate:
         self._weight = 0.0
         self._at_s = -math.inf
 
-    def came(self, now_s: float) -> None:
-        """One arrival. A clock that runs backwards counts as standing still."""
-        self._weight = self._tau_s * self.per_s(now_s) + 1.0
+    def came(self, now_s: float, size: float = 1.0) -> None:
+        """One arrival, or so much of what it brings. A clock that runs backwards counts as standing still."""
+        self._weight = self._tau_s * self.per_s(now_s) + size
         self._at_s = max(self._at_s, now_s)
 
     def per_s(self, now_s: float) -> float:
-        """Arrivals per second as of `now_s`, each counted with weight exp(-age / tau) / tau."""
+        """Arrivals, or what they brought, per second as of `now_s`, each counted with weight exp(-age / tau) / tau."""
         if self._weight == 0.0:
             return 0.0
         age_s = now_s - self._at_s

@@ -27,8 +27,8 @@ from collections.abc import Sequence
 import msgspec
 
 from predictor.core.arrival_drift import ArrivalRate
-from predictor.core.correction import LARGEST_RATIO, PRIOR_SPREAD, PSEUDO_PAIRS, SMALLEST_S, Correction
-from predictor.core.later_work import NO_COST, DelayCost, WorkSoFar
+from predictor.core.correction import LARGEST_RATIO, NO_GUESS, PRIOR_SPREAD, PSEUDO_PAIRS, SMALLEST_S, Correction, Guess
+from predictor.core.later_work import NO_COST, DelayCost, LaterWork, WorkSoFar
 from simcore.types import Forecast, Quantiles
 
 WINDOW_PAIRS = 1000
@@ -86,6 +86,7 @@ class _Answered(msgspec.Struct, frozen=True, gc=False):
     corrected: Forecast
     expected: float
     """Requests to come while it runs."""
+    guess: Guess
 
 
 class _Pending(msgspec.Struct):
@@ -197,6 +198,8 @@ class Calibration:
             self._paces.add(0.0)
         self._work = WorkSoFar()
         self._arrivals = ArrivalRate()
+        self._prefill = ArrivalRate()
+        """Of seconds that prompts take."""
         self._open: OrderedDict[str, _Answered] = OrderedDict()
         self._pending: dict[str, _Pending] = {}
 
@@ -205,32 +208,50 @@ class Calibration:
         """The calibration for an engine that tells how many requests it has, and not which."""
         return cls(prior_spread=COUNTS_SPREAD)
 
-    def forecast(self, raw: Forecast, now_s: float = -math.inf) -> Forecast:
+    def forecast(self, raw: Forecast, now_s: float = -math.inf, later: LaterWork | None = None) -> Forecast:
         """Takes the simulation's answer and gives the one to tell. The last one before the dispatch counts. `now_s`:
-        for the arrival rate; left out, the moment of the latest dispatch."""
+        for the arrival rate; left out, the moment of the latest dispatch. `later`: what gateways are going to send;
+        None where they do not say, then it is what has come lately."""
         if raw.source == "prior":
             return raw
-        after_s = _after_first(raw)
-        size_s, expected, tempo = after_s.p50, self._arrivals.per_s(now_s) * raw.e2e_s.p50, self._tempo
-        ttft_s = self.ttft.correction.corrected(raw.ttft_s, size_s=raw.ttft_s.p50, tempo=tempo)
-        after_s = self.e2e.correction.corrected(after_s, size_s=size_s, expected=expected)
-        p50_s = ttft_s.p50 + after_s.p50
-        corrected = msgspec.structs.replace(
-            raw,
-            ttft_s=ttft_s,
-            tpot_s=self.tpot.correction.corrected(raw.tpot_s, size_s=size_s, expected=expected, tempo=tempo),
-            e2e_s=Quantiles(
-                raw.e2e_s.mean * tempo, p50_s, p50_s + math.hypot(ttft_s.p90 - ttft_s.p50, after_s.p90 - after_s.p50)
-            ),
-        )
-        if tempo != 1.0:
-            harm_s, clear_start_s = raw.harm_s.scaled(tempo), raw.clear_start_s.scaled(tempo)
-            corrected = msgspec.structs.replace(corrected, harm_s=harm_s, clear_start_s=clear_start_s)
-        self._open[raw.request_id] = _Answered(raw, corrected, expected)
+        corrected, expected, guess = self._corrected(raw, now_s, later)
+        self._open[raw.request_id] = _Answered(raw, corrected, expected, guess)
         self._open.move_to_end(raw.request_id)
         if len(self._open) > OPEN_FORECASTS:
             self._open.popitem(last=False)
         return corrected
+
+    def staying(self, raw: Forecast, now_s: float, later: LaterWork | None = None) -> Forecast:
+        """As `forecast` for a request that is here already: no dispatch will be joined with it."""
+        return self._corrected(raw, now_s, later)[0]
+
+    def _corrected(self, raw: Forecast, now_s: float, later: LaterWork | None) -> tuple[Forecast, float, Guess]:
+        """The answer to tell, how many requests are to come while it runs, and what is guessed of them."""
+        after_s = _after_first(raw)
+        size_s, tempo = after_s.p50, self._tempo
+        rate_per_s, guess = self._arrivals.per_s(now_s), NO_GUESS
+        if later is not None:
+            rate_per_s = later.requests_per_s
+            guess = later.growths(size_s, raw.tpot_s.p50)
+        expected = rate_per_s * raw.e2e_s.p50
+        ttft_s = self.ttft.correction.corrected(raw.ttft_s, size_s=raw.ttft_s.p50, tempo=tempo)
+        after_s = self.e2e.correction.corrected(after_s, size_s=size_s, expected=expected, guess=guess)
+        p50_s = ttft_s.p50 + after_s.p50
+        corrected = msgspec.structs.replace(
+            raw,
+            ttft_s=ttft_s,
+            tpot_s=self.tpot.correction.corrected(
+                raw.tpot_s, size_s=size_s, expected=expected, tempo=tempo, guess=guess
+            ),
+            e2e_s=Quantiles(
+                raw.e2e_s.mean * tempo, p50_s, p50_s + math.hypot(ttft_s.p90 - ttft_s.p50, after_s.p90 - after_s.p50)
+            ),
+            prefill_share=min(1.0, self._prefill.per_s(now_s)),
+        )
+        if tempo != 1.0:
+            harm_s, clear_start_s = raw.harm_s.scaled(tempo), raw.clear_start_s.scaled(tempo)
+            corrected = msgspec.structs.replace(corrected, harm_s=harm_s, clear_start_s=clear_start_s)
+        return corrected, expected, guess
 
     def awaits(self, request_id: str) -> bool:
         """Whether a forecast of it stands that a dispatch could be joined with."""
@@ -239,6 +260,7 @@ class Calibration:
     def dispatched(self, request_id: str, now_s: float, cost: DelayCost = NO_COST) -> None:
         """The request came, at this cost to those that are there. Without a forecast of it there is nothing to join."""
         self._arrivals.came(now_s)
+        self._prefill.came(now_s, cost.prefill_s)
         self._work = self._work.and_of(cost, now_s)
         answered = self._open.pop(request_id, None)
         self._pending.pop(request_id, None)
@@ -261,17 +283,18 @@ class Calibration:
         pending = self._pending.pop(request_id, None)
         if pending is None or not complete:
             return False
-        raw, corrected, expected = pending.answered.raw, pending.answered.corrected, pending.answered.expected
+        answered = pending.answered
+        raw, corrected, expected, guess = answered.raw, answered.corrected, answered.expected, answered.guess
         e2e_s, after_s = now_s - pending.dispatched_s, _after_first(raw)
         size_s = after_s.p50
         # Without a first token seen (an answer that came whole) it is taken to have come as foretold.
         decode_s = e2e_s - corrected.ttft_s.p50 if pending.first_s is None else now_s - pending.first_s
-        self.e2e.correction.add(after_s, decode_s, size_s=size_s, expected=expected)
+        self.e2e.correction.add(after_s, decode_s, size_s=size_s, expected=expected, guess=guess)
         later_s = prefill_s = self._work.prefill_since_s(pending.work)
         if output_tokens > 1 and pending.first_s is not None and raw.tpot_s.p50 > 0.0:
             gaps = output_tokens - 1
             tpot_s = decode_s / gaps
-            self.tpot.correction.add(raw.tpot_s, tpot_s, size_s=size_s, expected=expected)
+            self.tpot.correction.add(raw.tpot_s, tpot_s, size_s=size_s, expected=expected, guess=guess)
             later_s += self._work.decode_since_s(pending.work, now_s, max(tpot_s, SMALLEST_S))
             least_s = max(raw.tpot_s.p50, corrected.tpot_s.mean)
             self.tpot.add(raw.tpot_s, corrected.tpot_s, tpot_s, later_s=later_s / gaps, least_s=least_s)

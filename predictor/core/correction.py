@@ -16,7 +16,9 @@ raw p90 means, nine of ten actuals come out under the corrected one while the fu
 
 Few pairs are shrunk: an octave's pairs are pooled with `PSEUDO_PAIRS` from the quantiles of all octaves, and those with
 as many from a log-normal prior around 1 of spread `PRIOR_SPREAD`. Medians and percentiles do not care how far off an
-outlier is. Corrected forecasts are never learned from, so that a correction cannot feed itself.
+outlier is. Where gateways say what they will send, ratios are learned beside a guess of what that does
+(`predictor.core.later_work.LaterWork`), which counts the less the more pairs there are. Corrected forecasts are never
+learned from, so that a correction cannot feed itself.
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ FIRST_OCTAVE, LAST_OCTAVE = -10, 12
 
 Floats = NDArray[np.float64]
 
+Guess = tuple[float, float]
+"""Logarithms of what p50 and p90 are guessed to be multiplied by."""
+NO_GUESS: Guess = (0.0, 0.0)
+
 _AT = (np.arange(PSEUDO_PAIRS) + 0.5) / PSEUDO_PAIRS
 _NORMAL = np.array([NormalDist().inv_cdf(float(p)) for p in _AT])
 _OCTAVES = LAST_OCTAVE - FIRST_OCTAVE + 1
@@ -66,6 +72,9 @@ class Correction:
         self.drift: ArrivalDrift | None = ArrivalDrift() if arrivals else None
         self._logs = np.zeros((window_pairs, 2))
         """log(actual / p50), log(actual / p90)"""
+        self._guesses = np.zeros((window_pairs, 2))
+        self._unlearned = 1.0
+        """How much a guess counts beside the pairs: 1 before the first, 0.5 after PSEUDO_PAIRS."""
         self._expected = np.zeros(window_pairs)
         self._octaves = np.zeros(window_pairs, dtype=np.int64)
         self._sizes = np.zeros(window_pairs)
@@ -79,13 +88,17 @@ class Correction:
         self._p90 = [1.0] * _OCTAVES
         self._refresh()
 
-    def add(self, raw: Quantiles, actual_s: float, *, size_s: float, expected: float = 0.0) -> None:
+    def add(
+        self, raw: Quantiles, actual_s: float, *, size_s: float, expected: float = 0.0, guess: Guess = NO_GUESS
+    ) -> None:
         """One raw forecast and what happened, for a request of forecast size `size_s` while which `expected` requests
-        were to come. A forecast of 0 s, such as the time between the tokens of a one-token answer, says nothing."""
+        were to come, with the `guess` of then. A forecast of 0 s, such as the time between the tokens of a one-token
+        answer, says nothing."""
         if raw.p50 < SMALLEST_S or actual_s < SMALLEST_S:
             return
         at = self._pairs % len(self._logs)
         self._logs[at] = _log_ratio(actual_s, raw.p50), _log_ratio(actual_s, max(raw.p90, raw.p50))
+        self._guesses[at] = guess
         self._expected[at] = expected
         size = math.log2(max(size_s, SMALLEST_S))
         self._sizes[at] = size
@@ -108,9 +121,21 @@ class Correction:
             trend * (p90[low] + share * (p90[low + 1] - p90[low])),
         )
 
-    def corrected(self, raw: Quantiles, *, size_s: float, expected: float = 0.0, tempo: float = 1.0) -> Quantiles:
-        """`tempo` is for the mean alone (`predictor.core.calibration`)."""
+    def corrected(
+        self,
+        raw: Quantiles,
+        *,
+        size_s: float,
+        expected: float = 0.0,
+        tempo: float = 1.0,
+        guess: Guess = NO_GUESS,
+    ) -> Quantiles:
+        """`tempo` is for the mean alone (`predictor.core.calibration`); `guess` counts as far as little is
+        learned yet."""
         ratio, upper = self.ratios(size_s)
+        if guess[1] > 0.0:
+            weight = self._unlearned
+            ratio, upper = ratio * math.exp(weight * guess[0]), upper * math.exp(weight * guess[1])
         if self.drift is not None and self.drift.slope > 0.0:
             slowed = math.exp(self.drift.term(expected))
             ratio, upper = ratio * slowed, upper * slowed
@@ -128,6 +153,9 @@ class Correction:
             if self.drift.slope > 0.0:
                 logs = logs - self.drift.terms(expected)[:, None]
         self._stale = 0
+        self._unlearned = PSEUDO_PAIRS / (PSEUDO_PAIRS + self._pairs)
+        if n:
+            logs = logs - self._unlearned * self._guesses[:n]
         if n and self._grows:
             self._trend.learn(logs[:, 0], self._sizes[:n])
             logs = logs - self._trend.over(self._sizes[:n])[:, None]

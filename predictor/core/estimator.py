@@ -20,7 +20,7 @@ from predictor.core.prior import unknown_node
 from simcore.cost.step_time import StepTimeModel
 from simcore.lookahead import WhatIf
 from simcore.scenarios import longest_output
-from simcore.types import Candidate, EngineConfig, Forecast, ForecastSource, NodeLoad, Quantiles
+from simcore.types import Candidate, EngineConfig, Forecast, ForecastSource, NodeLoad, NodeOutlook, Quantiles
 
 OVERDUE_STEPS = 3.0
 """A state is overdue when this many times the last step's duration have passed without a new one, and not before
@@ -81,7 +81,12 @@ class EngineState(Protocol):
         ...
 
     def cached_tokens(self, candidate: Candidate) -> int:
-        """Tokens of its prompt that the engine's prefix cache holds."""
+        """Tokens of its prompt that the engine's prefix cache holds; of one that is there and might leave, those whose
+        blocks others hold too."""
+        ...
+
+    def name_here(self, request_id: str) -> str:
+        """By which name the engine has a dispatched request; empty: it has made several of it."""
         ...
 
     def load(self, now_s: float) -> NodeLoad | None:
@@ -111,27 +116,49 @@ class Estimator:
     def begin(self, candidates: Sequence[Candidate], now_s: float) -> Callable[[], Answers]:
         """`forecast` in two halves: this one reads the state, the function it returns simulates. The second half may
         run on another thread, provided that no other forecast is begun meanwhile; all else may go on."""
-        never: dict[int, NoForecast] = {}
-        for position, candidate in enumerate(candidates):
-            if why := self.why_never(candidate):
-                never[position] = NoForecast(why)
-        if not never:
-            return self._simulation(candidates, now_s)
-        simulate = self._simulation([c for i, c in enumerate(candidates) if i not in never], now_s)
+        never = {i: NoForecast(why) for i, c in enumerate(candidates) if (why := self.why_never(c))}
+        return self._simulation_without(never, candidates, now_s) if never else self._simulation(candidates, now_s)
+
+    def _simulation_without(
+        self, refused: dict[int, NoForecast], candidates: Sequence[Candidate], now_s: float
+    ) -> Callable[[], Answers]:
+        """`refused`: the answers of some, by position."""
+        simulate = self._simulation([c for i, c in enumerate(candidates) if i not in refused], now_s)
 
         def compute() -> Answers:
             answers = iter(simulate())
-            return [never[i] if i in never else next(answers) for i in range(len(candidates))]
+            return [refused[i] if i in refused else next(answers) for i in range(len(candidates))]
 
         return compute
 
     def why_never(self, candidate: Candidate) -> str:
-        """Why the engine could never run it; empty if it could."""
+        """Why the engine could never run it, or nothing can be said of one that is there; empty if it could."""
+        if candidate.leaving:
+            return "" if self.state.is_known else "nothing is known of the engine yet"
         try:
             longest_output(self.state.config, candidate.prompt_tokens, candidate.max_output_tokens)
         except ValueError as never:
             return str(never)
         return ""
+
+    def begin_look(self, now_s: float) -> Callable[[], NodeOutlook | None]:
+        """As `begin`, for what is ahead of the requests that are there; None where that cannot be simulated."""
+        try:
+            what_if, remaining_s = self.state.what_if(now_s, 0.0)
+        except ValueError:
+            return lambda: None
+
+        def look() -> NodeOutlook | None:
+            try:
+                seen = what_if.outlook()
+            except ValueError:
+                return None
+            return NodeOutlook(
+                preemption_ahead_s=_if_any(seen.preemption_ahead_s, remaining_s),
+                head_waits_s=seen.head_waits_s and seen.head_waits_s + remaining_s,
+            )
+
+        return look
 
     def _simulation(self, candidates: Sequence[Candidate], now_s: float) -> Callable[[], Answers]:
         state = self.state
@@ -146,32 +173,50 @@ class Estimator:
             what_if, remaining_s = state.what_if(now_s, overdue_s)
         except ValueError as odd:
             return _refusing(candidates, odd)
+        asked = [_named(c, state.name_here(c.request_id)) if c.leaving else c for c in candidates]
+        gone = {
+            i: NoForecast(f"request {c.request_id!r} is not here, or not as one request")
+            for i, c in enumerate(candidates)
+            if c.leaving and asked[i].request_id not in what_if
+        }
+        if gone:
+            return self._simulation_without(gone, candidates, now_s)
         seq, source = state.seq, self._source
         cached_tokens = [state.cached_tokens(c) for c in candidates]
 
         def simulate() -> Answers:
             try:
-                forecasts = what_if.forecast(candidates, cached_tokens)
+                forecasts = what_if.forecast(asked, cached_tokens)
             except ValueError as odd:
                 return _refusing(candidates, odd)()
-            if not age_s and not remaining_s and source == "simulated" and forecasts[0].trace_seq == seq:
+            as_asked = not any(c.leaving for c in candidates)
+            if as_asked and not age_s and not remaining_s and source == "simulated" and forecasts[0].trace_seq == seq:
                 return [*forecasts]
             return [
                 msgspec.structs.replace(
                     forecast,
+                    request_id=candidate.request_id,
                     ttft_s=_later(forecast.ttft_s, remaining_s, overdue_s),
                     e2e_s=_later(forecast.e2e_s, remaining_s, overdue_s),
                     clear_start_s=_later(forecast.clear_start_s, remaining_s, overdue_s)
-                    if forecast.clear_start_s.p90 > 0 or overdue_s
+                    if forecast.clear_start_s.p90 > 0 or (overdue_s and not candidate.leaving)
                     else forecast.clear_start_s,
                     trace_seq=seq,
                     state_age_s=age_s,
                     source=source,
                 )
-                for forecast in forecasts
+                for candidate, forecast in zip(candidates, forecasts, strict=True)
             ]
 
         return simulate
+
+
+def _if_any(ahead_s: float, remaining_s: float) -> float:
+    return ahead_s + remaining_s if ahead_s >= 0.0 else ahead_s
+
+
+def _named(candidate: Candidate, name: str) -> Candidate:
+    return candidate if candidate.request_id == name else msgspec.structs.replace(candidate, request_id=name)
 
 
 def _refusing(candidates: Sequence[Candidate], why: ValueError) -> Callable[[], Answers]:

@@ -11,6 +11,7 @@ to now: the step in progress, each dispatched request joining when it was sent.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -26,7 +27,7 @@ from simcore.lookahead import WhatIf
 from simcore.node import SimNode, SimRequest
 from simcore.scenarios import longest_output
 from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot, parent_id
-from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad, NodePace, RequestState
+from simcore.types import Candidate, EngineConfig, LengthBelief, NodeLoad, NodePace, RequestState, class_of
 
 SAME_MOMENT_S = 0.001
 """An idle engine that gets several requests within this time begins its step with all of them."""
@@ -59,11 +60,23 @@ class _Belief:
 class _Sent:
     """A dispatched request until it ends, under however many names the engine has it."""
 
-    __slots__ = ("belief", "block_hashes", "donor", "donor_blocks", "found_tokens", "joins", "names", "prompt_tokens")
+    __slots__ = (
+        "belief",
+        "block_hashes",
+        "donor",
+        "donor_blocks",
+        "found_tokens",
+        "joins",
+        "names",
+        "priority",
+        "prompt_tokens",
+    )
 
     def __init__(self, candidate: Candidate, block_hashes: Sequence[int], donor: str, donor_blocks: int) -> None:
         self.belief = candidate.belief
         self.prompt_tokens = candidate.prompt_tokens
+        self.priority = candidate.priority
+        """As its client sent it: an engine that does not go by priorities is told of none."""
         self.block_hashes = block_hashes
         self.donor = donor
         """The request ahead of it whose prompt begins like it for longest; empty: none does."""
@@ -273,9 +286,18 @@ class TracedEngine:
             self._pace, self._pace_of = learner.model.pace(self.config), learner.version
         return self._pace
 
+    def name_here(self, request_id: str) -> str:
+        """By which name the engine has a dispatched request; empty: it has made several of it."""
+        sent = self._sent.get(request_id)
+        if sent is None or not sent.names:
+            return request_id
+        return next(iter(sent.names)) if len(sent.names) == 1 else ""
+
     def cached_tokens(self, candidate: Candidate) -> int:
         """Tokens of its prompt that the engine's prefix cache holds, or will when the prompts ahead of it, of those
-        dispatched here, are computed."""
+        dispatched here, are computed. Of one that is here and might leave, those in blocks that others hold too."""
+        if candidate.leaving:
+            return self._shared_tokens(candidate.request_id)
         names = candidate.block_hashes
         if not names or not self.config.enable_prefix_caching:
             return 0
@@ -341,6 +363,26 @@ class TracedEngine:
         size = self.config.block_size_tokens
         left_blocks = min(donor_blocks, (prompt_tokens - 1) // size)
         return self.prefixes.cached_tokens(names, prompt_tokens), left_blocks * size
+
+    def _shared_tokens(self, request_id: str) -> int:
+        """Tokens at the beginning of a request whose blocks others that run hold too, as far as is known."""
+        sent = self._sent.get(request_id)
+        if sent is None or not sent.block_hashes or self.mirror is None:
+            return 0
+        size = self.config.block_size_tokens
+        computed = {r.request_id: r.computed_tokens // size for r in self.mirror.running()}
+        mine, shared = sent.block_hashes, 0
+        most = max((computed.get(name, 0) for name in sent.names), default=0)
+        for other in self._sent.values():
+            theirs = other.block_hashes
+            if other is sent or not theirs or theirs[0] != mine[0]:
+                continue
+            held = max((computed.get(name, 0) for name in other.names), default=0)
+            blocks, limit = 0, min(len(mine), len(theirs), held, most)
+            while blocks < limit and mine[blocks] == theirs[blocks]:
+                blocks += 1
+            shared = max(shared, blocks)
+        return shared * size
 
     def _assume_cached(self, engine: SimNode, request_id: str, sent: _Sent | None) -> None:
         """A waiting request finds what is cached now, or what its donor leaves, if that is still here."""
@@ -438,7 +480,16 @@ class TracedEngine:
             preemptions_total=mirror.preemptions_total,
             reserved=reserved,
             prefill_tokens=prefill,
+            classes=self._classes(mirror),
         )
+
+    def _classes(self, mirror: NodeMirror) -> dict[int, int]:
+        counts = Counter(class_of(candidate.priority) for candidate in self.reservations.candidates())
+        asked = {name: sent.priority for sent in self._sent.values() for name in sent.names}
+        for r in (*mirror.running(), *mirror.waiting()):
+            counts[class_of(asked.get(r.request_id, r.priority))] += 1
+        del counts[0]
+        return dict(counts)
 
     def _belief(self, request_id: str, max_output_tokens: int) -> _Belief:
         """What is believed of a request on the node; the prior for one that others sent."""

@@ -540,6 +540,7 @@ class Explanation(google.protobuf.message.Message):
     BELIEF_SOURCE_FIELD_NUMBER: builtins.int
     LANE_FIELD_NUMBER: builtins.int
     PROMPT_COUNTED_BY_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
     belief_source: builtins.str
     """Who believed it: "client", a length model's name, or "prior" and why."""
     lane: builtins.str
@@ -558,6 +559,10 @@ class Explanation(google.protobuf.message.Message):
     def belief(self) -> protos.v1.astrolabe_types_pb2.LengthBelief:
         """What was believed of the answer's length when it was placed, under its limit."""
 
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MoveInfo]:
+        """From one node to another while it ran, in order; the latest ones."""
+
     def __init__(
         self,
         *,
@@ -567,11 +572,342 @@ class Explanation(google.protobuf.message.Message):
         belief_source: builtins.str = ...,
         lane: builtins.str = ...,
         prompt_counted_by: builtins.str = ...,
+        moves: collections.abc.Iterable[Global___MoveInfo] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["actual", b"actual", "belief", b"belief"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actual", b"actual", "belief", b"belief", "belief_source", b"belief_source", "decisions", b"decisions", "lane", b"lane", "prompt_counted_by", b"prompt_counted_by"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["actual", b"actual", "belief", b"belief", "belief_source", b"belief_source", "decisions", b"decisions", "lane", b"lane", "moves", b"moves", "prompt_counted_by", b"prompt_counted_by"]) -> None: ...
 
 Global___Explanation: typing_extensions.TypeAlias = Explanation
+
+@typing.final
+class MoveInfo(google.protobuf.message.Message):
+    """One move of a running request from one node to another."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    DESTINATION_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    AFTER_S_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    TOOK_S_FIELD_NUMBER: builtins.int
+    STAGES_FIELD_NUMBER: builtins.int
+    STAGE_TOKENS_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    FOUND_TOKENS_FIELD_NUMBER: builtins.int
+    GAP_S_FIELD_NUMBER: builtins.int
+    source: builtins.str
+    """The node that it was at."""
+    destination: builtins.str
+    """Where it was to go on; empty while that is sought, and where no node was found."""
+    cause: builtins.str
+    """Who wanted it: "leaving" (its node leaves), "operator", or "rule"."""
+    why: builtins.str
+    """What for, for people."""
+    after_s: builtins.float
+    """Seconds from the request's arrival to the beginning of the move."""
+    outcome: builtins.str
+    """"under_way", "moved", or why it was given up: "no_room", "does_not_pay", "too_slow", "node_failed", "ended"."""
+    detail: builtins.str
+    """The same for people."""
+    took_s: builtins.float
+    """Seconds from its beginning until the destination went on, or it was given up; absent while it is under way."""
+    stages: builtins.int
+    """Times that the destination was asked for the KV of a part (a count)."""
+    stage_tokens: builtins.int
+    """Tokens whose KV these computed there, at most."""
+    tokens: builtins.int
+    """Tokens of prompt and answer so far when the destination went on."""
+    found_tokens: builtins.int
+    """Tokens of them that it found in its cache then; absent where it does not tell, and until the request has ended."""
+    gap_s: builtins.float
+    """Seconds from that moment to its first token: what the client waited. Absent before it."""
+    def __init__(
+        self,
+        *,
+        source: builtins.str = ...,
+        destination: builtins.str = ...,
+        cause: builtins.str = ...,
+        why: builtins.str = ...,
+        after_s: builtins.float = ...,
+        outcome: builtins.str = ...,
+        detail: builtins.str = ...,
+        took_s: builtins.float | None = ...,
+        stages: builtins.int = ...,
+        stage_tokens: builtins.int = ...,
+        tokens: builtins.int = ...,
+        found_tokens: builtins.int | None = ...,
+        gap_s: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_found_tokens", b"_found_tokens", "_gap_s", b"_gap_s", "_took_s", b"_took_s", "found_tokens", b"found_tokens", "gap_s", b"gap_s", "took_s", b"took_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_found_tokens", b"_found_tokens", "_gap_s", b"_gap_s", "_took_s", b"_took_s", "after_s", b"after_s", "cause", b"cause", "destination", b"destination", "detail", b"detail", "found_tokens", b"found_tokens", "gap_s", b"gap_s", "outcome", b"outcome", "source", b"source", "stage_tokens", b"stage_tokens", "stages", b"stages", "tokens", b"tokens", "took_s", b"took_s", "why", b"why"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_found_tokens", b"_found_tokens"]) -> typing.Literal["found_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_gap_s", b"_gap_s"]) -> typing.Literal["gap_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_took_s", b"_took_s"]) -> typing.Literal["took_s"] | None: ...
+
+Global___MoveInfo: typing_extensions.TypeAlias = MoveInfo
+
+@typing.final
+class ExplainScalingRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: builtins.int
+    decisions: builtins.int
+    """How many decisions at most; 0: 10."""
+    def __init__(
+        self,
+        *,
+        decisions: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decisions", b"decisions"]) -> None: ...
+
+Global___ExplainScalingRequest: typing_extensions.TypeAlias = ExplainScalingRequest
+
+@typing.final
+class ScaledNodeInfo(google.protobuf.message.Message):
+    """One node that may be started and stopped."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    READY_IN_S_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    """The node."""
+    state: builtins.str
+    """"starting", "serving", "draining" or "stopping"."""
+    detail: builtins.str
+    """Why it is being stopped, for people."""
+    ready_in_s: builtins.float
+    """Seconds until it is expected to serve, while it starts; 0: it is late."""
+    address: builtins.str
+    """host:port of its predictor; empty while that is not known."""
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        state: builtins.str = ...,
+        detail: builtins.str = ...,
+        ready_in_s: builtins.float | None = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_ready_in_s", b"_ready_in_s", "ready_in_s", b"ready_in_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_ready_in_s", b"_ready_in_s", "address", b"address", "detail", b"detail", "node_id", b"node_id", "ready_in_s", b"ready_in_s", "state", b"state"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_ready_in_s", b"_ready_in_s"]) -> typing.Literal["ready_in_s"] | None: ...
+
+Global___ScaledNodeInfo: typing_extensions.TypeAlias = ScaledNodeInfo
+
+@typing.final
+class ScaledGroup(google.protobuf.message.Message):
+    """Equal nodes that may be started and stopped."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    MIN_FIELD_NUMBER: builtins.int
+    MAX_FIELD_NUMBER: builtins.int
+    WANTED_FIELD_NUMBER: builtins.int
+    START_P50_S_FIELD_NUMBER: builtins.int
+    START_P90_S_FIELD_NUMBER: builtins.int
+    BLOCKED_S_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The group."""
+    model: builtins.str
+    """The model that it serves; empty: whatever its nodes do."""
+    min: builtins.int
+    """Nodes that stay, whatever the rule says."""
+    max: builtins.int
+    """Most nodes."""
+    wanted: builtins.int
+    """Nodes wanted, within these bounds."""
+    start_p50_s: builtins.float
+    """Seconds from the wish for a node to its first request, as measured: half of the starts."""
+    start_p90_s: builtins.float
+    """The same, nine in ten of the starts."""
+    blocked_s: builtins.float
+    """Seconds for which no start is tried, because the last ones have failed."""
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScaledNodeInfo]:
+        """Its nodes, by name."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        model: builtins.str = ...,
+        min: builtins.int = ...,
+        max: builtins.int = ...,
+        wanted: builtins.int = ...,
+        start_p50_s: builtins.float = ...,
+        start_p90_s: builtins.float = ...,
+        blocked_s: builtins.float = ...,
+        nodes: collections.abc.Iterable[Global___ScaledNodeInfo] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocked_s", b"blocked_s", "max", b"max", "min", b"min", "model", b"model", "name", b"name", "nodes", b"nodes", "start_p50_s", b"start_p50_s", "start_p90_s", b"start_p90_s", "wanted", b"wanted"]) -> None: ...
+
+Global___ScaledGroup: typing_extensions.TypeAlias = ScaledGroup
+
+@typing.final
+class ScalingFigure(google.protobuf.message.Message):
+    """One number that a rule went by."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """What it is, with its unit."""
+    value: builtins.float
+    """How much."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        value: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "value", b"value"]) -> None: ...
+
+Global___ScalingFigure: typing_extensions.TypeAlias = ScalingFigure
+
+@typing.final
+class ScalingWish(google.protobuf.message.Message):
+    """Nodes of one group, before and after a decision."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    HAD_FIELD_NUMBER: builtins.int
+    WANTED_FIELD_NUMBER: builtins.int
+    group: builtins.str
+    """The group."""
+    had: builtins.int
+    """Nodes that served or started."""
+    wanted: builtins.int
+    """What the rule asked for, before bounds."""
+    def __init__(
+        self,
+        *,
+        group: builtins.str = ...,
+        had: builtins.int = ...,
+        wanted: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "had", b"had", "wanted", b"wanted"]) -> None: ...
+
+Global___ScalingWish: typing_extensions.TypeAlias = ScalingWish
+
+@typing.final
+class ScalingDecision(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGE_S_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    ACTIONS_FIELD_NUMBER: builtins.int
+    SEEN_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    HELD_BACK_FIELD_NUMBER: builtins.int
+    SHORTFALL_FIELD_NUMBER: builtins.int
+    age_s: builtins.float
+    """Seconds since then."""
+    why: builtins.str
+    """One line for people."""
+    held_back: builtins.str
+    """Why nothing was done although something was wanted; empty when it was."""
+    shortfall: builtins.str
+    """Said when no fleet within the bounds keeps the objective, with the best that can be had."""
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScalingWish]:
+        """Per group."""
+
+    @property
+    def actions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What was done, in order: "start a30-1", "retire a30-0", ..."""
+
+    @property
+    def seen(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScalingFigure]:
+        """What the rule went by."""
+
+    def __init__(
+        self,
+        *,
+        age_s: builtins.float = ...,
+        groups: collections.abc.Iterable[Global___ScalingWish] | None = ...,
+        actions: collections.abc.Iterable[builtins.str] | None = ...,
+        seen: collections.abc.Iterable[Global___ScalingFigure] | None = ...,
+        why: builtins.str = ...,
+        held_back: builtins.str = ...,
+        shortfall: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["actions", b"actions", "age_s", b"age_s", "groups", b"groups", "held_back", b"held_back", "seen", b"seen", "shortfall", b"shortfall", "why", b"why"]) -> None: ...
+
+Global___ScalingDecision: typing_extensions.TypeAlias = ScalingDecision
+
+@typing.final
+class ScalingExplanation(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: builtins.int
+    CONNECTOR_FIELD_NUMBER: builtins.int
+    EXECUTES_FIELD_NUMBER: builtins.int
+    LEADS_FIELD_NUMBER: builtins.int
+    LEADER_FIELD_NUMBER: builtins.int
+    TICK_S_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    LATEST_FIELD_NUMBER: builtins.int
+    DECISIONS_FIELD_NUMBER: builtins.int
+    rule: builtins.str
+    """The rule."""
+    connector: builtins.str
+    """Who starts and stops nodes."""
+    executes: builtins.bool
+    """Whether anything is started or stopped; false: it is only said what would be."""
+    leads: builtins.bool
+    """Whether this gateway decides for the fleet."""
+    leader: builtins.str
+    """The gateway that does, where that is known."""
+    tick_s: builtins.float
+    """Seconds between two decisions."""
+    problem: builtins.str
+    """Why nothing can be started or stopped now; empty when it can."""
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScaledGroup]:
+        """In the order of the configuration."""
+
+    @property
+    def latest(self) -> Global___ScalingDecision:
+        """Of the last tick."""
+
+    @property
+    def decisions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScalingDecision]:
+        """Those that changed something or wanted to, the latest first."""
+
+    def __init__(
+        self,
+        *,
+        rule: builtins.str = ...,
+        connector: builtins.str = ...,
+        executes: builtins.bool = ...,
+        leads: builtins.bool = ...,
+        leader: builtins.str = ...,
+        tick_s: builtins.float = ...,
+        problem: builtins.str = ...,
+        groups: collections.abc.Iterable[Global___ScaledGroup] | None = ...,
+        latest: Global___ScalingDecision | None = ...,
+        decisions: collections.abc.Iterable[Global___ScalingDecision] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["latest", b"latest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["connector", b"connector", "decisions", b"decisions", "executes", b"executes", "groups", b"groups", "latest", b"latest", "leader", b"leader", "leads", b"leads", "problem", b"problem", "rule", b"rule", "tick_s", b"tick_s"]) -> None: ...
+
+Global___ScalingExplanation: typing_extensions.TypeAlias = ScalingExplanation
 
 @typing.final
 class ListNodesRequest(google.protobuf.message.Message):
@@ -648,12 +984,15 @@ class NodeInfo(google.protobuf.message.Message):
     DETAIL_FIELD_NUMBER: builtins.int
     ALARM_FIELD_NUMBER: builtins.int
     FORECASTS_FIELD_NUMBER: builtins.int
+    CACHED_BLOCKS_FIELD_NUMBER: builtins.int
+    MOVES_OUT_FIELD_NUMBER: builtins.int
+    MOVES_IN_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node's name; its address until it has said one."""
     address: builtins.str
     """host:port of its predictor."""
     status: builtins.str
-    """"up", "down", "connecting" or "draining"."""
+    """"up", "down", "connecting", "draining" (an operator wants it so) or "retiring" (the node is to leave)."""
     state_age_s: builtins.float
     """Age of that summary at the gateway, in seconds."""
     in_flight: builtins.int
@@ -664,6 +1003,12 @@ class NodeInfo(google.protobuf.message.Message):
     """Why it is down, for people."""
     alarm: builtins.str
     """What an operator should look at, for people; empty when all is well."""
+    cached_blocks: builtins.int
+    """KV blocks in its prefix cache, by its own word; absent where it tells nothing or is not believed."""
+    moves_out: builtins.int
+    """Requests of this gateway on their way from it to other nodes (a count)."""
+    moves_in: builtins.int
+    """Requests of this gateway on their way to it (a count)."""
     @property
     def load(self) -> protos.v1.astrolabe_types_pb2.NodeLoad:
         """Its last summary; absent if there is none yet."""
@@ -690,9 +1035,13 @@ class NodeInfo(google.protobuf.message.Message):
         detail: builtins.str = ...,
         alarm: builtins.str = ...,
         forecasts: Global___ForecastTrust | None = ...,
+        cached_blocks: builtins.int | None = ...,
+        moves_out: builtins.int = ...,
+        moves_in: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config", "forecasts", b"forecasts", "load", b"load"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "alarm", b"alarm", "config", b"config", "detail", b"detail", "forecasts", b"forecasts", "in_flight", b"in_flight", "load", b"load", "node_id", b"node_id", "profile", b"profile", "state_age_s", b"state_age_s", "status", b"status"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cached_blocks", b"_cached_blocks", "cached_blocks", b"cached_blocks", "config", b"config", "forecasts", b"forecasts", "load", b"load"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cached_blocks", b"_cached_blocks", "address", b"address", "alarm", b"alarm", "cached_blocks", b"cached_blocks", "config", b"config", "detail", b"detail", "forecasts", b"forecasts", "in_flight", b"in_flight", "load", b"load", "moves_in", b"moves_in", "moves_out", b"moves_out", "node_id", b"node_id", "profile", b"profile", "state_age_s", b"state_age_s", "status", b"status"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_cached_blocks", b"_cached_blocks"]) -> typing.Literal["cached_blocks"] | None: ...
 
 Global___NodeInfo: typing_extensions.TypeAlias = NodeInfo
 
@@ -736,21 +1085,23 @@ class DrainRequest(google.protobuf.message.Message):
 
     NODE_ID_FIELD_NUMBER: builtins.int
     UNDO_FIELD_NUMBER: builtins.int
-    EVICT_FIELD_NUMBER: builtins.int
+    STAY_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node."""
     undo: builtins.bool
     """true: take it back into service."""
-    evict: builtins.bool
-    """true: what runs there goes on at other nodes, if it may (`resume`) and somebody can take it."""
+    stay: builtins.bool
+    """true: what runs there runs on to its end; otherwise it goes on at other nodes, if it may (`resume`) and somebody
+    can take it.
+    """
     def __init__(
         self,
         *,
         node_id: builtins.str = ...,
         undo: builtins.bool = ...,
-        evict: builtins.bool = ...,
+        stay: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["evict", b"evict", "node_id", b"node_id", "undo", b"undo"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node_id", b"node_id", "stay", b"stay", "undo", b"undo"]) -> None: ...
 
 Global___DrainRequest: typing_extensions.TypeAlias = DrainRequest
 
@@ -769,6 +1120,59 @@ class DrainReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["in_flight", b"in_flight"]) -> None: ...
 
 Global___DrainReply: typing_extensions.TypeAlias = DrainReply
+
+@typing.final
+class MoveRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    GENTLY_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """The request."""
+    node: builtins.str
+    """Where it is to go on: a node's name or address."""
+    gently: builtins.bool
+    """true: that node computes what has come little by little, as for a rule's move, so that those who are there hardly
+    notice; otherwise as fast as it can.
+    """
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        node: builtins.str = ...,
+        gently: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gently", b"gently", "node", b"node", "request_id", b"request_id"]) -> None: ...
+
+Global___MoveRequest: typing_extensions.TypeAlias = MoveRequest
+
+@typing.final
+class MoveReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: builtins.int
+    REFUSAL_FIELD_NUMBER: builtins.int
+    MOVE_FIELD_NUMBER: builtins.int
+    found: builtins.bool
+    """Whether the request runs; between workers only: others hear NOT_FOUND."""
+    refusal: builtins.str
+    """Why it does not move, for people; between workers only: others hear FAILED_PRECONDITION."""
+    @property
+    def move(self) -> Global___MoveInfo:
+        """The move that has begun."""
+
+    def __init__(
+        self,
+        *,
+        found: builtins.bool = ...,
+        refusal: builtins.str = ...,
+        move: Global___MoveInfo | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["move", b"move"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["found", b"found", "move", b"move", "refusal", b"refusal"]) -> None: ...
+
+Global___MoveReply: typing_extensions.TypeAlias = MoveReply
 
 @typing.final
 class SetPolicyRequest(google.protobuf.message.Message):

@@ -60,6 +60,11 @@ class DispatchStub(object):
                 request_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.ExplainScaling = channel.unary_unary(
+                '/astrolabe.v1.Dispatch/ExplainScaling',
+                request_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ExplainScalingRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ScalingExplanation.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/astrolabe.v1.Dispatch/ListNodes',
                 request_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ListNodesRequest.SerializeToString,
@@ -74,6 +79,11 @@ class DispatchStub(object):
                 '/astrolabe.v1.Dispatch/Drain',
                 request_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.DrainRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.DrainReply.FromString,
+                _registered_method=True)
+        self.Move = channel.unary_unary(
+                '/astrolabe.v1.Dispatch/Move',
+                request_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.MoveRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.MoveReply.FromString,
                 _registered_method=True)
         self.SetPolicy = channel.unary_unary(
                 '/astrolabe.v1.Dispatch/SetPolicy',
@@ -122,6 +132,13 @@ class DispatchServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainScaling(self, request, context):
+        """How many nodes of which group are wanted and why, what was done, and what became of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListNodes(self, request, context):
         """All nodes, now.
         """
@@ -137,7 +154,14 @@ class DispatchServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Stops sending new requests to a node; those it has run to their end.
+        """Stops sending new requests to a node; what it runs goes on at other nodes, unless it is to stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Move(self, request, context):
+        """Has a running request go on at another node. The reply comes when that has begun; Explain tells what becomes of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +202,11 @@ def add_DispatchServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ExplainRequest.FromString,
                     response_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.Explanation.SerializeToString,
             ),
+            'ExplainScaling': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainScaling,
+                    request_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ExplainScalingRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ScalingExplanation.SerializeToString,
+            ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
                     request_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.ListNodesRequest.FromString,
@@ -192,6 +221,11 @@ def add_DispatchServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.DrainRequest.FromString,
                     response_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.DrainReply.SerializeToString,
+            ),
+            'Move': grpc.unary_unary_rpc_method_handler(
+                    servicer.Move,
+                    request_deserializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.MoveRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_astrolabe__dispatch__pb2.MoveReply.SerializeToString,
             ),
             'SetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPolicy,
@@ -345,6 +379,33 @@ class Dispatch(object):
             _registered_method=True)
 
     @staticmethod
+    def ExplainScaling(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/astrolabe.v1.Dispatch/ExplainScaling',
+            protos_dot_v1_dot_astrolabe__dispatch__pb2.ExplainScalingRequest.SerializeToString,
+            protos_dot_v1_dot_astrolabe__dispatch__pb2.ScalingExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListNodes(request,
             target,
             options=(),
@@ -415,6 +476,33 @@ class Dispatch(object):
             '/astrolabe.v1.Dispatch/Drain',
             protos_dot_v1_dot_astrolabe__dispatch__pb2.DrainRequest.SerializeToString,
             protos_dot_v1_dot_astrolabe__dispatch__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Move(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/astrolabe.v1.Dispatch/Move',
+            protos_dot_v1_dot_astrolabe__dispatch__pb2.MoveRequest.SerializeToString,
+            protos_dot_v1_dot_astrolabe__dispatch__pb2.MoveReply.FromString,
             options,
             channel_credentials,
             insecure,

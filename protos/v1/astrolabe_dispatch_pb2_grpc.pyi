@@ -106,6 +106,22 @@ _DispatchExplainType = typing_extensions.TypeVar(
     ],
 )
 
+_DispatchExplainScalingType = typing_extensions.TypeVar(
+    '_DispatchExplainScalingType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.ExplainScalingRequest,
+        protos.v1.astrolabe_dispatch_pb2.ScalingExplanation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.ExplainScalingRequest,
+        protos.v1.astrolabe_dispatch_pb2.ScalingExplanation,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.ExplainScalingRequest,
+        protos.v1.astrolabe_dispatch_pb2.ScalingExplanation,
+    ],
+)
+
 _DispatchListNodesType = typing_extensions.TypeVar(
     '_DispatchListNodesType',
     grpc.UnaryUnaryMultiCallable[
@@ -154,6 +170,22 @@ _DispatchDrainType = typing_extensions.TypeVar(
     ],
 )
 
+_DispatchMoveType = typing_extensions.TypeVar(
+    '_DispatchMoveType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.MoveRequest,
+        protos.v1.astrolabe_dispatch_pb2.MoveReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.MoveRequest,
+        protos.v1.astrolabe_dispatch_pb2.MoveReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.MoveRequest,
+        protos.v1.astrolabe_dispatch_pb2.MoveReply,
+    ],
+)
+
 _DispatchSetPolicyType = typing_extensions.TypeVar(
     '_DispatchSetPolicyType',
     grpc.UnaryUnaryMultiCallable[
@@ -170,7 +202,7 @@ _DispatchSetPolicyType = typing_extensions.TypeVar(
     ],
 )
 
-class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchForwardType, _DispatchPlaceType, _DispatchCancelType, _DispatchExplainType, _DispatchListNodesType, _DispatchWatchNodesType, _DispatchDrainType, _DispatchSetPolicyType]):
+class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchForwardType, _DispatchPlaceType, _DispatchCancelType, _DispatchExplainType, _DispatchExplainScalingType, _DispatchListNodesType, _DispatchWatchNodesType, _DispatchDrainType, _DispatchMoveType, _DispatchSetPolicyType]):
     @typing.overload
     def __init__(self: DispatchStub[
         grpc.UnaryStreamMultiCallable[
@@ -194,6 +226,10 @@ class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchForwardType, _
             protos.v1.astrolabe_dispatch_pb2.Explanation,
         ],
         grpc.UnaryUnaryMultiCallable[
+            protos.v1.astrolabe_dispatch_pb2.ExplainScalingRequest,
+            protos.v1.astrolabe_dispatch_pb2.ScalingExplanation,
+        ],
+        grpc.UnaryUnaryMultiCallable[
             protos.v1.astrolabe_dispatch_pb2.ListNodesRequest,
             protos.v1.astrolabe_dispatch_pb2.NodeList,
         ],
@@ -204,6 +240,10 @@ class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchForwardType, _
         grpc.UnaryUnaryMultiCallable[
             protos.v1.astrolabe_dispatch_pb2.DrainRequest,
             protos.v1.astrolabe_dispatch_pb2.DrainReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            protos.v1.astrolabe_dispatch_pb2.MoveRequest,
+            protos.v1.astrolabe_dispatch_pb2.MoveReply,
         ],
         grpc.UnaryUnaryMultiCallable[
             protos.v1.astrolabe_dispatch_pb2.SetPolicyRequest,
@@ -234,6 +274,10 @@ class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchForwardType, _
             protos.v1.astrolabe_dispatch_pb2.Explanation,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            protos.v1.astrolabe_dispatch_pb2.ExplainScalingRequest,
+            protos.v1.astrolabe_dispatch_pb2.ScalingExplanation,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             protos.v1.astrolabe_dispatch_pb2.ListNodesRequest,
             protos.v1.astrolabe_dispatch_pb2.NodeList,
         ],
@@ -244,6 +288,10 @@ class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchForwardType, _
         grpc.aio.UnaryUnaryMultiCallable[
             protos.v1.astrolabe_dispatch_pb2.DrainRequest,
             protos.v1.astrolabe_dispatch_pb2.DrainReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            protos.v1.astrolabe_dispatch_pb2.MoveRequest,
+            protos.v1.astrolabe_dispatch_pb2.MoveReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             protos.v1.astrolabe_dispatch_pb2.SetPolicyRequest,
@@ -269,6 +317,9 @@ class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchForwardType, _
     Explain: _DispatchExplainType
     """Why a request of the last minutes went where it went, and what became of it."""
 
+    ExplainScaling: _DispatchExplainScalingType
+    """How many nodes of which group are wanted and why, what was done, and what became of it."""
+
     ListNodes: _DispatchListNodesType
     """All nodes, now."""
 
@@ -276,7 +327,10 @@ class DispatchStub(typing.Generic[_DispatchGenerateType, _DispatchForwardType, _
     """The same whenever it has changed, at most once per interval."""
 
     Drain: _DispatchDrainType
-    """Stops sending new requests to a node; those it has run to their end."""
+    """Stops sending new requests to a node; what it runs goes on at other nodes, unless it is to stay."""
+
+    Move: _DispatchMoveType
+    """Has a running request go on at another node. The reply comes when that has begun; Explain tells what becomes of it."""
 
     SetPolicy: _DispatchSetPolicyType
     """Replaces the placement policy for requests that come from now on."""
@@ -303,6 +357,10 @@ DispatchAsyncStub: typing_extensions.TypeAlias = DispatchStub[
         protos.v1.astrolabe_dispatch_pb2.Explanation,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.ExplainScalingRequest,
+        protos.v1.astrolabe_dispatch_pb2.ScalingExplanation,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         protos.v1.astrolabe_dispatch_pb2.ListNodesRequest,
         protos.v1.astrolabe_dispatch_pb2.NodeList,
     ],
@@ -313,6 +371,10 @@ DispatchAsyncStub: typing_extensions.TypeAlias = DispatchStub[
     grpc.aio.UnaryUnaryMultiCallable[
         protos.v1.astrolabe_dispatch_pb2.DrainRequest,
         protos.v1.astrolabe_dispatch_pb2.DrainReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.v1.astrolabe_dispatch_pb2.MoveRequest,
+        protos.v1.astrolabe_dispatch_pb2.MoveReply,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         protos.v1.astrolabe_dispatch_pb2.SetPolicyRequest,
@@ -365,6 +427,14 @@ class DispatchServicer(metaclass=abc.ABCMeta):
         """Why a request of the last minutes went where it went, and what became of it."""
 
     @abc.abstractmethod
+    def ExplainScaling(
+        self,
+        request: protos.v1.astrolabe_dispatch_pb2.ExplainScalingRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.v1.astrolabe_dispatch_pb2.ScalingExplanation, collections.abc.Awaitable[protos.v1.astrolabe_dispatch_pb2.ScalingExplanation]]:
+        """How many nodes of which group are wanted and why, what was done, and what became of it."""
+
+    @abc.abstractmethod
     def ListNodes(
         self,
         request: protos.v1.astrolabe_dispatch_pb2.ListNodesRequest,
@@ -386,7 +456,15 @@ class DispatchServicer(metaclass=abc.ABCMeta):
         request: protos.v1.astrolabe_dispatch_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> typing.Union[protos.v1.astrolabe_dispatch_pb2.DrainReply, collections.abc.Awaitable[protos.v1.astrolabe_dispatch_pb2.DrainReply]]:
-        """Stops sending new requests to a node; those it has run to their end."""
+        """Stops sending new requests to a node; what it runs goes on at other nodes, unless it is to stay."""
+
+    @abc.abstractmethod
+    def Move(
+        self,
+        request: protos.v1.astrolabe_dispatch_pb2.MoveRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.v1.astrolabe_dispatch_pb2.MoveReply, collections.abc.Awaitable[protos.v1.astrolabe_dispatch_pb2.MoveReply]]:
+        """Has a running request go on at another node. The reply comes when that has begun; Explain tells what becomes of it."""
 
     @abc.abstractmethod
     def SetPolicy(

@@ -27,13 +27,15 @@ from protos.v1 import astrolabe_engine_pb2 as protos_dot_v1_dot_astrolabe__engin
 from protos.v1 import astrolabe_types_pb2 as protos_dot_v1_dot_astrolabe__types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/v1/astrolabe_predict.proto\x12\x0c\x61strolabe.v1\x1a protos/v1/astrolabe_engine.proto\x1a\x1fprotos/v1/astrolabe_types.proto\"=\n\x0ePredictRequest\x12+\n\ncandidates\x18\x01 \x03(\x0b\x32\x17.astrolabe.v1.Candidate\"9\n\x0cPredictReply\x12)\n\tforecasts\x18\x01 \x03(\x0b\x32\x16.astrolabe.v1.Forecast\"K\n\x0eReserveRequest\x12*\n\tcandidate\x18\x01 \x01(\x0b\x32\x17.astrolabe.v1.Candidate\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\"\x1d\n\x0cReserveReply\x12\r\n\x05ttl_s\x18\x01 \x01(\x01\"$\n\x0eReleaseRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1d\n\x0cReleaseReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x11\n\x0fGetStateRequest\"+\n\x11WatchStateRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\"\x17\n\x15GetCalibrationRequest\"\x93\x01\n\rForecastError\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x0e\n\x06\x62ias_s\x18\x02 \x01(\x01\x12\x17\n\x0fmedian_relative\x18\x03 \x01(\x01\x12\x14\n\x0cp90_relative\x18\x04 \x01(\x01\x12\x14\n\x0c\x63overage_p90\x18\x05 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x06 \x01(\x01\x12\x0e\n\x06spread\x18\x07 \x01(\x01\"\xcc\x02\n\x0b\x43\x61libration\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12)\n\x04ttft\x18\x03 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12(\n\x03\x65\x32\x65\x18\x04 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12)\n\x04tpot\x18\x05 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12-\n\x08ttft_raw\x18\x06 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12,\n\x07\x65\x32\x65_raw\x18\x07 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12-\n\x08tpot_raw\x18\x08 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12\x0f\n\x07trusted\x18\t \x01(\x08\"\x94\x02\n\x0cGatewayFrame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.astrolabe.v1.Hello\x12\x19\n\x11\x61\x62ort_request_ids\x18\x02 \x03(\t\x12,\n\ndispatches\x18\x03 \x03(\x0b\x32\x18.astrolabe.v1.Dispatched\x12\x1f\n\x04\x61sks\x18\x04 \x03(\x0b\x32\x11.astrolabe.v1.Ask\x12\x0c\n\x04ping\x18\x05 \x01(\x04\x12*\n\nbody_parts\x18\x06 \x03(\x0b\x32\x16.astrolabe.v1.BodyPart\x12(\n\x08\x63onsumed\x18\x07 \x03(\x0b\x32\x16.astrolabe.v1.Consumed\x12\x12\n\ntell_cache\x18\t \x01(\x08\",\n\x08\x42odyPart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"-\n\x08\x43onsumed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x1b\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"\x92\x01\n\nDispatched\x12\x14\n\x0c\x64ispatch_seq\x18\x01 \x01(\x04\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32#.astrolabe.v1.EngineGenerateRequestH\x00\x12.\n\x07\x66orward\x18\x03 \x01(\x0b\x32\x1b.astrolabe.v1.ForwardedCallH\x00\x42\x06\n\x04work\"A\n\x03\x41sk\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12*\n\tcandidate\x18\x02 \x01(\x0b\x32\x17.astrolabe.v1.Candidate\"\x89\x03\n\tNodeFrame\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.astrolabe.v1.Welcome\x12%\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x14.astrolabe.v1.Answer\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.astrolabe.v1.StreamPart\x12$\n\x04load\x18\x04 \x01(\x0b\x32\x16.astrolabe.v1.LoadNote\x12\x0c\n\x04pong\x18\x05 \x01(\x04\x12%\n\x05taken\x18\x06 \x03(\x0b\x32\x16.astrolabe.v1.Consumed\x12)\n\x06served\x18\x07 \x01(\x0b\x32\x19.astrolabe.v1.ServedNames\x12-\n\x08\x61\x64\x61pters\x18\x08 \x01(\x0b\x32\x1b.astrolabe.v1.AdaptersInUse\x12)\n\x05\x63\x61\x63he\x18\t \x01(\x0b\x32\x1a.astrolabe.v1.CacheSummary\x12$\n\x04pace\x18\n \x01(\x0b\x32\x16.astrolabe.v1.NodePace\"~\n\x0c\x43\x61\x63heSummary\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05whole\x18\x02 \x01(\x08\x12\x0e\n\x06one_in\x18\x03 \x01(\r\x12\x0e\n\x06stored\x18\x04 \x03(\x07\x12\x0f\n\x07\x65victed\x18\x05 \x03(\x07\x12\r\n\x05names\x18\x06 \x01(\r\x12\x0f\n\x07unknown\x18\x07 \x01(\x08\"/\n\rAdaptersInUse\x12\r\n\x05names\x18\x01 \x03(\t\x12\x0f\n\x07unknown\x18\x02 \x01(\x08\"1\n\x0bServedNames\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bother_names\x18\x02 \x03(\t\"r\n\x07Welcome\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.astrolabe.v1.EngineConfig\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x19\n\x11\x62ody_window_bytes\x18\x04 \x01(\x04\"_\n\x06\x41nswer\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12*\n\x08\x66orecast\x18\x02 \x01(\x0b\x32\x16.astrolabe.v1.ForecastH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\tH\x00\x42\x08\n\x06result\"\xf9\x02\n\nStreamPart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x00\x88\x01\x01\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.astrolabe.v1.Usage\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12)\n\x04head\x18\x06 \x01(\x0b\x32\x1b.astrolabe.v1.ForwardedHead\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x15\n\routput_tokens\x18\x08 \x01(\r\x12\x1a\n\rstop_token_id\x18\t \x01(\rH\x01\x88\x01\x01\x12-\n\x08logprobs\x18\n \x03(\x0b\x32\x1b.astrolabe.v1.TokenLogprobs\x12\x19\n\x0c\x66ound_tokens\x18\x0b \x01(\rH\x02\x88\x01\x01\x42\n\n\x08_outcomeB\x10\n\x0e_stop_token_idB\x0f\n\r_found_tokens\"F\n\x08LoadNote\x12$\n\x04load\x18\x01 \x01(\x0b\x32\x16.astrolabe.v1.NodeLoad\x12\x14\n\x0c\x64ispatch_seq\x18\x02 \x01(\x04\x32\xfc\x03\n\x07Predict\x12\x43\n\x07Predict\x12\x1c.astrolabe.v1.PredictRequest\x1a\x1a.astrolabe.v1.PredictReply\x12\x43\n\x07Reserve\x12\x1c.astrolabe.v1.ReserveRequest\x1a\x1a.astrolabe.v1.ReserveReply\x12\x43\n\x07Release\x12\x1c.astrolabe.v1.ReleaseRequest\x1a\x1a.astrolabe.v1.ReleaseReply\x12\x42\n\x08GetState\x12\x1d.astrolabe.v1.GetStateRequest\x1a\x17.astrolabe.v1.NodeState\x12H\n\nWatchState\x12\x1f.astrolabe.v1.WatchStateRequest\x1a\x17.astrolabe.v1.NodeState0\x01\x12P\n\x0eGetCalibration\x12#.astrolabe.v1.GetCalibrationRequest\x1a\x19.astrolabe.v1.Calibration\x12\x42\n\x07Session\x12\x1a.astrolabe.v1.GatewayFrame\x1a\x17.astrolabe.v1.NodeFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/v1/astrolabe_predict.proto\x12\x0c\x61strolabe.v1\x1a protos/v1/astrolabe_engine.proto\x1a\x1fprotos/v1/astrolabe_types.proto\"=\n\x0ePredictRequest\x12+\n\ncandidates\x18\x01 \x03(\x0b\x32\x17.astrolabe.v1.Candidate\"9\n\x0cPredictReply\x12)\n\tforecasts\x18\x01 \x03(\x0b\x32\x16.astrolabe.v1.Forecast\"K\n\x0eReserveRequest\x12*\n\tcandidate\x18\x01 \x01(\x0b\x32\x17.astrolabe.v1.Candidate\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\"\x1d\n\x0cReserveReply\x12\r\n\x05ttl_s\x18\x01 \x01(\x01\"$\n\x0eReleaseRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1d\n\x0cReleaseReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x11\n\x0fGetStateRequest\"+\n\x11WatchStateRequest\x12\x16\n\x0emin_interval_s\x18\x01 \x01(\x01\"\x17\n\x15GetCalibrationRequest\"\x93\x01\n\rForecastError\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x0e\n\x06\x62ias_s\x18\x02 \x01(\x01\x12\x17\n\x0fmedian_relative\x18\x03 \x01(\x01\x12\x14\n\x0cp90_relative\x18\x04 \x01(\x01\x12\x14\n\x0c\x63overage_p90\x18\x05 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x06 \x01(\x01\x12\x0e\n\x06spread\x18\x07 \x01(\x01\"\xcc\x02\n\x0b\x43\x61libration\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12)\n\x04ttft\x18\x03 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12(\n\x03\x65\x32\x65\x18\x04 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12)\n\x04tpot\x18\x05 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12-\n\x08ttft_raw\x18\x06 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12,\n\x07\x65\x32\x65_raw\x18\x07 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12-\n\x08tpot_raw\x18\x08 \x01(\x0b\x32\x1b.astrolabe.v1.ForecastError\x12\x0f\n\x07trusted\x18\t \x01(\x08\"\xc1\x03\n\x0cGatewayFrame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.astrolabe.v1.Hello\x12\x19\n\x11\x61\x62ort_request_ids\x18\x02 \x03(\t\x12,\n\ndispatches\x18\x03 \x03(\x0b\x32\x18.astrolabe.v1.Dispatched\x12\x1f\n\x04\x61sks\x18\x04 \x03(\x0b\x32\x11.astrolabe.v1.Ask\x12\x0c\n\x04ping\x18\x05 \x01(\x04\x12*\n\nbody_parts\x18\x06 \x03(\x0b\x32\x16.astrolabe.v1.BodyPart\x12(\n\x08\x63onsumed\x18\x07 \x03(\x0b\x32\x16.astrolabe.v1.Consumed\x12\x12\n\ntell_cache\x18\t \x01(\x08\x12(\n\x06retire\x18\n \x01(\x0e\x32\x18.astrolabe.v1.Retirement\x12%\n\x05lease\x18\x0b \x01(\x0b\x32\x16.astrolabe.v1.LeaseAsk\x12\'\n\x04news\x18\x0c \x01(\x0b\x32\x19.astrolabe.v1.ScalingNews\x12\x31\n\rexpected_work\x18\x0f \x01(\x0b\x32\x1a.astrolabe.v1.ExpectedWork\"[\n\x0c\x45xpectedWork\x12\x16\n\x0erequests_per_s\x18\x01 \x01(\x01\x12\x18\n\x10new_tokens_per_s\x18\x02 \x01(\x01\x12\x19\n\x11new_tokens2_per_s\x18\x03 \x01(\x01\"j\n\x08LeaseAsk\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\r\n\x05wants\x18\x04 \x01(\x08\x12\r\n\x05leads\x18\x05 \x01(\x08\x12\x10\n\x08up_nodes\x18\x06 \x03(\t\",\n\x08\x42odyPart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"-\n\x08\x43onsumed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x1b\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"\x92\x01\n\nDispatched\x12\x14\n\x0c\x64ispatch_seq\x18\x01 \x01(\x04\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32#.astrolabe.v1.EngineGenerateRequestH\x00\x12.\n\x07\x66orward\x18\x03 \x01(\x0b\x32\x1b.astrolabe.v1.ForwardedCallH\x00\x42\x06\n\x04work\"A\n\x03\x41sk\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12*\n\tcandidate\x18\x02 \x01(\x0b\x32\x17.astrolabe.v1.Candidate\"\x89\x04\n\tNodeFrame\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.astrolabe.v1.Welcome\x12%\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x14.astrolabe.v1.Answer\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.astrolabe.v1.StreamPart\x12$\n\x04load\x18\x04 \x01(\x0b\x32\x16.astrolabe.v1.LoadNote\x12\x0c\n\x04pong\x18\x05 \x01(\x04\x12%\n\x05taken\x18\x06 \x03(\x0b\x32\x16.astrolabe.v1.Consumed\x12)\n\x06served\x18\x07 \x01(\x0b\x32\x19.astrolabe.v1.ServedNames\x12-\n\x08\x61\x64\x61pters\x18\x08 \x01(\x0b\x32\x1b.astrolabe.v1.AdaptersInUse\x12)\n\x05\x63\x61\x63he\x18\t \x01(\x0b\x32\x1a.astrolabe.v1.CacheSummary\x12$\n\x04pace\x18\n \x01(\x0b\x32\x16.astrolabe.v1.NodePace\x12+\n\x07leaving\x18\x0b \x01(\x0b\x32\x1a.astrolabe.v1.LeavingState\x12(\n\x05lease\x18\x0c \x01(\x0b\x32\x19.astrolabe.v1.LeaseAnswer\x12\'\n\x04news\x18\r \x03(\x0b\x32\x19.astrolabe.v1.ScalingNews\"\xd2\x01\n\x0bScalingNews\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04held\x18\x03 \x01(\r\x12\x1a\n\x12held_prompt_tokens\x18\x04 \x01(\x04\x12\x1c\n\x14held_expected_tokens\x18\x05 \x01(\x04\x12\x15\n\roldest_held_s\x18\x06 \x01(\x01\x12\x16\n\x0ewaiting_models\x18\x07 \x03(\t\x12+\n\x08requests\x18\x08 \x03(\x0b\x32\x19.astrolabe.v1.RequestNews\"\xb8\x01\n\x0bRequestNews\x12\r\n\x05\x61go_s\x18\x01 \x01(\x01\x12\r\n\x05model\x18\x02 \x01(\t\x12)\n\x04\x63\x61me\x18\x03 \x01(\x0b\x32\x19.astrolabe.v1.RequestCameH\x00\x12-\n\x06placed\x18\x04 \x01(\x0b\x32\x1b.astrolabe.v1.RequestPlacedH\x00\x12)\n\x04\x64one\x18\x05 \x01(\x0b\x32\x19.astrolabe.v1.RequestDoneH\x00\x42\x06\n\x04what\"=\n\x0bRequestCame\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x17\n\x0f\x65xpected_tokens\x18\x02 \x01(\r\"\x90\x01\n\rRequestPlaced\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08waited_s\x18\x02 \x01(\x01\x12\x13\n\x06ttft_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x65\x32\x65_s\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x06tpot_s\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\t\n\x07_ttft_sB\x08\n\x06_e2e_sB\t\n\x07_tpot_s\"\xa4\x01\n\x0bRequestDone\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x10\n\x08waited_s\x18\x05 \x01(\x01\x12\x13\n\x06ttft_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x65\x32\x65_s\x18\x07 \x01(\x01\x42\t\n\x07_ttft_s\"r\n\x0bLeaseAnswer\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07granted\x18\x02 \x01(\x08\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x0f\n\x07waits_s\x18\x04 \x01(\x01\x12\x11\n\telsewhere\x18\x05 \x03(\t\x12\x0e\n\x06others\x18\x06 \x01(\r\"/\n\x0cLeavingState\x12\x10\n\x08retiring\x18\x01 \x01(\x08\x12\r\n\x05\x65mpty\x18\x02 \x01(\x08\"~\n\x0c\x43\x61\x63heSummary\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05whole\x18\x02 \x01(\x08\x12\x0e\n\x06one_in\x18\x03 \x01(\r\x12\x0e\n\x06stored\x18\x04 \x03(\x07\x12\x0f\n\x07\x65victed\x18\x05 \x03(\x07\x12\r\n\x05names\x18\x06 \x01(\r\x12\x0f\n\x07unknown\x18\x07 \x01(\x08\"/\n\rAdaptersInUse\x12\r\n\x05names\x18\x01 \x03(\t\x12\x0f\n\x07unknown\x18\x02 \x01(\x08\"1\n\x0bServedNames\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bother_names\x18\x02 \x03(\t\"r\n\x07Welcome\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.astrolabe.v1.EngineConfig\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x19\n\x11\x62ody_window_bytes\x18\x04 \x01(\x04\"_\n\x06\x41nswer\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12*\n\x08\x66orecast\x18\x02 \x01(\x0b\x32\x16.astrolabe.v1.ForecastH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\tH\x00\x42\x08\n\x06result\"\xf9\x02\n\nStreamPart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x00\x88\x01\x01\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.astrolabe.v1.Usage\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12)\n\x04head\x18\x06 \x01(\x0b\x32\x1b.astrolabe.v1.ForwardedHead\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x15\n\routput_tokens\x18\x08 \x01(\r\x12\x1a\n\rstop_token_id\x18\t \x01(\rH\x01\x88\x01\x01\x12-\n\x08logprobs\x18\n \x03(\x0b\x32\x1b.astrolabe.v1.TokenLogprobs\x12\x19\n\x0c\x66ound_tokens\x18\x0b \x01(\rH\x02\x88\x01\x01\x42\n\n\x08_outcomeB\x10\n\x0e_stop_token_idB\x0f\n\r_found_tokens\"F\n\x08LoadNote\x12$\n\x04load\x18\x01 \x01(\x0b\x32\x16.astrolabe.v1.NodeLoad\x12\x14\n\x0c\x64ispatch_seq\x18\x02 \x01(\x04*T\n\nRetirement\x12\x1a\n\x16RETIREMENT_UNSPECIFIED\x10\x00\x12\x15\n\x11RETIREMENT_RETIRE\x10\x01\x12\x13\n\x0fRETIREMENT_UNDO\x10\x02\x32\xfc\x03\n\x07Predict\x12\x43\n\x07Predict\x12\x1c.astrolabe.v1.PredictRequest\x1a\x1a.astrolabe.v1.PredictReply\x12\x43\n\x07Reserve\x12\x1c.astrolabe.v1.ReserveRequest\x1a\x1a.astrolabe.v1.ReserveReply\x12\x43\n\x07Release\x12\x1c.astrolabe.v1.ReleaseRequest\x1a\x1a.astrolabe.v1.ReleaseReply\x12\x42\n\x08GetState\x12\x1d.astrolabe.v1.GetStateRequest\x1a\x17.astrolabe.v1.NodeState\x12H\n\nWatchState\x12\x1f.astrolabe.v1.WatchStateRequest\x1a\x17.astrolabe.v1.NodeState0\x01\x12P\n\x0eGetCalibration\x12#.astrolabe.v1.GetCalibrationRequest\x1a\x19.astrolabe.v1.Calibration\x12\x42\n\x07Session\x12\x1a.astrolabe.v1.GatewayFrame\x1a\x17.astrolabe.v1.NodeFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.astrolabe_predict_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_RETIREMENT']._serialized_start=4341
+  _globals['_RETIREMENT']._serialized_end=4425
   _globals['_PREDICTREQUEST']._serialized_start=118
   _globals['_PREDICTREQUEST']._serialized_end=179
   _globals['_PREDICTREPLY']._serialized_start=181
@@ -57,33 +59,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CALIBRATION']._serialized_start=657
   _globals['_CALIBRATION']._serialized_end=989
   _globals['_GATEWAYFRAME']._serialized_start=992
-  _globals['_GATEWAYFRAME']._serialized_end=1268
-  _globals['_BODYPART']._serialized_start=1270
-  _globals['_BODYPART']._serialized_end=1314
-  _globals['_CONSUMED']._serialized_start=1316
-  _globals['_CONSUMED']._serialized_end=1361
-  _globals['_HELLO']._serialized_start=1363
-  _globals['_HELLO']._serialized_end=1390
-  _globals['_DISPATCHED']._serialized_start=1393
-  _globals['_DISPATCHED']._serialized_end=1539
-  _globals['_ASK']._serialized_start=1541
-  _globals['_ASK']._serialized_end=1606
-  _globals['_NODEFRAME']._serialized_start=1609
-  _globals['_NODEFRAME']._serialized_end=2002
-  _globals['_CACHESUMMARY']._serialized_start=2004
-  _globals['_CACHESUMMARY']._serialized_end=2130
-  _globals['_ADAPTERSINUSE']._serialized_start=2132
-  _globals['_ADAPTERSINUSE']._serialized_end=2179
-  _globals['_SERVEDNAMES']._serialized_start=2181
-  _globals['_SERVEDNAMES']._serialized_end=2230
-  _globals['_WELCOME']._serialized_start=2232
-  _globals['_WELCOME']._serialized_end=2346
-  _globals['_ANSWER']._serialized_start=2348
-  _globals['_ANSWER']._serialized_end=2443
-  _globals['_STREAMPART']._serialized_start=2446
-  _globals['_STREAMPART']._serialized_end=2823
-  _globals['_LOADNOTE']._serialized_start=2825
-  _globals['_LOADNOTE']._serialized_end=2895
-  _globals['_PREDICT']._serialized_start=2898
-  _globals['_PREDICT']._serialized_end=3406
+  _globals['_GATEWAYFRAME']._serialized_end=1441
+  _globals['_EXPECTEDWORK']._serialized_start=1443
+  _globals['_EXPECTEDWORK']._serialized_end=1534
+  _globals['_LEASEASK']._serialized_start=1536
+  _globals['_LEASEASK']._serialized_end=1642
+  _globals['_BODYPART']._serialized_start=1644
+  _globals['_BODYPART']._serialized_end=1688
+  _globals['_CONSUMED']._serialized_start=1690
+  _globals['_CONSUMED']._serialized_end=1735
+  _globals['_HELLO']._serialized_start=1737
+  _globals['_HELLO']._serialized_end=1764
+  _globals['_DISPATCHED']._serialized_start=1767
+  _globals['_DISPATCHED']._serialized_end=1913
+  _globals['_ASK']._serialized_start=1915
+  _globals['_ASK']._serialized_end=1980
+  _globals['_NODEFRAME']._serialized_start=1983
+  _globals['_NODEFRAME']._serialized_end=2504
+  _globals['_SCALINGNEWS']._serialized_start=2507
+  _globals['_SCALINGNEWS']._serialized_end=2717
+  _globals['_REQUESTNEWS']._serialized_start=2720
+  _globals['_REQUESTNEWS']._serialized_end=2904
+  _globals['_REQUESTCAME']._serialized_start=2906
+  _globals['_REQUESTCAME']._serialized_end=2967
+  _globals['_REQUESTPLACED']._serialized_start=2970
+  _globals['_REQUESTPLACED']._serialized_end=3114
+  _globals['_REQUESTDONE']._serialized_start=3117
+  _globals['_REQUESTDONE']._serialized_end=3281
+  _globals['_LEASEANSWER']._serialized_start=3283
+  _globals['_LEASEANSWER']._serialized_end=3397
+  _globals['_LEAVINGSTATE']._serialized_start=3399
+  _globals['_LEAVINGSTATE']._serialized_end=3446
+  _globals['_CACHESUMMARY']._serialized_start=3448
+  _globals['_CACHESUMMARY']._serialized_end=3574
+  _globals['_ADAPTERSINUSE']._serialized_start=3576
+  _globals['_ADAPTERSINUSE']._serialized_end=3623
+  _globals['_SERVEDNAMES']._serialized_start=3625
+  _globals['_SERVEDNAMES']._serialized_end=3674
+  _globals['_WELCOME']._serialized_start=3676
+  _globals['_WELCOME']._serialized_end=3790
+  _globals['_ANSWER']._serialized_start=3792
+  _globals['_ANSWER']._serialized_end=3887
+  _globals['_STREAMPART']._serialized_start=3890
+  _globals['_STREAMPART']._serialized_end=4267
+  _globals['_LOADNOTE']._serialized_start=4269
+  _globals['_LOADNOTE']._serialized_end=4339
+  _globals['_PREDICT']._serialized_start=4428
+  _globals['_PREDICT']._serialized_end=4936
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import protos.v1.astrolabe_engine_pb2
 import protos.v1.astrolabe_types_pb2
@@ -24,6 +25,30 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Retirement:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RetirementEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Retirement.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    RETIREMENT_UNSPECIFIED: _Retirement.ValueType  # 0
+    RETIREMENT_RETIRE: _Retirement.ValueType  # 1
+    """Leave."""
+    RETIREMENT_UNDO: _Retirement.ValueType  # 2
+    """Stay after all. Without effect once the node has nothing any more: it may be being stopped."""
+
+class Retirement(_Retirement, metaclass=_RetirementEnumTypeWrapper):
+    """What a node is to do when a fleet shrinks. One that retires takes nothing new from any gateway (dispatches end with
+    OUTCOME_NO_NODE, before they begin) and finishes what it has.
+    """
+
+RETIREMENT_UNSPECIFIED: Retirement.ValueType  # 0
+RETIREMENT_RETIRE: Retirement.ValueType  # 1
+"""Leave."""
+RETIREMENT_UNDO: Retirement.ValueType  # 2
+"""Stay after all. Without effect once the node has nothing any more: it may be being stopped."""
+Global___Retirement: typing_extensions.TypeAlias = Retirement
 
 @typing.final
 class PredictRequest(google.protobuf.message.Message):
@@ -287,10 +312,16 @@ class GatewayFrame(google.protobuf.message.Message):
     BODY_PARTS_FIELD_NUMBER: builtins.int
     CONSUMED_FIELD_NUMBER: builtins.int
     TELL_CACHE_FIELD_NUMBER: builtins.int
+    RETIRE_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
+    NEWS_FIELD_NUMBER: builtins.int
+    EXPECTED_WORK_FIELD_NUMBER: builtins.int
     ping: builtins.int
     """Any number; comes back as `pong`. 0: none."""
     tell_cache: builtins.bool
     """Tell what the prefix cache holds, from the whole on. A node tells nothing of it before it is asked."""
+    retire: Global___Retirement.ValueType
+    """Leave, or stay after all: for the node as a whole, whichever gateway says so."""
     @property
     def hello(self) -> Global___Hello:
         """First frame of a session only."""
@@ -315,6 +346,20 @@ class GatewayFrame(google.protobuf.message.Message):
     def consumed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Consumed]:
         """How much of forwarded answers has been passed on to their clients since the last frame."""
 
+    @property
+    def lease(self) -> Global___LeaseAsk:
+        """The gateway would decide on how many nodes there are."""
+
+    @property
+    def news(self) -> Global___ScalingNews:
+        """What requests of this gateway did, for all others that ask for the node's lease."""
+
+    @property
+    def expected_work(self) -> Global___ExpectedWork:
+        """What the gateway expects to send to the node, with a question, once a second at most. Holds for those of this frame,
+        and until it is told anew or has become old.
+        """
+
     def __init__(
         self,
         *,
@@ -326,11 +371,81 @@ class GatewayFrame(google.protobuf.message.Message):
         body_parts: collections.abc.Iterable[Global___BodyPart] | None = ...,
         consumed: collections.abc.Iterable[Global___Consumed] | None = ...,
         tell_cache: builtins.bool = ...,
+        retire: Global___Retirement.ValueType = ...,
+        lease: Global___LeaseAsk | None = ...,
+        news: Global___ScalingNews | None = ...,
+        expected_work: Global___ExpectedWork | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["hello", b"hello"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["abort_request_ids", b"abort_request_ids", "asks", b"asks", "body_parts", b"body_parts", "consumed", b"consumed", "dispatches", b"dispatches", "hello", b"hello", "ping", b"ping", "tell_cache", b"tell_cache"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expected_work", b"expected_work", "hello", b"hello", "lease", b"lease", "news", b"news"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["abort_request_ids", b"abort_request_ids", "asks", b"asks", "body_parts", b"body_parts", "consumed", b"consumed", "dispatches", b"dispatches", "expected_work", b"expected_work", "hello", b"hello", "lease", b"lease", "news", b"news", "ping", b"ping", "retire", b"retire", "tell_cache", b"tell_cache"]) -> None: ...
 
 Global___GatewayFrame: typing_extensions.TypeAlias = GatewayFrame
+
+@typing.final
+class ExpectedWork(google.protobuf.message.Message):
+    """Work that has not come yet, per second. A node adds what its gateways tell."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUESTS_PER_S_FIELD_NUMBER: builtins.int
+    NEW_TOKENS_PER_S_FIELD_NUMBER: builtins.int
+    NEW_TOKENS2_PER_S_FIELD_NUMBER: builtins.int
+    requests_per_s: builtins.float
+    """Requests."""
+    new_tokens_per_s: builtins.float
+    """Tokens of their prompts that will have to be computed."""
+    new_tokens2_per_s: builtins.float
+    """Sum of the squares of each request's."""
+    def __init__(
+        self,
+        *,
+        requests_per_s: builtins.float = ...,
+        new_tokens_per_s: builtins.float = ...,
+        new_tokens2_per_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["new_tokens2_per_s", b"new_tokens2_per_s", "new_tokens_per_s", b"new_tokens_per_s", "requests_per_s", b"requests_per_s"]) -> None: ...
+
+Global___ExpectedWork: typing_extensions.TypeAlias = ExpectedWork
+
+@typing.final
+class LeaseAsk(google.protobuf.message.Message):
+    """A gateway asks a node for its lease: who has those of most nodes leads (`gateway/core/scale/lease.py`)."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GATEWAY_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    TTL_S_FIELD_NUMBER: builtins.int
+    WANTS_FIELD_NUMBER: builtins.int
+    LEADS_FIELD_NUMBER: builtins.int
+    UP_NODES_FIELD_NUMBER: builtins.int
+    gateway: builtins.str
+    """Name of this one run of the gateway's process."""
+    number: builtins.int
+    """Grows with each ask of that gateway, to whatever node; comes back in the answer."""
+    ttl_s: builtins.float
+    """For how many seconds."""
+    wants: builtins.bool
+    """false: it gives back what it has, and would only hear."""
+    leads: builtins.bool
+    """It leads now."""
+    @property
+    def up_nodes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the nodes with which it has a session."""
+
+    def __init__(
+        self,
+        *,
+        gateway: builtins.str = ...,
+        number: builtins.int = ...,
+        ttl_s: builtins.float = ...,
+        wants: builtins.bool = ...,
+        leads: builtins.bool = ...,
+        up_nodes: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gateway", b"gateway", "leads", b"leads", "number", b"number", "ttl_s", b"ttl_s", "up_nodes", b"up_nodes", "wants", b"wants"]) -> None: ...
+
+Global___LeaseAsk: typing_extensions.TypeAlias = LeaseAsk
 
 @typing.final
 class BodyPart(google.protobuf.message.Message):
@@ -465,6 +580,9 @@ class NodeFrame(google.protobuf.message.Message):
     ADAPTERS_FIELD_NUMBER: builtins.int
     CACHE_FIELD_NUMBER: builtins.int
     PACE_FIELD_NUMBER: builtins.int
+    LEAVING_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
+    NEWS_FIELD_NUMBER: builtins.int
     pong: builtins.int
     """The last ping."""
     @property
@@ -503,6 +621,18 @@ class NodeFrame(google.protobuf.message.Message):
     def pace(self) -> protos.v1.astrolabe_types_pb2.NodePace:
         """How fast the node works, in a session's first frames and when it has learned otherwise."""
 
+    @property
+    def leaving(self) -> Global___LeavingState:
+        """Whether the node leaves, when that has changed; in a session's first frame if it does. Before it is told, it does not."""
+
+    @property
+    def lease(self) -> Global___LeaseAnswer:
+        """The answer to the last `lease`."""
+
+    @property
+    def news(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScalingNews]:
+        """What other gateways have told."""
+
     def __init__(
         self,
         *,
@@ -516,11 +646,267 @@ class NodeFrame(google.protobuf.message.Message):
         adapters: Global___AdaptersInUse | None = ...,
         cache: Global___CacheSummary | None = ...,
         pace: protos.v1.astrolabe_types_pb2.NodePace | None = ...,
+        leaving: Global___LeavingState | None = ...,
+        lease: Global___LeaseAnswer | None = ...,
+        news: collections.abc.Iterable[Global___ScalingNews] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "cache", b"cache", "load", b"load", "pace", b"pace", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "answers", b"answers", "cache", b"cache", "load", b"load", "pace", b"pace", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["adapters", b"adapters", "cache", b"cache", "lease", b"lease", "leaving", b"leaving", "load", b"load", "pace", b"pace", "served", b"served", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "answers", b"answers", "cache", b"cache", "lease", b"lease", "leaving", b"leaving", "load", b"load", "news", b"news", "pace", b"pace", "parts", b"parts", "pong", b"pong", "served", b"served", "taken", b"taken", "welcome", b"welcome"]) -> None: ...
 
 Global___NodeFrame: typing_extensions.TypeAlias = NodeFrame
+
+@typing.final
+class ScalingNews(google.protobuf.message.Message):
+    """What a gateway that scales nodes tells the others of its requests. A node hands it on as it is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GATEWAY_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    HELD_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    HELD_EXPECTED_TOKENS_FIELD_NUMBER: builtins.int
+    OLDEST_HELD_S_FIELD_NUMBER: builtins.int
+    WAITING_MODELS_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    gateway: builtins.str
+    """Name of this one run of the gateway's process, as in `LeaseAsk`."""
+    number: builtins.int
+    """Grows with each of that gateway's."""
+    held: builtins.int
+    """Requests that wait at the gateway."""
+    held_prompt_tokens: builtins.int
+    """Prompt tokens of those."""
+    held_expected_tokens: builtins.int
+    """Output tokens that those are expected to get."""
+    oldest_held_s: builtins.float
+    """For how many seconds the first of them has waited."""
+    @property
+    def waiting_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Models for which requests wait although no node takes any."""
+
+    @property
+    def requests(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RequestNews]:
+        """What has happened since the message before, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        gateway: builtins.str = ...,
+        number: builtins.int = ...,
+        held: builtins.int = ...,
+        held_prompt_tokens: builtins.int = ...,
+        held_expected_tokens: builtins.int = ...,
+        oldest_held_s: builtins.float = ...,
+        waiting_models: collections.abc.Iterable[builtins.str] | None = ...,
+        requests: collections.abc.Iterable[Global___RequestNews] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gateway", b"gateway", "held", b"held", "held_expected_tokens", b"held_expected_tokens", "held_prompt_tokens", b"held_prompt_tokens", "number", b"number", "oldest_held_s", b"oldest_held_s", "requests", b"requests", "waiting_models", b"waiting_models"]) -> None: ...
+
+Global___ScalingNews: typing_extensions.TypeAlias = ScalingNews
+
+@typing.final
+class RequestNews(google.protobuf.message.Message):
+    """One thing that happened to a request."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGO_S_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    CAME_FIELD_NUMBER: builtins.int
+    PLACED_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    ago_s: builtins.float
+    """How many seconds before the message was sent."""
+    model: builtins.str
+    """Name of the model that was asked for."""
+    @property
+    def came(self) -> Global___RequestCame:
+        """A client wants an answer."""
+
+    @property
+    def placed(self) -> Global___RequestPlaced:
+        """It was sent to a node."""
+
+    @property
+    def done(self) -> Global___RequestDone:
+        """It was answered in full."""
+
+    def __init__(
+        self,
+        *,
+        ago_s: builtins.float = ...,
+        model: builtins.str = ...,
+        came: Global___RequestCame | None = ...,
+        placed: Global___RequestPlaced | None = ...,
+        done: Global___RequestDone | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["came", b"came", "done", b"done", "placed", b"placed", "what", b"what"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ago_s", b"ago_s", "came", b"came", "done", b"done", "model", b"model", "placed", b"placed", "what", b"what"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["what", b"what"]) -> typing.Literal["came", "placed", "done"] | None: ...
+
+Global___RequestNews: typing_extensions.TypeAlias = RequestNews
+
+@typing.final
+class RequestCame(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    EXPECTED_TOKENS_FIELD_NUMBER: builtins.int
+    prompt_tokens: builtins.int
+    """Of the prompt."""
+    expected_tokens: builtins.int
+    """Output tokens expected."""
+    def __init__(
+        self,
+        *,
+        prompt_tokens: builtins.int = ...,
+        expected_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expected_tokens", b"expected_tokens", "prompt_tokens", b"prompt_tokens"]) -> None: ...
+
+Global___RequestCame: typing_extensions.TypeAlias = RequestCame
+
+@typing.final
+class RequestPlaced(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    WAITED_S_FIELD_NUMBER: builtins.int
+    TTFT_S_FIELD_NUMBER: builtins.int
+    E2E_S_FIELD_NUMBER: builtins.int
+    TPOT_S_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    """Where to."""
+    waited_s: builtins.float
+    """Seconds since it came."""
+    ttft_s: builtins.float
+    """Forecast median from then on, in seconds; absent where nobody forecast it."""
+    e2e_s: builtins.float
+    """The same, to the last token."""
+    tpot_s: builtins.float
+    """The same, per token after the first."""
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        waited_s: builtins.float = ...,
+        ttft_s: builtins.float | None = ...,
+        e2e_s: builtins.float | None = ...,
+        tpot_s: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_e2e_s", b"_e2e_s", "_tpot_s", b"_tpot_s", "_ttft_s", b"_ttft_s", "e2e_s", b"e2e_s", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_e2e_s", b"_e2e_s", "_tpot_s", b"_tpot_s", "_ttft_s", b"_ttft_s", "e2e_s", b"e2e_s", "node_id", b"node_id", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s", "waited_s", b"waited_s"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_e2e_s", b"_e2e_s"]) -> typing.Literal["e2e_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tpot_s", b"_tpot_s"]) -> typing.Literal["tpot_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ttft_s", b"_ttft_s"]) -> typing.Literal["ttft_s"] | None: ...
+
+Global___RequestPlaced: typing_extensions.TypeAlias = RequestPlaced
+
+@typing.final
+class RequestDone(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    WAITED_S_FIELD_NUMBER: builtins.int
+    TTFT_S_FIELD_NUMBER: builtins.int
+    E2E_S_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    """Who answered."""
+    prompt_tokens: builtins.int
+    """Of the prompt."""
+    cached_tokens: builtins.int
+    """Of those, the ones that needed no computing."""
+    output_tokens: builtins.int
+    """Of the answer."""
+    waited_s: builtins.float
+    """From its arrival to that node, in seconds."""
+    ttft_s: builtins.float
+    """From its arrival, in seconds; absent where nobody saw the first token."""
+    e2e_s: builtins.float
+    """From its arrival to the last token, in seconds."""
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        prompt_tokens: builtins.int = ...,
+        cached_tokens: builtins.int = ...,
+        output_tokens: builtins.int = ...,
+        waited_s: builtins.float = ...,
+        ttft_s: builtins.float | None = ...,
+        e2e_s: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_ttft_s", b"_ttft_s", "ttft_s", b"ttft_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_ttft_s", b"_ttft_s", "cached_tokens", b"cached_tokens", "e2e_s", b"e2e_s", "node_id", b"node_id", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "ttft_s", b"ttft_s", "waited_s", b"waited_s"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_ttft_s", b"_ttft_s"]) -> typing.Literal["ttft_s"] | None: ...
+
+Global___RequestDone: typing_extensions.TypeAlias = RequestDone
+
+@typing.final
+class LeaseAnswer(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    GRANTED_FIELD_NUMBER: builtins.int
+    HOLDER_FIELD_NUMBER: builtins.int
+    WAITS_S_FIELD_NUMBER: builtins.int
+    ELSEWHERE_FIELD_NUMBER: builtins.int
+    OTHERS_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    """The ask."""
+    granted: builtins.bool
+    """Whether that gateway has the lease now, for as long as it asked for."""
+    holder: builtins.str
+    """Which gateway has it; empty: none."""
+    waits_s: builtins.float
+    """The node has begun lately: for so many seconds it grants to none but who leads already."""
+    others: builtins.int
+    """How many other gateways have asked for the lease lately."""
+    @property
+    def elsewhere(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of nodes with which other gateways have a session."""
+
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        granted: builtins.bool = ...,
+        holder: builtins.str = ...,
+        waits_s: builtins.float = ...,
+        elsewhere: collections.abc.Iterable[builtins.str] | None = ...,
+        others: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["elsewhere", b"elsewhere", "granted", b"granted", "holder", b"holder", "number", b"number", "others", b"others", "waits_s", b"waits_s"]) -> None: ...
+
+Global___LeaseAnswer: typing_extensions.TypeAlias = LeaseAnswer
+
+@typing.final
+class LeavingState(google.protobuf.message.Message):
+    """Whether a node leaves."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RETIRING_FIELD_NUMBER: builtins.int
+    EMPTY_FIELD_NUMBER: builtins.int
+    retiring: builtins.bool
+    """It takes nothing new."""
+    empty: builtins.bool
+    """It has nothing any more, of any gateway, and will not: it may be stopped."""
+    def __init__(
+        self,
+        *,
+        retiring: builtins.bool = ...,
+        empty: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["empty", b"empty", "retiring", b"retiring"]) -> None: ...
+
+Global___LeavingState: typing_extensions.TypeAlias = LeavingState
 
 @typing.final
 class CacheSummary(google.protobuf.message.Message):

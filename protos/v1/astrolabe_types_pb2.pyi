@@ -272,7 +272,7 @@ Global___RequestState: typing_extensions.TypeAlias = RequestState
 
 @typing.final
 class Candidate(google.protobuf.message.Message):
-    """A request that could be sent to a node."""
+    """A request that could be sent to a node, or is there and could leave it."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -282,6 +282,7 @@ class Candidate(google.protobuf.message.Message):
     BELIEF_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     BLOCK_HASHES_FIELD_NUMBER: builtins.int
+    LEAVING_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id, chosen by the asker; comes back in the forecast."""
     prompt_tokens: builtins.int
@@ -290,6 +291,10 @@ class Candidate(google.protobuf.message.Message):
     """Limit on the answer, in tokens."""
     priority: builtins.int
     """Smaller runs first."""
+    leaving: builtins.bool
+    """It is there already, under that id, which alone counts then: how it goes if it stays, and what its leaving would be
+    worth to the others.
+    """
     @property
     def belief(self) -> Global___LengthBelief:
         """What is believed of the answer's length; absent: the node's prior."""
@@ -307,9 +312,10 @@ class Candidate(google.protobuf.message.Message):
         belief: Global___LengthBelief | None = ...,
         priority: builtins.int = ...,
         block_hashes: collections.abc.Iterable[builtins.int] | None = ...,
+        leaving: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["belief", b"belief"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "block_hashes", b"block_hashes", "max_output_tokens", b"max_output_tokens", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "block_hashes", b"block_hashes", "leaving", b"leaving", "max_output_tokens", b"max_output_tokens", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]) -> None: ...
 
 Global___Candidate: typing_extensions.TypeAlias = Candidate
 
@@ -360,6 +366,7 @@ class Forecast(google.protobuf.message.Message):
     PREEMPTION_PROBABILITY_FIELD_NUMBER: builtins.int
     CLEAR_START_S_FIELD_NUMBER: builtins.int
     KV_HEADROOM_PATH_FIELD_NUMBER: builtins.int
+    PREFILL_SHARE_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The candidate's id."""
     node_id: builtins.str
@@ -378,9 +385,11 @@ class Forecast(google.protobuf.message.Message):
     """Tokens of the candidate's prompt that the node is taken to find in its prefix cache."""
     preemption_probability: builtins.float
     """Share of the scenarios with a preemption of anyone on the node until the candidate has finished."""
+    prefill_share: builtins.float
+    """Share of its time that the node has lately spent on prompts, 0 to 1; none of it is in the times above."""
     @property
     def ttft_s(self) -> Global___Quantiles:
-        """Seconds until the first token."""
+        """Seconds until the first token; of one that is there already until its next."""
 
     @property
     def tpot_s(self) -> Global___Quantiles:
@@ -392,7 +401,9 @@ class Forecast(google.protobuf.message.Message):
 
     @property
     def harm_s(self) -> Global___Quantiles:
-        """Seconds added to the requests already there, summed over them."""
+        """Seconds added to the requests already there, summed over them; of one that is there already, the seconds that the
+        others would gain if it left now.
+        """
 
     @property
     def clear_start_s(self) -> Global___Quantiles:
@@ -420,9 +431,10 @@ class Forecast(google.protobuf.message.Message):
         preemption_probability: builtins.float = ...,
         clear_start_s: Global___Quantiles | None = ...,
         kv_headroom_path: collections.abc.Iterable[builtins.int] | None = ...,
+        prefill_share: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["clear_start_s", b"clear_start_s", "e2e_s", b"e2e_s", "harm_s", b"harm_s", "tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "clear_start_s", b"clear_start_s", "e2e_s", b"e2e_s", "harm_s", b"harm_s", "kv_headroom_blocks", b"kv_headroom_blocks", "kv_headroom_path", b"kv_headroom_path", "node_id", b"node_id", "preemption_probability", b"preemption_probability", "preemptions", b"preemptions", "request_id", b"request_id", "source", b"source", "state_age_s", b"state_age_s", "tpot_s", b"tpot_s", "trace_seq", b"trace_seq", "ttft_s", b"ttft_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "clear_start_s", b"clear_start_s", "e2e_s", b"e2e_s", "harm_s", b"harm_s", "kv_headroom_blocks", b"kv_headroom_blocks", "kv_headroom_path", b"kv_headroom_path", "node_id", b"node_id", "preemption_probability", b"preemption_probability", "preemptions", b"preemptions", "prefill_share", b"prefill_share", "request_id", b"request_id", "source", b"source", "state_age_s", b"state_age_s", "tpot_s", b"tpot_s", "trace_seq", b"trace_seq", "ttft_s", b"ttft_s"]) -> None: ...
 
 Global___Forecast: typing_extensions.TypeAlias = Forecast
 
@@ -431,6 +443,22 @@ class NodeLoad(google.protobuf.message.Message):
     """Summary of a node, reservations included."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ClassesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.int
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.int = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
     NODE_ID_FIELD_NUMBER: builtins.int
     TRACE_SEQ_FIELD_NUMBER: builtins.int
@@ -445,6 +473,9 @@ class NodeLoad(google.protobuf.message.Message):
     RESERVED_FIELD_NUMBER: builtins.int
     TRUSTED_FIELD_NUMBER: builtins.int
     PREFILL_TOKENS_FIELD_NUMBER: builtins.int
+    PREEMPTION_AHEAD_S_FIELD_NUMBER: builtins.int
+    HEAD_WAITS_S_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node."""
     trace_seq: builtins.int
@@ -471,6 +502,16 @@ class NodeLoad(google.protobuf.message.Message):
     """False while the node's own forecasts are off by more than its bound; absent: true."""
     prefill_tokens: builtins.int
     """Prompt tokens still to be computed, of waiting and reserved requests too."""
+    preemption_ahead_s: builtins.float
+    """Seconds until the first preemption that the node foresees of the requests that it has; absent or below 0: none, or it
+    has not looked.
+    """
+    head_waits_s: builtins.float
+    """Seconds that the first in the engine's queue will still wait until it starts; 0: nobody waits, or not looked."""
+    @property
+    def classes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]:
+        """Requests by class (priority between -8 and 8), those of class 0 left out; empty also where the node does not tell."""
+
     def __init__(
         self,
         *,
@@ -487,9 +528,15 @@ class NodeLoad(google.protobuf.message.Message):
         reserved: builtins.int = ...,
         trusted: builtins.bool | None = ...,
         prefill_tokens: builtins.int = ...,
+        preemption_ahead_s: builtins.float | None = ...,
+        head_waits_s: builtins.float = ...,
+        classes: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_trusted", b"_trusted", "trusted", b"trusted"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_trusted", b"_trusted", "free_blocks", b"free_blocks", "node_id", b"node_id", "preemptions_total", b"preemptions_total", "prefill_tokens", b"prefill_tokens", "reserved", b"reserved", "running", b"running", "state_age_s", b"state_age_s", "total_blocks", b"total_blocks", "trace_seq", b"trace_seq", "trusted", b"trusted", "unprocessed_tokens", b"unprocessed_tokens", "waiting", b"waiting", "waiting_prompt_blocks", b"waiting_prompt_blocks"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_preemption_ahead_s", b"_preemption_ahead_s", "_trusted", b"_trusted", "preemption_ahead_s", b"preemption_ahead_s", "trusted", b"trusted"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_preemption_ahead_s", b"_preemption_ahead_s", "_trusted", b"_trusted", "classes", b"classes", "free_blocks", b"free_blocks", "head_waits_s", b"head_waits_s", "node_id", b"node_id", "preemption_ahead_s", b"preemption_ahead_s", "preemptions_total", b"preemptions_total", "prefill_tokens", b"prefill_tokens", "reserved", b"reserved", "running", b"running", "state_age_s", b"state_age_s", "total_blocks", b"total_blocks", "trace_seq", b"trace_seq", "trusted", b"trusted", "unprocessed_tokens", b"unprocessed_tokens", "waiting", b"waiting", "waiting_prompt_blocks", b"waiting_prompt_blocks"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_preemption_ahead_s", b"_preemption_ahead_s"]) -> typing.Literal["preemption_ahead_s"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_trusted", b"_trusted"]) -> typing.Literal["trusted"] | None: ...
 
 Global___NodeLoad: typing_extensions.TypeAlias = NodeLoad

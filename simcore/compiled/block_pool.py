@@ -180,6 +180,27 @@ def release_blocks(head: Ints, req: Ints, shared: Arrays, slot: int) -> None:
 
 
 @njit(nogil=True)
+def store(head: Ints, pool: Ints, names: Ints) -> None:
+    """Blocks with these names are cached from now on, as if a request that had computed them had just ended.
+
+    Each takes the place of the free block that would be reused first. Those that are there already stay. Of more than
+    there are free blocks, the last are left out.
+    """
+    front = head[at.TOTAL_BLOCKS]
+    for index in range(min(len(names), head[at.FREE]) - 1, -1, -1):
+        block = find(pool, names[index])
+        if block >= 0 and pool[at.REFS, block] > 0:
+            continue
+        if block < 0:
+            block = pool[at.NEXT, front]
+            if pool[at.HAS_KEY, block]:
+                _forget_key(pool, block)
+            _set_key(pool, block, names[index], 1)
+        _unlink(pool, block)
+        link(pool, block, pool[at.PREVIOUS, front + 1])
+
+
+@njit(nogil=True)
 def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
     """Turns a state in which blocks are counted (`block_counts`) into one in which they are kept one by one.
 

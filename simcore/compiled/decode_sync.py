@@ -89,7 +89,8 @@ def sort_by_end(lists: Ints, running: int, done: int, candidate: int, ended: Int
     """Puts the indexes of those with more than `done` steps left into `BY_END`, those that end first in front, of
     several at once in the order of the running list. Returns how many they are.
 
-    `ended`: the order of ends without the candidate, to begin from; with candidate -1 it is not known yet.
+    `ended`: the order of ends without the candidate, to begin from; with candidate -1 it is not known yet. A candidate
+    that is one of the base's own is in it.
     """
     left, position = lists[at.LEFT], lists[at.POSITION]
     n = 0
@@ -98,7 +99,7 @@ def sort_by_end(lists: Ints, running: int, done: int, candidate: int, ended: Int
             if left[i] > done:
                 n = _insert(lists, n, i)
         return n
-    for k in range(ended[at.N_ENDED] + 1):
+    for k in range(ended[at.N_ENDED] + int(candidate >= ended[at.N_ENDED])):
         slot = ended[at.FIRST_ENDED + k] if k < ended[at.N_ENDED] else candidate
         i = position[slot]
         if i < running and lists[at.RUNNING, i] == slot and left[i] > done:

@@ -33,6 +33,7 @@ class Entries(NamedTuple):
     enqueue: Callable[..., Any]
     remove: Callable[..., Any]
     build_pool: Callable[..., Any]
+    store: Callable[..., Any]
     known_prefix: Callable[..., Any]
     expected_prefix: Callable[..., Any]
     count_shares: Callable[..., Any]
@@ -128,9 +129,15 @@ def _compile(fingerprint: int) -> Entries:
         return run_to_event.run(head, req, lists, shared, log, packed, totals, published_s, states, *counters, *times_s)
 
     @cached
-    def enqueue(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
-        """`plan.enqueue` at the back."""
+    def enqueue(head: Ints, req: Ints, lists: Ints, slot: int, numbers: tuple[int, int, int, int, int]) -> None:
+        """`plan.enqueue` at the back, of a new request: tokens of its prompt, of its answer, the most of its answer;
+        priority; order of arrival."""
         assert fingerprint >= 0
+        prompt, final, max_out, priority, order = numbers
+        row = req[slot]
+        row[:] = 0
+        row[at.PROMPT], row[at.FINAL], row[at.MAX_OUT] = prompt, final, max(max_out, final)
+        row[at.PRIORITY], row[at.ORDER], row[at.SEGMENT] = priority, order, -1
         plan.enqueue(head, req, lists, slot, False)
 
     @cached
@@ -144,6 +151,12 @@ def _compile(fingerprint: int) -> Entries:
         """`block_pool.build_pool`."""
         assert fingerprint >= 0
         block_pool.build_pool(head, req, lists, shared)
+
+    @cached
+    def store(head: Ints, pool: Ints, names: Ints) -> None:
+        """`block_pool.store`."""
+        assert fingerprint >= 0
+        block_pool.store(head, pool, names)
 
     @cached
     def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
@@ -252,6 +265,7 @@ def _compile(fingerprint: int) -> Entries:
         enqueue,
         remove,
         build_pool,
+        store,
         known_prefix,
         expected_prefix,
         count_shares,

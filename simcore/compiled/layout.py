@@ -184,7 +184,11 @@ FIRST_CHECKPOINT = 2
 NOW = 0
 SO_FAR_PREEMPTIONS = 1
 SO_FAR_HEADROOM = 2
-SO_FAR_PATH = 3
+FIRST_PREEMPTED = 3
+"""Of a whole future without a candidate: when it first preempted somebody; -1: never."""
+HEAD_STARTS = 4
+"""Of such a future: when the first that waited was admitted; -1: nobody waited."""
+SO_FAR_PATH = 5
 """Fewest free blocks so far from each horizon to the next (`headroom.read_path`)."""
 N_PROGRESS = SO_FAR_PATH + len(HEADROOM_HORIZONS_S)
 
@@ -196,7 +200,8 @@ ROOM = 1
 would have to wait."""
 N_HEADROOM_COLS = 2
 
-# the order in which requests end without a candidate: how many, then their slots
+# the order in which requests end without a candidate: how many, then their slots, then (`ended_width`) the preemptions
+# there have been by then
 N_ENDED = 0
 FIRST_ENDED = 1
 
@@ -207,10 +212,18 @@ C_MAX_OUT = 2
 C_CACHED = 3
 """Blocks of its prompt that are taken to be cached, and how many of them somebody holds."""
 C_CACHED_HELD = 4
+"""Of one that leaves: blocks that it holds and others too."""
 C_HASHES = 5
 """How many of its blocks have a name that others may have."""
 C_SCENARIOS = 6
-C_FINALS = 7
+C_LEAVES = 7
+"""Slot of one that is there already and might leave; -1: it would come."""
+C_FINALS = 8
+
+
+def ended_width(capacity: int) -> int:
+    """Cells for the order of ends: the preemptions begin `capacity` cells after the slots."""
+    return FIRST_ENDED + 2 * capacity
 
 
 def list_width(capacity: int, block_size_tokens: int) -> int:
@@ -253,14 +266,14 @@ def new_head(config: EngineConfig) -> Ints:
 def request_row(
     *,
     prompt: int,
-    out: int = 0,
-    computed: int = 0,
-    final: int = 0,
+    out: int,
+    computed: int,
+    final: int,
     max_out: int,
     priority: int,
     order: int,
-    preemptions: int = 0,
-    block: int = 1,
+    preemptions: int,
+    block: int,
 ) -> list[int]:
     """A row of `req`, with `computed` tokens in blocks of its own."""
     capacity = -(-computed // block) * block

@@ -13,7 +13,7 @@ SEEDS = int(os.environ.get("ASTROLABE_CHAOS_SEEDS", "8"))
 """Seeds per fault; `make chaos` takes hundreds."""
 BATCH = 50
 
-FOUND = [("malformed_requests", 1), ("everything_at_once", 21)]
+FOUND = [("malformed_requests", 1), ("everything_at_once", 21), ("movers_die", 4)]
 """Seeds that once found a bug (the table is in README.md of this folder)."""
 
 
@@ -33,3 +33,7 @@ def test_what_was_found_once_stays_mended(fault: str, seed: int) -> None:
 def test_the_catalogue_interrupts_answers() -> None:
     """The invariants are worth something only if answers do go on elsewhere."""
     assert sum(run("node_killed", seed).resumed for seed in range(4)) > 10
+
+
+def test_the_catalogue_moves_requests() -> None:
+    assert sum(run("moves", seed).moves for seed in range(4)) > 100

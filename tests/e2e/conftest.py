@@ -20,7 +20,10 @@ __all__ = ["make_cluster"]
 
 HERE = Path(__file__).parent
 ON_BOTH_LOOPS = ("test_relay.py", "test_forwarding_session.py")
-WARM_UP = "import asyncio; from predictor.warm_up import warm_up; asyncio.run(warm_up())"
+WARM_UP = (
+    "import asyncio; from protos.runtime.kernels import kernels_ready as ready; "
+    "asyncio.run(ready('warm')); asyncio.run(ready('warm_fleet'))"
+)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

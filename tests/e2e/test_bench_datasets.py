@@ -210,6 +210,7 @@ FILES: dict[DatasetName, str] = {
     "burstgpt": BURSTGPT,
     "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,3,4\n2023-11-16 18:15:47,5,6\n",
     "lengths": LENGTHS,
+    "turns": "conv,turn,role,tokens\n0,0,human,3\n0,1,gpt,4\n0,2,human,5\n0,3,gpt,6\n",
     "mooncake": '{"timestamp": 0, "input_length": 7, "output_length": 9}\n{"text_input": "abc", "timestamp": 5}\n',
     "sharegpt": "\n".join(json.dumps(conversation(i)) for i in range(2)),
     "jsonl": '[{"prompt": "abc", "output_tokens": 4},\n{"prompt": "de"}]',

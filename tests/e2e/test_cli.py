@@ -125,7 +125,9 @@ def test_mistyped_commands_are_answered_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["request", "hi"], ["nodes"], ["nodes", "--watch"], ["explain", "r"], ["drain", "n"]], ids=" ".join
+    "command",
+    [["request", "hi"], ["nodes"], ["nodes", "--watch"], ["explain", "r"], ["drain", "n"], ["move", "r", "n"]],
+    ids=" ".join,
 )
 def test_without_a_gateway_every_client_says_where_it_looked(command: list[str]) -> None:
     line = fails(*command, "--gateway", "127.0.0.1:1", code=1)
@@ -278,6 +280,7 @@ def test_what_a_gateway_refuses_reaches_the_person_in_one_line(gateway: Child) -
     assert "prompt is empty" in fails("request", "", *at, code=1)
     assert "nothing is known of request 'r'" in fails("explain", "r", *at, code=1)
     assert "configured nodes: 127.0.0.1:1" in fails("drain", "node-9", *at, code=1)
+    assert "configured nodes: 127.0.0.1:1" in fails("move", "r", "node-9", *at, code=1)
 
 
 def test_up_tells_why_a_child_cannot_start() -> None:

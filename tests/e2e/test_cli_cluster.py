@@ -101,6 +101,38 @@ def test_a_person_tries_every_command(up: Running) -> None:
     assert late.stderr.startswith("error: ")
 
 
+def test_a_prompt_goes_where_its_node_says_that_its_beginning_is_cached(up: Running) -> None:
+    beginning = "".join(f"Rule {number}: be brief. " for number in range(60))
+
+    def asked(request_id: str) -> dict[str, Any]:
+        text = up.run(
+            "request", "-", "--json", "--max-tokens", "5", "--request-id", request_id, stdin=beginning + request_id
+        )
+        answer: dict[str, Any] = json.loads(text.stdout)
+        return answer
+
+    def cached_blocks() -> dict[str, int]:
+        listed = json.loads(up.run("nodes", "--json").stdout)["nodes"]
+        return {node["node_id"]: int(node.get("cached_blocks", 0)) for node in listed}
+
+    first = asked("first")
+    whole_blocks = len(beginning) // 16
+    until(lambda: cached_blocks()[first["node"]] >= whole_blocks, what="the node tells what it has cached")
+    assert [node for node, blocks in cached_blocks().items() if blocks] == [first["node"]]
+    for request_id in ("second", "third", "fourth", "fifth"):
+        assert asked(request_id)["node"] == first["node"]
+        document = json.loads(up.run("explain", request_id, "--json").stdout)
+        forecasts = {score["node_id"]: score["forecast"] for score in document["decisions"][0]["scores"]}
+        assert {node: f.get("cached_tokens", 0) for node, f in forecasts.items()} == {
+            node: 16 * whole_blocks if node == first["node"] else 0 for node in ("node-0", "node-1")
+        }
+        assert document["actual"]["usage"]["cached_tokens"] == 16 * whole_blocks
+    told = " ".join(up.run("explain", "fifth").stdout.split())
+    assert f"{16 * whole_blocks} tokens of the prompt in its prefix cache" in told
+    assert f"({16 * whole_blocks} of them cached)" in told
+    assert str(cached_blocks()[first["node"]]) in up.run("nodes").stdout
+
+
 def test_a_fleet_is_started_with_its_own_limits() -> None:
     fleet = ["up", "--fleet", "1*a30/llama-2-7b,1*h100/llama-2-7b", *UP[3:], "--max-num-seqs", "24"]
     with subprocess.Popen(command(*fleet), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 
 import grpc
 import grpc.aio
@@ -91,6 +92,32 @@ async def test_the_node_that_comes_back_under_its_name_serves_again(node: Script
         assert (await dispatched(node)).dispatch_seq == 1
         node.say(part("r2", b"x", Outcome.STOP))
         assert (await call.read()).text == "x"
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+async def test_a_session_that_is_over_leaves_no_call_behind(node: ScriptedNode, speaks: bool) -> None:
+    """Nor a connection, which goes with its call."""
+
+    def calls() -> int:
+        return sum(isinstance(o, grpc.aio.StreamStreamCall) for o in gc.get_objects())
+
+    async with running(node.address) as (gateway, _):
+        await until(lambda: status(gateway, "n") == "up")
+        gc.collect()
+        gc.disable()
+        try:
+            if not speaks:
+                await node.stop()
+            for number in range(3):
+                if speaks:
+                    node.say(None)
+                    await until(lambda n=number: node.sessions == n + 2 and status(gateway, "n") == "up")  # type: ignore[misc]
+                else:
+                    await asyncio.sleep(0.3)
+            # That of the session of now.
+            await until(lambda: calls() <= 1)
+        finally:
+            gc.enable()
 
 
 async def test_a_client_that_leaves_is_aborted_on_the_node(node: ScriptedNode) -> None:
@@ -302,3 +329,48 @@ async def test_a_frozen_trace_behind_a_live_engine_is_seen_while_it_answers_and_
         assert [c.text async for c in again] == ["z"]
         decision = (await stub.Explain(pb.ExplainRequest(request_id="r2"))).decisions[0]
         assert decision.policy == "least_requests"
+
+
+async def test_a_node_that_retires_gets_nothing_new_and_says_itself_when_it_serves_again(
+    node: ScriptedNode, other: ScriptedNode
+) -> None:
+    async with running(node.address, other.address, policy="round_robin") as (gateway, stub):
+        await until(lambda: status(gateway, "n") == status(gateway, "o") == "up")
+        link = gateway.nodes.find("n")
+        assert link is not None
+        link.retire(False)
+        async with asyncio.timeout(5):
+            while (await node.received.get()).retire != predict_pb.RETIREMENT_RETIRE:
+                pass
+        assert status(gateway, "n") == "up", "the node has the word"
+        # The dispatch crosses the node's word, and is refused.
+        calls = [stub.Generate(ask(request_id=f"r{i}")) for i in range(2)]
+        crossed = await dispatched(node)
+        refusal = part(crossed.request.request_id, b"", Outcome.NO_NODE)
+        refusal.leaving.CopyFrom(predict_pb.LeavingState(retiring=True))
+        node.say(refusal)
+        for _ in range(2):
+            there = await dispatched(other)
+            other.say(part(there.request.request_id, b"x", Outcome.STOP))
+        for call in calls:
+            assert [c.text async for c in call] == ["x"]
+        assert (status(gateway, "n"), link.retiring, link.empty) == ("retiring", True, False)
+        node.say(predict_pb.NodeFrame(leaving=predict_pb.LeavingState(retiring=True, empty=True)))
+        await until(lambda: link.empty)
+        node.say(predict_pb.NodeFrame(leaving=predict_pb.LeavingState()))
+        await until(lambda: status(gateway, "n") == "up")
+        assert (link.retiring, link.empty) == (False, False)
+
+
+async def test_a_node_that_retires_says_so_before_anything_is_sent_there(node: ScriptedNode) -> None:
+    assert node.welcome is not None
+    node.welcome.leaving.CopyFrom(predict_pb.LeavingState(retiring=True, empty=True))
+    async with running(node.address) as (gateway, _):
+        await until(lambda: status(gateway, "n") == "retiring")
+        link = gateway.nodes.find("n")
+        assert link is not None
+        assert link.empty
+        node.welcome.ClearField("leaving")
+        node.say(None)
+        await until(lambda: status(gateway, "n") == "up")
+        assert not link.empty, "another daemon is another node"

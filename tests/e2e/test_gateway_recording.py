@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from gateway.core.recording import Entry, replay
+from gateway.core.scale.recording import replay as replay_scaler
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from tests.e2e.cluster import MakeCluster, is_idle, until
@@ -75,3 +76,34 @@ def _long() -> pb.GenerateRequest:
 
 def send_too_long(stub: Any) -> None:
     list(stub.Generate(pb.GenerateRequest(text="x" * 4000), timeout=10))
+
+
+SCALING = """
+[scaling]
+rule = "service_level"
+tick_s = 0.2
+options = { service_level = 2.0, hold_s = 1.0, windows_s = [1.0], tune_interval = 0.2 }
+
+[[scaling.group]]
+name = "node"
+min = 1
+max = 4
+"""
+
+
+def test_what_a_live_scaler_heard_and_wanted_replays_too(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    path, settings = tmp_path / "decisions.jsonl", tmp_path / "gateway.toml"
+    settings.write_text(SCALING)
+    cluster = make_cluster(nodes=2, gateway={"record": path, "config": settings})
+    with cluster.stub() as stub:
+        sampling = types_pb.SamplingParams(max_tokens=5, ignore_eos=True)
+        for _ in range(20):
+            list(stub.Generate(pb.GenerateRequest(text="what is it?", sampling=sampling), timeout=40))
+    recording = path.with_name("decisions.jsonl.scaling")
+    # Written every second.
+    until(lambda: recording.read_bytes().count(b'"FleetSeen"') > 5, what="ticks in the recording")
+    cluster.stop()
+    lines = recording.read_bytes().splitlines(keepends=True)
+    assert replay_scaler(lines) == []
+    for kind in (b"RequestCame", b"RequestPlaced", b"RequestDone", b"NodesListed", b"FleetSeen"):
+        assert any(b'"%s"' % kind in line for line in lines), kind

@@ -66,7 +66,15 @@ def _chats_stream_and_count(client: openai.OpenAI) -> None:
     pieces = list(stream)
     text = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
     assert text == plain.choices[0].message.content
-    assert pieces[-1].usage == plain.usage
+    streamed = pieces[-1].usage
+    assert streamed is not None
+    assert plain.usage.prompt_tokens_details is not None
+    assert streamed.prompt_tokens_details is not None
+    # The same prompt again: whole blocks of it are cached.
+    assert plain.usage.prompt_tokens_details.cached_tokens == 0
+    assert streamed.prompt_tokens_details.cached_tokens == (plain.usage.prompt_tokens - 1) // 16 * 16
+    assert streamed.total_tokens == plain.usage.total_tokens
+    assert streamed.completion_tokens == plain.usage.completion_tokens
 
 
 def _what_the_gateway_does_not_understand_is_the_engines(client: openai.OpenAI) -> None:

@@ -17,6 +17,7 @@ from gateway.core.queue.late_binding import QueueStatus
 from gateway.intake.client_stream import ClientStream
 from gateway.main import Gateway
 from gateway.observe.metrics import MAX_NODE_SERIES, Metrics
+from gateway.scale.status import GroupStatus, ScaledNode, ScaleStatus
 from gateway.workers.slot import WorkerSlot
 from length_model.core.belief import known
 from simcore.types import Decision, EngineConfig, NodeLoad, Outcome
@@ -96,6 +97,43 @@ def test_the_gateways_page_is_what_the_documentation_says() -> None:
     assert value(page, "astrolabe_node_forecast_bias", node="a") == 2.0
     assert value(page, "astrolabe_node_forecasts_used", node="a") == 0.5
     assert value(page, "astrolabe_node_alarm", node="a") == 1
+
+
+class _Scaling:
+    """A scaler with one group, until it has another."""
+
+    def __init__(self) -> None:
+        self.actions = {("start", "a30"): 3}
+        self.failures = {("stop", "a30"): 1, ("list", ""): 2}
+        self.defects = 4
+        self.status: ScaleStatus | None = None
+
+    def has(self, name: str) -> None:
+        nodes = tuple(ScaledNode(node_id=f"{name}-{n}", state=s) for n, s in enumerate(("serving", "starting")))
+        group = GroupStatus(
+            name=name, model="m", min=1, max=6, wanted=2, price_per_hour=1.0, start_p50_s=9.0, start_p90_s=12.0,
+            blocked_s=0.0, nodes=nodes,
+        )  # fmt: skip
+        self.status = ScaleStatus(
+            now_s=1.0, rule="static", connector="local", leads=True, leader="", executes=True, tick_s=5.0, problem="",
+            groups=(group,), latest=None, decisions=(),
+        )  # fmt: skip
+
+
+def test_the_scalers_series_are_what_the_documentation_says_and_go_with_their_group() -> None:
+    scaling = _Scaling()
+    metrics = Metrics(list, lambda: 12.0)
+    metrics.follow_scaling(scaling)
+    scaling.has("a30")
+    page = metrics.page()[1].decode()
+    described_now = described("Scaling")
+    assert {name: labels for name, labels in told(page).items() if name in described_now} == described_now
+    assert value(page, "astrolabe_desired_nodes", group="a30") == 2
+    assert value(page, "astrolabe_scaling_nodes", group="a30", state="starting") == 1
+    assert value(page, "astrolabe_scaling_connector_failures_total", group="", call="list") == 2
+    assert value(page, "astrolabe_scaling_rule_failures_total") == 4
+    scaling.has("h100")
+    assert 'astrolabe_desired_nodes{group="a30"}' not in metrics.page()[1].decode()
 
 
 def test_node_series_are_capped_and_go_with_their_node() -> None:

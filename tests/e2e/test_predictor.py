@@ -164,6 +164,12 @@ async def test_reservations_count_until_released_or_expired(channel: grpc.aio.Ch
         (pb.ReserveRequest(candidate=candidate("")), "request_id"),
         (pb.ReserveRequest(candidate=candidate("x"), ttl_s=-1.0), "ttl_s"),
         (pb.ReserveRequest(), "prompt_tokens"),
+        (
+            pb.ReserveRequest(
+                candidate=types_pb.Candidate(request_id="x", prompt_tokens=5, max_output_tokens=5, leaving=True)
+            ),
+            "leaving",
+        ),
     ],
 )
 async def test_reservations_that_make_no_sense_are_refused(
@@ -270,6 +276,21 @@ async def test_asks_are_answered_after_the_dispatches_of_their_frame(channel: gr
     assert client.answers[2].forecast.harm_s.mean >= 0
     assert "9999" in client.answers[3].error
     assert "prompt_tokens" in client.answers[4].error
+    await client.send(abort=tuple(r.request_id for r in crowd))
+    await client.until(lambda: len(client.ends) == 16)
+    await client.leave()
+
+
+async def test_a_request_that_is_there_is_asked_of_by_its_name(channel: grpc.aio.Channel) -> None:
+    client = await SessionClient(channel).begin()
+    stays, gone = candidate("r0"), candidate("never heard of")
+    stays.leaving = gone.leaving = True
+    crowd = tuple(engine_request(f"r{i}", prompt_tokens=300, max_tokens=1000) for i in range(16))
+    await client.send(dispatch=crowd, ask={1: stays, 2: gone})
+    await client.until(lambda: client.answers.keys() >= {1, 2})
+    assert client.answers[1].forecast.request_id == "r0"
+    assert client.answers[1].forecast.harm_s.mean > 0, "the others would gain if it left"
+    assert "'never heard of' is not here" in client.answers[2].error
     await client.send(abort=tuple(r.request_id for r in crowd))
     await client.until(lambda: len(client.ends) == 16)
     await client.leave()

@@ -112,7 +112,9 @@ def restart_node(cluster: LocalCluster, gateways: list[Child], node: Child) -> N
 
 
 def test_a_rolling_restart_of_nodes_and_gateways_fails_no_request(make_cluster: MakeCluster, tmp_path: Path) -> None:
-    cluster = make_cluster(nodes=NODES, predictor={"time_scale": 4.0, "max_num_seqs": 16, "num_blocks": 2000})
+    engine = {"time_scale": 4.0, "max_num_seqs": 16, "num_blocks": 2000}
+    # Long enough for an answer on a machine with other work.
+    cluster = make_cluster(nodes=NODES, predictor=engine, gateway={"drain_grace_s": 15.0})
     other = Child("gateway-2", "gateway", {**cluster.gateway.options, "gateway_id": "two"}, tmp_path)
     other.start()
     other.wait_ready(time.monotonic() + 30.0)

@@ -62,11 +62,13 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> str:
-    """alice and bob are clients, prom may read metrics, root is an admin; `limited` has limits."""
+    """alice and bob are clients, prom may read metrics, root is an admin; `limited` has limits, `urgent` may ask
+    for priority."""
     entries = [KeyEntry(name=n, sha256=digest(f"{SECRET}-{n}").hex()) for n in ("alice", "bob")]
     entries.append(KeyEntry(name="prom", sha256=digest(f"{SECRET}-prom").hex(), role="metrics"))
     entries.append(KeyEntry(name="root", sha256=digest(f"{SECRET}-root").hex(), role="admin"))
     entries.append(KeyEntry(name="limited", sha256=digest(f"{SECRET}-limited").hex(), max_concurrent=1))
+    entries.append(KeyEntry(name="urgent", sha256=digest(f"{SECRET}-urgent").hex(), best_priority=-2))
     write_keys(tmp_path / "keys.toml", KeyFile(keys=tuple(entries)))
     return str(tmp_path / "keys.toml")
 
@@ -85,6 +87,9 @@ def read(path: str) -> str:
 
 def write(path: str, text: str) -> None:
     Path(path).write_text(text)
+
+
+CHAT = [{"role": "user", "content": "x"}]
 
 
 async def code_of(call: Any) -> grpc.StatusCode:
@@ -177,6 +182,34 @@ async def test_a_callers_limit_is_its_own_and_ends_with_the_request(node: Script
                 for one in requests:
                     node.say(part(one, b"k", Outcome.STOP))
                 assert (await other.reply()).status == 200
+
+
+async def test_a_key_says_how_far_a_caller_may_go_first(node: ScriptedNode, keys: str) -> None:
+    async with running(node.address, keys=keys) as (gateway, stub), RawClient(gateway.http_address) as client:
+        await until(lambda: status(gateway, "n") == "up")
+        denied = [("alice", -1), ("urgent", -3), ("limited", -(2**31))]
+        for name, priority in denied:
+            for path, body in (("completions", {"prompt": "x"}), ("chat/completions", {"messages": CHAT})):
+                client.post(f"/v1/{path}", {**body, "priority": priority}, bearer(name))
+                reply = await client.reply()
+                assert (reply.status, reply.json()["error"]["type"]) == (403, "permission_error")
+                assert f"not {priority}" in reply.json()["error"]["message"]
+                assert "best_priority" in reply.json()["error"]["message"]
+            client.post("/v1/completions", {"prompt": "x"}, {**bearer(name), "x-vllm-priority": str(priority)})
+            assert (await client.reply()).status == 403
+            forbidden = grpc.StatusCode.PERMISSION_DENIED
+            assert await code_of(stub.Generate(ask(priority=priority), metadata=metadata(name)).read()) == forbidden
+            place = pb.PlaceRequest(prompt_tokens=5, max_output_tokens=5, priority=priority)
+            assert await code_of(stub.Place(place, metadata=metadata(name))) == forbidden
+        for number, (name, priority) in enumerate((("alice", 0), ("alice", 5), ("urgent", -2), ("root", -8))):
+            client.post(
+                "/v1/completions",
+                {"prompt": "x", "request_id": f"p{number}", "priority": priority},
+                bearer(name),
+            )
+            assert (await dispatched(node)).request.priority == priority
+            node.say(part(f"p{number}", b"k", Outcome.STOP))
+            assert (await client.reply()).status == 200
 
 
 async def test_a_reload_takes_keys_away_and_a_bad_file_changes_nothing(node: ScriptedNode, keys: str) -> None:
@@ -329,5 +362,7 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     again = key("create", "alice")
     assert (again.returncode, "already" in again.stderr) == (1, True)
     assert "5 requests/s, bursts of 10" in key("list").stdout
+    assert key("create", "carol", "--best-priority", "-1").returncode == 0
+    assert "priority -1 or larger" in key("list").stdout
     assert key("revoke", "alice").returncode == 0
     assert key("revoke", "alice").returncode == 1

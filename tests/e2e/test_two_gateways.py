@@ -43,7 +43,7 @@ def request_for(tokens: int, policy: str = "") -> pb.GenerateRequest:
 def test_two_gateways_spread_requests_and_one_that_comes_back_knows_everything(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:
-    cluster = make_cluster(nodes=NODES, predictor={"time_scale": 4.0, "max_num_seqs": 48, "num_blocks": 2000})
+    cluster = make_cluster(nodes=NODES, predictor={"time_scale": 1.0, "max_num_seqs": 48, "num_blocks": 2000})
     child = second_gateway(cluster, tmp_path)
     try:
         with cluster.stub() as one, blocking_channel(child.address) as channel:

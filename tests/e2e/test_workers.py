@@ -73,6 +73,7 @@ def test_workers_act_as_one_gateway(make_cluster: MakeCluster) -> None:
     asked = stubs(cluster, 8)
     _any_worker_explains_any_request(asked)
     _any_worker_cancels_any_request(asked)
+    _any_worker_moves_any_request(asked)
     _policies_and_drains_reach_all(asked)
     _an_idempotency_key_holds_across_workers(asked)
     _a_dead_worker_is_replaced_and_knows_what_operators_said(cluster)
@@ -98,6 +99,22 @@ def _any_worker_cancels_any_request(asked: list[Any]) -> None:
             list(call)
         assert isinstance(caught.value, grpc.Call)
         assert caught.value.code() == grpc.StatusCode.CANCELLED
+
+
+def _any_worker_moves_any_request(asked: list[Any]) -> None:
+    sampling = types_pb.SamplingParams(max_tokens=1500, ignore_eos=True, temperature=0.0)
+    for number, stub in enumerate(asked[:4]):
+        request_id = f"v{number}"
+        call = stub.Generate(pb.GenerateRequest(request_id=request_id, text="x", sampling=sampling), timeout=30)
+        at = next(iter(call)).node_id
+        other = "node-1" if at == "node-0" else "node-0"
+        told = asked[-1 - number].Move(pb.MoveRequest(request_id=request_id, node=other), timeout=5).move
+        assert (told.source, told.destination) == (at, other)
+        with pytest.raises(grpc.RpcError) as refused:
+            asked[-1 - number].Move(pb.MoveRequest(request_id=request_id, node="node-7"), timeout=5)
+        assert isinstance(refused.value, grpc.Call)
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+        call.cancel()
 
 
 def _policies_and_drains_reach_all(asked: list[Any]) -> None:

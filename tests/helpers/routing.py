@@ -80,6 +80,7 @@ class CheckedRouter:
         self.now_s = 0.0
         self.up: set[str] = set()
         self.draining: set[str] = set()
+        self.retiring: set[str] = set()
         self.seq: dict[str, int] = {}
         self.arrived: set[str] = set()
         self.finished: dict[str, ev.Finish] = {}
@@ -88,6 +89,10 @@ class CheckedRouter:
         """Node that has each dispatched request."""
         self.attempt: dict[str, int] = {}
         """And in which attempt."""
+        self.last_attempt: dict[str, int] = {}
+        """The number of the last one of each request, stages of moves included."""
+        self.stages: dict[str, ev.Dispatch] = {}
+        """Of each request that moves, the stage that a node has."""
         self.asks: dict[int, ev.AskForecast] = {}
         self.timers: dict[int, float] = {}
 
@@ -142,6 +147,13 @@ class CheckedRouter:
             )
         )
 
+    def stage_done(self, request_id: str, outcome: Outcome = Outcome.LENGTH) -> list[ev.AnyAction]:
+        """The stage that a node has ends."""
+        stage = self.stages.pop(request_id)
+        return self.tell(
+            ev.StreamEnded(request_id=request_id, node_id=stage.node_id, outcome=outcome, attempt=stage.attempt)
+        )
+
     def tokens(self, request_id: str, tokens: int = 1) -> list[ev.AnyAction]:
         node_id, attempt = self.at[request_id], self.attempt[request_id]
         return self.tell(ev.TokensSeen(request_id=request_id, node_id=node_id, tokens=tokens, attempt=attempt))
@@ -153,21 +165,32 @@ class CheckedRouter:
                 self.arrived.add(event.request.request_id)
             case ev.NodeJoined():
                 self.up.add(event.node_id)
+                self.retiring.discard(event.node_id)
                 self.seq[event.node_id] = 0
             case ev.NodeLost():
                 self.up.discard(event.node_id)
+                self._forget_stages(event.node_id)
             case ev.NodeRemoved():
+                self._forget_stages(event.node_id)
                 self.up.discard(event.node_id)
                 self.draining.discard(event.node_id)
             case ev.DrainAsked(undo=True):
                 self.draining.discard(event.node_id)
             case ev.DrainAsked():
                 self.draining.add(event.node_id)
+            case ev.RetirementTold(retiring=True):
+                self.retiring.add(event.node_id)
+            case ev.RetirementTold():
+                self.retiring.discard(event.node_id)
+
+    def _forget_stages(self, node_id: str) -> None:
+        self.stages = {r: stage for r, stage in self.stages.items() if stage.node_id != node_id}
 
     def _check(self, action: ev.AnyAction) -> None:
         match action:
             case ev.AskForecast():
-                assert action.node_id in self.up - self.draining
+                closed = set() if action.candidate.leaving else self.draining | self.retiring
+                assert action.node_id in self.up - closed
                 assert action.ask_id not in self.asks
                 self.asks[action.ask_id] = action
             case ev.StartTimer():
@@ -176,23 +199,37 @@ class CheckedRouter:
                 self.timers[action.timer_id] = action.at_s
             case ev.Dispatch():
                 self._check_live(action.request_id)
-                assert action.node_id in self.up - self.draining
+                assert action.node_id in self.up - self.draining - self.retiring
                 self.seq[action.node_id] += 1
                 assert action.dispatch_seq == self.seq[action.node_id]
                 assert action.decision.node_id == action.node_id == action.decision.scores[0].node_id
                 assert action.decision.reason
-                assert action.attempt == self.attempt.get(action.request_id, 0) + 1
+                assert action.attempt == self.last_attempt.get(action.request_id, 0) + 1
+                self.last_attempt[action.request_id] = action.attempt
+                if action.stage:
+                    assert action.node_id != self.at[action.request_id]
+                    assert action.request_id not in self.stages, "one stage at a time"
+                    assert action.resumed is not None
+                    assert action.resumed.max_output_tokens == 1
+                    self.stages[action.request_id] = action
+                    return
                 self.at[action.request_id] = action.node_id
                 self.attempt[action.request_id] = action.attempt
             case ev.Placed():
                 self._check_live(action.request_id)
-                assert action.decision.node_id in self.up - self.draining
+                assert action.decision.node_id in self.up - self.draining - self.retiring
                 self.placed[action.request_id] = action
             case ev.Abort():
+                stage = self.stages.get(action.request_id)
+                if stage is not None and stage.attempt == action.attempt:
+                    assert action.node_id == stage.node_id
+                    del self.stages[action.request_id]
+                    return
                 assert action.node_id == self.at[action.request_id]
                 assert action.attempt == self.attempt[action.request_id]
             case ev.Finish():
                 self._check_live(action.request_id)
+                assert action.request_id not in self.stages, "its stage is told to stop before"
                 self.finished[action.request_id] = action
 
     def _check_live(self, request_id: str) -> None:

@@ -50,7 +50,9 @@ def test_every_wire_field_says_what_it_is() -> None:
 def test_seconds_and_counts_carry_their_unit_in_the_name() -> None:
     """Floating point on the wire is seconds, a ratio or a declared exception."""
     without_unit = {"mean", "p50", "p90", "preemptions", "cost", "median_relative", "p90_relative", "coverage_p90"}
-    without_unit |= {"bias", "spread", "preemption_probability"}
+    without_unit |= {"bias", "spread", "preemption_probability", "prefill_share"}
+    # A figure's name, which goes with it, carries the unit.
+    without_unit |= {"value"}
     for proto in sorted((ROOT / "protos/v1").glob("*.proto")):
         for name in re.findall(r"\bdouble (\w+) =", proto.read_text()):
             assert re.search(r"_s(_per_\w+)?$", name) or name in without_unit, f"{proto.name}: {name}"
@@ -83,16 +85,19 @@ def test_the_simulated_cluster_runs_without_grpc() -> None:
     assert done.returncode == 0, done.stderr
 
 
-TRANSLATORS = {"protos/codec.py", "gateway/wire.py", "predictor/wire.py"}
+TRANSLATORS = {"protos/codec.py", "gateway/wire.py", "gateway/nodes/news_wire.py", "predictor/wire.py"}
 SMALL_MESSAGES = {
     # Frames, filled with translated messages.
     "gateway/nodes/outbox.py": {"GatewayFrame", "Ask", "BodyPart", "Consumed"},
     "predictor/session.py": {"NodeFrame"},
     # Replies of a field or none.
-    "gateway/grpc_api.py": {"Decision", "CancelReply", "Explanation", "NodeList", "DrainReply", "SetPolicyReply"},
+    "gateway/grpc_api.py": {
+        *("Decision", "CancelReply", "Explanation", "NodeList", "DrainReply", "MoveReply", "SetPolicyReply"),
+        "ScalingExplanation",
+    },
     "predictor/service.py": {"PredictReply", "ReserveReply", "ReleaseReply", "AbortReply"},
     # What a worker asks its siblings.
-    "gateway/operators.py": {"ListNodesRequest", "ExplainRequest", "CancelRequest"},
+    "gateway/operators.py": {"ListNodesRequest", "ExplainRequest", "CancelRequest", "ExplainScalingRequest"},
 }
 
 

@@ -14,6 +14,7 @@ from simcore.types import (
     Candidate,
     Decision,
     EngineConfig,
+    ExpectedWork,
     Forecast,
     LengthBelief,
     NodeLoad,
@@ -66,6 +67,7 @@ candidates = st.builds(
     belief=beliefs,
     priority=st.integers(-100, 100),
     block_hashes=st.lists(st.integers(0, 2**64 - 1), max_size=4).map(tuple),
+    leaving=st.booleans(),
 )
 forecasts = st.builds(
     Forecast,
@@ -84,6 +86,7 @@ forecasts = st.builds(
     preemption_probability=st.floats(0, 1),
     clear_start_s=quantiles,
     kv_headroom_path=st.lists(st.integers(-(2**40), 2**40), max_size=6).map(tuple),
+    prefill_share=st.floats(0, 1),
 )
 loads = st.builds(
     NodeLoad,
@@ -99,6 +102,9 @@ loads = st.builds(
     preemptions_total=counts,
     reserved=counts,
     trusted=st.booleans(),
+    preemption_ahead_s=st.just(-1.0) | seconds,
+    head_waits_s=seconds,
+    classes=st.dictionaries(st.integers(-8, 8), st.integers(0, 1000)),
 )
 scores = st.builds(
     Score,
@@ -228,3 +234,9 @@ def test_unknown_enum_numbers_are_refused() -> None:
         codec.forecast_from_wire(pb.Forecast())
     with pytest.raises(ValueError, match="scheduling_policy"):
         codec.config_from_wire(pb.EngineConfig(scheduling_policy="lifo"))
+
+
+@given(seconds, seconds, seconds)
+def test_expected_work_comes_back(requests: float, tokens: float, tokens2: float) -> None:
+    work = ExpectedWork(requests_per_s=requests, new_tokens_per_s=tokens, new_tokens2_per_s=tokens2)
+    assert codec.expected_work_from_wire(codec.expected_work_to_wire(work)) == work

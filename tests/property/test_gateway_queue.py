@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core import events as ev
-from gateway.core.queue.queue import CLASSES, GatewayQueue, HoldConfig, HoldOrder, class_of, due_s, tokens_of
+from gateway.core.queue.queue import GatewayQueue, HoldConfig, HoldOrder, due_s, queue_class, tokens_of
 from gateway.core.request.live import LiveRequest
-from simcore.types import LengthBelief
+from simcore.types import CLASSES, LengthBelief
 from tests.helpers.routing import shape
 
 orders = st.sampled_from(["fcfs", "shortest_forecast", "deadline"])
@@ -43,16 +43,21 @@ def test_who_comes_later_than_the_bound_never_goes_first(
     order: HoldOrder, aging_s: float, lives: list[LiveRequest]
 ) -> None:
     """The bound on starvation: `aging_s * (difference of class + 1)`."""
-    queue = GatewayQueue(HoldConfig(order=order, aging_s=aging_s, heads=len(lives)))
+    queue = GatewayQueue(HoldConfig(order=order, aging_s=aging_s, heads=len(lives) + 1))
     for live in lives:
         queue.join(live)
     place = {live.request_id: i for i, live in enumerate(queue.heads())}
+    one_more = held("one more", 101.0, priority=lives[0].shape.priority)
+    ahead = queue.ahead_of(one_more)
+    queue.join(one_more)
+    assert queue.heads()[ahead] is one_more
+    queue.leave(one_more)
     for late in lives:
         for early in lives:
-            patience_s = aging_s * (class_of(early) - class_of(late) + 1)
+            patience_s = aging_s * (queue_class(early) - queue_class(late) + 1)
             if late.arrival_s > early.arrival_s + patience_s + 1e-6:
                 assert place[early.request_id] < place[late.request_id]
-    assert all(abs(class_of(live)) <= CLASSES for live in lives)
+    assert all(abs(queue_class(live)) <= CLASSES for live in lives)
 
 
 @given(order=orders, lives=requests())
@@ -60,7 +65,7 @@ def test_of_two_that_come_together_the_higher_class_goes_first(order: HoldOrder,
     config = HoldConfig(order=order)
     for one in lives:
         for other in lives:
-            if class_of(one) < class_of(other):
+            if queue_class(one) < queue_class(other):
                 assert due_s(one, config) - one.arrival_s <= due_s(other, config) - other.arrival_s
 
 
@@ -94,14 +99,14 @@ def test_room_is_made_by_the_lowest_class_and_only_for_a_higher_one(
         queue.join(live)
     request = held("new", 200.0, priority=newcomer)
     assert queue.fill_with(request.shape) > 1.0
-    lowest = max(class_of(live) for live in lives)
+    lowest = max(queue_class(live) for live in lives)
     victim = queue.victim_for(request)
     if lowest <= newcomer:
         assert victim is None
     else:
         assert victim is not None
-        assert class_of(victim) == lowest
-        rivals = [live for live in queue.heads() if class_of(live) == lowest]
+        assert queue_class(victim) == lowest
+        rivals = [live for live in queue.heads() if queue_class(live) == lowest]
         assert victim is rivals[-1], "the last of them"
 
 
@@ -124,3 +129,23 @@ def test_shedding_is_gradual_and_begins_with_the_lowest_class() -> None:
     assert shares[0][60] == 0.0, "half of those held are of a lower class: its own shedding begins half way later"
     assert 0.0 < shares[0][85] < shares[1][85] < 1.0
     assert shares[1][98] > 0.95
+
+
+@given(aging_s=st.floats(0.1, 50.0), gap_s=st.floats(0.01, 5.0), ours=st.integers(-2, 3), theirs=st.integers(-8, 2))
+def test_a_stream_of_a_higher_class_passes_a_request_for_the_bound_and_no_longer(
+    aging_s: float, gap_s: float, ours: int, theirs: int
+) -> None:
+    """One request of class `ours`, and others of `theirs` that come without end: served one at a time, whoever is first
+    in line, ours is served as soon as `aging_s * (difference of class)` is over."""
+    queue = GatewayQueue(HoldConfig(aging_s=aging_s))
+    mine = held("mine", 0.0, priority=ours)
+    queue.join(mine)
+    bound_s = aging_s * max(0, ours - theirs)
+    for i in range(int(bound_s / gap_s) + 3):
+        queue.join(held(f"t{i}", i * gap_s, priority=theirs))
+        first = queue.heads()[0]
+        if first is mine:
+            break
+        queue.leave(first)
+    assert first is mine
+    assert i * gap_s <= bound_s + 2 * gap_s

@@ -132,6 +132,11 @@ class AnythingGoes(RuleBasedStateMachine):
         if node_id in {status.node_id for status in self.world.router.nodes()}:
             self.world.tell(ev.DrainAsked(node_id=node_id, undo=undo))
 
+    @rule(node_id=nodes, retiring=st.booleans())
+    def retire(self, node_id: str, retiring: bool) -> None:
+        if node_id in self.world.up:
+            self.world.tell(ev.RetirementTold(node_id=node_id, retiring=retiring))
+
     @rule(node_id=nodes, running=st.sampled_from([0, 7, 30, 48, 50]), behind=st.integers(0, 3))
     def note(self, node_id: str, running: int, behind: int) -> None:
         seq = max(0, self.world.seq.get(node_id, 0) - behind)
@@ -202,6 +207,21 @@ class AnythingGoes(RuleBasedStateMachine):
         request_id = data.draw(st.sampled_from(sorted(self.world.arrived)))
         self.world.tell(ev.ClientGone(request_id=request_id, outcome=outcome))
 
+    @precondition(lambda self: self.world.at)
+    @rule(data=st.data(), node_id=nodes)
+    def move(self, data: st.DataObject, node_id: str) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.world.at)))
+        began = len(self.world.router.moving)
+        refused = self.world.router.why_not_moved(request_id, node_id)
+        self.world.tell(ev.MoveAsked(request_id=request_id, node_id=node_id))
+        assert not refused or len(self.world.router.moving) == began
+
+    @precondition(lambda self: self.world.stages)
+    @rule(data=st.data(), outcome=st.sampled_from(list(Outcome)))
+    def stage_ends(self, data: st.DataObject, outcome: Outcome) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.world.stages)))
+        self.world.stage_done(request_id, outcome)
+
     @rule(policy=st.sampled_from(policy_names()))
     def set_policy(self, policy: str) -> None:
         self.world.tell(ev.PolicySet(policy=policy))
@@ -215,9 +235,10 @@ class AnythingGoes(RuleBasedStateMachine):
     @invariant()
     def nothing_is_counted_twice_and_no_count_is_negative(self) -> None:
         in_flight = sum(status.in_flight for status in self.world.router.nodes())
-        assert in_flight <= len(self.live())
+        assert in_flight <= len(self.live()) + len(self.world.stages)
         for status in self.world.router.nodes():
-            assert status.in_flight <= sum(self.world.at.get(r) == status.node_id for r in self.live())
+            streams = sum(self.world.at.get(r) == status.node_id for r in self.live())
+            assert status.in_flight <= streams + len(self.world.stages)
             assert status.in_flight == 0 or status.status != "down"
 
     def teardown(self) -> None:

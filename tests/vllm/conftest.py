@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from deploy.local_cluster import ClusterSpec, LocalCluster
 from tests.vllm import fronts as apart
 from tests.vllm import servers
 
@@ -34,6 +36,43 @@ def real_server(
         yield server.start().wait_ready()
     finally:
         server.stop()
+
+
+@contextmanager
+def before(two: Sequence[servers.Server], folder: Path, *, tokenizer: str = "bytes") -> Iterator[LocalCluster]:
+    """A gateway before servers that run, each with a daemon."""
+    node = {"engine": "vllm", "tokenizer": tokenizer, "engine_wait_s": 120}
+    cluster = LocalCluster(
+        ClusterSpec(
+            nodes=len(two),
+            gateway_port=0,
+            first_node_port=0,
+            predictor=node,
+            per_node=tuple({"engine_url": server.url} for server in two),
+            gateway={"tokenizer": tokenizer, "reconnect_max_s": 0.3, "keepalive_s": 10.0, "policy": "least_requests"},
+        ),
+        folder,
+    )
+    try:
+        cluster.start(timeout_s=120.0)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def pair(
+    vllm_python: str, tiny_model: Path, real_server: servers.Server, tmp_path: Path
+) -> Iterator[tuple[LocalCluster, servers.Server]]:
+    """A gateway before the shared server and one of our own, which may be killed."""
+    (tmp_path / "second").mkdir()
+    second = servers.real_server(vllm_python, tiny_model, tmp_path / "second")
+    try:
+        second.start().wait_ready()
+        with before((real_server, second), tmp_path) as cluster:
+            yield cluster, second
+    finally:
+        second.stop()
 
 
 @pytest.fixture(scope="session")

@@ -7,16 +7,14 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.local_cluster import ClusterSpec, LocalCluster
+from deploy.local_cluster import LocalCluster
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
-from tests.vllm import servers
 from tests.vllm.servers import Server, until
 
 TOKENS = 400
@@ -29,45 +27,23 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 """Of requests in turn: what another node must take from the answer so far as well."""
 
 
-@pytest.fixture
-def pair(
-    vllm_python: str, tiny_model: Path, real_server: Server, tmp_path: Path
-) -> Iterator[tuple[LocalCluster, Server]]:
-    """A gateway before the shared server and one of our own, which may be killed."""
-    (tmp_path / "second").mkdir()
-    second = servers.real_server(vllm_python, tiny_model, tmp_path / "second")
-    node = {"engine": "vllm", "tokenizer": "bytes", "engine_wait_s": 120}
-    cluster = LocalCluster(
-        ClusterSpec(
-            nodes=2,
-            gateway_port=0,
-            first_node_port=0,
-            predictor=node,
-            per_node=({"engine_url": real_server.url}, {"engine_url": second.url}),
-            gateway={"tokenizer": "bytes", "reconnect_max_s": 0.3, "keepalive_s": 1.0, "policy": "least_requests"},
-        ),
-        tmp_path,
-    )
-    try:
-        second.start().wait_ready()
-        cluster.start(timeout_s=120.0)
-        yield cluster, second
-    finally:
-        cluster.stop()
-        second.stop()
-
-
 class Reader(threading.Thread):
-    def __init__(self, stub: Any, name: str, prompt: list[int], options: dict[str, Any]) -> None:
+    def __init__(
+        self, stub: Any, name: str, prompt: list[int] | str, options: dict[str, Any], tokens: int = TOKENS
+    ) -> None:
         super().__init__(daemon=True)
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.node_id = ""
         self.usage = types_pb.Usage()
-        self.prompt, self.options = prompt, options
-        sampling = types_pb.SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, **options)
-        request = pb.GenerateRequest(request_id=name, token_ids=pb.TokenIds(ids=prompt), sampling=sampling)
-        self._call = stub.Generate(request, timeout=120.0)
+        self.prompt, self.options, self.wanted = prompt, options, tokens
+        sampling = types_pb.SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, **options)
+        request = pb.GenerateRequest(request_id=name, sampling=sampling)
+        if isinstance(prompt, str):
+            request.text = prompt
+        else:
+            request.token_ids.ids.extend(prompt)
+        self._call = stub.Generate(request, timeout=240.0)
 
     def run(self) -> None:
         for chunk in self._call:
@@ -78,9 +54,11 @@ class Reader(threading.Thread):
                 self.usage = chunk.usage
 
 
-def greedy(server: Server, model: str, prompt: list[int], options: dict[str, Any]) -> tuple[list[int], list[float]]:
-    body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, **options}
-    choice = server.ask({**body, "return_token_ids": True})["choices"][0]
+def greedy(
+    server: Server, model: str, prompt: list[int] | str, options: dict[str, Any], tokens: int = TOKENS
+) -> tuple[list[int], list[float]]:
+    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **options}
+    choice = server.ask({**body, "return_token_ids": True}, timeout_s=240.0)["choices"][0]
     return choice["token_ids"], (choice["logprobs"] or {}).get("token_logprobs", [])
 
 

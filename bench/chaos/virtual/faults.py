@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from bench.chaos.virtual.moves import MOVE_FAULTS
+from bench.chaos.virtual.scaling import SCALING_FAULTS
 from bench.chaos.virtual.scenario import (
     CUT_OFF_S,
     STEP_TIME,
@@ -447,5 +449,7 @@ FAULTS: dict[str, Callable[[Dice], Scenario]] = {
         resume_modes,
         slow_node,
         everything_at_once,
+        *SCALING_FAULTS,
+        *MOVE_FAULTS,
     )
 }

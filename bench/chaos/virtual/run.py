@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from bench.chaos.virtual.faults import FAULTS
+from bench.chaos.virtual.scaling import complaints_of
 from bench.chaos.virtual.scenario import WHOLE, ChaosRun, Dice, Scenario
 from bench.simcluster import NodeSpec, SimCluster
 from gateway.core import events as ev
@@ -26,6 +27,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: dict[str, int]
     resumed: int
     """Answers that went on at another node."""
+    moves: int = 0
 
 
 class _Watch:
@@ -39,6 +41,7 @@ class _Watch:
         self._unheard = scenario.unheard
         self._down: set[str] = set()
         self._live: set[str] = set()
+        self._leaving: set[str] = set()
         self._sent: Counter[str] = Counter()
         """Dispatches per node in its present session."""
 
@@ -51,6 +54,10 @@ class _Watch:
                 self._sent[event.node_id] = 0
             case ev.LoadNoted() if event.dispatch_seq > self._sent[event.load.node_id]:
                 self.broken.append(f"{at_s:.3f} s: {event.load.node_id} counts dispatches of another session")
+            case ev.RetirementTold():
+                (self._leaving.add if event.retiring else self._leaving.discard)(event.node_id)
+            case ev.NodeRemoved():
+                self._leaving.discard(event.node_id)
             case ev.Arrived():
                 self._live.add(event.request.request_id)
         for action in actions:
@@ -73,11 +80,13 @@ class _Watch:
         self._sent[action.node_id] = action.dispatch_seq
         if action.node_id in self._down:
             self.broken.append(f"{at_s:.3f} s: {action.request_id} went to {action.node_id}, which is down")
+        if action.node_id in self._leaving:
+            self.broken.append(f"{at_s:.3f} s: {action.request_id} went to {action.node_id}, which is to leave")
         for from_s, to_s in self._unheard.get(action.node_id, ()):
             others = {node.node_id for node in self.cluster.router.nodes()} if self.cluster is not None else set()
             if from_s < at_s < to_s and others - self._down - {action.node_id}:
                 self.broken.append(f"{at_s:.3f} s: {action.request_id} went to {action.node_id}, silent for long")
-        if action.resumed is not None:
+        if action.resumed is not None and not action.stage:
             self.resumed += 1
 
 
@@ -93,22 +102,29 @@ def run(fault: str, seed: int, nodes: Sequence[NodeSpec] = ()) -> Verdict:
         policy=scenario.policy or dice.rng.choice(POLICIES),
         seed=seed,
         hold=HoldConfig(when=dice.rng.choice(("never", "never", "forecast", "always"))),
+        moves=scenario.moves,
     )
     cluster = SimCluster(
         scenario.nodes,
         config,
+        scenario.delays,
         max_output_tokens=1000,
         observe=watch,
         dress=lambda shape: msgspec.structs.replace(shape, **scenario.dress.get(shape.request_id, {})),
+        scaled=scenario.scaled,
     )
     watch.cluster = cluster
     broken = watch.broken
     try:
-        results = cluster.run(scenario.items, scenario.world).results
+        done = cluster.run(scenario.items, scenario.world)
+        results, scaling = done.results, done.scaling
+        moves = 0 if done.moves is None else done.moves.done
         cluster.router.check_quiescent()
     except AssertionError as failed:
         broken.append(f"{type(failed).__name__}: {failed}")
-        results = []
+        results, scaling, moves = [], None, 0
+    if scenario.scaled is not None and scaling is not None:
+        broken += complaints_of(scenario.scaled, scaling, cluster.followed)
     outcomes: Counter[str] = Counter()
     complete: Counter[str] = Counter()
     answers: list[tuple[float, str]] = []
@@ -129,7 +145,7 @@ def run(fault: str, seed: int, nodes: Sequence[NodeSpec] = ()) -> Verdict:
     left = cluster.busy_nodes()
     if left:
         broken.append(f"engines that still work for nobody: {left}")
-    free = [(spec.config.num_blocks, free) for spec, free in zip(scenario.nodes, cluster.free_blocks(), strict=True)]
+    free = [(spec.config.num_blocks, free) for spec, free in zip(cluster.specs(), cluster.free_blocks(), strict=True)]
     if any(have != want for want, have in free):
         broken.append(f"KV blocks that nobody holds and nobody has: {free}")
     if scenario.check is not None and not broken:
@@ -140,8 +156,12 @@ def run(fault: str, seed: int, nodes: Sequence[NodeSpec] = ()) -> Verdict:
                 answers=answers,
                 alarms={node.node_id: node.alarm for node in statuses},
                 seen_alarms={node_id: tuple(seen) for node_id, seen in watch.alarms.items()},
+                scaling=scaling,
+                moves=moves,
             )
         )
         if complaint:
             broken.append(complaint)
-    return Verdict(fault=fault, seed=seed, broken=tuple(broken), outcomes=dict(outcomes), resumed=watch.resumed)
+    return Verdict(
+        fault=fault, seed=seed, broken=tuple(broken), outcomes=dict(outcomes), resumed=watch.resumed, moves=moves
+    )

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from bench.simcluster import NodeSpec
+from bench.measure.scaling import ScalingResult
+from bench.simcluster import Delays, NodeSpec
+from bench.simcluster.scaling import ConnectorFails, ScaledFleet
 from bench.simcluster.world import Fault
 from bench.workload.item import WorkloadItem
 from gateway.core import events as ev
+from gateway.core.moves.config import MovesConfig
 from simcore.cost.step_time import StepTimeModel
 from simcore.types import EngineConfig, Outcome
 
@@ -32,7 +35,7 @@ STEP_TIME = StepTimeModel(
 """Of the order of a 7B model on an A30."""
 
 WHOLE = frozenset({Outcome.STOP, Outcome.LENGTH})
-World = list[tuple[float, ev.AnyEvent | Fault]]
+World = list[tuple[float, ev.AnyEvent | Fault | ConnectorFails]]
 
 
 class Scenario(msgspec.Struct, kw_only=True):
@@ -41,6 +44,8 @@ class Scenario(msgspec.Struct, kw_only=True):
     nodes: list[NodeSpec]
     items: list[WorkloadItem]
     world: World = []
+    scaled: ScaledFleet | None = None
+    """Nodes beside `nodes` that a scaler starts and stops."""
     dress: Mapping[str, Mapping[str, object]] = {}
     """Per request id, fields of its `RequestShape` that are not as usual."""
     may_end: frozenset[Outcome] = WHOLE
@@ -51,6 +56,8 @@ class Scenario(msgspec.Struct, kw_only=True):
     """Per node, from when to when it could not be reached though nobody was told."""
     policy: str = ""
     """Empty: any."""
+    moves: MovesConfig = MovesConfig()
+    delays: Delays | None = None
     check: Callable[[ChaosRun], str] | None = None
     """What must hold besides; the complaint, or empty."""
 
@@ -66,6 +73,8 @@ class ChaosRun(msgspec.Struct, kw_only=True):
     """The last alarm of each node."""
     seen_alarms: Mapping[str, tuple[tuple[float, str], ...]]
     """When each node's alarm changed, and to what."""
+    scaling: ScalingResult | None = None
+    moves: int = 0
 
 
 class Dice:

@@ -15,7 +15,7 @@ from gateway.core.nodes.node import Node
 from gateway.core.nodes.pool import NodePool
 from gateway.core.nodes.view import NodeView
 from gateway.core.request.live import LiveRequest
-from gateway.core.request.verdict import Refusal
+from gateway.core.request.verdict import Refusal, Wait
 from gateway.core.router_config import RouterConfig
 from simcore.types import Outcome
 
@@ -59,6 +59,10 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
             return Refusal(
                 Outcome.INVALID, f"model {shape.model[:100]!r} gives no text; ask for embeddings, scores or classes"
             )
+    if shape.node and not handed_on:
+        nodes = [node for node in nodes if node.node_id == shape.node]
+        if not nodes:
+            return Refusal(Outcome.NO_NODE, f"the request needs node {shape.node}, which takes nothing new")
     if shape.logprobs:
         nodes = [node for node in nodes if node.config.tells_logprobs]
         if not nodes:
@@ -76,6 +80,27 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
         why = f"no ready node is left that takes {shape.prompt_tokens} prompt tokens and has not failed the request"
         return Refusal(Outcome.NO_NODE, why)
     return pool.best_standing(nodes, now_s)
+
+
+def awaited(pool: NodePool, live: LiveRequest, refusal: Refusal, now_s: float) -> Wait | Refusal | None:
+    """What becomes of a request that no node takes now where one that would can be had: it waits for that one, however
+    long, unless it does not fit there either. None: there is none, the refusal holds.
+    """
+    shape = live.shape
+    coming = pool.expected(shape.model)
+    if coming is None or shape.node or shape.prompt_tokens < 1 or shape.max_output_tokens < 1:
+        return None
+    serving = pool.serving(shape.model, shape.lane)
+    if not isinstance(serving, str) and (serving.ready or refusal.outcome is not Outcome.NO_NODE):
+        return None
+    longest_tokens = coming.config.longest_tokens
+    if shape.prompt_tokens + 1 > longest_tokens and shape.lane != "pass_through":
+        return Refusal(
+            Outcome.INVALID,
+            f"a prompt of {shape.prompt_tokens} tokens and one of output exceed the limit of {longest_tokens} tokens "
+            "per request; shorten the prompt",
+        )
+    return Wait(pool.expected_in_s(shape.model, now_s))
 
 
 def worth_comparing(

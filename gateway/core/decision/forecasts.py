@@ -33,8 +33,11 @@ class Believed(NamedTuple):
     dispatches add to it would be added once more by the next."""
 
 
-def believe(asked: ForecastRound, ready: Sequence[Node], now_s: float, config: RouterConfig) -> Believed:
-    """Reads the answers of `ready` nodes. `asked` is closed: what is still pending has not come in time."""
+def believe(
+    asked: ForecastRound, ready: Sequence[Node], now_s: float, config: RouterConfig, *, testing: bool = True
+) -> Believed:
+    """Reads the answers of `ready` nodes. `asked` is closed: what is still pending has not come in time. Without
+    `testing` those of nodes that are still to be tested count as well."""
     believed = Believed({}, dict(asked.failures), {}, {})
     notes = believed.notes
     for node_id in asked.pending.values():
@@ -43,7 +46,7 @@ def believe(asked: ForecastRound, ready: Sequence[Node], now_s: float, config: R
     overtaken_by = {node.node_id: node.sent_since(asked.asked_seq[node.node_id]) for node, _ in answered}
     # Who is never chosen for what it says can never be found wrong: the untested get their share to be tested.
     untested = {node.node_id for node in ready if node.accuracy.is_untested(now_s)}
-    to_test = untested if len(untested) < len(ready) else set()
+    to_test = untested if testing and len(untested) < len(ready) else set()
     prefill_s = _prefill_s(asked.forecasts.values())
     for node, forecast in answered:
         node_id, sent = node.node_id, overtaken_by[node.node_id]
@@ -53,14 +56,15 @@ def believe(asked: ForecastRound, ready: Sequence[Node], now_s: float, config: R
         if sent:
             forecast = with_later_dispatches(forecast, sent, delay_s)
             notes[node_id] = f"{len(sent)} dispatched there since it was asked: added to its forecast"
-        believed.expected[node_id] = ExpectedTimes(forecast.ttft_s.mean, forecast.tpot_s.mean, forecast.e2e_s.p90)
+        ttft_s, tpot_s = forecast.ttft_s, forecast.tpot_s
+        believed.expected[node_id] = ExpectedTimes(ttft_s.mean, tpot_s.mean, ttft_s.p50, tpot_s.p50, forecast.e2e_s.p90)
         if not why_not and node_id in to_test:
             why_not = "its forecasts are still to be tested"
         if why_not:
             notes[node_id] = why_not
             continue
         if node.accuracy.use == "corrected":
-            forecast = forecast.slowed(node.accuracy.factor)
+            forecast = forecast.slowed(node.accuracy.factor, node.accuracy.factor_p50)
             notes[node_id] = f"its forecast was corrected by a factor of {node.accuracy.factor:.2g}"
         believed.forecasts[node_id] = forecast
     return believed

@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.core.decision.adapters import prefer_loaded
 from gateway.core.decision.admission import can_start_by_forecast, waits_in_peace
-from gateway.core.decision.candidates import eligible, worth_comparing
+from gateway.core.decision.candidates import awaited, eligible, worth_comparing
 from gateway.core.decision.forecasts import Believed, believe
 from gateway.core.decision.policies.base import PlacementWatcher, Policy, Served
 from gateway.core.decision.policies.registry import PolicyError, canonical_name, make_policy
@@ -31,6 +31,8 @@ from gateway.core.router_config import RouterConfig
 from simcore.types import Decision, Forecast, Outcome
 
 NO_FORECASTS = Believed({}, {}, {}, {})
+NO_ROOM = Refusal(Outcome.NO_NODE, "no other node can start it now at nobody's expense")
+"""What becomes of a move then."""
 
 
 class DecisionPipeline:
@@ -52,7 +54,7 @@ class DecisionPipeline:
         name = canonical_name(name)
         policy = self._policies.get(name)
         if policy is None:
-            policy = self._policies[name] = make_policy(name, self._rng)
+            policy = self._policies[name] = make_policy(name, self._rng, self._config.priority)
             if isinstance(policy, PlacementWatcher):
                 self._watchers.append(policy)
         return policy
@@ -60,6 +62,8 @@ class DecisionPipeline:
     def begin(self, live: LiveRequest, now_s: float) -> Verdict:
         """The decision of a policy that needs no forecasts, or whom to ask for them."""
         nodes = eligible(self._pool, live, now_s)
+        if isinstance(nodes, Refusal) and (coming := awaited(self._pool, live, nodes, now_s)) is not None:
+            return coming
         if isinstance(nodes, Refusal) and nodes.outcome is Outcome.INVALID:
             return nodes
         in_line = self._late.line_up(live)
@@ -121,18 +125,57 @@ class DecisionPipeline:
             views = [msgspec.structs.replace(v, load=None) if v.node_id in silent else v for v in views]
         return self._choose(live, views, believed, now_s)
 
-    def has_room(self, live: LiveRequest, now_s: float) -> bool:
-        """Whether any node could take it, now or in its queue."""
-        return not isinstance(eligible(self._pool, live, now_s), Refusal)
+    def elsewhere(self, inquiry: LiveRequest, source: Node | None, now_s: float) -> Verdict:
+        """Where the rest of a request that runs might go on, or whom to ask; a refusal where nobody could start it now.
+
+        `source`, its present node, is asked as well unless None: then it is to go in any case.
+        """
+        nodes = eligible(self._pool, inquiry, now_s)
+        if isinstance(nodes, Refusal):
+            return nodes
+        views = worth_comparing(
+            nodes,
+            inquiry,
+            self._pool,
+            now_s,
+            policy=self._policies[inquiry.policy],
+            startable_only=True,
+            prefilter=self._prefilter,
+            config=self._config,
+            rng=self._rng,
+        )
+        if not views:
+            return NO_ROOM
+        if inquiry.needs_forecasts:
+            asked = [self._pool.nodes[view.node_id] for view in views]
+            return Ask(asked if source is None else [*asked, source])
+        return self._choose(inquiry, views, NO_FORECASTS, now_s)
+
+    def conclude_elsewhere(
+        self, inquiry: LiveRequest, asked: ForecastRound, source: Node | None, now_s: float
+    ) -> Verdict:
+        """The decision with the forecasts that came. Of the other nodes those count that can start it at once and at
+        nobody's expense; of the present one the forecast is of how it goes if the request stays."""
+        fit = [node for node in asked.nodes if node.up and (node is source or not node.draining)]
+        # Two nodes are compared by their forecasts: a test is for those who would be placed in any case.
+        believed = believe(asked, fit, now_s, self._config, testing=False)
+        forecasts, preemption = believed.forecasts, self._config.hold.preemption
+        views = [
+            view
+            for view in self._pool.views(fit, inquiry.shape, now_s)
+            if (source is not None and view.node_id == source.node_id)
+            or can_start_by_forecast(view, inquiry.shape, forecasts.get(view.node_id), preemption=preemption)
+        ]
+        if not any(source is None or view.node_id != source.node_id for view in views):
+            return NO_ROOM
+        return self._choose(inquiry, views, believed, now_s)
 
     # --- what becomes of decisions, for policies that keep accounts ---------------------------------------------------
 
-    def placed(self, live: LiveRequest, node: Node, now_s: float) -> None:
-        """The request is about to go to the node."""
-        if self._watchers:
-            (view,) = self._pool.views([node], live.shape, now_s)
-            for watcher in self._watchers:
-                watcher.placed(live.shape, view)
+    def placed(self, live: LiveRequest, chosen: Chosen) -> None:
+        """The request is about to go to the node chosen."""
+        for watcher in self._watchers:
+            watcher.placed(live.shape, chosen.view)
 
     def began(self, attempt: Attempt) -> None:
         """The first token of an attempt has come."""
@@ -183,12 +226,13 @@ class DecisionPipeline:
             policy=policy.name,
             cost_unit=policy.cost_unit,
             scores=tuple(ranking.scores),
-            reason=sentence(policy, ranking, preface),
+            reason=sentence(policy, ranking, preface) + _of_priority(shape, self._pool.nodes[best.node_id]),
             decision_s=now_s - live.arrival_s,
             attempt=live.next_attempt,
         )
         delay_s = None if best.forecast is None else believed.delays_s.get(best.node_id)
-        return Chosen(self._pool.nodes[best.node_id], decision, believed.expected.get(best.node_id), delay_s)
+        expected = believed.expected.get(best.node_id)
+        return Chosen(self._pool.nodes[best.node_id], ranking.first, decision, expected, delay_s)
 
     def _rank(
         self,
@@ -211,3 +255,12 @@ class DecisionPipeline:
         if policy.needs_forecasts:
             raise PolicyError(f"{role} {policy.name!r} needs forecasts itself; choose one that does not")
         return policy
+
+
+def _of_priority(shape: RequestShape, node: Node) -> str:
+    """Who goes by the request's priority, for people; empty where it has none."""
+    if not shape.priority:
+        return ""
+    if node.config.scheduling_policy == "priority":
+        return f"; priority {shape.priority}: its engine goes by priorities too"
+    return f"; priority {shape.priority}: its engine takes requests as they come, only the gateway goes by priorities"

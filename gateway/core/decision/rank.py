@@ -12,8 +12,9 @@ from simcore.types import Forecast, Score
 
 
 class Ranking(NamedTuple):
-    """Scores best first. `tied` nodes share the least cost; the first score is the one drawn."""
+    """Scores best first. `tied` nodes share the least cost; the first score is that of the one drawn, `first`."""
 
+    first: NodeView
     scores: list[Score]
     tied: int
     priced: int
@@ -41,7 +42,7 @@ def rank(
     # NaN compares unequal to itself; it must not win or lose by accident.
     priced = sum([cost is not None and cost == cost for cost in said])
     if not priced:
-        return Ranking([_score(view, None, forecasts, notes) for view in views], 0, 0)
+        return Ranking(views[0], [_score(view, None, forecasts, notes) for view in views], 0, 0)
     costs = [cost or 0.0 for cost in said] if priced == len(said) else by_our_account(said, views)
     least = min(costs)
     best = [i for i, cost in enumerate(costs) if cost == least]
@@ -59,7 +60,7 @@ def rank(
         scores = [Score(node_id=(view := views[i]).node_id, cost=costs[i], state_age_s=view.state_age_s) for i in order]
     else:
         scores = [_score(views[i], costs[i], forecasts, notes, guessed=said[i] != costs[i]) for i in order]
-    return Ranking(scores, len(best), priced)
+    return Ranking(views[chosen], scores, len(best), priced)
 
 
 def by_our_account(costs: Sequence[float | None], views: Sequence[NodeView]) -> list[float]:

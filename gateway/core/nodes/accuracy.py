@@ -5,6 +5,10 @@ a forecast placed, the time it took is compared with what the forecast says of a
 knowing the length is no error of the forecast. What all nodes share (arrivals after a forecast slow every answer down)
 does not change who is best, so a node is judged against the median of the fleet: off by a steady factor, its forecasts
 are corrected by it; off at random, they are not used.
+
+Means are judged, since by them nodes are compared. Of unequal nodes some get the long prompts, and their means are off
+although their medians are right: those hold what the node itself has learned of later arrivals, and would be corrected
+twice by the factor of the means. So medians and 90th percentiles have a factor of their own.
 """
 
 from __future__ import annotations
@@ -61,12 +65,19 @@ class ExpectedTimes(msgspec.Struct, frozen=True, gc=False):
     """What a forecast said when it placed a request, uncorrected. Seconds from the dispatch."""
 
     ttft_s: float
+    """Mean, as `tpot_s`."""
     tpot_s: float
+    ttft_p50_s: float
+    tpot_p50_s: float
     e2e_p90_s: float
 
     def total_s(self, output_tokens: int) -> float:
-        """Seconds that it gives an answer of this length."""
+        """Seconds that its means give an answer of this length."""
         return self.ttft_s + self.tpot_s * (output_tokens - 1)
+
+    def total_p50_s(self, output_tokens: int) -> float:
+        """Seconds that its medians give an answer of this length."""
+        return self.ttft_p50_s + self.tpot_p50_s * (output_tokens - 1)
 
 
 class _Errors:
@@ -92,10 +103,14 @@ class ForecastAccuracy:
     def __init__(self) -> None:
         self.use: Use = "used"
         self.factor = 1.0
-        """Times of its forecasts are multiplied by this."""
+        """Means of its forecasts are multiplied by this."""
+        self.factor_p50 = 1.0
+        """Medians and 90th percentiles are multiplied by this."""
         self.changes_total = 0
         self._first = _Errors()
         self._whole = _Errors()
+        self._medians = _Errors()
+        """Of the medians, by the same answers as `_whole`."""
         self._coverage = 0.0
         self._unanswered = 0
         self._probe_s = -math.inf
@@ -109,11 +124,11 @@ class ForecastAccuracy:
 
     def part(self, expected: ExpectedTimes, actual_s: float, output_tokens: int) -> None:
         """The first `output_tokens` tokens of an answer came: enough to judge its pace before it ends."""
-        self._whole.add(actual_s, expected.total_s(output_tokens))
+        self._add(expected, actual_s, output_tokens)
 
     def ended(self, expected: ExpectedTimes, actual_s: float, output_tokens: int) -> None:
         """A whole answer came."""
-        self._whole.add(actual_s, expected.total_s(output_tokens))
+        self._add(expected, actual_s, output_tokens)
         weight = 1 / min(self._whole.count, MEMORY)
         self._coverage += weight * ((actual_s <= expected.e2e_p90_s) - self._coverage)
 
@@ -128,10 +143,14 @@ class ForecastAccuracy:
 
     def start_anew(self) -> None:
         """Another process stands there: what was known of its errors need not hold."""
-        self._first, self._whole = _Errors(), _Errors()
+        self._first, self._whole, self._medians = _Errors(), _Errors(), _Errors()
         self._coverage = 0.0
         self._unanswered = 0
-        self.use, self.factor = "used", 1.0
+        self.use, self.factor, self.factor_p50 = "used", 1.0, 1.0
+
+    def _add(self, expected: ExpectedTimes, actual_s: float, output_tokens: int) -> None:
+        self._whole.add(actual_s, expected.total_s(output_tokens))
+        self._medians.add(actual_s, expected.total_p50_s(output_tokens))
 
     # --- what follows -------------------------------------------------------------------------------------------------
 
@@ -176,7 +195,10 @@ class ForecastAccuracy:
             use = "demoted"
         elif abs(bias) > math.log(BIAS):
             use = "corrected"
-        self.factor = math.exp(bias) if use == "corrected" else 1.0
+        self.factor = self.factor_p50 = math.exp(bias) if use == "corrected" else 1.0
+        if use == "corrected" and errors is self._whole:
+            off = self._medians.mean
+            self.factor_p50 = math.exp(off) if abs(off) > math.log(BIAS) else 1.0
         self.changes_total += use != self.use
         self.use = use
 

@@ -7,7 +7,7 @@ between two notes see each other: without that they all fall on the node that lo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -39,6 +39,8 @@ class InFlight(msgspec.Struct, kw_only=True):
     prompt_tokens: int
     delay_s: float | None
     """By how much it is forecast to delay each other request there; None when nobody forecast it."""
+    request_class: int = 0
+    """As `gateway.core.priority` has it."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +57,15 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     noted_s: float
     """When they came, on the router's clock."""
     in_flight: int
+    drained: bool = False
+    """An operator has taken it out of service."""
+    retiring: bool = False
+    """It says itself that it is to leave."""
     alarm: str = ""
     """What an operator should look at; empty when all is well."""
     forecasts: AccuracyStatus = AccuracyStatus()
+    cached_blocks: int | None = None
+    """In its prefix cache, by its own word; None where it tells nothing or is not believed."""
 
     def state_age_s(self, now_s: float) -> float | None:
         """Age of the node's state at `now_s`; None when nothing is known."""
@@ -67,11 +75,17 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Node:
     """One node as the router knows it."""
 
-    def __init__(self, node_id: str, config: EngineConfig, profile: str) -> None:
+    def __init__(self, node_id: str, config: EngineConfig, profile: str, now_s: float) -> None:
         self.node_id = node_id
         self.config = config
         self.profile = profile
-        self.draining = False
+        self.joined_s = now_s
+        self.drained = False
+        """An operator has taken it out of service."""
+        self.retiring = False
+        """It says itself that it is to leave."""
+        self.may_stay = False
+        """What it runs may end there although it takes nothing new."""
         self.up = True
         self.detail = ""
         self.weight = 1.0
@@ -80,8 +94,14 @@ class Node:
         self.accuracy = ForecastAccuracy()
         self.liveness = Liveness()
         self.prefixes = PrefixIndex()
+        self.next_stage_s = 0.0
+        """Until then it has spent on stages of moves what it may."""
         self.in_flight: dict[str, InFlight] = {}
         """Per request id, in the order of dispatch."""
+        self.classes: Mapping[int, int] = {}
+        """How many requests there are of each class other than 0, by its own word and our account, whichever has more;
+        replaced, never changed."""
+        self._own_classes: dict[int, int] = {}
         self.dispatch_seq = 0
         self.delivered = False
         """Whether a token has come from it in this session."""
@@ -112,6 +132,16 @@ class Node:
         """The most prompt and output tokens that one request can have here."""
         return self.config.longest_tokens
 
+    @property
+    def draining(self) -> bool:
+        """Whether it gets nothing new."""
+        return self.drained or self.retiring
+
+    @property
+    def to_be_emptied(self) -> bool:
+        """Whether what it runs is to go on elsewhere."""
+        return self.up and (self.retiring or (self.drained and not self.may_stay))
+
     def serves(self, model: str) -> bool:
         """Whether clients may ask it for the model; empty: any."""
         return not model or model == self.config.model or model in self.config.other_names
@@ -120,11 +150,13 @@ class Node:
         """It is asked by these names from now on, its own first; nothing else of it changes."""
         self.config = msgspec.structs.replace(self.config, model=names[0], other_names=tuple(names[1:]))
 
-    def rejoin(self, config: EngineConfig, profile: str) -> None:
+    def rejoin(self, config: EngineConfig, profile: str, now_s: float) -> None:
         """A new session: dispatches are numbered from 1 again, and nothing is known until the node speaks."""
         self.config = config
         self.profile = profile
+        self.joined_s = now_s
         self.up = True
+        self.retiring = False
         self.detail = ""
         self.dispatch_seq = 0
         self.session += 1
@@ -149,7 +181,10 @@ class Node:
 
     def hear(self, load: NodeLoad, dispatch_seq: int, now_s: float) -> None:
         """Takes a note that counts our dispatches up to `dispatch_seq`."""
+        told_before = {} if self.note is None else self.note.classes
         self.note = load
+        if load.classes != told_before:
+            self._reckon_classes()
         self.noted_s = now_s
         self.liveness.trace(load.trace_seq, now_s)
         unnoted = self._unnoted
@@ -163,6 +198,7 @@ class Node:
         if not self.in_flight:
             self.liveness.busy(now_s)
         self.in_flight[sent.request_id] = sent
+        self._count(sent, 1)
         self._unnoted[sent.dispatch_seq] = sent
         self._unnoted_blocks += sent.prompt_blocks
         self._unnoted_tokens += sent.tokens
@@ -179,6 +215,7 @@ class Node:
     def release(self, request_id: str) -> None:
         """Gives a place back. KeyError if there is none: an account is released exactly once."""
         sent = self.in_flight.pop(request_id)
+        self._count(sent, -1)
         self.prefixes.over(request_id)
         if self._unnoted.pop(sent.dispatch_seq, None) is not None:
             self._subtract(sent)
@@ -220,7 +257,8 @@ class Node:
             load = self._merged
             if load is not None and age_s > stale_after_s and (load.running or load.waiting):
                 load = None
-            if self.liveness.may_be_frozen and self.liveness.frozen_s:
+            liveness = self.liveness
+            if liveness.may_be_frozen and liveness.frozen_s:
                 load = None
         recent = self._recent
         while recent and recent[0] <= now_s - QPM_WINDOW_S:
@@ -232,6 +270,8 @@ class Node:
             state_age_s=age_s,
             in_flight=len(self.in_flight),
             dispatches_60s=len(recent),
+            classes=self.classes,
+            present_s=now_s - self.joined_s,
             cached_tokens=cached_tokens,
             weight=self.weight,
             pace=self.pace,
@@ -247,14 +287,17 @@ class Node:
             load=self.note,
             noted_s=self.noted_s,
             in_flight=len(self.in_flight),
+            drained=self.drained,
+            retiring=self.up and self.retiring,
             alarm=self._alarm() if self.up else "",
             forecasts=self.accuracy.status(),
+            cached_blocks=self.prefixes.told_blocks if self.up else None,
         )
 
     def state(self) -> str:
         """Why it gets nothing new, for people."""
         if self.up:
-            return "draining"
+            return "retiring" if self.retiring else "draining"
         return f"down ({self.detail})" if self.detail else "down"
 
     def _alarm(self) -> str:
@@ -266,11 +309,12 @@ class Node:
     def _merge(self, note: NodeLoad) -> NodeLoad:
         if not self._unnoted and not self._promised:
             return note
-        promised = [sent for _, sent in self._promised]
-        ours = len(self._unnoted) + len(promised)
-        blocks = self._unnoted_blocks + sum(sent.prompt_blocks for sent in promised)
-        tokens = self._unnoted_tokens + sum(sent.tokens for sent in promised)
-        prompts = self._unnoted_prompt_tokens + sum(sent.prompt_tokens for sent in promised)
+        ours = len(self._unnoted) + len(self._promised)
+        blocks, tokens, prompts = self._unnoted_blocks, self._unnoted_tokens, self._unnoted_prompt_tokens
+        for _, sent in self._promised:
+            blocks += sent.prompt_blocks
+            tokens += sent.tokens
+            prompts += sent.prompt_tokens
         return NodeLoad(
             node_id=note.node_id,
             trace_seq=note.trace_seq,
@@ -284,7 +328,22 @@ class Node:
             preemptions_total=note.preemptions_total,
             reserved=note.reserved + ours,
             prefill_tokens=note.prefill_tokens + prompts,
+            preemption_ahead_s=note.preemption_ahead_s,
+            head_waits_s=note.head_waits_s,
+            classes=note.classes,
         )
+
+    def _count(self, sent: InFlight, by: int) -> None:
+        if request_class := sent.request_class:
+            own = self._own_classes
+            own[request_class] = own.get(request_class, 0) + by
+            if not own[request_class]:
+                del own[request_class]
+            self._reckon_classes()
+
+    def _reckon_classes(self) -> None:
+        own, told = self._own_classes, {} if self.note is None else self.note.classes
+        self.classes = {name: max(own.get(name, 0), told.get(name, 0)) for name in {**told, **own}}
 
     def _subtract(self, sent: InFlight) -> None:
         self._unnoted_blocks -= sent.prompt_blocks
@@ -293,6 +352,7 @@ class Node:
 
     def _forget(self) -> None:
         self.note = None
+        self._reckon_classes()
         self.adapters = None
         self.told_pace = self.pace = None
         self.pace_doubt = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from gateway.core.events import Lane, RequestShape
+from gateway.core.events import ExpectedNode, Lane, RequestShape
 from gateway.core.nodes.health import Standing
 from gateway.core.nodes.node import Node
 from gateway.core.nodes.view import NodeView
@@ -46,19 +46,24 @@ class NodePool:
         self._models: dict[str, ModelNodes] = {}
         self._all: ModelNodes | None = None
         """All nodes, whatever they serve; None while there are none."""
+        self._only: ModelNodes | None = None
+        """Those of the only model; None while there is none, or several."""
         self._ailing: set[str] = set()
         """Nodes whose standing must be asked for."""
+        self._expected: tuple[ExpectedNode, ...] = ()
+        self._expected_s = 0.0
+        """When they were told of."""
         self.has_adapters = False
         """Whether a node may have told that it uses one: most fleets have none, and need not look."""
         self._stale_after_s = stale_after_s
         self._weights = weights or {}
 
-    def join(self, node_id: str, config: EngineConfig, profile: str) -> None:
+    def join(self, node_id: str, config: EngineConfig, profile: str, now_s: float) -> None:
         node = self.nodes.get(node_id)
         if node is None:
-            node = self.nodes[node_id] = Node(node_id, config, profile)
+            node = self.nodes[node_id] = Node(node_id, config, profile, now_s)
         else:
-            node.rejoin(config, profile)
+            node.rejoin(config, profile, now_s)
         self._believe_paces()
         node.weight = self._weights.get(node_id, self._weights.get(profile, 1.0))
         others = [other for name in config.names if (known := self._models.get(name)) for other in known.ready]
@@ -83,6 +88,20 @@ class NodePool:
         """The node tells how fast it works."""
         node.told_pace = pace
         self._believe_paces()
+
+    def expect(self, nodes: Sequence[ExpectedNode], now_s: float) -> None:
+        """These nodes can be had, and no others, beside those that there are."""
+        self._expected, self._expected_s = tuple(nodes), now_s
+
+    def expected(self, model: str) -> ExpectedNode | None:
+        """The first node that can be had for a model (empty: for any); None if there is none."""
+        serving = [node for node in self._expected if not model or model in node.config.names]
+        return min(serving, key=lambda node: node.ready_in_s, default=None)
+
+    def expected_in_s(self, model: str, now_s: float) -> float:
+        """How long until `expected` is there; 0 when it is late, or there is none."""
+        node = self.expected(model)
+        return 0.0 if node is None else max(0.0, self._expected_s + node.ready_in_s - now_s)
 
     def health_changed(self, node: Node) -> None:
         """To be called after anything that may have changed a node's `health`."""
@@ -122,7 +141,11 @@ class NodePool:
         self._regroup()
 
     def drain(self, node_id: str, draining: bool) -> None:
-        self.nodes[node_id].draining = draining
+        self.nodes[node_id].drained = draining
+        self._regroup()
+
+    def retire(self, node_id: str, retiring: bool) -> None:
+        self.nodes[node_id].retiring = retiring
         self._regroup()
 
     def models(self) -> list[str]:
@@ -137,8 +160,8 @@ class NodePool:
             return nodes
         if not model and lane == "pass_through" and self._all is not None:
             return self._all
-        if not model and len(own := {node.config.model for node in self.nodes.values()}) == 1:
-            return self._models[own.pop()]
+        if not model and self._only is not None:
+            return self._only
         if not self._models:
             return "no node has joined yet; start one or check the gateway's `nodes`"
         known = ", ".join(repr(name) for name in self.models())
@@ -173,6 +196,8 @@ class NodePool:
                 groups.setdefault(name, []).append(node)
         self._models = {model: _group(members) for model, members in groups.items()}
         self._all = _group(list(self.nodes.values())) if self.nodes else None
+        own = {node.config.model for node in self.nodes.values()}
+        self._only = self._models[own.pop()] if len(own) == 1 else None
 
 
 def _group(members: Sequence[Node]) -> ModelNodes:

@@ -105,6 +105,11 @@ class PrefixIndex:
         """Whether the node's own word is used."""
         return self._told is not None and self._is_believed
 
+    @property
+    def told_blocks(self) -> int | None:
+        """About how many blocks are cached by the node's own word; None while that is not used."""
+        return len(self._told) * self._one_in if self._told is not None and self._is_believed else None
+
     def alarm(self) -> str:
         """What is wrong with the summary, for operators; empty when all is well."""
         if self._bad >= MOST_BAD:

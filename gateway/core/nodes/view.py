@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import msgspec
 
 from gateway.core.nodes.pace import Pace
@@ -24,6 +27,10 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Requests that this gateway has there, exact."""
     dispatches_60s: int
     """Dispatches of this gateway to it in the last 60 s."""
+    classes: Mapping[int, int] = {}
+    """How many requests there are of each class other than 0 (`simcore.types.class_of`), as far as is known."""
+    present_s: float = math.inf
+    """Since it joined, or came back."""
     pace: Pace | None = None
     """How fast it works; None: nobody has said."""
     cached_tokens: int = 0

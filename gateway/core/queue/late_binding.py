@@ -19,7 +19,7 @@ from gateway.core.queue.queue import GatewayQueue, HoldConfig
 from gateway.core.request.lifecycle import State
 from gateway.core.request.live import LiveRequest
 from gateway.core.request.verdict import Refusal, Wait
-from simcore.types import Outcome
+from simcore.types import Outcome, class_of
 
 LONGEST_PAUSE_S = 0.2
 """A queued request is tried again after this long even if nothing was heard: other gateways free nodes as well."""
@@ -35,6 +35,8 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
     held: int = 0
     """Requests."""
     held_tokens: int = 0
+    held_prompt_tokens: int = 0
+    """Of them, those of prompts."""
     oldest_arrival_s: float | None = None
     """When the longest waiting came, on the router's clock; None when nobody is queued."""
     predicted_wait_s: float = 0.0
@@ -67,10 +69,11 @@ class LateBinding:
         if not self._may_queue(live) or not queue.holds_model(live.shape.model) or live in queue:
             return None
         ttft_s = live.shape.slo.ttft_s
-        wait_s = self._predicted_wait_s(len(queue))
+        ahead = queue.ahead_of(live)
+        wait_s = self._predicted_wait_s(ahead)
         if not self._refuse_infeasible or ttft_s is None or wait_s <= ttft_s:
             return Wait()
-        detail = f"{len(queue)} requests are held for a free node: the first token, asked within {ttft_s:g} s, "
+        detail = f"{ahead} requests are held for a free node before it: the first token, asked within {ttft_s:g} s, "
         detail += f"would come after {wait_s:.3g} s"
         return Refusal(Outcome.OVERLOADED, detail, wait_s - ttft_s)
 
@@ -80,6 +83,10 @@ class LateBinding:
         One whose client has seen tokens already is never queued: it would stand still in the middle of its answer.
         """
         return self._may_queue(live) and now_s - live.arrival_s < self.config.max_s
+
+    def models(self) -> list[str]:
+        """Models for which requests are held."""
+        return self._queue.models()
 
     # --- what the router does -----------------------------------------------------------------------------------------
 
@@ -107,24 +114,29 @@ class LateBinding:
 
     def placed(self, live: LiveRequest, now_s: float) -> None:
         """A request is about to be dispatched."""
-        if live in self._queue:
+        if self._queue.places and live in self._queue:
             self._left_s.append(now_s)
 
     def due(self, now_s: float, *, capacity_changed: bool) -> Iterator[LiveRequest]:
         """Those at the front that are to be tried now. Each must have been tried before the next is taken.
 
-        One that has waited for `aging_s` is passed by nobody: as long as no node takes it, nodes run empty for it.
+        One that has waited for `aging_s` is passed by nobody, and one that has not by nobody of a lower class: as long
+        as no node takes it, nodes run empty for it.
         """
         blocked: set[str] = set()
+        highest: dict[str, int] = {}
         for live in self._queue.heads():
-            if live.shape.model in blocked:
+            model, own = live.shape.model, class_of(live.shape.priority)
+            if model in blocked or own > highest.get(model, own):
                 continue
             if live.state is State.HELD and (
                 capacity_changed or live.again_s <= now_s or not self.may_wait(live, now_s)
             ):
                 yield live
-            if live in self._queue and now_s - live.arrival_s >= self.config.aging_s:
-                blocked.add(live.shape.model)
+            if live in self._queue:
+                highest[model] = min(own, highest.get(model, own))
+                if now_s - live.arrival_s >= self.config.aging_s:
+                    blocked.add(model)
 
     # --- the timer of the next recheck --------------------------------------------------------------------------------
 
@@ -150,6 +162,7 @@ class LateBinding:
         return QueueStatus(
             held=len(queue),
             held_tokens=queue.tokens,
+            held_prompt_tokens=queue.prompt_tokens,
             oldest_arrival_s=queue.oldest_arrival_s(),
             predicted_wait_s=self._predicted_wait_s(len(queue)),
             held_total=self._held_total,

@@ -21,12 +21,10 @@ import msgspec
 
 from gateway.core.events import RequestShape
 from gateway.core.request.live import LiveRequest
+from simcore.types import CLASSES, class_of
 
 HoldOrder = Literal["fcfs", "shortest_forecast", "deadline"]
 HoldWhen = Literal["never", "forecast", "always"]
-CLASSES = 8
-"""Priorities further from 0 than this count like this one: the bound on waiting holds for any number that clients
-send."""
 TYPICAL_TOKENS = 500
 """Length at which `shortest_forecast` gives half of the largest share: about the mean of a conversation's turn."""
 
@@ -79,22 +77,30 @@ class GatewayQueue:
     def __init__(self, config: HoldConfig) -> None:
         self._config = config
         self._entries: list[tuple[float, int, LiveRequest]] = []
-        self._keys: dict[str, tuple[float, int]] = {}
+        self.places: dict[str, tuple[float, int]] = {}
+        """Of each that is held: due time, and a number for those of the same. Empty nearly always: a look at it is what
+        a request pays for the queue."""
         self._classes: Counter[int] = Counter()
         self._models: Counter[str] = Counter()
         self._joined = 0
         self.tokens = 0
         """Prompt and expected output tokens of all that are held."""
+        self.prompt_tokens = 0
+        """Of them, those of prompts."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __contains__(self, live: LiveRequest) -> bool:
-        return live.request_id in self._keys
+        return live.request_id in self.places
 
     def holds_model(self, model: str) -> bool:
         """Whether a request for this model is held."""
         return self._models[model] > 0
+
+    def models(self) -> list[str]:
+        """Models for which requests are held, sorted."""
+        return sorted(self._models)
 
     def heads(self) -> list[LiveRequest]:
         """The first few of each model, in order: a model whose nodes are full does not keep another waiting."""
@@ -115,22 +121,28 @@ class GatewayQueue:
         """When the longest waiting of all came; None when there is none."""
         return min((live.arrival_s for _, _, live in self._entries), default=None)
 
+    def ahead_of(self, live: LiveRequest) -> int:
+        """How many are held whose turn would come before that of a request that joined now."""
+        return bisect.bisect_left(self._entries, (due_s(live, self._config), self._joined + 1))
+
     def join(self, live: LiveRequest) -> None:
         self._joined += 1
         key = (due_s(live, self._config), self._joined)
-        self._keys[live.request_id] = key
+        self.places[live.request_id] = key
         bisect.insort(self._entries, (*key, live))
-        self._classes[class_of(live)] += 1
+        self._classes[queue_class(live)] += 1
         self._models[live.shape.model] += 1
         self.tokens += tokens_of(live.shape)
+        self.prompt_tokens += live.shape.prompt_tokens
 
     def leave(self, live: LiveRequest) -> None:
         """KeyError if it is not there."""
-        key = self._keys.pop(live.request_id)
+        key = self.places.pop(live.request_id)
         del self._entries[bisect.bisect_left(self._entries, key)]
-        _take_one(self._classes, class_of(live))
+        _take_one(self._classes, queue_class(live))
         _take_one(self._models, live.shape.model)
         self.tokens -= tokens_of(live.shape)
+        self.prompt_tokens -= live.shape.prompt_tokens
 
     def fill_with(self, shape: RequestShape) -> float:
         """Share of the tighter bound that is taken once this request has joined; above 1: there is no room."""
@@ -146,7 +158,7 @@ class GatewayQueue:
         fill = self.fill_with(live.shape)
         if fill <= self._config.shed_from:
             return False
-        own = class_of(live)
+        own = queue_class(live)
         lower = sum(count for held, count in self._classes.items() if held > own) / max(len(self._entries), 1)
         begin = 1.0 - (1.0 - self._config.shed_from) * (1.0 - lower)
         return fill > begin and rng.random() * (1.0 - begin) < fill - begin
@@ -154,9 +166,9 @@ class GatewayQueue:
     def victim_for(self, live: LiveRequest) -> LiveRequest | None:
         """The request that makes room for this one: the last of the lowest class held, if that is below its own."""
         lowest = max(self._classes, default=None)
-        if lowest is None or lowest <= class_of(live):
+        if lowest is None or lowest <= queue_class(live):
             return None
-        return next(other for _, _, other in reversed(self._entries) if class_of(other) == lowest)
+        return next(other for _, _, other in reversed(self._entries) if queue_class(other) == lowest)
 
 
 def _take_one(counts: Counter[Any], key: object) -> None:
@@ -165,9 +177,9 @@ def _take_one(counts: Counter[Any], key: object) -> None:
         del counts[key]
 
 
-def class_of(live: LiveRequest) -> int:
+def queue_class(live: LiveRequest) -> int:
     """The request's class; smaller goes first. One that will miss its service level anyway makes way for all others."""
-    return CLASSES if live.infeasible else max(-CLASSES, min(CLASSES, live.shape.priority))
+    return CLASSES if live.infeasible else class_of(live.shape.priority)
 
 
 def tokens_of(shape: RequestShape) -> int:
@@ -187,4 +199,4 @@ def due_s(live: LiveRequest, config: HoldConfig) -> float:
         case "deadline":
             times = [t for t in (shape.slo.ttft_s, shape.slo.deadline_s) if t is not None]
             share = min(1.0, min(times, default=config.aging_s) / config.aging_s)
-    return live.arrival_s + config.aging_s * (class_of(live) + share)
+    return live.arrival_s + config.aging_s * (queue_class(live) + share)

@@ -34,6 +34,8 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     """When its first token came; None: not yet, or with all others at once."""
     served_s: float | None = None
     """When its answer was whole."""
+    is_stage: bool = False
+    """It only makes ready for a move (`migration`): none of its tokens are the answer's."""
     is_at_node: bool = True
     """Whether its node has it: then it holds a place in the node's account."""
 

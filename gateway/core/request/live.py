@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from gateway.core.events import RequestShape
 from gateway.core.request.attempt import Attempt, ForecastRound
-from gateway.core.request.explanation import Explanation
+from gateway.core.request.explanation import MOVES_KEPT, Explanation, MoveTold
 from gateway.core.request.lifecycle import State
 from simcore.types import Decision, Outcome
 
@@ -32,7 +34,13 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
     streaming: Attempt | None = None
     """The one of them whose tokens go to the client."""
     moves: int = 0
-    """Attempts begun because an operator emptied a node, not because anything failed."""
+    """Attempts begun for a move, or because a node took nothing new, not because anything failed."""
+    moved_s: float = -math.inf
+    """When it last went from one node to another by a move."""
+    told_moves: list[MoveTold] = []
+    """The latest of them, as people are told of them."""
+    is_inquiry: bool = False
+    """It stands for the rest of a request that runs: the question where that might go on (`migration`)."""
     tried: dict[str, int] = {}
     """Nodes that failed it, each with the session (`Node.session`) in which it did."""
     failure: tuple[Outcome, str] | None = None
@@ -50,6 +58,8 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
     """That went to the client, of all attempts together."""
     has_begun: bool = False
     """Whether its client has seen anything of an engine's own answer."""
+    found_tokens: int = 0
+    """Of its prompt, found in the prefix cache of the node that answered, as far as that tells."""
     ttft_s: float | None = None
 
     @classmethod
@@ -79,12 +89,16 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
         """The attempts that a node has now."""
         return [attempt for attempt in self.attempts if attempt.is_at_node]
 
-    def attempt_at(self, node_id: str, number: int) -> Attempt | None:
-        """The attempt of that number, if that node has it now."""
-        if not 0 < number <= len(self.attempts):
-            return None
-        attempt = self.attempts[number - 1]
-        return attempt if attempt.is_at_node and attempt.node.node_id == node_id else None
+    def tell_move(self, told: MoveTold) -> None:
+        """A move begins. One that ends as the last one did takes its place: a rule may try every second."""
+        if self.told_moves and self.told_moves[-1].outcome == "does_not_pay":
+            self.told_moves.pop()
+        self.told_moves = [*self.told_moves[1 - MOVES_KEPT :], told]
+
+    def move_to(self, node_id: str) -> MoveTold | None:
+        """The latest move that was carried out, if it was to this node."""
+        told = next((told for told in reversed(self.told_moves) if told.outcome == "moved"), None)
+        return told if told is not None and told.destination == node_id else None
 
     def explain(self, *, outcome: Outcome | None = None, detail: str = "", e2e_s: float | None = None) -> Explanation:
         return Explanation(
@@ -95,9 +109,11 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
             belief_source=self.request.belief_source,
             lane=self.request.lane,
             prompt_counted_by=self.request.prompt_counted_by,
+            found_tokens=self.found_tokens,
             output_tokens=self.output_tokens,
             outcome=outcome,
             detail=detail,
             ttft_s=self.ttft_s,
             e2e_s=e2e_s,
+            moves=tuple(msgspec.structs.replace(told) for told in self.told_moves),
         )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gateway.core.nodes.accuracy import ExpectedTimes
 from gateway.core.nodes.node import Node
+from gateway.core.nodes.view import NodeView
 from simcore.types import Decision, Outcome
 
 
@@ -14,6 +15,8 @@ class Chosen(NamedTuple):
     """A node takes the request."""
 
     node: Node
+    view: NodeView
+    """The node as the decision saw it."""
     decision: Decision
     expected: ExpectedTimes | None = None
     """What the node forecast, to be compared with what happens; None if it did not."""

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from simcore.compiled import layout as at
-from simcore.compiled.future.running import admit_candidate, run, start
+from simcore.compiled.future.running import admit_candidate, leave, run, start
 from simcore.compiled.headroom import clear_from, read_path
 from simcore.compiled.layout import Floats, Ints, Shared
 
@@ -29,6 +29,90 @@ def summarise(values: Floats, n: int, out: Floats, column: int) -> None:
         low = int(place)
         high = min(low + 1, n - 1)
         out[column + k] = values[low] + (place - low) * (values[high] - values[low])
+
+
+@njit(nogil=True)
+def _tell(samples: Floats, scenarios: int, preemptions: float, preempting: float, out: Floats) -> None:
+    summarise(samples[0], scenarios, out, at.TTFT)
+    summarise(samples[1], scenarios, out, at.TPOT)
+    summarise(samples[2], scenarios, out, at.E2E)
+    summarise(samples[3], scenarios, out, at.HARM)
+    summarise(samples[4], scenarios, out, at.CLEAR)
+    out[at.PREEMPTION_COUNT] = preemptions / scenarios
+    out[at.PREEMPTION_SHARE] = preempting / scenarios
+
+
+@njit(nogil=True)
+def _leaving(
+    heads: Ints,
+    reqs: Ints,
+    lists: Ints,
+    shared: Shared,
+    base_shared: Shared,
+    log: Ints,
+    packed: Floats,
+    start_s: float,
+    finals: Ints,
+    scenarios: int,
+    candidate: Ints,
+    progress: Floats,
+    ends: Floats,
+    headrooms: Floats,
+    ended: Ints,
+    samples: Floats,
+    out: Floats,
+    jumping: bool,
+) -> bool:
+    """The row of one that is there already: the future with it, which is the baseline, beside that in which it leaves
+    now. Arguments as those of `forecast`. False if some future could not go on."""
+    base = heads[at.BASE]
+    n, capacity = base[at.N_RUNNING] + base[at.N_WAITING], reqs.shape[1]
+    leaver = candidate[at.C_LEAVES]
+    mine = ends[ends.shape[0] - 1]
+    # Not a literal: a kernel would be compiled once more for it.
+    none = int(np.int64(0))
+    fine = True
+    preemptions = preempting = 0.0
+    out[at.HEADROOM] = progress[at.BASE, at.SO_FAR_HEADROOM]
+    for k in range(at.N_PROGRESS - at.SO_FAR_PATH):
+        out[at.HEADROOM_PATH + k] = progress[at.BASE, at.SO_FAR_PATH + k]
+    for s in range(scenarios):
+        start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
+        next_s, _ = run(
+            heads, reqs, lists, shared, log, packed, progress, leaver, mine, none, jumping, headrooms[s], ended[s]
+        )
+        fine = fine and next_s >= 0.0
+        for k in range(ended[s, at.N_ENDED]):
+            if ended[s, at.FIRST_ENDED + k] == leaver:
+                until_its_end = ended[s, at.FIRST_ENDED + capacity + k]
+                preemptions += until_its_end
+                preempting += until_its_end > 0
+        start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
+        leave(
+            heads[at.SCRATCH_STATE],
+            reqs[at.SCRATCH_STATE],
+            lists[at.SCRATCH_STATE],
+            shared,
+            leaver,
+            candidate[at.C_CACHED_HELD],
+            n,
+        )
+        gone_s, _ = run(
+            heads, reqs, lists, shared, log, packed, progress, n, mine, none, jumping, headrooms[s], ended[s]
+        )
+        fine = fine and gone_s >= 0.0
+        gained_s = 0.0
+        for slot in range(n):
+            if slot != leaver:
+                gained_s += ends[s, slot] - mine[slot]
+        after = finals[s, leaver] - reqs[at.BASE, leaver, at.OUT] - 1
+        samples[0, s] = next_s
+        samples[1, s] = (ends[s, leaver] - next_s) / after if after > 0 else 0.0
+        samples[2, s] = ends[s, leaver]
+        samples[3, s] = gained_s
+        samples[4, s] = 0.0
+    _tell(samples, scenarios, preemptions, preempting, out)
+    return fine
 
 
 @njit(nogil=True)
@@ -56,8 +140,8 @@ def forecast(
     out: Floats,
     jumping: bool,
 ) -> bool:
-    """One row of `out` (layout TTFT...) per candidate. `base_done`: the baseline is in `ends`, the headrooms and
-    the checkpoints.
+    """One row of `out` (layout TTFT...) per candidate. `base_done`: the baseline is in `ends`, the headrooms, the
+    checkpoints and, the fewest free blocks over all scenarios, the progress of the base.
 
     `samples` is scratch (5, scenarios), `ends` (scenarios + 1, slots), `progress` (states, N_PROGRESS), `headrooms`
     (scenarios, most rows, N_HEADROOM_COLS), `ended` (scenarios, 1 + slots). Where the node tells blocks apart,
@@ -71,6 +155,8 @@ def forecast(
     none, nobody = int(np.int64(0)), int(np.int64(-1))
     fine = True
     if not base_done:
+        for i in range(at.SO_FAR_HEADROOM, at.N_PROGRESS):
+            progress[at.BASE, i] = base[at.TOTAL_BLOCKS]
         for s in range(base_scenarios):
             start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
             checkpoint = at.FIRST_CHECKPOINT + s if skipping else 0
@@ -90,9 +176,36 @@ def forecast(
                 ended[s],
             )
             fine = fine and first_s >= 0.0
+            for i in (at.FIRST_PREEMPTED, at.HEAD_STARTS):
+                progress[at.FIRST_CHECKPOINT + s, i] = progress[at.SCRATCH_STATE, i]
+            lowest = progress[at.SCRATCH_STATE, at.SO_FAR_HEADROOM]
+            progress[at.BASE, at.SO_FAR_HEADROOM] = min(progress[at.BASE, at.SO_FAR_HEADROOM], lowest)
+            read_path(progress[at.SCRATCH_STATE], progress[at.BASE, at.SO_FAR_PATH :])
     mine = ends[ends.shape[0] - 1]
     for c in range(n_candidates):
         candidate = candidates[c]
+        if candidate[at.C_LEAVES] >= 0:
+            fine = fine and _leaving(
+                heads,
+                reqs,
+                lists,
+                shared,
+                base_shared,
+                log,
+                packed,
+                start_s,
+                finals,
+                base_scenarios,
+                candidate,
+                progress,
+                ends,
+                headrooms,
+                ended,
+                samples,
+                out[c],
+                jumping,
+            )
+            continue
         scenarios = candidate[at.C_SCENARIOS]
         preemptions = preempting = 0.0
         if shared is not None:
@@ -133,11 +246,5 @@ def forecast(
             preempting += mine_so_far[at.SO_FAR_PREEMPTIONS] > 0
             out[c, at.HEADROOM] = min(out[c, at.HEADROOM], mine_so_far[at.SO_FAR_HEADROOM])
             read_path(mine_so_far, out[c, at.HEADROOM_PATH :])
-        summarise(samples[0], scenarios, out[c], at.TTFT)
-        summarise(samples[1], scenarios, out[c], at.TPOT)
-        summarise(samples[2], scenarios, out[c], at.E2E)
-        summarise(samples[3], scenarios, out[c], at.HARM)
-        summarise(samples[4], scenarios, out[c], at.CLEAR)
-        out[c, at.PREEMPTION_COUNT] = preemptions / scenarios
-        out[c, at.PREEMPTION_SHARE] = preempting / scenarios
+        _tell(samples, scenarios, preemptions, preempting, out[c])
     return fine

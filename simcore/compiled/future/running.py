@@ -11,7 +11,7 @@ from simcore.compiled.future.copying import copy_state
 from simcore.compiled.headroom import complete, note_free, note_room
 from simcore.compiled.layout import Floats, Ints, Shared
 from simcore.compiled.plan import enqueue
-from simcore.compiled.step import step
+from simcore.compiled.step import remove, step
 from simcore.cost.step_time import step_seconds
 
 
@@ -65,6 +65,22 @@ def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: In
 
 
 @njit(nogil=True)
+def leave(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, held_by_others: int, unused: int) -> None:
+    """Takes a request out as an abort does. `held_by_others`: how many of its blocks stay held, where they are only
+    counted; `unused` is a slot that nobody has, to be run with as the candidate."""
+    left = max(0, held_by_others - req[slot, at.BORROWED])
+    req[slot, at.BORROWED] += left
+    for i in range(head[at.N_RUNNING]):
+        heir = lists[at.RUNNING, i]
+        if heir != slot and left > 0:
+            given = min(left, req[heir, at.BORROWED])
+            req[heir, at.BORROWED] -= given
+            left -= given
+    remove(head, req, lists, shared, slot)
+    req[unused, at.COMPUTED] = 0
+
+
+@njit(nogil=True)
 def may_empty_queue(head: Ints, req: Ints, lists: Ints) -> bool:
     """Whether the next step might admit everybody who waits and still have budget for one more.
 
@@ -103,6 +119,14 @@ def _keep(
 
 
 @njit(nogil=True)
+def _note_preemptions(ended: Ints, told: int, preemptions: float, capacity: int) -> int:
+    """Of those that have ended since `told` had: how many preemptions there have been. Returns how many have ended."""
+    for k in range(told, ended[at.N_ENDED]):
+        ended[at.FIRST_ENDED + capacity + k] = int(preemptions)
+    return ended[at.N_ENDED]
+
+
+@njit(nogil=True)
 def run(
     heads: Ints,
     reqs: Ints,
@@ -122,9 +146,11 @@ def run(
 
     `progress[SCRATCH_STATE]` has the start time and what was counted before; afterwards the end, the preemptions and
     the fewest free blocks until the candidate ended (with candidate -1: in all). Returns the time of the candidate's
-    first token and the rows of `headroom`, which is filled with candidate -1 only; -1 if the state cannot go on (a
+    next token and the rows of `headroom`, which is filled with candidate -1 only; -1 if the state cannot go on (a
     request that never fits), and then times are worth nothing. `ended` gets the order of all ends with candidate -1;
-    with one it is what a run without it has left there.
+    with one it is what a run without it has left there. With candidate -1 the progress tells of the first preemption
+    and of the first that waited, too. With a candidate that is one of the base's own the run is over
+    when its next token has come.
 
     `checkpoint` > 0 is where to keep the state as it was before the first step in which a request behind all others
     could be admitted: until then such a candidate changes nothing (FCFS). If nobody waits nothing is kept, and the
@@ -137,17 +163,26 @@ def run(
     lowest_so_far = so_far[at.SO_FAR_HEADROOM]
     first_s = 0.0
     pending = True
+    told = 0
+    awaited = candidate >= 0
+    produced = req[candidate, at.OUT] if awaited else 0
     rows = 0
     going_on = False
     watching = checkpoint > 0 and head[at.N_WAITING] > 0
+    first = -1
     if candidate < 0:
         ended[at.N_ENDED] = 0
+        so_far[at.FIRST_PREEMPTED] = so_far[at.HEAD_STARTS] = -1.0
+        if head[at.N_WAITING] > 0:
+            first = queues[at.WAITING, head[at.N_WAITING] - 1]
     if checkpoint > 0:
         progress[checkpoint, at.NOW] = -1.0
     slots = heads[at.BASE, at.N_RUNNING] + heads[at.BASE, at.N_WAITING]
-    while head[at.N_RUNNING] + head[at.N_WAITING] > 0:
+    alone = awaited and candidate < slots
+    while head[at.N_RUNNING] + head[at.N_WAITING] > 0 and (awaited or not alone):
         if shared is None:
-            if jumping:
+            # A phase of many steps would not tell when its next token came.
+            if jumping and not (awaited and req[candidate, at.COMPUTED] > 0):
                 if head[at.ASYNC]:
                     steps, now_s, lowest, gone, rows = decode_async(
                         head,
@@ -177,6 +212,8 @@ def run(
                         ended,
                     )
                 if steps > 0:
+                    if candidate < 0:
+                        told = _note_preemptions(ended, told, preemptions, len(req))
                     going_on = False
                     if pending:
                         lowest_so_far = min(lowest_so_far, lowest)
@@ -223,11 +260,17 @@ def run(
                 ends[slot] = now_s
                 note_end(ended, candidate, slot)
                 pending = pending and slot != candidate
-            elif kind == at.PREEMPTED:
-                if pending:
-                    preemptions += 1
-            elif kind == at.FIRST_TOKEN and slot == candidate:
-                first_s = now_s
+            elif kind == at.PREEMPTED and pending:
+                preemptions += 1
+        if candidate < 0:
+            told = _note_preemptions(ended, told, preemptions, len(req))
+            if so_far[at.FIRST_PREEMPTED] < 0.0 and preemptions > 0:
+                so_far[at.FIRST_PREEMPTED] = began_s
+            if first >= 0 and req[first, at.COMPUTED] > 0:
+                so_far[at.HEAD_STARTS] = began_s
+                first = -1
+        if awaited and req[candidate, at.OUT] > produced:
+            first_s, awaited = now_s, False
         if watching and head[at.N_WAITING] == 0:
             watching = False
             if not kept:

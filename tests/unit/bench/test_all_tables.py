@@ -21,9 +21,11 @@ from bench.experiments.schema import Column, Experiment, TableSpec, Variant
 from bench.experiments.tables import as_rich
 from bench.measure.measures import GoodputSlo
 from bench.profile.calibration import BARS, MARKS_STEPS, LearningCurve
-from bench.run.capacity_search import Objective
+from bench.run.capacity_search import CapacityObjective
 from bench.show import html_report
-from deploy.commands import explain
+from bench.show.priorities import COLUMNS as PRIORITY_COLUMNS
+from bench.show.priorities import priorities_table
+from deploy.commands import explain, scale
 from length_model.core.evaluation import Evaluation
 from length_model.report import tables as length_tables
 from protos.runtime import terminal
@@ -69,7 +71,7 @@ def show_sweep() -> None:
 
 
 def show_capacity() -> None:
-    objectives = [Objective(name, True, 12.345) for name in MEASURES]
+    objectives = [CapacityObjective(name, True, 12.345) for name in MEASURES]
     cells = {(name, objective): "12,345.6 ± 1,234.5" for name in (LONG, "random") for objective in objectives}
     capacity._show(cells, ["t"])
 
@@ -155,6 +157,31 @@ def show_explain() -> None:
     explain._print_decision(out_console(), pb.Decision(scores=scores, cost_unit="tokens", policy=LONG, attempt=1))
 
 
+def show_scale() -> None:
+    states = ("serving", "starting", "draining", "stopping", "serving")
+    nodes = [
+        pb.ScaledNodeInfo(node_id=f"gpu-group-{n}", state=state, detail=LONG, ready_in_s=1234.5 + n)
+        for n, state in enumerate(states)
+    ]
+    group = pb.ScaledGroup(
+        name="gpu-group", min=1234, max=4321, wanted=2345, start_p50_s=1234.5, start_p90_s=2345.6, blocked_s=345.6,
+        nodes=nodes,
+    )  # fmt: skip
+    said = pb.ScalingExplanation(rule=LONG, connector="kubernetes", tick_s=12.5, groups=[group, group], problem=LONG)
+    scale.print_groups(out_console(), said)
+
+
+def show_priorities() -> None:
+    measures = {
+        f"{measure}_of_priority_{priority}": 12_345.678 * place
+        for priority in (-8, 0)
+        for place, (_, measure, _) in enumerate(PRIORITY_COLUMNS, start=1)
+    }
+    table = priorities_table([line(LONG, 12_345.0, 3, "g", **measures)])
+    assert table is not None
+    print_table(out_console(), table)
+
+
 SHOWN: dict[str, Callable[[], None]] = {
     "bench/commands/sweep.py": show_sweep,
     "bench/commands/capacity.py": show_capacity,
@@ -164,11 +191,14 @@ SHOWN: dict[str, Callable[[], None]] = {
     "bench/experiments/length_worth_report.py": show_length_worth,
     "bench/commands/data.py": show_data,
     "deploy/commands/explain.py": show_explain,
+    "deploy/commands/scale.py": show_scale,
     "length_model/report.py": show_lengths,
+    "bench/show/priorities.py": show_priorities,
 }
 ELSEWHERE = {
     "bench/show/tables.py": "test_tables.py",
     "bench/show/groups.py": "test_tables.py",
+    "bench/show/scaling.py": "test_scaling_runs.py",
     "bench/measure/differences.py": "test_tables.py",
     "bench/commands/report.py": "test_a_report_s_tables_too",
     "deploy/commands/nodes.py": "tests/e2e/test_cli.py",
@@ -215,4 +245,6 @@ def test_no_table_is_left_out() -> None:
                 for node in ast.walk(ast.parse(text))
             ):
                 places.add(path.relative_to(ROOT).as_posix())
+    # Benchmarks for developers are not part of what users run.
+    places = {place for place in places if not place.startswith("bench/micro/")}
     assert places == SHOWN.keys() | ELSEWHERE.keys()

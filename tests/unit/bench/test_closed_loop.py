@@ -13,7 +13,7 @@ from bench.run.simulated import Task, run_task
 from bench.run.spec import RunSpec, SpecError, check_spec
 from bench.simcluster import NodeSpec, SimCluster
 from bench.simcluster.cluster import TURNAROUND_S
-from bench.workload.compose import generated, shaped
+from bench.workload.compose import fitting, generated, shaped
 from bench.workload.drawn import SHAREGPT_CONVERSATIONS
 from bench.workload.item import DataRow, WorkloadItem, check_sent_by_the_clock
 from bench.workload.rate_profile import RateStep
@@ -24,7 +24,7 @@ from simcore.types import EngineConfig
 CONFIG = EngineConfig(
     model="llama-3.1-8b", max_num_seqs=16, max_num_batched_tokens=2048, num_blocks=3000, max_model_len_tokens=16_384
 )
-CHATS = SHAREGPT_CONVERSATIONS.draw(np.random.default_rng(5), 150)
+CHATS = fitting(SHAREGPT_CONVERSATIONS.draw(np.random.default_rng(5), 150), 16_384)
 
 
 def cluster(policy: str = "llumnix_freeness") -> SimCluster:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import msgspec
@@ -156,3 +157,27 @@ def test_equal_rows_that_count_once_are_counted(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("ASTROLABE_DATA", str(tmp_path))
     made = load_source(WorkloadSpec(dataset=DatasetSpec(), named="block-sharegpt-predicted", requests=2))
     assert "1 row equal to others left out" in made.notes
+
+
+def test_conversations_are_shuffled_as_wholes_and_drawn_where_there_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = NAMED["conversations"]
+    assert isinstance(named, NamedFile)
+    monkeypatch.setenv("ASTROLABE_DATA", str(tmp_path))
+    spec = WorkloadSpec(dataset=DatasetSpec(), named="conversations", requests=60)
+    drawn = load_source(spec)
+    assert drawn.notes == [f"{named.about}: not on this machine, drawn-conversations in its place"]
+    assert len(drawn.workload(rate_per_s=1.0, seed=0)) == 60
+    file = tmp_path / named.path
+    file.parent.mkdir()
+    turns = [f"{talk},{at},{role},{10 + talk}" for talk in range(20) for at, role in enumerate(("human", "gpt") * 3)]
+    file.write_text("\n".join(["conv,turn,role,tokens", *turns]))
+    read = load_source(spec)
+    assert read.notes[0] == named.about
+    items, other = (read.workload(rate_per_s=1.0, seed=seed) for seed in (1, 2))
+    assert [item.session for item in items] != [item.session for item in other]
+    assert sorted(item.session for item in items) == sorted(str(talk) for talk in range(20) for _ in range(3))
+    for before, item in itertools.pairwise(items):
+        assert item.after in ("", before.request_id)
+        assert (item.session == before.session) == bool(item.after)

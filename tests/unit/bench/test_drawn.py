@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.data.named import NAMED, NamedDraws, drawn_rows
+from bench.data.datasets import DatasetSpec
+from bench.data.named import NAMED, NamedDraws, NamedFile, check_there, drawn_rows, found_for, note_on
 from bench.workload.drawn import (
+    LAB_STEPS,
     LLMD_HOT_SET,
     LLMD_PRIVATE_DOCUMENTS,
     LLMD_SHARED_PREFIX,
@@ -71,7 +74,7 @@ def test_a_prefix_is_whole_blocks() -> None:
 def test_a_turn_begins_with_all_that_was_said_before() -> None:
     rows = draw(SHAREGPT_CONVERSATIONS, 3000)
     turns = Counter(row.session for row in rows[:-20])
-    assert 3.0 < np.mean(list(turns.values())) < 4.2
+    assert 4.5 < np.mean(list(turns.values())) < 9.0
     names: set[int] = set()
     for before, row in itertools.pairwise(rows):
         if row.think_s is None:
@@ -92,3 +95,25 @@ def test_one_prompt_in_twenty_is_long() -> None:
     assert len(long) / len(rows) == pytest.approx(0.05, abs=0.005)
     assert (min(long) >= 8192, max(long) <= 16_384) == (True, True)
     assert not any(row.prefix_ids for row in rows)
+
+
+def test_rows_with_times_come_in_the_steps_of_their_rate() -> None:
+    rows = LAB_STEPS.draw(np.random.default_rng(4))
+    times = np.array([row.arrival_s for row in rows])
+    assert np.all(np.diff(times) >= 0)
+    counts, _ = np.histogram(times, bins=[0, 1200, 1800, 3000, 3600])
+    assert counts / np.array([1200, 600, 1200, 600]) == pytest.approx([20, 30, 50, 40], rel=0.05)
+    assert {(row.prompt_tokens, row.output_tokens) for row in rows} == {(256, 1)}
+
+
+def test_a_trace_that_is_not_there_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ASTROLABE_DATA", str(tmp_path))
+    check_there("vidur-lab")
+    assert "the same steps drawn anew in its place" in note_on("vidur-lab")
+    named = NAMED["vidur-lab"]
+    assert isinstance(named, NamedFile)
+    assert found_for("vidur-lab") is LAB_STEPS
+    there = tmp_path / named.path
+    there.parent.mkdir()
+    there.write_text("num_prefill_tokens,num_decode_tokens\n256,1\n")
+    assert found_for("vidur-lab") == (DatasetSpec(name="lengths", path=str(there)), False)

@@ -75,7 +75,7 @@ def test_the_main_comparison_is_of_the_size_that_was_asked_for() -> None:
 
 def test_what_is_not_built_is_listed_and_refused() -> None:
     later = [e.name for e in all_experiments().values() if e.status == "later"]
-    assert later == ["provisioning", "migration"]
+    assert later == ["migration"]
 
 
 def test_published_points_are_those_of_the_figure() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from functools import partial
 from typing import Any
@@ -218,7 +219,7 @@ def test_simultaneous_events_go_by_rank_and_then_by_age() -> None:
         heap.push(1.0, rank, object())
     heap.push(1.0, Rank.FORECAST, "second")
     heap.push(0.5, Rank.ASK, object())
-    order = [heap.pop() for _ in range(len(heap))]
+    order = [heapq.heappop(heap.entries) for _ in range(len(heap))]
     assert [(at_s, rank) for at_s, rank, _, _ in order] == [
         (0.5, Rank.ASK),
         (1.0, Rank.FORECAST),

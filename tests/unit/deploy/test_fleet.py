@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.fleet import FleetError, NodeGroup, read_fleet, shipped_fleets
-from predictor.profile_file import load_any_profile
+from engine_adapters.profile_file import load_any_profile
 
 GROUP = """
 [[group]]
@@ -119,6 +119,8 @@ def test_the_shipped_fleets_can_be_read() -> None:
         (GROUP + "name = 'a b'\n", "key 'name' in [group 1]"),
         (GROUP + "price_per_hour = -1\n", "key 'price_per_hour' in [group 1]: expected 'float' >= 0"),
         (GROUP + "labels = {a = 1}\n", "labels"),
+        (GROUP + "min = 3\nmax = 2\n", "[group 1]: min 3 is above max 2; lower it"),
+        (GROUP + "min = 3\n", "[group 1]: min 3 is above count 2; lower it"),
         ("group = 3\n", "key 'group': expected"),
         ("[[group]\n", "is not valid TOML"),
     ],

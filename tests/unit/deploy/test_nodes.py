@@ -22,6 +22,7 @@ def shown(width: int) -> str:
         node = listed.nodes.add(node_id=f"gpu-node-{i}", address=f"192.168.100.{10 + i}:8100", status="draining")
         node.in_flight, node.state_age_s, node.profile = 1024, 12.3, PROFILE
         node.load.running, node.load.waiting, node.load.free_blocks = 1024, 4096, 123456
+    listed.nodes[0].moves_out, listed.nodes[1].moves_in, listed.nodes[1].moves_out = 3, 2, 1
     listed.nodes[2].config.outside_rules.extend(NOTE.split("; "))
     listed.nodes.add(node_id="gpu-node-9", address="[fd00::9]:8100", status="down", detail="[Errno 111] refused")
     console = Console(width=width, file=io.StringIO())
@@ -42,6 +43,8 @@ def test_nothing_is_cut_and_words_stay_whole(width: int) -> None:
     assert f"forecasts are approximate: {NOTE}" in joined
     assert f"step times of {PROFILE}" in joined
     assert "gpu-node-9 is down: [Errno 111] refused" in joined
+    on_their_way = "3 from gpu-node-0, 1 from gpu-node-1 and 2 to gpu-node-1"
+    assert f"requests on their way between nodes: {on_their_way}" in joined
 
 
 def test_nodes_that_are_alike_share_a_note() -> None:

@@ -72,6 +72,14 @@ def test_a_steady_rate_is_found() -> None:
     assert rate.per_s(250.0) == pytest.approx(4.0, rel=0.02)
 
 
+def test_what_arrivals_bring_is_weighed_like_them() -> None:
+    count, seconds = ArrivalRate(), ArrivalRate()
+    for i in range(10):
+        count.came(0.5 * i)
+        seconds.came(0.5 * i, 0.2)
+    assert seconds.per_s(7.0) == pytest.approx(0.2 * count.per_s(7.0))
+
+
 def test_a_clock_that_runs_backwards_does_not_blow_the_rate_up() -> None:
     rate = ArrivalRate(tau_s=10.0)
     for at_s in (100.0, 50.0, 99.0):

@@ -236,3 +236,15 @@ def test_answers_beside_long_prompts_are_told_right_in_the_median_and_nine_of_te
     assert sum(unders) / len(unders) == pytest.approx(0.9, abs=0.05), f"seed {seed}"
     assert sum(medians) / len(medians) == pytest.approx(0.5, abs=0.06), f"seed {seed}"
     assert max(short_off) < 1.1, f"seed {seed}: what long answers teach is not put on the wait for a first token"
+
+
+def test_the_share_of_prompts_is_told_with_each_forecast() -> None:
+    calibration = Calibration()
+    assert calibration.forecast(forecast("first"), 0.0).prefill_share == 0.0
+    for second in range(200):
+        calibration.dispatched(f"r{second}", float(second), DelayCost(prefill_s=0.3, step_s=0.0))
+    assert calibration.forecast(forecast("now"), 199.5).prefill_share == pytest.approx(0.3, rel=0.03)
+    assert calibration.forecast(forecast("much later"), 500.0).prefill_share < 1e-3
+    for i in range(100):
+        calibration.dispatched(f"burst{i}", 500.0, DelayCost(prefill_s=30.0, step_s=0.0))
+    assert calibration.forecast(forecast("after"), 500.0).prefill_share == 1.0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.core.later_work import DelayCost, WorkSoFar, cost_of
+from predictor.core.later_work import DelayCost, LaterWork, WorkSoFar, cost_of, later_of
 from simcore.node import SimNode, SimRequest
 from simcore.trace import StepBatch
+from simcore.types import ExpectedWork
 from tests.helpers.simulated import STEP_TIME, cluster_nodes
 
 
@@ -79,3 +81,37 @@ def test_a_chunk_takes_what_the_step_time_model_says(tokens: int) -> None:
     chunk = StepBatch(prefill_tokens=tokens, prefill_work_tokens2=0.5 * tokens**2, prefill_seqs=1)
     more_s = STEP_TIME.seconds(chunk) - STEP_TIME.seconds(StepBatch(decode_seqs=1))
     assert cost.prefill_s == pytest.approx(more_s, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("prompts", [2.0, 5.0, 20.0])
+def test_growths_are_the_quantiles_of_what_prompts_of_one_size_bring(prompts: float, seed: int) -> None:
+    decode_s, prompt_s = 10.0, 0.2
+    rng = random.Random(seed)
+    brought = []
+    for _ in range(4000):
+        count, at = 0, rng.expovariate(prompts)
+        while at < 1.0:
+            count, at = count + 1, at + rng.expovariate(prompts)
+        brought.append(count * prompt_s)
+    brought.sort()
+    p50, p90 = LaterWork(prompts_per_s=prompts / decode_s, prompt_s=prompt_s).growths(decode_s, 0.02)
+    assert decode_s * math.expm1(p50) == pytest.approx(brought[2000], abs=0.5 * prompt_s)
+    assert decode_s * math.expm1(p90) == pytest.approx(brought[3600], abs=0.7 * prompt_s)
+
+
+def test_of_few_long_prompts_the_median_is_none_and_the_p90_one() -> None:
+    p50, p90 = LaterWork(prompts_per_s=0.02, prompt_s=1.0).growths(10.0, 0.02)
+    assert 10.0 * math.expm1(p50) < 0.05
+    assert 0.3 < 10.0 * math.expm1(p90) < 1.2
+
+
+def test_as_much_work_in_unequal_prompts_comes_as_fewer_longer_ones() -> None:
+    (spec,) = cluster_nodes(1)
+    equal = ExpectedWork(requests_per_s=2.0, new_tokens_per_s=1000.0, new_tokens2_per_s=500_000.0)
+    unequal = ExpectedWork(requests_per_s=2.0, new_tokens_per_s=1000.0, new_tokens2_per_s=2_000_000.0)
+    alike, apart = (later_of(work, STEP_TIME, spec.config) for work in (equal, unequal))
+    assert alike.prompts_per_s == pytest.approx(2.0)
+    assert apart.prompts_per_s == pytest.approx(0.5)
+    assert apart.prompt_s > 3.0 * alike.prompt_s
+    assert alike.growth_per_s == apart.growth_per_s > 0.0

@@ -27,9 +27,13 @@ class Traced:
             TraceSnapshot(seq=self.seq, at_s=0.0, config=CONFIG, running=(), waiting=here, free_blocks=200), 0.0
         )
 
-    def dispatch(self, name: str, *, prompt_tokens: int = 20, output_tokens: int = 7) -> None:
+    def dispatch(self, name: str, *, prompt_tokens: int = 20, output_tokens: int = 7, priority: int = 0) -> None:
         candidate = Candidate(
-            request_id=name, prompt_tokens=prompt_tokens, max_output_tokens=50, belief=known(output_tokens)
+            request_id=name,
+            prompt_tokens=prompt_tokens,
+            max_output_tokens=50,
+            belief=known(output_tokens),
+            priority=priority,
         )
         self.engine.dispatched(candidate, 0.0)
 
@@ -128,3 +132,38 @@ def test_what_never_shows_expires() -> None:
     traced.arrive("resp_1")
     assert traced.waiting() == (1, 0)
     traced.engine.ended("a")
+
+
+def test_classes_are_as_clients_asked_although_the_trace_of_an_engine_in_order_of_arrival_tells_none() -> None:
+    traced = Traced()
+
+    def classes() -> dict[int, int]:
+        load = traced.engine.load(0.0)
+        assert load is not None
+        return load.classes
+
+    traced.dispatch("normal")
+    for name in ("high", "twice"):
+        traced.dispatch(name, priority=-1)
+    traced.dispatch("last", priority=99)
+    assert classes() == {-1: 2, 8: 1}, "on their way"
+    traced.arrive("normal", "high", "twice", child_id("twice", "1"))
+    assert classes() == {-1: 3, 8: 1}
+    traced.here.append(RequestState(request_id="of others", prompt_tokens=20, max_output_tokens=50, priority=3))
+    traced.step(arrived=(traced.here[-1],), finished=("high",))
+    traced.engine.ended("high")
+    assert classes() == {-1: 2, 3: 1, 8: 1}
+    traced.step(finished=("twice", child_id("twice", "1")))
+    traced.engine.ended("twice")
+    traced.engine.ended("last")
+    assert classes() == {3: 1}
+
+
+def test_a_request_under_a_name_of_the_engines_own_keeps_its_class() -> None:
+    traced = Traced()
+    traced.dispatch("ours", priority=-2)
+    traced.engine.comes_unnamed("ours")
+    traced.arrive("theirs")
+    load = traced.engine.load(0.0)
+    assert load is not None
+    assert (load.classes, load.reserved) == ({-2: 1}, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from simcore.cost.step_time import StepTimeModel
@@ -256,3 +257,20 @@ def test_priority_runs_first_and_is_preempted_last() -> None:
     for request_id, priority in (("late", 2), ("first", 0), ("next", 1), ("also next", 1)):
         simulated.add(request(request_id, 4, 1, priority), 0.0)
     assert list(finish_times(simulated)) == ["first", "next", "also next", "late"]
+
+
+def test_blocks_that_are_stored_are_found_and_take_the_place_of_the_oldest() -> None:
+    config = msgspec.structs.replace(SMALL, enable_prefix_caching=True, num_blocks=8)
+    simulated = node(config)
+    block = config.block_size_tokens
+    simulated.store_blocks(tuple(range(1, 6)))
+    assert simulated.cached_blocks(tuple(range(1, 7)), 8 * block) == (5, 0)
+    simulated.store_blocks(tuple(range(11, 16)))
+    # Of the first ones the last go first, as they do when a request has ended.
+    assert simulated.cached_blocks(tuple(range(1, 7)), 8 * block) == (3, 0)
+    assert simulated.cached_blocks(tuple(range(11, 16)), 8 * block) == (5, 0)
+    assert simulated.free_blocks == 8
+    found = msgspec.structs.replace(request("r", 5 * block + 1, 2), block_hashes=tuple(range(11, 16)))
+    simulated.add(found, 0.0)
+    assert simulated.step(0.0).batch.prefill_tokens == 1
+    simulated.check()

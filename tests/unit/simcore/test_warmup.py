@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from simcore import compiled
+from simcore import compiled, fleet
 from simcore.compiled import block_pool, entry, headroom, layout
 from simcore.compiled.entry import ENTRIES
 from simcore.compiled.fingerprint import fingerprint_of
@@ -22,7 +22,7 @@ from simcore.types import Candidate, EngineConfig, LengthBelief
 from simcore.warmup import warm
 from tests.unit.simcore.test_node import SECOND, node, request
 
-OF_CLUSTERS = ("keep", "run")
+OF_CLUSTERS = ("keep", "run", "store")
 """What only simulated clusters need, which compile it with their first node."""
 
 
@@ -73,12 +73,15 @@ def test_no_kernel_changes_behind_the_cache_of_the_entry_points(monkeypatch: pyt
     def changed() -> int:
         return 1
 
-    before = fingerprint_of(entry._compile)
-    assert before == fingerprint_of(entry._compile)
+    def fingerprints() -> tuple[int, int]:
+        return fingerprint_of(entry._compile), fingerprint_of(fleet._compile)
+
+    before = fingerprints()
+    assert before == fingerprints()
     for name, kernel in kernels().items():
         with monkeypatch.context() as patch:
             patch.setattr(kernel, "py_func", changed)
-            assert fingerprint_of(entry._compile) != before, name
+            assert fingerprints() != before, name
 
 
 def test_no_number_of_the_layout_changes_behind_it_either(monkeypatch: pytest.MonkeyPatch) -> None:

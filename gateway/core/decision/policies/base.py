@@ -19,7 +19,7 @@ __all__ = ["NodeView", "PlacementWatcher", "Policy", "Served"]
 
 class Policy(Protocol):
     """One instance serves one router; state, if any, is its own. A constructor takes nothing, or `rng`, the router's
-    generator, to draw from.
+    generator, to draw from, or `priority`, what its configuration says of classes.
 
     What a node has cached of the prompt is in its view (`NodeView.cached_tokens`). One that keeps an account of its own
     is a `PlacementWatcher` besides.

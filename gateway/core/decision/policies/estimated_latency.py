@@ -7,21 +7,25 @@ from typing import ClassVar
 
 import msgspec
 
+from gateway.core.decision.class_weights import ClassWeights, Weights
 from gateway.core.decision.later_cost import LATER_WAITS_PER_WAIT, end_s_per_token, later_waits, left_tokens
 from gateway.core.decision.policies.accounts import KeepsPrefillAccount
 from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
 from gateway.core.nodes.pace import Pace
+from gateway.core.priority import PriorityConfig
 from simcore.types import Forecast, NodeLoad
 
 OWN_AND_LATER = 1.0 + LATER_WAITS_PER_WAIT
 
 
-class _Outlook(msgspec.Struct, frozen=True, gc=False):
+class Outlook(msgspec.Struct, frozen=True, gc=False):
     """What the cost of a request at one node depends on, until the node's load changes."""
 
     load: NodeLoad
     pace: Pace
+    wait_s: float
+    """Until its prompt's turn comes."""
     base_s: float
     """What any request pays."""
     ahead_s_per_token: float
@@ -57,25 +61,34 @@ class EstimatedLatency(KeepsPrefillAccount):
     cost_unit: ClassVar[str] = "s"
     needs_forecasts: ClassVar[bool] = False
 
-    def __init__(self) -> None:
+    def __init__(self, priority: PriorityConfig | None = None) -> None:
         # Of prompts ahead a load note cannot say what they will find cached.
         super().__init__(cached=True)
-        self._outlooks: dict[str, _Outlook] = {}
+        self.classes = ClassWeights(priority or PriorityConfig())
+        self._outlooks: dict[str, Outlook] = {}
 
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
+        return self.weighted(request, nodes, self.classes.weigh(request, nodes))
+
+    def placed(self, request: RequestShape, node: NodeView) -> None:
+        super().placed(request, node)
+        self.classes.placed(request)
+
+    def weighted(
+        self, request: RequestShape, nodes: Sequence[NodeView], weights: Sequence[Weights] | None
+    ) -> Sequence[float | None]:
+        """The costs, with what each second counts for at each node; None: all alike."""
         prompt_tokens, answer_tokens = request.prompt_tokens, request.expected_tokens
         held_tokens = prompt_tokens + 0.5 * answer_tokens
-        outlooks, ahead, found = self._outlooks, self.under_way.nodes, list[float | None]()
-        for view in nodes:
-            load, pace = view.load, view.pace
-            if load is None or pace is None:
+        ahead, found = self.under_way.nodes, list[float | None]()
+        for i, view in enumerate(nodes):
+            outlook = self.outlook(view)
+            if outlook is None:
                 found.append(None)
                 continue
-            outlook = outlooks.get(view.node_id)
-            if outlook is None or outlook.load is not load or outlook.pace is not pace:
-                outlook = outlooks[view.node_id] = _outlook(view, load, pace)
+            load, pace = outlook.load, outlook.pace
             cached_tokens = view.cached_tokens
             if cached_tokens >= prompt_tokens:
                 cached_tokens = prompt_tokens - 1
@@ -91,21 +104,41 @@ class EstimatedLatency(KeepsPrefillAccount):
                 + answer_tokens * (outlook.step_s + outlook.room_s_per_token + read_s)
                 + outlook.batch * both_tokens * (outlook.rise_s + read_s)
             )
+            wait_s = outlook.wait_s
             if view.node_id in ahead:
-                cost -= outlook.ahead_s_per_token * min(ahead[view.node_id], load.prefill_tokens)
+                ahead_tokens = min(ahead[view.node_id], load.prefill_tokens)
+                cost -= outlook.ahead_s_per_token * ahead_tokens
+                wait_s -= pace.prefill_s_per_token * ahead_tokens
             # `EngineConfig.blocks_for`, without its call.
             lacking = (prompt_tokens + answer_tokens) / outlook.block_tokens - outlook.free_blocks
             if lacking > 0:
                 cost += OWN_AND_LATER * lacking / outlook.freed_blocks_per_s
+                wait_s += lacking / outlook.freed_blocks_per_s
+            if weights is not None:
+                own, there, later = weights[i]
+                own_s = wait_s + prefill_s + answer_tokens * (outlook.step_s + read_s)
+                harm_s = outlook.batch * (prefill_s + both_tokens * (outlook.rise_s + read_s))
+                cost = own * own_s + there * harm_s + later * (cost - own_s - harm_s)
             found.append(cost)
         return found
 
+    def outlook(self, view: NodeView) -> Outlook | None:
+        """Of one node; None where its load or its pace is not known."""
+        load, pace = view.load, view.pace
+        if load is None or pace is None:
+            return None
+        outlook = self._outlooks.get(view.node_id)
+        if outlook is None or outlook.load is not load or outlook.pace is not pace:
+            outlook = self._outlooks[view.node_id] = _outlook(view, load, pace)
+        return outlook
 
-def _outlook(view: NodeView, load: NodeLoad, pace: Pace) -> _Outlook:
+
+def _outlook(view: NodeView, load: NodeLoad, pace: Pace) -> Outlook:
     here, seats = load.running + load.waiting, pace.seats
     batch = min(here, seats)
     held_blocks = load.total_blocks - load.free_blocks
-    step_s = pace.step_s[min(batch + 1, seats)] + pace.kv_s_per_token * held_blocks * view.config.block_size_tokens
+    read_s = pace.kv_s_per_token * held_blocks * view.config.block_size_tokens
+    step_s = pace.step_s[min(batch + 1, seats)] + read_s
     answers_tokens, answer_s = left_tokens(load), end_s_per_token(view, load, pace)
     prompts_s = load.prefill_tokens * pace.prefill_s_per_token
     ends_s = (answers_tokens * answer_s + prompts_s) / here if here else 0.0
@@ -114,9 +147,10 @@ def _outlook(view: NodeView, load: NodeLoad, pace: Pace) -> _Outlook:
         # The step under way, of which half is over in the mean.
         wait_s += 0.5 * step_s
     waits = later_waits(view, load, pace) / (here + 1)
-    return _Outlook(
+    return Outlook(
         load=load,
         pace=pace,
+        wait_s=wait_s,
         base_s=OWN_AND_LATER * wait_s + waits * (answers_tokens * answer_s + prompts_s),
         ahead_s_per_token=(OWN_AND_LATER + waits) * pace.prefill_s_per_token,
         room_s_per_token=waits * answer_s,

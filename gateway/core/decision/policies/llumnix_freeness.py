@@ -7,15 +7,19 @@ from typing import ClassVar
 
 from gateway.core.decision.policies.base import NodeView
 from gateway.core.events import RequestShape
+from gateway.core.nodes.freeness import freeness, has_high
 from simcore.types import Forecast
 
 
 class LlumnixFreeness:
-    """cost = -(free_blocks - prompt blocks of all waiting requests) / max(running, 1), Block's Llumnix-.
+    """cost = -freeness = (prompt blocks of all waiting requests + headroom - free blocks) / max(running, 1).
 
-    Freeness is negative when the queue wants more than there is. Requests under way to the engine, that its scheduler
-    has not seen, count in the batch as if they ran already: the OSDI artifact divides its dispatch load by running +
-    waiting for the same reason, and Block's formula is met exactly when nothing is under way.
+    Freeness is negative when the queue wants more than there is; `gateway.core.nodes.freeness` has the cases of their
+    algorithm 1. The headroom, all of a node but 1,600 tokens, is as in the dispatch of their artifact: a node with
+    requests of high priority (below 0) keeps it from others, and one without keeps it from high ones, so that they
+    gather; an idle node keeps none. Without priorities the cost is Block's Llumnix-. Requests under way to the engine,
+    that its scheduler has not seen, count in the batch as if they ran already: the artifact divides its dispatch load
+    by running + waiting for the same reason, and Block's formula is met exactly when nothing is under way.
     """
 
     name: ClassVar[str] = "llumnix_freeness"
@@ -25,9 +29,14 @@ class LlumnixFreeness:
     def costs(
         self, request: RequestShape, nodes: Sequence[NodeView], forecasts: Mapping[str, Forecast]
     ) -> Sequence[float | None]:
+        is_high = request.priority < 0
         return [
             None
             if (load := node.load) is None
-            else (load.waiting_prompt_blocks - load.free_blocks) / max(load.running + load.reserved, 1)
+            else -freeness(
+                load,
+                node.config,
+                keeps_headroom=bool(load.running + load.waiting) and has_high(node.classes) != is_high,
+            )
             for node in nodes
         ]

@@ -33,6 +33,7 @@ from gateway.core.decision.policies.round_robin import RoundRobin
 from gateway.core.decision.policies.session import Session
 from gateway.core.decision.policies.slo_goodput import SloGoodput
 from gateway.core.decision.policies.weighted_least_requests import WeightedLeastRequests
+from gateway.core.priority import PriorityConfig
 
 _POLICIES: dict[str, type[Policy]] = {
     policy.name: policy
@@ -121,11 +122,13 @@ def needs_forecasts(name: str) -> bool:
     return _POLICIES[canonical_name(name)].needs_forecasts
 
 
-def make_policy(name: str, rng: random.Random) -> Policy:
-    """A fresh policy by name or alias; one whose constructor takes `rng` draws from that generator. Raises PolicyError
-    for an unknown one."""
+def make_policy(name: str, rng: random.Random, priority: PriorityConfig | None = None) -> Policy:
+    """A fresh policy by name or alias; one whose constructor takes `rng` draws from that generator, one that takes
+    `priority` weighs classes by it. Raises PolicyError for an unknown one."""
     policy: Callable[..., Policy] = _POLICIES[canonical_name(name)]
-    return policy(rng=rng) if takes_generator(policy) else policy()
+    taken = inspect.signature(policy).parameters
+    given = {"rng": rng, "priority": priority or PriorityConfig()}
+    return policy(**{word: value for word, value in given.items() if word in taken})
 
 
 def takes_generator(policy: Callable[..., Policy]) -> bool:

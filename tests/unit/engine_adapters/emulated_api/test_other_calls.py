@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from engine_adapters.forwarding import ReplyEnd
 from tests.helpers.emulated_calls import emulated_caller, limits
 
 PLAIN = "/v1/completions"
@@ -281,3 +282,20 @@ async def test_sound_that_is_not_there_is_missed() -> None:
             assert json.loads(answered.body)["error"]["code"] == status
         body, kind = form({"model": "nobody"}, wav(0.1))
         assert (await caller.call("/v1/audio/transcriptions", body, content_type=kind)).status == 404
+
+
+@pytest.mark.parametrize("body", [{}, {"n": 3}, {"seed": 2**31}, {"seed": -5}])
+async def test_what_is_asked_and_said_is_cached_whatever_the_seed(body: dict[str, Any]) -> None:
+    async with emulated_caller() as caller:
+        prompt = [number % 251 for number in range(16 * 4)]
+        asked = {**body, "max_tokens": 17, "ignore_eos": True, "return_token_ids": True}
+        tree = (await caller.call(PLAIN, {**asked, "prompt": prompt})).json()
+        said = tree["choices"][0]["token_ids"]
+        turn = [*prompt, *said, 7, 8, 9]
+        again = await caller.call("/v1/responses", {"input": "x" * 100, "max_output_tokens": 4})
+        assert again.json()["usage"]["input_tokens_details"]["cached_tokens"] == 0
+        again = await caller.call("/v1/responses", {"input": "x" * 100, "max_output_tokens": 4})
+        assert again.json()["usage"]["input_tokens_details"]["cached_tokens"] >= 96
+        ended = await caller.call(PLAIN, {"prompt": turn, "max_tokens": 1})
+        assert isinstance(ended.last, ReplyEnd)
+        assert ended.last.cached_tokens == 16 * 5

@@ -20,7 +20,7 @@ def held(seq: int, request_id: str = "", blocks: int = 2, tokens: int = 132) -> 
 
 
 def node_with(load: NodeLoad | None = None, dispatch_seq: int = 0) -> Node:
-    node = Node("a", engine_config(), "")
+    node = Node("a", engine_config(), "", 0.0)
     if load is not None:
         node.hear(load, dispatch_seq, 0.0)
     return node
@@ -73,7 +73,7 @@ def test_a_new_session_numbers_from_one_and_knows_nothing_of_the_old_notes() -> 
     node = node_with(node_load("a"))
     for seq in (1, 2, 3):
         node.take(held(seq), 0.0)
-    node.rejoin(engine_config(), "")
+    node.rejoin(engine_config(), "", 0.0)
     assert node.view(0.0, 5.0).load is None
     assert node.dispatch_seq == 0
     node.take(held(1, "new"), 0.0)

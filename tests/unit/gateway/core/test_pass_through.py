@@ -161,7 +161,7 @@ def test_an_emptied_node_keeps_what_has_begun() -> None:
     began(world, "begun")
     at_a = [request_id for request_id, node_id in world.at.items() if node_id == "a" and request_id.startswith("r")]
     world.tell(ev.DrainAsked(node_id="b", undo=True))
-    actions = world.tell(ev.DrainAsked(node_id="a", evict=True))
+    actions = world.tell(ev.DrainAsked(node_id="a"))
     # The two that must be on node a have nowhere to go; the others have not begun and move.
     assert [abort.request_id for abort in every(actions, ev.Abort)] == at_a
     assert [dispatch.node_id for dispatch in every(actions, ev.Dispatch)] == ["b"] * len(at_a)

@@ -105,3 +105,15 @@ def test_entries_are_checked() -> None:
         GatewayConfig(nodes=("10.0.0.1:8100", "http://10.0.0.1:8100/"))
     written = GatewayConfig(nodes=("dns:///gpu.internal:8100", "http://10.0.0.1:8100/", "gpu-2:8100"))
     assert [entry.address for entry in written.entries()] == ["dns:gpu.internal:8100", "10.0.0.1:8100", "gpu-2:8100"]
+
+
+def test_nodes_that_were_started_stand_beside_the_configured_ones() -> None:
+    announced: list[list[NodeEntry]] = []
+    discovery = Discovery(interval_s=1.0, on_change=lambda entries: announced.append(list(entries)))
+    fixed, started = NodeEntry(address="10.0.0.1:8100"), NodeEntry(address="10.0.0.2:8100", name="g-0")
+    discovery.set_entries([fixed])
+    discovery.set_started([started, NodeEntry(address="10.0.0.1:8100", name="g-1")])
+    discovery.set_started([started])
+    discovery.set_started([])
+    # A node of the configuration stays as that says, and what has not changed is not said again.
+    assert announced == [[fixed], [fixed, started], [fixed]]

@@ -32,6 +32,16 @@ def test_what_comes_up_together_leaves_in_one_frame() -> None:
     assert [a.ask_id for a in frame.asks] == [7]
 
 
+def test_what_the_node_is_to_expect_goes_with_the_question() -> None:
+    outbox = Outbox()
+    outbox.expected(pb.ExpectedWork(requests_per_s=1.0))
+    outbox.expected(pb.ExpectedWork(requests_per_s=2.0))
+    outbox.ask(7, types_pb.Candidate(request_id="b"))
+    (frame,) = frames(outbox)
+    assert frame.expected_work.requests_per_s == 2.0
+    assert [a.ask_id for a in frame.asks] == [7]
+
+
 def test_an_abort_never_overtakes_its_dispatch() -> None:
     outbox = Outbox()
     outbox.dispatch(dispatched(1, "a"))
@@ -156,3 +166,11 @@ def test_first_parts_of_bodies_stay_below_the_message_limit() -> None:
     sent = frames(outbox)
     assert [d.dispatch_seq for f in sent for d in f.dispatches] == list(range(1, 21))
     assert max(frame.ByteSize() for frame in sent) < 4 * 1024 * 1024
+
+
+def test_of_two_words_on_whether_to_leave_the_last_counts() -> None:
+    outbox = Outbox()
+    outbox.retire(False)
+    outbox.retire(True)
+    assert outbox.pop().retire == pb.RETIREMENT_UNDO
+    assert not outbox

@@ -26,7 +26,7 @@ from gateway.core.events import (
 from gateway.core.router import Router, RouterConfig
 from gateway.intake.client_stream import ClientStream, Usage
 from gateway.pump import LONGEST_TIMER_S
-from simcore.types import Candidate, LengthBelief, Outcome
+from simcore.types import Candidate, EngineConfig, LengthBelief, Outcome
 from tests.unit.gateway.shell.world import RecordingPort, World, decision, shape
 
 CANDIDATE = Candidate(request_id="r", prompt_tokens=3, max_output_tokens=10, belief=LengthBelief((5,)))
@@ -155,7 +155,7 @@ def test_what_a_stopped_attempt_still_says_is_not_part_of_the_answer(world: Worl
     stream = world.pump.streams["r"]
     world.pump.part("n", "r", [1, 2])
     world.script.on(DrainAsked, Abort(request_id="r", node_id="n"))
-    world.pump.post(DrainAsked(node_id="n", evict=True))
+    world.pump.post(DrainAsked(node_id="n"))
     world.pump.part("n", "r", [3, 4])
     assert stream.take() == [1, 2]
     assert stream.output_tokens == 2
@@ -274,3 +274,36 @@ def test_everything_is_recorded_in_order_with_its_time(world: World) -> None:
         (101.0, TokensSeen),
     ]
     assert world.recorded[1][2] == [dispatch()]
+
+
+def staged(seq: int = 1) -> Dispatch:
+    asked = msgspec.structs.replace(shape(), prompt_tokens=40, max_output_tokens=1)
+    return msgspec.structs.replace(dispatch(node_id="m", seq=seq), attempt=2, resumed=asked, stage=True)
+
+
+def test_a_stage_of_a_move_gives_its_client_nothing_and_only_its_end_is_told(world: World) -> None:
+    running(world)
+    stream = world.pump.streams["r"]
+    port = RecordingPort()
+    world.pump.node_up("m", port, EngineConfig(model="m"), "")
+    world.script.on(DrainAsked, staged())
+    world.pump.post(DrainAsked(node_id="n"))
+    assert port.sent == [("stage", 1, "r~2", 40)]
+    world.pump.part("n", "r", [1, 2])
+    world.pump.part("m", "r~2", [9], outcome=Outcome.LENGTH)
+    assert stream.take() == [1, 2]
+    assert stream.node_id == "n"
+    (ended,) = world.heard(StreamEnded)
+    assert isinstance(ended, StreamEnded)
+    assert (ended.node_id, ended.attempt, ended.outcome) == ("m", 2, Outcome.LENGTH)
+    world.pump.part("m", "r~2", [9], outcome=Outcome.LENGTH)
+    assert len(world.heard(StreamEnded)) == 1, "it has ended once"
+
+
+def test_a_stage_for_a_node_that_is_gone_ends_at_once(world: World) -> None:
+    running(world)
+    world.script.on(DrainAsked, staged())
+    world.pump.post(DrainAsked(node_id="n"))
+    (ended,) = world.heard(StreamEnded)
+    assert isinstance(ended, StreamEnded)
+    assert (ended.node_id, ended.outcome) == ("m", Outcome.NODE_LOST)

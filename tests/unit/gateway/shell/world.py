@@ -11,7 +11,7 @@ from gateway.core.events import AnyAction, AnyEvent, RequestShape
 from gateway.core.router import Router
 from gateway.intake.client_stream import ClientStream
 from gateway.pump import Pump
-from simcore.types import Candidate, Decision, EngineConfig, LengthBelief
+from simcore.types import Candidate, Decision, EngineConfig, ExpectedWork, LengthBelief
 
 CONFIG = EngineConfig(model="m")
 
@@ -60,7 +60,10 @@ class RecordingPort:
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None:
         self.sent.append(("dispatch", dispatch_seq, stream.shape.request_id))
 
-    def ask(self, ask_id: int, candidate: Candidate) -> None:
+    def stage(self, dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -> None:
+        self.sent.append(("stage", dispatch_seq, wire_id, tokens))
+
+    def ask(self, ask_id: int, candidate: Candidate, expected: ExpectedWork | None) -> None:
         self.sent.append(("ask", ask_id, candidate.request_id))
 
     def abort(self, request_id: str) -> None:

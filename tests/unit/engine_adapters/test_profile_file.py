@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
-from predictor.profile_file import load_any_profile
+from engine_adapters.profile_file import load_any_profile
 from simcore.cost.profile import encode_profile
 from simcore.cost.shipped import load_profile
 

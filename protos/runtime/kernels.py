@@ -1,7 +1,7 @@
-"""Gets the compiled kernels ready before the node serves.
+"""Gets compiled kernels ready before a process serves.
 
-Compiling takes most of a minute and leaves 150 MB behind in the process that does it, so a daemon that finds no cache
-lets a child do it and then loads the result. Daemons that start together agree by a lock: one compiles, all others
+Compiling takes most of a minute and leaves 150 MB behind in the process that does it, so one that finds no cache
+lets a child do it and then loads the result. Processes that start together agree by a lock: one compiles, all others
 wait. A stamp in the user's cache folder says that all is compiled; without it nothing worse happens than a child that
 finds everything compiled.
 """
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import importlib.resources
 import os
 import sys
@@ -19,32 +20,33 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.metadata import version
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-import numba
 import structlog
 
-from engine_adapters.base import EngineError
-from simcore.warmup import warm
-
-log = structlog.get_logger("predictor")
+log = structlog.get_logger("kernels")
 
 POLL_S = 0.05
-CHILD = "from simcore.warmup import warm; warm()"
+WARMING = "simcore.warmup"
 LAST_WORDS = 500
 
 
-async def warm_up() -> None:
-    """Returns when every kernel is compiled and loaded. Raises EngineError when compiling fails."""
-    stamp = _cache_folder() / f"kernels-{_fingerprint()}"
+class KernelError(RuntimeError):
+    """Compiling has failed; the message says how."""
+
+
+async def kernels_ready(of: str) -> None:
+    """Returns when the kernels that a function of `simcore.warmup` uses are compiled and loaded. Raises KernelError."""
+    stamp = _cache_folder() / f"kernels-{of}-{_fingerprint()}"
     if not stamp.exists():
         async with _locked(stamp.with_suffix(".lock")):
             if not stamp.exists():
-                await _compile()
+                await _compile(of)
                 stamp.touch()
     with _without_scipy():
-        await _aside(warm)
+        await _aside(lambda: getattr(importlib.import_module(WARMING), of)())
 
 
 async def _aside(work: Callable[[], object]) -> None:
@@ -85,12 +87,17 @@ def _without_scipy() -> Iterator[None]:
             del sys.modules[name]
 
 
-async def _compile() -> None:
+async def _compile(of: str) -> None:
     log.info("compiling the simulator's kernels, or finding them compiled; the first time takes up to a minute")
     began_s = time.monotonic()
     flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
     child = await asyncio.create_subprocess_exec(
-        sys.executable, *flags, "-c", CHILD, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        sys.executable,
+        *flags,
+        "-c",
+        f"from {WARMING} import {of}; {of}()",
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         _, err = await child.communicate()
@@ -101,7 +108,7 @@ async def _compile() -> None:
         raise
     if child.returncode:
         words = err.decode(errors="replace").strip()[-LAST_WORDS:]
-        raise EngineError(f"compiling the simulator's kernels failed with exit code {child.returncode}: {words}")
+        raise KernelError(f"compiling the simulator's kernels failed with exit code {child.returncode}: {words}")
     log.info("kernels are compiled", took_s=round(time.monotonic() - began_s, 1))
 
 
@@ -138,7 +145,7 @@ def _fingerprint() -> str:
         digest.update(source.read_bytes())
     settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_"))
     # Without its assertions a kernel is another one.
-    digest.update(repr((sys.version, sys.flags.optimize, numba.__version__, settings)).encode())
+    digest.update(repr((sys.version, sys.flags.optimize, version("numba"), settings)).encode())
     return digest.hexdigest()[:16]
 
 

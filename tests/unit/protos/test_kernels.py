@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from predictor import warm_up
+from protos.runtime import kernels
 
 
 def test_the_end_does_not_wait_for_what_is_still_compiled() -> None:
@@ -20,7 +20,7 @@ def test_the_end_does_not_wait_for_what_is_still_compiled() -> None:
         ended.append(True)
 
     async def stopped_meanwhile() -> None:
-        warming = asyncio.create_task(warm_up._aside(compiling))
+        warming = asyncio.create_task(kernels._aside(compiling))
         await asyncio.sleep(0.01)
         warming.cancel()
 
@@ -34,14 +34,14 @@ def test_what_goes_wrong_is_told() -> None:
         raise OSError("no kernels")
 
     with pytest.raises(OSError, match="no kernels"):
-        asyncio.run(warm_up._aside(broken))
+        asyncio.run(kernels._aside(broken))
 
 
 def test_kernels_without_assertions_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = warm_up._fingerprint()
+    plain = kernels._fingerprint()
 
     class Flags:
         optimize = 1
 
     monkeypatch.setattr(sys, "flags", Flags())
-    assert warm_up._fingerprint() != plain
+    assert kernels._fingerprint() != plain

@@ -1,0 +1,1 @@
+"""Rules of moving, one file each, by name in `registry`."""

@@ -75,6 +75,14 @@ class LengthsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How long to wait for that belief; later ones give way to the prior."""
 
 
+class ExtProcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Proxies that ask where to take their requests, by Envoy's external processing (ext_proc)."""
+
+    listen: Address = ""
+    """Address of the service that Envoy asks where to take each request (ext_proc); port 0 takes a free one, empty:
+    none."""
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One gateway. On SIGHUP the nodes and the policy are read again, and the files of keys and certificates; the rest
     needs a restart."""
@@ -83,6 +91,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Address of the gRPC service; port 0 takes a free one."""
     http_listen: Address = "127.0.0.1:8201"
     """Address of the OpenAI-compatible HTTP front; port 0 takes a free one, empty: no such front."""
+    ext_proc: ExtProcConfig = ExtProcConfig()
+    """Proxies that take requests to engines themselves."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     """Processes behind these ports (a count)."""
     keys: FileName = ""
@@ -153,6 +163,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         check_key("listen", lambda: parse_address(self.listen, any_port=True))
         if self.http_listen:
             check_key("http_listen", lambda: parse_address(self.http_listen, any_port=True))
+        if self.ext_proc.listen:
+            check_key("ext_proc.listen", self._check_ext_proc)
         self._check_exposure()
         seen: set[str] = set()
         for position, entry in enumerate(self.nodes):
@@ -177,10 +189,14 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 "set it to 1, or take that key out"
             )
 
+    def _check_ext_proc(self) -> None:
+        if parse_address(self.ext_proc.listen, any_port=True).port == 0 and self.workers > 1:
+            raise ValueError(f"{self.workers} workers cannot each take a free port; give it a number")
+
     def _check_exposure(self) -> None:
         is_safe = bool(self.tls.cert and (self.keys or self.tls.client_ca))
-        for key in ("listen", "http_listen"):
-            address = getattr(self, key)
+        own = {"listen": self.listen, "http_listen": self.http_listen, "ext_proc.listen": self.ext_proc.listen}
+        for key, address in own.items():
             if address and not is_safe and not self.insecure and not is_loopback(parse_address(address, any_port=True)):
                 raise ValueError(
                     f"key '{key}': {address} can be reached from other machines; set cert and key in [tls], and keys "

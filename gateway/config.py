@@ -7,6 +7,7 @@ mend it. Defaults are safe: the gateway listens on loopback only, and to listen 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Name = Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})]
 
 DNS_PREFIX = "dns:"
+SRV_NAME = re.compile(r"(?=.{1,254}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})+\.?")
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,8 +85,51 @@ class ExtProcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     none."""
 
 
+class KubernetesNodesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Nodes as the ready endpoints of a Service of Kubernetes."""
+
+    service: Name = ""
+    """Service whose pods are nodes; empty: none."""
+    port: Name = ""
+    """Its port at which predictors listen, by name; empty: the first."""
+    server: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
+    """URL of the API server; empty: that of the cluster in which the gateway runs."""
+    namespace: Name = ""
+    """Where the Service is; empty: the gateway's own namespace."""
+    token_file: FileName = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    """File with the token of a service account that may list and watch endpointslices; read anew for each call."""
+    ca_file: FileName = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+    """File with the API server's authority."""
+
+
+class DiscoveryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Nodes that the gateway finds beside those that it is given."""
+
+    dns_srv: Annotated[tuple[str, ...], msgspec.Meta(extra={"metavar": "NAME"})] = ()
+    """DNS name whose SRV records are nodes, such as _astrolabe._tcp.example.org; repeat for more."""
+    dns_server: Address = ""
+    """Server to ask for them; empty: those of the system."""
+    files: Annotated[tuple[str, ...], msgspec.Meta(extra={"metavar": "FILE"})] = ()
+    """File that lists nodes and is looked at each second: Prometheus' file_sd (.json), a table with nodes (.toml) or an
+    address a line; repeat for more."""
+    kubernetes: KubernetesNodesConfig = KubernetesNodesConfig()
+    """Pods of a Service."""
+
+    def __post_init__(self) -> None:
+        for name in self.dns_srv:
+            if not SRV_NAME.fullmatch(name):
+                raise ValueError(
+                    f"key 'dns_srv': {name!r} is no DNS name; write for example _astrolabe._tcp.example.org"
+                )
+        if self.dns_server:
+            check_key("dns_server", lambda: parse_address(self.dns_server, default_port=53))
+        for key, names in (("dns_srv", self.dns_srv), ("files", self.files)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"key '{key}': one is listed twice; remove it")
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One gateway. On SIGHUP the nodes and the policy are read again, and the files of keys and certificates; the rest
+    """One gateway. On SIGHUP the nodes, their sources and the policy are read again, and the files of keys and certificates; the rest
     needs a restart."""
 
     listen: Address = "127.0.0.1:8200"
@@ -117,6 +162,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     also {address = "host:port", name = "..."}."""
     dns_interval_s: Annotated[float, msgspec.Meta(ge=0.1)] = 5.0
     """Pause between lookups of names among the nodes."""
+    discovery: DiscoveryConfig = DiscoveryConfig()
+    """Nodes that are found."""
     router: Annotated[RouterConfig, msgspec.Meta(extra={"option": ""})] = RouterConfig()
     """How requests are placed."""
     policy_files: Annotated[tuple[str, ...], msgspec.Meta(extra={"metavar": "FILE"})] = ()

@@ -42,6 +42,7 @@ from gateway.intake.submission import Intake
 from gateway.listen import PortBusy, bound_socket, check_free, port_of
 from gateway.nodes.discovery import Discovery
 from gateway.nodes.registry import NodeRegistry
+from gateway.nodes.sources.registry import make_sources
 from gateway.observe import logs
 from gateway.observe.metrics import Metrics
 from gateway.observe.recorder import FileRecorder
@@ -179,7 +180,7 @@ class Gateway:
             await self._http.start(listener, self._tls.context if self._tls else None)
         if self._processor is not None:
             await self._processor.start(self._tls)
-        self.discovery.set_entries(self.config.entries())
+        self.discovery.set_entries(self.config.entries(), make_sources(self.config.discovery))
         if self._slot is not None and self._private is not None:
             api = DispatchApi(
                 intake=self.intake, operators=self.operators, keys=self.keys, desk=self._desk, of_siblings=True
@@ -283,13 +284,13 @@ class Gateway:
     def reload(self, config: GatewayConfig) -> None:
         """Takes over nodes, policy, keys and certificates; says what would need a restart. Raises ConfigError."""
         router = msgspec.structs.replace(self.config.router, policy=config.router.policy)
-        taken = msgspec.structs.replace(self.config, nodes=config.nodes, router=router)
+        taken = msgspec.structs.replace(self.config, nodes=config.nodes, discovery=config.discovery, router=router)
         self.keys.read(self.config.keys)
         if self._tls is not None:
             self._tls.reload()
         if config.router.policy != self.config.router.policy:
             self.pump.post(PolicySet(policy=policy_name(config.router.policy)))
-        self.discovery.set_entries(config.entries())
+        self.discovery.set_entries(config.entries(), make_sources(config.discovery))
         self.config = taken
         waiting = differing_keys(config, taken)
         log.info("configuration reloaded", policy=router.policy, nodes=len(config.nodes), needs_restart=waiting)

@@ -119,7 +119,7 @@ async def ask(session: aiohttp.ClientSession, url: str, **fields: Any) -> tuple[
 
 async def ask_many(url: str, count: int, **fields: Any) -> list[tuple[int, str, bytes]]:
     async with aiohttp.ClientSession() as session:
-        return await asyncio.gather(*(ask(session, url, prompt=f"no. {n}", **fields) for n in range(count)))
+        return await asyncio.gather(*(ask(session, url, **{"prompt": f"no. {n}", **fields}) for n in range(count)))
 
 
 def test_fifty_requests_go_where_the_gateway_says(front: Front) -> None:

@@ -129,8 +129,8 @@ class DiscoveryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One gateway. On SIGHUP the nodes, their sources and the policy are read again, and the files of keys and certificates; the rest
-    needs a restart."""
+    """One gateway. On SIGHUP the nodes, their sources and the policy are read again, and the files of keys and
+    certificates; the rest needs a restart."""
 
     listen: Address = "127.0.0.1:8200"
     """Address of the gRPC service; port 0 takes a free one."""

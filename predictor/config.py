@@ -161,6 +161,12 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 f"key 'listen': {self.listen} can be reached from other machines; set cert, key and client_ca in "
                 "[tls], or say insecure = true (--insecure) where the network is trusted"
             )
+        served = self.emulated.http_listen
+        if served and not self.insecure and not is_loopback(parse_address(served, any_port=True)):
+            raise ValueError(
+                f"key 'http_listen' in [emulated]: {served} can be reached from other machines, and is neither encrypted "
+                "nor asks for keys; say insecure = true (--insecure) where the network is trusted"
+            )
         if self.metrics_listen:
             check_key("metrics_listen", lambda: parse_address(self.metrics_listen, any_port=True))
         if self.engine.address:

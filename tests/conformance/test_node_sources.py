@@ -142,7 +142,7 @@ async def test_dns_is_not_asked_again_while_its_answer_lives(tmp_path: Path, mon
         rig.set(["10.0.0.1"])
         async with aclosing(rig.make().lists()) as lists:
             await anext(lists)
-            monkeypatch.setattr(dns_srv.asyncio, "sleep", sleep)
+            monkeypatch.setattr(asyncio, "sleep", sleep)
             waiting = asyncio.ensure_future(anext(lists))
             assert await slept.get() == 77
             waiting.cancel()

@@ -161,18 +161,17 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 f"key 'listen': {self.listen} can be reached from other machines; set cert, key and client_ca in "
                 "[tls], or say insecure = true (--insecure) where the network is trusted"
             )
-        served = self.emulated.http_listen
-        if served and not self.insecure and not is_loopback(parse_address(served, any_port=True)):
-            raise ValueError(
-                f"key 'http_listen' in [emulated]: {served} can be reached from other machines, and is neither encrypted "
-                "nor asks for keys; say insecure = true (--insecure) where the network is trusted"
-            )
         if self.metrics_listen:
             check_key("metrics_listen", lambda: parse_address(self.metrics_listen, any_port=True))
         if self.engine.address:
             check_key("engine.address", lambda: parse_address(self.engine.address))
-        if self.emulated.http_listen:
-            check_key("emulated.http_listen", lambda: parse_address(self.emulated.http_listen, any_port=True))
+        if served := self.emulated.http_listen:
+            check_key("emulated.http_listen", lambda: parse_address(served, any_port=True))
+            if not self.insecure and not is_loopback(parse_address(served, any_port=True)):
+                raise ValueError(
+                    f"key 'http_listen' in [emulated]: {served} can be reached from other machines, and is neither "
+                    "encrypted nor asks for keys; say insecure = true (--insecure) where the network is trusted"
+                )
         if self.engine.url:
             check_key("engine.url", lambda: parse_url(self.engine.url))
         check_key("engine.dialect", lambda: check_name(self.engine.dialect))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 from pathlib import Path
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.flaky(reruns=2))
             if not is_vllm and item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(180))
+
+
+@pytest.fixture(autouse=True)
+def _random_examples_are_the_same_in_ci(request: pytest.FixtureRequest) -> None:
+    if os.environ.get("CI"):
+        random.seed(request.node.nodeid)
 
 
 @pytest.fixture(autouse=True)

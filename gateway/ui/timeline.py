@@ -12,6 +12,7 @@ from gateway.core.scale.config import Objective
 SAMPLE_S = 5.0
 KEPT = 720
 """Samples: one hour."""
+_NONE = Objective(ttft_s=None, tpot_s=None, e2e_s=None)
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -112,9 +113,10 @@ def is_kept(
 ) -> bool | None:
     """Whether an ended request was within its service level: each time that it asked for itself, or else the objective.
     None where nothing was promised. Without a whole answer nothing is kept."""
-    first_s = asked.ttft_s if asked.ttft_s is not None else objective and objective.ttft_s
-    each_s = asked.tpot_s if asked.tpot_s is not None else objective and objective.tpot_s
-    all_s = asked.deadline_s if asked.deadline_s is not None else objective and objective.e2e_s
+    else_s = objective or _NONE
+    first_s = asked.ttft_s if asked.ttft_s is not None else else_s.ttft_s
+    each_s = asked.tpot_s if asked.tpot_s is not None else else_s.tpot_s
+    all_s = asked.deadline_s if asked.deadline_s is not None else else_s.e2e_s
     if first_s is None and each_s is None and all_s is None:
         return None
     if not whole:

@@ -96,7 +96,7 @@ async def test_nodes_appear_and_change_while_requests_run_and_a_story_opens(
 async def test_it_asks_for_the_key_keeps_it_in_the_tab_and_forgets_it(
     node: ScriptedNode, tab: Browser, tmp_path: Path
 ) -> None:
-    entries = [KeyEntry(name=role, sha256=digest(f"key-of-{role}").hex(), role=role) for role in ("client", "admin")]  # type: ignore[arg-type]
+    entries = [KeyEntry(name=role, sha256=digest(f"key-of-{role}").hex(), role=role) for role in ("client", "admin")]
     write_keys(tmp_path / "keys.toml", KeyFile(keys=tuple(entries)))
     async with running(node.address, keys=str(tmp_path / "keys.toml")) as (gateway, _):
         await tab.open(f"http://{gateway.http_address}/ui/")

@@ -145,7 +145,7 @@ class Gateway:
         self._private = grpc.aio.server() if slot else None
         self._desk = desk = CallDesk(self.intake, self.nodes)
         self._gateway_id = gateway_id
-        self._page = self._page_front(tail or LogTail()) if config.shows_ui else None
+        self.page = self._page_front(tail or LogTail()) if config.shows_ui else None
         front = OpenAiApi(
             intake=self.intake,
             nodes=self.nodes,
@@ -153,7 +153,7 @@ class Gateway:
             metrics=self._metrics_page,
             desk=desk,
             max_body_bytes=config.max_body_bytes,
-            ui=self._page.handle if self._page is not None else switched_off,
+            ui=self.page.handle if self.page is not None else switched_off,
             is_leaving=lambda: self._stopping,
             stream_comment_s=config.stream_comment_s,
         )
@@ -172,8 +172,8 @@ class Gateway:
             listener = bound_socket(self.http_bound, key="http_listen", shared=self._slot is not None)
             self.http_bound = self.http_bound._replace(port=port_of(listener))
             await self._http.start(listener, self._tls.context if self._tls else None)
-            if self._page is not None:
-                self._page.start()
+            if self.page is not None:
+                self.page.start()
         self.discovery.set_entries(self.config.entries())
         if self._slot is not None and self._private is not None:
             api = DispatchApi(
@@ -235,8 +235,8 @@ class Gateway:
         except TimeoutError:
             for stream in list(self.pump.streams.values()):
                 self.pump.expel(stream, Outcome.NO_NODE, "the gateway has shut down; send the request to another one")
-        if self._page is not None:
-            self._page.close()
+        if self.page is not None:
+            self.page.close()
         await self._server.stop(CLOSE_GRACE_S)
         await closed
         await self._http.close(CLOSE_GRACE_S)
@@ -270,6 +270,8 @@ class Gateway:
         router = msgspec.structs.replace(self.config.router, policy=config.router.policy)
         taken = msgspec.structs.replace(self.config, nodes=config.nodes, router=router)
         self.keys.read(self.config.keys)
+        if self.page is not None:
+            self.page.keys_changed()
         if self._tls is not None:
             self._tls.reload()
         if config.router.policy != self.config.router.policy:
@@ -349,8 +351,8 @@ class Gateway:
         if stream.call is None or not stream.call.is_aside:
             logs.request_finished(stream)
             self.metrics.finished(stream, len(self.pump.streams))
-            if self._page is not None:
-                self._page.finished(stream)
+            if self.page is not None:
+                self.page.finished(stream)
             if self.spans is not None:
                 self.spans.end(stream)
             self.lengths.ended(stream)

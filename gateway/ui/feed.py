@@ -49,6 +49,11 @@ class Feed:
     def viewers(self) -> int:
         return len(self._viewers)
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether there will be another look."""
+        return "look" in self._timers
+
     def start(self) -> None:
         """Begins the timeline."""
         self._call_later("sample", SAMPLE_S, self._sample)
@@ -69,12 +74,16 @@ class Feed:
     def close(self) -> None:
         """Says goodbye to all viewers; there are no more."""
         self.is_closed = True
+        self.end_all()
         for timer in self._timers.values():
             timer.cancel()
+
+    def end_all(self) -> None:
+        """Ends all streams; who still may watch connects again."""
         for exchange in list(self._viewers):
             exchange.on_left = None
             exchange.send(_event("bye", {}), last=True)
-        self._viewers.clear()
+            self._left(exchange)
 
     def _left(self, exchange: Exchange) -> None:
         self._viewers.discard(exchange)

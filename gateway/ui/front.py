@@ -65,15 +65,19 @@ class PageFront:
         self._operators = operators
         self._keys = keys
         self._local_only = local_only
-        self._feed = Feed(view, tail, about)
+        self.feed = Feed(view, tail, about)
         self._files = page_files()
 
     def start(self) -> None:
-        self._feed.start()
+        self.feed.start()
 
     def close(self) -> None:
-        """Ends all streams."""
-        self._feed.close()
+        """Ends all streams; there are no more."""
+        self.feed.close()
+
+    def keys_changed(self) -> None:
+        """A key that opened a stream may be none any more."""
+        self.feed.end_all()
 
     def finished(self, stream: ClientStream) -> None:
         """A request has ended."""
@@ -115,10 +119,10 @@ class PageFront:
 
     def _stream(self, exchange: Exchange) -> None:
         self._check(exchange)
-        if self._feed.is_closed or self._feed.viewers >= MOST_VIEWERS:
+        if self.feed.is_closed or self.feed.viewers >= MOST_VIEWERS:
             why = (
                 "the gateway is stopping"
-                if self._feed.is_closed
+                if self.feed.is_closed
                 else f"{MOST_VIEWERS} pages are open already, the most there may be; close one"
             )
             body = plain_error(PATH, 503, why, kind="service_unavailable_error")
@@ -126,7 +130,7 @@ class PageFront:
             return
         headers = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
         exchange.start(200, {**headers, **_SAFE})
-        self._feed.watch(exchange)
+        self.feed.watch(exchange)
 
     async def _story(self, exchange: Exchange, request_id: str) -> None:
         self._check(exchange)

@@ -150,6 +150,18 @@ async def test_only_an_admins_key_opens_what_the_page_shows(node: ScriptedNode, 
         assert (await get(gateway, "/ui/")).status == 200
 
 
+async def test_a_key_that_is_taken_away_ends_what_it_opened(node: ScriptedNode, keys: str) -> None:
+    async with running(node.address, keys=keys) as (gateway, _), viewer(gateway) as admin:
+        await admin.watch(bearer("admin"))
+        write_keys(Path(keys), KeyFile(keys=()))
+        gateway.reload(configured(node.address, keys=keys))
+        async with asyncio.timeout(10):
+            while (await admin.event())[0] != "bye":
+                pass
+        assert await admin.chunk() == b""
+        assert (await get(gateway, "/ui/stream", bearer("admin"))).status == 401
+
+
 async def test_beyond_this_machine_there_is_no_page_unless_somebody_wants_one() -> None:
     beyond: dict[str, Any] = {"http_listen": "0.0.0.0:0", "insecure": True}
     for more, code in (({}, 404), ({"ui": True}, 200)):
@@ -221,14 +233,14 @@ async def test_a_request_nobody_knows_has_no_story(http_front: Any) -> None:
 
 
 async def test_nothing_is_looked_at_while_nobody_looks(http_front: Any) -> None:
-    page = http_front._page._feed
+    page = http_front.page.feed
     async with viewer(http_front) as watcher:
         await watcher.watch()
         await until(lambda: page.viewers == 1)
-        assert "look" in page._timers
+        assert page.is_looking
     # It vanishes without a word.
     await until(lambda: page.viewers == 0)
-    assert "look" not in page._timers
+    assert not page.is_looking
 
 
 async def test_there_is_room_for_so_many_and_then_a_clear_word(http_front: Any) -> None:
@@ -239,7 +251,7 @@ async def test_there_is_room_for_so_many_and_then_a_clear_word(http_front: Any) 
         assert reply.status == 503
         assert str(MOST_VIEWERS) in reply.json()["error"]["message"]
         assert "retry-after" in reply.headers
-    await until(lambda: http_front._page._feed.viewers == 0)
+    await until(lambda: http_front.page.feed.viewers == 0)
     async with viewer(http_front) as watcher:
         await watcher.watch()
 
@@ -248,7 +260,7 @@ async def test_a_viewer_that_does_not_read_is_dropped_and_the_others_go_on(
     http_front: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "MOST_UNREAD_BYTES", 100_000)
-    page = http_front._page._feed
+    page = http_front.page.feed
     async with viewer(http_front) as reads, viewer(http_front) as sleeps:
         await reads.watch()
         sleeps.get("/ui/stream", {"host": "localhost"})
@@ -277,8 +289,8 @@ async def test_a_gateway_that_stops_says_goodbye_to_its_viewers(node: ScriptedNo
         assert await watcher.is_closed()
         async with asyncio.timeout(10):
             await stopping
-    assert gateway._page is not None
-    assert gateway._page._feed.viewers == 0
+    assert gateway.page is not None
+    assert gateway.page.feed.viewers == 0
 
 
 # --- real processes ---------------------------------------------------------------------------------------------------

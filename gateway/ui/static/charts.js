@@ -179,7 +179,7 @@ export class Charts {
       cursor: { sync: { key: "timeline" }, drag: { x: false, y: false }, points: { size: 5 }, y: false },
       scales: { x: { time: true }, y: { range: spec.range ?? ((_, min, max) => [0, Math.max(1, max * 1.1)]) } },
       axes: [
-        { ...axis, size: 18, gap: 2, space: 60, values: "{HH}:{mm}" },
+        { ...axis, size: 20, gap: 5, space: 60, values: "{HH}:{mm}" },
         { ...axis, size: 38, gap: 4, space: 26, incrs: spec.counts && COUNTS, values: (_, ticks) => ticks.map((tick) => (spec.ticks ? spec.ticks(tick) : tickText(tick))) },
       ],
       series: [{}, ...spec.series.map((series) => this.series(series, color(series.color)))],

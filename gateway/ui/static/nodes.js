@@ -10,7 +10,7 @@ const number = (value, text = count) => (value === null ? dash : text(value));
 // `show`: the text; `by`: what is sorted by (default: the field of that name); `mark`: a class of the cell.
 const COLUMNS = [
   { id: "name", label: "Node", show: (n) => n.name, by: (n) => n.name },
-  { id: "state", label: "State", show: (n) => n.state, by: (n) => (n.alarm ? 0.5 : RANK[n.state] ?? 1), mark: (n) => `state ${n.state}` },
+  { id: "state", label: "State", show: (n) => (n.alarm ? `${n.state} !` : n.state), by: (n) => (n.alarm ? 0.5 : RANK[n.state] ?? 1), mark: (n) => `state ${n.state}${n.alarm ? " alarm" : ""}` },
   { id: "group", label: "Group", wide: true, show: (n) => n.group, by: (n) => n.group },
   { id: "running", label: "Running", num: true, title: "Requests in the engine's batch, of its seats", show: (n) => number(n.running) },
   { id: "waiting", label: "Waiting", num: true, title: "Queued at the node, reservations included", show: (n) => number(n.waiting), mark: (n) => (n.waiting > 0 ? "warm" : "") },

@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo experiments chat test test-fast test-vllm test-oracle check fix protos bench chaos length clean
+.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle check fix protos bench chaos length clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ test: check ## all checks and all tests (what CI runs)
 
 test-fast: $(VENV)/.dev ## only the tests that start no processes
 	$(BIN)/python -m pytest -q -m "not e2e" tests
+
+test-ui: $(VENV)/.dev ## the page for the person on call, in a real Chromium
+	@$(BIN)/python -c 'from tests.e2e.browser import chromium; import sys; sys.exit(not chromium())' \
+	  || { echo "error: there is no Chromium; install one (Debian: apt-get install chromium) or name it in ASTROLABE_CHROMIUM"; exit 1; }
+	$(BIN)/python -m pytest -q --durations 5 tests/unit/gateway/shell/test_ui_*.py tests/e2e/test_ui.py tests/e2e/test_ui_browser.py
 
 # vLLM keeps its own versions of everything. torch's builds for CPUs are on an index of their own; where that cannot be
 # reached, pip takes one that it is told of by its own configuration.

@@ -113,6 +113,8 @@ class Pump:
         self._recorder = recorder
         self.watch: Callable[[AnyEvent, Sequence[AnyAction], float], object] | None = None
         """Hears what the recorder hears, and raises nothing."""
+        self.placements = 0
+        """Carried out so far."""
         self._max_buffered_tokens = max_buffered_tokens
         self._max_unread_bytes = max_unread_bytes
         self._events: deque[AnyEvent] = deque()
@@ -417,6 +419,7 @@ class Pump:
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]
         self._sent.pop(stream.wire_id, None)
+        self.placements += 1
         stream.placed(action.decision, self._clock())
         stream.sent(action.attempt, action.resumed)
         self._sent[stream.wire_id] = stream
@@ -446,6 +449,7 @@ class Pump:
 
     def _placed(self, action: Placed, now_s: float) -> None:
         stream = self.streams.pop(action.request_id)
+        self.placements += 1
         stream.placed(action.decision, self._clock())
         port = self.ports.get(action.decision.node_id)
         if port is not None:

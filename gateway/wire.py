@@ -215,6 +215,21 @@ def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> pred
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, forward=message)
 
 
+def announced(dispatch_seq: int, stream: ClientStream) -> predict_pb.Dispatched:
+    """What a proxy takes to the present node's engine."""
+    asked = stream.asked
+    candidate = Candidate(
+        request_id=stream.wire_id,
+        prompt_tokens=asked.prompt_tokens,
+        max_output_tokens=asked.max_output_tokens,
+        belief=asked.belief,
+        priority=asked.priority,
+        block_hashes=asked.block_hashes,
+    )
+    message = predict_pb.Announced(candidate=codec.candidate_to_wire(candidate), is_unnamed=stream.is_unnamed)
+    return predict_pb.Dispatched(dispatch_seq=dispatch_seq, announced=message)
+
+
 def reply_head(message: engine_pb.ForwardedHead) -> AnswerHead:
     return AnswerHead(message.status, tuple((line.name, line.value) for line in message.headers))
 

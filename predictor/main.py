@@ -27,6 +27,7 @@ from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError
 from protos.runtime.kernels import KernelError, kernels_ready
 from protos.runtime.log import log_json_lines
+from protos.runtime.own_process import certificate_ends
 from protos.runtime.ready_file import check_ready_file, write_ready_file
 from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
@@ -122,7 +123,11 @@ class Predictor:
         self._gate.open(self.node)
         if config.metrics_listen:
             address, node = parse_address(config.metrics_listen, any_port=True), self.node
-            self._metrics = MetricsServer(address, lambda: families(node, gateways=len(self._gate.sessions)))
+            tls, to_engine = config.tls, config.engine.tls
+            certificates = certificate_ends(tls.cert, tls.client_ca, to_engine.cert, to_engine.ca)
+            self._metrics = MetricsServer(
+                address, lambda: families(node, gateways=len(self._gate.sessions), certificates=certificates)
+            )
         await self._set_health(serving=True)
         if config.insecure and not is_loopback(self.address):
             log.warning("listening beyond this machine with insecure = true", address=str(self.address))

@@ -100,6 +100,12 @@ class Gateway:
         self.keys = KeyRing()
         self.keys.read(config.keys)
         self._tls = ServerTls(config.tls) if config.tls.cert else None
+        gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
+        self.spans = (
+            Spans(config.otlp_endpoint, gateway_id=gateway_id, explain=lambda name: self.pump.router.explain(name))
+            if config.otlp_endpoint
+            else None
+        )
         self.pump = Pump(
             Router(router),
             clock=time.monotonic,
@@ -107,14 +113,13 @@ class Gateway:
             on_finish=self._finished,
             on_defect=_log_defect,
             recorder=self._recorder,
+            tracing=self.spans,
             max_buffered_tokens=config.max_buffered_tokens,
         )
-        gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
         self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, on_change=self._nodes_changed)
         self.discovery = Discovery(interval_s=config.dns_interval_s, on_change=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
         self.lengths = _length_desk(config.lengths, tokenizer)
-        self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None
         self.intake = Intake(
             pump=self.pump,
             nodes=self.nodes,

@@ -22,6 +22,7 @@ from predictor.config import PredictorConfig
 from predictor.metrics import MetricsServer, families
 from predictor.node import NodeRuntime
 from predictor.service import EngineApi, Gate, PredictApi
+from predictor.spans import NodeSpans
 from protos.runtime.addresses import HostPort, is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError
@@ -56,6 +57,7 @@ class Predictor:
         self._gate = Gate()
         self._tls = ServerTls(config.tls) if config.tls.cert else None
         self._metrics: MetricsServer | None = None
+        self._spans: NodeSpans | None = None
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
 
@@ -107,6 +109,7 @@ class Predictor:
             )
         except EngineError as bad:
             raise ConfigError(str(bad)) from None
+        self._spans = NodeSpans(config.otlp_endpoint, node_id=node_id) if config.otlp_endpoint else None
         self.node = NodeRuntime(
             node_id,
             client,
@@ -118,6 +121,7 @@ class Predictor:
             scenarios=config.scenarios,
             models_every_s=config.engine.models_every_s,
             own_chats=config.engine.own_chats,
+            spans=self._spans,
         )
         await self.node.start()
         self._gate.open(self.node)
@@ -155,6 +159,8 @@ class Predictor:
             await self.node.close()
         await asyncio.gather(*(s.finish() for s in self._gate.sessions))
         await self._server.stop(CLOSE_GRACE_S)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
         log.info("node has stopped")
 
     async def _set_health(self, *, serving: bool) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from tests.e2e.cluster import MakeCluster, until
 from tests.e2e.collector import Collector, attributes
+from tests.e2e.engine_server import EngineServer
 from tests.e2e.test_resume import Reader, ask
 
 pytestmark = pytest.mark.e2e
@@ -27,46 +26,6 @@ def collector() -> Iterator[Collector]:
     collector = Collector()
     yield collector
     collector.close()
-
-
-class EngineServer:
-    """An OpenAI server without a trace of its scheduler, which notes what context it is given."""
-
-    def __init__(self) -> None:
-        self.contexts: list[str] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                models = json.dumps({"data": [{"id": "m", "object": "model"}]})
-                page = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:gpu_cache_usage_perc 0.1\n"
-                self._say(models if self.path == "/v1/models" else page)
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                server.contexts.append(self.headers.get("traceparent", ""))
-                choice = {"index": 0, "text": "a", "token_ids": [97], "finish_reason": "stop"}
-                self._say(f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n", "text/event-stream")
-
-            def _say(self, text: str, kind: str = "text/plain") -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 @pytest.fixture

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from deploy.local_cluster import LocalCluster
+from deploy.local_cluster import Child, LocalCluster
 from tests.e2e.cluster import make_cluster
 from tests.monitoring.prometheus import NOT_INSTALLED, Prometheus, is_installed, metrics_address
 
 __all__ = ["make_cluster"]
 
 Watch = Callable[..., Prometheus]
+
+
+class Processes(NamedTuple):
+    """What was started without a `LocalCluster`."""
+
+    gateway: Child
+    nodes: list[Child]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +38,7 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
     """Starts a Prometheus over clusters' pages, all of which it has seen when it is returned."""
     running: list[Prometheus] = []
 
-    def begin(*clusters: LocalCluster, **options: Any) -> Prometheus:
+    def begin(*clusters: LocalCluster | Processes, **options: Any) -> Prometheus:
         gateways = [cluster.gateway.http_address for cluster in clusters]
         predictors = [metrics_address(node.log_path) for cluster in clusters for node in cluster.nodes]
         watching = Prometheus(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import urllib.error
 import urllib.request
 from types import TracebackType
 from typing import Any
 
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
 
 class Load:
     """So many clients, each with one request after another, until it is left."""
 
-    def __init__(self, url: str, *, clients: int = 2, key: str = "", pause_s: float = 0.02, **body: Any) -> None:
+    def __init__(
+        self, url: str, *, clients: int = 2, key: str = "", ca: str = "", pause_s: float = 0.02, **body: Any
+    ) -> None:
+        context = ssl.create_default_context(cafile=ca) if ca else None
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
         self._url = f"{url}/v1/completions"
         self._body = json.dumps({"prompt": "why is the sky blue?", "max_tokens": 10, **body}).encode()
         self._headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
@@ -39,7 +44,9 @@ class Load:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                with DIRECT.open(urllib.request.Request(self._url, self._body, self._headers), timeout=60) as answer:
+                with self._opener.open(
+                    urllib.request.Request(self._url, self._body, self._headers), timeout=60
+                ) as answer:
                     answer.read()
                     self.statuses.append(answer.status)
             except urllib.error.HTTPError as refused:

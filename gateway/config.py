@@ -207,8 +207,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gateway_id: Name = ""
     """Name in the nodes' logs; empty: host name and process id."""
     otlp_endpoint: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
-    """OpenTelemetry collector (OTLP/HTTP) for one span per request, for example http://127.0.0.1:4318/v1/traces; empty:
-    no spans."""
+    """OpenTelemetry collector (OTLP/HTTP) for the spans of requests, for example http://127.0.0.1:4318/v1/traces;
+    empty: no spans."""
     record: FileName = ""
     """File for the decision log (JSON lines); a scaler's is beside it, its name ending in .scaling; empty: none."""
     ready_file: FileName = ""

@@ -64,6 +64,7 @@ from protos.runtime.addresses import is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError, differing_keys
 from protos.runtime.log import log_json_lines
+from protos.runtime.own_process import certificate_ends
 from protos.runtime.ready_file import check_ready_file
 from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
@@ -101,10 +102,17 @@ class Gateway:
         router = _router_config(config, slot)
         self._recorder = FileRecorder(Path(config.record + suffix), router, ROUTERS) if config.record else None
         self._idle = asyncio.Event()
-        self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic)
+        self._certificates = _certificates(config)
+        self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic, lambda: self._certificates)
         self.keys = KeyRing()
         self.keys.read(config.keys)
         self._tls = ServerTls(config.tls) if config.tls.cert else None
+        gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
+        self.spans = (
+            Spans(config.otlp_endpoint, gateway_id=gateway_id, explain=lambda name: self.pump.router.explain(name))
+            if config.otlp_endpoint
+            else None
+        )
         self.pump = Pump(
             Router(router),
             clock=time.monotonic,
@@ -112,14 +120,13 @@ class Gateway:
             on_finish=self._finished,
             on_defect=_log_defect,
             recorder=self._recorder,
+            tracing=self.spans,
             max_buffered_tokens=config.max_buffered_tokens,
         )
-        gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
         self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, on_change=self._nodes_changed)
         self.discovery = Discovery(interval_s=config.dns_interval_s, on_change=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
         self.lengths = _length_desk(config.lengths, tokenizer)
-        self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None
         self.intake = Intake(
             pump=self.pump,
             nodes=self.nodes,
@@ -302,6 +309,8 @@ class Gateway:
             self.page.keys_changed()
         if self._tls is not None:
             self._tls.reload()
+            # Those to the nodes are read at the start only, so theirs stay as they were.
+            self._certificates |= certificate_ends(self.config.tls.cert, self.config.tls.client_ca)
         if config.router.policy != self.config.router.policy:
             self.pump.post(PolicySet(policy=policy_name(config.router.policy)))
         self.discovery.set_entries(config.entries(), make_sources(config.discovery))
@@ -450,6 +459,11 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, os._exit, 130)
     await gateway.stop()
+
+
+def _certificates(config: GatewayConfig) -> dict[str, float]:
+    """Of both sides of the gateway, with their ends. Raises ConfigError."""
+    return certificate_ends(config.tls.cert, config.tls.client_ca, config.node_tls.cert, config.node_tls.ca)
 
 
 def _tokenizer(name: str) -> Tokenizer:

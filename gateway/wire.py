@@ -186,6 +186,7 @@ def staged(dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -
         sampling=types_pb.SamplingParams(max_tokens=1, ignore_eos=True),
         priority=stream.shape.priority,
         belief=codec.belief_to_wire(LengthBelief((1,))),
+        traceparent=stream.stage_traceparent,
         model=stream.shape.model,
     )
     request.prompt_token_ids.extend(stream.produced[: max(0, tokens - len(stream.prompt_token_ids))])

@@ -143,6 +143,9 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How long a dispatched request counts before it must have shown up in the trace."""
     scenarios: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
     """Futures simulated per what-if when answer lengths are not known (a count)."""
+    otlp_endpoint: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
+    """OpenTelemetry collector (OTLP/HTTP) for one span per request, for example http://127.0.0.1:4318/v1/traces; empty:
+    no spans."""
     ready_file: FileName = ""
     """File that gets one JSON line with the bound address when the node serves."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -167,6 +170,8 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             check_key("engine.address", lambda: parse_address(self.engine.address))
         if self.emulated.http_listen:
             check_key("emulated.http_listen", lambda: parse_address(self.emulated.http_listen, any_port=True))
+        if self.otlp_endpoint:
+            check_key("otlp_endpoint", lambda: parse_url(self.otlp_endpoint, default_port=4318))
         if self.engine.url:
             check_key("engine.url", lambda: parse_url(self.engine.url))
         check_key("engine.dialect", lambda: check_name(self.engine.dialect))

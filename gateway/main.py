@@ -260,6 +260,7 @@ class Gateway:
         self.keys.read(self.config.keys)
         if self._tls is not None:
             self._tls.reload()
+        self.nodes.reload_tls()
         if config.router.policy != self.config.router.policy:
             self.pump.post(PolicySet(policy=policy_name(config.router.policy)))
         self.discovery.set_entries(config.entries())

@@ -20,7 +20,7 @@ tls = true
 
 [ssh]
 # As your own ssh and its configuration log in, unless said here or at a host.
-{user}
+{user}{config}
 # options = ["StrictHostKeyChecking=accept-new"]
 
 [gateway]
@@ -48,10 +48,16 @@ run_as = "astrolabe"
 
 
 def draft(
-    sources: Sequence[tuple[str, Found]], *, gateways: Iterable[str] = (), engine: str, profile: str, user: str
+    sources: Sequence[tuple[str, Found]],
+    *,
+    gateways: Iterable[str] = (),
+    engine: str,
+    profile: str,
+    user: str,
+    ssh_config: str = "",
 ) -> str:
     """The text of a cluster.toml. `sources`: what each is called, and what it told. `profile`, `user`: empty: as the
-    sources say. Raises SourceError."""
+    sources say. `ssh_config`: the one that ssh is to take in place of the user's own. Raises SourceError."""
     hosts = tidy_names(host for _, found in sources for host in found.hosts)
     if not hosts:
         raise SourceError(f"{', '.join(name for name, _ in sources)}: name no host; give a source with hosts too")
@@ -64,6 +70,7 @@ def draft(
         HEAD.format(
             sources=", ".join(name for name, _ in sources),
             user=f"user = {_quoted(common_user)}" if common_user else '# user = "ubuntu"',
+            config=f"\nconfig = {_quoted(ssh_config)}" if ssh_config else "",
         )
     ]
     for name, members in groups.items():

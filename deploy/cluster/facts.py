@@ -195,7 +195,7 @@ def read_facts(printed: str, *, clock_skew_s: float = 0.0, round_trip_s: float =
             if name
         ),
         listeners=tuple(found for line in told.get("listen", ()) if (found := _listener(line))),
-        vllms=tuple(found for line in told.get("vllm", ()) if (found := _vllm(line))),
+        vllms=tuple(server for line in told.get("vllm", ()) if (server := _vllm(line))),
         releases=frozenset(told.get("release", ())),
         current=one("current"),
         previous=one("previous"),

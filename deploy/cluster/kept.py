@@ -142,7 +142,8 @@ class Kept:
             lines = (self.folder / "release").read_text().splitlines()
         except FileNotFoundError:
             return "", ""
-        return (*lines, "", "")[:2]
+        now, before, *_ = (*lines, "", "")
+        return now, before
 
 
 def _now() -> datetime.datetime:

@@ -105,7 +105,9 @@ def host_status(
     trouble = [f"{finding.check}: {finding.text}" for finding in view.failures]
     if drift.detail and not trouble:
         trouble.append(drift.detail)
-    services, releases, seen = {}, [], []
+    services: dict[str, str] = {}
+    releases: list[str] = []
+    seen: list[str] = []
     for role, unit in (("node", PREDICTOR), ("gateway", GATEWAY)):
         if role not in host.roles or facts is None:
             continue

@@ -154,7 +154,10 @@ class Rollout:
             )
             gateways = [v.host for v in views if v.host.is_gateway and v.facts and v.facts.unit(GATEWAY).is_running]
             going_on = self._services("node", plans, reports, gateways)
-            going_on = going_on and self._services("gateway", plans, reports, gateways)
+            if going_on:
+                going_on = self._services("gateway", plans, reports, gateways)
+            else:
+                _leave_gateways(plans, reports)
             if going_on:
                 self._at_once(
                     [n for n in plans if plans[n].finish], reports, lambda n: self._do(n, plans[n].finish, reports)
@@ -359,6 +362,15 @@ class Rollout:
             return []
         with ThreadPoolExecutor(max_workers=min(self._parallel, len(items))) as pool:
             return list(pool.map(act, items))
+
+
+def _leave_gateways(plans: Mapping[str, HostPlan], reports: dict[str, HostReport]) -> None:
+    """Notes of gateways that they were not touched, because nodes did not come back."""
+    for name, host_plan in plans.items():
+        is_due = any(service.role == "gateway" and service.steps for service in host_plan.services)
+        if is_due and reports[name].outcome not in ("failed", "left"):
+            reports[name].outcome = "left"
+            reports[name].detail = "its gateway was not touched, because a node did not come back"
 
 
 def locked(step: Step) -> str:

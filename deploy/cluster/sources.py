@@ -225,7 +225,8 @@ def _ansible_ini(text: str) -> Found:
                 raise SourceError(f"line {number}: {bad}") from None
             for name in _expanded(pattern, number):
                 members.setdefault(section, {})[name] = None
-                host_variables.setdefault(name, {}).update(pair.split("=", 1) for pair in pairs if "=" in pair)
+                told = (pair.partition("=") for pair in pairs)
+                host_variables.setdefault(name, {}).update({key: value for key, sign, value in told if sign})
     return _ansible(members, variables, children, host_variables)
 
 

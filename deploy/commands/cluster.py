@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deploy.cluster.manifest import Cluster
     from deploy.cluster.release import Release
     from deploy.cluster.rollout import HostReport, HostView, Rollout
+    from deploy.cluster.sources import Found
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -132,7 +133,10 @@ def init(
         for note in found[-1][1].notes:
             click.echo(f"{source}: {note}", err=True)
     try:
-        output.write_text(draft(found, gateways=gateways, engine=engine, profile=profile, user=user), encoding="utf-8")
+        text = draft(
+            found, gateways=gateways, engine=engine, profile=profile, user=user, ssh_config=_ssh_config(sources, found)
+        )
+        output.write_text(text, encoding="utf-8")
     except SourceError as bad:
         raise click.ClickException(str(bad)) from None
     except OSError as bad:
@@ -444,6 +448,13 @@ def _includes(source: Path) -> Callable[[str], Iterator[str]]:
                 yield _text(file)
 
     return texts
+
+
+def _ssh_config(sources: tuple[Path, ...], found: list[tuple[str, Found]]) -> str:
+    """The ssh_config among the sources that ssh would not read by itself; empty: there is none."""
+    own = {Path.home() / ".ssh/config", Path("/etc/ssh/ssh_config")}
+    configs = [s.resolve() for s, (_, f) in zip(sources, found, strict=True) if f.format == "ssh-config"]
+    return next((str(config) for config in configs if config not in own), "")
 
 
 def _view_document(view: HostView) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ REBOOT_CODE = 133
 """What systemd-nspawn --keep-unit ends with when its system wants to boot anew."""
 BOOT_S = 120.0
 CGROUPS = "astrolabe-rig-"
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def base_system() -> Path:
@@ -44,6 +46,33 @@ def base_system() -> Path:
             key.unlink()
         made.rename(base)
     return base
+
+
+def wheels() -> tuple[Path, Path]:
+    """A folder with the wheels of this checkout and all that it needs, and the wheel of a release that comes after."""
+    return HOME / "wheels", next((HOME / "next").glob("astrolabe-*.whl"))
+
+
+def prepare() -> None:
+    """All that needs the network, outside of the rig: the base system, and the wheels of this checkout as it is."""
+    base_system()
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet"]
+    with tempfile.TemporaryDirectory(prefix="astrolabe-wheel-") as folder:
+        copy = Path(folder) / "astrolabe"
+        ignored = shutil.ignore_patterns(".*", "build", "dist", "results", "tests", "*.egg-info")
+        shutil.copytree(CHECKOUT, copy, ignore=ignored)
+        for name in ("wheels", "next"):
+            for old in (HOME / name).glob("astrolabe-*.whl"):
+                old.unlink()
+        subprocess.run(
+            [*pip, "--find-links", str(HOME / "wheels"), "--wheel-dir", str(HOME / "wheels"), copy], check=True
+        )
+        shutil.rmtree(copy / "build", ignore_errors=True)
+        project = copy / "pyproject.toml"
+        project.write_text(
+            re.sub(r'^version = "(.*)"', r'version = "\1.post1"', project.read_text(), flags=re.MULTILINE)
+        )
+        subprocess.run([*pip, "--no-deps", "--wheel-dir", str(HOME / "next"), copy], check=True)
 
 
 class Host:
@@ -148,6 +177,7 @@ class Rig:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)], check=True)
         self.ssh_config = self.folder / "ssh_config"
         self.ssh_config.write_text(SSH_CONFIG.format(key=self.key))
+        self.wheelhouse, self.next_wheel = wheels()
         self._hosts: list[Host] = []
         # systemd-nspawn removes what it keeps in /run of a memory file system only.
         commands = [
@@ -163,8 +193,11 @@ class Rig:
 
     def host(self, name: str) -> Host:
         """A fresh one, not booted yet."""
-        self._hosts.append(Host(self, name, 11 + len(self._hosts)))
-        return self._hosts[-1]
+        host = Host(self, name, 11 + len(self._hosts))
+        self._hosts.append(host)
+        with self.ssh_config.open("a") as file:
+            file.write(f"Host {name}\n  HostName {host.address}\n")
+        return host
 
     def __enter__(self) -> Rig:
         return self
@@ -174,8 +207,7 @@ class Rig:
             host.stop()
         for host in self._hosts:
             subprocess.run(["umount", "--recursive", "--lazy", str(host.root)], check=False)
-        for network in ("rig",):
-            subprocess.run(["ip", "link", "del", network], check=False)
+        subprocess.run(["ip", "link", "del", "rig"], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -199,6 +231,7 @@ ExecStart=/usr/bin/ssh-keygen -A
 """
 SSH_CONFIG = """\
 Host *
+  User root
   IdentityFile {key}
   IdentitiesOnly yes
   IdentityAgent none
@@ -250,5 +283,5 @@ if __name__ == "__main__":
         sys.exit(keep(*sys.argv[2:]))
     elif sys.argv[1] == "sweep":
         sweep()
-    elif sys.argv[1] == "base":
-        print(base_system())  # noqa: T201
+    elif sys.argv[1] == "prepare":
+        prepare()

@@ -53,7 +53,7 @@ INI = """\
 jump.lab ansible_connection=local
 
 [gpus]
-gpu[01:03:2].lab ansible_host=10.0.1.1 ; one address is enough here
+gpu[01:03:2].lab ; two hosts
 big ansible_host=10.0.2.1 ansible_port=2200 ansible_user=root
 
 [gateways]
@@ -111,7 +111,6 @@ def names(text: str) -> list[str]:
         (YAML, "ansible-yaml"),
         ('{"all": {"hosts": {"a": {}}}}', "ansible-yaml"),
         (SSH, "ssh-config"),
-        ("host=gw\n", "hosts"),
         ("ada@10.0.0.1:2022\n# none\nb.lab slots=8\n", "hosts"),
     ],
 )

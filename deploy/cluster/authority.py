@@ -22,14 +22,14 @@ BACKDATED = datetime.timedelta(hours=1)
 """Hosts whose clocks are a little behind take them too."""
 
 
-class Pair(msgspec.Struct, frozen=True):
+class CertPair(msgspec.Struct, frozen=True):
     """A certificate and its private key, PEM."""
 
     cert: bytes
     key: bytes
 
 
-def new_authority(name: str, *, now: datetime.datetime) -> Pair:
+def new_authority(name: str, *, now: datetime.datetime) -> CertPair:
     """A self-signed authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -41,12 +41,12 @@ def new_authority(name: str, *, now: datetime.datetime) -> Pair:
         .add_extension(identifier, critical=False)
         .sign(key, hashes.SHA256())
     )
-    return Pair(_pem(cert), _secret(key))
+    return CertPair(_pem(cert), _secret(key))
 
 
 def certify(
-    authority: Pair, name: str, subjects: Iterable[str], *, now: datetime.datetime, days: float = LEAF_DAYS
-) -> Pair:
+    authority: CertPair, name: str, subjects: Iterable[str], *, now: datetime.datetime, days: float = LEAF_DAYS
+) -> CertPair:
     """A certificate for the addresses and host names in `subjects`, for servers and clients alike."""
     ca = x509.load_pem_x509_certificate(authority.cert)
     ca_key = serialization.load_pem_private_key(authority.key, password=None)
@@ -63,7 +63,7 @@ def certify(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    return Pair(_pem(cert), _secret(key))
+    return CertPair(_pem(cert), _secret(key))
 
 
 def days_left(cert: bytes, *, now: datetime.datetime) -> float:

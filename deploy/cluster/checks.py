@@ -1,4 +1,4 @@
-"""What stands in the way of an installation on a host, and how to mend it. Pure.
+"""What stands in the way of an installation on a host, and how to mend it. Decides from facts alone.
 
 A finding that fails keeps `install` away from the host; one that warns does not.
 """

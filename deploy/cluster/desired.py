@@ -1,6 +1,4 @@
-"""What a host is to have: its release, files and services, as cluster.toml says. Pure but for the shipped units, which
-are read from the package.
-"""
+"""What a host is to have: its release, files and services, as cluster.toml says. Reads nothing but the shipped units."""
 
 from __future__ import annotations
 

@@ -40,14 +40,14 @@ class VllmFacts(msgspec.Struct, frozen=True, kw_only=True):
     """As it says over HTTP; empty: it does not."""
 
 
-class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+class HostGpu(msgspec.Struct, frozen=True, kw_only=True):
     """As nvidia-smi tells."""
 
     name: str
     driver: str
 
 
-class Listener(msgspec.Struct, frozen=True, kw_only=True):
+class PortListener(msgspec.Struct, frozen=True, kw_only=True):
     """A TCP port that is listened on."""
 
     port: int
@@ -73,8 +73,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Of the file system that releases go to."""
     users: frozenset[str] = frozenset()
     """Those asked about that there are."""
-    gpus: tuple[Gpu, ...] = ()
-    listeners: tuple[Listener, ...] = ()
+    gpus: tuple[HostGpu, ...] = ()
+    listeners: tuple[PortListener, ...] = ()
     vllms: tuple[VllmFacts, ...] = ()
     releases: frozenset[str] = frozenset()
     """Those that are complete."""
@@ -190,7 +190,7 @@ def read_facts(printed: str, *, clock_skew_s: float = 0.0, round_trip_s: float =
         free_bytes=_number(one("free_kib")) * 1024,
         users=frozenset(told.get("user", ())),
         gpus=tuple(
-            Gpu(driver=driver.strip(), name=name.strip())
+            HostGpu(driver=driver.strip(), name=name.strip())
             for driver, _, name in (line.partition(",") for line in told.get("gpu", ()))
             if name
         ),
@@ -213,14 +213,14 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _listener(line: str) -> Listener | None:
+def _listener(line: str) -> PortListener | None:
     """A line of `ss -Hltnp`: state, two queues, local address, peer, processes."""
     parts = line.split(None, 5)
     port = parts[3].rpartition(":")[2] if len(parts) > 3 else ""
     process = re.search(r'\("([^"]*)",pid=(\d+)', parts[5]) if len(parts) > 5 else None
     if not port.isdigit():
         return None
-    return Listener(port=int(port), pid=int(process[2]) if process else 0, command=process[1] if process else "")
+    return PortListener(port=int(port), pid=int(process[2]) if process else 0, command=process[1] if process else "")
 
 
 def _vllm(line: str) -> VllmFacts | None:

@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from deploy.cluster.authority import Pair, certify, days_left, new_authority, vouches_for
+from deploy.cluster.authority import CertPair, certify, days_left, new_authority, vouches_for
 from deploy.cluster.desired import HostSecrets, subjects_of
 from deploy.cluster.manifest import Cluster, ClusterHost
 from deploy.cluster.release import Release, release_in, take_release
@@ -45,7 +45,7 @@ class Kept:
         self._first_key()
         return HostSecrets(ca=authority.cert, cert=pair.cert, key=pair.key, api_keys=self.keys.read_bytes())
 
-    def renew(self, cluster: Cluster, host: ClusterHost) -> Pair:
+    def renew(self, cluster: Cluster, host: ClusterHost) -> CertPair:
         """A new certificate for a host. Raises ConfigError."""
         authority = self._authority()
         left = days_left(authority.cert, now=_now())
@@ -81,21 +81,21 @@ class Kept:
         write_keys(self.keys, KeyFile(keys=(entry,)))
         return key
 
-    def _authority(self) -> Pair:
+    def _authority(self) -> CertPair:
         if not self.ca.exists():
             made = new_authority(f"Astrolabe {self.folder.stem} CA", now=_now())
             self._write("tls/ca.crt", made.cert, secret=False)
             self._write("ca.key", made.key)
         try:
-            return Pair(self.ca.read_bytes(), self.ca_key.read_bytes())
+            return CertPair(self.ca.read_bytes(), self.ca_key.read_bytes())
         except OSError as bad:
             raise ConfigError(
                 f"{bad.filename}: cannot be read: {bad.strerror}; the authority's files belong here"
             ) from None
 
-    def _pair(self, name: str) -> Pair | None:
+    def _pair(self, name: str) -> CertPair | None:
         try:
-            return Pair(*((self.folder / f"tls/{name}.{end}").read_bytes() for end in ("crt", "key")))
+            return CertPair(*((self.folder / f"tls/{name}.{end}").read_bytes() for end in ("crt", "key")))
         except FileNotFoundError:
             return None
 

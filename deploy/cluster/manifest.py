@@ -1,4 +1,4 @@
-"""cluster.toml: which hosts there are and what each is to be. Pure but for `load_cluster`.
+"""cluster.toml: which hosts there are and what each is to be. Only `load_cluster` reads a file.
 
 Everything that is wrong with a file is told at once, a line each, with the line of the file.
 """

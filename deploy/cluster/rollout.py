@@ -27,7 +27,7 @@ from deploy.cluster.facts import CLOCK, HostFacts, facts_script, read_facts
 from deploy.cluster.kept import Kept
 from deploy.cluster.layout import CURRENT, GATEWAY, TLS
 from deploy.cluster.manifest import GATEWAY_USER, Cluster, ClusterHost, Role
-from deploy.cluster.plan import HostPlan, ServicePlan, Step, plan, removal
+from deploy.cluster.plan import HostPlan, HostStep, ServicePlan, plan, removal
 from deploy.cluster.release import Release, pack
 from deploy.cluster.shell import TIMED_OUT, Ran, Shell, Unreachable
 
@@ -325,7 +325,7 @@ class Rollout:
 
     # --- Carrying out -------------------------------------------------------------------------------------------------
 
-    def _do(self, name: str, steps: Iterable[Step], reports: dict[str, HostReport]) -> None:
+    def _do(self, name: str, steps: Iterable[HostStep], reports: dict[str, HostReport]) -> None:
         """Raises HostFailed at the first step that does not succeed."""
         for step in steps:
             began_s = time.monotonic()
@@ -373,13 +373,13 @@ def _leave_gateways(plans: Mapping[str, HostPlan], reports: dict[str, HostReport
             reports[name].detail = "its gateway was not touched, because a node did not come back"
 
 
-def locked(step: Step) -> str:
+def locked(step: HostStep) -> str:
     """A step's script, after any that still runs on the host: one whose operator was cut off goes on to its end."""
     lock = f"flock -E {BUSY} -w {step.timeout_s / 2:.0f} /run/lock/astrolabe-cluster"
     return f"mkdir -p /run/lock; exec {lock} sh -c {shlex.quote(step.script)}"
 
 
-def step_trouble(step: Step, ran: Ran) -> str:
+def step_trouble(step: HostStep, ran: Ran) -> str:
     """One line about a step that failed."""
     said = f"{ran.out}\n{ran.err}"
     if ran.code == BUSY:

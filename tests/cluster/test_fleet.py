@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 import pytest
 
-from deploy.cluster.authority import Pair, certify
+from deploy.cluster.authority import CertPair, certify
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from tests.cluster.load import TlsLoad
@@ -245,7 +245,7 @@ def test_a_wrong_key_is_one_line(fleet: Fleet) -> None:
 
 
 def test_an_expired_certificate_is_one_line_and_rotate_mends_it(fleet: Fleet) -> None:
-    authority = Pair(fleet.ca.read_bytes(), (fleet.secrets / "ca.key").read_bytes())
+    authority = CertPair(fleet.ca.read_bytes(), (fleet.secrets / "ca.key").read_bytes())
     long_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=40)
     old = certify(authority, "h3", ["10.77.0.13", "h3"], now=long_ago, days=30)
     (fleet.secrets / "tls/h3.crt").write_bytes(old.cert)

@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle check fix protos bench chaos length clean test-envoy
+.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle check fix protos bench chaos length clean test-envoy test-cluster
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,12 @@ test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler
 
 chaos: $(VENV)/.dev ## faults: hundreds of seeds in virtual time, several on real processes (about 9 minutes on 2 cores)
 	ASTROLABE_CHAOS_SEEDS=300 ASTROLABE_CHAOS_LIVE_SEEDS=3 $(BIN)/python -m pytest -q --durations 5 tests/chaos
+
+test-cluster: $(VENV)/.dev ## install, upgrade, break and remove a fleet on three real hosts (systemd, sshd) made for it; root, about 15 minutes
+	$(BIN)/python -m tests.cluster.rig prepare
+	ASTROLABE_RIG=1 unshare --mount --net --pid --ipc --uts --fork --kill-child --mount-proc \
+	  $(BIN)/python -m pytest -q -x -p no:cacheprovider tests/cluster; status=$$?; \
+	  $(BIN)/python -m tests.cluster.rig sweep; exit $$status
 
 check: $(VENV)/.dev ## lint, types, import contracts, stub freshness; changes nothing
 	$(BIN)/ruff check .

@@ -309,8 +309,8 @@ class Gateway:
             self.page.keys_changed()
         if self._tls is not None:
             self._tls.reload()
-            # Those to the nodes are read at the start only, so theirs stay as they were.
-            self._certificates |= certificate_ends(self.config.tls.cert, self.config.tls.client_ca)
+        self.nodes.reload_tls()
+        self._certificates = _certificates(self.config)
         if config.router.policy != self.config.router.policy:
             self.pump.post(PolicySet(policy=policy_name(config.router.policy)))
         self.discovery.set_entries(config.entries(), make_sources(config.discovery))

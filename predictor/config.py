@@ -115,7 +115,8 @@ class EmulatedEngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One predictor process and, with an embedded engine, that engine. A change needs a restart."""
+    """One predictor process and, with an embedded engine, that engine. On SIGHUP the files of certificates are read
+    again; any other change needs a restart."""
 
     node_id: Name = ""
     """Name of the node, unique among a gateway's nodes; empty: the address it listens on."""

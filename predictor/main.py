@@ -158,6 +158,16 @@ class Predictor:
         if config.ready_file:
             write_ready_file(Path(config.ready_file), {"address": str(self.address), "node_id": node_id})
 
+    def reload(self) -> None:
+        """Takes the certificate files anew, for connections that come from then on."""
+        try:
+            if self._tls is not None:
+                self._tls.reload()
+        except ConfigError as bad:
+            log.error("certificates not read again, the old ones hold", detail=str(bad))
+            return
+        log.info("certificates read again; all else needs a restart", tls=self._tls is not None)
+
     async def stop(self) -> None:
         """Takes no more calls, aborts what runs, tells everybody how it ended, lets go of the engine."""
         self._gate.close()
@@ -201,8 +211,9 @@ async def serve(config: PredictorConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    live_through(signal.SIGHUP)
+    live_through()
     predictor = Predictor(config)
+    loop.add_signal_handler(signal.SIGHUP, predictor.reload)
     await predictor.bind()
     starting = asyncio.create_task(predictor.start(), name="start")
     stopping = asyncio.create_task(stop.wait(), name="stop")

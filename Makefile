@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle check fix protos bench chaos length clean test-envoy test-cluster
+.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle check fix protos bench chaos length clean test-envoy test-cluster wheel
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
 	@touch $@ $(VENV)/.demo
+
+# A build leaves files behind that the next one would take in.
+wheel: | $(BIN)/python ## dist/: wheels of astrolabe, and of astrolabe-trace for vLLM's environment
+	rm -rf build engine_adapters/trace_package/build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./engine_adapters/trace_package
+	rm -rf build engine_adapters/trace_package/build
 
 demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real ShareGPT conversations, three policies compared
 	$(BIN)/astrolabe bench demo

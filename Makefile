@@ -45,7 +45,8 @@ demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real Share
 	$(BIN)/astrolabe bench demo
 
 test: check ## all checks and all tests (what CI runs)
-	$(BIN)/python -m pytest -q --ignore tests/vllm
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not e2e" --ignore tests/vllm
+	$(BIN)/python -m pytest -q -m e2e --ignore tests/vllm
 
 test-fast: $(VENV)/.dev ## only the tests that start no processes
 	$(BIN)/python -m pytest -q -m "not e2e" tests

@@ -77,6 +77,14 @@ class LengthsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How long to wait for that belief; later ones give way to the prior."""
 
 
+class UiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The page for the person on call, at `/ui` of the HTTP front."""
+
+    enabled: Annotated[bool | None, msgspec.Meta(extra={"option": ""})] = None
+    """Serve the page for the person on call at /ui of the HTTP front, to whoever has an admin key where there are keys;
+    without a word it is there when that front listens on loopback."""
+
+
 class ExtProcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Proxies that ask where to take their requests, by Envoy's external processing (ext_proc)."""
 
@@ -146,6 +154,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """TLS of both fronts."""
     node_tls: Annotated[NodeTlsFiles, msgspec.Meta(extra={"option": "node"})] = NodeTlsFiles()
     """TLS of the sessions with nodes."""
+    ui: UiConfig = UiConfig()
+    """The page for the person on call."""
     insecure: bool = False
     """Listen beyond this machine although connections are not encrypted or callers not known."""
     stream_comment_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
@@ -197,8 +207,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gateway_id: Name = ""
     """Name in the nodes' logs; empty: host name and process id."""
     otlp_endpoint: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
-    """OpenTelemetry collector (OTLP/HTTP) for one span per request, for example http://127.0.0.1:4318/v1/traces; empty:
-    no spans."""
+    """OpenTelemetry collector (OTLP/HTTP) for the spans of requests, for example http://127.0.0.1:4318/v1/traces;
+    empty: no spans."""
     record: FileName = ""
     """File for the decision log (JSON lines); a scaler's is beside it, its name ending in .scaling; empty: none."""
     ready_file: FileName = ""
@@ -257,6 +267,13 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def _check_fallback(self) -> None:
         if needs_forecasts(self.router.fallback):
             raise ValueError(f"{self.router.fallback!r} needs forecasts itself; choose for example 'least_requests'")
+
+    @property
+    def shows_ui(self) -> bool:
+        """Whether the page for the person on call is served."""
+        if self.ui.enabled is not None:
+            return self.ui.enabled and bool(self.http_listen)
+        return bool(self.http_listen) and is_loopback(parse_address(self.http_listen, any_port=True))
 
     def entries(self) -> tuple[NodeEntry, ...]:
         return tuple(NodeEntry(address=n) if isinstance(n, str) else n for n in self.nodes)

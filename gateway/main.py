@@ -11,6 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,9 @@ from gateway.operators import Operators
 from gateway.policy_files import policy_name
 from gateway.pump import Pump
 from gateway.ready import SERVICE, write_ready
+from gateway.ui.front import PageFront, switched_off
+from gateway.ui.tail import LogTail
+from gateway.ui.view import FleetView
 from gateway.workers.shared_claims import SharedClaims
 from gateway.workers.shared_quotas import shared_quotas
 from gateway.workers.siblings import Siblings
@@ -60,6 +64,7 @@ from protos.runtime.addresses import is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError, differing_keys
 from protos.runtime.log import log_json_lines
+from protos.runtime.own_process import certificate_ends
 from protos.runtime.ready_file import check_ready_file
 from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
@@ -85,7 +90,8 @@ class Gateway:
     Raises ConfigError when a file of the configuration cannot be used.
     """
 
-    def __init__(self, config: GatewayConfig, slot: WorkerSlot | None = None) -> None:
+    def __init__(self, config: GatewayConfig, slot: WorkerSlot | None = None, tail: LogTail | None = None) -> None:
+        """`tail`: the latest lines of the log, for the page."""
         loop = asyncio.get_running_loop()
         self.config = config
         self.bound = parse_address(slot.listen if slot else config.listen, any_port=True)
@@ -96,10 +102,17 @@ class Gateway:
         router = _router_config(config, slot)
         self._recorder = FileRecorder(Path(config.record + suffix), router, ROUTERS) if config.record else None
         self._idle = asyncio.Event()
-        self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic)
+        self._certificates = _certificates(config)
+        self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic, lambda: self._certificates)
         self.keys = KeyRing()
         self.keys.read(config.keys)
         self._tls = ServerTls(config.tls) if config.tls.cert else None
+        gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
+        self.spans = (
+            Spans(config.otlp_endpoint, gateway_id=gateway_id, explain=lambda name: self.pump.router.explain(name))
+            if config.otlp_endpoint
+            else None
+        )
         self.pump = Pump(
             Router(router),
             clock=time.monotonic,
@@ -107,14 +120,13 @@ class Gateway:
             on_finish=self._finished,
             on_defect=_log_defect,
             recorder=self._recorder,
+            tracing=self.spans,
             max_buffered_tokens=config.max_buffered_tokens,
         )
-        gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
         self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, on_change=self._nodes_changed)
         self.discovery = Discovery(interval_s=config.dns_interval_s, on_change=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
         self.lengths = _length_desk(config.lengths, tokenizer)
-        self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None
         self.intake = Intake(
             pump=self.pump,
             nodes=self.nodes,
@@ -153,6 +165,8 @@ class Gateway:
         self._server = grpc.aio.server(options=_server_options(config, shared_port=slot is not None))
         self._private = grpc.aio.server() if slot else None
         self._desk = desk = CallDesk(self.intake, self.nodes)
+        self._gateway_id = gateway_id
+        self.page = self._page_front(tail or LogTail()) if config.shows_ui else None
         front = OpenAiApi(
             intake=self.intake,
             nodes=self.nodes,
@@ -160,6 +174,7 @@ class Gateway:
             metrics=self._metrics_page,
             desk=desk,
             max_body_bytes=config.max_body_bytes,
+            ui=self.page.handle if self.page is not None else switched_off,
             is_leaving=lambda: self._stopping,
             stream_comment_s=config.stream_comment_s,
         )
@@ -178,6 +193,8 @@ class Gateway:
             listener = bound_socket(self.http_bound, key="http_listen", shared=self._slot is not None)
             self.http_bound = self.http_bound._replace(port=port_of(listener))
             await self._http.start(listener, self._tls.context if self._tls else None)
+            if self.page is not None:
+                self.page.start()
         if self._processor is not None:
             await self._processor.start(self._tls)
         self.discovery.set_entries(self.config.entries(), make_sources(self.config.discovery))
@@ -251,6 +268,8 @@ class Gateway:
         except TimeoutError:
             for stream in list(self.pump.streams.values()):
                 self.pump.expel(stream, Outcome.NO_NODE, "the gateway has shut down; send the request to another one")
+        if self.page is not None:
+            self.page.close()
         await self._server.stop(CLOSE_GRACE_S)
         if self._processor is not None:
             await self._processor.stop(CLOSE_GRACE_S)
@@ -286,8 +305,12 @@ class Gateway:
         router = msgspec.structs.replace(self.config.router, policy=config.router.policy)
         taken = msgspec.structs.replace(self.config, nodes=config.nodes, discovery=config.discovery, router=router)
         self.keys.read(self.config.keys)
+        if self.page is not None:
+            self.page.keys_changed()
         if self._tls is not None:
             self._tls.reload()
+        self.nodes.reload_tls()
+        self._certificates = _certificates(self.config)
         if config.router.policy != self.config.router.policy:
             self.pump.post(PolicySet(policy=policy_name(config.router.policy)))
         self.discovery.set_entries(config.entries(), make_sources(config.discovery))
@@ -342,10 +365,31 @@ class Gateway:
         self.metrics.follow_scaling(runtime)
         return runtime
 
+    def _page_front(self, tail: LogTail) -> PageFront:
+        config, slot = self.config, self._slot
+        objective = config.scaling.objective if config.scaling.is_on else None
+        view = FleetView(pump=self.pump, nodes=self.nodes, scaling=self.scaling, objective=objective)
+
+        def about() -> dict[str, Any]:
+            return {
+                "gateway": self._gateway_id,
+                "worker": slot.index + 1 if slot else 1,
+                "workers": slot.count if slot else 1,
+                "log_level": config.log_level,
+                "version": version("astrolabe"),
+                "keys": self.keys.asks_for_keys,
+            }
+
+        return PageFront(
+            view, tail, operators=self.operators, keys=self.keys, about=about, local_only=config.ui.enabled is None
+        )
+
     def _finished(self, stream: ClientStream) -> None:
         if stream.call is None or not stream.call.is_aside:
             logs.request_finished(stream)
             self.metrics.finished(stream, len(self.pump.streams))
+            if self.page is not None:
+                self.page.finished(stream)
             if self.spans is not None:
                 self.spans.end(stream)
             self.lengths.ended(stream)
@@ -389,10 +433,11 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns. Raises ConfigError at start."""
     check_ready_file(config.ready_file)
-    log_json_lines(config.log_level)
+    tail = LogTail() if config.shows_ui else None
+    log_json_lines(config.log_level, *([tail] if tail is not None else []))
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    gateway = Gateway(config, slot)
+    gateway = Gateway(config, slot, tail)
 
     def reload() -> None:
         try:
@@ -414,6 +459,11 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, os._exit, 130)
     await gateway.stop()
+
+
+def _certificates(config: GatewayConfig) -> dict[str, float]:
+    """Of both sides of the gateway, with their ends. Raises ConfigError."""
+    return certificate_ends(config.tls.cert, config.tls.client_ca, config.node_tls.cert, config.node_tls.ca)
 
 
 def _tokenizer(name: str) -> Tokenizer:

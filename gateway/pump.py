@@ -78,6 +78,14 @@ class Recorder(Protocol):
     def record(self, now_s: float, event: AnyEvent, actions: Sequence[AnyAction]) -> None: ...
 
 
+class Tracing(Protocol):
+    """Hears where requests go (`gateway.observe.spans.Spans`)."""
+
+    def sent(self, stream: ClientStream) -> None: ...
+
+    def staged(self, stream: ClientStream, node_id: str) -> str: ...
+
+
 class Pump:
     """Holds the router and the table of client streams.
 
@@ -94,6 +102,7 @@ class Pump:
         on_finish: Callable[[ClientStream], None],
         on_defect: Callable[[AnyEvent, Exception], None],
         recorder: Recorder | None = None,
+        tracing: Tracing | None = None,
         max_buffered_tokens: int = 16384,
         max_unread_bytes: int = 4 * 1024 * 1024,
     ) -> None:
@@ -111,8 +120,11 @@ class Pump:
         self._on_finish = on_finish
         self._on_defect = on_defect
         self._recorder = recorder
+        self._tracing = tracing
         self.watch: Callable[[AnyEvent, Sequence[AnyAction], float], object] | None = None
         """Hears what the recorder hears, and raises nothing."""
+        self.placements = 0
+        """Carried out so far."""
         self._max_buffered_tokens = max_buffered_tokens
         self._max_unread_bytes = max_unread_bytes
         self._events: deque[AnyEvent] = deque()
@@ -258,6 +270,7 @@ class Pump:
                 )
         if outcome is not None:
             self._sent.pop(wire_id, None)
+            stream.attempt_ended_s = self._clock()
             stream.cached_tokens = cached_tokens
             stream.stop_token_id = stop_token_id
             if stream.answer is not None:
@@ -444,8 +457,11 @@ class Pump:
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]
         self._sent.pop(stream.wire_id, None)
+        self.placements += 1
         stream.placed(action.decision, self._clock())
         stream.sent(action.attempt, action.resumed)
+        if self._tracing is not None:
+            self._tracing.sent(stream)
         self._sent[stream.wire_id] = stream
         if stream.shape.lane == "by_proxy":
             stream.wake()
@@ -468,6 +484,8 @@ class Pump:
         wire_id = attempt_id(action.request_id, action.attempt)
         assert action.resumed is not None, "a stage says how much of the request it is"
         self._stages[wire_id] = action
+        if self._tracing is not None:
+            stream.stage_traceparent = self._tracing.staged(stream, action.node_id)
         if port is not None:
             port.stage(action.dispatch_seq, stream, wire_id, action.resumed.prompt_tokens)
         else:
@@ -475,6 +493,7 @@ class Pump:
 
     def _placed(self, action: Placed, now_s: float) -> None:
         stream = self.streams.pop(action.request_id)
+        self.placements += 1
         stream.placed(action.decision, self._clock())
         port = self.ports.get(action.decision.node_id)
         if port is not None:

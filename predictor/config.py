@@ -115,7 +115,8 @@ class EmulatedEngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One predictor process and, with an embedded engine, that engine. A change needs a restart."""
+    """One predictor process and, with an embedded engine, that engine. On SIGHUP the files of certificates are read
+    again; any other change needs a restart."""
 
     node_id: Name = ""
     """Name of the node, unique among a gateway's nodes; empty: the address it listens on."""
@@ -143,6 +144,9 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How long a dispatched request counts before it must have shown up in the trace."""
     scenarios: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
     """Futures simulated per what-if when answer lengths are not known (a count)."""
+    otlp_endpoint: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
+    """OpenTelemetry collector (OTLP/HTTP) for one span per request, for example http://127.0.0.1:4318/v1/traces; empty:
+    no spans."""
     ready_file: FileName = ""
     """File that gets one JSON line with the bound address when the node serves."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -172,6 +176,8 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                     f"key 'http_listen' in [emulated]: {served} can be reached from other machines, and is neither "
                     "encrypted nor asks for keys; say insecure = true (--insecure) where the network is trusted"
                 )
+        if self.otlp_endpoint:
+            check_key("otlp_endpoint", lambda: parse_url(self.otlp_endpoint, default_port=4318))
         if self.engine.url:
             check_key("engine.url", lambda: parse_url(self.engine.url))
         check_key("engine.dialect", lambda: check_name(self.engine.dialect))

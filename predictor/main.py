@@ -25,11 +25,13 @@ from predictor.engine_address import engine_address
 from predictor.metrics import MetricsServer, families
 from predictor.node import NodeRuntime
 from predictor.service import EngineApi, Gate, PredictApi
+from predictor.spans import NodeSpans
 from protos.runtime.addresses import HostPort, is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError
 from protos.runtime.kernels import KernelError, kernels_ready
 from protos.runtime.log import log_json_lines
+from protos.runtime.own_process import certificate_ends
 from protos.runtime.ready_file import check_ready_file, write_ready_file
 from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
@@ -59,6 +61,7 @@ class Predictor:
         self._tls = ServerTls(config.tls) if config.tls.cert else None
         self._metrics: MetricsServer | None = None
         self._engine_http: EmulatedHttpServer | None = None
+        self._spans: NodeSpans | None = None
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
 
@@ -111,6 +114,7 @@ class Predictor:
         except EngineError as bad:
             raise ConfigError(str(bad)) from None
         served = self._serve_emulated(client)
+        self._spans = NodeSpans(config.otlp_endpoint, node_id=node_id) if config.otlp_endpoint else None
         self.node = NodeRuntime(
             node_id,
             client,
@@ -123,6 +127,7 @@ class Predictor:
             models_every_s=config.engine.models_every_s,
             own_chats=config.engine.own_chats,
             engine_address=engine_address(config, self.address, served),
+            spans=self._spans,
         )
         await self.node.start()
         if self._engine_http is not None:
@@ -130,7 +135,11 @@ class Predictor:
         self._gate.open(self.node)
         if config.metrics_listen:
             address, node = parse_address(config.metrics_listen, any_port=True), self.node
-            self._metrics = MetricsServer(address, lambda: families(node, gateways=len(self._gate.sessions)))
+            tls, to_engine = config.tls, config.engine.tls
+            certificates = certificate_ends(tls.cert, tls.client_ca, to_engine.cert, to_engine.ca)
+            self._metrics = MetricsServer(
+                address, lambda: families(node, gateways=len(self._gate.sessions), certificates=certificates)
+            )
         await self._set_health(serving=True)
         if config.insecure and not is_loopback(self.address):
             log.warning("listening beyond this machine with insecure = true", address=str(self.address))
@@ -149,6 +158,16 @@ class Predictor:
         if config.ready_file:
             write_ready_file(Path(config.ready_file), {"address": str(self.address), "node_id": node_id})
 
+    def reload(self) -> None:
+        """Takes the certificate files anew, for connections that come from then on."""
+        try:
+            if self._tls is not None:
+                self._tls.reload()
+        except ConfigError as bad:
+            log.error("certificates not read again, the old ones hold", detail=str(bad))
+            return
+        log.info("certificates read again; all else needs a restart", tls=self._tls is not None)
+
     async def stop(self) -> None:
         """Takes no more calls, aborts what runs, tells everybody how it ended, lets go of the engine."""
         self._gate.close()
@@ -161,6 +180,8 @@ class Predictor:
             await self.node.close()
         await asyncio.gather(*(s.finish() for s in self._gate.sessions))
         await self._server.stop(CLOSE_GRACE_S)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
         log.info("node has stopped")
 
     def _serve_emulated(self, client: EngineClient) -> HostPort | None:
@@ -190,8 +211,9 @@ async def serve(config: PredictorConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    live_through(signal.SIGHUP)
+    live_through()
     predictor = Predictor(config)
+    loop.add_signal_handler(signal.SIGHUP, predictor.reload)
     await predictor.bind()
     starting = asyncio.create_task(predictor.start(), name="start")
     stopping = asyncio.create_task(stop.wait(), name="stop")

@@ -29,6 +29,7 @@ from predictor.held_reply import NAMES_CHANGE, HeldReply
 from predictor.news import NewsRelay
 from predictor.notices import log_learned, log_rules
 from predictor.requests import ForwardOrder, ReplySink, Requests
+from predictor.spans import NodeSpans
 from predictor.trace import TraceFollower
 from simcore.cost.step_time import StepTimeModel
 from simcore.types import Candidate, EngineConfig, NodeLoad, NodePace
@@ -67,6 +68,7 @@ class NodeRuntime:
         engine_address: str = "",
         ask_engine: bool = True,
         calibrate: bool = True,
+        spans: NodeSpans | None = None,
     ) -> None:
         """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`); with
         `calibrate` it is only where learning begins. `models_every_s`: between two looks at the engine's names.
@@ -89,6 +91,7 @@ class NodeRuntime:
         self._models_every_s = models_every_s
         self._own_chats = own_chats
         self._engine_address = engine_address
+        self._spans = spans
         self._learned_version = 0
         self._looking = asyncio.Lock()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -121,7 +124,9 @@ class NodeRuntime:
             source="simulated" if can.per_request_trace and can.exact_rules else "approximate",
         )
         self.asking = Asking(self.predictor)
-        self.requests = Requests(self.node_id, self._client, self.engine, self.predictor, self.asking, self._changed)
+        self.requests = Requests(
+            self.node_id, self._client, self.engine, self.predictor, self.asking, self._changed, self._spans
+        )
         self.trace = TraceFollower(self._probe, self.engine, self._changed)
         self._tasks = (
             asyncio.create_task(self._housekeep(), name="housekeeping"),

@@ -343,6 +343,8 @@ class Router:
 
     def _hold(self, live: LiveRequest, wait: Wait, now_s: float) -> None:
         """It joins the queue, unless the bounds shed it; others may have to make room."""
+        if live.queued_s is None:
+            live.queued_s = now_s
         if wait.behind_all:
             self._late.demote(live)
         for shed, refusal in self._late.hold(live, now_s, again_in_s=wait.again_in_s):

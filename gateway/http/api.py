@@ -72,14 +72,16 @@ class OpenAiApi:
         metrics: Metrics,
         desk: CallDesk,
         max_body_bytes: int,
+        ui: AsyncHandler | None = None,
         is_leaving: Callable[[], bool] = lambda: False,
         stream_comment_s: float = 0.0,
     ) -> None:
-        """`max_body_bytes`: longest body that is taken apart here. `is_leaving`: whether clients should go elsewhere,
-        though requests are still taken. `stream_comment_s`: how long a streamed answer may take to begin before its
-        client gets a comment; 0: for ever."""
+        """`max_body_bytes`: longest body that is taken apart here. `ui`: answers what is at and below `/ui`.
+        `is_leaving`: whether clients should go elsewhere, though requests are still taken. `stream_comment_s`: how
+        long a streamed answer may take to begin before its client gets a comment; 0: for ever."""
         self._max_body_bytes = max_body_bytes
         self._desk = desk
+        self._ui = ui
         self._is_leaving = is_leaving
         self._intake = intake
         self._nodes = nodes
@@ -107,6 +109,9 @@ class OpenAiApi:
         post = self._posts.get(request.path)
         if post is not None and request.method == "POST":
             self._start(post, exchange)
+            return
+        if self._ui is not None and (request.path == "/ui" or request.path.startswith("/ui/")):
+            self._start(self._ui, exchange)
             return
         try:
             get = self._gets.get(request.path) or (self._model if _MODEL_PATH.fullmatch(request.path) else None)

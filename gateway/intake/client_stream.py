@@ -46,6 +46,7 @@ class ClientStream:
         "arrived_s",
         "asked",
         "attempt",
+        "attempt_ended_s",
         "cached_tokens",
         "call",
         "caller",
@@ -72,6 +73,7 @@ class ClientStream:
         "sampling",
         "shape",
         "span",
+        "stage_traceparent",
         "stop_token_id",
         "text",
         "traceparent",
@@ -112,12 +114,16 @@ class ClientStream:
         self.text = text
         """The answer as text; None when nobody wants it."""
         self.traceparent = traceparent
-        """W3C trace context for the engine; empty: none."""
+        """W3C trace context for the next node; empty: none."""
+        self.stage_traceparent = ""
+        """The same for a stage of a move."""
         self.span: Any = None
-        """Of OpenTelemetry, when that is switched on (`gateway.observe.spans`)."""
+        """`gateway.observe.spans.RequestSpans`, when OpenTelemetry is switched on."""
         self.asked = shape
         """What the present node was asked for: the request, or what was left of it when another node failed."""
         self.attempt = 1
+        self.attempt_ended_s: float | None = None
+        """When its node said that the present attempt was over; None: it has not."""
         self.resumes = 0
         """How many of the later attempts went on with a begun answer."""
         self.produced: list[int] = []

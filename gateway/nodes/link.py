@@ -87,11 +87,11 @@ class NodeLink:
         on_lease: Callable[[NodeLink, pb.LeaseAnswer], None],
         on_news: Callable[[pb.ScalingNews], None],
         candidates: Callable[[Candidate], types_pb.Candidate],
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Callable[[], grpc.ChannelCredentials | None] = lambda: None,
         server_name: str = "",
     ) -> None:
-        """`credentials` None: the session is not encrypted. `server_name`: the name that the node's certificate must
-        carry; empty: the host of its address."""
+        """`credentials`: those of a session that begins; None: it is not encrypted. `server_name`: the name that the
+        node's certificate must carry; empty: the host of its address."""
         self.entry = entry
         self.status: LinkStatus = "connecting"
         self.node_id = entry.name
@@ -262,7 +262,7 @@ class NodeLink:
         return was_up
 
     def _channel(self) -> grpc.aio.Channel:
-        return open_channel(self.entry.address, credentials=self._credentials, options=self._options)
+        return open_channel(self.entry.address, credentials=self._credentials(), options=self._options)
 
     def _lost(self, detail: str) -> None:
         if self.status == "up" or detail != self.detail:

@@ -41,6 +41,11 @@ class NodeRegistry:
         """Those of them that have not been closed yet and may come back."""
         self._ended = asyncio.Event()
 
+    def reload_tls(self) -> None:
+        """Takes the certificate files anew, for sessions that begin from then on. Raises ConfigError."""
+        if self._config.node_tls.ca:
+            self._credentials = channel_credentials(self._config.node_tls)
+
     # --- Names --------------------------------------------------------------------------------------------------------
 
     def claim(self, node_id: str, address: str) -> str:
@@ -107,7 +112,7 @@ class NodeRegistry:
             on_lease=self._lease_answered,
             on_news=self._news_told,
             candidates=self._candidates,
-            credentials=self._credentials,
+            credentials=lambda: self._credentials,
             server_name=self._config.node_tls.server_name,
         )
 

@@ -58,7 +58,7 @@ function picture({ decisions, actual, moves }) {
     const anchor = tick === 0 ? "start" : tick === 4 ? "end" : "middle";
     parts.push(s("text", { x: x(at), y: y + 8, class: "tick", "text-anchor": anchor }, tick ? seconds(at) : "0"));
   }
-  const key = [["decide", "placing"], ["wait", "to the first token"], ["answer", "answer"], ["maybe", "up to p90"], ...(moves.length ? [["move", "move"]] : [])];
+  const key = [["decide", "placing"], ["wait", "to the first token"], ["answer", "answer"], ...(forecast ? [["maybe", "up to p90"]] : []), ...(moves.length ? [["move", "move"]] : [])];
   const drawn = s("svg", { viewBox: `0 0 ${WIDTH} ${y + 12}`, role: "img", "aria-label": words(actual, forecast) }, parts);
   return h("figure", { class: "picture" }, drawn, h("figcaption", { class: "legend" }, key.map(([kind, text]) => h("span", { class: "key" }, h("i", { class: kind }), text))));
 }

@@ -33,7 +33,7 @@ from gateway.http.logprobs import AnswerLogprobs
 from gateway.http.message import Request
 from gateway.intake.call_desk import CallDesk, FrontCall
 from gateway.intake.call_paths import may_be_handed_on, target_of
-from gateway.intake.callers import Caller, KeyRing, Role, require
+from gateway.intake.callers import Caller, KeyRing, Role, require, said_key
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied, invalid
 from gateway.intake.submission import Intake
@@ -136,7 +136,7 @@ class OpenAiApi:
         on."""
         target = target_of(url)
         try:
-            require(self._keys.identify(_key(headers)), "client")
+            require(self._keys.identify(said_key(headers)), "client")
         except Denied:
             return False
         return target.is_canonical and may_be_handed_on(target.path) and self._intake.forwards("")
@@ -306,15 +306,9 @@ class OpenAiApi:
         return self._check(exchange, "client")
 
     def _check(self, exchange: Exchange, *roles: Role) -> Caller:
-        caller = self._keys.identify(_key(exchange.request.headers))
+        caller = self._keys.identify(said_key(exchange.request.headers))
         require(caller, *roles)
         return caller
-
-
-def _key(headers: Mapping[str, str]) -> str:
-    """What says who calls: `authorization`, or `x-api-key` as Anthropic's clients have it."""
-    said = headers.get("authorization", "")
-    return said if said or "x-api-key" not in headers else f"Bearer {headers['x-api-key']}"
 
 
 def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

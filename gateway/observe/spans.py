@@ -16,7 +16,7 @@ from collections.abc import Callable
 from gateway.core.outcomes import COMPLETE
 from gateway.core.request.explanation import Explanation
 from gateway.intake.client_stream import ClientStream
-from protos.runtime.otlp import Span, SpanSource
+from protos.runtime.otlp import Attribute, Span, SpanSource
 from simcore.types import Outcome
 
 SERVICE_NAME = "astrolabe-gateway"
@@ -96,7 +96,7 @@ class Spans:
             self._end_attempt(spans, stream.attempt_ended_s, ended_s, outcome)
         source.event(spans.request, "placed", stream.decided_s)
         source.event(spans.request, "first token", stream.first_token_s)
-        told = {
+        told: dict[str, Attribute] = {
             "gen_ai.request.model": shape.model,
             "gen_ai.usage.input_tokens": shape.prompt_tokens,
             "gen_ai.usage.output_tokens": stream.output_tokens,
@@ -127,7 +127,7 @@ class Spans:
             span = spans.moves.pop(told.destination, None)
             if span is None:
                 span = self._source.begin("astrolabe.move", spans.request, at_s=began_s)
-            facts: dict[str, str | int | float] = {
+            facts: dict[str, Attribute] = {
                 "astrolabe.source": told.source,
                 "astrolabe.destination": told.destination,
                 "astrolabe.cause": told.cause,

@@ -96,7 +96,8 @@ class Gateway:
         self._recorder = FileRecorder(Path(config.record + suffix), router, ROUTERS) if config.record else None
         self._idle = asyncio.Event()
         self._certificates = _certificates(config)
-        self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic, lambda: self._certificates)
+        self._to_nodes = certificate_ends(config.node_tls.cert, config.node_tls.ca)
+        self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic, self._certificates_in_use)
         self.keys = KeyRing()
         self.keys.read(config.keys)
         self._tls = ServerTls(config.tls) if config.tls.cert else None
@@ -267,8 +268,7 @@ class Gateway:
         self.keys.read(self.config.keys)
         if self._tls is not None:
             self._tls.reload()
-            # Those to the nodes are read at the start only, so theirs stay as they were.
-            self._certificates |= certificate_ends(self.config.tls.cert, self.config.tls.client_ca)
+            self._certificates = _certificates(self.config)
         if config.router.policy != self.config.router.policy:
             self.pump.post(PolicySet(policy=policy_name(config.router.policy)))
         self.discovery.set_entries(config.entries())
@@ -334,6 +334,11 @@ class Gateway:
         if not self.pump.streams:
             self._idle.set()
 
+    def _certificates_in_use(self) -> dict[str, float]:
+        """Those to the nodes are read at the start only: a file that is for both may be in use as it was then."""
+        shown = self._certificates
+        return shown | {file: min(end_s, shown.get(file, end_s)) for file, end_s in self._to_nodes.items()}
+
     def _metrics_page(self) -> tuple[str, bytes]:
         self._observe()
         return self.metrics.page()
@@ -398,8 +403,8 @@ async def serve(
 
 
 def _certificates(config: GatewayConfig) -> dict[str, float]:
-    """Of both sides of the gateway, with their ends. Raises ConfigError."""
-    return certificate_ends(config.tls.cert, config.tls.client_ca, config.node_tls.cert, config.node_tls.ca)
+    """Those of the fronts, with their ends. Raises ConfigError."""
+    return certificate_ends(config.tls.cert, config.tls.client_ca)
 
 
 def _tokenizer(name: str) -> Tokenizer:

@@ -25,13 +25,11 @@ SERVICE_NAME = "astrolabe-gateway"
 class RequestSpans:
     """Those of one request that are open (`ClientStream.span`)."""
 
-    __slots__ = ("attempt", "moves", "request", "sent_s")
+    __slots__ = ("attempt", "moves", "request")
 
     def __init__(self, request: Span) -> None:
         self.request = request
         self.attempt: Span | None = None
-        self.sent_s = 0.0
-        """When the attempt began."""
         self.moves: dict[str, Span] = {}
         """By destination."""
 
@@ -71,7 +69,6 @@ class Spans:
         source.end(place, {**placed, "astrolabe.node": decision.node_id}, at_s=now_s)
         spans.attempt = source.begin("astrolabe.attempt", spans.request, "client", at_s=now_s)
         spans.attempt.set_attributes({"astrolabe.node": stream.node_id, "astrolabe.attempt": stream.attempt})
-        spans.sent_s = now_s
         stream.attempt_ended_s = None
         stream.traceparent = source.traceparent(spans.attempt)
 
@@ -106,6 +103,8 @@ class Spans:
             "astrolabe.attempts": stream.attempt,
             "astrolabe.resumes": stream.resumes,
         }
+        if (decision := stream.decision) is not None:
+            told |= {"astrolabe.policy": decision.policy, "astrolabe.reason": decision.reason}
         source.end(spans.request, told, at_s=ended_s, error=None if outcome in COMPLETE else stream.detail)
 
     def close(self) -> None:

@@ -256,9 +256,9 @@ def test_a_gateway_starts_again_and_again(make_cluster: MakeCluster, watch: Watc
 
 def test_the_scaler_cannot_keep_the_objective(make_cluster: MakeCluster, watch: Watch, tmp_path: Path) -> None:
     config = scaling(tmp_path, "[scaling.objective]\nttft_s = 0.0001\n", rule='"forecast"', connector='"advise"')
-    cluster = make_cluster(nodes=1, predictor=PAGE, gateway={"config": config})
+    cluster = make_cluster(nodes=1, predictor=PAGE, gateway={"config": config, **BLIND})
     prometheus = watch(cluster)
-    with Load(cluster.url, clients=2):
+    with Load(cluster.url, clients=2, pause_s=0.1):
         fires(prometheus, "ScalingShort")
 
 

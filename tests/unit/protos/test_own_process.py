@@ -26,13 +26,17 @@ def test_of_a_file_with_several_certificates_the_first_to_end_counts(tmp_path: P
     assert certificate_ends(both, "", gone) == {both: soon.timestamp(), gone: past.timestamp()}
 
 
-@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"])
-def test_a_file_without_a_certificate_is_an_error_that_names_it(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [b"", b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"])
+def test_a_file_without_a_certificate_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.pem"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"bad\.pem: no certificate"):
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.pem: there is no certificate in it"):
         certificate_ends(str(path))
+
+
+def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.pem: cannot be read: No such file"):
+        certificate_ends(str(tmp_path / "absent.pem"))
 
 
 def test_what_a_process_says_of_itself() -> None:

@@ -123,6 +123,8 @@ class Pump:
         self._tracing = tracing
         self.watch: Callable[[AnyEvent, Sequence[AnyAction], float], object] | None = None
         """Hears what the recorder hears, and raises nothing."""
+        self.placements = 0
+        """Carried out so far."""
         self._max_buffered_tokens = max_buffered_tokens
         self._max_unread_bytes = max_unread_bytes
         self._events: deque[AnyEvent] = deque()
@@ -323,12 +325,40 @@ class Pump:
         if answer.newly_tied():
             self.post(AnswerTied(request_id=stream.shape.request_id, node_id=node_id, attempt=stream.attempt))
         if output_tokens:
-            self._count(stream, output_tokens)
+            self._count(stream, output_tokens, whole=not answer.is_streamed)
         stream.wake()
         if answer.unread_bytes > self._max_unread_bytes:
             # The node holds an answer long before this, as long as it keeps to what it was told.
             detail = f"{answer.unread_bytes} bytes of the answer wait for the client, which is more than may"
             self.expel(stream, Outcome.CLIENT_SLOW, detail)
+
+    def seen(self, stream: ClientStream, output_tokens: int, *, is_streamed: bool) -> None:
+        """A proxy has seen so many more output tokens (at least one) of the answer to a call that it took to its node;
+        `is_streamed`: as they were produced."""
+        if stream.outcome is not None:
+            return
+        if is_streamed and stream.first_token_s is None:
+            stream.first_token_s = self._clock()
+        self._count(stream, output_tokens, whole=not is_streamed)
+
+    def seen_end(self, stream: ClientStream, outcome: Outcome, *, cached_tokens: int = 0, detail: str = "") -> None:
+        """A proxy has seen how the answer to such a call ended."""
+        if stream.outcome is not None:
+            return
+        self._sent.pop(stream.wire_id, None)
+        stream.cached_tokens = cached_tokens
+        if (port := self.ports.get(stream.node_id)) is not None:
+            # Its node hears of the end from nobody else.
+            port.abort(stream.wire_id)
+        self.post(
+            StreamEnded(
+                request_id=stream.shape.request_id,
+                node_id=stream.node_id,
+                outcome=outcome,
+                detail=detail,
+                attempt=stream.attempt,
+            )
+        )
 
     def consumed(self, stream: ClientStream) -> None:
         """The reader has taken some of a call's answer: its node is told, now and then."""
@@ -366,10 +396,9 @@ class Pump:
         is_step = stream.shape.max_output_tokens == 1 and not stream.call.is_light
         if outcome in COMPLETE and is_step and not stream.output_tokens:
             # An embedding or a score: a step's work, which no usage counts as output.
-            self._count(stream, 1)
+            self._count(stream, 1, whole=not answer.is_streamed)
 
-    def _count(self, stream: ClientStream, output_tokens: int) -> None:
-        assert stream.answer is not None, "it was handed on"
+    def _count(self, stream: ClientStream, output_tokens: int, *, whole: bool) -> None:
         stream.output_tokens += output_tokens
         self.post(
             TokensSeen(
@@ -377,7 +406,7 @@ class Pump:
                 node_id=stream.node_id,
                 tokens=output_tokens,
                 attempt=stream.attempt,
-                whole=not stream.answer.is_streamed,
+                whole=whole,
             )
         )
 
@@ -429,11 +458,14 @@ class Pump:
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]
         self._sent.pop(stream.wire_id, None)
+        self.placements += 1
         stream.placed(action.decision, self._clock())
         stream.sent(action.attempt, action.resumed)
         if self._tracing is not None:
             self._tracing.sent(stream)
         self._sent[stream.wire_id] = stream
+        if stream.shape.lane == "by_proxy":
+            stream.wake()
         port = self.ports.get(action.node_id)
         if port is not None:
             port.dispatch(action.dispatch_seq, stream)
@@ -462,6 +494,7 @@ class Pump:
 
     def _placed(self, action: Placed, now_s: float) -> None:
         stream = self.streams.pop(action.request_id)
+        self.placements += 1
         stream.placed(action.decision, self._clock())
         port = self.ports.get(action.decision.node_id)
         if port is not None:

@@ -65,13 +65,14 @@ class NodeRuntime:
         scenarios: int,
         models_every_s: float = 10.0,
         own_chats: bool = False,
+        engine_address: str = "",
         ask_engine: bool = True,
         calibrate: bool = True,
         spans: NodeSpans | None = None,
     ) -> None:
         """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`); with
         `calibrate` it is only where learning begins. `models_every_s`: between two looks at the engine's names.
-        `own_chats`: the engine's server words all chats itself."""
+        `own_chats`: the engine's server words all chats itself. `engine_address`: as `EngineConfig.address`."""
         self.node_id = node_id
         self.closing = False
         self.leaving = Leaving()
@@ -89,6 +90,7 @@ class NodeRuntime:
         self._calibrate = calibrate
         self._models_every_s = models_every_s
         self._own_chats = own_chats
+        self._engine_address = engine_address
         self._spans = spans
         self._learned_version = 0
         self._looking = asyncio.Lock()
@@ -105,6 +107,7 @@ class NodeRuntime:
             forwards=can.forwards,
             tells_logprobs=can.logprobs,
             own_chats=can.forwards and (self._own_chats or config.own_chats),
+            address=self._engine_address,
         )
         log_rules(self.config)
         self.engine = TracedEngine(
@@ -181,6 +184,18 @@ class NodeRuntime:
         if was_reserved:
             self._changed()
         return was_reserved
+
+    def announce(self, candidate: Candidate, *, is_unnamed: bool) -> None:
+        """A proxy takes this request to the engine, which will call it by its name unless `is_unnamed`."""
+        self.engine.dispatched(candidate, time.monotonic(), by_others=True)
+        if is_unnamed:
+            self.engine.comes_unnamed(candidate.request_id)
+        self._changed()
+
+    def withdraw(self, request_id: str) -> None:
+        """An announced request has ended, or will not come."""
+        self.engine.ended(request_id)
+        self._changed()
 
     def retire(self, *, undo: bool, by: str) -> None:
         """The node is to leave, or to stay after all, says the gateway `by`."""

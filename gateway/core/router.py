@@ -33,7 +33,7 @@ from gateway.core.request.explanation import Explanation, MoveTold
 from gateway.core.request.lifecycle import State, Trigger
 from gateway.core.request.live import LiveRequest
 from gateway.core.request.migration import Move
-from gateway.core.request.resume import attempt_id, remainder, why_not_resumed
+from gateway.core.request.resume import BY_PROXY, attempt_id, remainder, why_not_resumed
 from gateway.core.request.retry_budget import RetryBudget
 from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.router_config import RouterConfig
@@ -539,6 +539,8 @@ class Router:
 
     def _why_given_up(self, live: LiveRequest, attempt: Attempt) -> str:
         """Why no other node gets it, for people; empty when one does, which spends a retry of the budget."""
+        if live.shape.lane == "by_proxy":
+            return BY_PROXY
         attempts = len(live.attempts) - live.moves
         if attempts >= self.config.max_attempts:
             return f"{attempts} of {self.config.max_attempts} attempts made"

@@ -59,6 +59,7 @@ class ClientStream:
         "forecast",
         "idempotency_key",
         "is_extra",
+        "is_unnamed",
         "node_id",
         "on_change",
         "outcome",
@@ -102,6 +103,8 @@ class ClientStream:
         self.is_extra = False
         """Whether it is one of several answers to one request and not the first, which holds the caller's quota for
         all."""
+        self.is_unnamed = False
+        """Of a call that a proxy takes there: whether its engine gives it a name of its own."""
         self.closed = False
         """Whether nobody reads any more; set by `Intake.close`."""
         self.prompt_token_ids = prompt_token_ids
@@ -219,6 +222,14 @@ class ClientStream:
             or (answer is not None and answer.has_begun and answer.unread_bytes)
         ):
             return
+        await self._woken()
+
+    async def decided(self) -> None:
+        """Returns when it has a node or the end has come. One reader only."""
+        while not self.node_id and self.outcome is None:
+            await self._woken()
+
+    async def _woken(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter

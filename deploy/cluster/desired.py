@@ -1,4 +1,4 @@
-"""What a host is to have: its release, files and services, as cluster.toml says. Reads nothing but the shipped units."""
+"""What a host is to have: its release, files and services, as cluster.toml says. Reads the shipped units only."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_a_list_of_hosts_becomes_a_file_that_says_what_they_are(fleet: Fleet) ->
 
 
 def test_an_installation_that_is_killed_in_the_middle_is_taken_up_and_one_host_stops_no_other(fleet: Fleet) -> None:
-    command = [ASTROLABE, "cluster", "install", "--wheelhouse", str(fleet.rig.wheelhouse)]
+    command = [str(ASTROLABE), "cluster", "install", "--wheelhouse", str(fleet.rig.wheelhouse)]
     began = subprocess.Popen(command, cwd=fleet.folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert began.stderr is not None
     for line in began.stderr:

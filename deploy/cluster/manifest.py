@@ -80,7 +80,7 @@ class GatewayGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """gRPC."""
     http_port: Port = 8201
     """The OpenAI-compatible front."""
-    names: tuple[str, ...] = ()
+    names: tuple[Address, ...] = ()
     """More names and addresses under which clients know the gateways: they go into the certificates."""
     config: dict[str, Any] = {}
     """More keys of the gateways' gateway.toml."""

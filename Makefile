@@ -96,7 +96,7 @@ chaos: $(VENV)/.dev ## faults: hundreds of seeds in virtual time, several on rea
 test-cluster: $(VENV)/.dev ## install, upgrade, break and remove a fleet on three real hosts (systemd, sshd) made for it; root, about 15 minutes
 	$(BIN)/python -m tests.cluster.rig prepare
 	ASTROLABE_RIG=1 unshare --mount --net --pid --ipc --uts --fork --kill-child --mount-proc \
-	  $(BIN)/python -m pytest -q -x -p no:cacheprovider tests/cluster; status=$$?; \
+	  $(BIN)/python -m pytest -q -x tests/cluster; status=$$?; \
 	  $(BIN)/python -m tests.cluster.rig sweep; exit $$status
 
 check: $(VENV)/.dev ## lint, types, import contracts, stub freshness; changes nothing

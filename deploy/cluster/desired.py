@@ -1,4 +1,4 @@
-"""What a host is to have: its release, files and services, as cluster.toml says. Reads nothing but the shipped units."""
+"""What a host is to have: its release, files and services, as cluster.toml says. Reads the shipped units only."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _node(cluster: Cluster, host: ClusterHost, secrets: HostSecrets) -> Service:
     files += _tls_files("node", group.run_as, secrets) if cluster.tls else []
     engine = None
     if group.engine_command:
-        unit = _ENGINE_UNIT.format(command=group.engine_command, user=group.run_as, before=PREDICTOR)
+        unit = _ENGINE_UNIT.format(command=group.engine_command.replace("%", "%%"), user=group.run_as, before=PREDICTOR)
         engine = ManagedFile(path=f"{UNITS}/{ENGINE}.service", content=unit.encode())
     return Service(role="node", unit=PREDICTOR, files=tuple(files), user=group.run_as, address=address, engine=engine)
 

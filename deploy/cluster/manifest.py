@@ -6,7 +6,7 @@ Everything that is wrong with a file is told at once, a line each, with the line
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,7 +80,7 @@ class GatewayGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """gRPC."""
     http_port: Port = 8201
     """The OpenAI-compatible front."""
-    names: tuple[str, ...] = ()
+    names: tuple[Address, ...] = ()
     """More names and addresses under which clients know the gateways: they go into the certificates."""
     config: dict[str, Any] = {}
     """More keys of the gateways' gateway.toml."""
@@ -177,14 +177,19 @@ def _of_groups(cluster: Cluster) -> Iterator[Problem]:
         if group.name in seen:
             yield Problem("groups", row, "name", f"a second group is named {group.name!r}; rename one")
         seen.add(group.name)
-        try:
-            msgspec.convert(node_settings(group), PredictorConfig, strict=True)
-        except (msgspec.ValidationError, ValueError) as bad:
-            yield Problem("groups", row, "", f"group {group.name!r}: {bad}")
+        if wrong := _refusal(PredictorConfig, node_settings(group)):
+            yield Problem("groups", row, "", f"group {group.name!r}: {wrong}")
+    if wrong := _refusal(GatewayConfig, cluster.gateway.config):
+        yield Problem("", 0, "gateway", f"[gateway.config]: {wrong}")
+
+
+def _refusal(kind: type[msgspec.Struct], settings: Mapping[str, Any]) -> str:
+    """Why a process would not take these keys; empty: it would."""
     try:
-        msgspec.convert(dict(cluster.gateway.config), GatewayConfig, strict=True)
-    except (msgspec.ValidationError, ValueError) as bad:
-        yield Problem("", 0, "gateway", f"[gateway.config]: {bad}")
+        load_config(kind, None, settings)
+    except ConfigError as bad:
+        return str(bad).removeprefix("command line: ")
+    return ""
 
 
 def _of_hosts(cluster: Cluster) -> Iterator[Problem]:
@@ -273,8 +278,8 @@ def line_of(text: str, problem: Problem) -> int:
 
 def _with_line(message: str, path: Path) -> str:
     """A message of the configuration's reader about `'key' in [hosts 3]` with the line in front."""
-    place = re.search(r"'(\w+)' in \[(hosts|groups) (\d+)", message)
+    place = re.search(r"key '(\w+)\S*'(?: in \[(hosts|groups) (\d+))?", message)
     if place is None:
         return message
-    where = Problem(place[2], int(place[3]) - 1, place[1], "")
+    where = Problem(place[2] or "", int(place[3] or 1) - 1, place[1], "")
     return message.replace(f"{path}:", f"{path}, line {line_of(path.read_text(encoding='utf-8'), where)}:", 1)

@@ -57,7 +57,7 @@ class SshShell:
         """`folder`: where relative paths of `settings` begin. `sockets`: a folder for connections that are kept."""
         self._target = host.ssh or host.address
         user, port = host.user or settings.user, host.port or settings.port
-        self._options = ["-F", str(folder / settings.config)] if settings.config else []
+        self._options = ["-F", str(folder / Path(settings.config).expanduser())] if settings.config else []
         self._options += (
             ["-i", str(folder / Path(settings.identity_file).expanduser())] if settings.identity_file else []
         )

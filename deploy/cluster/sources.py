@@ -232,7 +232,10 @@ def _ansible_ini(text: str) -> Found:
 
 def _ansible_yaml(text: str) -> Found:
     """The same as YAML (or JSON, which is YAML): `hosts`, `children` and `vars` of each group."""
-    import yaml
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise SourceError("is YAML, which needs PyYAML; run: pip install 'astrolabe[cluster]'") from None
 
     try:
         document = yaml.safe_load(text)

@@ -1,4 +1,4 @@
-"""Carries out simulated runs on all cores, here or of a cluster: lists, and searches whose next run depends on the last.
+"""Carries out simulated runs on all cores, here or of a cluster: lists, and searches whose next run needs the last one.
 
 Both are chains of runs; a list is many chains of one. A run that the log has is not carried out again, each new one is
 in the log when it is done.

@@ -47,11 +47,11 @@ class DaskCluster:
         return "\n".join(path.read_text() for path in self._folder.glob("*.log"))
 
     def stop(self) -> None:
-        for process in self._processes:
+        """Workers first: they say goodbye to their scheduler."""
+        for process in reversed(self._processes):
             process.terminate()
-        for process in self._processes:
             try:
-                process.wait(20.0)
+                process.wait(10.0)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(5.0)
@@ -76,7 +76,7 @@ class DaskCluster:
         return process
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
     made = DaskCluster(tmp_path_factory.mktemp("dask"))
     try:
@@ -148,7 +148,7 @@ def dask_cluster_like(own: dict[str, str]) -> Any:
 
 def long_sweep(cluster: DaskCluster, folder: Path) -> subprocess.Popen[str]:
     """Of which some runs are finished."""
-    several = [*command("--cluster", cluster.address, output="s"), "--set", "requests=600", "--seeds", "8"]
+    several = [*command("--cluster", cluster.address, output="s"), "--set", "requests=400", "--seeds", "5"]
     process = subprocess.Popen(
         [sys.executable, "-m", "deploy.cli", *several],
         cwd=folder,
@@ -165,15 +165,6 @@ def long_sweep(cluster: DaskCluster, folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_runs_of_a_worker_that_dies_are_done_by_another(cluster: DaskCluster, folder: Path) -> None:
-    process = long_sweep(cluster, folder)
-    cluster.workers[0].kill()
-    _, err = process.communicate(timeout=150)
-    assert process.returncode == 0, err
-    assert len(lines("s")) == 32
-    assert len((folder / "s" / "runs.jsonl").read_bytes().splitlines()) == 32
-
-
 def test_ctrl_c_keeps_what_was_finished_and_the_rest_comes_later(cluster: DaskCluster, folder: Path) -> None:
     process = long_sweep(cluster, folder)
     process.send_signal(signal.SIGINT)
@@ -182,7 +173,7 @@ def test_ctrl_c_keeps_what_was_finished_and_the_rest_comes_later(cluster: DaskCl
     assert "what was finished is kept: give the same command again" in err
     assert "Traceback" not in err
     kept = len(lines("s"))
-    assert 2 <= kept < 32
+    assert 2 <= kept < 20
 
 
 def test_no_scheduler_and_no_worker_are_one_line(
@@ -192,3 +183,13 @@ def test_no_scheduler_and_no_worker_are_one_line(
     refused = ran(capsys, "--cluster", "tcp://127.0.0.1:9", output="never", code=1)
     assert "no Dask scheduler answers at tcp://127.0.0.1:9" in refused
     assert "Traceback" not in refused
+
+
+def test_runs_of_a_worker_that_dies_are_done_by_another(cluster: DaskCluster, folder: Path) -> None:
+    """The last test of the file: its cluster has one worker less afterwards."""
+    process = long_sweep(cluster, folder)
+    cluster.workers[0].kill()
+    _, err = process.communicate(timeout=150)
+    assert process.returncode == 0, err
+    assert len(lines("s")) == 20
+    assert len((folder / "s" / "runs.jsonl").read_bytes().splitlines()) == 20

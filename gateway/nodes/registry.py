@@ -41,6 +41,11 @@ class NodeRegistry:
         """Those of them that have not been closed yet and may come back."""
         self._ended = asyncio.Event()
 
+    def reload_tls(self) -> None:
+        """Takes the certificate files anew, for sessions that begin from then on. Raises ConfigError."""
+        if self._config.node_tls.ca:
+            self._credentials = channel_credentials(self._config.node_tls)
+
     # --- Names --------------------------------------------------------------------------------------------------------
 
     def claim(self, node_id: str, address: str) -> str:
@@ -107,7 +112,7 @@ class NodeRegistry:
             on_lease=self._lease_answered,
             on_news=self._news_told,
             candidates=self._candidates,
-            credentials=self._credentials,
+            credentials=lambda: self._credentials,
             server_name=self._config.node_tls.server_name,
         )
 
@@ -170,6 +175,11 @@ class NodeRegistry:
     def find(self, name: str) -> NodeLink | None:
         """The link of a node by its name or address."""
         return next((k for k in self.links.values() if name in (k.node_id, k.entry.address)), None)
+
+    def engine_address(self, node_id: str) -> str:
+        """host:port at which proxies reach a node's engine; empty: they do not."""
+        link = self.find(node_id)
+        return "" if link is None or link.config is None else link.config.address
 
     def in_flight(self, node_id: str) -> int:
         return next((n.in_flight for n in self._pump.router.nodes() if n.node_id == node_id), 0)

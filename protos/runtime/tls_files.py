@@ -11,7 +11,7 @@ class ServerTlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What a server shows, and whom it asks for a certificate. PEM files."""
 
     cert: FileName = ""
-    """PEM certificate of this server, read again on SIGHUP by a gateway; empty: no TLS."""
+    """PEM certificate of this server, read again on SIGHUP; empty: no TLS."""
     key: FileName = ""
     """Its private key."""
     client_ca: FileName = ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import socket
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.core.events import RequestShape
@@ -38,7 +40,7 @@ def described(section: str) -> dict[str, set[str]]:
 def told(page: str) -> dict[str, set[str]]:
     """Series of a page by the names that `described` has."""
     found: dict[str, set[str]] = {}
-    unlabelled = described("Gateway") | described("Predictor")
+    unlabelled = described("Every process") | described("Gateway") | described("Predictor")
     for family in text_string_to_metric_families(page):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
@@ -78,7 +80,7 @@ def ended(*, tokens: int = 11, attempt: int = 1, resumes: int = 0) -> ClientStre
 
 
 def test_the_gateways_page_is_what_the_documentation_says() -> None:
-    metrics = Metrics(lambda: [status("a")], lambda: 12.0)
+    metrics = Metrics(lambda: [status("a")], lambda: 12.0, lambda: {"gateway.crt": 1e9})
     metrics.denied("unknown_key")
     metrics.finished(ended(attempt=4, resumes=1), running=2)
     metrics.observe(running=3, nodes={"up": 1}, holding=QueueStatus(held=5, held_tokens=50, shed_total=7))
@@ -86,7 +88,10 @@ def test_the_gateways_page_is_what_the_documentation_says() -> None:
     kind, body = metrics.page()
     page = body.decode()
     assert kind.startswith("text/plain")
-    assert told(page) == described("Gateway")
+    assert told(page) == described("Every process") | described("Gateway")
+    assert value(page, "astrolabe_certificate_end_time_seconds", file="gateway.crt") == 1e9
+    assert value(page, "astrolabe_workers") == 1
+    assert value(page, "process_resident_memory_bytes") > 1e6
     assert value(page, "astrolabe_requests_total", outcome="stop") == 1
     assert (value(page, "astrolabe_retries_total"), value(page, "astrolabe_resumes_total")) == (2, 1)
     assert value(page, "astrolabe_ttft_seconds_sum") == pytest.approx(1.0)
@@ -151,7 +156,8 @@ def test_the_predictors_page_is_what_the_documentation_says(tmp_path: Path) -> N
     with daemon(tmp_path, metrics_listen=address):
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
             page = response.read().decode()
-        assert told(page) == described("Predictor")
+        assert told(page) == described("Every process") | described("Predictor")
+        assert value(page, "astrolabe_predictor_info", node="n1") == 1
         assert value(page, "astrolabe_predictor_synchronised") == 1
         assert value(page, "astrolabe_predictor_free_blocks") > 0
 
@@ -168,3 +174,30 @@ async def test_a_worker_whose_page_nobody_asks_for_tells_its_part_all_the_same(
         await until(lambda: 'astrolabe_nodes{status="up"} 1.0' in worker.metrics.page()[1].decode())
     finally:
         await worker.stop()
+
+
+@pytest.mark.e2e
+async def test_a_renewed_certificate_counts_once_it_has_been_read(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    ca, cert, key = (str(tmp_path / name) for name in ("ca.crt", "gateway.crt", "gateway.key"))
+    authority.cert_pem.write_to_path(ca)
+
+    def renew(end: datetime) -> float:
+        made = authority.issue_cert("localhost", not_after=end)
+        made.cert_chain_pems[0].write_to_path(cert)
+        made.private_key_pem.write_to_path(key)
+        return end.timestamp()
+
+    now = datetime.now(UTC).replace(microsecond=0)
+    old_s = renew(now + timedelta(days=3))
+    gateway = Gateway(configured(tls_cert=cert, tls_key=key, node_ca=ca, node_cert=cert, node_key=key))
+    await gateway.start()
+    try:
+        name = "astrolabe_certificate_end_time_seconds"
+        assert value(gateway.metrics.page()[1].decode(), name, file=cert) == old_s
+        new_s = renew(now + timedelta(days=300))
+        assert value(gateway.metrics.page()[1].decode(), name, file=cert) == old_s, "nobody has read it"
+        gateway.reload(gateway.config)
+        assert value(gateway.metrics.page()[1].decode(), name, file=cert) == new_s
+    finally:
+        await gateway.stop()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,19 @@ import pytest
 import trustme
 
 from deploy.cli import ASTROLABE
-from deploy.local_cluster import LocalCluster
+from deploy.local_cluster import Child, LocalCluster
 from gateway.intake.callers import KeyEntry, KeyFile, digest, write_keys
 from gateway.main import Gateway
 from protos.runtime.config import ConfigError
 from protos.v1 import astrolabe_dispatch_pb2 as pb
+from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
+from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
 from simcore.types import Outcome
 from tests.e2e.cluster import MakeCluster
 from tests.e2e.http_client import RawClient
 from tests.e2e.in_process import ask, configured, dispatched, part, running, status, until
+from tests.e2e.predictor_daemon import DEADLINE_S, daemon
 from tests.e2e.scripted_node import ScriptedNode
 
 pytestmark = pytest.mark.e2e
@@ -282,6 +287,30 @@ async def test_fronts_speak_tls_and_ask_for_certificates_and_reload_them(node: S
         assert await grpc_status(client_cert, client_key) == grpc.StatusCode.UNAVAILABLE
     finally:
         await gateway.stop()
+
+
+def test_a_node_takes_new_certificates_when_told(tmp_path: Path, tls: Tls) -> None:
+    cert, key = tls.issue("renewed")
+    own = [Path(path).read_bytes() for path in (tls.ca, *reversed(tls.issue("gateway-of-it")))]
+
+    def health(child: Child) -> grpc.StatusCode:
+        with grpc.secure_channel(child.address, grpc.ssl_channel_credentials(*own)) as channel:
+            try:
+                PredictStub(channel).GetState(predict_pb.GetStateRequest(), timeout=5.0)
+            except grpc.RpcError as error:
+                return error.code()
+        return grpc.StatusCode.OK
+
+    with daemon(tmp_path, tls_cert=cert, tls_key=key, tls_client_ca=tls.ca) as child:
+        assert health(child) == grpc.StatusCode.OK
+        # Of an authority that we do not know: it must be the one shown now.
+        tls.issue("renewed", trustme.CA())
+        child.signal(signal.SIGHUP)
+        end_s = time.monotonic() + DEADLINE_S
+        while "certificates read again" not in child.log_path.read_text():
+            assert time.monotonic() < end_s, child.last_words()
+            time.sleep(0.02)
+        assert health(child) == grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_cluster_with_mutual_tls_on_every_hop_keeps_secrets_out_of_its_logs(

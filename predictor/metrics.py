@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from http.server import HTTPServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -13,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from predictor.node import NodeRuntime
 from protos.runtime.addresses import HostPort
 from protos.runtime.config import ConfigError
+from protos.runtime.own_process import STARTED_S, own_series, resident_bytes
 
 ANSWER_S = 2.0
 """How long a page waits for the daemon; a hung daemon has no page."""
@@ -64,9 +66,9 @@ class _OnLoop:
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(ANSWER_S)
 
 
-def families(node: NodeRuntime, *, gateways: int) -> Families:
-    """All series of one node, now."""
-    series: Families = []
+def families(node: NodeRuntime, *, gateways: int, certificates: Mapping[str, float]) -> Families:
+    """All series of one node, now. `certificates`: those in use, and when they end (`certificate_ends`)."""
+    series: Families = [*own_series(certificates)]
 
     def gauge(name: str, text: str, value: float) -> None:
         series.append(GaugeMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
@@ -74,8 +76,15 @@ def families(node: NodeRuntime, *, gateways: int) -> Families:
     def counter(name: str, text: str, value: float) -> None:
         series.append(CounterMetricFamily(f"astrolabe_predictor_{name}", text, value=value))
 
+    series.append(GaugeMetricFamily("process_resident_memory_bytes", "Memory in RAM.", value=resident_bytes()))
+    series.append(GaugeMetricFamily("process_start_time_seconds", "Unix time of the start.", value=STARTED_S))
+    series.append(CounterMetricFamily("process_cpu_seconds", "Processor time.", value=time.process_time()))
+    info = GaugeMetricFamily("astrolabe_predictor_info", "1; the labels name the node.", labels=("node", "model"))
+    info.add_metric((node.node_id, node.config.model), 1.0)
+    series.append(info)
     load = node.load()
-    gauge("synchronised", "1 while a trace is connected and no gap is open.", float(load is not None))
+    gauge("synchronised", "1 while a trace is connected and no gap is open.", float(node.engine.synchronised))
+    gauge("trusted", "1 while the daemon finds its own forecasts good enough.", float(node.predictor.trusted))
     gauge("state_age_seconds", "Age of the mirror's last step.", node.age_s())
     gauge("gateways", "Sessions of gateways.", gateways)
     counter("forecasts", "What-ifs answered.", node.predictor.forecasts_total)
@@ -84,6 +93,7 @@ def families(node: NodeRuntime, *, gateways: int) -> Families:
         gauge("waiting", "Queued in the engine, reservations included.", load.waiting)
         gauge("reserved", "Dispatched here, not yet in the trace.", load.reserved)
         gauge("free_blocks", "Free KV blocks.", load.free_blocks)
+        gauge("total_blocks", "All KV blocks.", load.total_blocks)
         counter("steps", "Engine steps seen.", load.trace_seq)
         counter("preemptions", "Preemptions since the engine started.", load.preemptions_total)
     error = GaugeMetricFamily(

@@ -29,6 +29,7 @@ from predictor.held_reply import NAMES_CHANGE, HeldReply
 from predictor.news import NewsRelay
 from predictor.notices import log_learned, log_rules
 from predictor.requests import ForwardOrder, ReplySink, Requests
+from predictor.spans import NodeSpans
 from predictor.trace import TraceFollower
 from simcore.cost.step_time import StepTimeModel
 from simcore.types import Candidate, EngineConfig, NodeLoad, NodePace
@@ -64,12 +65,14 @@ class NodeRuntime:
         scenarios: int,
         models_every_s: float = 10.0,
         own_chats: bool = False,
+        engine_address: str = "",
         ask_engine: bool = True,
         calibrate: bool = True,
+        spans: NodeSpans | None = None,
     ) -> None:
         """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`); with
         `calibrate` it is only where learning begins. `models_every_s`: between two looks at the engine's names.
-        `own_chats`: the engine's server words all chats itself."""
+        `own_chats`: the engine's server words all chats itself. `engine_address`: as `EngineConfig.address`."""
         self.node_id = node_id
         self.closing = False
         self.leaving = Leaving()
@@ -87,6 +90,8 @@ class NodeRuntime:
         self._calibrate = calibrate
         self._models_every_s = models_every_s
         self._own_chats = own_chats
+        self._engine_address = engine_address
+        self._spans = spans
         self._learned_version = 0
         self._looking = asyncio.Lock()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -102,6 +107,7 @@ class NodeRuntime:
             forwards=can.forwards,
             tells_logprobs=can.logprobs,
             own_chats=can.forwards and (self._own_chats or config.own_chats),
+            address=self._engine_address,
         )
         log_rules(self.config)
         self.engine = TracedEngine(
@@ -118,7 +124,9 @@ class NodeRuntime:
             source="simulated" if can.per_request_trace and can.exact_rules else "approximate",
         )
         self.asking = Asking(self.predictor)
-        self.requests = Requests(self.node_id, self._client, self.engine, self.predictor, self.asking, self._changed)
+        self.requests = Requests(
+            self.node_id, self._client, self.engine, self.predictor, self.asking, self._changed, self._spans
+        )
         self.trace = TraceFollower(self._probe, self.engine, self._changed)
         self._tasks = (
             asyncio.create_task(self._housekeep(), name="housekeeping"),
@@ -176,6 +184,18 @@ class NodeRuntime:
         if was_reserved:
             self._changed()
         return was_reserved
+
+    def announce(self, candidate: Candidate, *, is_unnamed: bool) -> None:
+        """A proxy takes this request to the engine, which will call it by its name unless `is_unnamed`."""
+        self.engine.dispatched(candidate, time.monotonic(), by_others=True)
+        if is_unnamed:
+            self.engine.comes_unnamed(candidate.request_id)
+        self._changed()
+
+    def withdraw(self, request_id: str) -> None:
+        """An announced request has ended, or will not come."""
+        self.engine.ended(request_id)
+        self._changed()
 
     def retire(self, *, undo: bool, by: str) -> None:
         """The node is to leave, or to stay after all, says the gateway `by`."""

@@ -18,7 +18,9 @@ from predictor.asking import Asking
 from predictor.core.node_predictor import NodePredictor
 from predictor.core.traced_engine import TracedEngine
 from predictor.notices import log_trust
+from predictor.spans import NodeSpans
 from protos.answer_status import outcome_of_status
+from protos.runtime.otlp import Span, trace_id_of
 from simcore.types import Candidate, LengthBelief, Outcome, TokenLogprobs
 
 log = structlog.get_logger("predictor")
@@ -77,12 +79,13 @@ _NOTHING = EngineOutput(())
 class _Running:
     """One request between the engine and its sink."""
 
-    __slots__ = ("_owner", "_sink", "arrived_s", "first_s", "output_tokens", "request")
+    __slots__ = ("_owner", "_sink", "arrived_s", "first_s", "output_tokens", "request", "span")
 
     def __init__(self, owner: Requests, request: EngineRequest, sink: Sink) -> None:
         self._owner = owner
         self._sink = sink
         self.request = request
+        self.span: Span | None = None
         self.arrived_s = time.monotonic()
         self.first_s: float | None = None
         self.output_tokens = 0
@@ -90,6 +93,10 @@ class _Running:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def traceparent(self) -> str:
+        return self.request.traceparent
 
     def __call__(self, request_id: str, output: EngineOutput | EngineError) -> None:
         if isinstance(output, EngineError):
@@ -133,7 +140,7 @@ class _Running:
 class _Forwarded:
     """One call between the engine's server and its sink."""
 
-    __slots__ = ("_is_stream", "_owner", "_sink", "_status", "arrived_s", "call", "first_s", "output_tokens")
+    __slots__ = ("_is_stream", "_owner", "_sink", "_status", "arrived_s", "call", "first_s", "output_tokens", "span")
 
     def __init__(self, owner: Requests, call: ForwardCall, sink: ReplySink) -> None:
         self._owner = owner
@@ -141,6 +148,7 @@ class _Forwarded:
         self._status = 0
         self._is_stream = False
         self.call = call
+        self.span: Span | None = None
         self.arrived_s = time.monotonic()
         self.first_s: float | None = None
         self.output_tokens = 0
@@ -148,6 +156,10 @@ class _Forwarded:
     @property
     def request_id(self) -> str:
         return self.call.request_id
+
+    @property
+    def traceparent(self) -> str:
+        return _context_of(self.call)
 
     def __call__(self, request_id: str, reply: ReplyHead | ReplyData | ReplyEnd | EngineError) -> None:
         if isinstance(reply, ReplyData):
@@ -188,6 +200,10 @@ class _Forwarded:
         self._sink(call.request_id, None, end)
 
 
+def _context_of(call: ForwardCall) -> str:
+    return next((value for name, value in call.headers if name == "traceparent"), "")
+
+
 def _outcome_of(error: EngineError) -> Outcome:
     if isinstance(error, RequestRefused):
         return Outcome.INVALID
@@ -205,8 +221,9 @@ class Requests:
         predictor: NodePredictor,
         asking: Asking,
         on_change: Callable[[], None],
+        spans: NodeSpans | None = None,
     ) -> None:
-        """`on_change` is called when what is known of the node has changed."""
+        """`on_change` is called when what is known of the node has changed. `spans`: where each request has one."""
         self.node_id = node_id
         self.predictor = predictor
         self.closing = False
@@ -217,6 +234,7 @@ class Requests:
         self._engine = engine
         self._asking = asking
         self._on_change = on_change
+        self._spans = spans
         self._forwarder = cast(Forwarder, client) if client.capabilities.forwards else None
         self._running: dict[str, _Running | _Forwarded] = {}
         self._aborts: set[asyncio.Task[None]] = set()
@@ -233,7 +251,12 @@ class Requests:
         if request.logprobs is not None and not self._client.capabilities.logprobs:
             raise RequestRefused("the engine cannot tell logprobs by tokens; leave logprobs out")
         self.check_open()
+        span = None
+        if self._spans is not None:
+            span, context = self._spans.begin(request.traceparent)
+            request = msgspec.structs.replace(request, traceparent=context)
         running = _Running(self, request, sink)
+        running.span = span
         self._client.submit(request, running)
         self._running[request_id] = running
         candidate = Candidate(
@@ -254,7 +277,13 @@ class Requests:
         if self._forwarder is None:
             raise CannotForward(f"the engine of node {self.node_id} takes no calls as their clients made them")
         self.check_open()
+        span = None
+        if self._spans is not None:
+            span, context = self._spans.begin(_context_of(call))
+            others = tuple(line for line in call.headers if line[0] != "traceparent")
+            call = msgspec.structs.replace(call, headers=(*others, ("traceparent", context)))
         forwarded = _Forwarded(self, call, sink)
+        forwarded.span = span
         self._forwarder.forward(call, body, forwarded)
         self._running[call.request_id] = forwarded
         if call.prompt_tokens:
@@ -311,7 +340,18 @@ class Requests:
             ttft_s=None if running.first_s is None else round(running.first_s - running.arrived_s, 6),
             e2e_s=round(now_s - running.arrived_s, 6),
             **({"detail": end.detail} if end.detail else {}),
+            **({"trace_id": trace_id_of(running.traceparent)} if running.traceparent else {}),
         )
+        if self._spans is not None and running.span is not None:
+            self._spans.end(
+                running.span,
+                request_id=request_id,
+                outcome=end.outcome.value,
+                complete=end.outcome in (Outcome.STOP, Outcome.LENGTH),
+                prompt_tokens=end.prompt_tokens,
+                output_tokens=end.output_tokens,
+                first_token_s=running.first_s,
+            )
 
     def check_open(self) -> None:
         """Raises EngineError unless new requests are taken (Retiring: they are not, though nothing is wrong)."""

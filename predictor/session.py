@@ -102,6 +102,8 @@ class GatewaySession:
         self._loop = asyncio.get_running_loop()
         self._gateway_id = ""
         self._mine: set[str] = set()
+        self._announced: set[str] = set()
+        """What proxies take to the engine, for this gateway."""
         self._dispatch_seq = 0
         self._answers: list[pb.Answer] = []
         self._forwarding: dict[str, _Forwarding] = {}
@@ -158,6 +160,8 @@ class GatewaySession:
             if self._mine:
                 log.info("session ended with requests running", gateway=self._gateway_id, aborted=len(self._mine))
             node.requests.abandon(self._mine)
+            for request_id in self._announced:
+                node.withdraw(request_id)
             node.predictor.told.forget(self, self._loop.time())
 
     async def finish(self) -> None:
@@ -175,13 +179,19 @@ class GatewaySession:
                 self._gateway_id = frame.hello.gateway_id
                 log.info("session begun", gateway=self._gateway_id)
             for request_id in frame.abort_request_ids:
-                if request_id in self._mine:
+                if request_id in self._announced:
+                    self._announced.discard(request_id)
+                    self._node.withdraw(request_id)
+                elif request_id in self._mine:
                     await self._node.requests.abort(request_id)
             for dispatched in frame.dispatches:
-                if dispatched.WhichOneof("work") == "forward":
-                    self._forward(dispatched)
-                else:
-                    self._dispatch(dispatched)
+                match dispatched.WhichOneof("work"):
+                    case "forward":
+                        self._forward(dispatched)
+                    case "announced":
+                        self._announce(dispatched)
+                    case _:
+                        self._dispatch(dispatched)
             # Looked up there: a name in this loop would keep the last call's body until another one's comes.
             for part in frame.body_parts:
                 self._feed(part.request_id, part.data)
@@ -258,6 +268,18 @@ class GatewaySession:
         else:
             self._mine.add(request_id)
             self._forwarding[request_id] = _Forwarding(body)
+
+    def _announce(self, dispatched: pb.Dispatched) -> None:
+        """It is on its way whatever is said here, so nothing is refused: what cannot be counted is not."""
+        self._dispatch_seq = dispatched.dispatch_seq
+        self._wake.set()
+        try:
+            candidate = codec.candidate_from_wire(dispatched.announced.candidate, prior=DEFAULT_PRIOR)
+        except ValueError as bad:
+            log.warning("an announced request does not count", gateway=self._gateway_id, detail=str(bad))
+            return
+        self._announced.add(candidate.request_id)
+        self._node.announce(candidate, is_unnamed=dispatched.announced.is_unnamed)
 
     def _feed(self, request_id: str, data: bytes) -> None:
         forwarding = self._forwarding.get(request_id)

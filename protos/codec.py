@@ -106,6 +106,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         tells_logprobs=message.tells_logprobs,
         pools=message.pools,
         own_chats=message.own_chats,
+        address=message.address,
     )
 
 

@@ -101,6 +101,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     own_chats: bool = False
     """Whether chats are its server's own to read and to word (it parts reasoning from answers, say), so that they are
     handed on."""
+    address: str = ""
+    """host:port at which proxies reach the engine's HTTP server, as :port where its host is the node's; empty: they do
+    not."""
 
     def __post_init__(self) -> None:
         for name in (

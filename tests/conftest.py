@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 from pathlib import Path
@@ -33,13 +34,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real processes are late now and then on a busy machine: their tests get more time, two more tries, and a list."""
+    """Real processes are late now and then on a busy machine: their tests get two more tries, and are listed."""
     for item in items:
-        is_vllm = ROOT / "tests" / "vllm" in item.path.parents
-        if is_vllm or item.get_closest_marker("e2e"):
+        if ROOT / "tests" / "vllm" in item.path.parents or item.get_closest_marker("e2e"):
             item.add_marker(pytest.mark.flaky(reruns=2))
-            if not is_vllm and item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(180))
+
+
+@pytest.fixture(autouse=True)
+def _random_examples_are_the_same_in_ci(request: pytest.FixtureRequest) -> None:
+    if os.environ.get("CI"):
+        random.seed(request.node.nodeid)
 
 
 @pytest.fixture(autouse=True)

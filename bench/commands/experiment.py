@@ -144,6 +144,6 @@ def _list(found: list[Experiment], *, as_json: bool) -> None:
     for title in ("name", "system", "what", "state"):
         table.add_column(title, no_wrap=title != "what")
     for e in found:
-        state = {"ready": "", "live": "with --live", "later": "later"}[e.status]
+        state = {"ready": "", "live": "with --live"}[e.status]
         table.add_row(e.name, e.system, e.title, state)
     print_table(out_console(), table, prose=True)

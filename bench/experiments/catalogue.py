@@ -108,8 +108,6 @@ def _check(experiment: Experiment) -> None:
         check_measure(claim.measure)
         _known("variant", [claim.variant, *([claim.against] if claim.against else [])], names)
         _known("grid", [claim.grid], grids | {""})
-    if experiment.status == "later" and not experiment.why_later:
-        raise ValueError("an experiment for later must say why (why_later)")
 
 
 def _known(what: str, wanted: list[str], there: set[str]) -> None:

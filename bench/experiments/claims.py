@@ -72,7 +72,7 @@ def evaluate_points(experiment: Experiment, published: PublishedFile, lines: Seq
         common = [seed for seed in own if base.get(seed)] if variant != baseline else []
         found.append(
             Evaluated(
-                what=f"{grid}, {variant}, {x:g}: {measure}",
+                what=f"{f'{grid}, ' if grid else ''}{variant}, {x:g}: {measure}",
                 ours=_estimate(own),
                 ours_against=None,
                 ours_ratio=estimate([own[s] / base[s] for s in common]) if common else None,

@@ -130,7 +130,7 @@ def _curves(
     drawn = next((axes for axes in panels if axes.get_legend_handles_labels()[0]), None)
     if drawn is not None:
         handles, labels = drawn.get_legend_handles_labels()
-        canvas.legend(handles, labels, ncols=min(LEGEND_COLUMNS, len(labels)))
+        canvas.legend(handles, labels, ncols=min(LEGEND_COLUMNS, columns + 1, len(labels)))
     return canvas
 
 

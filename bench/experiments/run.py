@@ -99,8 +99,6 @@ def run_experiment(
 
     Raises ExperimentError, ExecutorError, ResultFileError, SpecError, PolicyError, DatasetError, OSError.
     """
-    if experiment.status == "later":
-        raise ExperimentError(f"{experiment.name} cannot be run yet: {experiment.why_later}")
     if experiment.status == "live" and live is None:
         raise ExperimentError(f"{experiment.name} needs real processes: add --live")
     started_s = time.perf_counter()

@@ -201,9 +201,8 @@ class Experiment(_Strict, frozen=True, kw_only=True):
     system: System
     source: str
     """Paper, section, figure."""
-    status: Literal["ready", "live", "later"] = "ready"
-    """`live`: only real processes can show it. `later`: what it needs is not built yet."""
-    why_later: str = ""
+    status: Literal["ready", "live"] = "ready"
+    """`live`: only real processes can show it."""
     exact: list[str] = []
     """What is reproduced exactly."""
     modelled: list[str] = []

@@ -200,6 +200,12 @@ KNOWN = frozenset(
         "predictor_rss_mib",
         "predictor_rss_max_mib",
         "gateway_cpu_share",
+        "moves_done",
+        "moves_given_up",
+        "moves_stages",
+        "moves_stage_share",
+        "moves_downtime_mean_s",
+        "moves_downtime_p99_s",
         "gateway_rss_mib",
     }
 )

@@ -14,6 +14,7 @@ from bench.measure.groups import fleet_price, group_measures, summarise_groups
 from bench.measure.measures import GoodputSlo, good_answers, is_good, measure
 from bench.measure.results import SCHEMA_VERSION, FleetPrice, GroupSummary, RequestResult, Run, Summary, summarise
 from bench.measure.scaling import ScalingCourse, ScalingResult, course_of, scaling_measures
+from bench.run.asked_moves import move_events
 from bench.run.scaling import scaled_fleet
 from bench.run.spec import RunSpec, delays_of, noise_of, router_config
 from bench.run.workload import requests_of
@@ -124,7 +125,7 @@ def run_task(
         scaled=scaled,
     )
     observer.cluster = cluster
-    found = cluster.run(items, at_once=spec.concurrency)
+    found = cluster.run(items, move_events(spec, items), at_once=spec.concurrency)
     results = [result for result in found.results if result.arrival_s >= spec.warm_up_s]
     if not results:
         raise ValueError(f"no request comes after a warm-up of {spec.warm_up_s:g} s: make the run longer")

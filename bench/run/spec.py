@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from bench.data.datasets import DEFAULT_OUTPUT_TOKENS
+from bench.data.datasets import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS
 from bench.data.named import check_name
 from bench.measure.groups import GroupFacts
+from bench.run.asked_moves import asked_moves
 from bench.run.scaling import check_scaling, with_most_nodes
 from bench.simcluster import Delays, NodeSpec
 from bench.simcluster.noise import Noise
@@ -59,19 +60,22 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     dataset: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = "block-sharegpt"
     """sharegpt: conversations as JSON (the installed package, or your file). burstgpt: its CSV, version 1 or 2. azure:
     LLM inference trace of 2023 or 2024. mooncake: JSON with hash_ids. servegen: X_arrivals.csv with
-    X_lengths_quantiles.csv beside it. power-law: lengths drawn as Llumnix's, see --shape. lengths: CSV
-    num_prefill_tokens,num_decode_tokens[,arrived_at]. turns: CSV conv,turn,role,tokens. jsonl: {"prompt": text,
-    "output_tokens": m} or {"prompt_tokens": n, "output_tokens": m} a line. `astrolabe bench data list` says where to
-    get them. block-sharegpt, block-sharegpt-predicted, burstgpt-like and llumnix-...: what published systems were
-    measured with. Or a .py file of your own with a function `workload`."""
+    X_lengths_quantiles.csv beside it. power-law: lengths drawn as Llumnix's, see --shape. fixed: all
+    alike, see --prompt-tokens and --output-tokens. lengths: CSV num_prefill_tokens,num_decode_tokens[,arrived_at].
+    turns: CSV conv,turn,role,tokens. jsonl: {"prompt": text, "output_tokens": m} or {"prompt_tokens": n,
+    "output_tokens": m} a line. `astrolabe bench data list` says where to get them. block-sharegpt,
+    block-sharegpt-predicted, burstgpt-like and llumnix-...: what published systems were measured with. Or a .py file
+    of your own with a function `workload`."""
     dataset_path: Annotated[str, msgspec.Meta(extra={"metavar": "FILE"})] = ""
     """The data set's file, packed or not. It is read as what it begins as; a note says where --dataset differs."""
     skip_bad: bool = False
     """Leave out rows that cannot be read, and say how many."""
     tokenizer: Annotated[str, msgspec.Meta(extra={"metavar": "NAME"})] = ""
     """Counts tokens of texts; empty: the best installed."""
+    prompt_tokens: Count = DEFAULT_PROMPT_TOKENS
+    """fixed: length of every prompt."""
     output_tokens: Count = DEFAULT_OUTPUT_TOKENS
-    """Answer length for JSON lines that do not say theirs."""
+    """fixed: length of every answer. JSON lines: of those that do not say theirs."""
     shape: Annotated[str, msgspec.Meta(extra={"metavar": "PROMPT-ANSWER"})] = "medium-medium"
     """power-law: short, medium or long, of prompts and answers; S-L is short-long."""
     start_s: Annotated[float, msgspec.Meta(extra={"option": "start", "metavar": "S"})] = 0.0
@@ -128,6 +132,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     priority_blind: bool = False
     """Simulations: neither the router nor engines are told of priorities; results tell the classes apart all the same.
     """
+    moves_asked: Annotated[str, msgspec.Meta(extra={"metavar": "N>NODE@S,..."})] = ""
+    """Simulations: after S seconds the N-th request is told to go on at NODE, as by `astrolabe move`; 65>node-1@6."""
+    moves_gently: bool = False
+    """Those moves take no more than their share of the destination's time."""
     network_one_way_s: float = 0.0002
     gateway_s: float = 0.0003
     """Gateway work per event."""
@@ -209,7 +217,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return Fleet(group=(NodeGroup(name="node", count=self.nodes, profile=packaged_path(self.profile)),))
         if isinstance(self.fleet, str):
             return _fleet(self.fleet)
-        return checked(Fleet(group=self.fleet), where="fleet: ")
+        own = tuple(msgspec.structs.replace(group, profile=packaged_path(group.profile)) for group in self.fleet)
+        return checked(Fleet(group=own), where="fleet: ")
 
     @property
     def groups(self) -> tuple[NodeGroup, ...]:
@@ -320,6 +329,9 @@ _ADDED = (
     "scheduling_policy",
     "high_share",
     "priority_blind",
+    "prompt_tokens",
+    "moves_asked",
+    "moves_gently",
     "slo_e2e_s",
     "slo_share",
     *RunSpec.__struct_fields__[RunSpec.__struct_fields__.index("scaler") :],
@@ -426,6 +438,7 @@ def check_spec(spec: RunSpec) -> None:
         raise SpecError(f"{smallest.num_blocks} KV blocks of {smallest.block_size_tokens} tokens hold no request")
     check_name(spec.dataset)
     try:
+        asked_moves(spec)
         if spec.scaler:
             check_scaling(spec)
     except ValueError as error:

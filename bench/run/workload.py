@@ -37,6 +37,7 @@ def workload_spec(spec: RunSpec) -> WorkloadSpec:
             duration_s=(spec.duration_s or 0.0) * spec.rate_scale if of_trace else None,
             first_row=first_row,
             max_rows=max_rows,
+            default_prompt_tokens=spec.prompt_tokens,
             default_output_tokens=spec.output_tokens,
             skip_bad=spec.skip_bad,
             shape=spec.shape,

@@ -358,6 +358,7 @@ def _announce(cluster: LocalCluster, folder: Path, stays: str, *, as_json: bool)
         f"cluster is up; logs in {folder}\n"
         f'  astrolabe request "Why is the sky blue?"{where}\n'
         f"  astrolabe nodes --watch{where}\n"
+        f"the same and more in a browser: {cluster.url}/ui\n"
         f"OpenAI's clients: base_url {cluster.url}/v1, any api_key\n"
         f"  {_curl(cluster.url)}\n"
         "gRPC\n"

@@ -38,9 +38,10 @@ def _register() -> None:
                 Scheduler,
             )
 
-            from engine_adapters.vllm.scheduler import TraceScheduler, traced
+            from engine_adapters.vllm.scheduler import traced
 
-            if base is TraceScheduler:
+            # By its own word: the class may come from `astrolabe-trace` while this plugin is that of `astrolabe`.
+            if getattr(base, "traced_by_astrolabe", False):
                 return base
             if not (isinstance(base, type) and issubclass(base, Scheduler)):
                 log.warning("astrolabe: no trace: %r is no subclass of vLLM's own scheduler", base)

@@ -53,6 +53,8 @@ def traced(base: type) -> type:
     """A subclass of a vLLM scheduler class that publishes its trace."""
 
     class Traced(base):
+        traced_by_astrolabe = True
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._astrolabe: StepRecorder | None = None
             self._astrolabe_publisher: Publisher | None = None
@@ -150,6 +152,8 @@ def traced(base: type) -> type:
 
 class TraceScheduler:
     """For `--scheduler-cls`: the traced form of the scheduler that vLLM would have chosen itself."""
+
+    traced_by_astrolabe = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]

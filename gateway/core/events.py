@@ -41,8 +41,8 @@ Continuation = Literal["exact", "approximate", "impossible"]
 """`exact`: greedy, or drawn without a seed (any draw is as good as another); `approximate`: seeded draws, log
 probabilities; `impossible`: guided output and several answers at once, whose state is lost with the node."""
 
-Lane = Literal["tokens", "pass_through"]
-"""How a request reaches its engine; the decision is the same in both."""
+Lane = Literal["tokens", "pass_through", "by_proxy"]
+"""How a request reaches its engine; the decision is the same in all."""
 
 
 class RequestShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -70,13 +70,16 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     block_hashes: tuple[int, ...] = ()
     """Hashes of the prompt's full KV blocks (`simcore.prefix`), for nodes that know their prefix cache."""
     lane: Lane = "tokens"
-    """`tokens`: the node generates token ids; `pass_through`: the client's own call is handed on to its engine."""
+    """`tokens`: the node generates token ids; `pass_through`: the client's own call is handed on to its engine;
+    `by_proxy`: a proxy that asked for the decision takes it there, so that it stays where it was placed."""
     prompt_counted_by: str = ""
     """Who counted the prompt, for people: `tokenizer`, `engine`, or `length` (an estimate); empty: tokenizer."""
     answers: int = 1
     """How many answers it asks for at once; their tokens, and those of several prompts, are counted together."""
     node: str = ""
     """The only node that may have it: what it asks for is there. Empty: any."""
+    endpoints: tuple[str, ...] | None = None
+    """Addresses of the only engines that may have it, host:port; None: any."""
     logprobs: bool = False
     """Whether its node must tell how likely the tokens were."""
 

@@ -52,7 +52,7 @@ class NodeMonitor:
 
     def ended(self, attempt: Attempt, outcome: Outcome, now_s: float) -> None:
         """Its node has ended it, well or badly, but not by failing."""
-        if not attempt.output_tokens and outcome in COMPLETE and attempt.asked.lane == "pass_through":
+        if not attempt.output_tokens and outcome in COMPLETE and attempt.asked.lane != "tokens":
             # An answer of which no tokens can be counted is a sign of health all the same.
             attempt.node.delivered = True
             attempt.node.health.delivered(in_time=True)

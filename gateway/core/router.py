@@ -33,7 +33,7 @@ from gateway.core.request.explanation import Explanation, MoveTold
 from gateway.core.request.lifecycle import State, Trigger
 from gateway.core.request.live import LiveRequest
 from gateway.core.request.migration import Move
-from gateway.core.request.resume import attempt_id, remainder, why_not_resumed
+from gateway.core.request.resume import BY_PROXY, attempt_id, remainder, why_not_resumed
 from gateway.core.request.retry_budget import RetryBudget
 from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict, Wait
 from gateway.core.router_config import RouterConfig
@@ -343,6 +343,8 @@ class Router:
 
     def _hold(self, live: LiveRequest, wait: Wait, now_s: float) -> None:
         """It joins the queue, unless the bounds shed it; others may have to make room."""
+        if live.queued_s is None:
+            live.queued_s = now_s
         if wait.behind_all:
             self._late.demote(live)
         for shed, refusal in self._late.hold(live, now_s, again_in_s=wait.again_in_s):
@@ -537,6 +539,8 @@ class Router:
 
     def _why_given_up(self, live: LiveRequest, attempt: Attempt) -> str:
         """Why no other node gets it, for people; empty when one does, which spends a retry of the budget."""
+        if live.shape.lane == "by_proxy":
+            return BY_PROXY
         attempts = len(live.attempts) - live.moves
         if attempts >= self.config.max_attempts:
             return f"{attempts} of {self.config.max_attempts} attempts made"

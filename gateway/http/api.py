@@ -33,7 +33,7 @@ from gateway.http.logprobs import AnswerLogprobs
 from gateway.http.message import Request
 from gateway.intake.call_desk import CallDesk, FrontCall
 from gateway.intake.call_paths import may_be_handed_on, target_of
-from gateway.intake.callers import Caller, KeyRing, Role, require
+from gateway.intake.callers import Caller, KeyRing, Role, require, said_key
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied, invalid
 from gateway.intake.submission import Intake
@@ -72,14 +72,16 @@ class OpenAiApi:
         metrics: Metrics,
         desk: CallDesk,
         max_body_bytes: int,
+        ui: AsyncHandler | None = None,
         is_leaving: Callable[[], bool] = lambda: False,
         stream_comment_s: float = 0.0,
     ) -> None:
-        """`max_body_bytes`: longest body that is taken apart here. `is_leaving`: whether clients should go elsewhere,
-        though requests are still taken. `stream_comment_s`: how long a streamed answer may take to begin before its
-        client gets a comment; 0: for ever."""
+        """`max_body_bytes`: longest body that is taken apart here. `ui`: answers what is at and below `/ui`.
+        `is_leaving`: whether clients should go elsewhere, though requests are still taken. `stream_comment_s`: how
+        long a streamed answer may take to begin before its client gets a comment; 0: for ever."""
         self._max_body_bytes = max_body_bytes
         self._desk = desk
+        self._ui = ui
         self._is_leaving = is_leaving
         self._intake = intake
         self._nodes = nodes
@@ -108,6 +110,9 @@ class OpenAiApi:
         if post is not None and request.method == "POST":
             self._start(post, exchange)
             return
+        if self._ui is not None and (request.path == "/ui" or request.path.startswith("/ui/")):
+            self._start(self._ui, exchange)
+            return
         try:
             get = self._gets.get(request.path) or (self._model if _MODEL_PATH.fullmatch(request.path) else None)
             if get is not None and request.method in ("GET", "HEAD"):
@@ -131,7 +136,7 @@ class OpenAiApi:
         on."""
         target = target_of(url)
         try:
-            require(self._keys.identify(_key(headers)), "client")
+            require(self._keys.identify(said_key(headers)), "client")
         except Denied:
             return False
         return target.is_canonical and may_be_handed_on(target.path) and self._intake.forwards("")
@@ -301,15 +306,9 @@ class OpenAiApi:
         return self._check(exchange, "client")
 
     def _check(self, exchange: Exchange, *roles: Role) -> Caller:
-        caller = self._keys.identify(_key(exchange.request.headers))
+        caller = self._keys.identify(said_key(exchange.request.headers))
         require(caller, *roles)
         return caller
-
-
-def _key(headers: Mapping[str, str]) -> str:
-    """What says who calls: `authorization`, or `x-api-key` as Anthropic's clients have it."""
-    said = headers.get("authorization", "")
-    return said if said or "x-api-key" not in headers else f"Bearer {headers['x-api-key']}"
 
 
 def _respond(exchange: Exchange, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -119,6 +120,13 @@ class KeyRing:
         if caller is None:
             raise Denied(Denial.NO_KEY, "the API key is not known; ask the operator for a valid one")
         return caller
+
+
+def said_key(headers: Mapping[str, str]) -> str:
+    """What says who calls: `authorization`, or `x-api-key` as Anthropic's clients have it. `headers`: by lower-case
+    name."""
+    said = headers.get("authorization", "")
+    return said if said or "x-api-key" not in headers else f"Bearer {headers['x-api-key']}"
 
 
 def require(caller: Caller, *roles: Role) -> None:

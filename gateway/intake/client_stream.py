@@ -46,6 +46,7 @@ class ClientStream:
         "arrived_s",
         "asked",
         "attempt",
+        "attempt_ended_s",
         "cached_tokens",
         "call",
         "caller",
@@ -58,6 +59,7 @@ class ClientStream:
         "forecast",
         "idempotency_key",
         "is_extra",
+        "is_unnamed",
         "node_id",
         "on_change",
         "outcome",
@@ -71,6 +73,7 @@ class ClientStream:
         "sampling",
         "shape",
         "span",
+        "stage_traceparent",
         "stop_token_id",
         "text",
         "traceparent",
@@ -100,6 +103,8 @@ class ClientStream:
         self.is_extra = False
         """Whether it is one of several answers to one request and not the first, which holds the caller's quota for
         all."""
+        self.is_unnamed = False
+        """Of a call that a proxy takes there: whether its engine gives it a name of its own."""
         self.closed = False
         """Whether nobody reads any more; set by `Intake.close`."""
         self.prompt_token_ids = prompt_token_ids
@@ -109,12 +114,16 @@ class ClientStream:
         self.text = text
         """The answer as text; None when nobody wants it."""
         self.traceparent = traceparent
-        """W3C trace context for the engine; empty: none."""
+        """W3C trace context for the next node; empty: none."""
+        self.stage_traceparent = ""
+        """The same for a stage of a move."""
         self.span: Any = None
-        """Of OpenTelemetry, when that is switched on (`gateway.observe.spans`)."""
+        """`gateway.observe.spans.RequestSpans`, when OpenTelemetry is switched on."""
         self.asked = shape
         """What the present node was asked for: the request, or what was left of it when another node failed."""
         self.attempt = 1
+        self.attempt_ended_s: float | None = None
+        """When its node said that the present attempt was over; None: it has not."""
         self.resumes = 0
         """How many of the later attempts went on with a begun answer."""
         self.produced: list[int] = []
@@ -213,6 +222,14 @@ class ClientStream:
             or (answer is not None and answer.has_begun and answer.unread_bytes)
         ):
             return
+        await self._woken()
+
+    async def decided(self) -> None:
+        """Returns when it has a node or the end has come. One reader only."""
+        while not self.node_id and self.outcome is None:
+            await self._woken()
+
+    async def _woken(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter

@@ -141,6 +141,35 @@ class Intake:
         (stream,) = await self._submit(make, caller)
         return stream
 
+    async def place_call(
+        self, facts: CallFacts, caller: Caller = ANYONE, *, endpoints: tuple[str, ...] | None, is_unnamed: bool
+    ) -> ClientStream:
+        """Submits a client's own call that a proxy takes to the engine of the node that it is placed at; `close` is
+        owed, and what the proxy sees of the answer is told by `seen` and `seen_end`. `endpoints`: the only
+        engines that may have it; None: any. `is_unnamed`: its engine gives it a name of its own. Raises Denied."""
+        require(caller, "client")
+        check_priority(caller, facts.priority)
+        self._check_open()
+        request_id = checks.request_id_of(facts.request_id)
+        self.check_model(facts.model)
+        # Whoever brings it, nobody could end it there when its time is over.
+        facts.slo = msgspec.structs.replace(facts.slo, deadline_s=None)
+
+        async def make() -> list[ClientStream]:
+            shape, expected = await self._call_shape(facts, request_id)
+            shape = msgspec.structs.replace(shape, lane="by_proxy", resume="off", endpoints=endpoints)
+            stream = ClientStream(
+                shape,
+                caller=caller,
+                idempotency_key=facts.idempotency_key,
+                forecast=expected.forecast if facts.answers == 1 else None,
+            )
+            stream.is_unnamed = is_unnamed
+            return [stream]
+
+        (stream,) = await self._submit(make, caller)
+        return stream
+
     async def _submit(self, make: Callable[[], Awaitable[list[ClientStream]]], caller: Caller) -> list[ClientStream]:
         self._quotas.enter(caller, time.monotonic())
         try:
@@ -190,6 +219,14 @@ class Intake:
     def forwards(self, model: str) -> bool:
         """Whether a live node hands calls for the model (any, if it is empty) on as they are."""
         return self._nodes.forwards(model)
+
+    def seen(self, stream: ClientStream, output_tokens: int, *, is_streamed: bool) -> None:
+        """As `Pump.seen`."""
+        self._pump.seen(stream, output_tokens, is_streamed=is_streamed)
+
+    def seen_end(self, stream: ClientStream, outcome: Outcome, *, cached_tokens: int = 0, detail: str = "") -> None:
+        """As `Pump.seen_end`."""
+        self._pump.seen_end(stream, outcome, cached_tokens=cached_tokens, detail=detail)
 
     def consumed(self, stream: ClientStream) -> None:
         """Some of a call's answer has been taken from its stream."""
@@ -280,6 +317,31 @@ class Intake:
     async def _call_stream(
         self, call: ClientCall, facts: CallFacts, request_id: str, caller: Caller, node: str
     ) -> ClientStream:
+        shape, expected = await self._call_shape(facts, request_id)
+        can_go_on = facts.can_go_on
+        if can_go_on and facts.resume == "best_effort":
+            try:
+                call.resumable = ResumableAnswer(call.body)
+            except ValueError:
+                can_go_on = False
+        shape = msgspec.structs.replace(
+            shape, lane="pass_through", continuation="approximate" if can_go_on else "impossible", node=node
+        )
+        traceparent = next((value for name, value in call.headers if name == "traceparent"), "")
+        call.headers = tuple(line for line in call.headers if line[0] != "traceparent")
+        return ClientStream(
+            shape,
+            caller=caller,
+            idempotency_key=facts.idempotency_key,
+            # Tokens of several answers together teach nothing of the length of one.
+            forecast=expected.forecast if facts.answers == 1 else None,
+            traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+            call=call,
+        )
+
+    async def _call_shape(self, facts: CallFacts, request_id: str) -> tuple[RequestShape, ExpectedLength]:
+        """What the router gets to see of a client's own call but for how it goes to its engine, and what is believed
+        of one of its answers."""
         counted = await self._counted(facts)
         longest_tokens = self._nodes.max_model_len_tokens(facts.model) or counted.tokens + 1
         # An engine cuts or refuses what is longer; forecasts are of what it can run.
@@ -317,35 +379,11 @@ class Intake:
             max_output_tokens=limit_tokens * answers,
             expected=expected,
         )
-        can_go_on = facts.can_go_on
-        if can_go_on and facts.resume == "best_effort":
-            try:
-                call.resumable = ResumableAnswer(call.body)
-            except ValueError:
-                can_go_on = False
         belief = shape.belief
         if answers > 1:
             belief = LengthBelief(tuple(atom * answers for atom in belief.atoms_tokens))
-        shape = msgspec.structs.replace(
-            shape,
-            belief=belief,
-            lane="pass_through",
-            continuation="approximate" if can_go_on else "impossible",
-            prompt_counted_by=counted.by,
-            answers=answers,
-            node=node,
-        )
-        traceparent = next((value for name, value in call.headers if name == "traceparent"), "")
-        call.headers = tuple(line for line in call.headers if line[0] != "traceparent")
-        return ClientStream(
-            self._with_hashes(shape, counted.token_ids),
-            caller=caller,
-            idempotency_key=facts.idempotency_key,
-            # Tokens of several answers together teach nothing of the length of one.
-            forecast=expected.forecast if answers == 1 else None,
-            traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
-            call=call,
-        )
+        shape = msgspec.structs.replace(shape, belief=belief, prompt_counted_by=counted.by, answers=answers)
+        return self._with_hashes(shape, counted.token_ids), expected
 
     async def _counted(self, facts: CallFacts) -> CountedPrompt:
         prompt = facts.prompt

@@ -1,54 +1,69 @@
-"""Which nodes there are: those of the configuration, and those that a connector has started.
+"""Which nodes there are: those of the configuration, those that its sources find, and those that a connector has
+started.
 
-Entries `dns:HOST:PORT` stand for every address that HOST resolves to, asked again and again.
-
-A name that cannot be resolved for a while keeps its last answer: an outage of the name service must not take away nodes
-that work.
+A source that does not know for a while keeps its last list: an outage of a name service must not take away nodes that
+work.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+import random
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 
-import msgspec
 import structlog
 
-from gateway.config import DNS_PREFIX, NodeEntry
-from protos.runtime.addresses import parse_address
+from gateway.config import NodeEntry
+from gateway.nodes.sources.base import NodeSource, SourceError
+from gateway.nodes.sources.dns_host import DnsHostSource, Resolve
 
 log = structlog.get_logger("gateway")
 
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Host and port to addresses `host:port`; raises OSError."""
+FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0
+"""Between two tries of a source that does not know."""
 
 
 class Discovery:
-    """Keeps the node table at what the configuration names and the name service says."""
+    """Keeps the node table at what the configuration names and the sources say."""
 
     def __init__(
-        self, *, interval_s: float, on_change: Callable[[Sequence[NodeEntry]], None], resolve: Resolve | None = None
+        self,
+        *,
+        interval_s: float,
+        on_change: Callable[[Sequence[NodeEntry]], None],
+        resolve: Resolve | None = None,
+        first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
-        """`on_change` gets all entries, resolved ones included, whenever they are not what they were."""
+        """`on_change` gets all entries, found ones included, whenever they are not what they were. `interval_s` and
+        `resolve` are of names among the configuration's entries."""
         self._interval_s = interval_s
         self._on_change = on_change
-        self._resolve = resolve or resolve_by_dns
-        self._entries: tuple[NodeEntry, ...] = ()
+        self._resolve = resolve
+        self._first_pause_s = first_pause_s
+        self._fixed: tuple[NodeEntry, ...] = ()
         self._started: tuple[NodeEntry, ...] = ()
-        self._known: dict[str, tuple[str, ...]] = {}
-        self._failing: set[str] = set()
+        self._followers: dict[str, asyncio.Task[None]] = {}
+        """By what is asked, in the order of the configuration."""
+        self._known: dict[str, tuple[NodeEntry, ...]] = {}
         self._announced: list[NodeEntry] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._jitter = random.Random()
 
-    def set_entries(self, entries: Sequence[NodeEntry]) -> None:
-        """The configuration's entries from now on. Addresses are announced at once, names when they are resolved."""
-        self._entries = tuple(entries)
-        self._stop_resolving()
+    def set_entries(self, entries: Sequence[NodeEntry], sources: Sequence[NodeSource] = ()) -> None:
+        """The configuration's entries and sources from now on. Addresses are announced at once, others when they are
+        found. A source that was there before goes on."""
+        self._fixed = tuple(entry for entry in entries if not entry.is_name)
+        names = [entry for entry in entries if entry.is_name]
+        hosts = [DnsHostSource(entry, interval_s=self._interval_s, resolve=self._resolve) for entry in names]
+        wanted: dict[str, NodeSource] = {source.where: source for source in (*hosts, *sources)}
+        for where in [where for where in self._followers if where not in wanted]:
+            self._followers.pop(where).cancel()
+            self._known.pop(where, None)
+        followers = {}
+        for where, source in wanted.items():
+            followers[where] = self._followers.get(where) or asyncio.create_task(self._follow(source), name=where)
+        self._followers = followers
         self._announce()
-        if any(entry.is_name for entry in entries):
-            self._task = asyncio.get_running_loop().create_task(self._resolve_repeatedly())
 
     def set_started(self, entries: Sequence[NodeEntry]) -> None:
         """The nodes that run beside those of the configuration, whole, by address."""
@@ -57,56 +72,41 @@ class Discovery:
 
     async def close(self) -> None:
         """Asks no more."""
-        task = self._task
-        self._stop_resolving()
-        if task is not None:
-            await asyncio.gather(task, return_exceptions=True)
+        tasks = list(self._followers.values())
+        self._followers = {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def resolve_all(self) -> None:
-        """Resolves every name once."""
-        for entry in self._entries:
-            if not entry.is_name:
-                continue
-            name = entry.address
-            host, port = parse_address(name.removeprefix(DNS_PREFIX))
-            try:
-                self._known[name] = tuple(sorted(set(await self._resolve(host, port))))
-            except OSError as error:
-                if name not in self._failing:
-                    kept = len(self._known.get(name, ()))
-                    log.warning("name not resolved, its last answer holds", name=host, kept=kept, detail=str(error))
-                self._failing.add(name)
-            else:
-                self._failing.discard(name)
-        self._announce()
-
-    async def _resolve_repeatedly(self) -> None:
+    async def _follow(self, source: NodeSource) -> None:
+        where = source.where
+        pause_s, is_silent = self._first_pause_s, False
         while True:
-            await self.resolve_all()
-            await asyncio.sleep(self._interval_s)
-
-    def _stop_resolving(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+            detail = "it has ended without a word"
+            try:
+                async with aclosing(source.lists()) as lists:
+                    async for entries in lists:
+                        if is_silent:
+                            log.info("nodes are found again", where=where, nodes=len(entries))
+                        pause_s, is_silent = self._first_pause_s, False
+                        self._known[where] = tuple(entries)
+                        self._announce()
+            except SourceError as bad:
+                detail = str(bad)
+            except Exception:
+                log.exception("defect in a source of nodes", where=where)
+            if not is_silent:
+                is_silent = True
+                kept = len(self._known.get(where, ()))
+                log.warning("nodes are not found, the last list holds", where=where, kept=kept, detail=detail)
+            await asyncio.sleep(pause_s * self._jitter.uniform(0.8, 1.2))
+            pause_s = min(LAST_PAUSE_S, pause_s * 2)
 
     def _announce(self) -> None:
-        by_address: dict[str, NodeEntry] = {e.address: e for e in self._entries if not e.is_name}
-        for entry in self._started:
+        by_address: dict[str, NodeEntry] = {entry.address: entry for entry in self._fixed}
+        for entry in (*self._started, *(entry for where in self._followers for entry in self._known.get(where, ()))):
             by_address.setdefault(entry.address, entry)
-        for entry in self._entries:
-            for address in self._known.get(entry.address, ()) if entry.is_name else ():
-                by_address.setdefault(address, msgspec.structs.replace(entry, address=address))
         entries = list(by_address.values())
         if entries != self._announced:
             self._announced = entries
             self._on_change(entries)
-
-
-async def resolve_by_dns(host: str, port: int) -> Sequence[str]:
-    """Addresses of a host by the system's resolver."""
-    answers: list[tuple[Any, ...]] = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [
-        f"[{address[0]}]:{port}" if family == socket.AF_INET6 else f"{address[0]}:{port}"
-        for family, _, _, _, address in answers
-    ]

@@ -33,6 +33,7 @@ from gateway.intake.client_stream import ClientStream
 from gateway.nodes.outbox import BODY_PART_BYTES, Outbox
 from gateway.pump import Pump
 from protos import codec
+from protos.runtime.addresses import HostPort, parse_address
 from protos.runtime.channels import keepalive, open_channel
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
@@ -162,7 +163,9 @@ class NodeLink:
     # --- NodePort -----------------------------------------------------------------------------------------------------
 
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None:
-        if stream.call is None:
+        if stream.shape.lane == "by_proxy":
+            self._outbox.dispatch(wire.announced(dispatch_seq, stream))
+        elif stream.call is None:
             self._outbox.dispatch(wire.dispatched(dispatch_seq, stream))
         else:
             dispatched = wire.forwarded(dispatch_seq, stream, BODY_PART_BYTES)
@@ -315,6 +318,10 @@ class NodeLink:
             config = codec.config_from_wire(welcome.config)
         except ValueError as bad:
             raise SessionLost(f"its engine limits make no sense: {bad}") from None
+        if config.address.startswith(":"):
+            # The node knows the port alone: the host is where we reach it.
+            host = parse_address(self.entry.address).host
+            config = msgspec.structs.replace(config, address=str(HostPort(host, int(config.address[1:]))))
         holder = self._names.claim(welcome.node_id, self.entry.address)
         if holder:
             raise SessionLost(f"its name {welcome.node_id!r} is that of the node at {holder}; give one another node_id")

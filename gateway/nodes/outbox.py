@@ -65,15 +65,19 @@ class Outbox:
         self._open().abort_request_ids.append(request_id)
 
     def dispatch(self, dispatched: pb.Dispatched) -> None:
-        forwards = dispatched.WhichOneof("work") == "forward"
-        work = dispatched.forward if forwards else dispatched.request
-        prompt_tokens = (
-            len(dispatched.forward.body) // TOKEN_BYTES if forwards else len(dispatched.request.prompt_token_ids)
-        )
+        match dispatched.WhichOneof("work"):
+            case "forward":
+                request_id = dispatched.forward.request_id
+                prompt_tokens = len(dispatched.forward.body) // TOKEN_BYTES
+            case "announced":
+                request_id, prompt_tokens = dispatched.announced.candidate.request_id, 0
+            case _:
+                request_id = dispatched.request.request_id
+                prompt_tokens = len(dispatched.request.prompt_token_ids)
         if self._open_dispatches and self._open_prompt_tokens + prompt_tokens > MAX_PROMPT_TOKENS_PER_FRAME:
             self._next()
         self._open().dispatches.append(dispatched)
-        self._open_dispatches.add(work.request_id)
+        self._open_dispatches.add(request_id)
         self._open_prompt_tokens += prompt_tokens
 
     def body(self, request_id: str, body: Body, sent_bytes: int) -> None:

@@ -176,6 +176,11 @@ class NodeRegistry:
         """The link of a node by its name or address."""
         return next((k for k in self.links.values() if name in (k.node_id, k.entry.address)), None)
 
+    def engine_address(self, node_id: str) -> str:
+        """host:port at which proxies reach a node's engine; empty: they do not."""
+        link = self.find(node_id)
+        return "" if link is None or link.config is None else link.config.address
+
     def in_flight(self, node_id: str) -> int:
         return next((n.in_flight for n in self._pump.router.nodes() if n.node_id == node_id), 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 
 from gateway.intake.client_stream import ClientStream
+from protos.runtime.otlp import trace_id_of
 
 log = structlog.get_logger("gateway")
 
@@ -27,6 +28,7 @@ def request_finished(stream: ClientStream) -> None:
         attempts=decision.attempt if decision is not None else 0,
         **({"lane": stream.shape.lane} if stream.shape.lane != "tokens" else {}),
         **({"detail": stream.detail} if stream.detail else {}),
+        **({"trace_id": trace_id_of(stream.traceparent)} if stream.traceparent else {}),
     )
 
 

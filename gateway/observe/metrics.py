@@ -7,6 +7,7 @@ imported by the process that serves and by nobody before it. `deploy/metrics.md`
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter as CountOf
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -28,6 +29,7 @@ from gateway.core.queue.late_binding import QueueStatus
 from gateway.core.request.explanation import MoveTold
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.lengths import kind_of
+from protos.runtime.own_process import STARTED_S, own_series, resident_bytes
 
 if TYPE_CHECKING:
     from gateway.scale.status import ScaleStatus
@@ -48,12 +50,21 @@ _DECISION_BUCKETS_S = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032
 class Metrics:
     """The counters of one process and the page of all of them. Labels are from closed lists or the configuration."""
 
-    def __init__(self, nodes: Callable[[], Iterable[NodeStatus]] = tuple, clock: Callable[[], float] = float) -> None:
-        """`nodes`: all nodes now, with ages on `clock`. A node that has left has no series on the next page."""
+    def __init__(
+        self,
+        nodes: Callable[[], Iterable[NodeStatus]] = tuple,
+        clock: Callable[[], float] = float,
+        certificates: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        """`nodes`: all nodes now, with ages on `clock`. A node that has left has no series on the next page.
+        `certificates`: those in use, and when they end (`certificate_ends`)."""
         # A registry of its own, so that a process may hold more than one gateway.
         self._registry = registry = CollectorRegistry()
         self._nodes_now = NodeSeries(nodes, clock)
+        self._own = OwnSeries(certificates)
         registry.register(self._nodes_now)
+        registry.register(self._own)
+        self._process = ProcessSeries(registry)
         self._requests = Counter(
             "astrolabe_requests", "Requests that have ended, by outcome.", ("outcome",), registry=registry
         )
@@ -175,6 +186,7 @@ class Metrics:
 
     def observe(self, *, running: int, nodes: dict[str, int], holding: QueueStatus) -> None:
         """What is so now; called before a page is made. `nodes`: counts by status."""
+        self._process.observe()
         self._running.set(running)
         self._held.set(holding.held)
         self._held_tokens.set(holding.held_tokens)
@@ -205,7 +217,42 @@ class Metrics:
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         # Every worker hears the same of the nodes, so the one that is asked tells it.
         registry.register(self._nodes_now)
+        registry.register(self._own)
         return CONTENT_TYPE_LATEST, generate_latest(registry)
+
+
+class OwnSeries:
+    """Version, clock and certificates, made when a page is."""
+
+    def __init__(self, certificates: Callable[[], Mapping[str, float]]) -> None:
+        self._certificates = certificates
+
+    def collect(self) -> Iterable[Metric]:
+        return own_series(self._certificates())
+
+
+class ProcessSeries:
+    """What the process costs, by the names that Prometheus's clients use; of several workers, all together."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, mode: Literal["livesum", "livemax"]) -> Gauge:
+            return Gauge(name, text, registry=registry, multiprocess_mode=mode)
+
+        self._memory = gauge("process_resident_memory_bytes", "Memory in RAM.", "livesum")
+        # The latest of several workers: a change says that one has started anew.
+        self._started = gauge("process_start_time_seconds", "Unix time of the start.", "livemax")
+        self._workers = gauge("astrolabe_workers", "Processes that serve.", "livesum")
+        self._cpu = Counter("process_cpu_seconds", "Processor time, user and system.", registry=registry)
+        self._cpu_told_s = 0.0
+
+    def observe(self) -> None:
+        """What is so now; called before a page is made."""
+        self._memory.set(resident_bytes())
+        self._started.set(STARTED_S)
+        self._workers.set(1)
+        cpu_s = time.process_time()
+        self._cpu.inc(cpu_s - self._cpu_told_s)
+        self._cpu_told_s = cpu_s
 
 
 class NodeSeries:
@@ -269,6 +316,7 @@ class ScalingSeries:
         self._most = gauge("astrolabe_scaling_max_nodes", "Most nodes allowed.", "group")
         self._nodes = gauge("astrolabe_scaling_nodes", "Nodes of a group, by state.", "group", "state")
         self._start = gauge("astrolabe_scaling_start_seconds", "What a start takes, as measured.", "group", "quantile")
+        self._short = gauge("astrolabe_scaling_short", "1 while no fleet within the bounds keeps the objective.")
         self._leads = gauge("astrolabe_scaling_leads", "1 when this gateway decides for the fleet.", mode="livemax")
         self._actions = Counter("astrolabe_scaling_actions", "What was done.", ("group", "action"), registry=registry)
         self._failures = Counter(
@@ -293,6 +341,7 @@ class ScalingSeries:
             return
         for series in (self._desired, self._least, self._most, self._nodes, self._start):
             series.clear()
+        self._short.set(status.latest is not None and bool(status.latest.shortfall))
         for group in status.groups:
             self._desired.labels(group.name).set(group.wanted)
             self._least.labels(group.name).set(group.min)

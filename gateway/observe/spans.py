@@ -1,104 +1,141 @@
-"""One OpenTelemetry span per request, its trace handed on to the engine. Optional: needs the extra `otel`.
+"""OpenTelemetry spans of each request: what it waited for, and where it ran. Optional: needs the extra `otel`.
 
-The span begins where the client's `traceparent` left off and its own goes to the engine, whose spans (vLLM with
-`--otlp-traces-endpoint`) hang below it. No prompt and no answer is in it.
+    astrolabe.request              below the client's span, from arrival to end
+      astrolabe.place              until a node had it (again): forecasts, decision
+        astrolabe.queue            the part of it spent in the gateway's queue
+      astrolabe.attempt            at one node; its context goes to the daemon, whose span hangs below it
+      astrolabe.move               to another node while it ran; stages of the move hang below it
+
+No prompt and no answer is in any of them.
 """
 
 from __future__ import annotations
 
-import time
-from urllib.parse import urlsplit
+from collections.abc import Callable
 
 from gateway.core.outcomes import COMPLETE
+from gateway.core.request.explanation import Explanation
 from gateway.intake.client_stream import ClientStream
-from protos.runtime.addresses import parse_url
-from protos.runtime.channels import uses_proxy
-from protos.runtime.config import ConfigError
+from protos.runtime.otlp import Span, SpanSource
+from simcore.types import Outcome
 
 SERVICE_NAME = "astrolabe-gateway"
-EXPORT_S = 2.0
-"""What a collector gets to take a batch, also when the gateway stops."""
-_NS = 1_000_000_000
 
 
-def collector_url(text: str) -> str:
-    """Where spans go: a URL with a path as it is, one without with the path of OTLP. Raises ValueError."""
-    url = parse_url(text, default_port=4318)
-    return url if urlsplit(url).path else f"{url}/v1/traces"
+class RequestSpans:
+    """Those of one request that are open (`ClientStream.span`)."""
+
+    __slots__ = ("attempt", "moves", "request", "sent_s")
+
+    def __init__(self, request: Span) -> None:
+        self.request = request
+        self.attempt: Span | None = None
+        self.sent_s = 0.0
+        """When the attempt began."""
+        self.moves: dict[str, Span] = {}
+        """By destination."""
 
 
 class Spans:
-    """Begins and ends spans; they leave in batches from a thread of the library's own."""
+    """Makes them as requests go on. Streams without spans are passed over."""
 
-    def __init__(self, endpoint: str, *, gateway_id: str) -> None:
-        """`endpoint`: an OTLP/HTTP collector, for example http://127.0.0.1:4318/v1/traces. Raises ConfigError."""
-        try:
-            import requests
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-            from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
-            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-        except ImportError:
-            raise ConfigError(
-                "key 'otlp_endpoint': the OpenTelemetry packages are not installed; "
-                "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http, or the extra `otel`"
-            ) from None
-        resource = Resource.create({"service.name": SERVICE_NAME, "service.instance.id": gateway_id})
-        self._provider = TracerProvider(resource=resource)
-        session = requests.Session()
-        # Else it would take the environment's proxy, also to a collector on this host.
-        session.trust_env = uses_proxy()
-        exporter = OTLPSpanExporter(endpoint=collector_url(endpoint), timeout=EXPORT_S, session=session)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._tracer = self._provider.get_tracer("astrolabe")
-        self._propagator = TraceContextTextMapPropagator()
-        self._in_context = set_span_in_context
-        self._kind, self._error = SpanKind.SERVER, StatusCode.ERROR
-        # Streams are timed on the monotonic clock, spans on the wall clock.
-        self._wall_s = time.time() - time.monotonic()
+    def __init__(self, endpoint: str, *, gateway_id: str, explain: Callable[[str], Explanation | None]) -> None:
+        """`endpoint`: an OTLP/HTTP collector. `explain`: what the router knows of a request. Raises ConfigError."""
+        self._source = SpanSource(endpoint, service=SERVICE_NAME, instance=gateway_id)
+        self._explain = explain
 
     def begin(self, stream: ClientStream) -> None:
-        """The request's span; the stream's trace context becomes that of the span."""
-        context = self._propagator.extract({"traceparent": stream.traceparent}) if stream.traceparent else None
-        span = self._tracer.start_span("astrolabe.request", context=context, kind=self._kind)
-        with_span: dict[str, str] = {}
-        self._propagator.inject(with_span, self._in_context(span))
-        stream.traceparent = with_span.get("traceparent", "")
-        stream.span = span
+        """A request has come; the stream's trace context becomes that of its span."""
+        span = self._source.begin("astrolabe.request", stream.traceparent, "server")
+        stream.span = RequestSpans(span)
+        stream.traceparent = self._source.traceparent(span)
+
+    def sent(self, stream: ClientStream) -> None:
+        """A node gets it now; the stream's trace context becomes that of the attempt."""
+        spans: RequestSpans | None = stream.span
+        if spans is None:
+            return
+        source, decision, now_s = self._source, stream.decision, stream.decided_s
+        assert decision is not None, "nothing is sent without a decision"
+        assert now_s is not None, "nothing is sent without a decision"
+        since_s = stream.arrived_s
+        if spans.attempt is not None:
+            since_s = now_s if stream.attempt_ended_s is None else stream.attempt_ended_s
+            self._end_attempt(spans, stream.attempt_ended_s, now_s, None)
+        place = source.begin("astrolabe.place", spans.request, at_s=since_s)
+        explained = self._explain(stream.shape.request_id) if stream.attempt == 1 else None
+        if explained is not None and explained.queued_after_s is not None:
+            queue = source.begin("astrolabe.queue", place, at_s=stream.arrived_s + explained.queued_after_s)
+            source.end(queue, {}, at_s=now_s)
+        placed = {"astrolabe.policy": decision.policy, "astrolabe.reason": decision.reason}
+        source.end(place, {**placed, "astrolabe.node": decision.node_id}, at_s=now_s)
+        spans.attempt = source.begin("astrolabe.attempt", spans.request, "client", at_s=now_s)
+        spans.attempt.set_attributes({"astrolabe.node": stream.node_id, "astrolabe.attempt": stream.attempt})
+        spans.sent_s = now_s
+        stream.attempt_ended_s = None
+        stream.traceparent = source.traceparent(spans.attempt)
+
+    def staged(self, stream: ClientStream, node_id: str) -> str:
+        """The trace context for a stage of a move to this node."""
+        spans: RequestSpans | None = stream.span
+        if spans is None:
+            return ""
+        move = spans.moves.get(node_id)
+        if move is None:
+            move = spans.moves[node_id] = self._source.begin("astrolabe.move", spans.request)
+        return self._source.traceparent(move)
 
     def end(self, stream: ClientStream) -> None:
-        """Ends it with what is known of the request. Streams without a span are passed over."""
-        span = stream.span
-        if span is None:
+        """It has ended: so do its spans, with what is known of it."""
+        spans: RequestSpans | None = stream.span
+        if spans is None:
             return
-        shape, outcome, decision = stream.shape, stream.outcome, stream.decision
-        span.set_attributes(
-            {
-                "gen_ai.request.model": shape.model,
-                "gen_ai.usage.input_tokens": shape.prompt_tokens,
-                "gen_ai.usage.output_tokens": stream.output_tokens,
-                "astrolabe.request_id": shape.request_id,
-                "astrolabe.node": stream.node_id,
-                "astrolabe.outcome": outcome.value if outcome is not None else "",
-                "astrolabe.attempts": stream.attempt,
-                "astrolabe.resumes": stream.resumes,
-            }
-        )
-        if decision is not None:
-            span.set_attribute("astrolabe.policy", decision.policy)
-            span.set_attribute("astrolabe.reason", decision.reason)
-        for name, at_s in (("placed", stream.decided_s), ("first token", stream.first_token_s)):
-            if at_s is not None:
-                span.add_event(name, timestamp=self._unix_ns(at_s))
-        if outcome not in COMPLETE:
-            span.set_status(self._error, stream.detail)
-        span.end(self._unix_ns(stream.finished_s) if stream.finished_s is not None else None)
+        source, shape, outcome, ended_s = self._source, stream.shape, stream.outcome, stream.finished_s
+        self._end_moves(stream, spans)
+        if spans.attempt is not None:
+            self._end_attempt(spans, stream.attempt_ended_s, ended_s, outcome)
+        source.event(spans.request, "placed", stream.decided_s)
+        source.event(spans.request, "first token", stream.first_token_s)
+        told = {
+            "gen_ai.request.model": shape.model,
+            "gen_ai.usage.input_tokens": shape.prompt_tokens,
+            "gen_ai.usage.output_tokens": stream.output_tokens,
+            "astrolabe.request_id": shape.request_id,
+            "astrolabe.node": stream.node_id,
+            "astrolabe.outcome": outcome.value if outcome is not None else "",
+            "astrolabe.attempts": stream.attempt,
+            "astrolabe.resumes": stream.resumes,
+        }
+        source.end(spans.request, told, at_s=ended_s, error=None if outcome in COMPLETE else stream.detail)
 
     def close(self) -> None:
         """Sends what is left; blocks for as long as the collector takes, at most its own timeout."""
-        self._provider.shutdown()
+        self._source.close()
 
-    def _unix_ns(self, at_s: float) -> int:
-        return int((at_s + self._wall_s) * _NS)
+    def _end_attempt(
+        self, spans: RequestSpans, ended_s: float | None, at_latest_s: float | None, outcome: Outcome | None
+    ) -> None:
+        """`outcome`: the request's, if this was its last attempt."""
+        error = None if outcome is None or outcome in COMPLETE else outcome.value
+        self._source.end(spans.attempt, {}, at_s=at_latest_s if ended_s is None else ended_s, error=error)
+        spans.attempt = None
+
+    def _end_moves(self, stream: ClientStream, spans: RequestSpans) -> None:
+        explained = self._explain(stream.shape.request_id)
+        for told in explained.moves if explained is not None else ():
+            began_s = stream.arrived_s + told.after_s
+            span = spans.moves.pop(told.destination, None)
+            if span is None:
+                span = self._source.begin("astrolabe.move", spans.request, at_s=began_s)
+            facts: dict[str, str | int | float] = {
+                "astrolabe.source": told.source,
+                "astrolabe.destination": told.destination,
+                "astrolabe.cause": told.cause,
+                "astrolabe.outcome": told.outcome,
+                "astrolabe.stages": told.stages,
+            }
+            if told.gap_s is not None:
+                facts["astrolabe.gap_s"] = told.gap_s
+            self._source.end(span, facts, at_s=stream.finished_s if told.took_s is None else began_s + told.took_s)
+        for span in spans.moves.values():
+            self._source.end(span, {}, at_s=stream.finished_s)

@@ -162,7 +162,11 @@ async def supervise(config: GatewayConfig) -> None:
     folder = Path(tempfile.mkdtemp(prefix="astrolabe-gateway-"))
     (folder / "metrics").mkdir()
     try:
-        with _held(config.listen, "listen") as listen, _held(config.http_listen, "http_listen") as http_listen:
+        with (
+            _held(config.listen, "listen") as listen,
+            _held(config.http_listen, "http_listen") as http_listen,
+            _held(config.ext_proc.listen, "ext_proc_listen"),
+        ):
             await Supervisor(config, folder, listen, http_listen).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

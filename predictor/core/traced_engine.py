@@ -190,12 +190,12 @@ class TracedEngine:
         if self.mirror is None or candidate.request_id not in self.mirror:
             self.reservations.reserve(candidate, now_s=now_s, ttl_s=ttl_s, sent=sent)
 
-    def dispatched(self, candidate: Candidate, now_s: float) -> None:
-        """The engine gets this request now."""
+    def dispatched(self, candidate: Candidate, now_s: float, *, by_others: bool = False) -> None:
+        """The engine gets this request now, or (`by_others`) soon, of somebody else."""
         names = candidate.block_hashes or self._asked.pop(candidate.request_id, ())
         donor, blocks = self._donor(names)
         self._sent[candidate.request_id] = _Sent(candidate, names, donor, blocks)
-        self.reserve(candidate, now_s=now_s, ttl_s=self.reservation_ttl_s, sent=True)
+        self.reserve(candidate, now_s=now_s, ttl_s=self.reservation_ttl_s, sent=not by_others)
 
     def comes_unnamed(self, request_id: str) -> None:
         """The engine gives the dispatched request a name that says nothing of ours: the next arrival of a stranger of

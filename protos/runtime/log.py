@@ -9,14 +9,16 @@ import orjson
 import structlog
 
 
-def log_json_lines(level: str) -> None:
-    """Sets structlog up for this process: one JSON object a line on standard error."""
+def log_json_lines(level: str, *also: structlog.typing.Processor) -> None:
+    """Sets structlog up for this process: one JSON object a line on standard error. `also` see each line before it is
+    written."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *also,
             structlog.processors.JSONRenderer(serializer=_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),

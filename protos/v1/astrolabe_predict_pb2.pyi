@@ -518,6 +518,7 @@ class Dispatched(google.protobuf.message.Message):
     DISPATCH_SEQ_FIELD_NUMBER: builtins.int
     REQUEST_FIELD_NUMBER: builtins.int
     FORWARD_FIELD_NUMBER: builtins.int
+    ANNOUNCED_FIELD_NUMBER: builtins.int
     dispatch_seq: builtins.int
     """1, 2, 3, ... per session. Load notes say up to which number they include."""
     @property
@@ -528,18 +529,50 @@ class Dispatched(google.protobuf.message.Message):
     def forward(self) -> protos.v1.astrolabe_engine_pb2.ForwardedCall:
         """What to hand on as it is."""
 
+    @property
+    def announced(self) -> Global___Announced:
+        """What a proxy brings to the engine."""
+
     def __init__(
         self,
         *,
         dispatch_seq: builtins.int = ...,
         request: protos.v1.astrolabe_engine_pb2.EngineGenerateRequest | None = ...,
         forward: protos.v1.astrolabe_engine_pb2.ForwardedCall | None = ...,
+        announced: Global___Announced | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["forward", b"forward", "request", b"request", "work", b"work"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["dispatch_seq", b"dispatch_seq", "forward", b"forward", "request", b"request", "work", b"work"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["request", "forward"] | None: ...
+    def HasField(self, field_name: typing.Literal["announced", b"announced", "forward", b"forward", "request", b"request", "work", b"work"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["announced", b"announced", "dispatch_seq", b"dispatch_seq", "forward", b"forward", "request", b"request", "work", b"work"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["work", b"work"]) -> typing.Literal["request", "forward", "announced"] | None: ...
 
 Global___Dispatched: typing_extensions.TypeAlias = Dispatched
+
+@typing.final
+class Announced(google.protobuf.message.Message):
+    """A request that comes to the engine by a proxy, by this name. It counts until the engine's trace shows it, it is aborted
+    or expires; of its answer the node hears nothing. Its end is told with an abort.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    IS_UNNAMED_FIELD_NUMBER: builtins.int
+    is_unnamed: builtins.bool
+    """Whether the engine gives it a name that says nothing of ours."""
+    @property
+    def candidate(self) -> protos.v1.astrolabe_types_pb2.Candidate:
+        """What will come."""
+
+    def __init__(
+        self,
+        *,
+        candidate: protos.v1.astrolabe_types_pb2.Candidate | None = ...,
+        is_unnamed: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidate", b"candidate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "is_unnamed", b"is_unnamed"]) -> None: ...
+
+Global___Announced: typing_extensions.TypeAlias = Announced
 
 @typing.final
 class Ask(google.protobuf.message.Message):

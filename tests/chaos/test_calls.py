@@ -16,7 +16,7 @@ from tests.chaos.call_clients import CallClient, Leaves, is_long_answer, scripte
 from tests.chaos.call_stage import PROMPTS, CallCluster, CallStage, call_cluster, resident_bytes
 from tests.chaos.scripted_engines import AMID, BEFORE_THE_FIRST_BYTE, LONG_BYTES, NO_END
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.e2e
 
 SEEDS = int(os.environ.get("ASTROLABE_CHAOS_LIVE_SEEDS", "1"))
 IS_LONG = SEEDS > 1

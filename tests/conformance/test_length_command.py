@@ -194,7 +194,6 @@ def test_bench_refuses_a_belief_that_is_none(atoms: str) -> None:
         parse_jsonl([line], "f", count_tokens=len, default_output_tokens=1)
 
 
-@pytest.mark.timeout(300)  # compiles the simulation where no earlier test has
 def test_the_worth_of_a_belief_is_told(samples: Path, tmp_path: Path) -> None:
     told, plot = tmp_path / "worth.md", tmp_path / "worth.png"
     few = ("--nodes", 1, "--requests", 120, "--load", 1.0, "--seed", 0, "--slo-ttft", 1.0)

@@ -23,9 +23,6 @@ from length_model.training import TrainingError, train_to_file
 from tests.helpers.length_samples import made_samples
 from tests.helpers.tiny_encoder import LetterTokenizer, tiny_encoder_artifact, tiny_hashed_arrays
 
-# Importing torch and transformers takes a busy machine a minute.
-pytestmark = pytest.mark.timeout(300)
-
 SAMPLES = made_samples(150, seed=2, censored_share=0.1)
 RECORD = Path(__file__).with_name("tiny_encoder_by_torch.json")
 RECORDED = [s.query for s in SAMPLES[:6]]

@@ -35,8 +35,6 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable() or "never"),
     pytest.mark.filterwarnings("ignore"),
-    # Whichever comes first has vLLM build a configuration, for which it starts a process: slow on a busy machine.
-    pytest.mark.timeout(300),
 ]
 
 

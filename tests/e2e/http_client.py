@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -34,7 +34,7 @@ class RawClient:
         self.reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter
 
-    async def __aenter__(self) -> RawClient:
+    async def __aenter__(self) -> Self:
         self.reader, self.writer = await asyncio.open_connection(*self._where)
         return self
 

@@ -80,7 +80,7 @@ def test_gzip_is_undone_and_rows_are_sliced(tmp_path: Path) -> None:
     assert [row.prompt_tokens for row in parsed.rows] == [8]
 
 
-@pytest.mark.parametrize("name", [name for name in datasets.DATASET_NAMES if name != "power-law"])
+@pytest.mark.parametrize("name", sorted(set(datasets.DATASET_NAMES) - datasets.WITHOUT_FILE))
 def test_missing_empty_and_foreign_files_are_one_clear_error(tmp_path: Path, name: DatasetName) -> None:
     empty, foreign = tmp_path / "empty", tmp_path / "foreign"
     empty.touch()
@@ -185,6 +185,13 @@ def test_power_law_shapes_are_drawn_and_unknown_ones_refused() -> None:
         load_dataset(DatasetSpec(name="power-law", shape="S-huge"))
     with pytest.raises(DatasetError, match="is not read from a file"):
         load_dataset(DatasetSpec(name="power-law", path="x.csv"))
+
+
+def test_fixed_lengths_are_those_asked_for() -> None:
+    (row,) = load_dataset(DatasetSpec(name="fixed", default_prompt_tokens=700, default_output_tokens=9)).rows
+    assert (row.prompt_tokens, row.output_tokens) == (700, 9)
+    with pytest.raises(DatasetError, match="is not read from a file"):
+        load_dataset(DatasetSpec(name="fixed", path="x.csv"))
 
 
 def test_a_changing_rate_gives_the_workload_its_shape() -> None:

@@ -21,7 +21,6 @@ pytestmark = [
 
 
 # Five processes start and three replays run: more than the usual minute on a busy machine.
-@pytest.mark.timeout(240)
 def test_a_small_demo_runs_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,7 +150,6 @@ def test_a_comparison_runs_the_same_requests_under_each_policy_and_draws_them(
 
 
 # Three processes start: more than the usual minute on a busy machine.
-@pytest.mark.timeout(180)
 def test_a_comparison_starts_a_fleet_of_two_models_and_tells_by_group(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

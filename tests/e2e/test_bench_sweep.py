@@ -226,7 +226,6 @@ def test_an_experiment_of_ones_own_leaves_figures_and_claims(capsys: pytest.Capt
     ("arguments", "code", "says"),
     [
         (("experiment", "mian"), 1, "did you mean 'main'?"),
-        (("experiment", "migration"), 1, "migration cannot be run yet: figure 10 is"),
         (("experiment", "overhead"), 1, "overhead needs real processes: add --live"),
         (("experiment", "none.toml"), 1, "none.toml: cannot be read"),
         (("sweep", "--axis", "polici=random"), 2, "unknown key 'polici'; did you mean 'policy'?"),

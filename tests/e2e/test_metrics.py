@@ -38,7 +38,7 @@ def described(section: str) -> dict[str, set[str]]:
 def told(page: str) -> dict[str, set[str]]:
     """Series of a page by the names that `described` has."""
     found: dict[str, set[str]] = {}
-    unlabelled = described("Gateway") | described("Predictor")
+    unlabelled = described("Every process") | described("Gateway") | described("Predictor")
     for family in text_string_to_metric_families(page):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
@@ -78,7 +78,7 @@ def ended(*, tokens: int = 11, attempt: int = 1, resumes: int = 0) -> ClientStre
 
 
 def test_the_gateways_page_is_what_the_documentation_says() -> None:
-    metrics = Metrics(lambda: [status("a")], lambda: 12.0)
+    metrics = Metrics(lambda: [status("a")], lambda: 12.0, lambda: {"gateway.crt": 1e9})
     metrics.denied("unknown_key")
     metrics.finished(ended(attempt=4, resumes=1), running=2)
     metrics.observe(running=3, nodes={"up": 1}, holding=QueueStatus(held=5, held_tokens=50, shed_total=7))
@@ -86,7 +86,10 @@ def test_the_gateways_page_is_what_the_documentation_says() -> None:
     kind, body = metrics.page()
     page = body.decode()
     assert kind.startswith("text/plain")
-    assert told(page) == described("Gateway")
+    assert told(page) == described("Every process") | described("Gateway")
+    assert value(page, "astrolabe_certificate_end_time_seconds", file="gateway.crt") == 1e9
+    assert value(page, "astrolabe_workers") == 1
+    assert value(page, "process_resident_memory_bytes") > 1e6
     assert value(page, "astrolabe_requests_total", outcome="stop") == 1
     assert (value(page, "astrolabe_retries_total"), value(page, "astrolabe_resumes_total")) == (2, 1)
     assert value(page, "astrolabe_ttft_seconds_sum") == pytest.approx(1.0)
@@ -151,7 +154,8 @@ def test_the_predictors_page_is_what_the_documentation_says(tmp_path: Path) -> N
     with daemon(tmp_path, metrics_listen=address):
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
             page = response.read().decode()
-        assert told(page) == described("Predictor")
+        assert told(page) == described("Every process") | described("Predictor")
+        assert value(page, "astrolabe_predictor_info", node="n1") == 1
         assert value(page, "astrolabe_predictor_synchronised") == 1
         assert value(page, "astrolabe_predictor_free_blocks") > 0
 

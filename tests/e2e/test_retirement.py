@@ -19,7 +19,7 @@ from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from tests.e2e.cluster import MakeCluster, is_idle, listed, until
 from tests.e2e.predictor_daemon import SessionClient
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.e2e
 
 
 async def retire(address: str, *, undo: bool = False) -> tuple[bool, bool]:

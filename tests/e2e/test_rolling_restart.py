@@ -20,7 +20,7 @@ from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from tests.e2e.cluster import MakeCluster, is_idle, listed, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.e2e
 
 NODES = 3
 CLIENTS = 12

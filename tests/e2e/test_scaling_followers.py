@@ -26,7 +26,7 @@ from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from tests.e2e.in_process import FAST, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.e2e
 
 STARTED_S = 60.0
 """What a node with an emulated engine gets to be up on a busy machine."""

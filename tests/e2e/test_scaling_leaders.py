@@ -17,7 +17,7 @@ from deploy.local_cluster import Child
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 from tests.e2e.cluster import listed, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.e2e
 
 STARTED_S = 60.0
 """What a node with an emulated engine gets to be up on a busy machine."""

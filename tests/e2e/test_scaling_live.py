@@ -38,7 +38,7 @@ from simcore.types import Outcome
 from tests.e2e.in_process import FAST, dispatched, part, until
 from tests.e2e.scripted_node import ScriptedNode
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.e2e
 
 STARTED_S = 60.0
 """What a node with an emulated engine gets to be up on a busy machine."""

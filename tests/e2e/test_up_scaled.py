@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.cluster import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.e2e
 
 
 def command(*args: str) -> list[str]:

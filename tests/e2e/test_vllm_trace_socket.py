@@ -162,7 +162,11 @@ async def test_one_daemon_and_any_number_of_onlookers(
     await second.aclose()
 
 
-@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"", os.urandom(64), frames.HEADER.pack(b"ASTR", 9, 0)])
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET / HTTP/1.1\r\n\r\n", b"", os.urandom(64), frames.HEADER.pack(b"ASTR", 9, 0)],
+    ids=["HTTP", "nothing", "random", "version 9"],
+)
 async def test_a_stranger_on_the_socket_disturbs_nobody(
     publisher: Publisher, address: TraceAddress, sent: bytes
 ) -> None:

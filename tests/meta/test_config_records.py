@@ -57,7 +57,7 @@ STABLE_NAMES = {
         --calibrate --no-calibrate --engine-profile --model --tokenizer --max-num-seqs
         --max-num-batched-tokens --block-size-tokens --num-blocks --max-model-len-tokens
         --scheduling-policy --time-scale --reservation-ttl-s --scenarios
-        --ready-file --log-level""",
+        --otlp-endpoint --ready-file --log-level""",
 }
 """Names that scripts and units rely on: renaming a field must not take them away."""
 

@@ -85,7 +85,10 @@ def test_the_simulated_cluster_runs_without_grpc() -> None:
     assert done.returncode == 0, done.stderr
 
 
-TRANSLATORS = {"protos/codec.py", "gateway/wire.py", "gateway/nodes/news_wire.py", "predictor/wire.py"}
+TRANSLATORS = {
+    *("protos/codec.py", "gateway/wire.py", "gateway/nodes/news_wire.py", "predictor/wire.py"),
+    "gateway/ext_proc/wire.py",
+}
 SMALL_MESSAGES = {
     # Frames, filled with translated messages.
     "gateway/nodes/outbox.py": {"GatewayFrame", "Ask", "BodyPart", "Consumed"},

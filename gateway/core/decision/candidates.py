@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from gateway.core.decision.admission import can_start_by_load, has_room_for_prompt
 from gateway.core.decision.policies.base import Policy
+from gateway.core.events import RequestShape
 from gateway.core.nodes.node import Node
 from gateway.core.nodes.pool import NodePool
 from gateway.core.nodes.view import NodeView
@@ -18,6 +19,9 @@ from gateway.core.request.live import LiveRequest
 from gateway.core.request.verdict import Refusal, Wait
 from gateway.core.router_config import RouterConfig
 from simcore.types import Outcome
+
+HANDED_ON = frozenset({"pass_through", "by_proxy"})
+"""Lanes in which the engine gets the client's own call, of which the size may be an estimate."""
 
 SAMPLE_OF = {"power_of_two": 2}
 """Nodes drawn for a policy where the configuration says nothing; all others look at all nodes."""
@@ -31,7 +35,7 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
     may have it, and its engine says whether it is too long.
     """
     shape, tried = live.shape, live.tried
-    handed_on = shape.lane == "pass_through"
+    handed_on = shape.lane in HANDED_ON
     serving = pool.serving(shape.model, shape.lane)
     if isinstance(serving, str):
         return Refusal(Outcome.INVALID if pool.nodes else Outcome.NO_NODE, serving)
@@ -48,7 +52,11 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
     nodes = serving.ready
     if not nodes:
         return Refusal(Outcome.NO_NODE, f"no node can take new requests now: {serving.states()}")
-    if handed_on:
+    if shape.lane == "by_proxy":
+        nodes = [node for node in nodes if _is_within_reach(node, shape)]
+        if not nodes:
+            return Refusal(Outcome.NO_NODE, _why_out_of_reach(shape))
+    elif handed_on:
         nodes = [node for node in nodes if node.config.forwards and shape.node in ("", node.node_id)]
         if not nodes:
             who = f"node {shape.node}" if shape.node else "a node that hands calls on as they are"
@@ -82,6 +90,20 @@ def eligible(pool: NodePool, live: LiveRequest, now_s: float) -> Sequence[Node] 
     return pool.best_standing(nodes, now_s)
 
 
+def _is_within_reach(node: Node, shape: RequestShape) -> bool:
+    """Whether a proxy may take the request to the node's engine."""
+    address = node.config.address
+    is_allowed = shape.endpoints is None or address in shape.endpoints
+    return bool(address) and is_allowed and shape.node in ("", node.node_id)
+
+
+def _why_out_of_reach(shape: RequestShape) -> str:
+    if shape.endpoints is not None:
+        return f"none of the {len(shape.endpoints)} endpoints that the proxy allows is the engine of a node that is up"
+    who = f"node {shape.node}" if shape.node else "a node whose engine proxies can reach (engine-address)"
+    return f"the request needs {who}, and none is up; look at `astrolabe nodes`"
+
+
 def awaited(pool: NodePool, live: LiveRequest, refusal: Refusal, now_s: float) -> Wait | Refusal | None:
     """What becomes of a request that no node takes now where one that would can be had: it waits for that one, however
     long, unless it does not fit there either. None: there is none, the refusal holds.
@@ -94,7 +116,7 @@ def awaited(pool: NodePool, live: LiveRequest, refusal: Refusal, now_s: float) -
     if not isinstance(serving, str) and (serving.ready or refusal.outcome is not Outcome.NO_NODE):
         return None
     longest_tokens = coming.config.longest_tokens
-    if shape.prompt_tokens + 1 > longest_tokens and shape.lane != "pass_through":
+    if shape.prompt_tokens + 1 > longest_tokens and shape.lane not in HANDED_ON:
         return Refusal(
             Outcome.INVALID,
             f"a prompt of {shape.prompt_tokens} tokens and one of output exceed the limit of {longest_tokens} tokens "

@@ -37,7 +37,7 @@ from gateway.core.request.migration import (
     stage_time_s,
     staged,
 )
-from gateway.core.request.resume import remainder, why_not_resumed
+from gateway.core.request.resume import BY_PROXY, remainder, why_not_resumed
 from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict
 from simcore.types import Forecast
 
@@ -116,6 +116,8 @@ class Mover:
         attempt = live.streaming
         if live.state not in AT_NODE or attempt is None:
             return f"no node has it now (it is {live.state.value})"
+        if live.shape.lane == "by_proxy":
+            return BY_PROXY
         if attempt.output_tokens >= attempt.asked.max_output_tokens:
             return "its answer is whole but for the word that it ended"
         if live.shape.node:

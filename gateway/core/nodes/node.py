@@ -331,6 +331,7 @@ class Node:
             preemption_ahead_s=note.preemption_ahead_s,
             head_waits_s=note.head_waits_s,
             classes=note.classes,
+            trusted=note.trusted,
         )
 
     def _count(self, sent: InFlight, by: int) -> None:

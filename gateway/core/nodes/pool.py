@@ -158,7 +158,7 @@ class NodePool:
         nodes = self._models.get(model) if model else None
         if nodes is not None:
             return nodes
-        if not model and lane == "pass_through" and self._all is not None:
+        if not model and lane != "tokens" and self._all is not None:
             return self._all
         if not model and self._only is not None:
             return self._only

@@ -68,6 +68,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """From arrival to the first token; None if there was none."""
     e2e_s: float | None = None
     """From arrival to the end; None while it runs."""
+    queued_after_s: float | None = None
+    """From arrival until it first joined the gateway's queue; None: it never did."""
     moves: tuple[MoveTold, ...] = ()
     """From one node to another while it ran, in order; the latest `MOVES_KEPT`, and of equal ones the last."""
 

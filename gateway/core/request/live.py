@@ -52,6 +52,8 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
     deadline_timer_id: int = 0
     infeasible: bool = False
     """Queued although every node is forecast to miss what it asks for."""
+    queued_s: float | None = None
+    """When it first joined the queue; None: it never has."""
     again_s: float = 0.0
     """When a queued request is tried again at the latest."""
     output_tokens: int = 0
@@ -115,5 +117,6 @@ class LiveRequest(msgspec.Struct, kw_only=True, eq=False):
             detail=detail,
             ttft_s=self.ttft_s,
             e2e_s=e2e_s,
+            queued_after_s=None if self.queued_s is None else self.queued_s - self.arrival_s,
             moves=tuple(msgspec.structs.replace(told) for told in self.told_moves),
         )

@@ -13,9 +13,13 @@ from gateway.core.events import RequestShape
 from length_model.core.belief import given_produced
 from simcore.types import LengthBelief
 
+BY_PROXY = "a proxy has taken it to its node"
+
 
 def why_not_resumed(shape: RequestShape) -> str:
     """Why a begun answer must not go on at another node, for people; empty when it may."""
+    if shape.lane == "by_proxy":
+        return BY_PROXY
     if shape.resume == "off":
         return "the request says resume = off"
     if shape.continuation == "impossible":

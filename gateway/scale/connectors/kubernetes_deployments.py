@@ -36,7 +36,7 @@ class DeploymentConnector:
     executes: ClassVar[bool] = True
 
     def __init__(self, config: ScalingConfig) -> None:
-        self._api = KubernetesApi(config.kubernetes)
+        self._api = KubernetesApi(config.kubernetes, port=config.kubernetes.port)
         self._groups = [group.name for group in config.group]
 
     async def start(self, node_id: str, group: str) -> None:

@@ -73,11 +73,6 @@ def test_the_main_comparison_is_of_the_size_that_was_asked_for() -> None:
     assert {task.spec.rate_per_s for task in tasks} == {20.0 + step for step in range(17)}
 
 
-def test_what_is_not_built_is_listed_and_refused() -> None:
-    later = [e.name for e in all_experiments().values() if e.status == "later"]
-    assert later == ["migration"]
-
-
 def test_published_points_are_those_of_the_figure() -> None:
     points = published(find("llumnix"))
     assert points is not None
@@ -101,7 +96,6 @@ def test_unknown_names_say_what_was_meant() -> None:
         ('name = "x"\nnmae = "y"\ntitle = ""\nsystem = "own"\nsource = ""', "unknown field `nmae`"),
         ('name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\n[base]\npolici = "random"', "did you mean 'policy'"),
         ('name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\n[[grids]]\nvariants = ["a"]', "unknown variant 'a'"),
-        ('name = "x"\ntitle = ""\nsystem = "own"\nsource = ""\nstatus = "later"', "must say why"),
         (f"{HEAD}[[settings]]\ntitle = 's'\ngrid = 'g'", "unknown grid 'g'"),
         (f"{HEAD}[[matrices]]\ntitle = 'm'\nmeasure = 'ttft'", "unknown measure 'ttft'"),
         (f"{HEAD}[[matrices]]\ntitle = 'm'\nmeasure = 'ttft_p99_s'\nsettings = ['s']", "unknown setting 's'"),

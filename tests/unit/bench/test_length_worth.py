@@ -49,7 +49,6 @@ def test_predictions_are_the_models_or_the_truth_with_an_error_of_the_told_size(
     assert set(lw.predictions(chosen, by_name["none"], 0)) == {()}
 
 
-@pytest.mark.timeout(300)  # compiles the simulation where no earlier test has
 def test_a_study_runs_every_scheme_with_every_knowledge_on_the_same_requests(tmp_path: Path) -> None:
     seen: list[lw.Cell] = []
     found = lw.study(

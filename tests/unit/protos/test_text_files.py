@@ -109,7 +109,8 @@ def test_bytes_that_are_not_utf8_are_marked_and_do_not_end_the_reading(tmp_path:
 def archive() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
-        file.writestr("a.csv", TEXT)
+        # Not of today: tests are called by what they are given.
+        file.writestr(zipfile.ZipInfo("a.csv"), TEXT)
     return out.getvalue()
 
 
@@ -117,7 +118,7 @@ def archive() -> bytes:
     ("data", "says"),
     [
         (archive(), "a ZIP archive"),
-        (gzip.compress(archive()), "a ZIP archive"),
+        (gzip.compress(archive(), mtime=0), "a ZIP archive"),
         (b"PAR1....", "a Parquet file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
         (b"\n<!DOCTYPE html><html>", "a web page"),

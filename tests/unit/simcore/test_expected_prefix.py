@@ -75,8 +75,9 @@ def test_under_priority_scheduling_only_one_that_is_ahead() -> None:
     assert node.expected_blocks(SYSTEM, 10_000, priority=-1) == (0, 0)
 
 
-@pytest.mark.parametrize("seed", [random.randrange(1 << 30) for _ in range(6)])
-def test_forecasts_are_those_of_an_engine_that_is_run_step_by_step(seed: int) -> None:
+@pytest.mark.parametrize("_turn", range(6))
+def test_forecasts_are_those_of_an_engine_that_is_run_step_by_step(_turn: int) -> None:
+    seed = random.randrange(1 << 30)
     print(f"seed {seed}")  # noqa: T201
     rng = random.Random(seed)
     families = [tuple(range(1000 * i, 1000 * i + 150)) for i in range(1, 4)]

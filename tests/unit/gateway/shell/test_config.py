@@ -7,9 +7,9 @@ import pytest
 from gateway.config import NodeEntry, load
 from gateway.core.queue.queue import HoldConfig
 from gateway.core.router import Router
-from gateway.observe.spans import collector_url
 from protos.runtime.addresses import parse_address
 from protos.runtime.config import ConfigError
+from protos.runtime.otlp import collector_url
 
 
 def write(folder: Path, text: str) -> Path:

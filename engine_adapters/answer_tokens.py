@@ -7,9 +7,11 @@ parsed: a key inside a client's text has its quotes escaped, so the bytes of a k
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from engine_adapters.forwarding import Headers
+if TYPE_CHECKING:
+    # Gateways count tokens too, and that module brings the simulator's compiled parts along.
+    from engine_adapters.forwarding import Headers
 
 _USAGE = re.compile(
     rb'"(?:(prompt_tokens|input_tokens)|(completion_tokens|output_tokens)|(cached_tokens|cache_read_input_tokens))"'

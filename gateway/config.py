@@ -137,8 +137,8 @@ class DiscoveryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One gateway. On SIGHUP the nodes, their sources and the policy are read again, and the files of keys and certificates; the rest
-    needs a restart."""
+    """One gateway. On SIGHUP the nodes, their sources and the policy are read again, and the files of keys and
+    certificates; the rest needs a restart."""
 
     listen: Address = "127.0.0.1:8200"
     """Address of the gRPC service; port 0 takes a free one."""
@@ -252,11 +252,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def _check_exposure(self) -> None:
         is_safe = bool(self.tls.cert and (self.keys or self.tls.client_ca))
-        own = {"listen": self.listen, "http_listen": self.http_listen, "ext_proc.listen": self.ext_proc.listen}
-        for key, address in own.items():
+        own = (self.listen, self.http_listen, self.ext_proc.listen)
+        for key, address in zip(("'listen'", "'http_listen'", "'listen' in [ext_proc]"), own, strict=True):
             if address and not is_safe and not self.insecure and not is_loopback(parse_address(address, any_port=True)):
                 raise ValueError(
-                    f"key '{key}': {address} can be reached from other machines; set cert and key in [tls], and keys "
+                    f"key {key}: {address} can be reached from other machines; set cert and key in [tls], and keys "
                     "(or client_ca in [tls]), or say insecure = true (--insecure) where the network is trusted"
                 )
 

@@ -270,7 +270,8 @@ class Pump:
                 )
         if outcome is not None:
             self._sent.pop(wire_id, None)
-            stream.attempt_ended_s = self._clock()
+            if self._tracing is not None:
+                stream.attempt_ended_s = self._clock()
             stream.cached_tokens = cached_tokens
             stream.stop_token_id = stop_token_id
             if stream.answer is not None:

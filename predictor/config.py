@@ -169,8 +169,13 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             check_key("metrics_listen", lambda: parse_address(self.metrics_listen, any_port=True))
         if self.engine.address:
             check_key("engine.address", lambda: parse_address(self.engine.address))
-        if self.emulated.http_listen:
-            check_key("emulated.http_listen", lambda: parse_address(self.emulated.http_listen, any_port=True))
+        if served := self.emulated.http_listen:
+            check_key("emulated.http_listen", lambda: parse_address(served, any_port=True))
+            if not self.insecure and not is_loopback(parse_address(served, any_port=True)):
+                raise ValueError(
+                    f"key 'http_listen' in [emulated]: {served} can be reached from other machines, and is neither "
+                    "encrypted nor asks for keys; say insecure = true (--insecure) where the network is trusted"
+                )
         if self.otlp_endpoint:
             check_key("otlp_endpoint", lambda: parse_url(self.otlp_endpoint, default_port=4318))
         if self.engine.url:

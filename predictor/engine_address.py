@@ -1,4 +1,4 @@
-"""Where proxies reach the engine of this node. Pure."""
+"""Where proxies reach the engine of this node."""
 
 from __future__ import annotations
 

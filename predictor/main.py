@@ -60,6 +60,8 @@ class Predictor:
         self._gate = Gate()
         self._tls = ServerTls(config.tls) if config.tls.cert else None
         self._metrics: MetricsServer | None = None
+        self._certificates: dict[str, float] = {}
+        """Those in use, with their ends; for that page only."""
         self._engine_http: EmulatedHttpServer | None = None
         self._spans: NodeSpans | None = None
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -136,9 +138,9 @@ class Predictor:
         if config.metrics_listen:
             address, node = parse_address(config.metrics_listen, any_port=True), self.node
             tls, to_engine = config.tls, config.engine.tls
-            certificates = certificate_ends(tls.cert, tls.client_ca, to_engine.cert, to_engine.ca)
+            self._certificates = certificate_ends(tls.cert, tls.client_ca, to_engine.cert, to_engine.ca)
             self._metrics = MetricsServer(
-                address, lambda: families(node, gateways=len(self._gate.sessions), certificates=certificates)
+                address, lambda: families(node, gateways=len(self._gate.sessions), certificates=self._certificates)
             )
         await self._set_health(serving=True)
         if config.insecure and not is_loopback(self.address):
@@ -163,6 +165,7 @@ class Predictor:
         try:
             if self._tls is not None:
                 self._tls.reload()
+                self._certificates |= certificate_ends(self.config.tls.cert, self.config.tls.client_ca)
         except ConfigError as bad:
             log.error("certificates not read again, the old ones hold", detail=str(bad))
             return

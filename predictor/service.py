@@ -15,7 +15,7 @@ from predictor import wire
 from predictor.core.estimator import NoForecast
 from predictor.node import NodeRuntime
 from predictor.requests import End, WrongNode
-from predictor.session import GatewaySession
+from predictor.session import GatewaySession, OtherProtocol
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_engine_pb2_grpc as engine_grpc
@@ -130,6 +130,8 @@ class PredictApi(predict_grpc.PredictServicer):
         self._gate.sessions.append(session)
         try:
             await session.run(request_iterator)
+        except OtherProtocol as other:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(other))
         finally:
             self._gate.sessions.remove(session)
 

@@ -24,6 +24,7 @@ from predictor.core.estimator import Answers
 from predictor.node import NodeRuntime
 from predictor.requests import End, WrongNode
 from protos import codec
+from protos.runtime import protocol
 from protos.v1 import astrolabe_predict_pb2 as pb
 from simcore.types import Candidate, NodePace, Outcome, TokenLogprobs
 
@@ -45,6 +46,10 @@ BODY_WINDOW_BYTES = 1024 * 1024
 """What of a forwarded body a gateway may send before its engine has read of it."""
 FRAME_BYTES = 1024 * 1024
 """Forwarded bytes after which the rest waits for the next frame: tokens, answers and loads come between them."""
+
+
+class OtherProtocol(Exception):
+    """The gateway speaks what this node does not understand. The message says who is to be upgraded."""
 
 
 class _Tokens:
@@ -136,7 +141,7 @@ class GatewaySession:
         self._finishing = False
 
     async def run(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
-        """Serves the session until the gateway leaves or `finish` has been called."""
+        """Serves the session until the gateway leaves or `finish` has been called. Raises OtherProtocol."""
         node = self._node
         welcome = wire.welcome(node.node_id, self._told, node.profile, BODY_WINDOW_BYTES)
         self._tell_leaving(welcome)
@@ -176,8 +181,7 @@ class GatewaySession:
     async def _read(self, frames: AsyncIterator[pb.GatewayFrame]) -> None:
         async for frame in frames:
             if frame.HasField("hello"):
-                self._gateway_id = frame.hello.gateway_id
-                log.info("session begun", gateway=self._gateway_id)
+                self._greeted(frame.hello)
             for request_id in frame.abort_request_ids:
                 if request_id in self._announced:
                     self._announced.discard(request_id)
@@ -216,6 +220,14 @@ class GatewaySession:
                 # Who pings has heard nothing for a while: the age of the state is news, too.
                 self._noted = None
                 self._wake.set()
+
+    def _greeted(self, hello: pb.Hello) -> None:
+        self._gateway_id = hello.gateway_id
+        theirs = codec.protocol_from_wire(hello.protocol)
+        if why := protocol.disagreement(theirs, protocol.ours(), they="the gateway", we="this node"):
+            log.warning("session refused", gateway=self._gateway_id, detail=why)
+            raise OtherProtocol(why)
+        log.info("session begun", gateway=self._gateway_id, release=theirs.release)
 
     def _hear(self, message: pb.ExpectedWork) -> None:
         try:

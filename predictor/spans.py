@@ -5,7 +5,7 @@ Optional: needs the extra `otel`. No prompt and no answer is in it.
 
 from __future__ import annotations
 
-from protos.runtime.otlp import Span, SpanSource
+from protos.runtime.otlp import Attribute, Span, SpanSource
 
 SERVICE_NAME = "astrolabe-predictor"
 
@@ -36,7 +36,7 @@ class NodeSpans:
     ) -> None:
         """`outcome`: as the log says it; `first_token_s` on the monotonic clock."""
         self._source.event(span, "first token", first_token_s)
-        told = {
+        told: dict[str, Attribute] = {
             "gen_ai.usage.input_tokens": prompt_tokens,
             "gen_ai.usage.output_tokens": output_tokens,
             "astrolabe.request_id": request_id,

@@ -18,6 +18,7 @@ from predictor.core.step_learning import Learned
 from predictor.node import NodeRuntime
 from predictor.requests import End, ForwardOrder
 from protos import codec
+from protos.runtime import protocol
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
@@ -140,6 +141,7 @@ def welcome(node_id: str, config: EngineConfig, profile: str, body_window_bytes:
             config=codec.config_to_wire(config),
             profile=profile,
             body_window_bytes=body_window_bytes,
+            protocol=codec.protocol_to_wire(protocol.ours()),
         )
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from protos.runtime.protocol import Protocol
 from protos.v1 import astrolabe_dispatch_pb2 as dispatch_pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as pb
@@ -55,6 +56,16 @@ class NodeStateView(msgspec.Struct, frozen=True, kw_only=True):
     age_s: float
     profile: str
     synchronised: bool
+
+
+def protocol_to_wire(protocol: Protocol) -> predict_pb.Protocol:
+    return predict_pb.Protocol(number=protocol.number, oldest=protocol.oldest, release=protocol.release)
+
+
+def protocol_from_wire(message: predict_pb.Protocol) -> Protocol:
+    """Who says nothing is of before there was anything to say: number 1."""
+    number = message.number or 1
+    return Protocol(number, message.oldest or number, message.release)
 
 
 def outcome_to_wire(outcome: Outcome) -> pb.Outcome.ValueType:

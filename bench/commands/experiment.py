@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bench.commands.spec_options import CLUSTER
 from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ Example: an experiment on real processes with emulated engines.
 @click.option(
     "--jobs", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Side by side; 0: all cores."
 )
+@CLUSTER
 @click.option("--fleet", default="", metavar="NAME|FILE|N*PROFILE,...", help="Other nodes, where its grids say none.")
 @click.option("--output", default="results/experiments", show_default=True, metavar="DIR", help="Where results go.")
 @click.option("--fresh", is_flag=True, help="Run all again, also what is there.")
@@ -58,6 +60,7 @@ def experiment(
     seeds: int,
     requests: int,
     jobs: int,
+    cluster: str,
     fleet: str,
     output: str,
     fresh: bool,
@@ -84,7 +87,7 @@ def experiment(
         chosen = published if name == "all" else [find(name)]
         if fleet:
             chosen = [on_fleet(one, fleet) for one in chosen]
-        size = Size(seeds=seeds, requests=requests, jobs=jobs, fresh=fresh, records=records or "")
+        size = Size(seeds=seeds, requests=requests, jobs=jobs, cluster=cluster, fresh=fresh, records=records or "")
         reports = [_run(one, Path(output) / one.name, size, console, live=live) for one in chosen]
     if as_json:
         import msgspec

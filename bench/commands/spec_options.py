@@ -36,6 +36,13 @@ JOBS = click.option(
     "--jobs", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Side by side; 0: all cores."
 )
 
+CLUSTER = click.option(
+    "--cluster",
+    default="",
+    metavar="TCP://HOST:PORT",
+    help="Run on the workers of this Dask scheduler, not on this machine's cores.",
+)
+
 
 def policy_option(more: str = "") -> Callable[[F], F]:
     """Adds --policy, with more words for its help."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.commands.spec_options import (
+    CLUSTER,
     JOBS,
     SET,
     base_spec,
@@ -41,6 +42,10 @@ Example: three scalers over three cold starts, by what they cost and miss.
       --measure node_hours --measure slo_missed_share --measure flaps_per_hour --output results/scaling
 
 \b
+Example: on the workers of a Dask cluster.
+  astrolabe bench sweep --axis rate=20:36:4 --cluster tcp://10.0.0.5:8786
+
+\b
 Example: the same command again after Ctrl-C goes on. What was found, as one page:
   astrolabe bench report results/sweep
 
@@ -57,6 +62,7 @@ profile, max_num_seqs, max_num_batched_tokens, num_blocks, sample, length_error,
 @SET
 @seeds_option(3)
 @JOBS
+@CLUSTER
 @click.option(
     "--measure",
     multiple=True,
@@ -77,6 +83,7 @@ def sweep(
     settings: tuple[str, ...],
     seeds: int,
     jobs: int,
+    cluster: str,
     measure: tuple[str, ...],
     records: str | None,
     fresh: bool,
@@ -120,6 +127,7 @@ def sweep(
             fresh=fresh,
             on_results=records_writer(Path(output), records or ""),
             title="sweep",
+            cluster=cluster,
         )
     if as_json:
         import msgspec

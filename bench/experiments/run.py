@@ -58,6 +58,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     seeds: int = 0
     requests: int = 0
     jobs: int = 0
+    cluster: str = ""
+    """Address of a Dask scheduler; empty: this machine."""
     fresh: bool = False
     records: str = ""
 
@@ -121,6 +123,7 @@ def run_experiment(
             on_results=records_writer(folder, size.records),
             beside=sorted(path for path in folder.parent.glob(f"*/{FILE_NAME}") if path.parent != folder),
             title=experiment.name,
+            cluster=size.cluster,
         )
         lines, reused = executed.lines, executed.reused
         if executed.other_commits:

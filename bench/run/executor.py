@@ -1,4 +1,4 @@
-"""Carries out simulated runs on all cores: lists of them, and searches whose next run depends on the last one.
+"""Carries out simulated runs on all cores, here or of a cluster: lists, and searches whose next run needs the last one.
 
 Both are chains of runs; a list is many chains of one. A run that the log has is not carried out again, each new one is
 in the log when it is done.
@@ -7,15 +7,10 @@ in the log when it is done.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.process import BaseProcess
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,24 +22,17 @@ from bench.run.files import ResultFileError, RunLog, read_lines
 from bench.run.provenance import CHANGED, commit, machine
 from bench.run.simulated import Done, RunLine, Task, run_task
 from bench.run.spec import router_config
+from bench.run.workers import ExecutorError, Workers, local_workers
 from gateway.core.decision.policies.registry import needs_forecasts
 from gateway.policy_files import policy_name
 
 INTERRUPTED = "interrupted; what was finished is kept: give the same command again to go on"
-WORKER_DIED = (
-    "a worker process died (killed, or out of memory); what was finished is kept: give the same command again, with "
-    "fewer --jobs"
-)
 WAITING_PER_WORKER = 2
 """Runs handed to the pool ahead of time."""
 
 R = TypeVar("R")
 Chain = Generator[Task, RunLine, R]
 """Yields the run it wants, is sent its line, returns what it found."""
-
-
-class ExecutorError(Exception):
-    """Runs that could not be finished. The message is for people."""
 
 
 class Interrupted(ExecutorError):
@@ -70,8 +58,10 @@ def run_all(
     on_results: Callable[[Done], None] | None = None,
     beside: Sequence[Path] = (),
     title: str = "simulating",
+    cluster: str = "",
 ) -> Executed:
-    """Runs what the log lacks; all of them without a log.
+    """Runs what the log lacks; all of them without a log. `cluster`: the address of a Dask scheduler, whose workers
+    take the place of this machine's cores.
 
     `on_results` gets the requests of each run carried out. A run that this very commit has carried out for one of the
     logs `beside` is taken from there, unless requests are wanted. Raises ExecutorError, ResultFileError.
@@ -113,6 +103,7 @@ def run_all(
             jobs=jobs,
             keep_results=on_results is not None,
             on_done=lambda _, done: on_done(done),
+            cluster=cluster,
         )
     known |= found
     lines = [_named(known[key], task) for key, task in zip(keys, tasks, strict=True)]
@@ -159,11 +150,11 @@ def _drive(
     jobs: int,
     keep_results: bool,
     on_done: Callable[[str, Done], None],
+    cluster: str = "",
 ) -> dict[str, R]:
     """Every chain to its end. Lines in `known` answer at once; the others are run, logged and kept there."""
     found: dict[str, R] = {}
     ready: deque[tuple[str, Task]] = deque()
-    where = machine()
 
     def go_on(name: str, line: RunLine | None) -> None:
         """Until the chain wants a run that is not known, or has ended."""
@@ -181,7 +172,7 @@ def _drive(
 
     for name in chains:
         go_on(name, None)
-    workers = min(jobs or os.cpu_count() or 1, len(ready))
+    count = min(jobs or os.cpu_count() or 1, len(ready))
     with contextlib.nullcontext() if log_path is None else RunLog(log_path) as log:
 
         def collect(name: str, done: Done) -> None:
@@ -190,26 +181,25 @@ def _drive(
                 known[done.line.key] = done.line
             on_done(name, done)
 
-        if workers <= 1:
+        if not ready:
+            return found
+        if count <= 1 and not cluster:
             try:
                 while ready:
                     name, task = ready.popleft()
-                    done = run_task(task, commit=here, machine=where, keep_results=keep_results)
+                    done = run_task(task, commit=here, machine=machine(), keep_results=keep_results)
                     collect(name, done)
                     go_on(name, done.line)
             except KeyboardInterrupt:
                 raise Interrupted(INTERRUPTED) from None
             return found
         under_way: dict[Future[Done], str] = {}
-        # Started afresh, not forked: the parent may have threads of its own.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=depend_on_parent) as pool:
+        with _workers(cluster, count) as workers:
             try:
                 while ready or under_way:
-                    while ready and len(under_way) < WAITING_PER_WORKER * workers:
+                    while ready and len(under_way) < WAITING_PER_WORKER * workers.count:
                         name, task = ready.popleft()
-                        future = pool.submit(run_task, task, commit=here, machine=where, keep_results=keep_results)
-                        under_way[future] = name
+                        under_way[workers.submit(task, commit=here, keep_results=keep_results)] = name
                     finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
                     for future in finished:
                         done = future.result()
@@ -218,18 +208,21 @@ def _drive(
                         go_on(name, done.line)
             except KeyboardInterrupt:
                 # Runs under way are seconds of work that need not be done again.
-                left = {future: name for future, name in under_way.items() if not future.cancel()}
+                left = {future: under_way[future] for future in workers.cancel_waiting(list(under_way))}
                 wait(left)
                 for future, name in left.items():
                     if future.exception() is None:
                         collect(name, future.result())
                 raise Interrupted(INTERRUPTED) from None
-            except BrokenProcessPool:
-                raise ExecutorError(WORKER_DIED) from None
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
     return found
+
+
+def _workers(cluster: str, count: int) -> contextlib.AbstractContextManager[Workers]:
+    if not cluster:
+        return local_workers(count)
+    from bench.run.dask_cluster import cluster_workers  # its package is an extra
+
+    return cluster_workers(cluster)
 
 
 def _single(task: Task) -> Chain[RunLine]:
@@ -262,20 +255,6 @@ def _borrowed(logs: Sequence[Path], wanted: Mapping[str, Task], here: str) -> di
             lines = read_lines(path)
             found |= {line.key: line for line in lines if line.key in wanted and line.commit == here}
     return found
-
-
-def depend_on_parent() -> None:
-    """For workers: Ctrl-C reaches the whole group, and the parent decides what becomes of it; if it is killed, they end
-    with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _weight(task: Task) -> float:

@@ -121,9 +121,10 @@ def _prepare(facts: HostFacts, wanted: Desired, release: Release, tar: Path) -> 
 def _compile(folder: str, user: str) -> str:
     """Before the service needs them, as its user, where its unit looks for them."""
     code = "import asyncio; from protos.runtime.kernels import kernels_ready as k; asyncio.run(k('warm_node'))"
-    environment = f"NUMBA_CACHE_DIR={CACHE} XDG_CACHE_HOME=/var/cache HOME=/nonexistent"
+    cache = f"{CACHE}/predictor"
+    environment = f"NUMBA_CACHE_DIR={cache} HOME=/nonexistent"
     return (
-        f"set -e; install -d -o {user} -m 755 {CACHE}; chown -R {user} {CACHE}; cd /; "
+        f"set -e; install -d -o {user} -m 755 {cache}; chown -R {user} {cache}; cd /; "
         f"runuser -u {user} -- env {environment} {folder}/bin/python -P -c {shlex.quote(code)}"
     )
 

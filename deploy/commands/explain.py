@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from protos.v1 import astrolabe_dispatch_pb2 as pb
     from protos.v1 import astrolabe_types_pb2 as types_pb
 
+_HOW = {
+    "pass_through": "handed on as its client made it",
+    "by_proxy": "taken there by the proxy that asked where to go",
+}
+"""How a request goes to its engine, by lane; by tokens in any other."""
+
 
 @click.command(
     epilog="""\b
@@ -155,7 +161,7 @@ _COUNTED = {"length": "estimated by its length", "engine": "counted by its engin
 
 def _print_lane(console: Console, explanation: pb.Explanation) -> None:
     by = _COUNTED.get(explanation.prompt_counted_by, "counted by the gateway's tokenizer")
-    how = "handed on as its client made it" if explanation.lane == "pass_through" else "generated token by token"
+    how = _HOW.get(explanation.lane, "generated token by token")
     console.print(f"how it went to its engine: {how} (lane {explanation.lane}); prompt {by}", highlight=False)
 
 

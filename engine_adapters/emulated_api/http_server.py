@@ -10,7 +10,7 @@ from aiohttp import web
 
 from engine_adapters.base import EngineError
 from engine_adapters.forwarding import BodyFeed, ForwardCall, Forwarder, ReplyData, ReplyEnd, ReplyHead
-from engine_adapters.vllm.account import own_request_id
+from engine_adapters.vllm.request_ids import own_request_id
 from protos.runtime.addresses import HostPort
 from protos.runtime.http_headers import HOP_BY_HOP
 

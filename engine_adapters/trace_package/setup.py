@@ -13,10 +13,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
-from trace_modules import PACKAGE, trace_modules  # noqa: E402
+from trace_modules import PACKAGE, trace_modules  # type: ignore[import-not-found]  # noqa: E402
 
 
-class BuildTracePackage(build_py):
+class BuildTracePackage(build_py):  # type: ignore[misc, unused-ignore]
     """Writes the package where the wheel is put together; there is no folder of sources to look for."""
 
     def get_source_files(self) -> list[str]:

@@ -27,7 +27,7 @@ from engine_adapters.openai_answers import Piece, read_fault, read_models, read_
 from engine_adapters.relay import EngineRelay
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
-from engine_adapters.vllm.account import engine_request_id
+from engine_adapters.vllm.request_ids import engine_request_id
 from protos.answer_status import outcome_of_status
 from protos.runtime.addresses import parse_url
 from protos.runtime.channels import uses_proxy

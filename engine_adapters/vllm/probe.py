@@ -87,7 +87,7 @@ class TraceProbe:
         except (OSError, TimeoutError) as error:
             raise EngineError(
                 f"no trace at {address} ({type(error).__name__}): is vLLM running there with --scheduler-cls "
-                "engine_adapters.vllm.scheduler.TraceScheduler?"
+                "astrolabe_trace.scheduler.TraceScheduler?"
             ) from None
         writer.write(frame(Attach(SCHEMA, self._exclusive, f"pid {os.getpid()}")))
         return reader, writer

@@ -13,7 +13,7 @@ import structlog
 from google.protobuf import struct_pb2
 
 from engine_adapters.answer_tokens import AnswerTokens
-from engine_adapters.vllm.account import engine_request_id
+from engine_adapters.vllm.request_ids import engine_request_id
 from gateway.core.outcomes import CODES, DENIALS, Denial
 from gateway.ext_proc import wire
 from gateway.http.delivery import JSON, retry_after

@@ -146,7 +146,7 @@ class LengthDesk:
         (limit, client gone, deadline, lost node) was at least as long as what came."""
         forecast = stream.forecast
         # Of an engine's own answer the tokens cannot always be told: then there is nothing to learn.
-        is_counted = stream.call is None or stream.output_tokens > 0
+        is_counted = stream.shape.lane == "tokens" or stream.output_tokens > 0
         if self._lengths is not None and forecast is not None and is_counted:
             self._lengths.observe(forecast, stream.output_tokens, censored=stream.outcome is not Outcome.STOP)
 

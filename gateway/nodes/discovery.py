@@ -20,7 +20,7 @@ from gateway.nodes.sources.dns_host import DnsHostSource, Resolve
 
 log = structlog.get_logger("gateway")
 
-FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0
+FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 10.0
 """Between two tries of a source that does not know."""
 
 

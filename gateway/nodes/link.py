@@ -33,6 +33,7 @@ from gateway.intake.client_stream import ClientStream
 from gateway.nodes.outbox import BODY_PART_BYTES, Outbox
 from gateway.pump import Pump
 from protos import codec
+from protos.runtime import protocol
 from protos.runtime.addresses import HostPort, parse_address
 from protos.runtime.channels import keepalive, open_channel
 from protos.v1 import astrolabe_predict_pb2 as pb
@@ -284,7 +285,7 @@ class NodeLink:
 
     async def _exchange(self, call: SessionCall, frames: AsyncIterator[pb.NodeFrame]) -> None:
         hello = Outbox()
-        hello.hello(self._gateway_id)
+        hello.hello(self._gateway_id, codec.protocol_to_wire(protocol.ours()))
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
                 await call.write(hello.pop())
@@ -308,6 +309,9 @@ class NodeLink:
         raise SessionLost(await _why_ended(call))
 
     def _welcomed(self, welcome: pb.Welcome) -> None:
+        theirs = codec.protocol_from_wire(welcome.protocol)
+        if why := protocol.disagreement(theirs, protocol.ours(), they="the node", we="this gateway"):
+            raise SessionLost(why)
         if not welcome.node_id:
             raise SessionLost("it has no name; set node_id in its configuration")
         if self.entry.name and welcome.node_id != self.entry.name:
@@ -331,7 +335,14 @@ class NodeLink:
         self._outbox.body_window_bytes = welcome.body_window_bytes
         self.status, self.detail = "up", ""
         self.sessions += 1
-        log.info("node is up", node=self.node_id, address=self.entry.address, model=config.model, profile=self.profile)
+        log.info(
+            "node is up",
+            node=self.node_id,
+            address=self.entry.address,
+            model=config.model,
+            profile=self.profile,
+            release=theirs.release,
+        )
         self._pump.node_up(self.node_id, self, config, welcome.profile)
         self._on_change()
 

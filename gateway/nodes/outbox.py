@@ -55,8 +55,10 @@ class Outbox:
         """Frames that wait, bodies left out."""
         return len(self._frames)
 
-    def hello(self, gateway_id: str) -> None:
-        self._open().hello.gateway_id = gateway_id
+    def hello(self, gateway_id: str, protocol: pb.Protocol) -> None:
+        hello = self._open().hello
+        hello.gateway_id = gateway_id
+        hello.protocol.CopyFrom(protocol)
 
     def abort(self, request_id: str) -> None:
         self.drop_body(request_id)

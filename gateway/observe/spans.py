@@ -16,7 +16,7 @@ from collections.abc import Callable
 from gateway.core.outcomes import COMPLETE
 from gateway.core.request.explanation import Explanation
 from gateway.intake.client_stream import ClientStream
-from protos.runtime.otlp import Span, SpanSource
+from protos.runtime.otlp import Attribute, Span, SpanSource
 from simcore.types import Outcome
 
 SERVICE_NAME = "astrolabe-gateway"
@@ -25,13 +25,11 @@ SERVICE_NAME = "astrolabe-gateway"
 class RequestSpans:
     """Those of one request that are open (`ClientStream.span`)."""
 
-    __slots__ = ("attempt", "moves", "request", "sent_s")
+    __slots__ = ("attempt", "moves", "request")
 
     def __init__(self, request: Span) -> None:
         self.request = request
         self.attempt: Span | None = None
-        self.sent_s = 0.0
-        """When the attempt began."""
         self.moves: dict[str, Span] = {}
         """By destination."""
 
@@ -71,7 +69,6 @@ class Spans:
         source.end(place, {**placed, "astrolabe.node": decision.node_id}, at_s=now_s)
         spans.attempt = source.begin("astrolabe.attempt", spans.request, "client", at_s=now_s)
         spans.attempt.set_attributes({"astrolabe.node": stream.node_id, "astrolabe.attempt": stream.attempt})
-        spans.sent_s = now_s
         stream.attempt_ended_s = None
         stream.traceparent = source.traceparent(spans.attempt)
 
@@ -96,7 +93,7 @@ class Spans:
             self._end_attempt(spans, stream.attempt_ended_s, ended_s, outcome)
         source.event(spans.request, "placed", stream.decided_s)
         source.event(spans.request, "first token", stream.first_token_s)
-        told = {
+        told: dict[str, Attribute] = {
             "gen_ai.request.model": shape.model,
             "gen_ai.usage.input_tokens": shape.prompt_tokens,
             "gen_ai.usage.output_tokens": stream.output_tokens,
@@ -106,6 +103,8 @@ class Spans:
             "astrolabe.attempts": stream.attempt,
             "astrolabe.resumes": stream.resumes,
         }
+        if (decision := stream.decision) is not None:
+            told |= {"astrolabe.policy": decision.policy, "astrolabe.reason": decision.reason}
         source.end(spans.request, told, at_s=ended_s, error=None if outcome in COMPLETE else stream.detail)
 
     def close(self) -> None:
@@ -127,7 +126,7 @@ class Spans:
             span = spans.moves.pop(told.destination, None)
             if span is None:
                 span = self._source.begin("astrolabe.move", spans.request, at_s=began_s)
-            facts: dict[str, str | int | float] = {
+            facts: dict[str, Attribute] = {
                 "astrolabe.source": told.source,
                 "astrolabe.destination": told.destination,
                 "astrolabe.cause": told.cause,

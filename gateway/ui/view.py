@@ -41,6 +41,9 @@ class FleetView:
         self._scaling = scaling
         self._objective = objective
         self._totals = Totals()
+        self._to_unix_s = time.time() - pump.now_s()
+        """By how much Unix time is ahead of the pump's clock; read once, or decisions would seem to be of another
+        second at each look."""
 
     def finished(self, stream: ClientStream) -> None:
         """A request has ended."""
@@ -129,7 +132,6 @@ class FleetView:
         status = self._scale_status()
         if status is None:
             return None
-        to_unix_s = time.time() - self._pump.now_s()
         return {
             "rule": status.rule,
             "leads": status.leads,
@@ -149,7 +151,7 @@ class FleetView:
                 }
                 for group in status.groups
             ],
-            "decisions": [_decision(decision, to_unix_s) for decision in reversed(status.decisions[-DECISIONS:])],
+            "decisions": [_decision(decision, self._to_unix_s) for decision in reversed(status.decisions[-DECISIONS:])],
         }
 
     def _scale_status(self) -> ScaleStatus | None:

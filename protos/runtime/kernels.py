@@ -2,8 +2,9 @@
 
 Compiling takes most of a minute and leaves 150 MB behind in the process that does it, so one that finds no cache
 lets a child do it and then loads the result. Processes that start together agree by a lock: one compiles, all others
-wait. A stamp in the user's cache folder says that all is compiled; without it nothing worse happens than a child that
-finds everything compiled.
+wait. A stamp says that all is compiled; without it nothing worse happens than a child that finds everything compiled.
+It lies in the folder that `NUMBA_CACHE_DIR` names, beside what it speaks of, or else in the user's cache folder: a
+service has a folder of the first kind and often no home.
 """
 
 from __future__ import annotations
@@ -126,14 +127,17 @@ async def _locked(path: Path) -> AsyncIterator[None]:
 
 
 def _cache_folder() -> Path:
-    """The user's; a new one, shared with nobody, where that cannot be written."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "astrolabe"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):
-        pass
+    """That of numba where one is named, else the user's; a new one, shared with nobody, where none can be written."""
+    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "astrolabe"
+    for named in (os.environ.get("NUMBA_CACHE_DIR"), users):
+        if not named:
+            continue
+        # A user that has no home, a folder that cannot be made.
+        with contextlib.suppress(OSError, RuntimeError):
+            folder = Path(named).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
     return Path(tempfile.mkdtemp(prefix="astrolabe-"))
 
 

@@ -20,6 +20,7 @@ _NS = 1_000_000_000
 
 Span = Any
 """Of `opentelemetry.trace`: an optional package."""
+Attribute = str | int | float
 Kind = Literal["internal", "server", "client"]
 
 
@@ -88,7 +89,7 @@ class SpanSource:
     def end(
         self,
         span: Span,
-        attributes: Mapping[str, str | int | float],
+        attributes: Mapping[str, Attribute],
         *,
         at_s: float | None = None,
         error: str | None = None,

@@ -37,8 +37,10 @@ def certificate_ends(*files: str) -> dict[str, float]:
 
         try:
             found = x509.load_pem_x509_certificates(Path(file).read_bytes())
-        except (OSError, ValueError) as bad:
-            raise ConfigError(f"{file}: no certificate can be read of it ({bad}); name a PEM file") from None
+        except OSError as bad:
+            raise ConfigError(f"{file}: cannot be read: {bad.strerror}; name a PEM file") from None
+        except ValueError:
+            raise ConfigError(f"{file}: there is no certificate in it; name a PEM file") from None
         ends[file] = min(certificate.not_valid_after_utc.timestamp() for certificate in found)
     return ends
 

@@ -498,16 +498,49 @@ class Hello(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     GATEWAY_ID_FIELD_NUMBER: builtins.int
+    PROTOCOL_FIELD_NUMBER: builtins.int
     gateway_id: builtins.str
     """Who asks, for logs and accounts."""
+    @property
+    def protocol(self) -> Global___Protocol:
+        """What the gateway speaks. The node ends the session with FAILED_PRECONDITION if it cannot follow."""
+
     def __init__(
         self,
         *,
         gateway_id: builtins.str = ...,
+        protocol: Global___Protocol | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gateway_id", b"gateway_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["protocol", b"protocol"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["gateway_id", b"gateway_id", "protocol", b"protocol"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
+
+@typing.final
+class Protocol(google.protobuf.message.Message):
+    """What one side of a session speaks. Absent: number 1."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    OLDEST_FIELD_NUMBER: builtins.int
+    RELEASE_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    """Grows with changes that the other side could not pass over."""
+    oldest: builtins.int
+    """The oldest number that it understands."""
+    release: builtins.str
+    """Of the software, for people."""
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        oldest: builtins.int = ...,
+        release: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["number", b"number", "oldest", b"oldest", "release", b"release"]) -> None: ...
+
+Global___Protocol: typing_extensions.TypeAlias = Protocol
 
 @typing.final
 class Dispatched(google.protobuf.message.Message):
@@ -1046,6 +1079,7 @@ class Welcome(google.protobuf.message.Message):
     CONFIG_FIELD_NUMBER: builtins.int
     PROFILE_FIELD_NUMBER: builtins.int
     BODY_WINDOW_BYTES_FIELD_NUMBER: builtins.int
+    PROTOCOL_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node's name."""
     profile: builtins.str
@@ -1056,6 +1090,10 @@ class Welcome(google.protobuf.message.Message):
     def config(self) -> protos.v1.astrolabe_types_pb2.EngineConfig:
         """The engine's limits."""
 
+    @property
+    def protocol(self) -> Global___Protocol:
+        """What the node speaks. The gateway ends the session if it cannot follow."""
+
     def __init__(
         self,
         *,
@@ -1063,9 +1101,10 @@ class Welcome(google.protobuf.message.Message):
         config: protos.v1.astrolabe_types_pb2.EngineConfig | None = ...,
         profile: builtins.str = ...,
         body_window_bytes: builtins.int = ...,
+        protocol: Global___Protocol | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["config", b"config"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body_window_bytes", b"body_window_bytes", "config", b"config", "node_id", b"node_id", "profile", b"profile"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config", "protocol", b"protocol"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["body_window_bytes", b"body_window_bytes", "config", b"config", "node_id", b"node_id", "profile", b"profile", "protocol", b"protocol"]) -> None: ...
 
 Global___Welcome: typing_extensions.TypeAlias = Welcome
 

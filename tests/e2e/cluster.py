@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,7 @@ class MakeCluster(Protocol):
         nodes: int = 2,
         predictor: Mapping[str, Any] | None = None,
         gateway: Mapping[str, Any] | None = None,
+        per_node: Sequence[Mapping[str, Any]] = (),
         expect_deaths: bool = False,
     ) -> LocalCluster:
         """A running cluster on free ports. Options come on top of `TINY_ENGINE`."""
@@ -57,6 +58,7 @@ def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
         nodes: int = 2,
         predictor: Mapping[str, Any] | None = None,
         gateway: Mapping[str, Any] | None = None,
+        per_node: Sequence[Mapping[str, Any]] = (),
         expect_deaths: bool = False,
     ) -> LocalCluster:
         folder = tmp_path / f"cluster-{len(running)}"
@@ -66,6 +68,7 @@ def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
             gateway_port=0,
             first_node_port=0,
             predictor={**TINY_ENGINE, **(predictor or {})},
+            per_node=tuple(per_node),
             gateway={"tokenizer": "bytes", "reconnect_max_s": 0.3, "keepalive_s": 1.0, **(gateway or {})},
         )
         cluster = LocalCluster(spec, folder)

@@ -94,16 +94,24 @@ def accepts(port: int) -> bool:
     return False
 
 
-@pytest.fixture
-def front(envoy: str, make_cluster: MakeCluster, tmp_path: Path) -> Iterator[Front]:
-    admin, clients, picker = free_ports(3)
+@contextlib.contextmanager
+def running_front(envoy: str, make_cluster: MakeCluster, folder: Path, name: str) -> Iterator[Front]:
+    admin, clients, picker, first, second = free_ports(5)
     cluster = make_cluster(
-        predictor={"engine_http_listen": "127.0.0.1:0", "max_num_seqs": 4},
+        predictor={"max_num_seqs": 4},
+        per_node=[{"engine_http_listen": f"127.0.0.1:{port}"} for port in (first, second)],
         gateway={"ext_proc_listen": f"127.0.0.1:{picker}"},
         expect_deaths=True,
     )
-    with running_envoy(envoy, tmp_path, "envoy.yaml", {9901: admin, 8080: clients, 9002: picker}):
+    ports = {9901: admin, 8080: clients, 9002: picker, 8000: first, 8001: second}
+    with running_envoy(envoy, folder, name, ports):
         yield Front(cluster, f"http://127.0.0.1:{clients}")
+
+
+@pytest.fixture
+def front(envoy: str, make_cluster: MakeCluster, tmp_path: Path) -> Iterator[Front]:
+    with running_front(envoy, make_cluster, tmp_path, "envoy.yaml") as running:
+        yield running
 
 
 def completion(number: int, **fields: Any) -> dict[str, Any]:
@@ -113,7 +121,9 @@ def completion(number: int, **fields: Any) -> dict[str, Any]:
 async def ask(session: aiohttp.ClientSession, url: str, **fields: Any) -> tuple[int, str, bytes]:
     """Status, node and body of an answer."""
     body = {key: value for key, value in completion(0, **fields).items() if value != ""}
-    async with session.post(f"{url}/v1/completions", json=body) as answer:
+    # What a client says of where to go is not listened to.
+    lie = {"x-gateway-destination-endpoint": "127.0.0.1:1"}
+    async with session.post(f"{url}/v1/completions", json=body, headers=lie) as answer:
         return answer.status, answer.headers.get("x-astrolabe-node", ""), await answer.read()
 
 
@@ -172,3 +182,17 @@ def test_what_cannot_be_placed_is_said_as_by_the_gateway_and_without_one_there_i
     front.cluster.gateway.signal(signal.SIGKILL)
     front.cluster.gateway.wait(10)
     assert asyncio.run(ask_many(front.url, 1))[0][0] == 503
+
+
+def test_the_file_that_fails_open_follows_the_gateway_and_goes_on_without_it(
+    envoy: str, make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    with running_front(envoy, make_cluster, tmp_path, "fail-open.yaml") as front:
+        with front.cluster.stub() as stub:
+            stub.Drain(pb.DrainRequest(node_id="node-0"), timeout=5)
+            answers = asyncio.run(ask_many(front.url, 10))
+            assert {(status, node) for status, node, _ in answers} == {(200, "node-1")}
+            until(lambda: is_idle(stub), what="nothing is left in any account")
+        front.cluster.gateway.signal(signal.SIGKILL)
+        front.cluster.gateway.wait(10)
+        assert {(status, node) for status, node, _ in asyncio.run(ask_many(front.url, 4))} == {(200, "")}

@@ -45,8 +45,9 @@ class Proxy:
     """One HTTP request of a proxy."""
 
     def __init__(self, address: str, request_mode: int, response_mode: int) -> None:
-        self._channel = grpc.aio.insecure_channel(address)
-        self.call: Any = ExternalProcessorStub(self._channel).Process()  # type: ignore[no-untyped-call, unused-ignore]
+        self._channel: Any = grpc.aio.insecure_channel(address)
+        stub: Any = ExternalProcessorStub(self._channel)
+        self.call = stub.Process()
         self._config: pb.ProtocolConfiguration | None = pb.ProtocolConfiguration(
             request_body_mode=request_mode,  # type: ignore[arg-type]
             response_body_mode=response_mode,  # type: ignore[arg-type]
@@ -83,7 +84,7 @@ class Proxy:
     async def close(self) -> None:
         await self.call.done_writing()
         async with asyncio.timeout(10):
-            assert await self.call.read() is grpc.aio.EOF
+            assert not isinstance(await self.call.read(), pb.ProcessingResponse)
         await self._channel.close()
 
     async def leave(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import socket
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.core.events import RequestShape
@@ -172,3 +174,30 @@ async def test_a_worker_whose_page_nobody_asks_for_tells_its_part_all_the_same(
         await until(lambda: 'astrolabe_nodes{status="up"} 1.0' in worker.metrics.page()[1].decode())
     finally:
         await worker.stop()
+
+
+@pytest.mark.e2e
+async def test_a_renewed_certificate_counts_once_it_has_been_read(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    ca, cert, key = (str(tmp_path / name) for name in ("ca.crt", "gateway.crt", "gateway.key"))
+    authority.cert_pem.write_to_path(ca)
+
+    def renew(end: datetime) -> float:
+        made = authority.issue_cert("localhost", not_after=end)
+        made.cert_chain_pems[0].write_to_path(cert)
+        made.private_key_pem.write_to_path(key)
+        return end.timestamp()
+
+    now = datetime.now(UTC).replace(microsecond=0)
+    old_s = renew(now + timedelta(days=3))
+    gateway = Gateway(configured(tls_cert=cert, tls_key=key, node_ca=ca, node_cert=cert, node_key=key))
+    await gateway.start()
+    try:
+        name = "astrolabe_certificate_end_time_seconds"
+        assert value(gateway.metrics.page()[1].decode(), name, file=cert) == old_s
+        new_s = renew(now + timedelta(days=300))
+        assert value(gateway.metrics.page()[1].decode(), name, file=cert) == old_s, "nobody has read it"
+        gateway.reload(gateway.config)
+        assert value(gateway.metrics.page()[1].decode(), name, file=cert) == new_s
+    finally:
+        await gateway.stop()

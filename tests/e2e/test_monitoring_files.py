@@ -125,8 +125,8 @@ def test_promtool_takes_rules_and_example_and_the_rules_do_as_their_tests_say(tm
     # And their tests can fail.
     shutil.copy(MONITORING / "alerts_test.yml", tmp_path)
     (tmp_path / "alerts.yml").write_text(hurried((MONITORING / "alerts.yml").read_text()))
-    done = subprocess.run(["promtool", "test", "rules", "alerts_test.yml"], cwd=tmp_path, capture_output=True)
-    assert done.returncode != 0
+    other = subprocess.run(["promtool", "test", "rules", "alerts_test.yml"], cwd=tmp_path, capture_output=True)
+    assert other.returncode != 0
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)

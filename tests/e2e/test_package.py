@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def installed(wheels: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
     return environment_with(*wheels, folder=tmp_path_factory.mktemp("venv"))
 
 
-def said(command: list[str | Path], folder: Path, **environ: str) -> str:
+def said(command: Sequence[str | Path], folder: Path, **environ: str) -> str:
     done = subprocess.run(
         list(map(str, command)), cwd=folder, env=clean_environ(**environ), capture_output=True, text=True, timeout=100
     )
@@ -63,7 +64,17 @@ def test_the_wheel_s_commands_run_without_the_checkout(installed: Path, tmp_path
     for origin in said([installed / "python", "-c", origins], tmp_path).split():
         assert Path(origin).is_relative_to(installed.parent)
     (tmp_path / "rows.csv").write_text("num_prefill_tokens,num_decode_tokens\n100,20\n50,30\n")
-    command = [installed / "astrolabe", "bench", "simulate", "--fleet", "mixed", "--requests", "12", "--rate", "9"]
+    command: list[str | Path] = [
+        installed / "astrolabe",
+        "bench",
+        "simulate",
+        "--fleet",
+        "mixed",
+        "--requests",
+        "12",
+        "--rate",
+        "9",
+    ]
     command += ["--policy", "min_total_latency", "--dataset", "lengths", "--dataset-path", "rows.csv"]
     assert "12 requests and" in said(command, tmp_path, **SLOW_BUT_READY)
 

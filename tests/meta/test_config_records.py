@@ -43,7 +43,9 @@ def test_every_field_is_an_option_of_its_process(kind: type[msgspec.Struct], com
 
 
 STABLE_NAMES = {
-    "gateway": """--listen --http-listen --workers --keys --tls-cert --tls-key --tls-client-ca --node-ca --node-cert
+    "gateway": """--ext-proc-listen --discovery-dns-srv --discovery-dns-server --discovery-file
+        --discovery-kubernetes-service
+        --listen --http-listen --workers --keys --tls-cert --tls-key --tls-client-ca --node-ca --node-cert
         --node-server-name --node-key --insecure --max-body-bytes --max-prompt-tokens --node --dns-interval-s --policy
         --policy-file --sample --ask --hold --hold-order --hold-aging-s --hold-max-requests --hold-max-tokens
         --hold-max-s --infeasible --seed --forecast-timeout-ms --fallback --max-attempts --retry-share --retry-burst
@@ -51,7 +53,8 @@ STABLE_NAMES = {
         --min-ping-interval-s --reconnect-max-s --lame-duck-s --drain-grace-s
         --gateway-id --otlp-endpoint --record --ready-file --log-level
         --config""",
-    "predictor": """--config --node-id --listen --metrics-listen --tls-cert --tls-key --tls-client-ca --insecure
+    "predictor": """--engine-address --engine-http-listen
+        --config --node-id --listen --metrics-listen --tls-cert --tls-key --tls-client-ca --insecure
         --engine --engine-url --engine-trace --engine-ca --engine-cert --engine-key --engine-wait-s --engine-api-key
         --engine-api-key-file --profile
         --calibrate --no-calibrate --engine-profile --model --tokenizer --max-num-seqs

@@ -30,3 +30,10 @@ def test_units_start_commands_that_exist(unit: Path) -> None:
     command = line.split("/astrolabe ")[1].split()
     assert command[0] in ASTROLABE.list_commands(None)  # type: ignore[arg-type]
     assert (DEPLOY / "config" / Path(command[2]).name).is_file()
+
+
+@pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda p: p.name)
+def test_units_keep_compiled_kernels_where_their_user_may_write(unit: Path) -> None:
+    """Sources are root's and a system user has no home: without it every start compiles for a minute."""
+    said = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "CACHE_DIR" in line or "Cache" in line)
+    assert said["Environment"] == f"NUMBA_CACHE_DIR=/var/cache/{said['CacheDirectory']}"

@@ -12,7 +12,6 @@ import dns.asyncresolver
 import dns.exception
 import dns.name
 import dns.nameserver
-import dns.resolver
 
 from gateway.config import NodeEntry
 from gateway.nodes.sources.base import SourceError
@@ -80,4 +79,4 @@ async def _hosts(resolver: dns.asyncresolver.Resolver, target: dns.name.Name) ->
         answer = await resolver.resolve(target, kind, raise_on_no_answer=False, search=False)
         if answer.rrset is not None:
             return sorted(record.address for record in answer.rrset), float(answer.rrset.ttl)
-    raise dns.resolver.NoAnswer(response=answer.response)
+    raise OSError(f"{target} has no address")

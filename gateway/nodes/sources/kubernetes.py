@@ -6,6 +6,7 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -15,6 +16,9 @@ from gateway.nodes.sources.base import SourceError
 from gateway.scale.connectors.base import ConnectorError
 from gateway.scale.connectors.kubernetes_api import KubernetesApi, ResourceGone
 from protos.runtime.addresses import HostPort
+
+AGAIN_S = 1.0
+"""Before a watch that has ended is begun again: a server that ends each at once is not asked without a pause."""
 
 
 class EndpointSliceSource:
@@ -32,6 +36,7 @@ class EndpointSliceSource:
                 async with aclosing(self._from_a_list_on(api)) as lists:
                     async for nodes in lists:
                         yield nodes
+                await asyncio.sleep(AGAIN_S)
         except ConnectorError as bad:
             raise SourceError(str(bad)) from None
         finally:
@@ -58,6 +63,7 @@ class EndpointSliceSource:
                         else:
                             slices[metadata["name"]] = one
                         yield nodes_of(slices.values(), self._config.port)
+                await asyncio.sleep(AGAIN_S)
         except ResourceGone:
             return
 

@@ -66,9 +66,7 @@ def nodes_in(name: str, data: bytes) -> list[NodeEntry]:
     try:
         text = data.decode()
         if not text.strip():
-            raise ValueError(
-                "is empty; to say that there are no nodes write [] (.json), nodes = [] (.toml) or a comment"
-            )
+            raise ValueError("is empty; for no nodes write [] (.json), nodes = [] (.toml) or a comment alone")
         if name.endswith(".json"):
             return _in_json(orjson.loads(text))
         if name.endswith(".toml"):

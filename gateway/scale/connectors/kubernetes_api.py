@@ -50,8 +50,8 @@ class KubernetesApi:
 
     def __init__(self, config: KubernetesAccess, *, port: int = 0, table: str = "scaling.kubernetes") -> None:
         """`port`: that of pods' predictors. `table`: where the configuration says all that."""
-        host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-        in_cluster = f"https://{HostPort(host, int(port))}" if host else ""
+        host, at = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        in_cluster = f"https://{HostPort(host, int(at))}" if host else ""
         self._server = (config.server or in_cluster).rstrip("/")
         self._namespace = config.namespace
         self._token_file = Path(config.token_file)
@@ -91,8 +91,8 @@ class KubernetesApi:
         return await self._call("GET", path, **how)
 
     async def watch(self, path: str, *, params: dict[str, str]) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
-        """What changes from a version on: (ADDED, MODIFIED, DELETED or BOOKMARK; the object). Ends after a while, in good
-        order. Raises ResourceGone too."""
+        """What changes from a version on: (ADDED, MODIFIED, DELETED or BOOKMARK; the object). Ends after a while, in
+        good order. Raises ResourceGone too."""
         asked = {**params, "watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_S)}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=SILENCE_S)
         try:

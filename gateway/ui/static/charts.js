@@ -180,7 +180,7 @@ export class Charts {
       scales: { x: { time: true }, y: { range: spec.range ?? ((_, min, max) => [0, Math.max(1, max * 1.1)]) } },
       axes: [
         { ...axis, size: 20, gap: 5, space: 60, values: "{HH}:{mm}" },
-        { ...axis, size: 38, gap: 4, space: 26, incrs: spec.counts && COUNTS, values: (_, ticks) => ticks.map((tick) => (spec.ticks ? spec.ticks(tick) : tickText(tick))) },
+        { ...axis, size: 38, gap: 4, space: height() === HEIGHT ? 26 : 16, incrs: spec.counts && COUNTS, values: (_, ticks) => ticks.map((tick) => (spec.ticks ? spec.ticks(tick) : tickText(tick))) },
       ],
       series: [{}, ...spec.series.map((series) => this.series(series, color(series.color)))],
       hooks,

@@ -22,4 +22,10 @@ export function seconds(s) {
   return s < 100 ? `${s.toFixed(s < 10 ? 2 : 1)} s` : `${Math.round(s)} s`;
 }
 
+// How an outcome is coloured: whole answers, ends by the client's own wish, failures.
+export function outcomeMark(outcome) {
+  if (outcome === "stop" || outcome === "length") return "good";
+  return outcome === null || outcome === "client_left" || outcome === "cancelled" ? "" : "bad";
+}
+
 export const clock = (date) => date.toLocaleTimeString("en-GB");

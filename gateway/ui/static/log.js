@@ -1,7 +1,7 @@
 // The tail of the log, the latest line first.
 
 import { byId, h, setText } from "./dom.js";
-import { clock, count, seconds } from "./format.js";
+import { clock, count, outcomeMark, seconds } from "./format.js";
 
 const KEPT = 500;
 const LEVELS = [["all", "All"], ["trouble", "Warnings"]];
@@ -86,12 +86,11 @@ export class LogView {
   }
 
   finished(line) {
-    const good = line.outcome === "stop" || line.outcome === "length";
     const id = h("button", { type: "button", class: "link", onclick: () => this.onRequest(line.request_id) }, line.request_id);
     const facts = [line.node || "no node", span(line), `${count(line.output_tokens)} tok`];
     if (line.attempts > 1) facts.push(`attempt ${line.attempts}`);
     if (line.detail) facts.push(line.detail);
-    return h("span", {}, id, h("b", { class: good ? "good" : "bad" }, ` ${line.outcome} `), h("span", { class: "muted" }, facts.join(" · ")));
+    return h("span", {}, id, h("b", { class: outcomeMark(line.outcome) }, ` ${line.outcome} `), h("span", { class: "muted" }, facts.join(" · ")));
   }
 
   other(line) {

@@ -1,7 +1,7 @@
 // A request's story as a picture: what was foreseen, what happened, who else could have had it.
 
 import { h, s } from "./dom.js";
-import { count, percent, seconds, short } from "./format.js";
+import { count, outcomeMark, percent, seconds, short } from "./format.js";
 
 const WIDTH = 640;
 const LEFT = 76;
@@ -12,10 +12,9 @@ export function storyOf(told) {
 }
 
 function summary({ actual, decisions }) {
-  const good = actual.outcome === "stop" || actual.outcome === "length";
   const state = actual.outcome ?? "still runs";
   const tiles = [
-    ["Outcome", h("b", { class: actual.outcome === null ? "" : good ? "good" : "bad" }, state)],
+    ["Outcome", h("b", { class: outcomeMark(actual.outcome) }, state)],
     ["Node", decisions.at(-1)?.node || "none"],
     ["First token", seconds(actual.ttft_s)],
     ["Whole answer", seconds(actual.e2e_s)],
@@ -58,7 +57,7 @@ function picture({ decisions, actual, moves }) {
     const anchor = tick === 0 ? "start" : tick === 4 ? "end" : "middle";
     parts.push(s("text", { x: x(at), y: y + 8, class: "tick", "text-anchor": anchor }, tick ? seconds(at) : "0"));
   }
-  const key = [["decide", "placing"], ["wait", "to the first token"], ["answer", "answer"], ["maybe", "up to p90"], ...(moves.length ? [["move", "move"]] : [])];
+  const key = [["decide", "placing"], ["wait", "to the first token"], ["answer", "answer"], ...(forecast ? [["maybe", "up to p90"]] : []), ...(moves.length ? [["move", "move"]] : [])];
   const drawn = s("svg", { viewBox: `0 0 ${WIDTH} ${y + 12}`, role: "img", "aria-label": words(actual, forecast) }, parts);
   return h("figure", { class: "picture" }, drawn, h("figcaption", { class: "legend" }, key.map(([kind, text]) => h("span", { class: "key" }, h("i", { class: kind }), text))));
 }
@@ -78,7 +77,9 @@ function facts(told) {
   const lines = [];
   if (told.belief) {
     const [p50, p90] = told.belief;
-    lines.push(`Believed length of the answer: ${p50 === p90 ? count(p50) : `${count(p50)}, at most ${count(p90)} in nine of ten cases`} tokens (${told.belief_source}).`);
+    const most = p50 === p90 ? "" : `, at most ${count(p90)} in nine of ten cases`;
+    const what = told.decisions.length > 1 ? "what was left of the answer" : "the answer";
+    lines.push(`Believed length of ${what}: ${count(p50)} tokens${most} (${told.belief_source}).`);
   }
   if (told.actual.cached_tokens) lines.push(`${count(told.actual.cached_tokens)} tokens of the prompt were found in the node's cache.`);
   lines.push(...told.moves.map((move) => `Move ${moveWords(move)}.`));
@@ -95,7 +96,7 @@ function candidates(decision, open) {
   const table = h(
     "table",
     { class: "candidates" },
-    h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col" }, head)))),
+    h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col", class: head === "Harm" || head === "Cached" ? "num" : "" }, head)))),
     h("tbody", {}, decision.scores.map((score) => candidate(score, decision, most, foreseen))),
   );
   return h(

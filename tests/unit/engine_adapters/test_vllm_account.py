@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine_adapters.vllm.account import Account, Arrival, Output, Step, Truth, engine_request_id, own_request_id
+from engine_adapters.vllm.account import Account, Arrival, Output, Step, Truth
 from engine_adapters.vllm.frames import SCHEMA, Hello, Reader
+from engine_adapters.vllm.request_ids import engine_request_id, own_request_id
 from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot, parent_id
 from simcore.types import EngineConfig
 

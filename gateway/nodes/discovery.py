@@ -15,7 +15,7 @@ from contextlib import aclosing
 import structlog
 
 from gateway.config import NodeEntry
-from gateway.nodes.sources.base import NodeSource, SourceError
+from gateway.nodes.sources.base import NodeSource, NodesUnknown
 from gateway.nodes.sources.dns_host import DnsHostSource, Resolve
 
 log = structlog.get_logger("gateway")
@@ -91,7 +91,7 @@ class Discovery:
                         pause_s, is_silent = self._first_pause_s, False
                         self._known[where] = tuple(entries)
                         self._announce()
-            except SourceError as bad:
+            except NodesUnknown as bad:
                 detail = str(bad)
             except Exception:
                 log.exception("defect in a source of nodes", where=where)

@@ -12,7 +12,7 @@ import pytest
 from gateway.config import NodeEntry
 from gateway.nodes.discovery import Discovery
 from gateway.nodes.sources import dns_srv, kubernetes, node_file
-from gateway.nodes.sources.base import SourceError
+from gateway.nodes.sources.base import NodesUnknown
 from tests.conformance.source_rigs import (
     DnsRig,
     EndpointSliceRig,
@@ -87,7 +87,7 @@ async def test_unknown_is_not_gone(rig: SourceRig, followed: Followed) -> None:
     followed.discovery.set_entries([], [rig.make()])
     await followed.until("10.0.0.1")
     rig.fail()
-    with pytest.raises(SourceError, match=r".+"):
+    with pytest.raises(NodesUnknown, match=r".+"):
         await first(rig)
     rig.set(["10.0.0.2"])
     await followed.until("10.0.0.2")
@@ -102,7 +102,7 @@ async def first(rig: SourceRig) -> Sequence[NodeEntry]:
 async def test_one_that_fails_at_the_start_is_asked_again(rig: SourceRig, followed: Followed) -> None:
     rig.fail()
     followed.discovery.set_entries([NodeEntry(address="10.0.0.1:8100")], [rig.make()])
-    with pytest.raises(SourceError):
+    with pytest.raises(NodesUnknown):
         await first(rig)
     rig.set(["10.0.0.2"])
     await followed.until("10.0.0.1", "10.0.0.2")

@@ -1,7 +1,7 @@
 """What every source of nodes does: tell which there are, and again whenever that may have changed.
 
 The contract, held by `tests/conformance/test_node_sources.py`: a list is whole; an empty one says that there are none;
-what is not known is a SourceError, never an empty list; after one, `lists` begins anew.
+what is not known is a NodesUnknown, never an empty list; after one, `lists` begins anew.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 from gateway.config import NodeEntry
 
 
-class SourceError(Exception):
+class NodesUnknown(Exception):
     """Which nodes there are is not known now. The message is for people."""
 
 
@@ -23,4 +23,4 @@ class NodeSource(Protocol):
     """What is asked, for people; two sources that ask the same have the same."""
 
     def lists(self) -> AsyncGenerator[Sequence[NodeEntry], None]:
-        """All nodes, now and whenever they may have changed, to no end. Raises SourceError."""
+        """All nodes, now and whenever they may have changed, to no end. Raises NodesUnknown."""

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway.config import DNS_PREFIX, NodeEntry
-from gateway.nodes.sources.base import SourceError
+from gateway.nodes.sources.base import NodesUnknown
 from protos.runtime.addresses import parse_address
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -32,7 +32,7 @@ class DnsHostSource:
             try:
                 addresses = await self._resolve(host, port)
             except OSError as error:
-                raise SourceError(str(error)) from None
+                raise NodesUnknown(str(error)) from None
             yield [msgspec.structs.replace(self._entry, address=address) for address in sorted(set(addresses))]
             await asyncio.sleep(self._interval_s)
 

@@ -14,7 +14,7 @@ import dns.name
 import dns.nameserver
 
 from gateway.config import NodeEntry
-from gateway.nodes.sources.base import SourceError
+from gateway.nodes.sources.base import NodesUnknown
 from protos.runtime.addresses import HostPort
 
 LEAST_S, MOST_S = 1.0, 3600.0
@@ -37,7 +37,7 @@ class DnsSrvSource:
             try:
                 addresses, ttl_s = await self._look_up()
             except (dns.exception.DNSException, OSError) as bad:
-                raise SourceError(f"{type(bad).__name__}: {bad}") from None
+                raise NodesUnknown(f"{type(bad).__name__}: {bad}") from None
             yield [NodeEntry(address=str(address)) for address in addresses]
             await asyncio.sleep(min(max(ttl_s, LEAST_S), MOST_S))
 

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from gateway.config import KubernetesNodesConfig, NodeEntry
-from gateway.nodes.sources.base import SourceError
+from gateway.nodes.sources.base import NodesUnknown
 from gateway.scale.connectors.base import ConnectorError
 from gateway.scale.connectors.kubernetes_api import KubernetesApi, ResourceGone
 from protos.runtime.addresses import HostPort
@@ -38,7 +38,7 @@ class EndpointSliceSource:
                         yield nodes
                 await asyncio.sleep(AGAIN_S)
         except ConnectorError as bad:
-            raise SourceError(str(bad)) from None
+            raise NodesUnknown(str(bad)) from None
         finally:
             await api.close()
 

@@ -16,7 +16,7 @@ import msgspec
 import orjson
 
 from gateway.config import NodeEntry
-from gateway.nodes.sources.base import SourceError
+from gateway.nodes.sources.base import NodesUnknown
 
 LOOK_S = 1.0
 Stamp = tuple[int, int, int]
@@ -52,17 +52,17 @@ class NodeFileSource:
             await asyncio.sleep(LOOK_S)
 
     def _read_unless(self, seen: Stamp | None) -> tuple[Stamp, bytes] | None:
-        """None: it is as it was seen. Raises SourceError."""
+        """None: it is as it was seen. Raises NodesUnknown."""
         try:
             state = self._path.stat()
             stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
             return None if stamp == seen else (stamp, self._path.read_bytes())
         except OSError as error:
-            raise SourceError(f"{self._path}: {error.strerror}") from None
+            raise NodesUnknown(f"{self._path}: {error.strerror}") from None
 
 
 def nodes_in(name: str, data: bytes) -> list[NodeEntry]:
-    """The nodes that a file of that name lists. Raises SourceError."""
+    """The nodes that a file of that name lists. Raises NodesUnknown."""
     try:
         text = data.decode()
         if not text.strip():
@@ -74,7 +74,7 @@ def nodes_in(name: str, data: bytes) -> list[NodeEntry]:
         lines = (line.partition("#")[0].strip() for line in text.splitlines())
         return [_entry(line) for line in lines if line]
     except (ValueError, msgspec.ValidationError) as bad:
-        raise SourceError(f"{name}: {bad}") from None
+        raise NodesUnknown(f"{name}: {bad}") from None
 
 
 def _in_json(tree: Any) -> list[NodeEntry]:

@@ -18,6 +18,7 @@ OURS = [
     "engine_adapters.vllm.plugin",
     "engine_adapters.vllm.publisher",
     "engine_adapters.vllm.recorder",
+    "engine_adapters.vllm.request_ids",
     "simcore",
     "simcore.prefix",
     "simcore.proved",

@@ -64,5 +64,5 @@ def test_where_no_folder_can_be_written_there_is_a_new_one(tmp_path: Path, monke
     monkeypatch.setenv("HOME", "/proc/nowhere")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/neither")
-    monkeypatch.setattr(kernels.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert kernels._cache_folder().parent == tmp_path

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.config import NodeEntry, load
-from gateway.nodes.sources.base import SourceError
+from gateway.nodes.sources.base import NodesUnknown
 from gateway.nodes.sources.kubernetes import nodes_of
 from gateway.nodes.sources.node_file import nodes_in
 from gateway.nodes.sources.registry import make_sources
@@ -55,7 +55,7 @@ def test_files_of_nodes(name: str, text: str, nodes: list[NodeEntry]) -> None:
     ],
 )
 def test_files_that_say_nothing(name: str, data: bytes, words: str) -> None:
-    with pytest.raises(SourceError, match=words):
+    with pytest.raises(NodesUnknown, match=words):
         nodes_in(name, data)
 
 

@@ -96,7 +96,7 @@ test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler
 chaos: $(VENV)/.dev ## faults: hundreds of seeds in virtual time, several on real processes (about 9 minutes on 2 cores)
 	ASTROLABE_CHAOS_SEEDS=300 ASTROLABE_CHAOS_LIVE_SEEDS=3 $(BIN)/python -m pytest -q --durations 5 tests/chaos
 
-test-cluster: $(VENV)/.dev ## install, upgrade, break and remove a fleet on three real hosts (systemd, sshd) made for it; root, about 15 minutes
+test-cluster: $(VENV)/.dev ## install, upgrade, break and remove a fleet on three real hosts (systemd, sshd) made for it; root, 10 to 30 minutes on 2 cores
 	$(BIN)/python -m tests.cluster.rig prepare
 	ASTROLABE_RIG=1 unshare --mount --net --pid --ipc --uts --fork --kill-child --mount-proc \
 	  $(BIN)/python -m pytest -q -x tests/cluster; status=$$?; \

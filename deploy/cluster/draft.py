@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from deploy.cluster.sources import EngineLimits, Found, FoundHost, SourceError, tidy_names
+from deploy.cluster.sources import EngineLimits, Found, FoundHost, HostSourceError, tidy_names
 
 HEAD = """\
 # The cluster, as `astrolabe cluster` installs it. Read from {sources}.
@@ -57,10 +57,10 @@ def draft(
     ssh_config: str = "",
 ) -> str:
     """The text of a cluster.toml. `sources`: what each is called, and what it told. `profile`, `user`: empty: as the
-    sources say. `ssh_config`: the one that ssh is to take in place of the user's own. Raises SourceError."""
+    sources say. `ssh_config`: the one that ssh is to take in place of the user's own. Raises HostSourceError."""
     hosts = tidy_names(host for _, found in sources for host in found.hosts)
     if not hosts:
-        raise SourceError(f"{', '.join(name for name, _ in sources)}: name no host; give a source with hosts too")
+        raise HostSourceError(f"{', '.join(name for name, _ in sources)}: name no host; give a source with hosts too")
     limits = next((found.engine for _, found in sources if found.engine != EngineLimits()), EngineLimits())
     leading = _gateways(hosts, list(gateways))
     profile = profile or limits.profile or "a30/llama-2-7b"
@@ -87,7 +87,7 @@ def _gateways(hosts: Sequence[FoundHost], asked: list[str]) -> set[str]:
     names = [host.name for host in hosts]
     for name in asked:
         if name not in names:
-            raise SourceError(f"no host is named {name!r}; there are: {', '.join(names)}")
+            raise HostSourceError(f"no host is named {name!r}; there are: {', '.join(names)}")
     # As the forerunners have it: where nobody says, the first host is the gateway's too.
     return set(asked or [h.name for h in hosts if h.is_gateway] or names[:1])
 

@@ -392,6 +392,8 @@ def step_trouble(step: HostStep, ran: Ran) -> str:
         missing = re.search(r"No matching distribution found for (\S+)", said)
         what = f"pip finds no {missing[1]}" if missing else "pip reaches no package index"
         return f"{step.title}: {what}; give all wheels: pip wheel --wheel-dir wheels . && ... --wheelhouse wheels"
+    if job := re.search(r"Job for (\S+?)(?:\.service)? (failed because [^.]*)", said):
+        return f"{step.title}: it {job[2]}; see: journalctl -u {job[1]}"
     return f"{step.title}: {ran.last_words[:400]}"
 
 

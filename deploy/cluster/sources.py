@@ -18,7 +18,7 @@ FORMATS = ("cloudlab", "block", "ansible-ini", "ansible-yaml", "ssh-config", "ho
 LARGEST_RANGE = 4096
 
 
-class SourceError(ValueError):
+class HostSourceError(ValueError):
     """A source that cannot be used. The message says what, in which line, and how to mend it."""
 
 
@@ -61,7 +61,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def format_of(text: str) -> str:
-    """The format that a text is in. Raises SourceError for one that is none of them."""
+    """The format that a text is in. Raises HostSourceError for one that is none of them."""
     bare = text.lstrip("\ufeff \t\r\n")
     if bare.startswith("<"):
         return "cloudlab"
@@ -69,7 +69,7 @@ def format_of(text: str) -> str:
         return "ansible-yaml" if _is_ansible_json(bare) else "block"
     lines = [line for line in (_bare_line(line) for line in text.splitlines()) if line]
     if not lines:
-        raise SourceError("is empty; give a file that names hosts")
+        raise HostSourceError("is empty; give a file that names hosts")
     if any(re.match(r"(?:Host|Match|Include)(?:\s+|\s*=\s*)\S", line) for line in lines):
         return "ssh-config"
     if any(re.fullmatch(r"\[[^\]]+\]", line) for line in lines) or any(
@@ -84,7 +84,7 @@ def format_of(text: str) -> str:
 def read_source(text: str, *, format: str = "", include: Callable[[str], Iterable[str]] = lambda _: ()) -> Found:
     """The hosts of a text in one of FORMATS; empty: told by content.
 
-    `include`: texts of the files that a pattern of an ssh_config's `Include` names. Raises SourceError.
+    `include`: texts of the files that a pattern of an ssh_config's `Include` names. Raises HostSourceError.
     """
     format = format or format_of(text)
     readers: dict[str, Callable[[str], Found]] = {
@@ -97,7 +97,7 @@ def read_source(text: str, *, format: str = "", include: Callable[[str], Iterabl
     }
     found = readers[format](text)
     if not found.hosts and found.engine == EngineLimits():
-        raise SourceError(f"names no host (read as {format}; --format says otherwise)")
+        raise HostSourceError(f"names no host (read as {format}; --format says otherwise)")
     return msgspec.structs.replace(found, format=format)
 
 
@@ -109,7 +109,7 @@ def _cloudlab(text: str) -> Found:
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as bad:
-        raise SourceError(f"line {bad.position[0]}: is not XML ({bad}); download the manifest anew") from None
+        raise HostSourceError(f"line {bad.position[0]}: is not XML ({bad}); download the manifest anew") from None
     hosts, notes = [], []
     for node in (e for e in root.iter() if _tag(e) == "node"):
         name = node.get("client_id", "")
@@ -156,9 +156,9 @@ def _block(text: str) -> Found:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as bad:
-        raise SourceError(f"line {bad.lineno}: is not JSON: {bad.msg}") from None
+        raise HostSourceError(f"line {bad.lineno}: is not JSON: {bad.msg}") from None
     if not isinstance(document, dict):
-        raise SourceError("is a JSON list; a table of hosts by name is wanted")
+        raise HostSourceError("is a JSON list; a table of hosts by name is wanted")
     rows = document.get("hosts", document)
     if isinstance(rows, list):
         rows = {str(row.get("hostname") or row.get("name") or row.get("ip_address")): row for row in rows}
@@ -211,7 +211,7 @@ def _ansible_ini(text: str) -> Found:
         if header := re.fullmatch(r"\[([^\]:]+)(?::(\w+))?\]", line):
             section, kind = header[1].strip(), header[2] or ""
             if kind not in ("", "vars", "children"):
-                raise SourceError(f"line {number}: [{section}:{kind}] is no section of an inventory")
+                raise HostSourceError(f"line {number}: [{section}:{kind}] is no section of an inventory")
             continue
         if kind == "vars":
             key, _, value = line.partition("=")
@@ -222,7 +222,7 @@ def _ansible_ini(text: str) -> Found:
             try:
                 pattern, *pairs = shlex.split(line)
             except ValueError as bad:
-                raise SourceError(f"line {number}: {bad}") from None
+                raise HostSourceError(f"line {number}: {bad}") from None
             for name in _expanded(pattern, number):
                 members.setdefault(section, {})[name] = None
                 told = (pair.partition("=") for pair in pairs)
@@ -235,16 +235,16 @@ def _ansible_yaml(text: str) -> Found:
     try:
         import yaml
     except ModuleNotFoundError:
-        raise SourceError("is YAML, which needs PyYAML; run: pip install 'astrolabe[cluster]'") from None
+        raise HostSourceError("is YAML, which needs PyYAML; run: pip install 'astrolabe[cluster]'") from None
 
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as bad:
         mark = getattr(bad, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise SourceError(f"{where}is not YAML: {getattr(bad, 'problem', None) or bad}") from None
+        raise HostSourceError(f"{where}is not YAML: {getattr(bad, 'problem', None) or bad}") from None
     if not isinstance(document, dict):
-        raise SourceError("is YAML but no inventory: a table of groups is wanted")
+        raise HostSourceError("is YAML but no inventory: a table of groups is wanted")
     members: dict[str, dict[str, None]] = {}
     variables: dict[str, dict[str, str]] = {}
     children: dict[str, list[str]] = {}
@@ -254,7 +254,7 @@ def _ansible_yaml(text: str) -> Found:
         if group is None:
             return
         if not isinstance(group, dict):
-            raise SourceError(f"group {name!r} is {group!r}; a table with hosts, children or vars is wanted")
+            raise HostSourceError(f"group {name!r} is {group!r}; a table with hosts, children or vars is wanted")
         variables.setdefault(name, {}).update({k: str(v) for k, v in (group.get("vars") or {}).items()})
         for pattern, given in (group.get("hosts") or {}).items():
             for host in _expanded(str(pattern), None):
@@ -331,7 +331,7 @@ def _expanded(pattern: str, number: int | None) -> Iterator[str]:
         return
     part = re.fullmatch(r"(\w+):(\w+)(?::(\d+))?", match[1])
     if part is None:
-        raise SourceError(f"{where}{pattern!r}: a range is [01:16] or [a:f]")
+        raise HostSourceError(f"{where}{pattern!r}: a range is [01:16] or [a:f]")
     first, last, step = part[1], part[2], int(part[3] or 1)
     if first.isdigit() and last.isdigit() and step:
         values = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1, step)]
@@ -340,7 +340,7 @@ def _expanded(pattern: str, number: int | None) -> Iterator[str]:
     else:
         values = []
     if not values or len(values) > LARGEST_RANGE:
-        raise SourceError(f"{where}{pattern!r}: a range goes from a smaller to a larger number or letter")
+        raise HostSourceError(f"{where}{pattern!r}: a range goes from a smaller to a larger number or letter")
     for value in values:
         yield from _expanded(pattern[: match.start()] + value + pattern[match.end() :], number)
 
@@ -360,7 +360,7 @@ def _ssh_config(text: str, include: Callable[[str], Iterable[str]]) -> Found:
             key, value = _ssh_pair(raw)
             if key == "include":
                 if depth == 0:
-                    raise SourceError("its files include each other without an end")
+                    raise HostSourceError("its files include each other without an end")
                 for pattern in shlex.split(value):
                     for inner in include(pattern):
                         read(inner, depth - 1)
@@ -414,7 +414,7 @@ def _host_list(text: str) -> Found:
             r"(?:ssh://)?(?:(?P<user>[\w.-]+)@)?(?P<host>\[[0-9A-Fa-f:]+\]|[\w.\[\]:-]*?)(?::(?P<port>\d+))?", word
         )
         if target is None or not target["host"]:
-            raise SourceError(f"line {number}: {word!r} is not [user@]host[:port]")
+            raise HostSourceError(f"line {number}: {word!r} is not [user@]host[:port]")
         is_ipv6 = target["host"].startswith("[") and re.fullmatch(
             r"\[[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:]*\]", target["host"]
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from deploy.cluster.sources import FORMATS, SourceError, read_source
+from deploy.cluster.sources import FORMATS, HostSourceError, read_source
 from protos.runtime.config import ConfigError
 from protos.runtime.options import json_option
 
@@ -128,7 +128,7 @@ def init(
     for source in sources:
         try:
             found.append((source.name, read_source(_text(source), format=format or "", include=_includes(source))))
-        except SourceError as bad:
+        except HostSourceError as bad:
             raise click.ClickException(f"{source}: {bad}") from None
         for note in found[-1][1].notes:
             click.echo(f"{source}: {note}", err=True)
@@ -137,7 +137,7 @@ def init(
             found, gateways=gateways, engine=engine, profile=profile, user=user, ssh_config=_ssh_config(sources, found)
         )
         output.write_text(text, encoding="utf-8")
-    except SourceError as bad:
+    except HostSourceError as bad:
         raise click.ClickException(str(bad)) from None
     except OSError as bad:
         raise click.ClickException(f"cannot write {output}: {bad.strerror}") from None
@@ -432,9 +432,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise SourceError("is no text in UTF-8; is it the right file?") from None
+        raise HostSourceError("is no text in UTF-8; is it the right file?") from None
     except OSError as bad:
-        raise SourceError(f"cannot be read: {bad.strerror}") from None
+        raise HostSourceError(f"cannot be read: {bad.strerror}") from None
 
 
 def _includes(source: Path) -> Callable[[str], Iterator[str]]:

@@ -27,6 +27,12 @@ FRESH_HOST = ["login=root", "is_root=yes", "systemd=252", "python=3.11.2", "venv
 RUNNING_HOST = [*FRESH_HOST, "user=astrolabe", f"release={BEFORE}", f"current={BEFORE}"]
 
 
+FAILED_JOB = """\
+Job for x.service failed because the control process exited with error code.
+See "systemctl status x.service" and "journalctl -xeu x.service" for details.
+"""
+
+
 class Journal:
     """What all hosts were told, in order."""
 
@@ -152,6 +158,7 @@ def test_a_release_is_named_by_what_is_in_it(tmp_path: Path, release: Release) -
         (Ran(1, "", "ERROR: No matching distribution found for numba>=0.61"), "pip finds no numba>=0.61; give all"),
         (Ran(75, "", ""), "another installation is under way"),
         (Ran(124, "", "no end after 60 s"), "no end after 60 s; look at the host"),
+        (Ran(1, "", FAILED_JOB), "it failed because the control process exited with error code; see: journalctl -u x"),
         (Ran(1, "why\nit is so\n", ""), "it is so"),
     ],
 )

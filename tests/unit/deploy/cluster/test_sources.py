@@ -9,7 +9,7 @@ import pytest
 
 from deploy.cluster.draft import draft
 from deploy.cluster.manifest import Cluster, problems
-from deploy.cluster.sources import EngineLimits, FoundHost, SourceError, format_of, read_source, tidy_names
+from deploy.cluster.sources import EngineLimits, FoundHost, HostSourceError, format_of, read_source, tidy_names
 
 CLOUDLAB = """\
 <rspec xmlns="http://www.geni.net/resources/rspec/3"
@@ -197,7 +197,7 @@ def test_a_list_has_a_host_a_line() -> None:
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_line(text: str, words: str) -> None:
-    with pytest.raises(SourceError, match=r".*") as refused:
+    with pytest.raises(HostSourceError, match=r".*") as refused:
         read_source(text, include=lambda _: ["Include self\n"])
     assert words in str(refused.value)
 
@@ -224,5 +224,5 @@ def test_a_draft_takes_the_limits_of_a_models_file() -> None:
     assert table["groups"][0]["config"]["emulated"]["num_blocks"] == 1052
     assert table["ssh"]["user"] == "ada"
     assert [host["roles"] for host in table["hosts"]] == [["node", "gateway"], ["node"]]
-    with pytest.raises(SourceError, match="no host is named 'c'; there are: a, b"):
+    with pytest.raises(HostSourceError, match="no host is named 'c'; there are: a, b"):
         draft(sources, engine="emulated", profile="", user="", gateways=["c"])

@@ -19,7 +19,6 @@ OURS = [
     "engine_adapters.vllm.publisher",
     "engine_adapters.vllm.recorder",
     "engine_adapters.vllm.request_ids",
-    "engine_adapters.vllm.request_ids",
     "simcore",
     "simcore.prefix",
     "simcore.proved",

@@ -25,6 +25,9 @@ from bench.run.capacity_search import CapacityObjective
 from bench.show import html_report
 from bench.show.priorities import COLUMNS as PRIORITY_COLUMNS
 from bench.show.priorities import priorities_table
+from deploy.cluster.overview import HostStatus, print_reports, print_status
+from deploy.cluster.release import Release
+from deploy.cluster.rollout import HostReport
 from deploy.commands import explain, scale
 from length_model.core.evaluation import Evaluation
 from length_model.report import tables as length_tables
@@ -171,6 +174,20 @@ def show_scale() -> None:
     scale.print_groups(out_console(), said)
 
 
+def show_cluster() -> None:
+    hosts = [f"gpu-host-number-{n}.example.org" for n in range(3)]
+    release = Release(name="0.12.345-12ab34cd", version="0.12.345", wheel="a.whl", folder=Path())
+    print_reports([HostReport(name=name, outcome="changed", steps=["s"] * 123, took_s=12_345.6) for name in hosts])
+    rows = [
+        HostStatus(
+            name=name, services={"node": "active", "gateway": "activating"}, releases=[release.name],
+            nodes="up, 123 of 456 nodes up", cert_days=825.0, drift=[], trouble=[],
+        )
+        for name in hosts
+    ]  # fmt: skip
+    print_status(rows, release)
+
+
 def show_priorities() -> None:
     measures = {
         f"{measure}_of_priority_{priority}": 12_345.678 * place
@@ -192,6 +209,7 @@ SHOWN: dict[str, Callable[[], None]] = {
     "bench/commands/data.py": show_data,
     "deploy/commands/explain.py": show_explain,
     "deploy/commands/scale.py": show_scale,
+    "deploy/cluster/overview.py": show_cluster,
     "length_model/report.py": show_lengths,
     "bench/show/priorities.py": show_priorities,
 }

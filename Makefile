@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle test-monitoring check fix protos bench chaos length clean test-envoy test-cluster wheel deb
+.PHONY: image help install install-dev demo experiments chat test test-fast test-ui test-vllm test-oracle test-monitoring check fix protos bench chaos length clean test-envoy test-cluster wheel deb
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1mmake %-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ wheel: | $(BIN)/python ## dist/: wheels of astrolabe, and of astrolabe-trace for
 
 deb: wheel ## dist/: a package for this Debian: gateway, daemon, command line, units, configuration
 	PIP="$(BIN)/python -m pip" deploy/package/deb.sh
+
+image: wheel ## a container image of gateway and node, by podman
+	podman build $(if $(BASE),--build-arg BASE=$(BASE)) -t astrolabe -f deploy/package/Containerfile .
 
 demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real ShareGPT conversations, three policies compared
 	$(BIN)/astrolabe bench demo

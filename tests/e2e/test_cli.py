@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from deploy.cli import ASTROLABE, BENCH
 from deploy.local_cluster import Child
@@ -293,3 +294,24 @@ def test_up_tells_why_a_child_cannot_start() -> None:
     assert "Traceback" not in done.stderr
     assert "error: node-0 ended with exit code 2" in done.stderr
     assert "in use" in done.stderr
+
+
+def test_a_health_check_tells_who_serves(gateway: Child) -> None:
+    def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "deploy.health", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    node = grpc.server(ThreadPoolExecutor(max_workers=1))
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), node)
+    port = node.add_insecure_port("127.0.0.1:0")
+    node.start()
+    assert check(f"127.0.0.1:{port}").returncode == 0
+    node.stop(None)
+    without_nodes = check(gateway.address)
+    assert (without_nodes.returncode, without_nodes.stderr) == (1, f"error: {gateway.address} does not serve yet\n")
+    gateway.kill()
+    after = check(gateway.address)
+    assert after.returncode == 1
+    assert after.stderr.startswith(f"error: {gateway.address} does not answer: ")
+    assert len(after.stderr.splitlines()) == 1
+    assert check().returncode == 2

@@ -125,12 +125,7 @@ def real_weights(vllm_python: str, tmp_path: Path) -> Iterator[tuple[LocalCluste
     two = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        # In single precision two tokens of an answer are never equally likely.
-        two.append(
-            servers.real_server(
-                vllm_python, Path(model), tmp_path / name, extra=["--dtype", "float32", "--block-size", "32"]
-            ).start()
-        )
+        two.append(servers.real_server(vllm_python, Path(model), tmp_path / name, extra=["--block-size", "32"]).start())
     try:
         for server in two:
             server.wait_ready()

@@ -34,10 +34,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real processes are late now and then on a busy machine: their tests get two more tries, and are listed."""
+    """Real processes are late now and then on a busy machine: their tests get three more tries, and are listed."""
     for item in items:
         if ROOT / "tests" / "vllm" in item.path.parents or item.get_closest_marker("e2e"):
-            item.add_marker(pytest.mark.flaky(reruns=2))
+            item.add_marker(pytest.mark.flaky(reruns=3))
 
 
 @pytest.fixture(autouse=True)

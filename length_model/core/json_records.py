@@ -54,6 +54,7 @@ class JsonRecords:
         self._keys: frozenset[str] = frozenset()
         self._lost = False
         self._recovering = False
+        self._ends_within = False
 
     @property
     def is_array(self) -> bool:
@@ -91,6 +92,7 @@ class JsonRecords:
                 if unfinished and not last and len(self._buffer) - start <= MAX_RECORD_CHARS:
                     self._retry_at_chars = 2 * (len(self._buffer) - start)
                     break
+                self._ends_within = unfinished and last and not self._has_lost_a_quote(error)
                 records.append(self._give_up(error.msg, cut_off=unfinished and last))
                 continue
             except RecursionError:
@@ -104,7 +106,7 @@ class JsonRecords:
                 # Something within the broken record that begins as records do.
                 self._at, self._lost = start + 1, True
                 continue
-            self._at, self._recovering = end, False
+            self._at, self._recovering, self._ends_within = end, False, False
             records.append(self._record(value, start, end))
         return records
 
@@ -171,7 +173,7 @@ class JsonRecords:
             self._at = max(self._at, len(buffer) - 200)
             self._retry_at_chars = len(buffer) - self._at + 1
             return False
-        self.closed = buffer.rstrip(_SPACE).endswith("]")
+        self.closed = not self._ends_within and buffer.rstrip(_SPACE).endswith("]")
         self._at = len(buffer)
         return False
 
@@ -182,6 +184,10 @@ class JsonRecords:
         start of an unfinished literal or escape (at most 8 characters).
         """
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._buffer.rstrip()) - 8
+
+    def _has_lost_a_quote(self, error: json.JSONDecodeError) -> bool:
+        """Whether the end of an array is what a string without an end has swallowed: it could be its own text too."""
+        return error.msg.startswith("Unterminated string") and self._buffer.rstrip(_SPACE).endswith("}]")
 
     def _skip_space(self) -> bool:
         """Moves to the next record; False when there is none (yet)."""

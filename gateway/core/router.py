@@ -65,7 +65,14 @@ class Router:
         self._pipeline = DecisionPipeline(self._pool, self._late, config, rng)
         self._ledger.on_left = self._pipeline.left
         self._mover = Mover(
-            config.moves, self._pool, self._ledger, self._pipeline, self, state_stale_s=config.state_stale_s, rng=rng
+            config.moves,
+            self._pool,
+            self._ledger,
+            self._pipeline,
+            self,
+            priority=config.priority,
+            state_stale_s=config.state_stale_s,
+            rng=rng,
         )
         self._ledger.on_ended = self._mover.ended
         self._policy = self._pipeline.policy(config.policy)

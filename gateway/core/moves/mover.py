@@ -23,6 +23,7 @@ from gateway.core.moves.rule import MoveWish, NodeSeen, RequestSeen, RequestsThe
 from gateway.core.moves.rules.registry import make_move_rule
 from gateway.core.nodes.node import Node
 from gateway.core.nodes.pool import NodePool
+from gateway.core.priority import PriorityConfig
 from gateway.core.request.attempt import Attempt
 from gateway.core.request.explanation import MoveCause, MoveOutcome, MoveTold
 from gateway.core.request.lifecycle import State
@@ -39,7 +40,7 @@ from gateway.core.request.migration import (
 )
 from gateway.core.request.resume import BY_PROXY, remainder, why_not_resumed
 from gateway.core.request.verdict import Ask, Chosen, Refusal, Verdict
-from simcore.types import Forecast
+from simcore.types import class_of
 
 TOLD = 4096
 """Moves that have ended and of which nobody has asked yet: so many are kept for metrics."""
@@ -85,6 +86,7 @@ class Mover:
         pipeline: DecisionPipeline,
         cutter: Cutter,
         *,
+        priority: PriorityConfig,
         state_stale_s: float,
         rng: random.Random,
     ) -> None:
@@ -95,6 +97,7 @@ class Mover:
         self._ledger = ledger
         self._pipeline = pipeline
         self._cutter = cutter
+        self._priority = priority
         self._state_stale_s = state_stale_s
         self._rule = make_move_rule(config, rng)
         if self._rule is not None:
@@ -240,7 +243,7 @@ class Mover:
                 if halts:
                     detail = f"{verdict.node.node_id} would have to compute all of it before it goes on"
                     self._give_up(move, "does_not_pay", detail, now_s)
-                elif move.priced and not self._pays(move):
+                elif move.priced and not self._pays(move, now_s):
                     self._give_up(move, "does_not_pay", verdict.decision.reason, now_s)
                 else:
                     self._go_on(move, now_s)
@@ -343,20 +346,36 @@ class Mover:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _pays(self, move: Move) -> bool:
-        """Whether the move saves everybody more than it costs, by the forecasts of both nodes.
+    def _pays(self, move: Move, now_s: float) -> bool:
+        """Whether the move saves everybody more than it costs, by the forecasts of both nodes. A second of
+        each counts by its class.
 
         Not by the policy's costs, which say what one more is to a node: its present node has it already, and what that
         node will be to those who come later does not change by one that goes.
         """
         assert move.chosen is not None, "only a move with a destination has a price"
+        source, destination = move.source.node, move.chosen.node
         forecasts = {score.node_id: score.forecast for score in move.chosen.decision.scores}
-        stays, goes = forecasts.get(move.source.node.node_id), forecasts.get(move.chosen.node.node_id)
-        if stays is None or goes is None or move.chosen.node is move.source.node:
+        stays, goes = forecasts.get(source.node_id), forecasts.get(destination.node_id)
+        if stays is None or goes is None or destination is source:
             return False
-        stays_s, goes_s = _total_s(stays), _total_s(goes)
+        priority = move.live.shape.priority
+        own = self._priority.weight_of(priority)
+        stays_s = own * stays.e2e_s.mean + self._weight_beside(source, now_s, priority) * stays.harm_s.mean
+        goes_s = own * goes.e2e_s.mean + self._weight_beside(destination, now_s) * goes.harm_s.mean
         share = self.config.gain_share if move.live.output_tokens else 0.0
-        return stays_s - goes_s >= max(self.config.gain_s, share * stays.e2e_s.mean)
+        return stays_s - goes_s >= own * max(self.config.gain_s, share * stays.e2e_s.mean)
+
+    def _weight_beside(self, node: Node, now_s: float, without: int | None = None) -> float:
+        """What a second of those at a node counts for in the mean; `without` one of this priority."""
+        view = node.view(now_s, self._state_stale_s)
+        classes = dict(view.classes)
+        here = view.in_flight if view.load is None else view.load.running + view.load.waiting
+        if without is not None:
+            here -= 1
+            if classes.get(class_of(without)):
+                classes[class_of(without)] -= 1
+        return self._priority.weight_there(classes, here)
 
     def _go_on(self, move: Move, now_s: float) -> None:
         node = move.destination
@@ -505,8 +524,3 @@ class Mover:
             dispatched_s=attempt.dispatched_s,
             movable=self._may_go(live, now_s),
         )
-
-
-def _total_s(forecast: Forecast) -> float:
-    """What a request costs itself and those beside it."""
-    return forecast.e2e_s.mean + forecast.harm_s.mean

@@ -12,7 +12,7 @@ from gateway.core.moves.rule import MovesError
 from gateway.core.nodes.node import Node
 from gateway.core.request.explanation import MoveTold
 from simcore.types import Outcome
-from tests.helpers.routing import CheckedRouter, engine_config, every, only
+from tests.helpers.routing import CheckedRouter, engine_config, every, forecast, only
 
 
 def streaming(prompt_tokens: int = 100, output_tokens: int = 10, **changes: object) -> CheckedRouter:
@@ -439,3 +439,25 @@ def test_a_move_is_told_once_though_its_destination_fails_before_a_token() -> No
     world.end("r")
     told = world.router.take_moves()
     assert [(one.outcome, one.destination, one.gap_s) for one in told] == [("moved", "b", None)]
+
+
+@pytest.mark.parametrize(
+    ("own", "there", "moves"),
+    [(0, 0, True), (0, -1, False), (-1, -1, True), (1, 0, False), (1, 1, True)],
+)
+def test_the_price_of_a_move_counts_seconds_by_their_classes(own: int, there: int, moves: bool) -> None:
+    world = streaming(priority=own)
+    classes = {there: 4} if there else {}
+    world.note("b", running=4, classes=classes)
+    world.note("a", running=1, classes={own: 1} if own else {})
+    mover = world.router._mover
+    live = world.router._ledger.live["r"]
+    assert mover.begin(live, "it may be worth it", world.now_s) == ""
+    asks = every(world.router._ledger.actions, ev.AskForecast)
+    assert {ask.node_id for ask in asks} == {"a", "b"}
+    # It would save 5 s of its own and cost the four there 2 s; 1 s is the least that a move must save.
+    for ask in list(asks):
+        world.asks[ask.ask_id] = ask
+        said = forecast(ask.node_id, *((10.0, 0.0) if ask.node_id == "a" else (5.0, 2.0)))
+        world.tell(ev.ForecastArrived(ask_id=ask.ask_id, node_id=ask.node_id, forecast=said))
+    assert bool(mover.moves) is moves

@@ -67,6 +67,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The name under which the engine serves the model that the client wants; empty: its own."""
     traceparent: str = ""
     """W3C trace context of the client's call, for engines that trace; empty: none."""
+    kv_source: str = ""
+    """host:port of an engine that holds the prompt's KV and lets it be fetched; empty: it is computed."""
 
 
 class EngineOutput(msgspec.Struct, frozen=True):

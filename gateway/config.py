@@ -261,8 +261,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 )
 
     def _check_transfer(self) -> None:
-        if self.router.moves.transfer is not None:
-            raise ValueError("no engine behind a gateway is asked to fetch KV; it is for simulated runs: leave it out")
+        if self.router.moves.transfer is not None and not self.router.moves.transfer.overlap:
+            raise ValueError("overlap = false is for simulated runs: no engine stops a request to have its KV fetched")
 
     def _check_fallback(self) -> None:
         if needs_forecasts(self.router.fallback):

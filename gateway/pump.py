@@ -53,7 +53,7 @@ class NodePort(Protocol):
 
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None: ...
 
-    def stage(self, dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -> None:
+    def stage(self, dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int, kv_source: str) -> None:
         """The node is to compute the first `tokens` of prompt and answer so far, under this name."""
 
     def ask(self, ask_id: int, candidate: Candidate, expected: ExpectedWork | None) -> None:
@@ -488,7 +488,7 @@ class Pump:
         if self._tracing is not None:
             stream.stage_traceparent = self._tracing.staged(stream, action.node_id)
         if port is not None:
-            port.stage(action.dispatch_seq, stream, wire_id, action.resumed.prompt_tokens)
+            port.stage(action.dispatch_seq, stream, wire_id, action.resumed.prompt_tokens, action.kv_source)
         else:
             self._stage_ended(action.node_id, wire_id, Outcome.NODE_LOST, "its session was gone at dispatch")
 

@@ -178,7 +178,9 @@ def dispatched(dispatch_seq: int, stream: ClientStream) -> predict_pb.Dispatched
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, request=engine_request(stream))
 
 
-def staged(dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -> predict_pb.Dispatched:
+def staged(
+    dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int, kv_source: str = ""
+) -> predict_pb.Dispatched:
     """A stage of a move: the first `tokens` of prompt and answer so far, for the sake of their KV."""
     request = engine_pb.EngineGenerateRequest(
         request_id=wire_id,
@@ -188,6 +190,7 @@ def staged(dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -
         belief=codec.belief_to_wire(LengthBelief((1,))),
         traceparent=stream.stage_traceparent,
         model=stream.shape.model,
+        kv_source=kv_source,
     )
     request.prompt_token_ids.extend(stream.produced[: max(0, tokens - len(stream.prompt_token_ids))])
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, request=request)

@@ -129,6 +129,7 @@ class Predictor:
             models_every_s=config.engine.models_every_s,
             own_chats=config.engine.own_chats,
             engine_address=engine_address(config, self.address, served),
+            kv_source=config.engine.kv_source,
             spans=self._spans,
         )
         await self.node.start()

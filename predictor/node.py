@@ -66,13 +66,15 @@ class NodeRuntime:
         models_every_s: float = 10.0,
         own_chats: bool = False,
         engine_address: str = "",
+        kv_source: str = "",
         ask_engine: bool = True,
         calibrate: bool = True,
         spans: NodeSpans | None = None,
     ) -> None:
         """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`); with
         `calibrate` it is only where learning begins. `models_every_s`: between two looks at the engine's names.
-        `own_chats`: the engine's server words all chats itself. `engine_address`: as `EngineConfig.address`."""
+        `own_chats`: the engine's server words all chats itself. `engine_address`, `kv_source`: as in
+        `EngineConfig`."""
         self.node_id = node_id
         self.closing = False
         self.leaving = Leaving()
@@ -91,6 +93,7 @@ class NodeRuntime:
         self._models_every_s = models_every_s
         self._own_chats = own_chats
         self._engine_address = engine_address
+        self._kv_source = kv_source
         self._spans = spans
         self._learned_version = 0
         self._looking = asyncio.Lock()
@@ -108,6 +111,7 @@ class NodeRuntime:
             tells_logprobs=can.logprobs,
             own_chats=can.forwards and (self._own_chats or config.own_chats),
             address=self._engine_address,
+            kv_source=self._kv_source,
         )
         log_rules(self.config)
         self.engine = TracedEngine(

@@ -54,6 +54,7 @@ def engine_request(message: engine_pb.EngineGenerateRequest, *, max_model_len_to
         priority=message.priority,
         model=message.model,
         traceparent=message.traceparent,
+        kv_source=message.kv_source,
     )
 
 

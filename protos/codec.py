@@ -118,6 +118,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         pools=message.pools,
         own_chats=message.own_chats,
         address=message.address,
+        kv_source=message.kv_source,
     )
 
 

@@ -343,6 +343,8 @@ class SimCluster:
         spec, config = node.spec, node.spec.config
         if self._has_names and config.enable_prefix_caching:
             config = msgspec.structs.replace(config, prefix_cache_traced=True)
+        if self.router.config.moves.transfer is not None:
+            config = msgspec.structs.replace(config, kv_source=spec.node_id)
         self._hand_over(ev.NodeJoined(node_id=spec.node_id, config=config, profile=spec.step_time.name), at_s)
         self._hand_over(ev.PaceTold(node_id=spec.node_id, pace=spec.step_time.pace(config)), at_s)
         self._hand_over(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
@@ -506,7 +508,7 @@ class SimCluster:
             halts = transfer is not None and not transfer.overlap and request.cut_s is not None
             if request.is_staged or halts:
                 names = _own_names(item, names, (shape.prompt_tokens + rest_tokens) // node.block_size_tokens)
-            if transfer is not None and (halts or action.stage) and node.caches:
+            if transfer is not None and (halts or action.kv_source) and node.caches:
                 self._fetch(node, request, transfer, _Fetched(action, names, shape.prompt_tokens, rest_tokens), at_s)
                 return
             node.take(

@@ -29,7 +29,7 @@ from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
 from engine_adapters.vllm.request_ids import engine_request_id
 from protos.answer_status import outcome_of_status
-from protos.runtime.addresses import parse_url
+from protos.runtime.addresses import parse_address, parse_url
 from protos.runtime.channels import uses_proxy
 from protos.runtime.secret import NO_SECRET, Secret
 from protos.runtime.tls_files import ClientTlsFiles
@@ -180,6 +180,8 @@ class VllmClient:
             # A queue in order of arrival refuses a priority instead of not minding it.
             "priority": request.priority if config.scheduling_policy == "priority" and request.priority else None,
         }
+        if request.kv_source:
+            options["kv_transfer_params"] = fetched_from(request)
         options |= self._as_text(request) if self._text_prompts else {"prompt": prompt}
         return msgspec.json.encode(
             {
@@ -307,6 +309,13 @@ def relay_to(url: str, *, tls: ClientTlsFiles, key: Secret) -> EngineRelay:
     return EngineRelay(
         url, tls=context if isinstance(context, ssl.SSLContext) else None, key=key, named=engine_request_id
     )
+
+
+def fetched_from(request: EngineRequest) -> dict[str, dict[str, str | int]]:
+    """What vLLM's OffloadingConnector with a `p2p` tier wants to be told of the engine whose KV it fetches."""
+    source = parse_address(request.kv_source)
+    name = engine_request_id(request.request_id)
+    return {"remote_kv_source": {"kv_request_id": name, "remote_host": source.host, "remote_port": source.port}}
 
 
 def _headers(request: EngineRequest) -> dict[str, str]:

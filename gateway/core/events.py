@@ -357,6 +357,8 @@ class Dispatch(Action, frozen=True, kw_only=True):
     """It is only to leave its KV in the node's prefix cache: `resumed` asks for the first `prompt_tokens` of prompt and
     answer so far, which may be fewer than the prompt has, and the one token that comes of it goes to nobody. Only its
     end is told."""
+    kv_source: str = ""
+    """Of a stage: where the node's engine fetches that KV (`EngineConfig.kv_source`); empty: it computes it."""
 
 
 class Placed(Action, frozen=True, kw_only=True):

@@ -123,7 +123,7 @@ class Ledger:
         )
 
     def stage(
-        self, live: LiveRequest, chosen: Chosen, rest: RequestShape, asked: RequestShape, now_s: float
+        self, live: LiveRequest, chosen: Chosen, rest: RequestShape, asked: RequestShape, kv_source: str, now_s: float
     ) -> Attempt:
         """A stage of a move begins: the destination's account holds the `rest` of the request, it is sent `asked`."""
         node = chosen.node
@@ -147,6 +147,7 @@ class Ledger:
                 attempt=attempt.number,
                 resumed=asked,
                 stage=True,
+                kv_source=kv_source,
             )
         )
         return attempt

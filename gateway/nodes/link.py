@@ -175,8 +175,8 @@ class NodeLink:
         self._wake.set()
         self._check_stall()
 
-    def stage(self, dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -> None:
-        self._outbox.dispatch(wire.staged(dispatch_seq, stream, wire_id, tokens))
+    def stage(self, dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int, kv_source: str) -> None:
+        self._outbox.dispatch(wire.staged(dispatch_seq, stream, wire_id, tokens, kv_source))
         self._wake.set()
         self._check_stall()
 

@@ -31,6 +31,7 @@ class EngineGenerateRequest(google.protobuf.message.Message):
     BELIEF_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    KV_SOURCE_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id, unique on the node."""
     priority: builtins.int
@@ -39,6 +40,8 @@ class EngineGenerateRequest(google.protobuf.message.Message):
     """W3C trace context (`traceparent`) of the client's call; empty when it has none."""
     model: builtins.str
     """Which of the engine's names for a model the client said; empty: the engine's own."""
+    kv_source: builtins.str
+    """host:port of an engine that holds the KV of this prompt and lets it be fetched (`EngineConfig.kv_source`); empty: none."""
     @property
     def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The prompt as token ids of the node's model."""
@@ -61,9 +64,10 @@ class EngineGenerateRequest(google.protobuf.message.Message):
         belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
         traceparent: builtins.str = ...,
         model: builtins.str = ...,
+        kv_source: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["belief", b"belief", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "model", b"model", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "traceparent", b"traceparent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "kv_source", b"kv_source", "model", b"model", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "traceparent", b"traceparent"]) -> None: ...
 
 Global___EngineGenerateRequest: typing_extensions.TypeAlias = EngineGenerateRequest
 

@@ -156,6 +156,7 @@ class EngineConfig(google.protobuf.message.Message):
     POOLS_FIELD_NUMBER: builtins.int
     OWN_CHATS_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
+    KV_SOURCE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name as clients say it."""
     max_num_seqs: builtins.int
@@ -192,6 +193,8 @@ class EngineConfig(google.protobuf.message.Message):
     """Whether chats are its server's own to read and to word (it parts reasoning from answers, say): they are handed on."""
     address: builtins.str
     """host:port at which proxies reach the engine's HTTP server, :port where its host is the node's; empty: they do not."""
+    kv_source: builtins.str
+    """host:port at which other engines fetch KV that this one holds, and it fetches theirs; empty: they do not."""
     @property
     def outside_rules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What the engine does that the simulated rules do not cover, for people; then its forecasts are approximate."""
@@ -223,8 +226,9 @@ class EngineConfig(google.protobuf.message.Message):
         pools: builtins.bool = ...,
         own_chats: builtins.bool = ...,
         address: builtins.str = ...,
+        kv_source: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "own_chats", b"own_chats", "pools", b"pools", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "kv_source", b"kv_source", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "own_chats", b"own_chats", "pools", b"pools", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
 
 Global___EngineConfig: typing_extensions.TypeAlias = EngineConfig
 

@@ -7,8 +7,10 @@ how one is made).
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,8 @@ import grpc
 import pytest
 
 from deploy.local_cluster import LocalCluster
+from engine_adapters.base import EngineRequest
+from engine_adapters.vllm.client import fetched_from
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from tests.vllm import servers
 from tests.vllm.conftest import REPORT, before
@@ -150,3 +154,26 @@ def test_a_hundred_moves_change_no_word(
             ]
             done += moved_answers(stub, server, model, prompts, seed + len(done), tokens=160)
     pytestconfig.stash[REPORT] = report(done)
+
+
+READ_SOURCE = """
+import json, sys
+from vllm.v1.kv_offload.tiering.p2p.manager import _parse_source
+source = _parse_source(json.load(sys.stdin))
+print(json.dumps([source.kv_request_id, source.peer_id, source.do_probe]))
+"""
+
+
+def test_vllm_reads_where_a_stage_has_its_kv(vllm_python: str) -> None:
+    address = "10.0.0.11:5710"
+    asked = fetched_from(EngineRequest(request_id="r~2", prompt_token_ids=(1,), max_tokens=1, kv_source=address))
+    read = subprocess.run(
+        [vllm_python, "-W", "ignore", "-c", READ_SOURCE],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert read.returncode == 0, read.stderr
+    name, found, probes = json.loads(read.stdout.splitlines()[-1])
+    assert (name, found, probes) == (asked["remote_kv_source"]["kv_request_id"], address, True)

@@ -37,7 +37,8 @@ class MovesConfig(msgspec.Struct, frozen=True, kw_only=True):
     options: Annotated[dict[str, Any], msgspec.Meta(extra={"no_option": "a table, for the file"})] = {}
     """Options of the rule."""
     transfer: Annotated[TransferConfig | None, msgspec.Meta(extra={"no_option": "a table, for the file"})] = None
-    """The destination fetches KV from the source, and so fast. Not given: it computes it anew."""
+    """Between nodes that both say where their engines' KV can be fetched (`kv_source`), the destination fetches it from
+    the source, and so fast. Not given: it computes it anew."""
     every_s: float = 0.5
     """The rule is asked so often."""
     empty_leaving: bool = True

@@ -190,7 +190,7 @@ class Mover:
         move = Move(
             live=live,
             source=attempt,
-            transfer=self.config.transfer,
+            prices=self.config.transfer,
             inquiry=inquiry,
             told=MoveTold(source=source.node_id, cause=cause, why=why, after_s=now_s - live.arrival_s),
             why=why,
@@ -415,7 +415,12 @@ class Mover:
         if names := move.live.shape.block_hashes:
             node.prefixes.sent(move.live.request_id, names, node.config, now_s)
         move.stage = self._ledger.stage(
-            move.live, move.chosen, move.inquiry.shape, stage_shape(move.inquiry.shape, step.tokens), now_s
+            move.live,
+            move.chosen,
+            move.inquiry.shape,
+            stage_shape(move.inquiry.shape, step.tokens),
+            "" if move.transfer is None else move.source.node.config.kv_source,
+            now_s,
         )
 
     def _cut(self, move: Move, now_s: float) -> None:

@@ -34,8 +34,8 @@ class Move(msgspec.Struct, kw_only=True, eq=False):
 
     live: LiveRequest
     source: Attempt
-    transfer: TransferConfig | None = None
-    """How the destination gets its KV; None: it computes it."""
+    prices: TransferConfig | None = None
+    """How long engines take that fetch KV from each other; None: nobody fetches."""
     inquiry: LiveRequest
     """What a destination is asked for: the rest of the request as it stood when the move began."""
     told: MoveTold
@@ -64,6 +64,11 @@ class Move(msgspec.Struct, kw_only=True, eq=False):
     def destination(self) -> Node:
         assert self.chosen is not None, "a move that has no destination yet does not go on"
         return self.chosen.node
+
+    @property
+    def transfer(self) -> TransferConfig | None:
+        """How long the destination takes to fetch the KV from the source; None: it computes it."""
+        return self.prices if self.source.node.config.kv_source and self.destination.config.kv_source else None
 
     @property
     def tokens(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gateway.core import events as ev
-from gateway.core.moves.config import MovesConfig
+from gateway.core.moves.config import MovesConfig, TransferConfig
 from gateway.core.moves.rule import MovesError
 from gateway.core.nodes.node import Node
 from gateway.core.request.explanation import MoveTold
@@ -461,3 +461,19 @@ def test_the_price_of_a_move_counts_seconds_by_their_classes(own: int, there: in
         said = forecast(ask.node_id, *((10.0, 0.0) if ask.node_id == "a" else (5.0, 2.0)))
         world.tell(ev.ForecastArrived(ask_id=ask.ask_id, node_id=ask.node_id, forecast=said))
     assert bool(mover.moves) is moves
+
+
+@pytest.mark.parametrize("tells", ["ab", "a", "b", ""])
+@pytest.mark.parametrize("prices", [TransferConfig(), None])
+def test_kv_is_fetched_where_both_nodes_can_and_the_gateway_wants_it(tells: str, prices: TransferConfig | None) -> None:
+    world = CheckedRouter(moves=MovesConfig(transfer=prices, share=0.1))
+    sources = {name: f"10.0.0.{i}:5710" if name in tells else "" for i, name in enumerate("ab")}
+    world.join("a", config=engine_config(kv_source=sources["a"]))
+    world.arrive("r", prompt_tokens=2000)
+    world.tokens("r", 10)
+    world.join("b", config=engine_config(kv_source=sources["b"]))
+    stage = only(world.tell(ev.MoveAsked(request_id="r", node_id="b", gently=True)), ev.Dispatch)
+    assert stage.resumed is not None
+    # What is fetched takes nobody's steps and comes whole; what is computed comes in pieces.
+    fetched = tells == "ab" and prices is not None
+    assert (stage.kv_source, stage.resumed.prompt_tokens) == ((sources["a"], 2010) if fetched else ("", 192))

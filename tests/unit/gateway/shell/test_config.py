@@ -67,7 +67,7 @@ def test_a_file_sets_keys_and_options_win_over_it(tmp_path: Path) -> None:
         ('[router]\npolicy = "min_total_latncy"', ["key 'policy' in [router]", "did you mean 'min_total_latency'"]),
         ('[router]\nfallback = "min_total_latency"', ["key 'fallback'", "needs forecasts itself", "least_requests"]),
         ('[router.moves]\nrule = "llumnics"', ["key 'rule' in [router.moves]", "unknown rule of moving", "off"]),
-        ("[router.moves.transfer]\noverlap = true", ["key 'transfer' in [router.moves]", "simulated runs"]),
+        ("[router.moves.transfer]\noverlap = false", ["key 'transfer' in [router.moves]", "simulated runs"]),
         ("[router.moves]\nshare = 2.0", ["[router.moves]", "moves.share must be above 0 and at most 1"]),
         ('nodes = ["localhost"]', ["key 'nodes[0]'", "not host:port", "127.0.0.1:8100"]),
         ('nodes = ["a:1", "a:99999"]', ["key 'nodes[1]'", "between 1 and 65535"]),

@@ -12,6 +12,7 @@ from gateway.http.bodies import chat_body, client_request, completion_body, prom
 from gateway.intake.client_request import Sampling
 from gateway.intake.client_stream import ClientStream
 from gateway.intake.denied import Denied
+from predictor import wire as node_wire
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import Candidate, LengthBelief
@@ -147,3 +148,11 @@ def test_one_candidate_is_encoded_once_in_a_row() -> None:
     first = encode(one)
     assert encode(one) is first
     assert (encode(other).request_id, encode(one).request_id) == ("b", "a")
+
+
+def test_a_stage_says_where_its_kv_is() -> None:
+    stream = ClientStream(shape(), prompt_token_ids=(1, 2, 3))
+    sent = wire.staged(1, stream, "r~2", 2, "10.0.0.1:5710").request
+    asked = node_wire.engine_request(sent, max_model_len_tokens=100)
+    assert (asked.request_id, asked.prompt_token_ids, asked.max_tokens) == ("r~2", (1, 2), 1)
+    assert asked.kv_source == "10.0.0.1:5710"

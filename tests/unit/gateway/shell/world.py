@@ -60,7 +60,7 @@ class RecordingPort:
     def dispatch(self, dispatch_seq: int, stream: ClientStream) -> None:
         self.sent.append(("dispatch", dispatch_seq, stream.shape.request_id))
 
-    def stage(self, dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int) -> None:
+    def stage(self, dispatch_seq: int, stream: ClientStream, wire_id: str, tokens: int, kv_source: str) -> None:
         self.sent.append(("stage", dispatch_seq, wire_id, tokens))
 
     def ask(self, ask_id: int, candidate: Candidate, expected: ExpectedWork | None) -> None:

@@ -71,13 +71,15 @@ def simulate(
 
 def test_a_node_with_48_running_answers_is_empty_within_five_seconds() -> None:
     rng = random.Random(1)
-    items = burst([(rng.randint(50, 600), rng.randint(400, 1700)) for _ in range(96)])
+    items = burst([(rng.randint(50, 600), rng.randint(400, 1700)) for _ in range(144)])
     drained_s = 6.0
-    result, watch = simulate(items, [(drained_s, ev.DrainAsked(node_id="n0"))], nodes=cluster_nodes(3, **CACHING))
+    nodes = cluster_nodes(3, **CACHING | {"max_num_seqs": 96, "num_blocks": 6000})
+    drain = (drained_s, ev.DrainAsked(node_id="n0"))
+    result, watch = simulate(items, [drain], nodes=nodes, policy="round_robin")
     left = [at_s for at_s, abort in watch.aborts if abort.node_id == "n0"]
     moved = [row for row in result.results if row.moves]
     assert result.moves is not None
-    assert len(left) == len(moved) == result.moves.done >= 30
+    assert len(left) == len(moved) == result.moves.done == 48
     assert max(left) - drained_s < 5.0
     assert all(row.node_id != "n0" for row in moved)
     assert 0.0 < result.moves.stage_share < 0.5

@@ -24,6 +24,8 @@ TAKEN_IN_S = 1.5e-3
 """An engine takes requests in so long after a step's end at the most."""
 AT_ONCE_S = 1e-4
 """Times of one step's end differ by no more."""
+RECENT_ENDS, MOST_DOUBTFUL = 20, 2
+"""Of so many step ends of which requests tell, so many may be told differently."""
 DECODE_STEPS = 3
 """Fewest steps of a stretch that tells of decoding: in shorter ones the times of a step's end weigh too much."""
 PREFILL_STEPS = 3
@@ -51,8 +53,8 @@ class HostGap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def follow(requests: Sequence[MeasuredRequest], config: EngineConfig, step_time: StepTimeModel) -> list[Stretch]:
-    """The run's steps, up to the first end on which its requests do not agree: from there on other batches ran than the
-    rules say. `step_time` need only tell one step from the next."""
+    """The run's steps, as long as its requests agree on when they ended: where they no longer do, other batches ran
+    than are followed here. `step_time` need only tell one step from the next."""
     start_s = requests[0].queued_ts
     node = SimNode("followed", config, step_time)
     queue = sorted(requests, key=lambda r: (r.queued_ts, r.request_id))
@@ -60,6 +62,7 @@ def follow(requests: Sequence[MeasuredRequest], config: EngineConfig, step_time:
     begun: set[str] = set()
     stretches: list[Stretch] = []
     batches: list[StepBatch] = []
+    agreed: list[bool] = []
     now_s = known_s = 0.0
     at = 0
 
@@ -95,9 +98,14 @@ def follow(requests: Sequence[MeasuredRequest], config: EngineConfig, step_time:
                 begun.add(part.request_id)
                 told.append(ends[part.request_id][0])
         if told:
-            if max(told) - min(told) > AT_ONCE_S:
+            agreed.append(max(told) - min(told) <= AT_ONCE_S)
+            if agreed[-RECENT_ENDS:].count(False) > MOST_DOUBTFUL:
                 break
-            now_s = told[0]
+            now_s = sorted(told)[len(told) // 2]
+            if not all(agreed[-2:]):
+                # What led to such an end, or comes from it, is not to be measured.
+                known_s = now_s
+                batches.clear()
             known(now_s)
         elif at < len(queue):
             taken_s = queue[at].queued_ts - start_s

@@ -199,11 +199,11 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
         return default_tokenizer() if self.tokenizer == "auto" else self.tokenizer
 
-    def step_time(self) -> StepTimeModel:
+    def step_time(self, *, async_scheduling: bool = False) -> StepTimeModel:
         """The profile's step-time model, at its own speed."""
         from engine_adapters.profile_file import load_any_profile
 
-        return load_any_profile(self.profile).step_time_model()
+        return load_any_profile(self.profile).step_time_model(async_scheduling=async_scheduling)
 
     def engine_step_time(self) -> StepTimeModel:
         """What an emulated engine pretends to be, at its own speed."""

@@ -122,6 +122,7 @@ class Predictor:
             client,
             probe,
             profile=config.step_time(),
+            profile_ahead=config.step_time(async_scheduling=True),
             ask_engine=not config.emulated.profile,
             calibrate=config.calibrate,
             reservation_ttl_s=config.reservation_ttl_s,

@@ -63,6 +63,7 @@ class NodeRuntime:
         profile: StepTimeModel,
         reservation_ttl_s: float,
         scenarios: int,
+        profile_ahead: StepTimeModel | None = None,
         models_every_s: float = 10.0,
         own_chats: bool = False,
         engine_address: str = "",
@@ -71,8 +72,9 @@ class NodeRuntime:
         calibrate: bool = True,
         spans: NodeSpans | None = None,
     ) -> None:
-        """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`); with
-        `calibrate` it is only where learning begins. `models_every_s`: between two looks at the engine's names.
+        """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`), and
+        `profile_ahead` in its place where the engine schedules asynchronously: its host works beside the device. With
+        `calibrate` that is only where learning begins. `models_every_s`: between two looks at the engine's names.
         `own_chats`: the engine's server words all chats itself. `engine_address`, `kv_source`: as in
         `EngineConfig`."""
         self.node_id = node_id
@@ -86,6 +88,7 @@ class NodeRuntime:
         self._client = client
         self._probe = probe
         self._profile = profile
+        self._profile_ahead = profile_ahead or profile
         self._ttl_s = reservation_ttl_s
         self._scenarios = scenarios
         self._ask_engine = ask_engine
@@ -114,10 +117,11 @@ class NodeRuntime:
             kv_source=self._kv_source,
         )
         log_rules(self.config)
+        told = self._profile_ahead if config.async_scheduling else self._profile
         self.engine = TracedEngine(
             self.node_id,
             self.config,
-            (self._client.step_time() if self._ask_engine else None) or self._profile,
+            (self._client.step_time() if self._ask_engine else None) or told,
             scenarios=self._scenarios,
             reservation_ttl_s=self._ttl_s,
             calibrate=self._calibrate,

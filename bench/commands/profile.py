@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from bench.profile.physics import Violation
     from bench.profile.recipe import Recipe
-    from simcore.cost.profile import Profile
+    from simcore.cost.profile import Coefficient, Profile
 
 LAYOUT_NAMES = (
     "vidur-mlp vidur-mlp-nearest vidur-attention vidur-anchors llmservingsim-dense llmservingsim-attention "
@@ -295,6 +295,54 @@ def _print_fit(made: Profile, dropped: list[Violation], target: Path | None) -> 
 
 
 @profile.command(
+    short_help="What the device waits for between steps, from a measured run.",
+    epilog="""\b
+Example: of the engine of one run, for the profile of another model on that host.
+  astrolabe bench profile host LLMServingSim/bench/examples/RTXPRO6000/Qwen3-32B
+""",
+)
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--profile", "name", default="", help="Profile by name; default: that of the run's GPU, model and TP.")
+@click.option("--workload", type=click.Path(path_type=Path), help="The run's prompts, as for `bench validate`.")
+@_as_json
+def host(run: Path, name: str, workload: Path | None, as_json: bool) -> None:
+    """Follow a measured RUN step by step, and tell what its steps took beyond the device's time.
+
+    The run's engine must have scheduled asynchronously, on one replica. A profile that is judged by a run should not
+    have its host's part from that run.
+    """
+    import msgspec
+
+    from bench.profile.host_gap import follow, host_gap
+    from bench.profile.measured_run import MeasuredRunError, profile_of, read_run
+    from simcore.cost.shipped import load_or_estimate
+
+    with _one_line_errors():
+        try:
+            measured = read_run(run, workload)
+            chosen = load_or_estimate(name) if name else profile_of(run, measured)
+            if measured.replicas > 1 or not measured.config.async_scheduling:
+                raise click.ClickException(f"{run}: not one engine that schedules asynchronously")
+            config = measured.config
+            if not measured.num_blocks_known:
+                config = msgspec.structs.replace(config, num_blocks=chosen.kv.num_blocks)
+            device = msgspec.structs.replace(chosen, async_host=None).step_time_model(async_scheduling=True)
+            found = host_gap(follow(measured.requests, config, device), device)
+        except MeasuredRunError as error:
+            raise click.ClickException(str(error)) from None
+        except ValueError as error:
+            raise click.ClickException(f"{run}: {error}") from None
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    click.echo(f"{run}: {measured.config.engine} {measured.engine_version}; profile {chosen.name}")
+    click.echo(f"  between any two steps        {found.gap_s * 1e3:6.2f} ms  ({found.decode_stretches} stretches)")
+    click.echo(
+        f"  before one that prefills   + {found.gap_prefill_s * 1e3:6.2f} ms  ({found.prefill_stretches} stretches)"
+    )
+
+
+@profile.command(
     short_help="List the shipped profiles, or show one.",
     epilog="""\b
 Example:
@@ -362,11 +410,19 @@ def _price(made: Profile) -> dict[str, float]:
     return prices
 
 
+def _print_coefficient(name: str, coefficient: Coefficient, said: set[str]) -> None:
+    click.echo(f"  {name} = {coefficient.value:.6g}")
+    for source in coefficient.source.split("; "):
+        if source not in said:
+            click.echo(f"      {source}")
+            said.add(source)
+
+
 def _print_profile(made: Profile) -> None:
     click.echo(f"{made.name}: {made.model} on {made.gpu}, TP {made.tensor_parallel} ({made.quality})")
     if made.note:
         click.echo(f"  {made.note}")
-    said = set()
+    said: set[str] = set()
     for field in (
         "constant_s",
         "prefill_work_s_per_token2",
@@ -376,13 +432,12 @@ def _print_profile(made: Profile) -> None:
         "mixed_seq_s",
         "host_s",
         "host_seq_s",
+        "host_new_s",
     ):
-        coefficient = getattr(made, field)
-        click.echo(f"  {field} = {coefficient.value:.6g}")
-        for source in coefficient.source.split("; "):
-            if source not in said:
-                click.echo(f"      {source}")
-                said.add(source)
+        _print_coefficient(field, getattr(made, field), said)
+    if made.async_host is not None:
+        for field in made.async_host.__struct_fields__:
+            _print_coefficient(f"async_host.{field}", getattr(made.async_host, field), said)
     knots = ", ".join(f"{t}: {s * 1e3:.2f}" for t, s in zip(made.dense.tokens, made.dense.seconds, strict=True))
     click.echo(f"  dense, ms by tokens: {knots}\n      {made.dense.source}")
     click.echo(f"  KV: {made.kv.num_blocks:,} blocks of {made.kv.block_size_tokens} ({made.kv.source})")

@@ -23,6 +23,10 @@ Example: a run in LLMServingSim's layout (RUN/vllm/requests.jsonl.gz, RUN/vllm/m
 \b
 Example: with a profile of your own, as JSON.
   astrolabe bench validate RUN --profile my-profile.json --json
+
+\b
+Example: a run whose prompts lie elsewhere than where its settings say.
+  astrolabe bench validate RUN --workload workloads/sharegpt-llama-3.1-8b-300-sps10.jsonl
 """,
 )
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
@@ -32,12 +36,18 @@ Example: with a profile of your own, as JSON.
     help="Profile by name or JSON file; default: that of the run's GPU (its settings or folder name it), model and TP.",
 )
 @click.option("--num-blocks", type=click.IntRange(min=1), help="KV blocks; default: the run's, else the profile's.")
+@click.option(
+    "--workload",
+    type=click.Path(path_type=Path),
+    help="The prompts (JSON lines with input_tok_ids); default: the file that the run's settings name, where it lies "
+    "below a folder above. Without it no prompt finds another's KV in the prefix cache.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def validate(run: Path, profile: str, num_blocks: int | None, as_json: bool) -> None:
+def validate(run: Path, profile: str, num_blocks: int | None, workload: Path | None, as_json: bool) -> None:
     """Replay a measured RUN through simulated nodes and compare TTFT, TPOT and E2E.
 
-    The step times come from the profile alone: nothing is fitted to the run. Engines that schedule asynchronously hide
-    their host work; data parallel replicas get each request where the fewest are.
+    The step times come from the profile alone: nothing is fitted to the run. Times count from when a request comes to
+    the engine, which takes it in between two steps. Data parallel replicas get each request where the fewest are.
     """
     import msgspec
 
@@ -47,7 +57,7 @@ def validate(run: Path, profile: str, num_blocks: int | None, as_json: bool) -> 
     from simcore.cost.shipped import load_or_estimate
 
     try:
-        measured = read_run(run)
+        measured = read_run(run, workload)
         if profile.endswith(".json"):
             chosen = decode_profile(Path(profile).read_bytes())
         else:
@@ -57,7 +67,12 @@ def validate(run: Path, profile: str, num_blocks: int | None, as_json: bool) -> 
             config = msgspec.structs.replace(config, num_blocks=num_blocks or chosen.kv.num_blocks)
         step_time = chosen.step_time_model(async_scheduling=config.async_scheduling)
         result = replay(
-            measured.requests, config, step_time, replicas=measured.replicas, in_step=measured.shares_experts
+            measured.requests,
+            config,
+            step_time,
+            replicas=measured.replicas,
+            in_step=measured.shares_experts,
+            shared=chosen.shared,
         )
     except (MeasuredRunError, msgspec.DecodeError, ValueError) as error:
         raise click.ClickException(str(error)) from None
@@ -73,6 +88,8 @@ def validate(run: Path, profile: str, num_blocks: int | None, as_json: bool) -> 
     )
     if chosen.quality == "roofline":
         click.echo(chosen.note)
+    if config.enable_prefix_caching and not measured.prompts_known:
+        click.echo("prompts not at hand (--workload): taken to begin alike nowhere")
     _print(result, measured)
 
 

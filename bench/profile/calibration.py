@@ -166,7 +166,14 @@ def relative_errors(trace: Trace, model: StepTimeModel, begin: int, end: int) ->
     """(end - begin,) of |predicted - actual| / actual."""
     packed = model.pack()
     predicted = [
-        step_seconds(packed, b.total_tokens, b.prefill_work_tokens2, b.decode_kv_tokens, b.prefill_seqs + b.decode_seqs)
+        step_seconds(
+            packed,
+            b.total_tokens,
+            b.prefill_work_tokens2,
+            b.decode_kv_tokens,
+            b.prefill_seqs + b.decode_seqs,
+            b.prefill_seqs,
+        )
         for b in trace.batches[begin:end]
     ]
     actual = np.asarray(trace.seconds[begin:end])

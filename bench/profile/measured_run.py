@@ -1,10 +1,11 @@
-"""Real vLLM runs, as LLMServingSim lays them out: `vllm/requests.jsonl` (packed or not), `vllm/meta.json`, and
-`validation/summary.txt` with its authors' own errors.
+"""Real vLLM runs, as LLMServingSim lays them out: `vllm/requests.jsonl` (packed or not), `vllm/meta.json`,
+`validation/summary.txt` with its authors' own errors, and the workload that `meta.json` names: the prompts' tokens.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from protos.runtime.text_files import TextFileError, read_text
 from simcore.cost.hardware import GPUS, UnknownHardwareError, find_gpu
 from simcore.cost.profile import Profile
 from simcore.cost.shipped import UnknownProfileError, load_or_estimate, shipped_names
+from simcore.prefix import block_hashes
 from simcore.types import EngineConfig
 
 _PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
@@ -32,8 +34,19 @@ class MeasuredRequest(msgspec.Struct, frozen=True, kw_only=True):
     input_toks: int
     output_toks: int
     queued_ts: float
+    """When the engine took it in: between two steps."""
     first_token_ts: float
     last_token_ts: float
+    arrival_time: float | None = None
+    """On the clock of whoever sent it."""
+    arrived_ts: float | None = None
+    """When it came to the engine, as far as that is known; else it came when it was taken in."""
+    block_hashes: tuple[int, ...] = ()
+    """Names of the prompt's full KV blocks, where its tokens are known."""
+
+    @property
+    def came_ts(self) -> float:
+        return self.queued_ts if self.arrived_ts is None else self.arrived_ts
 
     def __post_init__(self) -> None:
         if self.input_toks < 1 or self.output_toks < 1:
@@ -46,7 +59,7 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     """A run and the engine's settings."""
 
     requests: list[MeasuredRequest]
-    """In the order in which they were queued."""
+    """In the order in which they came."""
     config: EngineConfig
     tensor_parallel: int
     replicas: int
@@ -56,6 +69,8 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks_known: bool
     device_name: str
     """The GPU as its driver calls it; empty where the run does not say."""
+    prompts_known: bool
+    """Whether the tokens of the prompts are at hand, so that those that begin alike find each other's KV."""
     authors_error: dict[tuple[str, str], float]
     """Relative error of the authors' own simulator by (metric, statistic), where the run brings it."""
 
@@ -67,9 +82,10 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.config.model}{tensor}{shared}"
 
 
-def read_run(folder: Path) -> MeasuredRun:
-    """The run in `folder`. Raises `MeasuredRunError`."""
-    requests = _read_requests(folder / "vllm")
+def read_run(folder: Path, workload: Path | None = None) -> MeasuredRun:
+    """The run in `folder`. Its prompts are those of `workload`, or of the file that its settings name where that lies
+    below a folder above. Raises `MeasuredRunError`."""
+    requests = _arrived(_read_requests(folder / "vllm"))
     meta_path = folder / "vllm" / "meta.json"
     try:
         meta: dict[str, Any] = msgspec.json.decode(meta_path.read_bytes())
@@ -95,8 +111,11 @@ def read_run(folder: Path) -> MeasuredRun:
         raise MeasuredRunError(f"{meta_path}: {error.strerror}") from None
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
         raise MeasuredRunError(f"{meta_path}: not the settings of a run ({type(error).__name__}: {error})") from None
+    prompts = workload or _workload_of(folder, str(meta.get("dataset_path") or ""))
+    if prompts is not None:
+        requests = _with_prompts(requests, prompts, str(meta.get("dataset_hash") or ""), config.block_size_tokens)
     return MeasuredRun(
-        requests=requests,
+        requests=sorted(requests, key=lambda r: (r.came_ts, r.request_id)),
         config=config,
         tensor_parallel=arguments.get("tensor_parallel_size") or 1,
         replicas=arguments.get("data_parallel_size") or 1,
@@ -104,6 +123,7 @@ def read_run(folder: Path) -> MeasuredRun:
         engine_version=config.engine_version,
         num_blocks_known=bool(cache),
         device_name=str((meta.get("hardware") or {}).get("device_name") or ""),
+        prompts_known=prompts is not None,
         authors_error=_authors_error(folder / "validation" / "summary.txt"),
     )
 
@@ -129,6 +149,67 @@ def _read_requests(folder: Path) -> list[MeasuredRequest]:
     if len({r.request_id for r in requests}) != len(requests):
         raise MeasuredRunError(f"{path}: a request id occurs twice")
     return sorted(requests, key=lambda r: (r.queued_ts, r.request_id))
+
+
+def _arrived(requests: list[MeasuredRequest]) -> list[MeasuredRequest]:
+    """The same with the times at which they came to the engine.
+
+    An engine takes requests in between two steps. Of all of a run some came while it idled, so the shortest time from
+    its sender's clock to `queued_ts` is the way there.
+    """
+    ways_s = [r.queued_ts - r.arrival_time for r in requests if r.arrival_time is not None]
+    if len(ways_s) < len(requests):
+        return requests
+    way_s = min(ways_s)
+    return [
+        msgspec.structs.replace(r, arrived_ts=min(r.queued_ts, r.arrival_time + way_s))
+        for r in requests
+        if r.arrival_time is not None
+    ]
+
+
+def _workload_of(folder: Path, name: str) -> Path | None:
+    if not name:
+        return None
+    above = (folder.resolve(), *folder.resolve().parents)
+    return next((p for root in above for packed in _PACKED if (p := root / f"{name}{packed}").is_file()), None)
+
+
+class _Prompt(msgspec.Struct, frozen=True):
+    input_tok_ids: tuple[int, ...] = ()
+    sub_requests: tuple[msgspec.Raw, ...] = ()
+    """Sessions, which such runs leave out."""
+
+
+def _with_prompts(
+    requests: list[MeasuredRequest], path: Path, sha256: str, block_size_tokens: int
+) -> list[MeasuredRequest]:
+    """The same with the names of their prompts' blocks; request `bench-N` is the N-th of the workload."""
+    try:
+        text = read_text(path)
+    except TextFileError as error:
+        raise MeasuredRunError(str(error)) from None
+    if sha256 and hashlib.sha256(text.encode()).hexdigest() != sha256:
+        raise MeasuredRunError(f"{path}: not the workload of this run, whose SHA-256 is {sha256}")
+    prompts = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompts.append(msgspec.json.decode(line, type=_Prompt))
+        except msgspec.DecodeError as error:
+            raise MeasuredRunError(f"{path}: line {number}: {error}") from None
+    flat = {f"bench-{i}": p.input_tok_ids for i, p in enumerate(p for p in prompts if not p.sub_requests)}
+    named = []
+    for request in requests:
+        tokens = flat.get(request.request_id, ())
+        if len(tokens) != request.input_toks:
+            raise MeasuredRunError(
+                f"{path}: request {request.request_id} has {len(tokens)} prompt tokens here and {request.input_toks} "
+                "in the run: another workload"
+            )
+        named.append(msgspec.structs.replace(request, block_hashes=block_hashes(tokens, block_size_tokens)))
+    return named
 
 
 def profile_of(folder: Path, run: MeasuredRun) -> Profile:

@@ -10,13 +10,14 @@ from typing import Literal
 import msgspec
 
 from bench.profile import aiconfigurator, llmservingsim, rules, vidur
+from bench.profile.curve import fit_sum
 from bench.profile.fit import Coefficients, Errors, Measured, fit
 from bench.profile.kernels import Kernel, Screen, in_units_of
 from bench.profile.physics import Violation, accept
 from bench.profile.rows import ProfileTableError
 from simcore.cost.hardware import Gpu, Link, find_gpu
 from simcore.cost.model_shape import ModelShape, find_shape
-from simcore.cost.profile import Coefficient, DenseCurve, FitReport, KvHint, Profile
+from simcore.cost.profile import AsyncHost, Coefficient, DenseCurve, FitReport, KvHint, Profile
 from simcore.cost.roofline import DECODE_EFFICIENCY, kv_hint, profile_name
 
 Importer = Callable[[Path, ModelShape, int, Screen], list[Kernel]]
@@ -57,6 +58,8 @@ LAYOUTS: dict[str, Importer] = {
 """Importers by layout. Each raises `ProfileTableError`."""
 
 FEWEST_DECODE_ROWS = 10
+SHARED_OPS = ("experts (uniform routing)", rules.EXPERT_EXCHANGE)
+"""Operators of what replicas do for each other."""
 
 Rule = Literal["all-reduce", "expert-exchange", "elementwise", "decode-attention", "prefill-attention", "head"]
 
@@ -105,6 +108,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     link: Link | None = None
     """Of the rules `all-reduce` and `expert-exchange`: the host's links, where they are known."""
     host: Host | None = None
+    async_host: AsyncHost | None = None
+    """The host's part where the engine schedules asynchronously, where it is known (`bench.profile.host_gap`)."""
     num_blocks: int = 0
     """0: by the memory rule of `kv_hint`."""
     num_blocks_source: str = ""
@@ -280,6 +285,9 @@ def _profile(recipe: Recipe, kv: KvHint, c: Coefficients, errors: Errors, gather
     def number(value: float) -> float:
         return float(f"{value:.6g}")
 
+    shared = [k for k in gathered.kernels if k.op in SHARED_OPS] if recipe.expert_parallel > 1 else []
+    knots, layer_s = fit_sum(shared) if shared else ((), ())
+    layers = find_shape(recipe.model).layers
     return Profile(
         name=recipe.name,
         gpu=recipe.gpu,
@@ -296,7 +304,9 @@ def _profile(recipe: Recipe, kv: KvHint, c: Coefficients, errors: Errors, gather
         mixed_seq_s=Coefficient(number(c.mixed_seq_s), source["attention"]),
         host_s=Coefficient(number(c.host_s), host),
         host_seq_s=Coefficient(number(c.host_seq_s), host),
+        async_host=recipe.async_host,
         dense=DenseCurve(c.knots_tokens, tuple(number(s) for s in c.dense_s), source["dense"]),
+        shared=DenseCurve(knots, tuple(number(layers * s) for s in layer_s), source["dense"]) if shared else None,
         kv=kv,
         fit=FitReport(
             rows_fitted=errors.rows_fitted,

@@ -12,6 +12,7 @@ from simcore.cost.roofline import ATTENTION_LAUNCH_S, DECODE_EFFICIENCY, LAUNCH_
 
 RULE_FILE = "rule"
 """Instead of a file name."""
+EXPERT_EXCHANGE = "expert exchange (rule)"
 
 
 def source(rule: str, decode_efficiency: float = DECODE_EFFICIENCY, link: Link | None = None) -> str:
@@ -49,10 +50,7 @@ def expert_exchange(
     gathered before and summed up after, which is what an all-reduce does. None for one replica."""
     if replicas == 1:
         return []
-    return [
-        _dense("expert exchange (rule)", n, roofline.all_reduce_s(shape, replicas, gpu, n * replicas, link))
-        for n in tokens
-    ]
+    return [_dense(EXPERT_EXCHANGE, n, roofline.all_reduce_s(shape, replicas, gpu, n * replicas, link)) for n in tokens]
 
 
 def elementwise(shape: ModelShape, tp: int, gpu: Gpu, tokens: Sequence[int]) -> list[Kernel]:

@@ -102,7 +102,8 @@ class StepLearner:
         self._is_learned = False
         self._version = 0
         self._model = prior
-        self._pending: list[tuple[float, float, float, float, float]] = []
+        self._pending: list[tuple[float, ...]] = []
+        """Observations, as `StepTerms.columns` takes them."""
         self._work: Generator[None, None, None] | None = None
         """The slices of a digestion that are still to do."""
         self._block_steps = FIRST_BLOCK_STEPS
@@ -127,7 +128,8 @@ class StepLearner:
         if not (SHORTEST_S <= duration_s <= LONGEST_S and tokens > 0 and 0.0 <= work < math.inf and kv >= 0):
             self.ignored += 1
             return
-        self._pending.append((tokens, work, kv, batch.prefill_seqs + batch.decode_seqs, duration_s))
+        seqs = batch.prefill_seqs + batch.decode_seqs
+        self._pending.append((tokens, work, kv, seqs, batch.prefill_seqs, duration_s))
         if self._work is None and len(self._pending) >= self._block_steps:
             self._work = self._digest()
         if self._work is not None:

@@ -1,13 +1,15 @@
 """A step-time model as a sum of terms with a multiplier each, so that multipliers can be learned. Pure.
 
-    t = base + dense rises + prefill attention + KV reads + sequences + the two of mixed steps
+    t = base + dense rises + prefill attention + KV reads + sequences + the two of mixed steps + the two of prefills
 
 A term's column holds the seconds that the *prior* gives it in each batch: the prior itself is the multiplier 1
 everywhere, the same hardware at another speed is one multiplier for all. Columns are linear in the coefficients of
 `StepTimeModel`, so a learned sum is again such a model, exactly.
 
 The engine's CPU overhead and the streaming of the weights are the same in every step: no trace can tell them apart, and
-no forecast has to. They are one term, `base`.
+no forecast has to. They are one term, `base`. What the host adds before a step that prefills, and for each request that
+it takes up there, are terms of their own. A host slower than the device shows in base and sequences: the prior's lower
+bound of a step (`StepTimeModel.host_s`) is no term, and no learned model has one.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ Floats = NDArray[np.float64]
 
 JOINTS_TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 """Where the dense curve may bend otherwise than the prior's. Between two joints it keeps the prior's shape."""
-N_SCALARS = 5
-"""Terms beside base and dense rises: prefill work, decode KV, sequences, and the last two again in mixed steps."""
+N_SCALARS = 7
+"""Terms beside base and dense rises: prefill work, decode KV, sequences, and the last two again in mixed steps; steps
+that prefill, and sequences that do."""
 NOTHING_S = 1e-12
 NOTHING_PER_UNIT_S = 1e-18
 """Seconds, and seconds per token, sequence or token pair, below which a prior's term counts as left out."""
-TOKENS, WORK, KV, SEQS, SECONDS = range(5)
+TOKENS, WORK, KV, SEQS, NEW_SEQS, SECONDS = range(6)
 """Columns of an observation."""
 
 
@@ -47,7 +50,7 @@ class StepTerms:
         base_s = _something(prior.constant_s + float(y[0]), NOTHING_S)
         # What the prior leaves out may still be there: such a term gets a unit of some size and the multiplier 0.
         unit_s = base_s or 1e-3
-        work_s, kv_s, seq_s, mixed_kv_s, mixed_seq_s = (
+        work_s, kv_s, seq_s, mixed_kv_s, mixed_seq_s, prefill_s, new_seq_s = (
             _something(price_s, NOTHING_PER_UNIT_S)
             for price_s in (
                 prior.prefill_work_s_per_token2,
@@ -55,6 +58,8 @@ class StepTerms:
                 prior.per_seq_s,
                 prior.mixed_decode_kv_s_per_token,
                 prior.mixed_seq_s,
+                prior.prefill_step_s,
+                prior.prefill_seq_s,
             )
         )
         some_kv_s, some_seq_s = kv_s or unit_s * 1e-5, seq_s or unit_s * 1e-3
@@ -68,13 +73,18 @@ class StepTerms:
                 some_seq_s,
                 mixed_kv_s or some_kv_s,
                 mixed_seq_s or some_seq_s,
+                prefill_s or 0.1 * unit_s,
+                new_seq_s or some_seq_s,
             ]
         )
         self.multipliers = np.array(
             [
                 float(base_s > 0),
                 *np.where(self._flat, 0.0, 1.0),
-                *(float(price_s > 0) for price_s in (work_s, kv_s, seq_s, mixed_kv_s, mixed_seq_s)),
+                *(
+                    float(price_s > 0)
+                    for price_s in (work_s, kv_s, seq_s, mixed_kv_s, mixed_seq_s, prefill_s, new_seq_s)
+                ),
             ]
         )
         """Those of the prior: 1, or 0 for what it leaves out."""
@@ -83,18 +93,20 @@ class StepTerms:
         return len(self.multipliers)
 
     def columns(self, observed: Floats) -> Floats:
-        """(n, terms) seconds of each term at multiplier 1, for (n, 5) observations: tokens, prefill work, decode KV,
-        sequences, seconds."""
-        tokens, work, kv, seqs = (observed[:, i] for i in range(SECONDS))
+        """(n, terms) seconds of each term at multiplier 1, for (n, 6) observations: tokens, prefill work, decode KV,
+        sequences, those of them that prefill, seconds."""
+        tokens, work, kv, seqs, new_seqs = (observed[:, i] for i in range(SECONDS))
         out = np.empty((len(observed), len(self)))
         out[:, 0] = 1.0
         out[:, 1:-N_SCALARS] = self._rises(tokens)
         mixed = (work > 0.0) & (kv > 0.0)
-        out[:, -5] = work
-        out[:, -4] = kv
-        out[:, -3] = seqs
-        out[:, -2] = kv * mixed
-        out[:, -1] = seqs * mixed
+        out[:, -7] = work
+        out[:, -6] = kv
+        out[:, -5] = seqs
+        out[:, -4] = kv * mixed
+        out[:, -3] = seqs * mixed
+        out[:, -2] = work > 0.0
+        out[:, -1] = new_seqs * (work > 0.0)
         out *= self._units
         return out
 
@@ -116,6 +128,8 @@ class StepTerms:
             per_seq_s=scalars[2],
             mixed_decode_kv_s_per_token=scalars[3],
             mixed_seq_s=scalars[4],
+            prefill_step_s=scalars[5],
+            prefill_seq_s=scalars[6],
             dense_knots_tokens=tuple(int(t) for t in knots),
             dense_knots_s=tuple(dense_s.tolist()),
             source=source,

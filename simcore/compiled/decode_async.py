@@ -25,7 +25,7 @@ from simcore.compiled.decode_sync import (
 )
 from simcore.compiled.headroom import note_free, note_room
 from simcore.compiled.layout import Floats, Ints
-from simcore.cost.step_time import dense_seconds, step_seconds
+from simcore.cost.step_time import dense_seconds, step_seconds, waited_s
 
 
 @njit(nogil=True)
@@ -80,6 +80,7 @@ def decode_async(
         0.5 * head[at.PLAN_WORK2],
         head[at.PLAN_KV],
         head[at.PLAN_PREFILL_SEQS] + head[at.PLAN_DECODE],
+        head[at.PLAN_PREFILL_SEQS],
     )
     in_flight, in_flight_kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
     done = nth = 0
@@ -101,6 +102,11 @@ def decode_async(
             now_s += in_flight_s + more * per_step + packed[2] * (more * kv + 0.5 * sequences * more * (more - 1.0))
             in_flight, in_flight_kv = sequences, kv + more * sequences
             in_flight_s = per_step + packed[2] * in_flight_kv
+            host_s = packed[9] + packed[10] * sequences
+            short_s = host_s - (per_step + packed[2] * kv)
+            if short_s > 0.0:
+                now_s += waited_s(short_s, packed[2] * sequences, more)
+                in_flight_s = max(in_flight_s, host_s)
             kv += steps * sequences
             done += steps
             take(head, req, lists, blocks)
@@ -125,6 +131,7 @@ def decode_async(
                 now_s += in_flight_s
                 in_flight, in_flight_kv = planned, planned_kv
                 in_flight_s = packed[0] + dense_seconds(packed, planned) + packed[3] * planned + packed[2] * planned_kv
+                in_flight_s = max(in_flight_s, packed[9] + packed[10] * planned)
                 kv += sequences
                 done += 1
                 take(head, req, lists, blocks)

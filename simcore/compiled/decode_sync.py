@@ -21,7 +21,7 @@ from simcore.compiled.block_counts import give_back, take
 from simcore.compiled.headroom import note_free, note_room
 from simcore.compiled.kv_cache_manager import fits_now
 from simcore.compiled.layout import Floats, Ints
-from simcore.cost.step_time import dense_seconds
+from simcore.cost.step_time import dense_seconds, waited_s
 
 
 @njit(nogil=True)
@@ -196,6 +196,9 @@ def decode_sync(
         per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
         began_s = now_s
         now_s += steps * per_step + packed[2] * (steps * kv + 0.5 * sequences * steps * (steps - 1.0))
+        short_s = packed[9] + packed[10] * sequences - (per_step + packed[2] * kv)
+        if short_s > 0.0:
+            now_s += waited_s(short_s, packed[2] * sequences, steps)
         kv += steps * sequences
         done += steps
         free = head[at.FREE]

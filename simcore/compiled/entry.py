@@ -79,7 +79,7 @@ def _compile(fingerprint: int) -> Entries:
             if n_log + at.LOG_ROWS_EACH * (head[at.N_RUNNING] + head[at.N_WAITING]) > log.shape[0]:
                 break
             n, prefill, work, prefill_seqs, decode, read, _ = step.step(head, req, lists, shared, log[n_log:], False)
-            next_s += step_time.step_seconds(packed, prefill + decode, work, read, prefill_seqs + decode)
+            next_s += step_time.step_seconds(packed, prefill + decode, work, read, prefill_seqs + decode, prefill_seqs)
             for i in range(n_log, n_log + n):
                 times_s[i] = next_s
             n_log += n

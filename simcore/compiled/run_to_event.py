@@ -99,7 +99,7 @@ def run(
             row = keep(head, req, lists, totals, published_s, states, row, seq + steps, mark, next_s, interval_s)
         began_s = next_s
         n_log, prefill, work, prefill_seqs, decode, read, _ = step.step(head, req, lists, shared, log, False)
-        next_s += step_time.step_seconds(packed, prefill + decode, work, read, prefill_seqs + decode)
+        next_s += step_time.step_seconds(packed, prefill + decode, work, read, prefill_seqs + decode, prefill_seqs)
         steps += 1
         if n_log > 0 or watched == at.WATCH_ALL or (watched >= 0 and req[watched, at.COMPUTED] > 0):
             break

@@ -26,6 +26,25 @@ class DenseCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
 
 
+NOT_MODELLED = Coefficient(0.0, "not modelled")
+
+
+class AsyncHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """The host's part of a step where the engine schedules asynchronously: it prepares a step while the device runs the
+    one before. Seconds."""
+
+    gap_s: Coefficient
+    """What the device waits for between any two steps all the same."""
+    gap_prefill_s: Coefficient
+    """What it waits for besides before a step that prefills: launches that no captured graph replays."""
+    beside_s: Coefficient = NOT_MODELLED
+    """What the host does while the device works: no step is shorter than this and the next two together."""
+    beside_seq_s: Coefficient = NOT_MODELLED
+    """Per sequence of the step."""
+    beside_new_s: Coefficient = NOT_MODELLED
+    """Per sequence that prefills."""
+
+
 class KvHint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Default KV capacity of one engine of this kind; an engine that says otherwise is right."""
 
@@ -74,7 +93,13 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Host work that the GPU waits for in every step, unless the engine schedules asynchronously."""
     host_seq_s: Coefficient
     """Host work that the GPU waits for, per sequence of the batch."""
+    host_new_s: Coefficient = NOT_MODELLED
+    """Host work that the GPU waits for, per sequence that prefills."""
+    async_host: AsyncHost | None = None
+    """What takes the place of the three above in an engine that schedules asynchronously; None: all is hidden."""
     dense: DenseCurve
+    shared: DenseCurve | None = None
+    """The part of `dense` that replicas do for each other at equal loads: experts, what is sent to them and back."""
     kv: KvHint
     fit: FitReport
 
@@ -92,18 +117,27 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def step_time_model(self, *, async_scheduling: bool = False) -> StepTimeModel:
         """The coefficients as the simulator takes them.
 
-        With asynchronous scheduling the host prepares a step while the GPU runs the one before, so its work does not
-        add to the step.
+        With asynchronous scheduling the host prepares a step while the GPU runs the one before: a step takes as long as
+        the slower of the two, and what is left between two steps.
         """
-        exposed = 0.0 if async_scheduling else 1.0
+        beside = self.async_host if async_scheduling else None
+        if async_scheduling:
+            step_s, seq_s, new_s = beside.gap_s.value if beside else 0.0, 0.0, 0.0
+        else:
+            step_s, seq_s, new_s = self.host_s.value, self.host_seq_s.value, self.host_new_s.value
         return StepTimeModel(
             name=self.name,
-            constant_s=self.constant_s.value + exposed * self.host_s.value,
+            constant_s=self.constant_s.value + step_s,
             prefill_work_s_per_token2=self.prefill_work_s_per_token2.value,
             decode_kv_s_per_token=self.decode_kv_s_per_token.value,
-            per_seq_s=self.per_seq_s.value + exposed * self.host_seq_s.value,
+            per_seq_s=self.per_seq_s.value + seq_s,
             mixed_decode_kv_s_per_token=self.mixed_decode_kv_s_per_token.value,
             mixed_seq_s=self.mixed_seq_s.value,
+            prefill_step_s=beside.gap_prefill_s.value if beside else 0.0,
+            prefill_seq_s=new_s,
+            host_s=beside.beside_s.value if beside else 0.0,
+            host_seq_s=beside.beside_seq_s.value if beside else 0.0,
+            host_prefill_seq_s=beside.beside_new_s.value if beside else 0.0,
             dense_knots_tokens=self.dense.tokens,
             dense_knots_s=self.dense.seconds,
             source=self.dense.source,
@@ -116,5 +150,9 @@ def decode_profile(text: bytes) -> Profile:
 
 
 def encode_profile(profile: Profile) -> bytes:
-    """Indented JSON, one newline at the end."""
-    return msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n"
+    """Indented JSON, one newline at the end. Parts that few profiles have stand in it only where they are."""
+    fields = msgspec.to_builtins(profile)
+    for name, absent in (("host_new_s", NOT_MODELLED), ("async_host", None), ("shared", None)):
+        if getattr(profile, name) == absent:
+            del fields[name]
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"

@@ -1,6 +1,8 @@
 """Step time: seconds that one engine step takes, from a few features of its batch.
 
-    t = constant
+    t = max(device, host)
+
+    device = constant
       + dense(total tokens)                      piecewise linear through knots: weights are streamed once, so the
                                                  curve is flat while memory-bound and rises when compute-bound
       + prefill_work   * seconds per token pair  attention of prefill chunks
@@ -8,9 +10,16 @@
       + sequences      * seconds per sequence    sampling, scheduling, per-sequence kernels
       + (decode_kv * m + sequences * n)          only in steps that prefill and decode: one attention kernel for both
                                                  loses the shortcuts (split KV, packed query heads) of pure decoding
+      + (p + new sequences * q)                  only in steps that prefill: launches that no captured graph replays,
+                                                 sequences taken up anew
+    host   = h + sequences * i + new sequences * j
 
-The time is affine in decode_kv for a fixed batch, so runs of pure decode steps sum in closed form: the slope is
-`decode_kv_s_per_token` there.
+The device's part includes all work of the host that the device waits for: everything where a step is planned when the
+last has come back, what is left between two steps where the engine plans ahead (`Profile.step_time_model`). `host` is
+what runs beside the device there, and binds only when the device is faster. New sequences are those that prefill.
+
+The device's time is affine in decode_kv for a fixed batch, so runs of pure decode steps sum in closed form: the slope
+is `decode_kv_s_per_token` there. What they wait for the host does too (`waited_s`).
 
 `StepTimeModel` is the record people read and files hold; `pack` turns it into the flat array that compiled code takes.
 """
@@ -27,9 +36,10 @@ from simcore.kernel_cache import cached
 from simcore.trace import StepBatch
 from simcore.types import EngineConfig, NodePace
 
-N_HEADER = 7
-"""Floats before the knots in a packed model: constant, prefill work, decode KV, per sequence, number of knots, and in
-mixed steps additionally per decode KV and per sequence."""
+N_HEADER = 12
+"""Floats before the knots in a packed model: constant, prefill work, decode KV, per sequence, number of knots, in mixed
+steps additionally per decode KV and per sequence, in steps that prefill additionally a constant and per new sequence;
+of the host's part the constant, per sequence and per new sequence."""
 
 
 class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +55,16 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
     """Added to `decode_kv_s_per_token` in steps that also prefill."""
     mixed_seq_s: float = 0.0
     """Added to `per_seq_s` in steps that prefill and decode."""
+    prefill_step_s: float = 0.0
+    """Added in steps that prefill."""
+    prefill_seq_s: float = 0.0
+    """Added in steps that prefill, per sequence that does."""
+    host_s: float = 0.0
+    """Host work beside the device: no step is shorter than it."""
+    host_seq_s: float = 0.0
+    """The same, per sequence of the batch."""
+    host_prefill_seq_s: float = 0.0
+    """The same, additionally per sequence that prefills."""
     dense_knots_tokens: tuple[int, ...]
     """Ascending; below the first the first value holds, above the last the last slope goes on."""
     dense_knots_s: tuple[float, ...]
@@ -61,6 +81,11 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
             self.per_seq_s,
             self.mixed_decode_kv_s_per_token,
             self.mixed_seq_s,
+            self.prefill_step_s,
+            self.prefill_seq_s,
+            self.host_s,
+            self.host_seq_s,
+            self.host_prefill_seq_s,
             *self.dense_knots_s,
         )
         if not all(np.isfinite(x) and x >= 0 for x in numbers):
@@ -80,6 +105,11 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
             per_seq_s=self.per_seq_s * factor,
             mixed_decode_kv_s_per_token=self.mixed_decode_kv_s_per_token * factor,
             mixed_seq_s=self.mixed_seq_s * factor,
+            prefill_step_s=self.prefill_step_s * factor,
+            prefill_seq_s=self.prefill_seq_s * factor,
+            host_s=self.host_s * factor,
+            host_seq_s=self.host_seq_s * factor,
+            host_prefill_seq_s=self.host_prefill_seq_s * factor,
             dense_knots_s=tuple(s * factor for s in self.dense_knots_s),
         )
 
@@ -94,6 +124,11 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
                 len(self.dense_knots_tokens),
                 self.mixed_decode_kv_s_per_token,
                 self.mixed_seq_s,
+                self.prefill_step_s,
+                self.prefill_seq_s,
+                self.host_s,
+                self.host_seq_s,
+                self.host_prefill_seq_s,
                 *self.dense_knots_tokens,
                 *self.dense_knots_s,
             ],
@@ -108,7 +143,7 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
         empty_s, full_s = dense_seconds(packed, 1.0), dense_seconds(packed, float(budget))
         return NodePace(
             batches=batches,
-            step_s=tuple(float(step_seconds(packed, n, 0.0, 0.0, n)) for n in batches),
+            step_s=tuple(float(step_seconds(packed, n, 0.0, 0.0, n, 0)) for n in batches),
             kv_s_per_token=self.decode_kv_s_per_token,
             prefill_s_per_token=float(full_s - empty_s) / max(1, budget - 1),
             prefill_s_per_token2=self.prefill_work_s_per_token2,
@@ -123,6 +158,7 @@ class StepTimeModel(msgspec.Struct, frozen=True, kw_only=True):
                 batch.prefill_work_tokens2,
                 batch.decode_kv_tokens,
                 batch.prefill_seqs + batch.decode_seqs,
+                batch.prefill_seqs,
             )
         )
 
@@ -148,12 +184,24 @@ def dense_seconds(packed: NDArray[np.float64], tokens: float) -> float:
 
 @cached
 def step_seconds(
-    packed: NDArray[np.float64], tokens: float, prefill_work: float, decode_kv: float, seqs: float
+    packed: NDArray[np.float64], tokens: float, prefill_work: float, decode_kv: float, seqs: float, prefill_seqs: float
 ) -> float:
-    """Step time in seconds of a batch, from a packed model."""
+    """Step time in seconds of a batch, from a packed model. `seqs` are all sequences, with those that prefill."""
     seconds = (
         packed[0] + dense_seconds(packed, tokens) + packed[1] * prefill_work + packed[2] * decode_kv + packed[3] * seqs
     )
-    if prefill_work > 0.0 and decode_kv > 0.0:
-        seconds += packed[5] * decode_kv + packed[6] * seqs
-    return seconds
+    if prefill_work > 0.0:
+        seconds += packed[7] + packed[8] * prefill_seqs
+        if decode_kv > 0.0:
+            seconds += packed[5] * decode_kv + packed[6] * seqs
+    return max(seconds, packed[9] + packed[10] * seqs + packed[11] * prefill_seqs)
+
+
+@cached
+def waited_s(short_s: float, rise_s: float, steps: float) -> float:
+    """What the host adds to `steps` steps in which the same sequences decode: it takes `short_s` longer than the device
+    in the first, and `rise_s` less of that in every next, since the caches grow."""
+    waits = steps
+    if rise_s * steps > short_s:
+        waits = np.ceil(short_s / rise_s)
+    return waits * short_s - 0.5 * rise_s * waits * (waits - 1.0)

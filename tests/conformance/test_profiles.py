@@ -6,12 +6,13 @@ import importlib.resources
 import math
 
 import msgspec
+import numpy as np
 import pytest
 
 from bench.profile.physics import impossible_steps
 from bench.profile.recipe import shipped_recipes
 from simcore.cost.model_shape import find_shape
-from simcore.cost.profile import Profile, decode_profile, encode_profile
+from simcore.cost.profile import Coefficient, Profile, decode_profile, encode_profile
 from simcore.cost.shipped import UnknownProfileError, load_profile, load_shipped, shipped_names
 from simcore.trace import StepBatch
 
@@ -126,8 +127,56 @@ def test_host_work_hides_behind_the_gpu_when_scheduling_is_asynchronous(profile:
     batch = decode(48, 350)
     exposed = profile.step_time_model().seconds(batch)
     hidden = profile.step_time_model(async_scheduling=True).seconds(batch)
-    assert exposed - hidden == pytest.approx(profile.host_s.value + 48 * profile.host_seq_s.value)
+    gap_s = profile.async_host.gap_s.value if profile.async_host else 0.0
+    assert exposed - hidden == pytest.approx(profile.host_s.value + 48 * profile.host_seq_s.value - gap_s)
     assert load_shipped(profile.name, async_scheduling=True).seconds(batch) == hidden
+
+
+def test_what_is_known_of_an_asynchronous_host_has_its_sources(profile: Profile) -> None:
+    if profile.async_host is None:
+        assert profile.step_time_model(async_scheduling=True).prefill_step_s == 0.0
+        return
+    for name in profile.async_host.__struct_fields__:
+        coefficient = getattr(profile.async_host, name)
+        assert coefficient.value >= 0.0
+        assert len(coefficient.source) > 10
+    model = profile.step_time_model(async_scheduling=True)
+    assert model.constant_s == pytest.approx(profile.constant_s.value + profile.async_host.gap_s.value)
+    assert model.prefill_step_s == profile.async_host.gap_prefill_s.value
+    assert model.host_seq_s == profile.async_host.beside_seq_s.value
+    assert profile.step_time_model().host_seq_s == 0.0, "where a step waits for the host all of it adds up"
+
+
+def test_a_file_without_the_later_parts_is_read_as_before() -> None:
+    with_host = load_profile("rtxpro6000/qwen3-32b-tp2")
+    assert with_host.async_host is not None
+    fields = msgspec.json.decode(encode_profile(with_host))
+    del fields["async_host"]
+    old = decode_profile(msgspec.json.encode(fields))
+    assert old == msgspec.structs.replace(with_host, async_host=None)
+    assert old.step_time_model() == with_host.step_time_model()
+    assert old.step_time_model(async_scheduling=True).seconds(prefill(512)) == pytest.approx(
+        with_host.step_time_model(async_scheduling=True).seconds(prefill(512))
+        - with_host.async_host.gap_s.value
+        - with_host.async_host.gap_prefill_s.value
+    )
+
+
+def test_sequences_taken_up_anew_have_a_price_where_the_device_waits_for_the_host() -> None:
+    made = msgspec.structs.replace(load_profile(NAMES[0]), host_new_s=Coefficient(0.002, "made up for a test"))
+    assert decode_profile(encode_profile(made)) == made
+    plain = load_profile(NAMES[0])
+    for asynchronous, price_s in ((False, 0.002), (True, 0.0)):
+        seconds = [p.step_time_model(async_scheduling=asynchronous).seconds(prefill(512)) for p in (made, plain)]
+        assert seconds[0] - seconds[1] == pytest.approx(price_s)
+
+
+def test_what_replicas_share_is_part_of_the_dense_curve(profile: Profile) -> None:
+    assert (profile.shared is not None) == (profile.expert_parallel > 1)
+    if profile.shared is not None:
+        for tokens in (1, 64, 512, 2048):
+            shared = np.interp(tokens, profile.shared.tokens, profile.shared.seconds)
+            assert 0.0 < shared < np.interp(tokens, profile.dense.tokens, profile.dense.seconds)
 
 
 def test_a_profile_answers_to_the_hub_name_of_its_model(profile: Profile) -> None:

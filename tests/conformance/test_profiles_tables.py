@@ -246,6 +246,12 @@ def test_wrong_use_is_one_clear_line(arguments: Sequence[str], reason: str) -> N
     assert not isinstance(result.exception, (ValueError, KeyError, OSError))
 
 
+def test_a_profile_tells_of_its_asynchronous_host_with_the_source() -> None:
+    shown = run("show", "rtxpro6000/qwen3-32b-tp2").output
+    assert "async_host.gap_prefill_s = 0.00479\n      LLMServingSim bench/examples/RTXPRO6000/Llama-3.1-8B" in shown
+    assert "async_host" not in run("show", "a30/llama-2-7b").output
+
+
 def test_what_is_not_a_profile_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     path.write_text('{"name": "a30/llama-2-7b"}')
@@ -262,6 +268,7 @@ def test_what_is_not_a_profile_is_refused(tmp_path: Path) -> None:
         "a100/llama-2-70b-tp4",
         "h100/llama-2-7b",
         "rtx4090/llama-3.1-8b",
+        "rtxpro6000/qwen3-30b-a3b-instruct-2507-ep2",
     ],
 )
 def test_shipped_profiles_are_what_the_public_tables_give(name: str, data_dir: Path) -> None:
@@ -272,6 +279,11 @@ def test_shipped_profiles_are_what_the_public_tables_give(name: str, data_dir: P
     for field in ("constant_s", "prefill_work_s_per_token2", "decode_kv_s_per_token", "per_seq_s"):
         assert getattr(made, field).value == pytest.approx(getattr(shipped, field).value, rel=1e-3), field
     assert made.fit.median_error == pytest.approx(shipped.fit.median_error, abs=1e-3)
+    assert made.async_host == shipped.async_host
+    assert (made.shared is None) == (shipped.shared is None)
+    if made.shared is not None and shipped.shared is not None:
+        assert made.shared.tokens == shipped.shared.tokens
+        assert made.shared.seconds == pytest.approx(shipped.shared.seconds, rel=1e-3)
 
 
 def test_the_roofline_check_finds_the_known_defects_of_the_public_tables(data_dir: Path) -> None:

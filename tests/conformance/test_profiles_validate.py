@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from bench.commands.profile import profile as profile_command
 from bench.commands.validate import validate as command
+from bench.profile.host_gap import follow, host_gap
 from bench.profile.measured_run import MeasuredRequest, MeasuredRunError, read_run
 from bench.profile.rows import read_rows
 from bench.profile.validate import validate
+from simcore.cost.profile import DenseCurve
 from simcore.cost.shipped import load_shipped
+from simcore.cost.step_time import StepTimeModel
 from simcore.node import NodeEvent, SimNode, SimRequest
 from simcore.trace import StepBatch
 from simcore.types import EngineConfig
@@ -233,6 +238,145 @@ def test_real_decode_times_on_an_h100_are_forecast_within_five_per_cent(data_dir
             found[batch] = forecast_s * 1e3 / row.number_or_nan("silicon_tpot_ms") - 1.0
     assert sorted(found) == [8, 16, 32, 64, 128]
     assert max(abs(error) for error in found.values()) <= 0.05, found
+
+
+def test_what_replicas_share_takes_as_long_as_the_tokens_of_all_together_want() -> None:
+    """Where one of two replicas has all the work, what both do for it is half as much."""
+    requests = simulated_run()[:1]
+    shared = DenseCurve((1, 1024), (1e-5, 1024e-5), "a price per token")
+    equal = validate(requests, CONFIG, STEP_TIME, replicas=2, in_step=True)
+    together = validate(requests, CONFIG, STEP_TIME, replicas=2, in_step=True, shared=shared)
+    saved_s = equal.simulated["ttft_s"].mean - together.simulated["ttft_s"].mean
+    assert saved_s == pytest.approx(requests[0].input_toks / 2 * 1e-5, rel=1e-6)
+
+
+def with_a_host(gap_s: float, gap_prefill_s: float) -> StepTimeModel:
+    return msgspec.structs.replace(STEP_TIME, constant_s=STEP_TIME.constant_s + gap_s, prefill_step_s=gap_prefill_s)
+
+
+def followed_run(step_time: StepTimeModel, requests: int = 120) -> list[MeasuredRequest]:
+    """A run as `simulated_run`, its requests taken in between steps, as an engine does."""
+    node = SimNode("engine", CONFIG, step_time)
+    taken: dict[str, float] = {}
+    seen: list[NodeEvent] = []
+    for i in range(requests):
+        came_s = 0.11 * i
+        seen += node.advance(came_s)
+        taken[f"bench-{i}"] = max(came_s, node.free_at_s if node.has_work else came_s)
+        prompt, output = 40 + 97 * i % 900, 5 + 61 * i % 200
+        node.add(
+            SimRequest(request_id=f"bench-{i}", prompt_tokens=prompt, output_tokens=output, max_output_tokens=output),
+            came_s,
+        )
+    seen += node.advance(1e6)
+    first = {e.request_id: e.at_s for e in reversed(seen) if e.kind == "first_token"}
+    last = {e.request_id: e.at_s for e in seen if e.kind == "finished"}
+    return [
+        MeasuredRequest(
+            request_id=f"bench-{i}",
+            input_toks=40 + 97 * i % 900,
+            output_toks=5 + 61 * i % 200,
+            arrival_time=5e8 + 0.11 * i,
+            queued_ts=1000.0 + taken[f"bench-{i}"],
+            first_token_ts=1000.0 + first[f"bench-{i}"],
+            last_token_ts=1000.0 + last[f"bench-{i}"],
+        )
+        for i in range(requests)
+    ]
+
+
+def test_the_hosts_part_is_read_off_a_run() -> None:
+    requests = followed_run(with_a_host(0.0008, 0.004))
+    found = host_gap(follow(requests, CONFIG, STEP_TIME), STEP_TIME)
+    assert found.gap_s == pytest.approx(0.0008, rel=0.02)
+    assert found.gap_prefill_s == pytest.approx(0.004, rel=0.05)
+    none = host_gap(follow(followed_run(STEP_TIME), CONFIG, STEP_TIME), STEP_TIME)
+    assert none.gap_s == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_run_that_does_not_follow_the_rules_tells_nothing() -> None:
+    requests = followed_run(STEP_TIME)
+    strange = [msgspec.structs.replace(r, first_token_ts=r.last_token_ts) for r in requests]
+    with pytest.raises(ValueError, match="20 of each are needed"):
+        host_gap(follow(strange, CONFIG, STEP_TIME), STEP_TIME)
+
+
+def test_the_command_tells_of_the_host(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "RTX4090" / "own", followed_run(with_a_host(0.0008, 0.004)))
+    told = CliRunner().invoke(profile_command, ["host", str(folder), "--json"])
+    assert told.exit_code == 0, told.output
+    assert msgspec.json.decode(told.output)["gap_s"] == pytest.approx(0.0008, rel=0.02)
+    assert "between any two steps" in CliRunner().invoke(profile_command, ["host", str(folder)]).output
+    few = write_run(tmp_path / "RTX4090" / "few", followed_run(STEP_TIME, requests=4))
+    assert "of each are needed" in CliRunner().invoke(profile_command, ["host", str(few)]).output
+
+
+def test_times_count_from_when_a_request_came(tmp_path: Path) -> None:
+    """An engine takes requests in between steps; the way from the client is the shortest of all."""
+    requests = followed_run(STEP_TIME)
+    run = read_run(write_run(tmp_path / "RTX4090" / "own", requests))
+    assert [r.came_ts for r in run.requests] == pytest.approx([1000.0 + 0.11 * i for i in range(120)], abs=1e-6)
+    result = validate(run.requests, run.config, STEP_TIME)
+    for metric, errors in result.error.items():
+        assert errors == pytest.approx(dict.fromkeys(errors, 0.0), abs=1e-5), metric
+    bare = [msgspec.structs.replace(r, arrival_time=None) for r in requests]
+    assert all(r.came_ts == r.queued_ts for r in read_run(write_run(tmp_path / "A30" / "own", bare)).requests)
+
+
+def write_workload(path: Path, requests: list[MeasuredRequest]) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"input_toks": r.input_toks, "input_tok_ids": list(range(r.input_toks))} for r in requests]
+    text = b'{"sub_requests": [{}]}\n' + b"\n".join(msgspec.json.encode(row) for row in rows) + b"\n"
+    path.write_bytes(text)
+    return text
+
+
+def test_prompts_that_begin_alike_find_each_other(tmp_path: Path) -> None:
+    requests = followed_run(STEP_TIME)
+    text = write_workload(tmp_path / "workloads" / "w.jsonl", requests)
+    meta = {
+        "model": CONFIG.model,
+        "engine_kwargs": {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 4096},
+        "kv_cache": {"num_gpu_blocks": 2588, "block_size": 16},
+        "dataset_path": "workloads/w.jsonl",
+        "dataset_hash": hashlib.sha256(text).hexdigest(),
+    }
+    folder = write_run(tmp_path / "RTX4090" / "own", requests, meta)
+    run = read_run(folder)
+    assert run.prompts_known
+    assert [len(r.block_hashes) for r in run.requests] == [r.input_toks // 16 for r in run.requests]
+    assert validate(run.requests, run.config, STEP_TIME).error["ttft_s"]["mean"] < -0.1
+    assert "prompts not at hand" not in CliRunner().invoke(command, [str(folder)]).output
+    plain = write_run(tmp_path / "A30" / "own", requests)
+    assert "prompts not at hand" in CliRunner().invoke(command, [str(plain)]).output
+    named = CliRunner().invoke(command, [str(plain), "--workload", str(tmp_path / "workloads" / "w.jsonl")])
+    assert "prompts not at hand" not in named.output
+    other = write_run(tmp_path / "H100" / "own", requests, meta | {"dataset_hash": "0" * 64})
+    assert "not the workload of this run" in CliRunner().invoke(command, [str(other)]).output
+    write_workload(tmp_path / "other.jsonl", requests[1:])
+    failed = CliRunner().invoke(command, [str(plain), "--workload", str(tmp_path / "other.jsonl")])
+    assert failed.exit_code == 1
+    assert "another workload" in failed.output
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RTX4090/Llama-3.1-8B",
+        "RTXPRO6000/Llama-3.1-8B",
+        "RTXPRO6000/Qwen3-32B",
+        "RTXPRO6000/Qwen3-30B-A3B-Instruct-2507",
+    ],
+)
+def test_real_runs_with_their_prompts_are_forecast_within_three_per_cent(name: str, data_dir: Path) -> None:
+    """Runs of vLLM 0.19, beside whose examples the workloads lie, as in a clone of LLMServingSim."""
+    folder = data_dir / "llmservingsim" / "bench" / "examples" / name
+    if not folder.is_dir() or not (data_dir / "llmservingsim" / "workloads").is_dir():
+        pytest.skip(f"no run {folder} with its workload; clone github.com/casys-kaist/LLMServingSim there")
+    shown = CliRunner().invoke(command, [str(folder), "--json"])
+    assert shown.exit_code == 0, shown.output
+    error = msgspec.json.decode(shown.output)["validation"]["error"]
+    assert max(abs(error[metric]["mean"]) for metric in ("ttft_s", "tpot_s", "e2e_s")) <= 0.03, error
 
 
 def test_replicas_that_share_experts_wait_for_each_other() -> None:

@@ -38,9 +38,15 @@ MODEL = StepTimeModel(
     prefill_work_s_per_token2=1e-8,
     decode_kv_s_per_token=1e-6,
     per_seq_s=1e-5,
+    prefill_step_s=0.001,
+    prefill_seq_s=1e-4,
+    host_s=0.011,
+    host_seq_s=5e-5,
+    host_prefill_seq_s=1e-3,
     dense_knots_tokens=(1, 64, 512),
     dense_knots_s=(0.001, 0.002, 0.05),
 )
+"""Slower on the host in some steps, on the device in others."""
 RUNS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

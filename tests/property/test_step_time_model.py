@@ -12,7 +12,7 @@ prices = st.floats(min_value=0.0, max_value=1e-3, allow_nan=False)
 
 
 @st.composite
-def models(draw: st.DrawFn) -> StepTimeModel:
+def models(draw: st.DrawFn, hosts: st.SearchStrategy[float] = prices) -> StepTimeModel:
     tokens = draw(st.lists(st.integers(1, 9000), min_size=2, max_size=30, unique=True).map(sorted))
     rises = draw(st.lists(st.floats(0.0, 0.05), min_size=len(tokens), max_size=len(tokens)))
     seconds, level = [], 0.0
@@ -27,6 +27,11 @@ def models(draw: st.DrawFn) -> StepTimeModel:
         per_seq_s=draw(prices),
         mixed_decode_kv_s_per_token=draw(prices),
         mixed_seq_s=draw(prices),
+        prefill_step_s=draw(prices),
+        prefill_seq_s=draw(prices),
+        host_s=draw(hosts),
+        host_seq_s=draw(hosts),
+        host_prefill_seq_s=draw(hosts),
         dense_knots_tokens=tuple(tokens),
         dense_knots_s=tuple(seconds),
     )

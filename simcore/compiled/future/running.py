@@ -230,7 +230,7 @@ def run(
         if prefill_seqs + decode == 0 and n_log == 0:
             return -1.0, rows
         began_s = now_s
-        now_s += step_seconds(packed, prefill + decode, work, kv, prefill_seqs + decode)
+        now_s += step_seconds(packed, prefill + decode, work, kv, prefill_seqs + decode, prefill_seqs)
         note_free(so_far, began_s, now_s, lowest, lowest)
         if candidate < 0:
             seated = prefill_seqs + decode

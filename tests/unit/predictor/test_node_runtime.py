@@ -189,6 +189,28 @@ async def test_an_engine_that_cannot_be_told_refuses(rig: Rig) -> None:
         rig.node.requests.dispatch(ask, None, rig._sink)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_an_engine_that_plans_ahead_hides_its_host(ahead: bool) -> None:
+    config = structs.replace(CONFIG, async_scheduling=ahead)
+    hidden = structs.replace(STEP_TIME, name="test/hidden")
+    engine = EmulatedEngine(EngineOptions(node_id="n", config=config, step_time=STEP_TIME))
+    node = NodeRuntime(
+        "n",
+        engine,
+        engine,
+        profile=STEP_TIME,
+        profile_ahead=hidden,
+        ask_engine=False,
+        reservation_ttl_s=30.0,
+        scenarios=4,
+    )
+    await node.start()
+    try:
+        assert node.engine.step_time is (hidden if ahead else STEP_TIME)
+    finally:
+        await node.close()
+
+
 async def test_the_names_of_the_engine_are_followed() -> None:
     engine = EmulatedEngine(EngineOptions(node_id="n", config=CONFIG, step_time=STEP_TIME))
     probe = UnreliableProbe(engine)

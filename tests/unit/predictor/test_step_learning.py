@@ -6,6 +6,7 @@ import functools
 import math
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -109,6 +110,19 @@ def test_overhead_of_the_engine_is_learned() -> None:
     base_s = model.constant_s + model.dense_knots_s[0]
     told_s = A30.constant_s + A30.dense_knots_s[0]
     assert base_s - told_s == pytest.approx(overhead_s, rel=0.15)
+
+
+def test_what_a_host_adds_to_steps_that_prefill_is_learned() -> None:
+    true = msgspec.structs.replace(A30, prefill_step_s=0.008, prefill_seq_s=0.003)
+    what = record(workload(2000, SEED), CONFIG, true, QUIET, steps=4000, seed=SEED)
+    learner = fed(A30.scaled(2.0), what, 3000)
+    errors = relative_errors(what, learner.model, 3000, 4000)
+    prefills = np.array([batch.prefill_seqs for batch in what.batches[3000:]]) > 0
+    told = relative_errors(what, A30, 3000, 4000)
+    assert np.median(told[prefills]) > 0.1
+    # A model that would change steps by less than 1 % in the mean is not put to use.
+    assert np.median(errors[prefills]) < 0.03
+    assert np.median(errors[~prefills]) < 0.01
 
 
 def test_what_the_trace_does_not_show_follows_the_prior_at_the_learned_speed() -> None:

@@ -10,7 +10,19 @@ from collections.abc import Iterable
 
 import msgspec
 
-from deploy.cluster.layout import ALL_UNITS, COMPLETE, CURRENT, ETC, PENDING, PREVIOUS, RELEASES, UNITS
+from deploy.cluster.layout import (
+    ALL_UNITS,
+    COMPLETE,
+    CURRENT,
+    ENGINE,
+    ETC,
+    MARK,
+    PENDING,
+    PREDICTOR,
+    PREVIOUS,
+    RELEASES,
+    UNITS,
+)
 
 
 class UnitFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,9 +113,11 @@ CLOCK = "date +%s.%N"
 """Asked apart, over a connection that stands, so that the round trip can be taken off."""
 
 
-def facts_script(*, python: str, users: Iterable[str], files: Iterable[str], certs: Iterable[str]) -> str:
+def facts_script(
+    *, python: str, users: Iterable[str], files: Iterable[str], certs: Iterable[str], units: Iterable[str] = ()
+) -> str:
     """A POSIX shell script that prints a host's facts, one `key=value` a line. It runs as who logs in and becomes root
-    where that needs no password; it changes nothing."""
+    where that needs no password; it changes nothing. `units`: asked about beside those that the host has of us."""
     inner = _INNER.format(
         python=shlex.quote(python),
         releases=RELEASES,
@@ -112,9 +126,12 @@ def facts_script(*, python: str, users: Iterable[str], files: Iterable[str], cer
         previous=PREVIOUS,
         pending=PENDING,
         etc=ETC,
-        units=" ".join(ALL_UNITS),
+        units=" ".join(dict.fromkeys([*ALL_UNITS, *units])),
         users=" ".join(shlex.quote(u) for u in users),
-        files=" ".join(shlex.quote(f) for f in [*files, *(f"{UNITS}/{u}.service" for u in ALL_UNITS)]),
+        instances=" ".join(f"{UNITS}/{kind}@?*.service" for kind in (PREDICTOR, ENGINE)),
+        mark=shlex.quote(f"^{MARK}"),
+        unit_files=UNITS,
+        files=" ".join(shlex.quote(f) for f in files),
         certs=" ".join(shlex.quote(c) for c in certs),
     )
     return _OUTER.format(inner=shlex.quote(inner))
@@ -142,7 +159,14 @@ ss -Hltnp 2>/dev/null | sed 's/^/listen=/'
 for d in {releases}/*/{complete}; do [ -e "$d" ] && say release "$(basename "$(dirname "$d")")"; done
 say current "$(readlink {current} | sed 's,.*/,,')"
 say previous "$(readlink {previous} | sed 's,.*/,,')"
-for u in {units}; do
+units="{units}"
+for f in {instances}; do
+  u=$(basename "$f" .service)
+  case " $units " in *" $u "*) continue;; esac
+  grep -qs {mark} "$f" && units="$units $u"
+done
+for u in $units; do
+  f="{unit_files}/$u.service"; [ -f "$f" ] && say file "$(sha256sum "$f")"
   pid=$(systemctl show --property=MainPID --value "$u.service" 2>/dev/null)
   python=$(tr '\\0' '\\n' 2>/dev/null < "/proc/${{pid:-0}}/cmdline" | head -n 1)
   run=$(printf '%s\\n' "$python" | sed -n 's,^{releases}/\\([^/]*\\)/bin/python.*,\\1,p')

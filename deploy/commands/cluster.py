@@ -119,7 +119,7 @@ def init(
     SOURCE: a CloudLab manifest, host_configs.json and llama_config.json, an Ansible inventory, an ssh_config, or a
     list of hosts. Where nothing says which host is the gateway, it is the first one.
     """
-    from deploy.cluster.manifest import load_cluster
+    from deploy.cluster.contradictions import load_cluster
     from deploy.cluster.draft import draft
 
     if output.exists() and not force:
@@ -355,7 +355,7 @@ def _opened(
     """The cluster, the operator's folder, and what acts on hosts. Errors inside end the command, a line each. `writes`:
     whether the folder may change."""
     try:
-        from deploy.cluster.manifest import load_cluster
+        from deploy.cluster.contradictions import load_cluster
         from deploy.cluster.kept import Kept
         from deploy.cluster.rollout import Rollout
         from deploy.cluster.shell import SshShell

@@ -7,8 +7,9 @@ import tomllib
 import msgspec
 import pytest
 
+from deploy.cluster.contradictions import problems
 from deploy.cluster.draft import draft
-from deploy.cluster.manifest import Cluster, problems
+from deploy.cluster.manifest import Cluster
 from deploy.cluster.sources import EngineLimits, FoundHost, HostSourceError, format_of, read_source, tidy_names
 
 CLOUDLAB = """\

@@ -80,6 +80,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     """host:port whose health says that it serves."""
     engine: ManagedFile | None = None
     """The unit of an engine that comes before it."""
+    takes: frozenset[str] = frozenset()
+    """What that engine takes of its host that no other of its host can have, as `gpu-0` and `port-8000`."""
 
     @property
     def engine_unit(self) -> str:
@@ -153,12 +155,18 @@ def _node(cluster: Cluster, node: HostNode, secrets: HostSecrets) -> Service:
         user=user,
         address=node.address,
         engine=_engine(node, unit) if node.group.engine_command else None,
+        takes=frozenset(_takes(node)) if node.group.engine_command else frozenset(),
     )
+
+
+def _takes(node: HostNode) -> list[str]:
+    return [f"port-{node.engine_port}", *(f"gpu-{gpu}" for gpu in node.gpus)]
 
 
 def _engine(node: HostNode, predictor: str) -> ManagedFile:
     text = _ENGINE_UNIT.format(
         mark=MARK,
+        takes=f"# Takes: {' '.join(_takes(node))}\n" if node.instance else "",
         what=f"Engine of Astrolabe node {node.instance}" if node.instance else "Engine of this Astrolabe node",
         before=predictor,
         command=node.engine_command.replace("%", "%%"),
@@ -250,7 +258,7 @@ def _unit(unit: str, user: str, *, instance: str = "") -> bytes:
 
 _ENGINE_UNIT = """\
 {mark}, from engine_command in cluster.toml: change it there.
-[Unit]
+{takes}[Unit]
 Description={what}
 After=network-online.target
 Wants=network-online.target

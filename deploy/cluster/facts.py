@@ -97,6 +97,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Units whose configuration is newer than their process."""
     files: dict[str, str] = {}
     """SHA-256 of each file asked about that there is, by path."""
+    takes: dict[str, frozenset[str]] = {}
+    """What engines of ours take of the host that no other can have (`desired.Service.takes`), by unit."""
     settings: str = ""
     """What the gateway's configuration says of itself (`desired.settings_mark`)."""
     certs: dict[str, bytes] = {}
@@ -167,6 +169,7 @@ for f in {instances}; do
 done
 for u in $units; do
   f="{unit_files}/$u.service"; [ -f "$f" ] && say file "$(sha256sum "$f")"
+  say takes "$u $(sed -n 's/^# Takes: //p' "$f" 2>/dev/null)"
   pid=$(systemctl show --property=MainPID --value "$u.service" 2>/dev/null)
   python=$(tr '\\0' '\\n' 2>/dev/null < "/proc/${{pid:-0}}/cmdline" | head -n 1)
   run=$(printf '%s\\n' "$python" | sed -n 's,^{releases}/\\([^/]*\\)/bin/python.*,\\1,p')
@@ -226,6 +229,7 @@ def read_facts(printed: str, *, clock_skew_s: float = 0.0, round_trip_s: float =
         units=dict(_unit(line) for line in told.get("unit", ())),
         pending=frozenset(told.get("pending", ())),
         files={path.strip(): digest for digest, _, path in (line.partition(" ") for line in told.get("file", ()))},
+        takes={unit: frozenset(words) for unit, *words in (line.split() for line in told.get("takes", ()))},
         settings=one("settings"),
         certs={path: _decoded(text) for path, _, text in (line.partition(" ") for line in told.get("cert", ()))},
         clock_skew_s=clock_skew_s,

@@ -103,7 +103,7 @@ class HostPlan(msgspec.Struct, frozen=True, kw_only=True):
 def plan(facts: HostFacts, wanted: Desired, release: Release, tar: Path) -> HostPlan:
     """`tar`: where the wheels of the release will lie packed when steps are carried out."""
     in_the_way = _in_the_way(facts, wanted)
-    services = tuple(_service(facts, wanted, service, stops=service.unit in in_the_way) for service in wanted.services)
+    services = tuple(_service(facts, wanted, service, in_the_way) for service in wanted.services)
     return HostPlan(
         prepare=tuple(_prepare(facts, wanted, release, tar)),
         leave=_leave(facts, wanted, in_the_way),
@@ -153,27 +153,32 @@ def _compile(folder: str, user: str) -> str:
 
 
 def _in_the_way(facts: HostFacts, wanted: Desired) -> set[str]:
-    """Units of nodes that stay and listen, for now, where another service of the host is to."""
+    """Units of nodes that stay and have, for now, a port or a GPU that another node of the host is to have."""
     ports = {service.unit: int(service.address.rpartition(":")[2]) for service in wanted.services}
-    by_pid = {
-        facts.unit(unit).pid: unit for unit in ports if kind_of(unit) == PREDICTOR and facts.unit(unit).is_running
-    }
-    return {
+    nodes = {facts.unit(unit).pid: unit for unit in ports if kind_of(unit) == PREDICTOR and facts.unit(unit).is_running}
+    found = {
         unit
         for listener in facts.listeners
-        if (unit := by_pid.get(listener.pid)) and listener.pid and listener.port in set(ports.values()) - {ports[unit]}
+        if listener.pid and (unit := nodes.get(listener.pid)) and listener.port in set(ports.values()) - {ports[unit]}
     }
+    for service in wanted.services:
+        others = {taken for other in wanted.services if other is not service for taken in other.takes}
+        if facts.unit(service.engine_unit).is_running and facts.takes.get(service.engine_unit, frozenset()) & others:
+            found |= {service.unit, service.engine_unit}
+    return found
 
 
 def _leave(facts: HostFacts, wanted: Desired, in_the_way: set[str]) -> LeavePlan:
     """Takes nodes off that are not wanted, engines with them, and stops those that are in the way of others."""
     gone = [unit for unit in _unwanted(facts, wanted) if kind_of(unit) == PREDICTOR]
     engines = [unit for unit in _unwanted(facts, wanted) if kind_of(unit) == ENGINE]
-    steps = [HostStep(title=f"stop {unit}", script=f"systemctl stop {unit}") for unit in sorted(in_the_way)]
+    stopped = sorted(in_the_way, key=_stop_order)
+    steps = [HostStep(title=f"stop {unit}", script=f"systemctl stop {unit}", timeout_s=120.0) for unit in stopped]
     steps += [remove_unit(unit) for unit in gone]
     stay = {service.unit for service in wanted.services}
     steps += [remove_unit(unit) for unit in engines if unit_of(PREDICTOR, instance_of(unit)) not in stay]
-    nodes = [instance_of(unit) or wanted.host for unit in [*sorted(in_the_way), *gone] if facts.unit(unit).is_running]
+    stopped = [unit for unit in stopped if kind_of(unit) == PREDICTOR]
+    nodes = [instance_of(unit) or wanted.host for unit in [*stopped, *gone] if facts.unit(unit).is_running]
     return LeavePlan(nodes=tuple(nodes), steps=tuple(steps))
 
 
@@ -186,16 +191,20 @@ def _unwanted(facts: HostFacts, wanted: Desired) -> list[str]:
 def our_units(facts: HostFacts) -> list[str]:
     """Those that a host has, in the order in which they are stopped."""
     units = [unit for unit in {**dict.fromkeys(ALL_UNITS), **facts.units} if unit_file(unit) in facts.files]
-    return sorted(units, key=lambda unit: (ALL_UNITS.index(kind_of(unit)), len(unit), unit))
+    return sorted(units, key=_stop_order)
 
 
-def _service(facts: HostFacts, wanted: Desired, service: Service, *, stops: bool) -> ServicePlan:
-    """`stops`: it has been stopped by then."""
-    unit, has = service.unit, facts.unit(service.unit)
+def _stop_order(unit: str) -> tuple[int, int, str]:
+    return ALL_UNITS.index(kind_of(unit)), len(unit), unit
+
+
+def _service(facts: HostFacts, wanted: Desired, service: Service, stopped: set[str]) -> ServicePlan:
+    """`stopped`: units that are by then."""
+    unit, has, engine = service.unit, facts.unit(service.unit), service.engine_unit
     changed = [file for file in service.files if facts.files.get(file.path) != file.digest]
     new_engine = service.engine is not None and facts.files.get(service.engine.path) != service.engine.digest
-    restarts_engine = new_engine and facts.unit(service.engine_unit).is_running
-    change = "start" if stops else _change(facts, wanted, service, changed, restarts_engine=restarts_engine)
+    has_engine = bool(engine) and facts.unit(engine).is_running and engine not in stopped
+    change = "start" if unit in stopped else _change(facts, wanted, service, changed, new_engine and has_engine)
     has_switch = facts.current != wanted.release
     if change == "none" and not changed and not new_engine and has.enabled and not has_switch:
         return ServicePlan(role=service.role, name=service.name, change="none")
@@ -213,9 +222,8 @@ def _service(facts: HostFacts, wanted: Desired, service: Service, *, stops: bool
         steps.append(HostStep(title="units read anew", script="systemctl daemon-reload"))
     if has_switch:
         steps.append(_switch(facts, wanted))
-    engine = service.engine_unit
-    if engine and (new_engine or not facts.unit(engine).is_running):
-        act = "restart" if restarts_engine else "start"
+    if engine and (new_engine or not has_engine):
+        act = "restart" if has_engine else "start"
         script = f"systemctl enable --quiet {engine} && systemctl {act} --no-block {engine}"
         steps.append(HostStep(title=f"{act} {engine}", script=script))
     if not has.enabled:
@@ -230,7 +238,7 @@ def _service(facts: HostFacts, wanted: Desired, service: Service, *, stops: bool
 
 
 def _change(
-    facts: HostFacts, wanted: Desired, service: Service, changed: list[ManagedFile], *, restarts_engine: bool
+    facts: HostFacts, wanted: Desired, service: Service, changed: list[ManagedFile], restarts_engine: bool
 ) -> Change:
     has = facts.unit(service.unit)
     if not has.is_running:

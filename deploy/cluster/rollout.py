@@ -259,7 +259,8 @@ class Rollout:
         end_s = time.monotonic() + ALL_UP_S
         for gateway in gateways:
             for service in services:
-                self._take_back(gateway, service.name)
+                if service.name in leave.nodes:
+                    self._take_back(gateway, service.name)
             self._until_up(gateway, [service.name for service in services], end_s)
 
     def _restart(

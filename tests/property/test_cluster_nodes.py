@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deploy.cluster.desired import Desired
 from deploy.cluster.facts import HostFacts, PortListener, UnitFacts
-from deploy.cluster.layout import CURRENT, PREDICTOR, configuration_of, kind_of, unit_file
+from deploy.cluster.layout import CURRENT, ENGINE, PREDICTOR, configuration_of, kind_of, unit_file
 from deploy.cluster.manifest import Cluster, ClusterHost, HostGroup
 from deploy.cluster.plan import HostStep, plan, removal
 from tests.unit.deploy.cluster.clusters import FRESH, HOSTS, RELEASE, TAR, wanted
@@ -25,6 +25,7 @@ class SimulatedHost:
         self.running: dict[str, int] = {}
         """Process ids by unit."""
         self.ports: dict[str, int] = {}
+        self.takes: dict[str, frozenset[str]] = {}
         self.enabled: set[str] = set()
         self.pending: set[str] = set()
         self.releases: set[str] = set()
@@ -54,6 +55,7 @@ class SimulatedHost:
             | {path: "another" for path in self.files if path not in {file.path for file in want.files()}}
             | {f.path: "other" for f in want.files() if f.path in self.files and self.files[f.path] != f.content},
             listeners=tuple(PortListener(port=p, pid=self.running[u], command=u) for u, p in self.ports.items()),
+            takes=self.takes,
             settings=next((line[12:] for line in toml.splitlines() if line.startswith("# settings: ")), ""),
         )
 
@@ -96,17 +98,26 @@ class SimulatedHost:
             port = int(settings["listen"].rpartition(":")[2])
             assert port not in self.ports.values(), f"{unit} starts while another one has port {port}"
             self.ports[unit] = port
+        if kind_of(unit) == ENGINE:
+            unit_text = self.files[unit_file(unit)].decode()
+            said = next((line for line in unit_text.splitlines() if line.startswith("# Takes: ")), "# Takes: all")
+            takes = frozenset(said.removeprefix("# Takes: ").split())
+            for other, taken in self.takes.items():
+                assert not takes & taken, f"{unit} starts while {other} has {takes & taken}"
+                assert "all" not in takes | taken, f"{unit} starts while {other} runs"
+            self.takes[unit] = takes
         self.started += 1
         self.running[unit] = self.started
 
     def _stop(self, unit: str) -> None:
         self.running.pop(unit, None)
         self.ports.pop(unit, None)
+        self.takes.pop(unit, None)
 
 
-def fleet(count: int, port: int, *, is_node: bool, engine: str) -> Cluster:
+def fleet(count: int, port: int, gpus: int | None = None, *, is_node: bool, engine: str) -> Cluster:
     host = ClusterHost(name="a", address="10.0.0.1", roles=("node", "gateway") if is_node else ("gateway",))
-    group = HostGroup(name="all", nodes=count, port=port, engine_command=engine)
+    group = HostGroup(name="all", nodes=count, port=port, engine_command=engine, gpus=gpus)
     return Cluster(groups=(group,), hosts=(host, HOSTS[1]))
 
 
@@ -114,6 +125,7 @@ fleets = st.builds(
     fleet,
     st.integers(1, 5),
     st.integers(8100, 8103),
+    st.sampled_from([None, 1, 2]),
     is_node=st.sampled_from([True, True, True, False]),
     engine=st.sampled_from(["", "/usr/bin/engine --port {port}"]),
 )

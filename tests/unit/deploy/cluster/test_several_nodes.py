@@ -23,6 +23,7 @@ from deploy.cluster.plan import plan
 from deploy.cluster.release import Release
 from deploy.cluster.rollout import HostReport, HostView, Rollout
 from deploy.cluster.shell import Ran
+from gateway.scale.config import SystemdConnectorConfig
 from protos.runtime.config import ConfigError
 from tests.unit.deploy.cluster.clusters import BEFORE, FRESH, RELEASE, TAR, installed, wanted
 from tests.unit.deploy.cluster.test_rollout import FRESH_HOST, RUNNING_HOST, Journal
@@ -94,6 +95,12 @@ def test_addresses_in_a_groups_configuration_count_up_too() -> None:
     assert settings["engine"]["url"] == "http://localhost:9001"
     assert settings["engine"]["trace"] == "unix:/run/vllm/9001.sock"
     assert settings["emulated"]["http_listen"] == "127.0.0.1:0"
+
+
+def test_a_connector_that_scales_calls_them_the_same() -> None:
+    own = SystemdConnectorConfig()
+    wanted_units = [service.unit for service in wanted(HOSTS[1], cluster=FLEET).services]
+    assert [own.unit.format(node=f"b-{index}") for index in range(4)] == wanted_units
 
 
 def test_a_count_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
@@ -228,6 +235,22 @@ def test_one_node_becomes_two_when_it_has_gone_with_its_engine() -> None:
     assert "start astrolabe-predictor@b-1" in got
 
 
+def test_engines_that_have_anothers_gpus_stop_before_that_one_starts() -> None:
+    facts = installed(HOSTS[1], cluster=of(gpus=1))
+    want = wanted(HOSTS[1], cluster=of(gpus=1))
+    running = UnitFacts(active="active", enabled=True, pid=7, release=RELEASE.name)
+    units = {unit: running for service in want.services for unit in (service.unit, service.engine_unit)}
+    takes = {service.engine_unit: service.takes for service in want.services}
+    facts = msgspec.structs.replace(facts, units=units, users=frozenset({"vllm"}), takes=takes)
+    got = plan(facts, wanted(HOSTS[1], cluster=of(nodes=2, gpus=2)), RELEASE, TAR)
+    assert got.leave.nodes == ("b-1", "b-2", "b-3")
+    assert [step.title for step in got.leave.steps][:2] == [
+        "stop astrolabe-predictor@b-1",
+        "stop astrolabe-engine@b-1",
+    ]
+    assert {service.name: service.change for service in got.services} == {"b-0": "restart", "b-1": "start"}
+
+
 def test_an_engine_that_runs_is_started_anew_only_with_its_node_emptied() -> None:
     facts = installed(HOSTS[1], cluster=FLEET)
     want = wanted(HOSTS[1], cluster=FLEET)
@@ -304,15 +327,13 @@ def test_a_host_whose_node_becomes_two_is_done_with_before_the_next_one(tmp_path
     units = {"a": ("astrolabe-gateway",), "b": ("astrolabe-predictor",), "c": ("astrolabe-predictor",)}
     nodes = {"b": "10.0.0.2:8100", "c": "10.0.0.3:8100"}
     journal, _ = rolled(tmp_path, release, TWO_EACH, units, nodes)
-    assert journal[:14] == [
+    assert journal[:12] == [
         "a: drain b --stay",
         "a: drain b --wait",
         "b: without predictor",
         "b: restart predictor@b-0",
         "b: restart predictor@b-1",
         "a: lists c, b-0, b-1",
-        "a: drain b-0 --undo",
-        "a: drain b-1 --undo",
         "a: drain c --stay",
         "a: drain c --wait",
         "c: without predictor",

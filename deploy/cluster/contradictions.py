@@ -94,6 +94,9 @@ def _of_hosts(cluster: Cluster) -> Iterator[Problem]:
             first.setdefault((key, value), host.name)
         if not host.roles:
             yield Problem("hosts", row, "roles", f"{host.name!r} has no role; give it node, gateway or both")
+        if host.nodes is not None and host.roles and not host.is_node:
+            text = f"{host.name!r} has nodes and not the role; write node in its roles, or leave nodes out"
+            yield Problem("hosts", row, "nodes", text)
         if host.is_node and host.group and host.group not in groups:
             known = ", ".join(sorted(groups)) or "none"
             yield Problem("hosts", row, "group", f"there is no group {host.group!r}; there are: {known}")

@@ -150,6 +150,10 @@ def test_a_count_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
             msgspec.structs.replace(FLEET, hosts=(*HOSTS, ClusterHost(name="b-1", address="10.0.0.4", nodes=1))),
             "'b-1': its node b-1 is called as one of 'b'; rename either",
         ),
+        (
+            msgspec.structs.replace(FLEET, hosts=(msgspec.structs.replace(HOSTS[0], nodes=2), *HOSTS[1:])),
+            "'a' has nodes and not the role; write node in its roles, or leave nodes out",
+        ),
     ],
 )
 def test_what_two_nodes_cannot_share_is_one_line(cluster: Cluster, words: str) -> None:
@@ -341,6 +345,21 @@ def test_a_host_whose_node_becomes_two_is_done_with_before_the_next_one(tmp_path
         "c: restart predictor@c-1",
         "a: lists b-0, b-1, c-0, c-1",
     ]
+
+
+def test_a_node_at_another_port_is_listed_there_before_it_is_waited_for(tmp_path: Path, release: Release) -> None:
+    units = {"a": ("astrolabe-gateway",), "b": ("astrolabe-predictor",), "c": ("astrolabe-predictor",)}
+    one_each = msgspec.structs.replace(TWO_EACH, groups=(msgspec.structs.replace(PLAIN, nodes=1, port=8300),))
+    nodes = {"b": "10.0.0.2:8100", "c": "10.0.0.3:8100"}
+    journal, reports = rolled(tmp_path, release, one_each, units, nodes)
+    assert journal[:5] == [
+        "a: drain b --stay",
+        "a: drain b --wait",
+        "b: restart predictor",
+        "a: lists c, b",
+        "a: drain b --undo",
+    ]
+    assert {report.outcome for report in reports.values()} == {"changed"}
 
 
 def test_nodes_that_leave_are_empty_first_and_listed_no_more(tmp_path: Path, release: Release) -> None:

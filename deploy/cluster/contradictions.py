@@ -135,7 +135,12 @@ def _of_ports(cluster: Cluster, row: int, host: ClusterHost) -> Iterator[Problem
     owners = {port: ("its gateway", key) for port, key in gateway.items()}
     key = "nodes" if host.nodes is not None else ""
     for node in nodes:
-        for port, name in node.ports().items():
+        try:
+            taken = node.ports()
+        except ValueError as bad:
+            yield Problem("hosts", row, key, f"{host.name!r}: {node.name}: {bad}")
+            return
+        for port, name in taken.items():
             if port > 65535:
                 text = f"{node.name} would have port {port}; make {name} of its group smaller, or nodes fewer"
                 yield Problem("hosts", row, key, f"{host.name!r}: {text}")

@@ -255,7 +255,7 @@ class Rollout:
         self._empty(name, leave.nodes, reports, gateways)
         self._do(name, leave.steps, reports)
         self._start(name, services, reports)
-        self._announce(name, leave.nodes, reports, gateways)
+        self._announce([service.name for service in services], leave.nodes, reports, gateways)
         end_s = time.monotonic() + ALL_UP_S
         for gateway in gateways:
             for service in services:
@@ -275,7 +275,7 @@ class Rollout:
         self._empty(name, [node], reports, gateways)
         self._start(name, [service], reports)
         began_s = time.monotonic()
-        self._announce(name, [], reports, gateways)
+        self._announce([node], [], reports, gateways)
         for gateway in gateways:
             self._take_back(gateway, node)
         for gateway in gateways:
@@ -288,7 +288,8 @@ class Rollout:
     ) -> None:
         """Waits until nodes of a host have nothing of any gateway."""
         began_s = time.monotonic()
-        asked = [(gateway, node) for gateway in gateways for node in nodes if node in self.nodes_of(gateway)]
+        known = {gateway.name: self.nodes_of(gateway) for gateway in gateways}
+        asked = [(gateway, node) for gateway in gateways for node in nodes if node in known[gateway.name]]
         for gateway, node in asked:
             # Told at all before any is waited for: else one would go on sending what another one moves away.
             self._ask(gateway, f"drain {shlex.quote(node)} --stay")
@@ -307,12 +308,16 @@ class Rollout:
             self._ask(gateway, f"drain {shlex.quote(node)} --undo")
 
     def _announce(
-        self, name: str, gone: Sequence[str], reports: dict[str, HostReport], gateways: Sequence[ClusterHost]
+        self,
+        here: Sequence[str],
+        gone: Sequence[str],
+        reports: dict[str, HostReport],
+        gateways: Sequence[ClusterHost],
     ) -> None:
-        """Has gateways list a host's nodes as they are now, and all others as they did."""
-        here = next(host for host in self._cluster.hosts if host.name == name)
-        new = [(node.name, node.address) for node in self._cluster.nodes_of(here)]
-        names, addresses = {*gone, *(node for node, _ in new)}, {address for _, address in new}
+        """Has gateways list nodes that have come to be as the file says, not those that have gone, and all others as
+        they did: those may still be where they were."""
+        new = [(node.name, node.address) for node in self._cluster.nodes() if node.name in here]
+        names, addresses = {*gone, *here}, {address for _, address in new}
         for gateway in gateways:
             listed = [(node["node_id"], node["address"]) for node in self._list(gateway)]
             kept = [(node, address) for node, address in listed if node not in names and address not in addresses]

@@ -133,6 +133,10 @@ def test_a_count_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
             of(config={"metrics_listen": "0.0.0.0:8101"}),
             "'b': port 8101 is that of b-0 (config.metrics_listen of its group) and of b-1 (port); change either",
         ),
+        (
+            of(config={"metrics_listen": "0.0.0.0:65534"}),
+            "'b': b-2: '0.0.0.0:65536': the port must be between 0 and 65535",
+        ),
         (of(port=65533), "'b': b-3 would have port 65536; make port of its group smaller, or nodes fewer"),
         (
             of(engine_command="vllm serve m --port 8000"),
@@ -362,6 +366,22 @@ def test_a_node_at_another_port_is_listed_there_before_it_is_waited_for(tmp_path
     assert {report.outcome for report in reports.values()} == {"changed"}
 
 
+def test_nodes_whose_ports_change_are_listed_at_the_new_one_by_one(tmp_path: Path, release: Release) -> None:
+    units = {
+        "a": ("astrolabe-gateway",),
+        **{name: tuple(f"astrolabe-predictor@{name}-{i}" for i in range(2)) for name in "bc"},
+    }
+    nodes = {node.name: node.address for node in TWO_EACH.nodes()}
+    moved = msgspec.structs.replace(TWO_EACH, groups=(msgspec.structs.replace(PLAIN, port=8300),))
+    journal, _ = rolled(tmp_path, release, moved, units, nodes)
+    assert [line for line in journal if "b-" in line and "drain" not in line][:4] == [
+        "b: restart predictor@b-0",
+        "a: lists b-1, c-0, c-1, b-0",
+        "b: restart predictor@b-1",
+        "a: lists c-0, c-1, b-0, b-1",
+    ]
+
+
 def test_nodes_that_leave_are_empty_first_and_listed_no_more(tmp_path: Path, release: Release) -> None:
     units = {
         "a": ("astrolabe-gateway",),
@@ -377,7 +397,7 @@ def test_nodes_that_leave_are_empty_first_and_listed_no_more(tmp_path: Path, rel
         "a: drain b-3 --wait",
         "b: without predictor@b-2",
         "b: without predictor@b-3",
-        "a: lists c-0, c-1, b-0, b-1",
+        "a: lists b-0, b-1, c-0, c-1",
     ]
 
 

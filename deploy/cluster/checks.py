@@ -104,9 +104,10 @@ def _gpu(cluster: Cluster, host: ClusterHost, facts: HostFacts) -> Finding:
     nodes = cluster.nodes_of(host)
     wanted = sum(len(node.gpus) for node in nodes)
     if wanted > len(facts.gpus) and not is_emulated:
-        what = f"{len(nodes)} nodes of {len(nodes[0].gpus)} GPUs" if len(nodes) > 1 else "its node"
-        text = f"{what} want {wanted}, the host has {len(facts.gpus)} ({names}); lower nodes or gpus"
-        return Finding("gpu", "fail", text if len(nodes) > 1 else text.replace("want", "wants"))
+        each = len(nodes[0].gpus)
+        what = f"{len(nodes)} nodes of {each} GPU{'s' if each > 1 else ''} want" if len(nodes) > 1 else "its node wants"
+        text = f"{what} {wanted}, the host has {len(facts.gpus)} ({names}); lower nodes or gpus"
+        return Finding("gpu", "fail", text)
     return Finding("gpu", "ok", f"{len(facts.gpus)} x {names}, driver {facts.gpus[0].driver}")
 
 

@@ -202,30 +202,31 @@ def _service(facts: HostFacts, wanted: Desired, service: Service, stopped: set[s
     """`stopped`: units that are by then."""
     unit, has, engine = service.unit, facts.unit(service.unit), service.engine_unit
     changed = [file for file in service.files if facts.files.get(file.path) != file.digest]
-    new_engine = service.engine is not None and facts.files.get(service.engine.path) != service.engine.digest
+    new_engine = service.engine is not None and (
+        facts.files.get(service.engine.path) != service.engine.digest or engine in facts.pending
+    )
     has_engine = bool(engine) and facts.unit(engine).is_running and engine not in stopped
     change = "start" if unit in stopped else _change(facts, wanted, service, changed, new_engine and has_engine)
     has_switch = facts.current != wanted.release
-    if change == "none" and not changed and not new_engine and has.enabled and not has_switch:
+    is_engine_due = bool(engine) and (new_engine or not has_engine)
+    if change == "none" and not changed and not is_engine_due and has.enabled and not has_switch:
         return ServicePlan(role=service.role, name=service.name, change="none")
     steps: list[HostStep] = []
     settle: list[HostStep] = []
+    # Should this be cut off before a service has taken them over, the next run knows.
     if changed and change != "none":
-        # Should this be cut off before the service has taken them over, the next run knows.
-        steps.append(
-            HostStep(title=f"note that {unit} has news", script=f"mkdir -p {PENDING} && touch {PENDING}/{unit}")
-        )
+        steps.append(_note(unit))
     steps += [_put(file) for file in changed]
     if service.engine is not None and new_engine:
-        steps.append(_put(service.engine))
+        steps += [_note(engine), _put(service.engine)]
     if any(file.is_unit for file in changed) or new_engine:
         steps.append(HostStep(title="units read anew", script="systemctl daemon-reload"))
     if has_switch:
         steps.append(_switch(facts, wanted))
-    if engine and (new_engine or not has_engine):
+    if is_engine_due:
         act = "restart" if has_engine else "start"
         script = f"systemctl enable --quiet {engine} && systemctl {act} --no-block {engine}"
-        steps.append(HostStep(title=f"{act} {engine}", script=script))
+        steps.append(HostStep(title=f"{act} {engine}", script=f"{script} && rm -f {PENDING}/{engine}"))
     if not has.enabled:
         steps.append(HostStep(title=f"{unit} at boot", script=f"systemctl enable --quiet {unit}"))
     if change != "none":
@@ -235,6 +236,10 @@ def _service(facts: HostFacts, wanted: Desired, service: Service, stopped: set[s
         settle.append(gate(service, has_tls=wanted.has_tls))
         settle.append(HostStep(title=f"{unit} has all news", script=f"rm -f {PENDING}/{unit}"))
     return ServicePlan(role=service.role, name=service.name, change=change, steps=tuple(steps), settle=tuple(settle))
+
+
+def _note(unit: str) -> HostStep:
+    return HostStep(title=f"note that {unit} has news", script=f"mkdir -p {PENDING} && touch {PENDING}/{unit}")
 
 
 def _change(
@@ -281,9 +286,8 @@ def _switch(facts: HostFacts, wanted: Desired) -> HostStep:
 
 def told_of_nodes(file: ManagedFile) -> list[HostStep]:
     """Has a gateway that runs take over another list of nodes, for the time that the others take to change too."""
-    note = f"mkdir -p {PENDING} && touch {PENDING}/{GATEWAY}"
     return [
-        HostStep(title=f"note that {GATEWAY} has news", script=note),
+        _note(GATEWAY),
         _put(file),
         HostStep(title=f"reload {GATEWAY}", script=f"systemctl reload {GATEWAY}"),
     ]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deploy.cluster.desired import Desired
 from deploy.cluster.facts import HostFacts, PortListener, UnitFacts
-from deploy.cluster.layout import CURRENT, ENGINE, PREDICTOR, configuration_of, kind_of, unit_file
+from deploy.cluster.layout import CURRENT, ENGINE, GATEWAY, PREDICTOR, configuration_of, kind_of, unit_file
 from deploy.cluster.manifest import Cluster, ClusterHost, HostGroup
 from deploy.cluster.plan import HostStep, plan, removal
 from tests.unit.deploy.cluster.clusters import FRESH, HOSTS, RELEASE, TAR, wanted
@@ -26,6 +26,8 @@ class SimulatedHost:
         """Process ids by unit."""
         self.ports: dict[str, int] = {}
         self.takes: dict[str, frozenset[str]] = {}
+        self.read: dict[str, list[bytes | None]] = {}
+        """Unit and configuration that a service has begun with."""
         self.enabled: set[str] = set()
         self.pending: set[str] = set()
         self.releases: set[str] = set()
@@ -85,6 +87,7 @@ class SimulatedHost:
                 self.enabled.discard(unit)
                 for path in (unit_file(unit), configuration_of(unit)):
                     self.files.pop(path, None)
+                self.pending.discard(unit)
             case [path] if path.startswith("/") and isinstance(step.stdin, bytes):
                 self.files[path] = step.stdin
             case _:
@@ -106,8 +109,14 @@ class SimulatedHost:
                 assert not takes & taken, f"{unit} starts while {other} has {takes & taken}"
                 assert "all" not in takes | taken, f"{unit} starts while {other} runs"
             self.takes[unit] = takes
+        if kind_of(unit) == ENGINE:
+            self.pending.discard(unit)
+        self.read[unit] = self.written(unit)
         self.started += 1
         self.running[unit] = self.started
+
+    def written(self, unit: str) -> list[bytes | None]:
+        return [self.files.get(path) for path in (unit_file(unit), configuration_of(unit))]
 
     def _stop(self, unit: str) -> None:
         self.running.pop(unit, None)
@@ -127,38 +136,77 @@ fleets = st.builds(
     st.integers(8100, 8103),
     st.sampled_from([None, 1, 2]),
     is_node=st.sampled_from([True, True, True, False]),
-    engine=st.sampled_from(["", "/usr/bin/engine --port {port}"]),
+    engine=st.sampled_from(["", "/usr/bin/engine --port {port}", "/usr/bin/engine --port {port} --more"]),
 )
+
+
+def changed_to(host: SimulatedHost, cluster: Cluster, *, steps: int | None = None) -> int:
+    """An installation of that file, or as many steps of it; how many it has."""
+    want = wanted(cluster.hosts[0], cluster=cluster)
+    planned = plan(host.facts(want), want, RELEASE, TAR).steps()
+    for step in planned[:steps]:
+        host.do(step)
+    return len(planned)
+
+
+def check(host: SimulatedHost, cluster: Cluster) -> None:
+    """It is as the file says, and an installation would change nothing."""
+    want = wanted(cluster.hosts[0], cluster=cluster)
+    assert [step.title for step in plan(host.facts(want), want, RELEASE, TAR).steps()] == []
+    expected = {unit for service in want.services for unit in (service.unit, service.engine_unit) if unit}
+    assert set(host.running) == host.enabled == expected
+    for unit in expected - {GATEWAY}:
+        assert host.read[unit] == host.written(unit)
+    certificates = {path for path in host.files if path.startswith("/etc/astrolabe/tls/")}
+    assert host.files.keys() - {CURRENT} == {file.path for file in want.files()} | certificates
 
 
 @given(st.lists(st.tuples(fleets, st.integers(0, 40)), min_size=1, max_size=5))
 def test_any_sequence_of_counts_comes_to_what_the_file_says(sequence: list[tuple[Cluster, int]]) -> None:
     """Each but the last may be cut off after any of its steps."""
     host = SimulatedHost()
-    for position, (cluster, cut_off) in enumerate(sequence):
-        want = wanted(cluster.hosts[0], cluster=cluster)
-        steps = plan(host.facts(want), want, RELEASE, TAR).steps()
-        for step in steps if position == len(sequence) - 1 else steps[:cut_off]:
-            host.do(step)
-    again = plan(host.facts(want), want, RELEASE, TAR)
-    assert [step.title for step in again.steps()] == []
-    expected = {unit for service in want.services for unit in (service.unit, service.engine_unit) if unit}
-    assert set(host.running) == host.enabled == expected
-    assert {path for path in host.files if path != CURRENT} == {file.path for file in want.files()} | {
-        path for path in host.files if path.startswith("/etc/astrolabe/tls/")
-    }
-    for step in removal(host.facts(want))[: len(expected)]:
+    for cluster, cut_off in sequence[:-1]:
+        changed_to(host, cluster, steps=cut_off)
+    last, _ = sequence[-1]
+    changed_to(host, last)
+    check(host, last)
+    for step in removal(host.facts(wanted(last.hosts[0], cluster=last)))[: len(host.running)]:
         host.do(step)
     assert host.running == {}
+
+
+ENGINE_COMMAND = "/usr/bin/engine --port {port}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1, 8100, None, ENGINE_COMMAND), (3, 8100, None, ENGINE_COMMAND)),
+        ((3, 8100, None, ENGINE_COMMAND), (1, 8100, None, ENGINE_COMMAND)),
+        ((4, 8100, 1, ENGINE_COMMAND), (2, 8100, 2, ENGINE_COMMAND)),
+        ((2, 8100, None, ENGINE_COMMAND), (2, 8101, None, ENGINE_COMMAND)),
+        ((2, 8100, None, ENGINE_COMMAND), (2, 8100, None, f"{ENGINE_COMMAND} --more")),
+    ],
+)
+def test_a_change_that_is_cut_off_anywhere_is_made_good(
+    before: tuple[int, int, int | None, str], after: tuple[int, int, int | None, str]
+) -> None:
+    first, then = (fleet(*own, is_node=True, engine=engine) for *own, engine in (before, after))  # type: ignore[arg-type]
+    cut_off, count = 0, 1
+    while cut_off < count:
+        host = SimulatedHost()
+        changed_to(host, first)
+        count = changed_to(host, then, steps=cut_off)
+        changed_to(host, then)
+        check(host, then)
+        cut_off += 1
+    assert count > 5
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_nodes_that_stay_are_left_alone(count: int) -> None:
     host = SimulatedHost()
-    for nodes in (count, count + 3):
-        want = wanted(cluster=(cluster := fleet(nodes, 8100, is_node=True, engine="")), host=cluster.hosts[0])
-        before = dict(host.running)
-        for step in plan(host.facts(want), want, RELEASE, TAR).steps():
-            host.do(step)
-    stay = {unit for unit in before if "@" in unit}
-    assert {unit: host.running[unit] for unit in stay} == {unit: before[unit] for unit in stay}
+    changed_to(host, fleet(count, 8100, is_node=True, engine=""))
+    before = {unit: pid for unit, pid in host.running.items() if "@" in unit}
+    changed_to(host, fleet(count + 3, 8100, is_node=True, engine=""))
+    assert {unit: host.running[unit] for unit in before} == before

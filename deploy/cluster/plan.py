@@ -45,6 +45,8 @@ QUICK_S = 60.0
 UPLOAD_S = 1800.0
 BUILD_S = 1800.0
 START_S = 300.0
+REMOVE_S = 600.0
+"""An environment has tens of thousands of files, and a busy disk takes its time over each."""
 
 
 class HostStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -313,7 +315,7 @@ def _finish(facts: HostFacts, wanted: Desired) -> Iterator[HostStep]:
     old = sorted(facts.releases - {wanted.release, before})
     if old:
         folders = " ".join(f"{RELEASES}/{name}" for name in old)
-        yield HostStep(title=f"without {', '.join(old)}", script=f"rm -rf {folders}")
+        yield HostStep(title=f"without {', '.join(old)}", script=f"rm -rf {folders}", timeout_s=REMOVE_S)
 
 
 def remove_unit(unit: str) -> HostStep:
@@ -330,7 +332,7 @@ def removal(facts: HostFacts) -> list[HostStep]:
     steps = [remove_unit(unit) for unit in our_units(facts)]
     if facts.current or facts.releases or facts.files or "astrolabe" in facts.users:
         folders = f"{OPT} {ETC} {CACHE} /var/log/astrolabe"
-        steps.append(HostStep(title="without files", script=f"rm -rf {folders}"))
+        steps.append(HostStep(title="without files", script=f"rm -rf {folders}", timeout_s=REMOVE_S))
     if "astrolabe" in facts.users:
         steps.append(HostStep(title="without user astrolabe", script="userdel astrolabe"))
     return steps

@@ -278,6 +278,7 @@ class Gateway:
         if self._private is not None:
             await self._private.stop(None)
         await self._siblings.close()
+        self.nodes.leave()
         if self.scaling is not None:
             await self.scaling.stop()
         await self.discovery.close()

@@ -12,9 +12,9 @@ from typing import Literal
 import msgspec
 
 from deploy.cluster.authority import days_left
-from deploy.cluster.facts import HostFacts
-from deploy.cluster.layout import ENGINE, GATEWAY, PREDICTOR, TLS
-from deploy.cluster.manifest import GATEWAY_USER, Cluster, ClusterHost
+from deploy.cluster.facts import HostFacts, PortListener, VllmFacts
+from deploy.cluster.layout import ENGINE, GATEWAY, PREDICTOR, TLS, kind_of, unit_of
+from deploy.cluster.manifest import GATEWAY_USER, Cluster, ClusterHost, HostNode
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -95,31 +95,49 @@ def _python(cluster: Cluster, facts: HostFacts) -> Finding:
 
 
 def _gpu(cluster: Cluster, host: ClusterHost, facts: HostFacts) -> Finding:
+    is_emulated = cluster.group_of(host).engine == "emulated"
     if not facts.gpus:
-        if cluster.group_of(host).engine == "emulated":
+        if is_emulated:
             return Finding("gpu", "warn", "none: its engine is emulated and needs none")
         return Finding("gpu", "fail", 'none that nvidia-smi knows; install the driver, or say engine = "emulated"')
-    names = sorted({gpu.name for gpu in facts.gpus})
-    return Finding("gpu", "ok", f"{len(facts.gpus)} x {', '.join(names)}, driver {facts.gpus[0].driver}")
+    names = ", ".join(sorted({gpu.name for gpu in facts.gpus}))
+    nodes = cluster.nodes_of(host)
+    wanted = sum(len(node.gpus) for node in nodes)
+    if wanted > len(facts.gpus) and not is_emulated:
+        each = len(nodes[0].gpus)
+        what = f"{len(nodes)} nodes of {each} GPU{'s' if each > 1 else ''} want" if len(nodes) > 1 else "its node wants"
+        text = f"{what} {wanted}, the host has {len(facts.gpus)} ({names}); lower nodes or gpus"
+        return Finding("gpu", "fail", text)
+    return Finding("gpu", "ok", f"{len(facts.gpus)} x {names}, driver {facts.gpus[0].driver}")
 
 
 def _ports(cluster: Cluster, host: ClusterHost, facts: HostFacts) -> Finding:
     wanted: list[tuple[int, str, str]] = []
-    if host.is_node:
-        wanted.append((cluster.group_of(host).port, PREDICTOR, "port of its group"))
+    for node in cluster.nodes_of(host):
+        wanted.append((node.port, unit_of(PREDICTOR, node.instance), "port of its group"))
+        if node.group.engine_command and node.engine_port in node.ports():
+            wanted.append((node.engine_port, unit_of(ENGINE, node.instance), "engine_url of its group"))
     if host.is_gateway:
         wanted.append((cluster.gateway.port, GATEWAY, "port in [gateway]"))
         wanted.append((cluster.gateway.http_port, GATEWAY, "http_port in [gateway]"))
     taken = []
     for port, unit, key in wanted:
         listener = next((found for found in facts.listeners if found.port == port), None)
-        # A gateway of several workers has children that listen: whatever runs while the unit does is taken for its own.
-        if listener is not None and not facts.unit(unit).is_running:
+        if listener is not None and not _is_ours(facts, unit, listener):
             who = f"{listener.command} (process {listener.pid})" if listener.pid else "another process"
             taken.append(f"port {port} is in use by {who}; stop that, or change {key}")
     if taken:
         return Finding("ports", "fail", "; ".join(taken))
     return Finding("ports", "ok", ", ".join(str(port) for port, _, _ in wanted))
+
+
+def _is_ours(facts: HostFacts, unit: str, listener: PortListener) -> bool:
+    """Whether a port is listened on by its service, or by one of the same kind that will have gone from there."""
+    # A gateway of several workers has children that listen: whatever runs while the unit does is taken for its own.
+    if facts.unit(unit).is_running:
+        return True
+    alike = [has for name, has in facts.units.items() if kind_of(name) == kind_of(unit) and has.is_running]
+    return bool(alike) and (kind_of(unit) == ENGINE or listener.pid in (0, *(has.pid for has in alike)))
 
 
 def _clock(facts: HostFacts) -> Finding:
@@ -152,15 +170,24 @@ def _users(cluster: Cluster, host: ClusterHost, facts: HostFacts) -> Finding:
 
 
 def _engine(cluster: Cluster, host: ClusterHost, facts: HostFacts) -> Finding:
-    group = cluster.group_of(host)
+    group, nodes = cluster.group_of(host), cluster.nodes_of(host)
     if group.engine != "vllm":
         return Finding("engine", "ok", group.engine)
-    if not facts.vllms:
+    found = [_vllm(node, facts) for node in nodes]
+    worst = next((one for level in ("fail", "warn") for one in found if one.level == level), None)
+    if worst is not None or len(found) == 1:
+        return worst or found[0]
+    return Finding("engine", "ok", f"{len(found)} engines; {found[0].text}")
+
+
+def _vllm(node: HostNode, facts: HostFacts) -> Finding:
+    group, server = node.group, _server_of(node, facts)
+    if server is None:
         if group.engine_command:
-            running = facts.unit(ENGINE).active
-            return Finding("engine", "ok", f"started by {ENGINE} ({running})")
-        return Finding("engine", "warn", "no vLLM server runs; start it, or name engine_command in the group")
-    server = facts.vllms[0]
+            unit = unit_of(ENGINE, node.instance)
+            return Finding("engine", "ok", f"started by {unit} ({facts.unit(unit).active})")
+        where = f" on port {node.engine_port}" if node.count > 1 else ""
+        return Finding("engine", "warn", f"no vLLM server runs{where}; start it, or name engine_command in the group")
     text = f"vLLM {server.version or '(no answer yet)'} of {server.user} on port {server.port}"
     if not server.has_trace:
         return Finding("engine", "warn", f"{text}, without our trace; see engine_adapters/README.md for its flag")
@@ -168,6 +195,12 @@ def _engine(cluster: Cluster, host: ClusterHost, facts: HostFacts) -> Finding:
         mend = f'set run_as = "{server.user}" in the group'
         return Finding("engine", "fail", f"{text}; its trace opens to that user only: {mend}")
     return Finding("engine", "ok", f"{text}, traced")
+
+
+def _server_of(node: HostNode, facts: HostFacts) -> VllmFacts | None:
+    if node.count > 1:
+        return next((server for server in facts.vllms if server.port == node.engine_port), None)
+    return facts.vllms[0] if facts.vllms else None
 
 
 def _certificates(facts: HostFacts, now: datetime.datetime) -> Iterator[Finding]:

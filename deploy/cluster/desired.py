@@ -5,20 +5,31 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 import tomli_w
 
-from deploy.cluster.layout import CURRENT, ENGINE, ETC, GATEWAY, PREDICTOR, TLS, UNITS
-from deploy.cluster.manifest import GATEWAY_USER, Cluster, ClusterHost, Role, node_settings
+from deploy.cluster.layout import (
+    CURRENT,
+    ENGINE,
+    ETC,
+    GATEWAY,
+    MARK,
+    PREDICTOR,
+    TLS,
+    UNITS,
+    node_toml,
+    unit_file,
+    unit_of,
+)
+from deploy.cluster.manifest import GATEWAY_USER, Cluster, ClusterHost, HostNode, Role
 
 SETTINGS_MARK = "# settings: "
 
 GATEWAY_TOML = f"{ETC}/gateway.toml"
 KEYS_TOML = f"{ETC}/keys.toml"
-NODE_TOML = f"{ETC}/node.toml"
 CA = f"{TLS}/ca.crt"
 
 
@@ -60,6 +71,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     """A service of ours on a host."""
 
     role: Role
+    name: str
+    """The node's; a gateway's is its host's."""
     unit: str
     files: tuple[ManagedFile, ...]
     user: str
@@ -67,11 +80,20 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     """host:port whose health says that it serves."""
     engine: ManagedFile | None = None
     """The unit of an engine that comes before it."""
+    takes: frozenset[str] = frozenset()
+    """What that engine takes of its host that no other of its host can have, as `gpu-0` and `port-8000`."""
+
+    @property
+    def engine_unit(self) -> str:
+        """Empty: it has none."""
+        return "" if self.engine is None else self.engine.name.removesuffix(".service")
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
     """A host as it is to be."""
 
+    host: str
+    """Its name."""
     release: str
     services: tuple[Service, ...]
     """Nodes before gateways."""
@@ -92,12 +114,11 @@ def _maybe(file: ManagedFile | None) -> tuple[ManagedFile, ...]:
 
 def desired(cluster: Cluster, host: ClusterHost, secrets: HostSecrets, release: str) -> Desired:
     """How a host is to be."""
-    services = []
-    if host.is_node:
-        services.append(_node(cluster, host, secrets))
+    services = [_node(cluster, node, secrets) for node in cluster.nodes_of(host)]
     if host.is_gateway:
         services.append(_gateway(cluster, host, secrets))
     return Desired(
+        host=host.name,
         release=release,
         services=tuple(services),
         python=cluster.install.python,
@@ -112,29 +133,51 @@ def subjects_of(cluster: Cluster, host: ClusterHost) -> list[str]:
     return [*own, "127.0.0.1", "localhost", *cluster.gateway.names] if host.is_gateway else own
 
 
-def _node(cluster: Cluster, host: ClusterHost, secrets: HostSecrets) -> Service:
-    group = cluster.group_of(host)
-    address = cluster.node_address(host)
-    settings: dict[str, Any] = {"node_id": host.name, "listen": address}
+def _node(cluster: Cluster, node: HostNode, secrets: HostSecrets) -> Service:
+    user, unit = node.group.run_as, unit_of(PREDICTOR, node.instance)
+    settings: dict[str, Any] = {"node_id": node.name, "listen": node.address}
     if cluster.tls:
         tls = {"cert": f"{TLS}/node.crt", "key": f"{TLS}/node.key", "client_ca": CA}
         settings["tls"] = tls
     else:
         settings["insecure"] = True
-    text = _toml(f"Node {host.name}", settings | node_settings(group))
+    text = _toml(f"Node {node.name}", settings | node.settings())
     files = [
-        ManagedFile(path=f"{UNITS}/{PREDICTOR}.service", content=_unit(PREDICTOR, group.run_as)),
-        ManagedFile(path=NODE_TOML, content=text.encode(), owner=group.run_as, mode=0o640),
+        ManagedFile(path=unit_file(unit), content=_unit(PREDICTOR, user, instance=node.instance)),
+        ManagedFile(path=node_toml(node.instance), content=text.encode(), owner=user, mode=0o640),
     ]
-    files += _tls_files("node", group.run_as, secrets) if cluster.tls else []
-    engine = None
-    if group.engine_command:
-        unit = _ENGINE_UNIT.format(command=group.engine_command.replace("%", "%%"), user=group.run_as, before=PREDICTOR)
-        engine = ManagedFile(path=f"{UNITS}/{ENGINE}.service", content=unit.encode())
-    return Service(role="node", unit=PREDICTOR, files=tuple(files), user=group.run_as, address=address, engine=engine)
+    files += _tls_files("node", user, secrets) if cluster.tls else []
+    return Service(
+        role="node",
+        name=node.name,
+        unit=unit,
+        files=tuple(files),
+        user=user,
+        address=node.address,
+        engine=_engine(node, unit) if node.group.engine_command else None,
+        takes=frozenset(_takes(node)) if node.group.engine_command else frozenset(),
+    )
 
 
-def _gateway(cluster: Cluster, host: ClusterHost, secrets: HostSecrets) -> Service:
+def _takes(node: HostNode) -> list[str]:
+    return [f"port-{node.engine_port}", *(f"gpu-{gpu}" for gpu in node.gpus)]
+
+
+def _engine(node: HostNode, predictor: str) -> ManagedFile:
+    text = _ENGINE_UNIT.format(
+        mark=MARK,
+        takes=f"# Takes: {' '.join(_takes(node))}\n" if node.instance else "",
+        what=f"Engine of Astrolabe node {node.instance}" if node.instance else "Engine of this Astrolabe node",
+        before=predictor,
+        command=node.engine_command.replace("%", "%%"),
+        gpus=f"Environment=CUDA_VISIBLE_DEVICES={','.join(map(str, node.gpus))}\n" if node.gpus else "",
+        user=node.group.run_as,
+    )
+    return ManagedFile(path=unit_file(unit_of(ENGINE, node.instance)), content=text.encode())
+
+
+def gateway_toml(cluster: Cluster, host: ClusterHost, nodes: Sequence[tuple[str, str]]) -> ManagedFile:
+    """A gateway's configuration with these nodes: name and host:port each."""
     settings: dict[str, Any] = {
         "gateway_id": host.name,
         "listen": cluster.gateway_address(host),
@@ -147,19 +190,29 @@ def _gateway(cluster: Cluster, host: ClusterHost, secrets: HostSecrets) -> Servi
         settings["insecure"] = True
     settings = _laid_over(settings, cluster.gateway.config)
     mark = hashlib.sha256(tomli_w.dumps(settings).encode()).hexdigest()[:16]
-    nodes = [{"address": cluster.node_address(node), "name": node.name} for node in cluster.nodes()]
-    text = _toml(f"Gateway {host.name}", settings | {"nodes": nodes}, mark=mark)
+    entries = [{"address": address, "name": name} for name, address in nodes]
+    text = _toml(f"Gateway {host.name}", settings | {"nodes": entries}, mark=mark)
+    return ManagedFile(path=GATEWAY_TOML, content=text.encode(), owner=GATEWAY_USER, mode=0o640)
+
+
+def _gateway(cluster: Cluster, host: ClusterHost, secrets: HostSecrets) -> Service:
     files = [
-        ManagedFile(path=f"{UNITS}/{GATEWAY}.service", content=_unit(GATEWAY, GATEWAY_USER)),
-        ManagedFile(path=GATEWAY_TOML, content=text.encode(), owner=GATEWAY_USER, mode=0o640),
+        ManagedFile(path=unit_file(GATEWAY), content=_unit(GATEWAY, GATEWAY_USER)),
+        gateway_toml(cluster, host, [(node.name, node.address) for node in cluster.nodes()]),
     ]
     if cluster.tls:
         files += _tls_files("gateway", GATEWAY_USER, secrets)
         files.append(
             ManagedFile(path=KEYS_TOML, content=secrets.api_keys, owner=GATEWAY_USER, mode=0o600, on_change="reload")
         )
-    address = cluster.gateway_address(host)
-    return Service(role="gateway", unit=GATEWAY, files=tuple(files), user=GATEWAY_USER, address=address)
+    return Service(
+        role="gateway",
+        name=host.name,
+        unit=GATEWAY,
+        files=tuple(files),
+        user=GATEWAY_USER,
+        address=cluster.gateway_address(host),
+    )
 
 
 def _tls_files(name: str, owner: str, secrets: HostSecrets) -> list[ManagedFile]:
@@ -178,7 +231,7 @@ def settings_mark(gateway_toml: bytes) -> str:
 
 
 def _toml(title: str, settings: Mapping[str, Any], *, mark: str = "") -> str:
-    head = [f"# {title}. Written by `astrolabe cluster`, from cluster.toml: change it there."]
+    head = [f"# {title}. {MARK.removeprefix('# ')}, from cluster.toml: change it there."]
     head += [f"{SETTINGS_MARK}{mark}"] if mark else []
     return "\n".join(head) + "\n\n" + tomli_w.dumps(settings)
 
@@ -191,24 +244,29 @@ def _laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return both
 
 
-def _unit(unit: str, user: str) -> bytes:
-    """The shipped unit, for the release that is current and the user it is to run as."""
+def _unit(unit: str, user: str, *, instance: str = "") -> bytes:
+    """The shipped unit, for the release that is current, the user it is to run as and one of several nodes."""
     text = (importlib.resources.files("deploy") / "systemd" / f"{unit}.service").read_text(encoding="utf-8")
     text = re.sub(r"^ExecStart=\S+/astrolabe ", f"ExecStart={CURRENT}/bin/astrolabe ", text, flags=re.MULTILINE)
-    return re.sub(r"^User=.*$", f"User={user}", text, flags=re.MULTILINE).encode()
+    text = re.sub(r"^User=.*$", f"User={user}", text, flags=re.MULTILINE)
+    if instance:
+        # A whole unit, of no template: a template that was put there for scaling stays as it is.
+        text = f"{MARK}, from cluster.toml: change it there.\n{text.replace(node_toml(''), node_toml(instance))}"
+        text = re.sub(r"^Description=.*$", f"Description=Astrolabe predictor {instance}", text, flags=re.MULTILINE)
+    return text.encode()
 
 
 _ENGINE_UNIT = """\
-# Written by `astrolabe cluster`, from engine_command in cluster.toml: change it there.
-[Unit]
-Description=Engine of this Astrolabe node
+{mark}, from engine_command in cluster.toml: change it there.
+{takes}[Unit]
+Description={what}
 After=network-online.target
 Wants=network-online.target
 Before={before}.service
 
 [Service]
 ExecStart={command}
-Restart=always
+{gpus}Restart=always
 RestartSec=5
 User={user}
 # Models take their time to load and to be let go of.

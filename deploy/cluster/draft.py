@@ -40,10 +40,12 @@ engine = {engine}
 profile = {profile}
 port = {port}
 {url}
+# Nodes on each host: an engine with a GPU each, or as many as `gpus` says; the ports of node i are these + i.
+nodes = {nodes}
 # User of the predictor. Beside vLLM the user that vLLM runs as.
 run_as = "astrolabe"
 # Who starts the engine: you, or a service made of this command.
-# engine_command = "/opt/vllm/bin/vllm serve /models/Qwen2-7B --port 8000"
+# engine_command = "/opt/vllm/bin/vllm serve /models/Qwen2-7B --port {{port}}"
 {limits}"""
 
 
@@ -122,10 +124,15 @@ def _group(name: str, members: Sequence[FoundHost], engine: str, profile: str, l
             profile=_quoted(profile),
             port=_most([str(h.predictor_port or "") for h in members]) or "8100",
             url=url,
+            nodes=_usual_nodes(members),
             limits=f"[groups.config.emulated]\n{table}\n" if told and engine == "emulated" else "",
         ).rstrip("\n")
         + "\n",
     )
+
+
+def _usual_nodes(members: Sequence[FoundHost]) -> int:
+    return int(_most([str(host.nodes) for host in members]) or 1)
 
 
 def _host(host: FoundHost, roles: list[str], groups: dict[str, list[FoundHost]], common_user: str) -> str:
@@ -139,6 +146,8 @@ def _host(host: FoundHost, roles: list[str], groups: dict[str, list[FoundHost]],
     lines.append(f"roles = {json.dumps(roles)}")
     if len(groups) > 1 and "node" in roles:
         lines.append(f"group = {_quoted(_group_name(host))}")
+    if "node" in roles and host.nodes != _usual_nodes(groups[_group_name(host)]):
+        lines.append(f"nodes = {host.nodes}")
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,19 @@ from collections.abc import Iterable
 
 import msgspec
 
-from deploy.cluster.layout import ALL_UNITS, COMPLETE, CURRENT, ETC, PENDING, PREVIOUS, RELEASES, UNITS
+from deploy.cluster.layout import (
+    ALL_UNITS,
+    COMPLETE,
+    CURRENT,
+    ENGINE,
+    ETC,
+    MARK,
+    PENDING,
+    PREDICTOR,
+    PREVIOUS,
+    RELEASES,
+    UNITS,
+)
 
 
 class UnitFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +97,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Units whose configuration is newer than their process."""
     files: dict[str, str] = {}
     """SHA-256 of each file asked about that there is, by path."""
+    takes: dict[str, frozenset[str]] = {}
+    """What engines of ours take of the host that no other can have (`desired.Service.takes`), by unit."""
     settings: str = ""
     """What the gateway's configuration says of itself (`desired.settings_mark`)."""
     certs: dict[str, bytes] = {}
@@ -101,9 +115,11 @@ CLOCK = "date +%s.%N"
 """Asked apart, over a connection that stands, so that the round trip can be taken off."""
 
 
-def facts_script(*, python: str, users: Iterable[str], files: Iterable[str], certs: Iterable[str]) -> str:
+def facts_script(
+    *, python: str, users: Iterable[str], files: Iterable[str], certs: Iterable[str], units: Iterable[str] = ()
+) -> str:
     """A POSIX shell script that prints a host's facts, one `key=value` a line. It runs as who logs in and becomes root
-    where that needs no password; it changes nothing."""
+    where that needs no password; it changes nothing. `units`: asked about beside those that the host has of us."""
     inner = _INNER.format(
         python=shlex.quote(python),
         releases=RELEASES,
@@ -112,9 +128,12 @@ def facts_script(*, python: str, users: Iterable[str], files: Iterable[str], cer
         previous=PREVIOUS,
         pending=PENDING,
         etc=ETC,
-        units=" ".join(ALL_UNITS),
+        units=" ".join(dict.fromkeys([*ALL_UNITS, *units])),
         users=" ".join(shlex.quote(u) for u in users),
-        files=" ".join(shlex.quote(f) for f in [*files, *(f"{UNITS}/{u}.service" for u in ALL_UNITS)]),
+        instances=" ".join(f"{UNITS}/{kind}@?*.service" for kind in (PREDICTOR, ENGINE)),
+        mark=shlex.quote(f"^{MARK}"),
+        unit_files=UNITS,
+        files=" ".join(shlex.quote(f) for f in files),
         certs=" ".join(shlex.quote(c) for c in certs),
     )
     return _OUTER.format(inner=shlex.quote(inner))
@@ -142,7 +161,15 @@ ss -Hltnp 2>/dev/null | sed 's/^/listen=/'
 for d in {releases}/*/{complete}; do [ -e "$d" ] && say release "$(basename "$(dirname "$d")")"; done
 say current "$(readlink {current} | sed 's,.*/,,')"
 say previous "$(readlink {previous} | sed 's,.*/,,')"
-for u in {units}; do
+units="{units}"
+for f in {instances}; do
+  u=$(basename "$f" .service)
+  case " $units " in *" $u "*) continue;; esac
+  grep -qs {mark} "$f" && units="$units $u"
+done
+for u in $units; do
+  f="{unit_files}/$u.service"; [ -f "$f" ] && say file "$(sha256sum "$f")"
+  say takes "$u $(sed -n 's/^# Takes: //p' "$f" 2>/dev/null)"
   pid=$(systemctl show --property=MainPID --value "$u.service" 2>/dev/null)
   python=$(tr '\\0' '\\n' 2>/dev/null < "/proc/${{pid:-0}}/cmdline" | head -n 1)
   run=$(printf '%s\\n' "$python" | sed -n 's,^{releases}/\\([^/]*\\)/bin/python.*,\\1,p')
@@ -202,6 +229,7 @@ def read_facts(printed: str, *, clock_skew_s: float = 0.0, round_trip_s: float =
         units=dict(_unit(line) for line in told.get("unit", ())),
         pending=frozenset(told.get("pending", ())),
         files={path.strip(): digest for digest, _, path in (line.partition(" ") for line in told.get("file", ()))},
+        takes={unit: frozenset(words) for unit, *words in (line.split() for line in told.get("takes", ()))},
         settings=one("settings"),
         certs={path: _decoded(text) for path, _, text in (line.partition(" ") for line in told.get("cert", ()))},
         clock_skew_s=clock_skew_s,

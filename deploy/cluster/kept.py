@@ -8,13 +8,14 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from deploy.cluster.authority import CertPair, certify, days_left, new_authority, vouches_for
 from deploy.cluster.desired import HostSecrets, subjects_of
 from deploy.cluster.manifest import Cluster, ClusterHost
 from deploy.cluster.release import Release, release_in, take_release
-from gateway.intake.callers import KeyEntry, KeyFile, digest, new_key, write_keys
+from gateway.intake.callers import KeyEntry, KeyFile, digest, keys_text, new_key
 from protos.runtime.config import ConfigError
 
 OPERATOR = "operator"
@@ -22,15 +23,25 @@ OPERATOR = "operator"
 
 
 class Kept:
-    """The operator's folder of one cluster."""
+    """The operator's folder of one cluster.
 
-    def __init__(self, cluster_file: Path) -> None:
+    One that does not write (a dry run) makes what is missing for itself alone, and forgets it.
+    """
+
+    def __init__(self, cluster_file: Path, *, writes: bool = True) -> None:
+        self._drafts: dict[str, bytes] | None = None if writes else {}
+        self._draft_releases: tempfile.TemporaryDirectory[str] | None = None
         self.folder = cluster_file.with_suffix(".d")
         self.ca = self.folder / "tls/ca.crt"
         self.ca_key = self.folder / "ca.key"
         self.keys = self.folder / "keys.toml"
         self.operator_key = self.folder / "operator.key"
         self._releases = self.folder / "releases"
+
+    def close(self) -> None:
+        """To be called once, in the end."""
+        if self._draft_releases is not None:
+            self._draft_releases.cleanup()
 
     # --- Certificates and keys ----------------------------------------------------------------------------------------
 
@@ -43,7 +54,7 @@ class Kept:
         if pair is None or not vouches_for(authority.cert, pair.cert, subjects_of(cluster, host)):
             pair = self.renew(cluster, host)
         self._first_key()
-        return HostSecrets(ca=authority.cert, cert=pair.cert, key=pair.key, api_keys=self.keys.read_bytes())
+        return HostSecrets(ca=authority.cert, cert=pair.cert, key=pair.key, api_keys=self._read(self.keys.name))
 
     def renew(self, cluster: Cluster, host: ClusterHost) -> CertPair:
         """A new certificate for a host. Raises ConfigError."""
@@ -64,8 +75,9 @@ class Kept:
         return None if pair is None else days_left(pair.cert, now=_now())
 
     def new_operator_key(self) -> str:
-        """The key as it was made just now; empty: it was there already. It is kept for these commands."""
-        return self._first_key()
+        """The key as it was made just now; empty: it was there already, or nothing is written. It is kept for these
+        commands."""
+        return self._first_key() if self._drafts is None else ""
 
     def api_key(self) -> str:
         """The key with which these commands ask gateways; empty: none is wanted."""
@@ -73,21 +85,21 @@ class Kept:
         return given or (self.operator_key.read_text().strip() if self.operator_key.exists() else "")
 
     def _first_key(self) -> str:
-        if self.keys.exists():
+        if self._has(self.keys.name):
             return ""
         key = new_key()
         self._write("operator.key", key.encode() + b"\n")
         entry = KeyEntry(name=OPERATOR, sha256=digest(key).hex(), role="admin")
-        write_keys(self.keys, KeyFile(keys=(entry,)))
+        self._write(self.keys.name, keys_text(KeyFile(keys=(entry,))).encode())
         return key
 
     def _authority(self) -> CertPair:
-        if not self.ca.exists():
+        if not self._has("tls/ca.crt"):
             made = new_authority(f"Astrolabe {self.folder.stem} CA", now=_now())
             self._write("tls/ca.crt", made.cert, secret=False)
             self._write("ca.key", made.key)
         try:
-            return CertPair(self.ca.read_bytes(), self.ca_key.read_bytes())
+            return CertPair(self._read("tls/ca.crt"), self._read("ca.key"))
         except OSError as bad:
             raise ConfigError(
                 f"{bad.filename}: cannot be read: {bad.strerror}; the authority's files belong here"
@@ -95,11 +107,21 @@ class Kept:
 
     def _pair(self, name: str) -> CertPair | None:
         try:
-            return CertPair(*((self.folder / f"tls/{name}.{end}").read_bytes() for end in ("crt", "key")))
+            return CertPair(*(self._read(f"tls/{name}.{end}") for end in ("crt", "key")))
         except FileNotFoundError:
             return None
 
+    def _has(self, name: str) -> bool:
+        return name in (self._drafts or {}) or (self.folder / name).exists()
+
+    def _read(self, name: str) -> bytes:
+        draft = (self._drafts or {}).get(name)
+        return (self.folder / name).read_bytes() if draft is None else draft
+
     def _write(self, name: str, content: bytes, *, secret: bool = True) -> None:
+        if self._drafts is not None:
+            self._drafts[name] = content
+            return
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
@@ -112,6 +134,9 @@ class Kept:
 
     def take(self, *, wheel: Path | None, wheelhouse: Path | None) -> Release:
         """A release from wheels, or from this checkout. Raises ConfigError."""
+        if self._drafts is not None:
+            self._draft_releases = tempfile.TemporaryDirectory(prefix="astrolabe-releases-")
+            return take_release(Path(self._draft_releases.name), wheel=wheel, wheelhouse=wheelhouse)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         return take_release(self._releases, wheel=wheel, wheelhouse=wheelhouse)

@@ -1,29 +1,28 @@
-"""cluster.toml: which hosts there are and what each is to be. Only `load_cluster` reads a file.
-
-Everything that is wrong with a file is told at once, a line each, with the line of the file.
-"""
+"""cluster.toml: which hosts there are, what each is to be, and which nodes that makes. Reads no file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.config import GatewayConfig
-from predictor.config import PredictorConfig
-from protos.runtime.addresses import HostPort
-from protos.runtime.config import ConfigError, load_config
+from protos.runtime.addresses import HostPort, is_loopback, parse_address, parse_url
 
 Role = Literal["node", "gateway"]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Address = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:_-]+$")]
 UnixUser = Annotated[str, msgspec.Meta(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
+NodeCount = Annotated[int, msgspec.Meta(ge=1, le=64)]
+GpuCount = Annotated[int, msgspec.Meta(ge=0, le=64)]
 
 GATEWAY_USER = "astrolabe"
+ENGINE_URL = "http://127.0.0.1:8000"
+PLACEHOLDER = re.compile(r"(?<!\$)\{([a-z_]+)\}")
+"""What each node has a value of its own for. Not `${variable}`, which is systemd's, nor the JSON that engines take."""
+PLACEHOLDERS = ("index", "port", "gpus")
 
 
 class SshSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,15 +61,21 @@ class HostGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     model: str = ""
     """Name that clients say; empty: the profile's."""
     engine_url: str = ""
-    """HTTP server of the engine; empty: http://127.0.0.1:8000."""
+    """HTTP server of the engine; empty: http://127.0.0.1:8000. That of a host's node i is at this port + i."""
     port: Port = 8100
-    """Where predictors listen."""
+    """Where predictors listen; node i of a host at this port + i."""
+    nodes: NodeCount = 1
+    """Nodes on each of its hosts."""
+    gpus: GpuCount | None = None
+    """GPUs of each engine that engine_command starts; none given: one where a host has several nodes, all of them where
+    it has one. 0: the engine sees all."""
     run_as: UnixUser = "astrolabe"
     """User of the predictor: beside vLLM the one that vLLM runs as."""
     engine_command: str = ""
-    """Starts the engine, as a service of its own; empty: you start it."""
+    """Starts the engine, as a service of its own; empty: you start it. `{index}` is the node's number on its host,
+    `{port}` its engine's port, `{gpus}` its GPUs, as 0,1."""
     config: dict[str, Any] = {}
-    """More keys of the nodes' node.toml."""
+    """More keys of the nodes' node.toml, with the same placeholders. Ports of addresses in it are node 0's."""
 
 
 class GatewayGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,7 +95,7 @@ class ClusterHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One machine."""
 
     name: HostName
-    """Unique; also the node's name."""
+    """Unique; also the name of its node, and with a number behind it (`h1-0`) of each of several."""
     address: Address
     """Where gateways reach its predictor and clients its gateway: IP address or host name."""
     ssh: str = ""
@@ -102,7 +107,9 @@ class ClusterHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     roles: tuple[Role, ...] = ("node",)
     """node, gateway or both."""
     group: str = ""
-    """Of which group its node is; empty: the only one."""
+    """Of which group its nodes are; empty: the only one."""
+    nodes: NodeCount | None = None
+    """How many; none given: as many as the group says."""
 
     @property
     def is_node(self) -> bool:
@@ -111,6 +118,137 @@ class ClusterHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def is_gateway(self) -> bool:
         return "gateway" in self.roles
+
+
+class HostNode(msgspec.Struct, frozen=True, kw_only=True):
+    """One node of a host: an engine and its predictor."""
+
+    host: ClusterHost
+    group: HostGroup
+    index: int
+    """Its number on the host, from 0."""
+    count: int
+    """Nodes of the host."""
+
+    @property
+    def instance(self) -> str:
+        """What tells it apart from the other nodes of its host; empty: there are none."""
+        return f"{self.host.name}-{self.index}" if self.count > 1 else ""
+
+    @property
+    def name(self) -> str:
+        return self.instance or self.host.name
+
+    @property
+    def port(self) -> int:
+        """Of its predictor."""
+        return self.group.port + self.index
+
+    @property
+    def address(self) -> str:
+        """host:port of its predictor."""
+        return str(HostPort(self.host.address, self.port))
+
+    @property
+    def engine_port(self) -> int:
+        """Of its engine's HTTP server. Raises ValueError."""
+        return _url_port(node_settings(self.group)["engine"].get("url", "")) + self.index
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """Those that its engine is to see; empty: all."""
+        each = (1 if self.count > 1 else 0) if self.group.gpus is None else self.group.gpus
+        return tuple(range(self.index * each, (self.index + 1) * each))
+
+    @property
+    def engine_command(self) -> str:
+        return filled(self.group.engine_command, self._values())
+
+    def settings(self) -> dict[str, Any]:
+        """The keys of its node.toml that follow from its group."""
+        settings: dict[str, Any] = _filled_in(node_settings(self.group), self._values())
+        if self.index:
+            if self.group.engine != "emulated" or "url" in settings["engine"]:
+                settings["engine"]["url"] = _url_at(settings["engine"].get("url", ""), self.engine_port)
+            for keys in ADDRESSES:
+                table = settings if len(keys) == 1 else settings.get(keys[0], {})
+                if table.get(keys[-1]):
+                    table[keys[-1]] = _moved(table[keys[-1]], self.index)
+        return settings
+
+    def ports(self) -> dict[int, str]:
+        """Ports on its host that it takes, and which key says so."""
+        taken = {self.port: "port"}
+        settings = self.settings()
+        if self.group.engine != "emulated" and self._engine_is_here():
+            taken.setdefault(self.engine_port, "engine_url")
+        for keys in ADDRESSES:
+            text = (settings if len(keys) == 1 else settings.get(keys[0], {})).get(keys[-1], "")
+            if text and keys[-1] != "address":
+                taken.setdefault(parse_address(text, any_port=True).port, f"config.{'.'.join(keys)}")
+        return taken
+
+    def _engine_is_here(self) -> bool:
+        url = parse_url(node_settings(self.group)["engine"].get("url") or ENGINE_URL)
+        host = parse_address(url.partition("://")[2].partition("/")[0], default_port=80)
+        return is_loopback(host) or host.host == self.host.address
+
+    def _values(self) -> dict[str, str]:
+        return {
+            "index": str(self.index),
+            "port": str(self.engine_port),
+            "gpus": ",".join(map(str, self.gpus)),
+        }
+
+
+ADDRESSES = (("metrics_listen",), ("engine", "address"), ("engine", "kv_source"), ("emulated", "http_listen"))
+"""Keys of node.toml with a port that no two nodes of a host can have."""
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """With its placeholders as `values` say; what is none stays as it is."""
+    return PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
+
+
+def _filled_in(settings: Any, values: Mapping[str, str]) -> Any:
+    """The same of all text in tables and lists."""
+    if isinstance(settings, dict):
+        return {key: _filled_in(value, values) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_filled_in(value, values) for value in settings]
+    return filled(settings, values) if isinstance(settings, str) else settings
+
+
+def _url_port(url: str) -> int:
+    """Raises ValueError."""
+    root = parse_url(url or ENGINE_URL)
+    scheme, _, rest = root.partition("://")
+    return parse_address(rest.partition("/")[0], default_port=443 if scheme == "https" else 80).port
+
+
+def _url_at(url: str, port: int) -> str:
+    """The same server at another port."""
+    scheme, _, rest = parse_url(url or ENGINE_URL).partition("://")
+    where, slash, path = rest.partition("/")
+    host = parse_address(where, default_port=port).host
+    return f"{scheme}://{HostPort(host, port)}{slash}{path}"
+
+
+def _moved(address: str, by: int) -> str:
+    """host:port with the port that many further; port 0 stays, any will do."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + by}" if port.isdigit() and int(port) else address
+
+
+def node_settings(group: HostGroup) -> dict[str, Any]:
+    """The keys of node.toml of a group's nodes, placeholders and ports as they are written there."""
+    engine: dict[str, Any] = {"dialect": group.engine}
+    if group.engine_url:
+        engine["url"] = group.engine_url
+    settings: dict[str, Any] = {"profile": group.profile, **group.config}
+    if group.model:
+        settings["model"] = group.model
+    return settings | {"engine": engine | dict(group.config.get("engine", {}))}
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,19 +269,27 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     hosts: tuple[ClusterHost, ...] = ()
     """The machines."""
 
-    def nodes(self) -> list[ClusterHost]:
+    def node_hosts(self) -> list[ClusterHost]:
         return [host for host in self.hosts if host.is_node]
 
     def gateways(self) -> list[ClusterHost]:
         return [host for host in self.hosts if host.is_gateway]
 
-    def group_of(self, host: ClusterHost) -> HostGroup:
-        """Of a node; `problems` has made sure that there is one."""
-        return next(g for g in self.groups if g.name == host.group or (not host.group and len(self.groups) == 1))
+    def nodes(self) -> list[HostNode]:
+        """Of all hosts."""
+        return [node for host in self.hosts for node in self.nodes_of(host)]
 
-    def node_address(self, host: ClusterHost) -> str:
-        """host:port of its predictor."""
-        return str(HostPort(host.address, self.group_of(host).port))
+    def nodes_of(self, host: ClusterHost) -> list[HostNode]:
+        """Of one; empty: it is to have none."""
+        if not host.is_node:
+            return []
+        group = self.group_of(host)
+        count = host.nodes or group.nodes
+        return [HostNode(host=host, group=group, index=index, count=count) for index in range(count)]
+
+    def group_of(self, host: ClusterHost) -> HostGroup:
+        """Of a host with nodes; `contradictions.problems` has made sure that there is one."""
+        return next(g for g in self.groups if g.name == host.group or (not host.group and len(self.groups) == 1))
 
     def gateway_address(self, host: ClusterHost) -> str:
         """host:port of its gRPC service."""
@@ -151,135 +297,3 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def gateway_http_address(self, host: ClusterHost) -> str:
         return str(HostPort(host.address, self.gateway.http_port))
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """Something wrong in a cluster.toml."""
-
-    table: str
-    """`hosts`, `groups` or empty."""
-    row: int
-    """Which of these tables, from 0."""
-    key: str
-    """Whose value it is; empty: of the whole table."""
-    text: str
-    """What, and how to mend it."""
-
-
-def problems(cluster: Cluster) -> list[Problem]:
-    """All that a cluster's tables contradict each other in."""
-    return [*_of_groups(cluster), *_of_hosts(cluster)]
-
-
-def _of_groups(cluster: Cluster) -> Iterator[Problem]:
-    seen: set[str] = set()
-    for row, group in enumerate(cluster.groups):
-        if group.name in seen:
-            yield Problem("groups", row, "name", f"a second group is named {group.name!r}; rename one")
-        seen.add(group.name)
-        if wrong := _refusal(PredictorConfig, node_settings(group)):
-            yield Problem("groups", row, "", f"group {group.name!r}: {wrong}")
-    if wrong := _refusal(GatewayConfig, cluster.gateway.config):
-        yield Problem("", 0, "gateway", f"[gateway.config]: {wrong}")
-
-
-def _refusal(kind: type[msgspec.Struct], settings: Mapping[str, Any]) -> str:
-    """Why a process would not take these keys; empty: it would."""
-    try:
-        load_config(kind, None, settings)
-    except ConfigError as bad:
-        return str(bad).removeprefix("command line: ")
-    return ""
-
-
-def _of_hosts(cluster: Cluster) -> Iterator[Problem]:
-    if not cluster.hosts:
-        yield Problem("", 0, "", "there are no hosts; add a [[hosts]] table for each")
-        return
-    first: dict[tuple[str, str], str] = {}
-    groups = {group.name for group in cluster.groups}
-    for row, host in enumerate(cluster.hosts):
-        for key, value in (("name", host.name), ("address", host.address)):
-            if (key, value) in first:
-                other = first[key, value]
-                which = "a second host" if key == "name" else f"{host.name!r} has the address of {other!r}: it"
-                yield Problem("hosts", row, key, f"{which} is {value}; each host has one of its own")
-            first.setdefault((key, value), host.name)
-        if not host.roles:
-            yield Problem("hosts", row, "roles", f"{host.name!r} has no role; give it node, gateway or both")
-        if host.is_node and host.group and host.group not in groups:
-            known = ", ".join(sorted(groups)) or "none"
-            yield Problem("hosts", row, "group", f"there is no group {host.group!r}; there are: {known}")
-        if host.is_node and not host.group and len(groups) != 1:
-            yield Problem("hosts", row, "", f"{host.name!r} names no group, and there are {len(groups)}; add group")
-        if (
-            host.is_node
-            and host.is_gateway
-            and _port_of(cluster, host)
-            in (
-                cluster.gateway.port,
-                cluster.gateway.http_port,
-            )
-        ):
-            yield Problem("hosts", row, "", f"{host.name!r}: its node and its gateway have the same port; change one")
-    if not cluster.gateways():
-        yield Problem("", 0, "", 'no host is a gateway; write roles = ["node", "gateway"] (or ["gateway"]) at one')
-    if not cluster.nodes():
-        yield Problem("", 0, "", 'no host is a node; write roles = ["node"] at the hosts with engines')
-
-
-def _port_of(cluster: Cluster, host: ClusterHost) -> int | None:
-    named = [g for g in cluster.groups if g.name == host.group or (not host.group and len(cluster.groups) == 1)]
-    return named[0].port if named else None
-
-
-def node_settings(group: HostGroup) -> dict[str, Any]:
-    """The keys of node.toml that all nodes of a group share."""
-    engine: dict[str, Any] = {"dialect": group.engine}
-    if group.engine_url:
-        engine["url"] = group.engine_url
-    settings: dict[str, Any] = {"profile": group.profile, **group.config}
-    if group.model:
-        settings["model"] = group.model
-    return settings | {"engine": engine | dict(group.config.get("engine", {}))}
-
-
-def load_cluster(path: Path) -> Cluster:
-    """Raises ConfigError: a line for each thing that is wrong, with file and line."""
-    try:
-        cluster = load_config(Cluster, path)
-    except ConfigError as bad:
-        raise ConfigError(_with_line(str(bad), path)) from None
-    wrong = problems(cluster)
-    if wrong:
-        text = path.read_text(encoding="utf-8")
-        raise ConfigError("\n".join(f"{path}, line {line_of(text, p)}: {p.text}" for p in wrong))
-    return cluster
-
-
-def line_of(text: str, problem: Problem) -> int:
-    """The line, from 1, that a problem is in: that of its key, else of its table, else the first."""
-    lines = text.splitlines()
-    if not problem.table:
-        wanted = re.compile(rf"\s*\[?\s*{re.escape(problem.key)}\b") if problem.key else None
-        return next((n for n, line in enumerate(lines, 1) if wanted and wanted.match(line)), 1)
-    header = re.compile(rf"\s*\[\[\s*{problem.table}\s*\]\]")
-    heads = [n for n, line in enumerate(lines) if header.match(line)]
-    if problem.row >= len(heads):
-        return 1
-    head = heads[problem.row]
-    for number in range(head + 1, len(lines)):
-        if re.match(r"\s*\[\[", lines[number]):
-            break
-        if problem.key and re.match(rf"\s*{re.escape(problem.key)}\s*=", lines[number]):
-            return number + 1
-    return head + 1
-
-
-def _with_line(message: str, path: Path) -> str:
-    """A message of the configuration's reader about `'key' in [hosts 3]` with the line in front."""
-    place = re.search(r"key '(\w+)\S*'(?: in \[(hosts|groups) (\d+))?", message)
-    if place is None:
-        return message
-    where = Problem(place[2] or "", int(place[3] or 1) - 1, place[1], "")
-    return message.replace(f"{path}:", f"{path}, line {line_of(path.read_text(encoding='utf-8'), where)}:", 1)

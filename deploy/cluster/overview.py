@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.cluster.checks import CHECKS
-from deploy.cluster.layout import GATEWAY, PREDICTOR
+from deploy.cluster.layout import GATEWAY, PREDICTOR, unit_of
 from deploy.cluster.manifest import Cluster
 from deploy.cluster.release import Release
 from deploy.cluster.rollout import HostReport, HostView
@@ -76,11 +77,11 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     services: dict[str, str]
-    """State of each of its services, by role."""
+    """State of each of its services: `node`, with several by their names (`node h1-0`), and `gateway`."""
     releases: list[str]
     """That they run."""
     nodes: str
-    """For a node: how gateways list it; for a gateway: how many it lists as up."""
+    """How gateways list its nodes; for a gateway also how many it lists as up."""
     cert_days: float | None
     """Until its first certificate ends; none: it has none."""
     drift: list[str]
@@ -108,22 +109,26 @@ def host_status(
     services: dict[str, str] = {}
     releases: list[str] = []
     seen: list[str] = []
-    for role, unit in (("node", PREDICTOR), ("gateway", GATEWAY)):
-        if role not in host.roles or facts is None:
+    nodes_here = cluster.nodes_of(host)
+    units = {f"node {n.name}" if n.count > 1 else "node": unit_of(PREDICTOR, n.instance) for n in nodes_here}
+    units |= {"gateway": GATEWAY} if host.is_gateway else {}
+    for service, unit in units.items():
+        if facts is None:
             continue
         has = facts.unit(unit)
-        services[role] = has.active
+        services[service] = has.active
         releases.append(has.release or "-")
         if not has.is_running:
             trouble.append(f"{unit} is {has.active or 'not there'}; see: journalctl -u {unit}")
         elif has.release != release.name:
             trouble.append(f"{unit} runs {has.release or 'something else'}, not {release.name}")
-    if host.is_node:
-        states = {
-            name: nodes.get(host.name, ("unknown", "")) for name, nodes in listed.items() if not isinstance(nodes, str)
-        }
-        seen.append("/".join(sorted({state for state, _ in states.values()})) or "unknown")
-        trouble += [f"{name} lists it as {s}{f' ({d})' if d else ''}" for name, (s, d) in states.items() if s != "up"]
+    seen += [_together([_seen_by_all(node.name, listed) for node in nodes_here])] if nodes_here else []
+    for node in nodes_here:
+        for gateway, nodes in listed.items():
+            state, detail = ("up", "") if isinstance(nodes, str) else nodes.get(node.name, ("unknown", ""))
+            if state != "up":
+                which = node.name if node.count > 1 else "it"
+                trouble.append(f"{gateway} lists {which} as {state}{f' ({detail})' if detail else ''}")
     if host.is_gateway:
         nodes = listed[host.name]
         if isinstance(nodes, str):
@@ -141,6 +146,24 @@ def host_status(
     )
 
 
+def _seen_by_all(node: str, listed: dict[str, dict[str, tuple[str, str]] | str]) -> str:
+    """How gateways that answer list a node."""
+    states = {nodes.get(node, ("unknown", ""))[0] for nodes in listed.values() if not isinstance(nodes, str)}
+    return "/".join(sorted(states)) or "unknown"
+
+
+def _together(states: Sequence[str]) -> str:
+    """One word for all that are alike, else how many are what."""
+    counts = Counter(states)
+    return states[0] if len(counts) == 1 else ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+def _services(row: HostStatus) -> str:
+    nodes = [state for name, state in row.services.items() if name != "gateway"]
+    told = [f"{'node' if len(nodes) == 1 else f'{len(nodes)} nodes'} {_together(nodes)}"] if nodes else []
+    return ", ".join([*told, *(f"gateway {state}" for name, state in row.services.items() if name == "gateway")])
+
+
 def print_status(rows: Sequence[HostStatus], release: Release) -> None:
     """A table of hosts; below it what is wrong, and what differs from the file."""
     console = out_console()
@@ -148,11 +171,10 @@ def print_status(rows: Sequence[HostStatus], release: Release) -> None:
     for name in ("host", "services", "release", "health", "certificate", "drift"):
         table.add_column(name, no_wrap=True)
     for row in rows:
-        services = ", ".join(f"{role} {state}" for role, state in row.services.items())
         days = "" if row.cert_days is None else f"{row.cert_days:.0f} days"
         table.add_row(
             row.name,
-            services,
+            _services(row),
             ", ".join(row.releases),
             row.nodes,
             days,

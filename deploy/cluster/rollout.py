@@ -3,6 +3,7 @@ rotation are this one act with another release or other certificates.
 
 First what disturbs nothing, on all hosts at once. Then nodes, then gateways: what does not run yet is started at once,
 what runs is restarted one after the other, nodes emptied first, and the first that does not come back stops the rest.
+A host whose nodes become others gives up the old ones, starts the new, and gateways know them before the next host.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from deploy.cluster.checks import Finding, cert_finding, days_of, findings, unreachable
-from deploy.cluster.desired import CA, Desired, HostSecrets, desired
+from deploy.cluster.desired import CA, Desired, HostSecrets, desired, gateway_toml
 from deploy.cluster.facts import CLOCK, HostFacts, facts_script, read_facts
 from deploy.cluster.kept import Kept
 from deploy.cluster.layout import CURRENT, GATEWAY, TLS
 from deploy.cluster.manifest import GATEWAY_USER, Cluster, ClusterHost, Role
-from deploy.cluster.plan import HostPlan, HostStep, ServicePlan, plan, removal
+from deploy.cluster.plan import HostPlan, HostStep, LeavePlan, ServicePlan, plan, removal, told_of_nodes
 from deploy.cluster.release import Release, pack
 from deploy.cluster.shell import TIMED_OUT, Ran, Shell, Unreachable
 
@@ -116,8 +118,15 @@ class Rollout:
     def _look_at(self, host: ClusterHost, needs_release: Callable[[HostFacts], bool]) -> HostView:
         shell = self._shells[host.name]
         users = [GATEWAY_USER, *([self._cluster.group_of(host).run_as] if host.is_node else [])]
-        files, certs = _paths(self._cluster, host)
-        script = facts_script(python=self._cluster.install.python, users=users, files=files, certs=certs)
+        want = desired(self._cluster, host, HostSecrets(), "")
+        files = list(dict.fromkeys(file.path for file in want.files()))
+        script = facts_script(
+            python=self._cluster.install.python,
+            users=users,
+            files=files,
+            certs=[path for path in files if path.startswith(TLS) and path.endswith(".crt")],
+            units=[unit for service in want.services for unit in (service.unit, service.engine_unit) if unit],
+        )
         try:
             printed = shell.run(script, root=False, timeout_s=LOOK_S)
             before_s = time.time()
@@ -198,52 +207,123 @@ class Rollout:
         gateways: Sequence[ClusterHost],
     ) -> bool:
         """Starts, reloads and restarts the services of a role; whether all that were to restart have come back."""
-        mine: dict[str, ServicePlan] = {
-            name: service
-            for name, host_plan in plans.items()
-            for service in host_plan.services
-            if service.role == role and service.steps and reports[name].outcome != "failed"
-        }
-        gentle = [name for name, service in mine.items() if service.change == "restart"]
-        rest = [name for name in mine if name not in gentle]
-        self._at_once(rest, reports, lambda name: self._do(name, mine[name].steps, reports))
-        for position, name in enumerate(gentle):
-            self._at_once([name], reports, lambda name: self._restart(name, mine[name], reports, gateways))
+        hosts = [name for name in plans if reports[name].outcome != "failed"]
+        leave = {name: plans[name].leave if role == "node" else LeavePlan() for name in hosts}
+        due = {name: [s for s in plans[name].services if s.role == role and s.steps] for name in hosts}
+        rest = {name: [service for service in due[name] if service.change != "restart"] for name in hosts}
+
+        def at_once(name: str) -> None:
+            self._do(name, leave[name].steps, reports)
+            self._start(name, rest[name], reports)
+
+        quick = [name for name in hosts if not leave[name].nodes and (leave[name].steps or rest[name])]
+        self._at_once(quick, reports, at_once)
+        turns: list[tuple[str, Callable[[], None]]] = []
+        for name in hosts:
+            if leave[name].nodes:
+                turns.append((name, partial(self._replace, name, leave[name], rest[name], reports, gateways)))
+            restarts = [service for service in due[name] if service.change == "restart"]
+            turns += [(name, partial(self._restart, name, service, reports, gateways)) for service in restarts]
+        for position, (name, act) in enumerate(turns):
             if reports[name].outcome == "failed":
-                for left in gentle[position + 1 :]:
-                    reports[left].outcome = "left"
-                    reports[left].detail = f"not touched, because {name} did not come back"
+                continue
+            self._at_once([name], reports, lambda _name, act=act: act())  # type: ignore[misc]
+            if reports[name].outcome == "failed":
+                for left in dict.fromkeys(left for left, _ in turns[position + 1 :] if left != name):
+                    if reports[left].outcome != "failed":
+                        reports[left].outcome = "left"
+                        reports[left].detail = f"not touched, because {name} did not come back"
                 return False
         return True
+
+    def _start(self, name: str, services: Iterable[ServicePlan], reports: dict[str, HostReport]) -> None:
+        """All of them before any is waited for: engines take minutes to load, and can do so at the same time."""
+        services = list(services)
+        self._do(name, (step for service in services for step in service.steps), reports)
+        self._do(name, (step for service in services for step in service.settle), reports)
+
+    def _replace(
+        self,
+        name: str,
+        leave: LeavePlan,
+        services: Sequence[ServicePlan],
+        reports: dict[str, HostReport],
+        gateways: Sequence[ClusterHost],
+    ) -> None:
+        """A host's nodes that leave, and then those that start there."""
+        gateways = [gateway for gateway in gateways if reports[gateway.name].outcome != "failed"]
+        self._empty(name, leave.nodes, reports, gateways)
+        self._do(name, leave.steps, reports)
+        self._start(name, services, reports)
+        self._announce([service.name for service in services], leave.nodes, reports, gateways)
+        end_s = time.monotonic() + ALL_UP_S
+        for gateway in gateways:
+            for service in services:
+                if service.name in leave.nodes:
+                    self._take_back(gateway, service.name)
+            self._until_up(gateway, [service.name for service in services], end_s)
 
     def _restart(
         self, name: str, service: ServicePlan, reports: dict[str, HostReport], gateways: Sequence[ClusterHost]
     ) -> None:
         """Restarts a service that runs: a node is empty first, and back in all gateways' lists after."""
         if service.role == "gateway":
-            self._do(name, service.steps, reports)
+            self._start(name, [service], reports)
             return
-        began_s = time.monotonic()
         gateways = [gateway for gateway in gateways if reports[gateway.name].outcome != "failed"]
+        node = service.name
+        self._empty(name, [node], reports, gateways)
+        self._start(name, [service], reports)
+        began_s = time.monotonic()
+        self._announce([node], [], reports, gateways)
         for gateway in gateways:
+            self._take_back(gateway, node)
+        for gateway in gateways:
+            self._until_up(gateway, [node], began_s + ALL_UP_S)
+        if gateways:
+            self._done(name, f"{_called(node, name)} takes requests again", began_s, reports)
+
+    def _empty(
+        self, name: str, nodes: Sequence[str], reports: dict[str, HostReport], gateways: Sequence[ClusterHost]
+    ) -> None:
+        """Waits until nodes of a host have nothing of any gateway."""
+        began_s = time.monotonic()
+        known = {gateway.name: self.nodes_of(gateway) for gateway in gateways}
+        asked = [(gateway, node) for gateway in gateways for node in nodes if node in known[gateway.name]]
+        for gateway, node in asked:
             # Told at all before any is waited for: else one would go on sending what another one moves away.
-            self._ask(gateway, f"drain {shlex.quote(name)} --stay")
-        for gateway in gateways:
+            self._ask(gateway, f"drain {shlex.quote(node)} --stay")
+        for gateway, node in asked:
             self._ask(
                 gateway,
-                f"drain {shlex.quote(name)} --wait --grace {self._grace_s:g} --timeout {self._drain_s:g}",
+                f"drain {shlex.quote(node)} --wait --grace {self._grace_s:g} --timeout {self._drain_s:g}",
                 timeout_s=self._drain_s + LIST_S,
             )
-        if gateways:
-            self._done(name, "node is empty", began_s, reports)
-        self._do(name, service.steps, reports)
-        began_s = time.monotonic()
+        for node in dict.fromkeys(node for _, node in asked):
+            self._done(name, f"{_called(node, name)} is empty", began_s, reports)
+            began_s = time.monotonic()
+
+    def _take_back(self, gateway: ClusterHost, node: str) -> None:
+        if node in self.nodes_of(gateway):
+            self._ask(gateway, f"drain {shlex.quote(node)} --undo")
+
+    def _announce(
+        self,
+        here: Sequence[str],
+        gone: Sequence[str],
+        reports: dict[str, HostReport],
+        gateways: Sequence[ClusterHost],
+    ) -> None:
+        """Has gateways list nodes that have come to be as the file says, not those that have gone, and all others as
+        they did: those may still be where they were."""
+        new = [(node.name, node.address) for node in self._cluster.nodes() if node.name in here]
+        names, addresses = {*gone, *here}, {address for _, address in new}
         for gateway in gateways:
-            self._ask(gateway, f"drain {shlex.quote(name)} --undo")
-        for gateway in gateways:
-            self._until_up(gateway, [name], began_s + ALL_UP_S)
-        if gateways:
-            self._done(name, "node takes requests again", began_s, reports)
+            listed = [(node["node_id"], node["address"]) for node in self._list(gateway)]
+            kept = [(node, address) for node, address in listed if node not in names and address not in addresses]
+            if sorted([*kept, *new]) != sorted(listed):
+                file = gateway_toml(self._cluster, gateway, [*kept, *new])
+                self._do(gateway.name, told_of_nodes(file), reports)
 
     def remove(self) -> list[HostReport]:
         """Takes everything off all hosts, gateways first."""
@@ -269,8 +349,11 @@ class Rollout:
 
     def nodes_of(self, gateway: ClusterHost) -> dict[str, tuple[str, str]]:
         """What a gateway says of its nodes: status and detail by name. Raises HostFailed."""
+        return {node["node_id"]: (node["status"], node["detail"]) for node in self._list(gateway)}
+
+    def _list(self, gateway: ClusterHost) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = json.loads(self._ask(gateway, "nodes --json", timeout_s=LIST_S).out)["nodes"]
-        return {node["node_id"]: (node["status"], node["detail"]) for node in listed}
+        return listed
 
     def nodes_by_gateway(self) -> dict[str, dict[str, tuple[str, str]] | str]:
         """The same of all gateways, by their names; where one does not answer, why."""
@@ -304,7 +387,7 @@ class Rollout:
 
     def _until_all_up(self, reports: dict[str, HostReport]) -> None:
         """The last gate: each gateway lists as up all nodes that have not failed."""
-        nodes = [h.name for h in self._cluster.nodes() if reports[h.name].outcome not in ("failed", "left")]
+        nodes = [n.name for n in self._cluster.nodes() if reports[n.host.name].outcome not in ("failed", "left")]
         gateways = [h.name for h in self._cluster.gateways() if reports[h.name].outcome not in ("failed", "left")]
         hosts = {host.name: host for host in self._cluster.hosts}
         end_s = time.monotonic() + ALL_UP_S
@@ -373,6 +456,10 @@ def _leave_gateways(plans: Mapping[str, HostPlan], reports: dict[str, HostReport
             reports[name].detail = "its gateway was not touched, because a node did not come back"
 
 
+def _called(node: str, host: str) -> str:
+    return "node" if node == host else node
+
+
 def locked(step: HostStep) -> str:
     """A step's script, after any that still runs on the host: one whose operator was cut off goes on to its end."""
     lock = f"flock -E {BUSY} -w {step.timeout_s / 2:.0f} /run/lock/astrolabe-cluster"
@@ -395,12 +482,6 @@ def step_trouble(step: HostStep, ran: Ran) -> str:
     if job := re.search(r"Job for (\S+?)(?:\.service)? (failed because [^.]*)", said):
         return f"{step.title}: it {job[2]}; see: journalctl -u {job[1]}"
     return f"{step.title}: {ran.last_words[:400]}"
-
-
-def _paths(cluster: Cluster, host: ClusterHost) -> tuple[list[str], list[str]]:
-    """Files of ours on a host, and which of them are certificates."""
-    files = list(dict.fromkeys(f.path for f in desired(cluster, host, HostSecrets(), "").files()))
-    return files, [path for path in files if path.startswith(TLS) and path.endswith(".crt")]
 
 
 def _now() -> datetime.datetime:

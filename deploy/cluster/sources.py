@@ -36,6 +36,8 @@ class FoundHost(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
     predictor_port: int | None = None
     engine_port: int | None = None
+    """Of the first of its engines."""
+    nodes: int = 1
     is_gateway: bool = False
 
 
@@ -98,7 +100,48 @@ def read_source(text: str, *, format: str = "", include: Callable[[str], Iterabl
     found = readers[format](text)
     if not found.hosts and found.engine == EngineLimits():
         raise HostSourceError(f"names no host (read as {format}; --format says otherwise)")
+    if format != "ssh-config":
+        # There a second entry is a second name of the same host.
+        found = _one_entry_each(found)
     return msgspec.structs.replace(found, format=format)
+
+
+def _one_entry_each(found: Found) -> Found:
+    """Entries with one address are one host with several nodes, behind one sshd."""
+    places: dict[tuple[str, int | None], list[FoundHost]] = {}
+    for host in found.hosts:
+        places.setdefault((host.address or host.ssh or host.name, host.port), []).append(host)
+    hosts, notes = [], list(found.notes)
+    for same in places.values():
+        name = _common_name([host.name for host in same])
+        ports = sorted(host.engine_port for host in same if host.engine_port)
+        if len(same) > 1 and ports != list(range(ports[0], ports[0] + len(ports)) if ports else []):
+            told, mend = ", ".join(map(str, ports)), f"give them {ports[0]}, {ports[0] + 1}, ..."
+            notes.append(f"{name}: the ports of its engines, {told}, are not in a row; {mend}")
+        hosts.append(
+            msgspec.structs.replace(
+                same[0],
+                name=name,
+                nodes=sum(host.nodes for host in same),
+                engine_port=ports[0] if ports else None,
+                predictor_port=min((host.predictor_port for host in same if host.predictor_port), default=None),
+                is_gateway=any(host.is_gateway for host in same),
+            )
+        )
+    return msgspec.structs.replace(found, hosts=tuple(hosts), notes=tuple(notes))
+
+
+def _common_name(names: list[str]) -> str:
+    """`h1` of `h1-0` and `h1-1`; else the first."""
+    stems = {match[1] if (match := re.fullmatch(r"(.+)[-._]\d+", name)) else name for name in names}
+    return stems.pop() if len(stems) == 1 and len(set(names)) > 1 else names[0]
+
+
+def _count(told: Any) -> int:
+    """How many nodes a source's word about GPUs or ports makes, one a GPU: a number or a list."""
+    if isinstance(told, list):
+        return max(1, len(told))
+    return max(1, int(told)) if str(told).isdigit() else 1
 
 
 # CloudLab
@@ -170,6 +213,7 @@ def _block(text: str) -> Found:
 def _block_host(name: str, row: Mapping[str, Any]) -> FoundHost:
     user, _, host = name.rpartition("@")
     told = {ours: row[theirs] for theirs, ours in _HOST_KEYS.items() if theirs in row}
+    engines = row.get("backend_ports", told.get("engine_port"))
     ports = row.get("predictor_ports", row.get("predictor_port"))
     port = ports[0] if isinstance(ports, list) and ports else ports
     return FoundHost(
@@ -178,7 +222,8 @@ def _block_host(name: str, row: Mapping[str, Any]) -> FoundHost:
         ssh=host,
         user=user,
         predictor_port=port if isinstance(port, int) else None,
-        engine_port=told.get("engine_port"),
+        engine_port=min(engines, default=None) if isinstance(engines, list) else engines,
+        nodes=_count(engines) if isinstance(engines, list) else _count(row.get("gpus", row.get("num_gpus"))),
         group=str(row.get("instance_type", "")),
     )
 
@@ -195,6 +240,9 @@ def _block_engine(document: Mapping[str, Any]) -> EngineLimits:
 
 
 # Ansible
+
+_GPU_KEYS = ("gpus", "num_gpus", "gpu_count")
+"""Of variables, in the order in which they are taken."""
 
 
 def _ansible_ini(text: str) -> Found:
@@ -305,6 +353,7 @@ def _ansible(
                 user=told.get("ansible_user") or told.get("ansible_ssh_user") or "",
                 port=int(port) if port.isdigit() and port != "22" else None,
                 group=own[0] if own else "",
+                nodes=_count(next((told[key] for key in _GPU_KEYS if key in told), 1)),
                 is_gateway=any("gateway" in group.lower() for group in line),
             )
         )
@@ -403,13 +452,14 @@ def _ssh_pair(raw: str) -> tuple[str, str]:
 
 
 def _host_list(text: str) -> Found:
-    """A host a line: `[user@]host[:port]`, ranges allowed, words behind it (slots=8) are of no use here."""
+    """A host a line: `[user@]host[:port]`, ranges allowed; of words behind it `gpus=8` counts (slots may be CPUs)."""
     hosts = []
     for number, raw in enumerate(text.splitlines(), start=1):
         line = _bare_line(raw)
         if not line:
             continue
-        word, *_ = line.replace(",", " ").split()
+        word, *more = line.replace(",", " ").split()
+        gpus = next((one.removeprefix("gpus=") for one in more if one.startswith("gpus=")), "")
         target = re.fullmatch(
             r"(?:ssh://)?(?:(?P<user>[\w.-]+)@)?(?P<host>\[[0-9A-Fa-f:]+\]|[\w.\[\]:-]*?)(?::(?P<port>\d+))?", word
         )
@@ -420,7 +470,8 @@ def _host_list(text: str) -> Found:
         )
         for host in (target["host"].strip("[]"),) if is_ipv6 else _expanded(target["host"], number):
             port = int(target["port"]) if target["port"] else None
-            hosts.append(FoundHost(name=host, address=host, ssh=host, user=target["user"] or "", port=port))
+            user = target["user"] or ""
+            hosts.append(FoundHost(name=host, address=host, ssh=host, user=user, port=port, nodes=_count(gpus)))
     return Found(format="", hosts=tuple(hosts))
 
 

@@ -119,8 +119,8 @@ def init(
     SOURCE: a CloudLab manifest, host_configs.json and llama_config.json, an Ansible inventory, an ssh_config, or a
     list of hosts. Where nothing says which host is the gateway, it is the first one.
     """
+    from deploy.cluster.contradictions import load_cluster
     from deploy.cluster.draft import draft
-    from deploy.cluster.manifest import load_cluster
 
     if output.exists() and not force:
         raise click.ClickException(f"{output} is there already; name another with -o, or write over it with --force")
@@ -163,7 +163,7 @@ Example: for a machine.
 @json_option
 def check(file: Path, parallel: int, as_json: bool) -> None:
     """Look at all hosts, change nothing, and say what stands in the way."""
-    with _opened(file, parallel) as (_, _, rollout):
+    with _opened(file, parallel, writes=False) as (_, _, rollout):
         views = rollout.look()
     failed = any(view.failures for view in views)
     if as_json:
@@ -188,7 +188,7 @@ Example: hosts that reach no package index.
 @cluster_file_option
 @wheel_options
 @drain_options
-@click.option("--dry-run", is_flag=True, help="Change no host: say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Change nothing, here neither: say what would be done.")
 @json_option
 def install(
     file: Path,
@@ -205,7 +205,8 @@ def install(
     Also after an edit of the file or of its keys (FILE.d/keys.toml), and after an installation that was cut off. What
     runs is reloaded where that will do, else restarted host by host. One host's failure does not stop the others.
     """
-    with _opened(file, parallel, grace_s=grace, drain_s=timeout, quiet=as_json) as (made, kept, rollout):
+    settings = {"grace_s": grace, "drain_s": timeout}
+    with _opened(file, parallel, **settings, quiet=as_json, writes=not dry_run) as (made, kept, rollout):
         release = kept.release()
         if release is None or wheel is not None or wheelhouse is not None:
             release = _taken(made, kept, wheel, wheelhouse)
@@ -226,7 +227,7 @@ Example: to the wheel of a new release.
 @cluster_file_option
 @wheel_options
 @drain_options
-@click.option("--dry-run", is_flag=True, help="Change no host: say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Change nothing, here neither: say what would be done.")
 @json_option
 def upgrade(
     file: Path,
@@ -242,7 +243,8 @@ def upgrade(
 
     It stops at the first host that does not come back. With two gateways and clients that know both no request fails.
     """
-    with _opened(file, parallel, grace_s=grace, drain_s=timeout, quiet=as_json) as (made, kept, rollout):
+    settings = {"grace_s": grace, "drain_s": timeout}
+    with _opened(file, parallel, **settings, quiet=as_json, writes=not dry_run) as (made, kept, rollout):
         release = _taken(made, kept, wheel, wheelhouse)
         if not dry_run:
             kept.choose(release)
@@ -303,7 +305,7 @@ def status(file: Path, parallel: int, as_json: bool) -> None:
     """Services, releases, health, days left of certificates, and what differs from the file."""
     from deploy.cluster.overview import host_status
 
-    with _opened(file, parallel) as (made, kept, rollout):
+    with _opened(file, parallel, writes=False) as (made, kept, rollout):
         release = _installed(kept)
         views = rollout.look()
         drift = {report.name: report for report in rollout.converge(release, dry_run=True)}
@@ -342,12 +344,19 @@ def remove(file: Path, parallel: int, yes: bool, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _opened(
-    file: Path, parallel: int, *, grace_s: float = 5.0, drain_s: float = 600.0, quiet: bool = True
+    file: Path,
+    parallel: int,
+    *,
+    grace_s: float = 5.0,
+    drain_s: float = 600.0,
+    quiet: bool = True,
+    writes: bool = True,
 ) -> Iterator[tuple[Cluster, Kept, Rollout]]:
-    """The cluster, the operator's folder, and what acts on hosts. Errors inside end the command, a line each."""
+    """The cluster, the operator's folder, and what acts on hosts. Errors inside end the command, a line each. `writes`:
+    whether the folder may change."""
     try:
+        from deploy.cluster.contradictions import load_cluster
         from deploy.cluster.kept import Kept
-        from deploy.cluster.manifest import load_cluster
         from deploy.cluster.rollout import Rollout
         from deploy.cluster.shell import SshShell
     except ModuleNotFoundError as missing:
@@ -358,7 +367,7 @@ def _opened(
             click.echo(f"{host:16} {title}{f'  {seconds:.0f} s' if seconds >= 1 else ''}", err=True)
 
     with _one_line_each(), tempfile.TemporaryDirectory(prefix="astro-") as sockets:
-        made, kept = load_cluster(file), Kept(file)
+        made, kept = load_cluster(file), Kept(file, writes=writes)
         folder = file.resolve().parent
         shells = {h.name: SshShell(h, made.ssh, folder=folder, sockets=Path(sockets)) for h in made.hosts}
         try:
@@ -368,6 +377,7 @@ def _opened(
                 Rollout(made, kept, shells, parallel=parallel, grace_s=grace_s, drain_s=drain_s, tell=tell),
             )
         finally:
+            kept.close()
             for shell in shells.values():
                 shell.close()
 

@@ -163,17 +163,22 @@ def read_keys(path: str | Path) -> KeyFile:
     return load_config(KeyFile, path)
 
 
-def write_keys(path: Path, file: KeyFile) -> None:
-    """Appears whole or not at all, readable by its owner only. Raises ConfigError."""
+def keys_text(file: KeyFile) -> str:
+    """A key file as `read_keys` reads it."""
     lines = ["# API keys of `astrolabe gateway --keys`, hashed. Changed by `astrolabe key`; read again on SIGHUP."]
     for entry in file.keys:
         lines += ["", "[[keys]]"]
         for field, value in msgspec.to_builtins(entry).items():
             lines.append(f'{field} = "{value}"' if isinstance(value, str) else f"{field} = {value}")
+    return "\n".join(lines) + "\n"
+
+
+def write_keys(path: Path, file: KeyFile) -> None:
+    """Appears whole or not at all, readable by its owner only. Raises ConfigError."""
     draft = path.with_name(f"{path.name}.tmp")
     try:
         draft.touch(mode=0o600)
-        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        draft.write_text(keys_text(file), encoding="utf-8")
         draft.replace(path)
     except OSError as bad:
         raise ConfigError(f"cannot write {path}: {bad.strerror}; name a file in a folder of yours") from None

@@ -132,6 +132,7 @@ class NodeLink:
         self._task: asyncio.Task[None] | None = None
         self._broken = ""
         """Why we ended the session ourselves."""
+        self._leaves = False
         self._reserving: set[asyncio.Task[None]] = set()
 
     @property
@@ -144,8 +145,13 @@ class NodeLink:
         if self._task is None:
             self._task = asyncio.create_task(self._keep_up(), name=f"link {self.entry.address}")
 
+    def leave(self) -> None:
+        """This gateway leaves the node: whatever ends the session from now on is no trouble, and told without alarm."""
+        self._leaves = True
+
     async def close(self, why: str) -> None:
         """Ends the session and removes the node from the router. Idempotent."""
+        self.leave()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -267,7 +273,7 @@ class NodeLink:
 
     def _lost(self, detail: str) -> None:
         if self.status == "up" or detail != self.detail:
-            level = logging.WARNING if self._task is not None else logging.INFO
+            level = logging.INFO if self._leaves else logging.WARNING
             log.log(level, "node is down", node=self.name, address=self.entry.address, detail=detail)
         was_up, self.status, self.detail = self.status == "up", "down", detail
         self.retiring = self.empty = False
@@ -485,7 +491,8 @@ class NodeLink:
         try:
             await self._stub.Reserve(request, timeout=RESERVE_TIMEOUT_S)
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            log.warning("reservation failed", node=self.name, request_id=candidate.request_id, detail=str(error))
+            if not self._leaves:
+                log.warning("reservation failed", node=self.name, request_id=candidate.request_id, detail=str(error))
 
 
 def _channel_options(keepalive_s: float) -> list[tuple[str, int | str]]:

@@ -88,7 +88,13 @@ class NodeRegistry:
         """To be called when any request has ended: a leaving node may be free now."""
         self._ended.set()
 
+    def leave(self) -> None:
+        """To be called when this gateway stops, before anything that ends nodes with it."""
+        for link in (*self.links.values(), *self._leaving):
+            link.leave()
+
     async def close(self) -> None:
+        self.leave()
         if self.leadership is not None:
             self.leadership.leave()
         links = {*self.links.values(), *self._leaving}

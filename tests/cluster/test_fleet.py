@@ -37,7 +37,7 @@ WAIT_S = 120.0
 
 
 class Fleet:
-    """Three hosts and their operator: h1 is a gateway, h2 gateway and node, h3 a node."""
+    """Three hosts and their operator: h1 is a gateway, h2 gateway and node, h3 a node, later two."""
 
     def __init__(self, rig: Rig, folder: Path) -> None:
         self.rig = rig
@@ -116,6 +116,12 @@ def test_a_list_of_hosts_becomes_a_file_that_says_what_they_are(fleet: Fleet) ->
     done = fleet.astrolabe("cluster", "check", code=1)
     told = [line for line in failures(done) if ": gpu: " not in line]
     assert told == ["h9: login: h9 does not answer: is it up, and is the way to it open?"]
+
+
+def test_what_would_be_done_is_said_and_nothing_written(fleet: Fleet) -> None:
+    planned = fleet.astrolabe("cluster", "install", "--dry-run", "--wheelhouse", str(fleet.rig.wheelhouse), code=1)
+    assert "h3: start astrolabe-predictor" in planned.stdout
+    assert not fleet.secrets.exists()
 
 
 def test_an_installation_that_is_killed_in_the_middle_is_taken_up_and_one_host_stops_no_other(fleet: Fleet) -> None:
@@ -274,6 +280,51 @@ def test_a_clock_that_is_off_is_one_line(fleet: Fleet) -> None:
     )
 
 
+def with_nodes(fleet: Fleet, count: int) -> None:
+    """Says in the file how many nodes h3 has."""
+    head, h3, tail = fleet.file.read_text().partition('name = "h3"\n')
+    fleet.file.write_text(f"{head}{h3}nodes = {count}\n" + re.sub(r"^nodes = \d+\n", "", tail))
+
+
+def test_a_host_has_more_nodes_and_fewer_while_requests_run(fleet: Fleet) -> None:
+    # An engine that only takes its port: what counts is which services there are, and with which GPUs.
+    engine = 'engine_command = "/usr/bin/python3 -m http.server --bind 127.0.0.1 {port}"\ngpus = 2\n'
+    fleet.file.write_text(fleet.file.read_text().replace("[[groups]]\n", f"[[groups]]\n{engine}", 1))
+    units = "systemctl list-units --plain --no-legend --state=active 'astrolabe-*' | cut -d' ' -f1"
+    with fleet.load() as load:
+        until(lambda: load.done >= 4, "requests are answered")
+        for count in (3, 2, 1, 2):
+            with_nodes(fleet, count)
+            reports = fleet.outcomes("install")
+            names = [f"h3-{index}" for index in range(count)] if count > 1 else ["h3"]
+            assert fleet.nodes() == dict.fromkeys(["h2", *names], "up")
+            wanted = [f"@{name}" for name in names] if count > 1 else [""]
+            kinds = ("astrolabe-engine", "astrolabe-predictor")
+            assert set(fleet.hosts["h3"].run(units).stdout.split()) == {
+                f"{kind}{which}.service" for kind in kinds for which in wanted
+            }
+            assert reports["h2"]["steps"].count("restart astrolabe-predictor") == 0
+            assert {report["outcome"] for report in fleet.outcomes("install").values()} == {"unchanged"}
+        done = load.done
+        until(lambda: load.done > done, "requests are answered at the end")
+    assert load.failures == []
+    shown = "systemctl show --property=Environment --value astrolabe-engine@h3-1"
+    assert fleet.hosts["h3"].run(shown).stdout.strip() == "CUDA_VISIBLE_DEVICES=2,3"
+    assert fleet.hosts["h3"].run("systemctl is-enabled astrolabe-predictor@h3-1").stdout.strip() == "enabled"
+    assert fleet.hosts["h3"].run("ls /etc/astrolabe/*.toml").stdout.split() == [
+        "/etc/astrolabe/node-h3-0.toml",
+        "/etc/astrolabe/node-h3-1.toml",
+    ]
+    said = json.loads(fleet.astrolabe("cluster", "status", "--json").stdout)
+    h3 = next(host for host in said["hosts"] if host["name"] == "h3")
+    assert h3["services"] == {"node h3-0": "active", "node h3-1": "active"}
+
+
+def test_several_nodes_come_back_after_a_boot(fleet: Fleet) -> None:
+    fleet.hosts["h3"].reboot()
+    until(lambda: fleet.nodes() == {"h2": "up", "h3-0": "up", "h3-1": "up"}, "h3 is back")
+
+
 def test_a_release_is_replaced_and_gone_back_from_while_requests_run(fleet: Fleet) -> None:
     first = json.loads(fleet.astrolabe("cluster", "status", "--json").stdout)["release"]
     wheel = ("--wheel", str(fleet.rig.next_wheel), "--wheelhouse", str(fleet.rig.wheelhouse))
@@ -285,7 +336,10 @@ def test_a_release_is_replaced_and_gone_back_from_while_requests_run(fleet: Flee
         fleet.outcomes("rollback")
         until(lambda: load.done > done, "requests are answered after going back")
     assert load.failures == []
-    assert "node is empty" in reports["h3"]["steps"]
+    steps = reports["h3"]["steps"]
+    assert "node is empty" in reports["h2"]["steps"]
+    back, empty = steps.index("h3-0 takes requests again"), steps.index("h3-1 is empty")
+    assert steps.index("h3-0 is empty") < steps.index("restart astrolabe-predictor@h3-0") < back < empty
     assert upgraded["ok"]
     assert upgraded["release"] != first
     assert {release for host in upgraded["hosts"] for release in host["releases"]} == {upgraded["release"]}
@@ -305,25 +359,25 @@ def test_an_upgrade_that_does_not_come_back_stops_and_says_how_to_go_on(fleet: F
     assert [line.split(":")[0] for line in failures(done)] == ["h1", "h2", "h3"]
     assert "h3: not touched, because h2 did not come back" in done.stdout
     assert "or go back: astrolabe cluster rollback" in done.stderr
-    assert fleet.nodes()["h3"] == "up"
+    assert fleet.nodes()["h3-0"] == "up"
     fleet.hosts["h2"].run(f"rm -r {drop_in} && systemctl daemon-reload")
     fleet.outcomes("rollback")
-    assert fleet.nodes() == {"h2": "up", "h3": "up"}
+    assert fleet.nodes() == {"h2": "up", "h3-0": "up", "h3-1": "up"}
 
 
 def test_a_port_in_use_is_one_line(fleet: Fleet) -> None:
-    fleet.hosts["h3"].run("systemctl stop astrolabe-predictor")
-    fleet.hosts["h3"].run("systemd-run --unit squatter python3 -m http.server 8100")
+    fleet.hosts["h3"].run("systemctl stop astrolabe-predictor@h3-1")
+    fleet.hosts["h3"].run("systemd-run --unit squatter python3 -m http.server 8101")
     try:
-        until(lambda: fleet.hosts["h3"].run("ss -Hltn 'sport = :8100'").stdout != "", "somebody listens")
+        until(lambda: fleet.hosts["h3"].run("ss -Hltn 'sport = :8101'").stdout != "", "somebody listens")
         reports = fleet.outcomes("install", code=1)
         assert re.fullmatch(
-            r"ports: port 8100 is in use by python3 \(process \d+\); stop that, or change port of its group",
+            r"ports: port 8101 is in use by python3 \(process \d+\); stop that, or change port of its group",
             reports["h3"]["detail"],
         )
     finally:
         fleet.hosts["h3"].run("systemctl stop squatter")
-    assert "start astrolabe-predictor" in fleet.outcomes("install")["h3"]["steps"]
+    assert "start astrolabe-predictor@h3-1" in fleet.outcomes("install")["h3"]["steps"]
 
 
 def test_a_full_disk_is_one_line(fleet: Fleet) -> None:
@@ -348,6 +402,6 @@ def test_what_is_removed_is_gone(fleet: Fleet) -> None:
         )
         assert left.stdout == ""
         assert host.run("id astrolabe", check=False).returncode
-        assert host.run("pgrep -f '[a]strolabe (gateway|predictor)'", check=False).stdout == ""
+        assert host.run("pgrep -f '[a]strolabe (gateway|predictor)|[h]ttp.server'", check=False).stdout == ""
     again = fleet.outcomes("remove", "--yes")
     assert {report["outcome"] for report in again.values()} == {"unchanged"}

@@ -9,8 +9,10 @@ import gc
 import grpc
 import grpc.aio
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.config import NodeEntry
+from gateway.main import Gateway
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
@@ -76,6 +78,31 @@ async def test_after_the_first_token_a_lost_node_ends_the_request_with_what_came
         assert await call.code() == grpc.StatusCode.UNAVAILABLE
         assert "after 3 tokens" in await call.details()
         assert dict(await call.trailing_metadata())["x-astrolabe-outcome"] == "node_lost"
+
+
+class _EndsItsNodes:
+    """What a scaler with a connector whose nodes end with the gateway does when that stops."""
+
+    def __init__(self, node: ScriptedNode, gateway: Gateway) -> None:
+        self._node, self._gateway = node, gateway
+
+    async def stop(self) -> None:
+        await self._node.stop()
+        await until(lambda: status(self._gateway, "n") in ("down", "absent"))
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["nodes-go-on", "nodes-end-with-it"])
+async def test_a_gateway_that_stops_warns_of_no_node_that_it_leaves(
+    node: ScriptedNode, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    async with running(node.address) as (gateway, _):
+        await until(lambda: status(gateway, "n") == "up")
+        if ends:
+            monkeypatch.setattr(gateway, "scaling", _EndsItsNodes(node, gateway))
+        with capture_logs() as lines:
+            await gateway.stop()
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == []
+    assert [line["node"] for line in lines if line["event"] == "node is down"] == ["n"]
 
 
 async def test_the_node_that_comes_back_under_its_name_serves_again(node: ScriptedNode) -> None:

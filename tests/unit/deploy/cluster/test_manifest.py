@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cluster.manifest import load_cluster
+from deploy.cluster.contradictions import load_cluster
 from protos.runtime.config import ConfigError
 
 GOOD = """\
@@ -41,9 +41,9 @@ def test_a_good_one(tmp_path: Path) -> None:
     file = tmp_path / "cluster.toml"
     file.write_text(GOOD)
     cluster = load_cluster(file)
-    assert [host.name for host in cluster.nodes()] == ["a", "b"]
+    assert [node.name for node in cluster.nodes()] == ["a", "b"]
     assert [host.name for host in cluster.gateways()] == ["a"]
-    assert cluster.node_address(cluster.hosts[1]) == "10.0.0.2:8100"
+    assert cluster.nodes()[1].address == "10.0.0.2:8100"
 
 
 def test_all_that_is_wrong_is_told_with_its_line(tmp_path: Path) -> None:

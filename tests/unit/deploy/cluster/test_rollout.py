@@ -60,22 +60,18 @@ class ScriptedShell:
             units = [f"unit={u} active yes 7 {BEFORE}" for u in ("astrolabe-predictor", "astrolabe-gateway")]
             return Ran(0, "\n".join([*RUNNING_HOST, *units] if self._runs else FRESH_HOST), "")
         if "nodes --json" in script:
-            nodes = [{"node_id": host.name, "status": "up", "detail": ""} for host in CLUSTER.hosts]
+            nodes = [
+                {"node_id": host.name, "status": "up", "detail": "", "address": f"{host.address}:8100"}
+                for host in CLUSTER.hosts
+            ]
             return Ran(0, json.dumps({"nodes": nodes}), "")
         if asked := re.search(r"bin/astrolabe (drain \S+ --\w+)", script):
             self._journal.add(f"{self._name}: {asked[1]}")
-        elif acted := re.search(r"systemctl ((?:re)?start) [a-z-]+", script):
+        elif acted := re.search(r"systemctl ((?:re)?start) [a-z0-9@-]+", script):
             self._journal.add(f"{self._name}: {acted[0]}")
         if self._broken and self._broken in script:
             return Ran(1, "", "it is broken")
         return Ran(0, "", "")
-
-
-@pytest.fixture
-def release(tmp_path: Path) -> Release:
-    with zipfile.ZipFile(tmp_path / "astrolabe-0.2.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("astrolabe-0.2.0.dist-info/RECORD", "deploy/cli.py,sha256=x,1\n")
-    return release_in(tmp_path)
 
 
 def rolled(

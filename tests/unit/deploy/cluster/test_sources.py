@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 
 import msgspec
 import pytest
 
+from deploy.cluster.contradictions import problems
 from deploy.cluster.draft import draft
-from deploy.cluster.manifest import Cluster, problems
+from deploy.cluster.manifest import Cluster
 from deploy.cluster.sources import EngineLimits, FoundHost, HostSourceError, format_of, read_source, tidy_names
 
 CLOUDLAB = """\
@@ -226,3 +228,38 @@ def test_a_draft_takes_the_limits_of_a_models_file() -> None:
     assert [host["roles"] for host in table["hosts"]] == [["node", "gateway"], ["node"]]
     with pytest.raises(HostSourceError, match="no host is named 'c'; there are: a, b"):
         draft(sources, engine="emulated", profile="", user="", gateways=["c"])
+
+
+def test_sources_say_how_many_nodes_where_they_do() -> None:
+    block = {
+        "h1": {"ip_address": "10.0.0.1", "backend_port": 8000},
+        "h2-0": {"ip_address": "10.0.0.2", "backend_port": 8001},
+        "h2-1": {"ip_address": "10.0.0.2", "backend_port": 8000},
+        "h3": {"ip_address": "10.0.0.3", "backend_ports": [8000, 8001, 8002]},
+        "h4": {"ip_address": "10.0.0.4", "backend_port": 8000, "gpus": 4},
+    }
+    found = read_source(json.dumps(block))
+    assert [(h.name, h.nodes, h.engine_port) for h in found.hosts] == [
+        ("h1", 1, 8000),
+        ("h2", 2, 8000),
+        ("h3", 3, 8000),
+        ("h4", 4, 8000),
+    ]
+    listed = read_source("a gpus=8\nb\nb\nc slots=4\n")
+    assert [(h.name, h.nodes) for h in listed.hosts] == [("a", 8), ("b", 2), ("c", 1)]
+    inventory = read_source("[gpus]\na\nb gpu_count=2\n[gpus:vars]\ngpus=4\n")
+    assert [(h.name, h.nodes) for h in inventory.hosts] == [("a", 4), ("b", 4)]
+    aliases = read_source("Host a\n  HostName 10.0.0.1\nHost alias\n  HostName 10.0.0.1\n")
+    assert [h.nodes for h in aliases.hosts] == [1, 1]
+    apart = read_source(json.dumps({n: {"ip_address": "10.0.0.1", "backend_port": p} for n, p in (("a", 1), ("b", 5))}))
+    assert apart.notes == ("a: the ports of its engines, 1, 5, are not in a row; give them 1, 2, ...",)
+
+
+def test_a_draft_says_the_usual_count_once_and_others_at_their_hosts() -> None:
+    written = draft([("hosts", read_source("a gpus=8\nb gpus=8\nc gpus=4\n"))], engine="vllm", profile="", user="")
+    table = tomllib.loads(written)
+    assert table["groups"][0]["nodes"] == 8
+    assert [host.get("nodes") for host in table["hosts"]] == [None, None, 4]
+    cluster = msgspec.convert(table, Cluster, strict=True)
+    assert len(cluster.nodes()) == 20
+    assert problems(cluster) == []

@@ -166,6 +166,8 @@ def _ship() -> None:
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
     for of in ALL:
         asyncio.run(kernels_ready(of))
+    for lock in folder.glob("*.lock"):
+        lock.unlink()
 
 
 if __name__ == "__main__":

@@ -123,7 +123,10 @@ class _Kept(_Cache):
     def load_overload(self, sig: tuple[Any, ...], target_context: Any) -> Any:
         target_context.refresh()
         data = kernel_files.load(self.name(sig, target_context))
-        return None if data is None else CompileResult._rebuild(target_context, *pickle.loads(data))
+        # A machine that loses its power may leave half a file behind.
+        with contextlib.suppress(EOFError, pickle.UnpicklingError):
+            return None if data is None else CompileResult._rebuild(target_context, *pickle.loads(data))
+        return None
 
     def save_overload(self, sig: tuple[Any, ...], data: Any) -> None:
         assert not data.library.has_dynamic_globals, f"{self._function} holds addresses of this process"

@@ -111,8 +111,9 @@ def _wait_for(handle: int) -> None:
 
 def _drop_unused(place: Path) -> None:
     before_s = time.time() - UNUSED_DAYS * DAY_S
-    for suffix in (SUFFIX, LOCK_SUFFIX):
-        for path in place.glob(f"*{suffix}"):
+    # Stamps too (`protos.runtime.kernels`): one must not outlive what it speaks of.
+    for pattern in (f"*{SUFFIX}", f"*{LOCK_SUFFIX}", "kernels-*"):
+        for path in place.glob(pattern):
             # Another process may be about the same.
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime < before_s:

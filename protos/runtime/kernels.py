@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import importlib.resources
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -105,14 +106,8 @@ def _without_scipy() -> Iterator[None]:
 async def _compile(of: str) -> None:
     log.info("compiling the simulator's kernels, or finding them compiled; the first time takes up to a minute")
     began_s = time.monotonic()
-    flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *flags,
-        "-c",
-        f"from {WARMING} import {of}; {of}()",
-        stdin=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
+        *_command(of), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
     try:
         _, err = await child.communicate()
@@ -125,6 +120,24 @@ async def _compile(of: str) -> None:
         words = err.decode(errors="replace").strip()[-LAST_WORDS:]
         raise KernelError(f"compiling the simulator's kernels failed with exit code {child.returncode}: {words}")
     log.info("kernels are compiled", took_s=round(time.monotonic() - began_s, 1))
+
+
+@contextlib.contextmanager
+def compiling_beside(of: str) -> Iterator[None]:
+    """Meanwhile another process compiles what a function of `simcore.warmup` uses: on a second core, where processes of
+    the caller compile as well. Who needs a kernel that is being compiled waits for it."""
+    quiet = subprocess.DEVNULL
+    child = subprocess.Popen(_command(of), stdin=quiet, stdout=quiet, stderr=quiet)
+    try:
+        yield
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def _command(of: str) -> list[str]:
+    flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+    return [sys.executable, *flags, "-c", f"from {WARMING} import {of}; {of}()"]
 
 
 @contextlib.asynccontextmanager

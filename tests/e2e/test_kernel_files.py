@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from protos.runtime import kernels
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +120,15 @@ def test_another_cpu_or_setting_gets_code_of_its_own(here: Checkout) -> None:
         assert here.ask() == [41, COMPILED], name
 
 
+def test_half_a_file_is_none(here: Checkout, tmp_path: Path) -> None:
+    assert here.ask() == [41, COMPILED]
+    (kept,) = (tmp_path / "cache").glob("*.kernel")
+    for length in (0, len(kept.read_bytes()) // 2):
+        kept.write_bytes(kept.read_bytes()[:length])
+        assert here.ask() == [41, COMPILED]
+    assert here.ask() == [41, FOUND]
+
+
 def test_of_processes_that_start_together_one_compiles(here: Checkout) -> None:
     together = [here.begin() for _ in range(4)]
     assert sorted(map(answer_of, together)) == [[41, FOUND]] * 3 + [[41, COMPILED]]
@@ -132,3 +143,10 @@ def test_who_waits_for_a_process_that_is_killed_compiles_itself(
     compiling_for_ever.send_signal(signal.SIGKILL)
     assert answer_of(waiting) == [41, COMPILED]
     assert here.ask() == [41, FOUND]
+
+
+def test_what_compiles_beside_a_run_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would else be waited for until this test's time is up."""
+    monkeypatch.setattr(kernels, "_command", lambda _: [sys.executable, "-c", "import time; time.sleep(600)"])
+    with kernels.compiling_beside("warm_node"):
+        pass

@@ -61,7 +61,7 @@ def test_who_waits_for_another_does_not_wait_for_ever(tmp_path: Path, monkeypatc
 def test_what_nobody_uses_any_more_goes_and_what_is_used_stays(tmp_path: Path) -> None:
     old_s = time.time() - (kernel_files.UNUSED_DAYS + 1) * kernel_files.DAY_S
     (tmp_path / "own").mkdir()
-    for name in ("used.kernel", "unused.kernel", "notes.txt"):
+    for name in ("used.kernel", "unused.kernel", "kernels-warm_node-1", "notes.txt"):
         (tmp_path / "own" / name).touch()
         os.utime(tmp_path / "own" / name, (old_s, old_s))
     kernel_files.load("used")

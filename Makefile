@@ -36,10 +36,12 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.demo
 
 # A build leaves files behind that the next one would take in.
-wheel: | $(BIN)/python ## dist/: wheels of astrolabe, and of astrolabe-trace for vLLM's environment
-	rm -rf build engine_adapters/trace_package/build
+LEFT_BEHIND := build engine_adapters/trace_package/build simcore/compiled/shipped
+wheel: | $(if $(KERNELS),$(VENV)/.demo,$(BIN)/python) ## dist/: wheels of astrolabe, and of astrolabe-trace for vLLM's environment; with compiled kernels for this Python and numba: KERNELS=1
+	rm -rf $(LEFT_BEHIND)
+	$(if $(KERNELS),$(BIN)/python -m protos.runtime.kernels)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./engine_adapters/trace_package
-	rm -rf build engine_adapters/trace_package/build
+	rm -rf $(LEFT_BEHIND)
 
 deb: wheel ## dist/: a package for this Debian: gateway, daemon, command line, units, configuration
 	PIP="$(BIN)/python -m pip" deploy/package/deb.sh

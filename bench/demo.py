@@ -35,6 +35,7 @@ from bench.show.plots import plot_demo
 from bench.show.simulated import CAPACITY_LIMITS_S
 from bench.show.tables import capacity_table, comparison_table, milliseconds, print_table, rate_text
 from deploy.local_cluster import ClusterSpec
+from protos.runtime.kernels import compiling_beside
 
 POLICIES = ("round_robin", "least_requests", "min_total_latency")
 PROFILES = ("a30/llama-2-7b", "l40s/llama-2-7b", "a100/llama-2-7b")
@@ -73,6 +74,11 @@ class DemoSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_demo(out: Console, progress: Console, spec: DemoSpec) -> None:
     """Raises DatasetError, ClusterError, GatewayError, OSError."""
+    with compiling_beside("warm_node"):
+        _run(out, progress, spec)
+
+
+def _run(out: Console, progress: Console, spec: DemoSpec) -> None:
     head = header(msgspec.to_builtins(spec, enc_hook=str), seed=spec.seed)
     out.rule("1. real conversations", align="left")
     base = with_values(

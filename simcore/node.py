@@ -310,7 +310,7 @@ class SimNode:
         if not self.has_work:
             raise ValueError(f"{self.node_id}: no work, so no step at {now_s}")
         ahead = self._trace_view().preempted if self.head[at.ASYNC] else []
-        n_log, *features, _ = ENTRIES.step(self.head, self.req, self.lists, self._shared, self._log)
+        n_log, *features, _ = ENTRIES.step(self.head, self.req, self.lists, self._shared, self._log, True)
         batch = StepBatch(*features)
         duration_s = self._step_time.seconds(batch)
         self.seq += 1

@@ -17,6 +17,12 @@ def warm_node() -> None:
     warm(sharing_engine=True)
 
 
+def warm_all() -> None:
+    """Everything there is."""
+    warm(shared_prefixes=True, clusters=True)
+    warm_fleet()
+
+
 def warm(*, sharing_engine: bool = False, shared_prefixes: bool = False, clusters: bool = False) -> None:
     """Runs one tiny node, one step and one what-if. With `sharing_engine`, an engine too that tells blocks apart, as an
     emulated one does; with `shared_prefixes`, that and all that a simulation of such a node needs; with `clusters`,
@@ -75,10 +81,10 @@ def _trace(config: EngineConfig, model: StepTimeModel, hashes: tuple[int, ...]) 
 
 def warm_fleet() -> None:
     """Runs a fleet of one node ahead: what a gateway's scaling rule needs."""
-    from simcore import fleet
+    from simcore.compiled.fleet import run_fleet
 
     one, nobody = np.ones(1), np.empty(0)
-    fleet.run(
+    run_fleet(
         np.zeros(1, np.int64),
         np.zeros(1),
         np.full((1, 2), 0.01),

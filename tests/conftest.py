@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from gateway.core.decision.policies import registry
+from simcore import kernel_files
 from simcore.warmup import warm
 
 # A busy machine is slow: neither the time of an example nor that of making it up says anything of the code.
@@ -26,6 +27,8 @@ UNIT = ROOT / "tests" / "unit"
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Compiles the kernels where nobody has yet: half a minute that no test's time limit should have to hold."""
+    # By name, so that a test that gives its processes another cache folder does not have them compile anew.
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(kernel_files.folder() or ""))
     if not hasattr(session.config, "workerinput") and not session.config.option.collectonly:
         warm(shared_prefixes=True, clusters=True)
     # A shell that starts tests in the background has them ignore Ctrl-C, and all processes that they start.

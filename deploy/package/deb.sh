@@ -20,6 +20,8 @@ home=/opt/astrolabe/.venv
 install -d "$root/opt/astrolabe" "$root/usr/bin" "$root/lib/systemd/system" "$root/etc/astrolabe" "$root/usr/share/doc/astrolabe"
 "$PYTHON" -m venv --without-pip "$root$home"
 $PIP --python "$root$home/bin/python" install --quiet --no-compile "$wheel[models,otel]"
+# Half a minute here, or at the first start of every node.
+PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 "$root$home/bin/python" -m protos.runtime.kernels
 # It will lie elsewhere than it was made.
 rm -f "$root$home"/bin/[Aa]ctivate*
 grep -rlI "$root" "$root$home/bin" "$root$home/pyvenv.cfg" | xargs -r sed -i "s|$root||g"

@@ -1,10 +1,12 @@
 """Gets compiled kernels ready before a process serves.
 
-Compiling takes most of a minute and leaves 150 MB behind in the process that does it, so one that finds no cache
-lets a child do it and then loads the result. Processes that start together agree by a lock: one compiles, all others
-wait. A stamp says that all is compiled; without it nothing worse happens than a child that finds everything compiled.
-It lies in the folder that `NUMBA_CACHE_DIR` names, beside what it speaks of, or else in the user's cache folder: a
-service has a folder of the first kind and often no home.
+Compiling takes half a minute and leaves 150 MB behind in the process that does it, so one that finds no cache lets a
+child do it and then loads the result. Processes that start together agree by a lock: one compiles, all others wait. A
+stamp says that all is compiled; without it nothing worse happens than a child that finds everything compiled. It lies
+beside the kernels that it speaks of: those compiled here, or those that came with the product.
+
+`python -m protos.runtime.kernels` compiles all kernels into where the installed product ships them from: a step of
+building a wheel, a package or an image. What was compiled for another Python, numba or CPU is never taken.
 """
 
 from __future__ import annotations
@@ -16,21 +18,24 @@ import hashlib
 import importlib
 import importlib.resources
 import os
+import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from importlib.metadata import version
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import structlog
 
+from simcore import kernel_files
+
 log = structlog.get_logger("kernels")
 
 POLL_S = 0.05
 WARMING = "simcore.warmup"
+ALL = ("warm_all", "warm", "warm_node", "warm_fleet")
+"""What is shipped: the first compiles everything, the others find it compiled and leave a stamp of their own."""
 LAST_WORDS = 500
 
 
@@ -40,14 +45,24 @@ class KernelError(RuntimeError):
 
 async def kernels_ready(of: str) -> None:
     """Returns when the kernels that a function of `simcore.warmup` uses are compiled and loaded. Raises KernelError."""
-    stamp = _cache_folder() / f"kernels-{of}-{_fingerprint()}"
-    if not stamp.exists():
-        async with _locked(stamp.with_suffix(".lock")):
-            if not stamp.exists():
-                await _compile(of)
-                stamp.touch()
+    folder = kernel_files.folder()
+    # Where nothing can be kept, a child would compile for itself alone.
+    if folder is not None:
+        stamps: list[str] = []
+        with _without_scipy():
+            await _aside(lambda: stamps.append(f"kernels-{of}-{_fingerprint()}"))
+        (stamp,) = stamps
+        if not _is_stamped(stamp, folder):
+            async with _locked(folder / f"{stamp}.lock"):
+                if not _is_stamped(stamp, folder):
+                    await _compile(of)
+                    (folder / stamp).touch()
     with _without_scipy():
         await _aside(lambda: getattr(importlib.import_module(WARMING), of)())
+
+
+def _is_stamped(stamp: str, folder: Path) -> bool:
+    return any((place / stamp).exists() for place in (folder, kernel_files.SHIPPED))
 
 
 async def _aside(work: Callable[[], object]) -> None:
@@ -91,14 +106,8 @@ def _without_scipy() -> Iterator[None]:
 async def _compile(of: str) -> None:
     log.info("compiling the simulator's kernels, or finding them compiled; the first time takes up to a minute")
     began_s = time.monotonic()
-    flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *flags,
-        "-c",
-        f"from {WARMING} import {of}; {of}()",
-        stdin=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
+        *_command(of), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
     try:
         _, err = await child.communicate()
@@ -113,11 +122,31 @@ async def _compile(of: str) -> None:
     log.info("kernels are compiled", took_s=round(time.monotonic() - began_s, 1))
 
 
+@contextlib.contextmanager
+def compiling_beside(of: str) -> Iterator[None]:
+    """Meanwhile another process compiles what a function of `simcore.warmup` uses: on a second core, where processes of
+    the caller compile as well. Who needs a kernel that is being compiled waits for it."""
+    quiet = subprocess.DEVNULL
+    child = subprocess.Popen(_command(of), stdin=quiet, stdout=quiet, stderr=quiet)
+    try:
+        yield
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def _command(of: str) -> list[str]:
+    flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+    return [sys.executable, *flags, "-c", f"from {WARMING} import {of}; {of}()"]
+
+
 @contextlib.asynccontextmanager
 async def _locked(path: Path) -> AsyncIterator[None]:
-    """Holds the file's lock; waits for it without blocking the loop."""
+    """Holds the file's lock; waits for it without blocking the loop, until its holder leaves it or dies, or for as long
+    as one waits for a kernel."""
+    until_s = time.monotonic() + kernel_files.WAIT_S
     with path.open("wb") as file:
-        while True:
+        while time.monotonic() < until_s:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -126,30 +155,14 @@ async def _locked(path: Path) -> AsyncIterator[None]:
         yield
 
 
-def _cache_folder() -> Path:
-    """That of numba where one is named, else the user's; a new one, shared with nobody, where none can be written."""
-    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "astrolabe"
-    for named in (os.environ.get("NUMBA_CACHE_DIR"), users):
-        if not named:
-            continue
-        # A user that has no home, a folder that cannot be made.
-        with contextlib.suppress(OSError, RuntimeError):
-            folder = Path(named).expanduser()
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
-    return Path(tempfile.mkdtemp(prefix="astrolabe-"))
-
-
 def _fingerprint() -> str:
-    """Hash of all that decides whether numba's cache fits: sources, their place, versions, numba's settings."""
-    digest = hashlib.sha256()
-    for source in _sources(importlib.resources.files("simcore")):
-        digest.update(str(source).encode())
-        digest.update(source.read_bytes())
-    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_"))
+    """Hash of all that decides whether compiled kernels fit: what sources say, wherever they are, and what compiles."""
+    made_by = importlib.import_module("simcore.kernel_cache").made_by
     # Without its assertions a kernel is another one.
-    digest.update(repr((sys.version, sys.flags.optimize, version("numba"), settings)).encode())
+    digest = hashlib.sha256(repr((made_by(), sys.flags.optimize)).encode())
+    for source in _sources(importlib.resources.files("simcore")):
+        digest.update(source.name.encode())
+        digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -159,3 +172,16 @@ def _sources(folder: Traversable) -> Iterator[Traversable]:
             yield from _sources(entry)
         elif entry.name.endswith(".py"):
             yield entry
+
+
+def _ship() -> None:
+    folder = kernel_files.SHIPPED
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    for of in ALL:
+        asyncio.run(kernels_ready(of))
+    for lock in folder.glob("*.lock"):
+        lock.unlink()
+
+
+if __name__ == "__main__":
+    _ship()

@@ -9,13 +9,12 @@ the queue is just the number `FREE`.
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Ints
+from simcore.kernel_cache import kernel
 
 
-@njit(nogil=True)
+@kernel
 def take(head: Ints, req: Ints, lists: Ints, blocks: int) -> None:
     """Removes `blocks` (<= FREE) from the front; requests whose old blocks go lose that hit."""
     head[at.FREE] -= blocks
@@ -39,7 +38,7 @@ def take(head: Ints, req: Ints, lists: Ints, blocks: int) -> None:
     head[at.SEG_HEAD] = segment
 
 
-@njit(nogil=True)
+@kernel
 def give_back(head: Ints, req: Ints, lists: Ints, owner: int, unkeyed: int, keyed: int) -> None:
     """Frees one request's blocks: those without content key to the front, the rest to the back.
 
@@ -72,7 +71,7 @@ def give_back(head: Ints, req: Ints, lists: Ints, owner: int, unkeyed: int, keye
         head[at.OWNED] += 1
 
 
-@njit(nogil=True)
+@kernel
 def reclaim(head: Ints, req: Ints, lists: Ints, owner: int, most: int) -> int:
     """Takes a request's own old blocks, at most `most`, out of the free queue; returns how many there were."""
     segment = req[owner, at.SEGMENT]
@@ -85,7 +84,7 @@ def reclaim(head: Ints, req: Ints, lists: Ints, owner: int, most: int) -> int:
     return blocks
 
 
-@njit(nogil=True)
+@kernel
 def disown(head: Ints, req: Ints, lists: Ints, owner: int) -> None:
     """The request will not come back for its old blocks."""
     segment = req[owner, at.SEGMENT]
@@ -95,7 +94,7 @@ def disown(head: Ints, req: Ints, lists: Ints, owner: int) -> None:
         head[at.OWNED] -= 1
 
 
-@njit(nogil=True)
+@kernel
 def _compact(head: Ints, req: Ints, lists: Ints) -> None:
     to = 0
     for segment in range(head[at.SEG_HEAD], head[at.SEG_TAIL]):

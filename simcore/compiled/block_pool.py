@@ -7,16 +7,15 @@ they got it, so the first match is the one that vLLM would find.
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Arrays, Ints
+from simcore.kernel_cache import cached, kernel
 
 _ODD_1 = 0x1E3779B97F4A7C15
 _ODD_2 = 0x42B2AE3D27D4EB4F
 
 
-@njit(nogil=True)
+@kernel
 def key_of(req: Ints, shared: Arrays, slot: int, index: int) -> int:
     """What block `index` of a slot is found by; beyond its names what nobody else has."""
     if index < req[slot, at.HASHES]:
@@ -24,19 +23,19 @@ def key_of(req: Ints, shared: Arrays, slot: int, index: int) -> int:
     return (req[slot, at.ORDER] + 1) * _ODD_1 + index * _ODD_2
 
 
-@njit(nogil=True)
+@kernel
 def _kind_of(req: Ints, slot: int, index: int) -> int:
     """What `HAS_KEY` says of that block."""
     return 1 if index < req[slot, at.HASHES] else 2
 
 
-@njit(nogil=True)
+@kernel
 def _bucket(pool: Ints, key: int) -> int:
     mixed = key ^ (key >> 32)
     return (mixed ^ (mixed >> 16)) & (pool.shape[1] - 1)
 
 
-@njit(nogil=True)
+@kernel
 def find(pool: Ints, key: int) -> int:
     """The block that got this key first of those that have it; -1 if none has."""
     block = pool[at.BUCKETS, _bucket(pool, key)]
@@ -45,7 +44,7 @@ def find(pool: Ints, key: int) -> int:
     return block
 
 
-@njit(nogil=True)
+@kernel
 def _set_key(pool: Ints, block: int, key: int, kind: int) -> None:
     pool[at.KEY, block] = key
     pool[at.HAS_KEY, block] = kind
@@ -60,7 +59,7 @@ def _set_key(pool: Ints, block: int, key: int, kind: int) -> None:
     pool[at.CHAIN, place] = block
 
 
-@njit(nogil=True)
+@kernel
 def _forget_key(pool: Ints, block: int) -> None:
     pool[at.HAS_KEY, block] = 0
     bucket = _bucket(pool, pool[at.KEY, block])
@@ -73,14 +72,14 @@ def _forget_key(pool: Ints, block: int) -> None:
     pool[at.CHAIN, place] = pool[at.CHAIN, block]
 
 
-@njit(nogil=True)
+@kernel
 def _unlink(pool: Ints, block: int) -> None:
     before, after = pool[at.PREVIOUS, block], pool[at.NEXT, block]
     pool[at.NEXT, before] = after
     pool[at.PREVIOUS, after] = before
 
 
-@njit(nogil=True)
+@kernel
 def link(pool: Ints, block: int, before: int) -> None:
     """Puts a free block behind `before` in the free queue."""
     after = pool[at.NEXT, before]
@@ -90,7 +89,7 @@ def link(pool: Ints, block: int, before: int) -> None:
     pool[at.PREVIOUS, after] = block
 
 
-@njit(nogil=True)
+@kernel
 def count_hits(head: Ints, req: Ints, shared: Arrays, slot: int) -> tuple[int, int]:
     """(Leading blocks of a waiting slot that are cached, how many of them stand in the free queue).
 
@@ -108,7 +107,7 @@ def count_hits(head: Ints, req: Ints, shared: Arrays, slot: int) -> tuple[int, i
     return hits, evictable
 
 
-@njit(nogil=True)
+@cached
 def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
     """(How many of the first names belong to blocks that hold their content now, how many of those somebody holds)."""
     known = held = 0
@@ -121,7 +120,7 @@ def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
     return known, held
 
 
-@njit(nogil=True)
+@kernel
 def adopt(head: Ints, req: Ints, shared: Arrays, slot: int, hits: int) -> None:
     """The slot takes its first `hits` blocks as they were found cached."""
     pool, table, _ = shared
@@ -134,7 +133,7 @@ def adopt(head: Ints, req: Ints, shared: Arrays, slot: int, hits: int) -> None:
         table[slot, index] = block
 
 
-@njit(nogil=True)
+@kernel
 def take_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, blocks: int) -> None:
     """`blocks` (<= FREE) more for the slot, from the front of the free queue; what they held is forgotten."""
     pool, table, _ = shared
@@ -150,7 +149,7 @@ def take_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, blocks: int) -
     head[at.FREE] -= blocks
 
 
-@njit(nogil=True)
+@kernel
 def name_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, tokens: int) -> None:
     """Gives the slot's full blocks up to `tokens` their content keys, by which they can be found from now on."""
     pool, table, _ = shared
@@ -159,7 +158,7 @@ def name_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, tokens: int) -
             _set_key(pool, table[slot, index], key_of(req, shared, slot, index), _kind_of(req, slot, index))
 
 
-@njit(nogil=True)
+@kernel
 def release_blocks(head: Ints, req: Ints, shared: Arrays, slot: int) -> None:
     """Gives back a slot's blocks, the last first: those without a key to the front of the free queue, in that order,
     the others to its end."""
@@ -179,7 +178,7 @@ def release_blocks(head: Ints, req: Ints, shared: Arrays, slot: int) -> None:
             behind = block
 
 
-@njit(nogil=True)
+@cached
 def store(head: Ints, pool: Ints, names: Ints) -> None:
     """Blocks with these names are cached from now on, as if a request that had computed them had just ended.
 
@@ -200,7 +199,7 @@ def store(head: Ints, pool: Ints, names: Ints) -> None:
         link(pool, block, pool[at.PREVIOUS, front + 1])
 
 
-@njit(nogil=True)
+@cached
 def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
     """Turns a state in which blocks are counted (`block_counts`) into one in which they are kept one by one.
 
@@ -243,7 +242,7 @@ def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
     head[at.OWNED] = 0
 
 
-@njit(nogil=True)
+@kernel
 def _begins_with(shared: Arrays, names: Ints, known: int, donor: int, n_names: int) -> int:
     """With how many of the names the donor's prompt begins, if those are more than `known`, else `known`."""
     theirs = shared[2][donor]
@@ -253,7 +252,7 @@ def _begins_with(shared: Arrays, names: Ints, known: int, donor: int, n_names: i
     return known
 
 
-@njit(nogil=True)
+@cached
 def expected_prefix(
     head: Ints, req: Ints, lists: Ints, shared: Arrays, names: Ints, known: int, ahead: int, priority: int
 ) -> int:
@@ -275,7 +274,7 @@ def expected_prefix(
     return known
 
 
-@njit(nogil=True)
+@cached
 def count_shares(head: Ints, req: Ints, lists: Ints, to_req: Ints, source: Ints, shared: Arrays) -> None:
     """Completes a compacted state (`copying.compact_state`) in which blocks are only counted: a block that several hold
     is that of the first of them, and those who wait are taken to find what is cached now, and what those ahead of them

@@ -9,8 +9,6 @@ plan leaves it out already; if it ends of itself, the plan has it once more, for
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.block_counts import take
 from simcore.compiled.decode_sync import (
@@ -26,14 +24,15 @@ from simcore.compiled.decode_sync import (
 from simcore.compiled.headroom import note_free, note_room
 from simcore.compiled.layout import Floats, Ints
 from simcore.cost.step_time import dense_seconds, step_seconds, waited_s
+from simcore.kernel_cache import kernel
 
 
-@njit(nogil=True)
+@kernel
 def _ends_of_itself(head: Ints, req: Ints, slot: int) -> bool:
     return req[slot, at.FINAL] < min(req[slot, at.MAX_OUT], head[at.MAX_LEN] - req[slot, at.PROMPT])
 
 
-@njit(nogil=True)
+@kernel
 def decode_async(
     head: Ints,
     req: Ints,
@@ -171,7 +170,7 @@ def decode_async(
     return done, now_s, lowest, gone, rows
 
 
-@njit(nogil=True)
+@kernel
 def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, in_flight: int, in_flight_kv: int) -> None:
     """Writes the state after `done` steps: everybody that is left is in the batch in flight."""
     block, bank = head[at.BLOCK], head[at.BANK]

@@ -14,17 +14,16 @@ by insertion touches each about once.
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.block_counts import give_back, take
 from simcore.compiled.headroom import note_free, note_room
 from simcore.compiled.kv_cache_manager import fits_now
 from simcore.compiled.layout import Floats, Ints
 from simcore.cost.step_time import dense_seconds, waited_s
+from simcore.kernel_cache import kernel
 
 
-@njit(nogil=True)
+@kernel
 def admissible(head: Ints, req: Ints, lists: Ints, sequences: int) -> bool:
     """Whether the first waiting request may be admitted beside that many decoding ones."""
     waiting = head[at.N_WAITING]
@@ -33,7 +32,7 @@ def admissible(head: Ints, req: Ints, lists: Ints, sequences: int) -> bool:
     return fits_now(head, req, lists[at.WAITING, waiting - 1])
 
 
-@njit(nogil=True)
+@kernel
 def blocks_for(per_slack: Ints, block: int, sequences: int, done: int, steps: int) -> int:
     """New blocks that the next `steps` steps take when `done` steps of the phase are over."""
     # In n steps of the phase all take a block for each full round, and in the rest those whose room that uses up.
@@ -46,7 +45,7 @@ def blocks_for(per_slack: Ints, block: int, sequences: int, done: int, steps: in
     return blocks
 
 
-@njit(nogil=True)
+@kernel
 def steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free: int) -> int:
     """Most steps that `free` blocks carry."""
     rounds = free // sequences
@@ -62,7 +61,7 @@ def steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free:
     return (rounds + 1) * block
 
 
-@njit(nogil=True)
+@kernel
 def ending_next(lists: Ints, running: int, end: int) -> int:
     """Puts the indexes of those with `end` steps left into `BY_END`, in the order of the running list; how many."""
     n = 0
@@ -73,7 +72,7 @@ def ending_next(lists: Ints, running: int, end: int) -> int:
     return n
 
 
-@njit(nogil=True)
+@kernel
 def _insert(lists: Ints, n: int, i: int) -> int:
     left, by_end = lists[at.LEFT], lists[at.BY_END]
     place, mine = n, left[i]
@@ -84,7 +83,7 @@ def _insert(lists: Ints, n: int, i: int) -> int:
     return n + 1
 
 
-@njit(nogil=True)
+@kernel
 def sort_by_end(lists: Ints, running: int, done: int, candidate: int, ended: Ints) -> int:
     """Puts the indexes of those with more than `done` steps left into `BY_END`, those that end first in front, of
     several at once in the order of the running list. Returns how many they are.
@@ -107,7 +106,7 @@ def sort_by_end(lists: Ints, running: int, done: int, candidate: int, ended: Int
     return n
 
 
-@njit(nogil=True)
+@kernel
 def note_end(ended: Ints, candidate: int, slot: int) -> None:
     """Keeps the order of ends without a candidate."""
     if candidate < 0:
@@ -115,7 +114,7 @@ def note_end(ended: Ints, candidate: int, slot: int) -> None:
         ended[at.N_ENDED] += 1
 
 
-@njit(nogil=True)
+@kernel
 def free_all(head: Ints, req: Ints, lists: Ints, slot: int, held: int, named: int) -> None:
     """Frees the blocks of a request for good: those of `held` tokens, of which the first `named` can be found."""
     block = head[at.BLOCK]
@@ -128,7 +127,7 @@ def free_all(head: Ints, req: Ints, lists: Ints, slot: int, held: int, named: in
     give_back(head, req, lists, -1, blocks - keyed, max(0, keyed - req[slot, at.BORROWED]))
 
 
-@njit(nogil=True)
+@kernel
 def still_running(lists: Ints, running: int, done: int) -> int:
     """Takes those that have ended out of the running list; how many are left."""
     kept = 0
@@ -139,7 +138,7 @@ def still_running(lists: Ints, running: int, done: int) -> int:
     return kept
 
 
-@njit(nogil=True)
+@kernel
 def decode_sync(
     head: Ints,
     req: Ints,

@@ -1,19 +1,20 @@
-"""A fingerprint of compiled code: changes when any kernel, or any number that a kernel takes from a module, changes."""
+"""A fingerprint of compiled code: changes when any kernel, or any number that a kernel takes from a module, changes.
+
+It is of what the code says, not of where it lies or when it was written: two checkouts with the same kernels agree.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from types import CodeType, ModuleType
 from typing import Any
-from zlib import crc32
 
 
-def fingerprint_of(function: Callable[..., Any]) -> int:
+def fingerprint_of(function: Callable[..., Any]) -> str:
     """Over the function, the kernels it calls at any remove, and the numbers they take from modules by name."""
-    value = 0
-    for part in sorted(_parts(function.__code__, function.__globals__, set())):
-        value = crc32(part.encode(), value)
-    return value
+    parts = {repr(function.__defaults__), *_parts(function.__code__, function.__globals__, set())}
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
 
 
 def _parts(code: CodeType, names: dict[str, Any], seen: set[CodeType]) -> Iterator[str]:
@@ -31,7 +32,7 @@ def _parts(code: CodeType, names: dict[str, Any], seen: set[CodeType]) -> Iterat
             value: Any = owner.get(name)
             kernel = getattr(value, "py_func", None)
             if kernel is not None:
-                yield repr((name, sorted(value.targetoptions.items())))
+                yield repr((name, sorted(value.targetoptions.items()), kernel.__defaults__))
                 yield from _parts(kernel.__code__, kernel.__globals__, seen)
-            elif isinstance(value, int | float | tuple):
+            elif isinstance(value, int | float | str | bytes | tuple):
                 yield repr((code.co_name, name, value))

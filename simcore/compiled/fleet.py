@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from simcore.kernel_cache import cached, kernel
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -22,12 +23,12 @@ of a batch's requests few are at their end at once, and an engine fills its KV a
 FOREVER_S = 1e300
 
 
-@njit(nogil=True)
+@kernel
 def _step_s(batch: int, kv_tokens: float, group: int, tables: Floats, kv_s: float) -> float:
     return float(tables[group, min(batch, tables.shape[1] - 1)] + kv_s * kv_tokens)
 
 
-@njit(nogil=True)
+@kernel
 def _advance(
     node: int, to_s: float, at_s: Floats, stall_s: Floats, clock: Floats, kv: Floats, running: Ints, pace_s: Floats
 ) -> None:
@@ -40,7 +41,7 @@ def _advance(
     at_s[node] = max(at_s[node], to_s)
 
 
-@njit(nogil=True)
+@kernel
 def _push(ends: Floats, whose: Ints, base: int, count: int, end: float, who: int) -> None:
     """One more in the heap of `count` ends from `base` on, the soonest first."""
     k = count
@@ -53,7 +54,7 @@ def _push(ends: Floats, whose: Ints, base: int, count: int, end: float, who: int
     ends[base + k], whose[base + k] = end, who
 
 
-@njit(nogil=True)
+@kernel
 def _pop(ends: Floats, whose: Ints, base: int, count: int) -> None:
     """The soonest of `count` + 1 leaves.
 
@@ -76,7 +77,7 @@ def _pop(ends: Floats, whose: Ints, base: int, count: int) -> None:
     ends[base + k], whose[base + k] = end, who
 
 
-@njit(nogil=True)
+@kernel
 def _ascending(times_s: Floats) -> Floats:
     """The same in order: by as many stretches of time as there are values, and each stretch by itself. Arrivals lie so
     evenly that this takes a tenth of what a sort does that compares them."""
@@ -104,7 +105,7 @@ def _ascending(times_s: Floats) -> Floats:
     return ordered
 
 
-@njit(nogil=True)
+@cached
 def run_fleet(
     group_of: Ints,
     ready_s: Floats,

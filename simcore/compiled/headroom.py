@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Floats
+from simcore.kernel_cache import kernel
 from simcore.types import HEADROOM_HORIZONS_S
 
 _HORIZONS = len(HEADROOM_HORIZONS_S)
 _LAST_S = HEADROOM_HORIZONS_S[-1]
 
 
-@njit(nogil=True)
+@kernel
 def note_free(progress: Floats, began_s: float, ended_s: float, first: int, last: int) -> None:
     """Notes a time in which the free blocks fall evenly from `first` to `last`, for the horizons that end in it and
     the first one after it. `read_path` makes one path of all."""
@@ -28,7 +27,7 @@ def note_free(progress: Floats, began_s: float, ended_s: float, first: int, last
             progress[at.SO_FAR_PATH + k] = min(progress[at.SO_FAR_PATH + k], free)
 
 
-@njit(nogil=True)
+@kernel
 def read_path(progress: Floats, out: Floats) -> None:
     """Lowers `out` to the fewest free blocks within each of the horizons."""
     fewest = progress[at.SO_FAR_PATH]
@@ -37,7 +36,7 @@ def read_path(progress: Floats, out: Floats) -> None:
         out[k] = min(out[k], fewest)
 
 
-@njit(nogil=True)
+@kernel
 def note_room(headroom: Floats, rows: int, began_s: float, room: int) -> int:
     """Appends the room from `began_s` on to the headroom; -1: none for a newcomer.
 
@@ -52,7 +51,7 @@ def note_room(headroom: Floats, rows: int, began_s: float, room: int) -> int:
     return rows + 1
 
 
-@njit(nogil=True)
+@kernel
 def complete(headroom: Floats, rows: int, ended_s: float, blocks: int) -> int:
     """Appends the end, when all `blocks` are free, and turns the room of each row into that of it and all later
     ones. Returns the rows."""
@@ -63,7 +62,7 @@ def complete(headroom: Floats, rows: int, ended_s: float, blocks: int) -> int:
     return rows + 1
 
 
-@njit(nogil=True)
+@kernel
 def clear_from(headroom: Floats, rows: int, blocks: int) -> float:
     """The first moment from which on `blocks` are free for a newcomer; 0 if that is the first of all."""
     low, high = 0, rows - 1

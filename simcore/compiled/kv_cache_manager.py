@@ -6,14 +6,13 @@ Blocks are counted (`block_counts`) or, where prompts share prefixes, told one f
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import block_counts, block_pool
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Ints, Shared
+from simcore.kernel_cache import kernel
 
 
-@njit(nogil=True)
+@kernel
 def fits_now(head: Ints, req: Ints, slot: int) -> bool:
     """The admission rule without shared blocks: all tokens that a waiting request has now must fit the free ones, not
     just its first chunk."""
@@ -21,13 +20,13 @@ def fits_now(head: Ints, req: Ints, slot: int) -> bool:
     return whole <= (head[at.FREE] + req[slot, at.ASSUMED_HELD]) * head[at.BLOCK]
 
 
-@njit(nogil=True)
+@kernel
 def names_lag(head: Ints, shared: Shared) -> bool:
     """Whether column `KEYED` is kept: elsewhere all that is computed is named."""
     return head[at.ASYNC] != 0 or shared is not None
 
 
-@njit(nogil=True)
+@kernel
 def name(head: Ints, req: Ints, shared: Shared, slot: int, tokens: int) -> None:
     """The first `tokens` of a running slot are known: their full blocks can be found by content."""
     if shared is not None:
@@ -35,7 +34,7 @@ def name(head: Ints, req: Ints, shared: Shared, slot: int, tokens: int) -> None:
     req[slot, at.KEYED] = tokens
 
 
-@njit(nogil=True)
+@kernel
 def grow(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: int) -> bool:
     """Gives a slot blocks for `tokens` tokens; False (and nothing done) if they are not there."""
     block = head[at.BLOCK]
@@ -52,7 +51,7 @@ def grow(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: 
     return True
 
 
-@njit(nogil=True)
+@kernel
 def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> int:
     """Gives a waiting slot the blocks that still hold its tokens, if all that it has now fits with them.
 
@@ -84,7 +83,7 @@ def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> int:
     return hits
 
 
-@njit(nogil=True)
+@kernel
 def release(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, comes_back: bool) -> None:
     """Frees what a slot holds."""
     if shared is not None:

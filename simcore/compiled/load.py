@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Ints
+from simcore.kernel_cache import cached
 
 
-@njit(nogil=True)
+@cached
 def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int, int]:
     """(blocks that waiting prompts need, tokens not processed yet with `FINAL` as the length, those of prompts alone).
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.kv_cache_manager import grow, name, names_lag, release, reuse
 from simcore.compiled.layout import Ints, Shared
+from simcore.kernel_cache import kernel
 
 
-@njit(nogil=True)
+@kernel
 def before(req: Ints, a: int, b: int) -> bool:
     """Whether slot `a` comes before slot `b` under priority scheduling."""
     if req[a, at.PRIORITY] != req[b, at.PRIORITY]:
@@ -17,7 +16,7 @@ def before(req: Ints, a: int, b: int) -> bool:
     return req[a, at.ORDER] < req[b, at.ORDER]
 
 
-@njit(nogil=True)
+@kernel
 def enqueue(head: Ints, req: Ints, lists: Ints, slot: int, front: bool) -> None:
     """Puts a slot into the waiting queue: front, back, or where its priority says."""
     n = head[at.N_WAITING]
@@ -32,14 +31,14 @@ def enqueue(head: Ints, req: Ints, lists: Ints, slot: int, front: bool) -> None:
     head[at.N_WAITING] = n + 1
 
 
-@njit(nogil=True)
+@kernel
 def note(log: Ints, n: int, kind: int, slot: int) -> int:
     log[n, at.KIND] = kind
     log[n, at.SLOT] = slot
     return n + 1
 
 
-@njit(nogil=True)
+@kernel
 def _victim(head: Ints, req: Ints, lists: Ints) -> int:
     """Index in the running list of the request to preempt."""
     last = head[at.N_RUNNING] - 1
@@ -50,7 +49,7 @@ def _victim(head: Ints, req: Ints, lists: Ints) -> int:
     return last
 
 
-@njit(nogil=True)
+@kernel
 def _preempt(head: Ints, req: Ints, lists: Ints, shared: Shared, index: int) -> int:
     """Puts the running request at that index back to waiting; the tokens that it had been granted."""
     victim = lists[at.RUNNING, index]
@@ -69,7 +68,7 @@ def _preempt(head: Ints, req: Ints, lists: Ints, shared: Shared, index: int) -> 
     return granted
 
 
-@njit(nogil=True)
+@kernel
 def _make_room(
     head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int, i: int, tokens: int
 ) -> tuple[bool, int, int, int]:
@@ -91,7 +90,7 @@ def _make_room(
     return True, i, budget, n_log
 
 
-@njit(nogil=True)
+@kernel
 def _continue_running(
     head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int, limit: int
 ) -> tuple[int, int]:
@@ -133,7 +132,7 @@ def _continue_running(
     return budget, n_log
 
 
-@njit(nogil=True)
+@kernel
 def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limit: int) -> None:
     while head[at.N_WAITING] > 0 and budget > 0 and head[at.N_RUNNING] < head[at.MAX_SEQS]:
         slot = lists[at.WAITING, head[at.N_WAITING] - 1]
@@ -156,7 +155,7 @@ def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limi
         budget -= n
 
 
-@njit(nogil=True)
+@kernel
 def plan(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
     """Grants tokens (column `GRANTED`), preempts, admits. Returns the log rows; new ones tell of preemptions."""
     limit = head[at.LONG_PREFILL]

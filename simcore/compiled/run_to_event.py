@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled import step
 from simcore.compiled.layout import Floats, Ints, Shared
 from simcore.compiled.load import measure
 from simcore.cost import step_time
+from simcore.kernel_cache import cached, kernel
 
 
-@njit(nogil=True)
+@kernel
 def _expected_tokens(head: Ints, req: Ints, lists: Ints, totals: Ints) -> int:
     """Tokens not processed yet with `totals` by slot as the lengths of answers."""
     tokens = 0
@@ -28,7 +27,7 @@ def _expected_tokens(head: Ints, req: Ints, lists: Ints, totals: Ints) -> int:
     return tokens
 
 
-@njit(nogil=True)
+@cached
 def keep(
     head: Ints,
     req: Ints,
@@ -62,7 +61,7 @@ def keep(
     return row + 1
 
 
-@njit(nogil=True)
+@cached
 def run(
     head: Ints,
     req: Ints,
@@ -73,21 +72,18 @@ def run(
     totals: Ints,
     published_s: Floats,
     states: Ints,
-    row: int,
-    seq: int,
-    mark: int,
-    watched: int,
-    next_s: float,
-    until_s: float,
-    keep_from_s: float,
-    interval_s: float,
+    counters: tuple[int, int, int, int],
+    times_s: tuple[float, float, float, float],
 ) -> tuple[int, int, int, float, float]:
     """Steps that begin before `until_s`, the first at `next_s`, to the end of the first that leaves a log row or has
     begun with slot `watched`; of any with WATCH_ALL; or while there are rows of states.
 
-    The states as they stand before steps from `keep_from_s` on are kept, from `row` on. Returns (log rows, steps, rows
-    of states used, begin and end of the last step).
+    `counters` are (row, seq, mark, watched), `times_s` (next_s, until_s, keep_from_s, interval_s). The states as they
+    stand before steps from `keep_from_s` on are kept, from `row` on. Returns (log rows, steps, rows of states used,
+    begin and end of the last step).
     """
+    row, seq, mark, watched = counters
+    next_s, until_s, keep_from_s, interval_s = times_s
     steps = n_log = 0
     began_s = next_s
     while (

@@ -5,16 +5,15 @@ Kernels take the arrays of `layout` in the order head, req, lists, shared.
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.block_counts import disown
 from simcore.compiled.kv_cache_manager import name, release
 from simcore.compiled.layout import Ints, Shared
 from simcore.compiled.plan import note, plan
+from simcore.kernel_cache import cached, kernel
 
 
-@njit(nogil=True)
+@kernel
 def _without(lists: Ints, row: int, n: int, slot: int) -> int:
     """Takes a slot out of a row of `n`; how many are left."""
     kept = 0
@@ -25,7 +24,7 @@ def _without(lists: Ints, row: int, n: int, slot: int) -> int:
     return kept
 
 
-@njit(nogil=True)
+@cached
 def remove(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> None:
     """Takes a slot out of whatever it stands in and frees what it holds."""
     head[at.N_RUNNING] = _without(lists, at.RUNNING, head[at.N_RUNNING], slot)
@@ -42,7 +41,7 @@ def remove(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> Non
     release(head, req, lists, shared, slot, False)
 
 
-@njit(nogil=True)
+@kernel
 def _log_scheduled(req: Ints, log: Ints, n_log: int, slot: int, tokens: int, produced: int, cached: int) -> int:
     log[n_log, at.TOKENS] = tokens
     log[n_log, at.PRODUCED] = produced
@@ -50,14 +49,14 @@ def _log_scheduled(req: Ints, log: Ints, n_log: int, slot: int, tokens: int, pro
     return note(log, n_log, at.SCHEDULED, slot)
 
 
-@njit(nogil=True)
+@kernel
 def _end(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int, slot: int) -> int:
     """A request has had its last token; the log rows."""
     release(head, req, lists, shared, slot, False)
     return note(log, n_log, at.FINISHED, slot)
 
 
-@njit(nogil=True)
+@cached
 def step(
     head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, verbose: bool
 ) -> tuple[int, int, float, int, int, int, int]:
@@ -105,7 +104,7 @@ def step(
     return n_log, prefill, work, prefill_seqs, decode, kv, lowest
 
 
-@njit(nogil=True)
+@kernel
 def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
     """Plans a step and sends it off: its tokens count as computed from now on. Returns the log rows."""
     for i in range(head[at.N_RUNNING]):
@@ -149,7 +148,7 @@ def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints
     return n_log
 
 
-@njit(nogil=True)
+@kernel
 def step_async(
     head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, verbose: bool
 ) -> tuple[int, int, float, int, int, int, int]:
@@ -204,7 +203,7 @@ def step_async(
     return n_log, prefill, work, prefill_seqs, decode, kv, head[at.PLAN_LOWEST]
 
 
-@njit(nogil=True)
+@kernel
 def _drop_ended(head: Ints, req: Ints, lists: Ints) -> None:
     """Takes those who have had their last token out of all queues, and out of the step in flight."""
     for row, counter in ((at.RUNNING, at.N_RUNNING), (at.WAITING, at.N_WAITING), (at.RUNNING_BEFORE, at.N_BEFORE)):

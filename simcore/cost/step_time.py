@@ -32,7 +32,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from simcore.kernel_cache import cached
+from simcore.kernel_cache import cached, kernel
 from simcore.trace import StepBatch
 from simcore.types import EngineConfig, NodePace
 
@@ -197,7 +197,7 @@ def step_seconds(
     return max(seconds, packed[9] + packed[10] * seqs + packed[11] * prefill_seqs)
 
 
-@cached
+@kernel
 def waited_s(short_s: float, rise_s: float, steps: float) -> float:
     """What the host adds to `steps` steps in which the same sequences decode: it takes `short_s` longer than the device
     in the first, and `rise_s` less of that in every next, since the caches grow."""

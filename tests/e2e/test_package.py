@@ -12,19 +12,18 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.wheels import ROOT, clean_environ, copy_of_checkout, environment_with, make_wheel
+from tests.helpers.wheels import ROOT, clean_environ, copy_of_checkout, environment_with, make_wheel, ship_kernels
 
 pytestmark = pytest.mark.e2e
 
-SLOW_BUT_READY = {"NUMBA_DISABLE_JIT": "1"}
-"""Kernels are compiled anew where their sources lie anew: half a minute that proves nothing here."""
 NOT_CODE = ("*.proto", "*.pyi", "*.json", "*.toml", "*.alm", "*.service")
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of `astrolabe` and of `astrolabe-trace`."""
+    """Of `astrolabe`, with compiled kernels, and of `astrolabe-trace`."""
     sources = copy_of_checkout(tmp_path_factory.mktemp("sources"))
+    ship_kernels(sources)
     into = tmp_path_factory.mktemp("dist")
     return make_wheel(sources, into), make_wheel(sources / "engine_adapters/trace_package", into)
 
@@ -76,13 +75,14 @@ def test_the_wheel_s_commands_run_without_the_checkout(installed: Path, tmp_path
         "9",
     ]
     command += ["--policy", "min_total_latency", "--dataset", "lengths", "--dataset-path", "rows.csv"]
-    assert "12 requests and" in said(command, tmp_path, **SLOW_BUT_READY)
+    assert "12 requests and" in said(command, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "compiled"))
+    assert list((tmp_path / "compiled").iterdir()) == [], "what was shipped serves"
 
 
 def test_a_cluster_of_the_wheel_answers(installed: Path, tmp_path: Path) -> None:
     command = [installed / "astrolabe", "up", "--nodes", "1", "--port", "0", "--json", "--time-scale", "20"]
     command += ["--tokenizer", "bytes", "--log-dir", tmp_path]
-    environ = clean_environ(**SLOW_BUT_READY)
+    environ = clean_environ(NUMBA_CACHE_DIR=str(tmp_path / "compiled"))
     up = subprocess.Popen(
         list(map(str, command)), cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -92,6 +92,7 @@ def test_a_cluster_of_the_wheel_answers(installed: Path, tmp_path: Path) -> None
         asked = [installed / "astrolabe", "request", "Why?", "--gateway", ready["gateway"], "--max-tokens", "5"]
         answer = json.loads(said([*asked, "--json"], tmp_path).splitlines()[-1])
         assert answer["outcome"] == "length"
+        assert list((tmp_path / "compiled").iterdir()) == [], "the node has found its kernels in the wheel"
     finally:
         up.send_signal(signal.SIGINT)
         up.communicate(timeout=60)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from simcore import kernel_files
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("protos", "simcore", "length_model", "engine_adapters", "predictor", "gateway", "deploy", "bench")
 MADE = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
@@ -31,6 +33,15 @@ def copy_of_checkout(folder: Path) -> Path:
     return folder
 
 
+def ship_kernels(sources: Path) -> None:
+    """Compiles all kernels into the sources, as `make wheel KERNELS=1` does; those that are there need not be anew."""
+    shipped = sources / "simcore" / "compiled" / "shipped"
+    shipped.mkdir()
+    for kernel in (kernel_files.folder() or shipped).glob("*.kernel"):
+        shutil.copy(kernel, shipped)
+    _run(sys.executable, "-m", "protos.runtime.kernels", cwd=sources, timeout_s=600.0)
+
+
 def environment_with(*wheels: Path, folder: Path) -> Path:
     """A virtual environment with these and, unless they are brought, nothing of ours; other packages are those that the
     tests have. Returns its `bin`."""
@@ -49,6 +60,6 @@ def clean_environ(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONSAFEPATH": "1", **more}
 
 
-def _run(*command: str | Path) -> None:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=150)
+def _run(*command: str | Path, cwd: Path | None = None, timeout_s: float = 150.0) -> None:
+    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
     assert done.returncode == 0, done.stdout + done.stderr

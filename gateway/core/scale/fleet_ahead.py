@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from gateway.core.nodes.pace import Pace
 from gateway.core.scale.config import Objective
-from simcore.compiled.fleet import FOREVER_S
-from simcore.fleet import run
+from simcore.compiled.fleet import FOREVER_S, run_fleet
 
 Floats = npt.NDArray[np.float64]
 
@@ -68,7 +67,7 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class _Begin(msgspec.Struct, frozen=True, kw_only=True):
-    """A fleet as it begins, for `simcore.fleet.run`: the same for all draws."""
+    """A fleet as it begins, for `run_fleet`: the same for all draws."""
 
     group_of: npt.NDArray[np.int64]
     ready_s: Floats
@@ -196,7 +195,7 @@ class FleetAhead:
         if self._begun is None or self._begun[0] is not nodes:
             self._begun = nodes, self._begin(nodes)
         begin = self._begun[1]
-        asked, met, _, _ = run(
+        asked, met, _, _ = run_fleet(
             begin.group_of,
             begin.ready_s,
             self._tables,

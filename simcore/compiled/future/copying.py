@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Ints
+from simcore.kernel_cache import kernel
 
 
-@njit(nogil=True)
+@kernel
 def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, slots: int) -> None:
     """Copies a state of which only the slots 0..slots-1 are in use."""
     head, req, lists = heads[source], reqs[source], lists3[source]
@@ -34,7 +33,7 @@ def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, 
             to_lists[at.SEG_COUNT, i] = lists[at.SEG_COUNT, i]
 
 
-@njit(nogil=True)
+@kernel
 def compact_state(
     head: Ints, req: Ints, lists: Ints, to_head: Ints, to_req: Ints, to_lists: Ints, source: Ints
 ) -> None:

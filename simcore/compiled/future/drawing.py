@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Ints
+from simcore.kernel_cache import kernel
 from simcore.scenarios import OVERDUE_TOKENS
 
 
-@njit(nogil=True)
+@kernel
 def draw_finals(req: Ints, slots: int, atoms: Ints, strata: Ints, rows: Ints, scenarios: int, finals: Ints) -> int:
     """Fills `finals[s, slot]`: total output tokens of each slot in each scenario, given what it has produced.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.future.running import admit_candidate, leave, run, start
 from simcore.compiled.headroom import clear_from, read_path
 from simcore.compiled.layout import Floats, Ints, Shared
+from simcore.kernel_cache import cached, kernel
 
 
-@njit(nogil=True)
+@kernel
 def summarise(values: Floats, n: int, out: Floats, column: int) -> None:
     """Mean, median and 90th percentile (linear between order statistics) of the first `n` values; sorts them."""
     total = 0.0
@@ -31,7 +29,7 @@ def summarise(values: Floats, n: int, out: Floats, column: int) -> None:
         out[column + k] = values[low] + (place - low) * (values[high] - values[low])
 
 
-@njit(nogil=True)
+@kernel
 def _tell(samples: Floats, scenarios: int, preemptions: float, preempting: float, out: Floats) -> None:
     summarise(samples[0], scenarios, out, at.TTFT)
     summarise(samples[1], scenarios, out, at.TPOT)
@@ -42,7 +40,7 @@ def _tell(samples: Floats, scenarios: int, preemptions: float, preempting: float
     out[at.PREEMPTION_SHARE] = preempting / scenarios
 
 
-@njit(nogil=True)
+@kernel
 def _leaving(
     heads: Ints,
     reqs: Ints,
@@ -69,17 +67,15 @@ def _leaving(
     n, capacity = base[at.N_RUNNING] + base[at.N_WAITING], reqs.shape[1]
     leaver = candidate[at.C_LEAVES]
     mine = ends[ends.shape[0] - 1]
-    # Not a literal: a kernel would be compiled once more for it.
-    none = int(np.int64(0))
     fine = True
     preemptions = preempting = 0.0
     out[at.HEADROOM] = progress[at.BASE, at.SO_FAR_HEADROOM]
     for k in range(at.N_PROGRESS - at.SO_FAR_PATH):
         out[at.HEADROOM_PATH + k] = progress[at.BASE, at.SO_FAR_PATH + k]
     for s in range(scenarios):
-        start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
+        start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, 0)
         next_s, _ = run(
-            heads, reqs, lists, shared, log, packed, progress, leaver, mine, none, jumping, headrooms[s], ended[s]
+            heads, reqs, lists, shared, log, packed, progress, leaver, mine, 0, jumping, headrooms[s], ended[s]
         )
         fine = fine and next_s >= 0.0
         for k in range(ended[s, at.N_ENDED]):
@@ -87,7 +83,7 @@ def _leaving(
                 until_its_end = ended[s, at.FIRST_ENDED + capacity + k]
                 preemptions += until_its_end
                 preempting += until_its_end > 0
-        start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
+        start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, 0)
         leave(
             heads[at.SCRATCH_STATE],
             reqs[at.SCRATCH_STATE],
@@ -97,9 +93,7 @@ def _leaving(
             candidate[at.C_CACHED_HELD],
             n,
         )
-        gone_s, _ = run(
-            heads, reqs, lists, shared, log, packed, progress, n, mine, none, jumping, headrooms[s], ended[s]
-        )
+        gone_s, _ = run(heads, reqs, lists, shared, log, packed, progress, n, mine, 0, jumping, headrooms[s], ended[s])
         fine = fine and gone_s >= 0.0
         gained_s = 0.0
         for slot in range(n):
@@ -115,7 +109,7 @@ def _leaving(
     return fine
 
 
-@njit(nogil=True)
+@cached
 def forecast(
     heads: Ints,
     reqs: Ints,
@@ -151,14 +145,12 @@ def forecast(
     base = heads[at.BASE]
     n = base[at.N_RUNNING] + base[at.N_WAITING]
     skipping = jumping and shared is None and base[at.BY_PRIORITY] == 0 and base[at.LONG_PREFILL] == 0
-    # Not literals: a kernel would be compiled once more for each.
-    none, nobody = int(np.int64(0)), int(np.int64(-1))
     fine = True
     if not base_done:
         for i in range(at.SO_FAR_HEADROOM, at.N_PROGRESS):
             progress[at.BASE, i] = base[at.TOTAL_BLOCKS]
         for s in range(base_scenarios):
-            start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, none)
+            start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, 0)
             checkpoint = at.FIRST_CHECKPOINT + s if skipping else 0
             first_s, headroom_rows[s] = run(
                 heads,
@@ -168,7 +160,7 @@ def forecast(
                 log,
                 packed,
                 progress,
-                nobody,
+                -1,
                 ends[s],
                 checkpoint,
                 jumping,
@@ -229,7 +221,7 @@ def forecast(
                 final,
             )
             first_s, _ = run(
-                heads, reqs, lists, shared, log, packed, progress, n, mine, none, jumping, headrooms[of], ended[of]
+                heads, reqs, lists, shared, log, packed, progress, n, mine, 0, jumping, headrooms[of], ended[of]
             )
             fine = fine and first_s >= 0.0
             harm_s = 0.0

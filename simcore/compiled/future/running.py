@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from simcore.compiled import layout as at
 from simcore.compiled.decode_async import decode_async
 from simcore.compiled.decode_sync import decode_sync, note_end
@@ -13,9 +11,10 @@ from simcore.compiled.layout import Floats, Ints, Shared
 from simcore.compiled.plan import enqueue
 from simcore.compiled.step import remove, step
 from simcore.cost.step_time import step_seconds
+from simcore.kernel_cache import kernel
 
 
-@njit(nogil=True)
+@kernel
 def start(
     heads: Ints,
     reqs: Ints,
@@ -47,7 +46,7 @@ def start(
         progress[at.SCRATCH_STATE, i] = heads[at.BASE, at.FREE]
 
 
-@njit(nogil=True)
+@kernel
 def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: Ints, final: int) -> None:
     """A new request (`candidate`: C_PROMPT...) at its place in the waiting queue."""
     for column in range(at.N_COLS):
@@ -64,7 +63,7 @@ def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: In
     enqueue(head, req, lists, slot, False)
 
 
-@njit(nogil=True)
+@kernel
 def leave(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, held_by_others: int, unused: int) -> None:
     """Takes a request out as an abort does. `held_by_others`: how many of its blocks stay held, where they are only
     counted; `unused` is a slot that nobody has, to be run with as the candidate."""
@@ -80,7 +79,7 @@ def leave(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, held_by
     req[unused, at.COMPUTED] = 0
 
 
-@njit(nogil=True)
+@kernel
 def may_empty_queue(head: Ints, req: Ints, lists: Ints) -> bool:
     """Whether the next step might admit everybody who waits and still have budget for one more.
 
@@ -98,7 +97,7 @@ def may_empty_queue(head: Ints, req: Ints, lists: Ints) -> bool:
     return True
 
 
-@njit(nogil=True)
+@kernel
 def _keep(
     heads: Ints,
     reqs: Ints,
@@ -118,7 +117,7 @@ def _keep(
         progress[checkpoint, i] = progress[at.SCRATCH_STATE, i]
 
 
-@njit(nogil=True)
+@kernel
 def _note_preemptions(ended: Ints, told: int, preemptions: float, capacity: int) -> int:
     """Of those that have ended since `told` had: how many preemptions there have been. Returns how many have ended."""
     for k in range(told, ended[at.N_ENDED]):
@@ -126,7 +125,7 @@ def _note_preemptions(ended: Ints, told: int, preemptions: float, capacity: int)
     return ended[at.N_ENDED]
 
 
-@njit(nogil=True)
+@kernel
 def run(
     heads: Ints,
     reqs: Ints,

@@ -10,6 +10,7 @@ import pytest
 
 from simcore.cost.step_time import N_HEADER, StepTimeModel, step_seconds, waited_s
 from simcore.trace import StepBatch
+from tests.helpers.kernels import callable_from_python
 
 MODEL = StepTimeModel(
     name="test/model",
@@ -82,7 +83,7 @@ def test_what_decoding_steps_wait_for_the_host_sums_in_closed_form(kv: int, step
     one_by_one = sum(model.seconds(b) - device.seconds(b) for b in batches)
     short_s = 0.004 + 40 * 2e-4 - device.seconds(StepBatch(decode_seqs=40, decode_kv_tokens=kv))
     assert short_s > 0.0
-    assert waited_s(short_s, 40 * 5e-7, steps) == pytest.approx(one_by_one, rel=1e-9, abs=1e-12)
+    assert callable_from_python(waited_s)(short_s, 40 * 5e-7, steps) == pytest.approx(one_by_one, rel=1e-9, abs=1e-12)
 
 
 def test_scaling_scales_every_step() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from protos.runtime import kernels
+from simcore import kernel_files
 
 
 def test_the_end_does_not_wait_for_what_is_still_compiled() -> None:
@@ -48,21 +49,22 @@ def test_kernels_without_assertions_are_others(monkeypatch: pytest.MonkeyPatch) 
     assert kernels._fingerprint() != plain
 
 
-def test_the_stamp_lies_beside_the_kernels_of_a_service_without_a_home(
+def test_kernels_of_another_checkout_serve_and_those_of_other_sources_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", "/proc/nowhere")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
-    assert kernels._cache_folder() == tmp_path / "kernels"
-    monkeypatch.delenv("NUMBA_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    assert kernels._cache_folder() == tmp_path / "user" / "astrolabe"
+    def found_in(folder: Path) -> str:
+        monkeypatch.setattr("importlib.resources.files", lambda _: folder)
+        return kernels._fingerprint()
+
+    for name in ("here", "there"):
+        (tmp_path / name / "compiled").mkdir(parents=True)
+        (tmp_path / name / "compiled" / "step.py").write_text("1")
+    assert found_in(tmp_path / "here") == found_in(tmp_path / "there")
+    (tmp_path / "there" / "compiled" / "step.py").write_text("2")
+    assert found_in(tmp_path / "here") != found_in(tmp_path / "there")
 
 
-def test_where_no_folder_can_be_written_there_is_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/proc/nowhere")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/neither")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert kernels._cache_folder().parent == tmp_path
+async def test_who_waits_for_a_compiler_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_files, "WAIT_S", 0.0)
+    async with kernels._locked(tmp_path / "k.lock"), kernels._locked(tmp_path / "k.lock"):
+        pass

@@ -11,6 +11,7 @@ from simcore.compiled import layout as at
 from simcore.compiled.future.drawing import draw_finals
 from simcore.scenarios import OVERDUE_TOKENS, final_lengths, longest_output, permutation
 from simcore.types import EngineConfig, LengthBelief
+from tests.helpers.kernels import callable_from_python
 
 CONFIG = EngineConfig(model="m")
 
@@ -59,7 +60,7 @@ def test_compiled_draws_are_those_in_words() -> None:
     req = np.zeros((n, at.N_COLS), dtype=np.int64)
     req[:, at.OUT] = produced
     finals = np.zeros((scenarios, n), dtype=np.int64)
-    drawn = draw_finals(req, n, table.atoms, table.strata, np.array(rows), scenarios, finals)
+    drawn = callable_from_python(draw_finals)(req, n, table.atoms, table.strata, np.array(rows), scenarios, finals)
     assert drawn == scenarios
     longest = longest_output(CONFIG, 100, 500)
     for i in range(n):

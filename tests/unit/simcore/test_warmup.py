@@ -10,16 +10,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from simcore import compiled, fleet
-from simcore.compiled import block_pool, entry, headroom, layout
+from simcore import compiled
+from simcore.compiled import block_pool, headroom, layout
 from simcore.compiled.entry import ENTRIES
 from simcore.compiled.fingerprint import fingerprint_of
 from simcore.compiled.future import drawing, forecasts
 from simcore.cost import step_time
+from simcore.kernel_cache import _CachedKernel
 from simcore.lookahead import WhatIf
 from simcore.node import SimNode
 from simcore.types import Candidate, EngineConfig, LengthBelief
 from simcore.warmup import warm
+from tests.helpers.kernels import callable_from_python
 from tests.unit.simcore.test_node import SECOND, node, request
 
 OF_CLUSTERS = ("keep", "run", "store")
@@ -67,14 +69,16 @@ def kernels() -> dict[str, Any]:
     return found
 
 
-def test_no_kernel_changes_behind_the_cache_of_the_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numba looks at an entry point's own file alone; a change that its fingerprint missed would run old code."""
+def fingerprints() -> dict[str, str]:
+    """Of what is kept on disk."""
+    return {name: fingerprint_of(f.py_func) for name, f in kernels().items() if isinstance(f, _CachedKernel)}
+
+
+def test_no_kernel_changes_behind_the_files_of_those_that_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is taken for the code of today runs that of yesterday."""
 
     def changed() -> int:
         return 1
-
-    def fingerprints() -> tuple[int, int]:
-        return fingerprint_of(entry._compile), fingerprint_of(fleet._compile)
 
     before = fingerprints()
     assert before == fingerprints()
@@ -85,18 +89,18 @@ def test_no_kernel_changes_behind_the_cache_of_the_entry_points(monkeypatch: pyt
 
 
 def test_no_number_of_the_layout_changes_behind_it_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fingerprint_of(entry._compile)
+    before = fingerprints()
     named = {name for kernel in kernels().values() for name in kernel.py_func.__code__.co_names}
     numbers = {n: v for n, v in vars(layout).items() if n in named and isinstance(v, int)}
     assert len(numbers) > 90
     for name, number in numbers.items():
         with monkeypatch.context() as patch:
             patch.setattr(layout, name, number + 1)
-            assert fingerprint_of(entry._compile) != before, name
+            assert fingerprints() != before, name
 
 
 def test_nor_do_numbers_of_other_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fingerprint_of(entry._compile)
+    before = fingerprints()
     for module, name, value in (
         (headroom, "HEADROOM_HORIZONS_S", (1.0, 3.0)),
         (drawing, "OVERDUE_TOKENS", 11),
@@ -104,14 +108,15 @@ def test_nor_do_numbers_of_other_modules(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
-            assert fingerprint_of(entry._compile) != before, name
+            assert fingerprints() != before, name
 
 
 def test_summaries_are_those_of_numpy() -> None:
     rng = np.random.default_rng(3)
+    summarise = callable_from_python(forecasts.summarise)
     for n in (1, 2, 3, 8, 17):
         values = rng.exponential(size=n)
         out = np.zeros(6)
-        forecasts.summarise(values.copy(), n, out, 2)
+        summarise(values.copy(), n, out, 2)
         expected = [np.mean(values), np.quantile(values, 0.5), np.quantile(values, 0.9)]
         np.testing.assert_allclose(out[2:5], expected, rtol=1e-12)

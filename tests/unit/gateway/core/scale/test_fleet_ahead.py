@@ -15,7 +15,7 @@ from gateway.core.nodes.pace import Pace
 from gateway.core.router_config import RouterConfig
 from gateway.core.scale.config import Objective
 from gateway.core.scale.fleet_ahead import Demand, FleetAhead, Kind, NodeAhead
-from simcore.fleet import run
+from simcore.compiled.fleet import run_fleet
 from simcore.types import EngineConfig
 
 PATHS = 3
@@ -156,7 +156,9 @@ def test_arrivals_may_be_told_in_any_order() -> None:
         coming_s = np.concatenate([times_s, np.full(3, -1e-3)])
         lengths = rng.uniform(1.0, 99.0, (2, len(coming_s)))
         rest = (*lengths, 50.0, 0.0, 60.0, 0.5, 1.0, 9.0)
-        assert run(*kinds, *nothing, coming_s, *rest) == run(*kinds, *nothing, np.sort(coming_s), *rest), "seed 7"
+        assert run_fleet(*kinds, *nothing, coming_s, *rest) == run_fleet(*kinds, *nothing, np.sort(coming_s), *rest), (
+            "seed 7"
+        )
 
 
 def test_of_several_rates_the_mean_counts_by_requests_and_the_middle_is_typical() -> None:

@@ -237,6 +237,8 @@ def test_two_versions_run(
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: astrolabe\nVersion: 9.9.9\n")
     monkeypatch.setenv("PYTHONPATH", str(installed.parent))
+    # Else what an editable installation leaves in the checkout's folder would be found before it.
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     fires(watch(old, make_cluster(nodes=1, predictor=PAGE)), "VersionsDiffer")
 
 

@@ -33,8 +33,9 @@ def moves_text(line: RunLine) -> str | None:
         gap = (
             f", between tokens {1e3 * of['moves_downtime_mean_s']:.0f} ms (P99 {1e3 * of['moves_downtime_p99_s']:.0f})"
         )
+    rate = "" if line.spec.rate_per_s is None else f" at {line.spec.rate_per_s:g}/s"
     return (
-        f"{line.variant} at {line.spec.rate_per_s}/s, seed {line.spec.seed}: {of['moves_done']:,.0f} moves, "
+        f"{line.variant}{rate}, seed {line.spec.seed}: {of['moves_done']:,.0f} moves, "
         f"{of['moves_given_up']:,.0f} given up, stages {of['moves_stage_share']:.1%} of the nodes' time{gap}"
     )
 

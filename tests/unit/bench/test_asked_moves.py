@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from bench.run.simulated import Done, Task, run_task
 from bench.run.spec import RunSpec, SpecError, check_spec, with_values
+from bench.show.simulated import moves_text
 
 BASE = {
     "policy": "round_robin",
@@ -40,6 +42,17 @@ def test_the_request_that_is_named_moves_to_the_node_that_is_named() -> None:
     assert done.line.measures["moves_done"] == 1
     assert done.line.measures["moves_downtime_mean_s"] > 0
     assert done.line.measures["completed_share"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "begins"),
+    [({}, "here at 20/s, seed 0: 1 moves"), ({"rate_per_s": None, "rate_steps": "20x10"}, "here, seed 0: 1 moves")],
+)
+def test_what_moves_did_is_told_with_the_rate_if_there_is_one(values: dict[str, Any], begins: str) -> None:
+    line = run(moves_asked="3>node-1@2", moves_gently=False, **values).line
+    text = moves_text(msgspec.structs.replace(line, variant="here"))
+    assert text is not None
+    assert text.startswith(begins)
 
 
 def test_who_has_ended_already_does_not_move() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.profile.measured_run import MeasuredRequest
 from simcore.cost.step_time import StepTimeModel
-from simcore.node import SimNode, SimRequest
+from simcore.node import SimNode
 from simcore.trace import StepBatch
 from simcore.types import EngineConfig
 
@@ -79,16 +79,7 @@ def follow(requests: Sequence[MeasuredRequest], config: EngineConfig, step_time:
             batches.clear()
         while at < len(queue) and queue[at].queued_ts - start_s <= now_s + TAKEN_IN_S:
             request, at = queue[at], at + 1
-            node.add(
-                SimRequest(
-                    request_id=request.request_id,
-                    prompt_tokens=request.input_toks,
-                    output_tokens=request.output_toks,
-                    max_output_tokens=request.output_toks,
-                    block_hashes=request.block_hashes,
-                ),
-                now_s,
-            )
+            node.add(request.simulated(), now_s)
         delta = node.step(now_s)
         batches.append(delta.batch)
         now_s = delta.end_s

@@ -16,6 +16,7 @@ from protos.runtime.text_files import TextFileError, read_text
 from simcore.cost.hardware import GPUS, UnknownHardwareError, find_gpu
 from simcore.cost.profile import Profile
 from simcore.cost.shipped import UnknownProfileError, load_or_estimate, shipped_names
+from simcore.node import SimRequest
 from simcore.prefix import block_hashes
 from simcore.types import EngineConfig
 
@@ -47,6 +48,16 @@ class MeasuredRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def came_ts(self) -> float:
         return self.queued_ts if self.arrived_ts is None else self.arrived_ts
+
+    def simulated(self) -> SimRequest:
+        """The same request to a simulated node."""
+        return SimRequest(
+            request_id=self.request_id,
+            prompt_tokens=self.input_toks,
+            output_tokens=self.output_toks,
+            max_output_tokens=self.output_toks,
+            block_hashes=self.block_hashes,
+        )
 
     def __post_init__(self) -> None:
         if self.input_toks < 1 or self.output_toks < 1:

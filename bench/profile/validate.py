@@ -15,7 +15,7 @@ from bench.measure.results import Spread, spread, tpot_s
 from bench.profile.measured_run import MeasuredRequest
 from simcore.cost.profile import DenseCurve
 from simcore.cost.step_time import StepTimeModel
-from simcore.node import NodeEvent, SimNode, SimRequest
+from simcore.node import NodeEvent, SimNode
 from simcore.trace import TraceDelta
 from simcore.types import EngineConfig
 
@@ -65,16 +65,7 @@ def validate(
         now_s = request.came_ts - start_s
         seen += _advanced(nodes, now_s, in_step, shared)
         least = min(nodes, key=lambda node: len(node.requests))
-        least.add(
-            SimRequest(
-                request_id=request.request_id,
-                prompt_tokens=request.input_toks,
-                output_tokens=request.output_toks,
-                max_output_tokens=request.output_toks,
-                block_hashes=request.block_hashes,
-            ),
-            now_s,
-        )
+        least.add(request.simulated(), now_s)
     while any(node.has_work for node in nodes):
         seen += _advanced(nodes, min(node.next_step_s for node in nodes) + 3600.0, in_step, shared)
     for node in nodes:

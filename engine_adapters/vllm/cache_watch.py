@@ -86,7 +86,7 @@ def watch(pool: Any, recorder: StepRecorder) -> None:
             append(None)
         return done
 
-    wrappers = (cache_full_blocks, maybe_evict_cached_block, reset_prefix_cache)
+    wrappers: tuple[Callable[..., Any], ...] = (cache_full_blocks, maybe_evict_cached_block, reset_prefix_cache)
     for name, wrapper in zip(_WRAPPED, wrappers, strict=True):
         setattr(pool, name, wrapper)
 

@@ -68,7 +68,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str = ""
     """W3C trace context of the client's call, for engines that trace; empty: none."""
     kv_source: str = ""
-    """host:port of an engine that holds the prompt's KV and lets it be fetched; empty: it is computed."""
+    """An engine that holds the prompt's KV and lets it be fetched (`EngineConfig.kv_source`); empty: it is computed."""
 
 
 class EngineOutput(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from protos.runtime.addresses import is_loopback, parse_address, parse_url
+from protos.runtime.addresses import is_loopback, parse_address, parse_kv_source, parse_url
 from protos.runtime.config import Address, ConfigError, FileName, check_key, load_config
 from protos.runtime.secret import NO_SECRET, Secret, checked_secret
 from protos.runtime.text_files import FOREIGN_BYTES, TextFileError, read_text
@@ -42,9 +42,9 @@ class EngineSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """host:port at which proxies (Envoy) reach the engine's HTTP server; empty: the host that the daemon listens on,
     and the port of that server."""
     kv_source: Address = ""
-    """host:port at which engines of other nodes fetch KV that this one holds, and it fetches theirs: vLLM's
-    OffloadingConnector with a `p2p` tier, at its side channel. Requests that move are then fetched, if the gateway has
-    [router.moves.transfer]; empty: they are computed anew."""
+    """Where engines of other nodes fetch KV that this one holds, and it fetches theirs. URL of its API server: vLLM's
+    NixlConnector, all engines with one API key; host:port: OffloadingConnector with a `p2p` tier, at its side channel.
+    Requests that move are then fetched, if the gateway has [router.moves.transfer]; empty: they are computed anew."""
     trace: Annotated[str, msgspec.Meta(extra={"metavar": "ADDRESS"})] = ""
     """Where that engine serves its trace (unix:/path or tcp:127.0.0.1:port); empty: as follows from its URL."""
     tls: Annotated[ClientTlsFiles, msgspec.Meta(extra={"option": ""})] = ClientTlsFiles()
@@ -174,7 +174,7 @@ class PredictorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         if self.engine.address:
             check_key("engine.address", lambda: parse_address(self.engine.address))
         if self.engine.kv_source:
-            check_key("engine.kv_source", lambda: parse_address(self.engine.kv_source))
+            check_key("engine.kv_source", lambda: parse_kv_source(self.engine.kv_source))
         if served := self.emulated.http_listen:
             check_key("emulated.http_listen", lambda: parse_address(served, any_port=True))
             if not self.insecure and not is_loopback(parse_address(served, any_port=True)):

@@ -26,7 +26,7 @@ from predictor.metrics import MetricsServer, families
 from predictor.node import NodeRuntime
 from predictor.service import EngineApi, Gate, PredictApi
 from predictor.spans import NodeSpans
-from protos.runtime.addresses import HostPort, is_loopback, parse_address
+from protos.runtime.addresses import HostPort, is_loopback, parse_address, parse_kv_source
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError
 from protos.runtime.kernels import KernelError, kernels_ready
@@ -130,7 +130,7 @@ class Predictor:
             models_every_s=config.engine.models_every_s,
             own_chats=config.engine.own_chats,
             engine_address=engine_address(config, self.address, served),
-            kv_source=config.engine.kv_source,
+            kv_source=config.engine.kv_source and parse_kv_source(config.engine.kv_source),
             spans=self._spans,
         )
         await self.node.start()

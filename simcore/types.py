@@ -105,7 +105,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """host:port at which proxies reach the engine's HTTP server, as :port where its host is the node's; empty: they do
     not."""
     kv_source: str = ""
-    """host:port at which other engines fetch KV that this one holds, and it fetches theirs; empty: they do not."""
+    """host:port or URL where other engines fetch KV that this one holds, and it fetches theirs; empty: they do not."""
 
     def __post_init__(self) -> None:
         for name in (

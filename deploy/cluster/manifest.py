@@ -184,7 +184,8 @@ class HostNode(msgspec.Struct, frozen=True, kw_only=True):
             taken.setdefault(self.engine_port, "engine_url")
         for keys in ADDRESSES:
             text = (settings if len(keys) == 1 else settings.get(keys[0], {})).get(keys[-1], "")
-            if text and keys[-1] != "address":
+            # Proxies, and KV that is fetched by URL, come to the engine's own port.
+            if text and keys[-1] != "address" and "://" not in text:
                 taken.setdefault(parse_address(text, any_port=True).port, f"config.{'.'.join(keys)}")
         return taken
 

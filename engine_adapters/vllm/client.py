@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import aiohttp
 import msgspec
+import structlog
 
 from engine_adapters.base import (
     EngineError,
@@ -27,13 +28,16 @@ from engine_adapters.openai_answers import Piece, read_fault, read_models, read_
 from engine_adapters.relay import EngineRelay
 from engine_adapters.streaming import stream
 from engine_adapters.tokenizer import Tokenizer
+from engine_adapters.vllm.kv_source import held_blocks, is_api_server, side_channel
 from engine_adapters.vllm.request_ids import engine_request_id
 from protos.answer_status import outcome_of_status
-from protos.runtime.addresses import parse_address, parse_url
+from protos.runtime.addresses import parse_url
 from protos.runtime.channels import uses_proxy
 from protos.runtime.secret import NO_SECRET, Secret
 from protos.runtime.tls_files import ClientTlsFiles
 from simcore.types import EngineConfig, Outcome, TokenLogprobs
+
+log = structlog.get_logger("engine_adapters.vllm")
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_LINE_BYTES = 4 << 20
@@ -66,6 +70,8 @@ class VllmClient:
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._sinks: dict[str, OutputSink] = {}
+        self._sources_refused: set[str] = set()
+        """Those that held no KV when they were asked last."""
         self._closed = False
 
     async def connect(self) -> None:
@@ -144,7 +150,7 @@ class VllmClient:
         sink(request_id, EngineOutput((), "aborted"))
         return True
 
-    def _body(self, request: EngineRequest, config: EngineConfig) -> bytes:
+    def _body(self, request: EngineRequest, config: EngineConfig) -> dict[str, object]:
         prompt = request.prompt_token_ids
         if request.max_tokens < 1:
             raise RequestRefused(f"max_tokens must be >= 1, got {request.max_tokens}")
@@ -180,22 +186,20 @@ class VllmClient:
             # A queue in order of arrival refuses a priority instead of not minding it.
             "priority": request.priority if config.scheduling_policy == "priority" and request.priority else None,
         }
-        if request.kv_source:
-            options["kv_transfer_params"] = fetched_from(request)
+        if request.kv_source and not is_api_server(request.kv_source):
+            options["kv_transfer_params"] = side_channel(request)
         options |= self._as_text(request) if self._text_prompts else {"prompt": prompt}
-        return msgspec.json.encode(
-            {
-                "model": request.model or config.model,
-                "max_tokens": min(request.max_tokens, room),
-                "ignore_eos": request.ignore_eos,
-                "request_id": engine_request_id(request.request_id),
-                "add_special_tokens": False,
-                "return_token_ids": True,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-                **{k: v for k, v in options.items() if v is not None},
-            }
-        )
+        return {
+            "model": request.model or config.model,
+            "max_tokens": min(request.max_tokens, room),
+            "ignore_eos": request.ignore_eos,
+            "request_id": engine_request_id(request.request_id),
+            "add_special_tokens": False,
+            "return_token_ids": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **{k: v for k, v in options.items() if v is not None},
+        }
 
     def _as_text(self, request: EngineRequest) -> dict[str, object]:
         """What a server that takes text alone is told otherwise. Raises RequestRefused."""
@@ -207,7 +211,7 @@ class VllmClient:
         return {"prompt": self._tokenizer.decode(request.prompt_token_ids), "top_p": top_p}
 
     async def _run(
-        self, request: EngineRequest, body: bytes, headers: dict[str, str], session: aiohttp.ClientSession
+        self, request: EngineRequest, body: dict[str, object], headers: dict[str, str], session: aiohttp.ClientSession
     ) -> None:
         request_id = request.request_id
         try:
@@ -223,11 +227,14 @@ class VllmClient:
             self._deliver_last(request_id, last)
 
     async def _stream(
-        self, request: EngineRequest, body: bytes, headers: dict[str, str], session: aiohttp.ClientSession
+        self, request: EngineRequest, body: dict[str, object], headers: dict[str, str], session: aiohttp.ClientSession
     ) -> EngineOutput:
         """Delivers all outputs but the last, which it returns. Raises EngineError."""
         request_id = request.request_id
-        async with session.post(f"{self.url}/v1/completions", data=body, headers=headers) as answer:
+        if is_api_server(request.kv_source):
+            body |= await self._held(request, session)
+        data = msgspec.json.encode(body)
+        async with session.post(f"{self.url}/v1/completions", data=data, headers=headers) as answer:
             if answer.status != 200:
                 raise refusal(answer.status, await answer.read(), self.url, self._key, of_request=True)
             held: tuple[int, ...] = ()
@@ -272,6 +279,19 @@ class VllmClient:
             raise EngineError(f"the engine counted {counted} output tokens (usage.completion_tokens), {count} arrived")
         return EngineOutput(held, finish, cached_tokens, stop_token_id, held_logprobs)
 
+    async def _held(self, request: EngineRequest, session: aiohttp.ClientSession) -> dict[str, object]:
+        """What the engine is told of the KV that another holds for it; nothing, when that does not hold any."""
+        assert self._config is not None, "limit comes before submit"
+        try:
+            held = await held_blocks(request, self._config.model, session)
+        except EngineError as error:
+            if request.kv_source not in self._sources_refused:
+                self._sources_refused.add(request.kv_source)
+                log.warning("KV cannot be fetched", detail=self._key.hidden_in(str(error)))
+            return {}
+        self._sources_refused.discard(request.kv_source)
+        return {"kv_transfer_params": held}
+
     def _read(self, data: bytes, with_logprobs: bool) -> Piece:
         """Raises EngineError."""
         try:
@@ -309,13 +329,6 @@ def relay_to(url: str, *, tls: ClientTlsFiles, key: Secret) -> EngineRelay:
     return EngineRelay(
         url, tls=context if isinstance(context, ssl.SSLContext) else None, key=key, named=engine_request_id
     )
-
-
-def fetched_from(request: EngineRequest) -> dict[str, dict[str, str | int]]:
-    """What vLLM's OffloadingConnector with a `p2p` tier wants to be told of the engine whose KV it fetches."""
-    source = parse_address(request.kv_source)
-    name = engine_request_id(request.request_id)
-    return {"remote_kv_source": {"kv_request_id": name, "remote_host": source.host, "remote_port": source.port}}
 
 
 def _headers(request: EngineRequest) -> dict[str, str]:

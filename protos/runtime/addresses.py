@@ -83,6 +83,12 @@ def parse_url(text: str, *, default_port: int = 8000) -> str:
     return f"{parts.scheme.lower()}://{host}{path}"
 
 
+def parse_kv_source(text: str) -> str:
+    """Where engines fetch KV (`EngineConfig.kv_source`): root of an API server's URL, or host:port of a side channel.
+    Raises ValueError."""
+    return parse_url(text) if "://" in text else str(parse_address(text))
+
+
 def _port_of(netloc: str) -> str:
     match = re.search(r":(\d+)$", netloc)
     return match[1] if match else ""

@@ -41,7 +41,7 @@ class EngineGenerateRequest(google.protobuf.message.Message):
     model: builtins.str
     """Which of the engine's names for a model the client said; empty: the engine's own."""
     kv_source: builtins.str
-    """host:port of an engine that holds the KV of this prompt and lets it be fetched (`EngineConfig.kv_source`); empty: none."""
+    """An engine that holds the KV of this prompt and lets it be fetched (`EngineConfig.kv_source`); empty: none."""
     @property
     def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The prompt as token ids of the node's model."""

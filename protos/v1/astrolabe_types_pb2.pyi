@@ -194,7 +194,7 @@ class EngineConfig(google.protobuf.message.Message):
     address: builtins.str
     """host:port at which proxies reach the engine's HTTP server, :port where its host is the node's; empty: they do not."""
     kv_source: builtins.str
-    """host:port at which other engines fetch KV that this one holds, and it fetches theirs; empty: they do not."""
+    """host:port or URL at which other engines fetch KV that this one holds, and it fetches theirs; empty: they do not."""
     @property
     def outside_rules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What the engine does that the simulated rules do not cover, for people; then its forecasts are approximate."""

@@ -72,7 +72,7 @@ class ScriptedHttp:
         try:
             while not writer.is_closing():
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = [v for k, v in HeardCall(head, b"", reader, writer).headers if k == "content-length"]
+                length = [v for k, v in HeardCall(head, b"", reader, writer).headers if k.lower() == "content-length"]
                 if length:
                     await self.reads_bodies.wait()
                 body = await reader.readexactly(int(length[0])) if length else b""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,8 +40,15 @@ def real_server(
 
 
 @contextmanager
-def before(two: Sequence[servers.Server], folder: Path, *, tokenizer: str = "bytes") -> Iterator[LocalCluster]:
-    """A gateway before servers that run, each with a daemon."""
+def before(
+    two: Sequence[servers.Server],
+    folder: Path,
+    *,
+    tokenizer: str = "bytes",
+    per_node: Sequence[Mapping[str, Any]] = ({}, {}),
+    gateway: Mapping[str, Any] | None = None,
+) -> Iterator[LocalCluster]:
+    """A gateway before servers that run, each with a daemon. `per_node`, `gateway`: further options of theirs."""
     node = {"engine": "vllm", "tokenizer": tokenizer, "engine_wait_s": 120}
     cluster = LocalCluster(
         ClusterSpec(
@@ -48,8 +56,14 @@ def before(two: Sequence[servers.Server], folder: Path, *, tokenizer: str = "byt
             gateway_port=0,
             first_node_port=0,
             predictor=node,
-            per_node=tuple({"engine_url": server.url} for server in two),
-            gateway={"tokenizer": tokenizer, "reconnect_max_s": 0.3, "keepalive_s": 10.0, "policy": "least_requests"},
+            per_node=tuple({"engine_url": server.url, **own} for server, own in zip(two, per_node, strict=True)),
+            gateway={
+                "tokenizer": tokenizer,
+                "reconnect_max_s": 0.3,
+                "keepalive_s": 10.0,
+                "policy": "least_requests",
+                **(gateway or {}),
+            },
         ),
         folder,
     )

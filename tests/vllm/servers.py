@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.vllm_checks.server import Server, emulated_server, free_port, until
 from engine_adapters.vllm.launch import server_launch
 
-__all__ = ["Server", "emulated_server", "make_tiny_model", "real_server", "until", "vllm_python"]
+__all__ = ["Server", "emulated_server", "free_port", "make_tiny_model", "real_server", "until", "vllm_python"]
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {

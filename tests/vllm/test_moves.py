@@ -22,7 +22,7 @@ import pytest
 
 from deploy.local_cluster import LocalCluster
 from engine_adapters.base import EngineRequest
-from engine_adapters.vllm.client import fetched_from
+from engine_adapters.vllm.kv_source import side_channel
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from tests.vllm import servers
 from tests.vllm.conftest import REPORT, before
@@ -166,7 +166,7 @@ print(json.dumps([source.kv_request_id, source.peer_id, source.do_probe]))
 
 def test_vllm_reads_where_a_stage_has_its_kv(vllm_python: str) -> None:
     address = "10.0.0.11:5710"
-    asked = fetched_from(EngineRequest(request_id="r~2", prompt_token_ids=(1,), max_tokens=1, kv_source=address))
+    asked = side_channel(EngineRequest(request_id="r~2", prompt_token_ids=(1,), max_tokens=1, kv_source=address))
     read = subprocess.run(
         [vllm_python, "-W", "ignore", "-c", READ_SOURCE],
         input=json.dumps(asked),
@@ -177,3 +177,50 @@ def test_vllm_reads_where_a_stage_has_its_kv(vllm_python: str) -> None:
     assert read.returncode == 0, read.stderr
     name, found, probes = json.loads(read.stdout.splitlines()[-1])
     assert (name, found, probes) == (asked["remote_kv_source"]["kv_request_id"], address, True)
+
+
+@pytest.fixture
+def connected(
+    vllm_python: str, tiny_model: Path, tmp_path: Path
+) -> Iterator[tuple[LocalCluster, tuple[servers.Server, servers.Server]]]:
+    """Two servers whose NIXL connectors fetch KV from each other, with a gateway that has stages fetch."""
+    connector = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"})
+    two = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        port = str(servers.free_port())
+        side = {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": port}
+        extra = ["--block-size", "32", "--kv-transfer-config", connector]
+        two.append(servers.real_server(vllm_python, tiny_model, tmp_path / name, extra=extra, environ=side).start())
+    settings = tmp_path / "gateway.toml"
+    settings.write_text("[router.moves.transfer]\n")
+    try:
+        for server in two:
+            server.wait_ready()
+        sources = [{"engine_kv_source": server.url} for server in two]
+        with before(two, tmp_path, per_node=sources, gateway={"config": settings}) as cluster:
+            yield cluster, (two[0], two[1])
+    finally:
+        for server in two:
+            server.stop()
+
+
+def test_kv_is_fetched_and_not_computed(
+    connected: tuple[LocalCluster, tuple[Server, Server]], tiny_model: Path, pytestconfig: pytest.Config
+) -> None:
+    cluster, two = connected
+    seed = random.SystemRandom().randrange(1 << 30)
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(256) for _ in range(rng.randrange(200, 500))] for _ in range(AT_ONCE)]
+    for server in two:
+        greedy(server, str(tiny_model), prompts[0][:100], {})
+    with cluster.stub() as stub:
+        done = moved_answers(stub, two[0], str(tiny_model), prompts, seed, tokens=200)
+        nodes = stub.ListNodes(pb.ListNodesRequest(), timeout=10.0).nodes
+    assert sum(map(len, done)) >= len(prompts), f"seed {seed}: {done}"
+    fetched_tokens = sum(server.metric("vllm:external_prefix_cache_hits_total") for server in two)
+    # A first move takes nearly all of a prompt along.
+    first_tokens = sum(moves[0].tokens for moves in done if moves)
+    assert fetched_tokens >= 0.5 * first_tokens, f"seed {seed}: {fetched_tokens} of {first_tokens}"
+    assert all(node.load.trusted for node in nodes), nodes
+    pytestconfig.stash[REPORT] = f"KV of {fetched_tokens:.0f} tokens fetched; {report(done)}"

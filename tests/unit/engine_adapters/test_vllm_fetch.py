@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from engine_adapters.base import EngineRequest
@@ -13,8 +11,7 @@ from simcore.types import EngineConfig
 
 def body(kv_source: str = "") -> dict[str, object]:
     request = EngineRequest(request_id="r~2", prompt_token_ids=(1, 2, 3), max_tokens=1, kv_source=kv_source)
-    found: dict[str, object] = json.loads(VllmClient("http://127.0.0.1:8000")._body(request, EngineConfig(model="m")))
-    return found
+    return VllmClient("http://127.0.0.1:8000")._body(request, EngineConfig(model="m"))
 
 
 @pytest.mark.parametrize(
@@ -28,5 +25,6 @@ def test_a_request_names_where_its_kv_is(source: str, host: str, port: int) -> N
     }
 
 
-def test_others_are_computed() -> None:
-    assert "kv_transfer_params" not in body()
+@pytest.mark.parametrize("source", ["", "http://10.0.0.1:8000"], ids=["computed", "asked-first"])
+def test_others_name_none(source: str) -> None:
+    assert "kv_transfer_params" not in body(source)

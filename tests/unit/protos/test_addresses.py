@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protos.runtime.addresses import HostPort, is_loopback, parse_address, parse_url
+from protos.runtime.addresses import HostPort, is_loopback, parse_address, parse_kv_source, parse_url
 
 
 @pytest.mark.parametrize(
@@ -123,3 +123,22 @@ def test_any_text_is_read_or_refused_and_reading_is_stable(text: str) -> None:
         except ValueError:
             continue
         assert parse(once) == once
+
+
+@pytest.mark.parametrize(
+    ("written", "source"),
+    [
+        ("10.0.0.11:5710", "10.0.0.11:5710"),
+        ("[fd00::1]:5710", "[fd00::1]:5710"),
+        ("http://10.0.0.11:8000/v1", "http://10.0.0.11:8000"),
+        ("https://gpu3/team/", "https://gpu3/team"),
+    ],
+)
+def test_sources_of_kv(written: str, source: str) -> None:
+    assert parse_kv_source(written) == source
+
+
+@pytest.mark.parametrize("written", ["gpu3", "10.0.0.11", "ftp://gpu3:1", "http://user:secret@gpu3:8000"])
+def test_no_sources_of_kv(written: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_kv_source(written)

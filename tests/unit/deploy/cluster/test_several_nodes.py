@@ -86,7 +86,11 @@ def test_addresses_in_a_groups_configuration_count_up_too() -> None:
     config = {
         "metrics_listen": "0.0.0.0:9100",
         "ready_file": "/run/astrolabe/{index}.json",
-        "engine": {"url": "http://localhost:9000/v1", "trace": "unix:/run/vllm/{port}.sock"},
+        "engine": {
+            "url": "http://localhost:9000/v1",
+            "trace": "unix:/run/vllm/{port}.sock",
+            "kv_source": "http://10.0.0.5:9000",
+        },
         "emulated": {"http_listen": "127.0.0.1:0"},
     }
     settings = tomllib.loads(files(of(config=config))["/etc/astrolabe/node-b-1.toml"])
@@ -94,7 +98,9 @@ def test_addresses_in_a_groups_configuration_count_up_too() -> None:
     assert settings["ready_file"] == "/run/astrolabe/1.json"
     assert settings["engine"]["url"] == "http://localhost:9001"
     assert settings["engine"]["trace"] == "unix:/run/vllm/9001.sock"
+    assert settings["engine"]["kv_source"] == "http://10.0.0.5:9001"
     assert settings["emulated"]["http_listen"] == "127.0.0.1:0"
+    assert problems(of(config=config)) == []
 
 
 def test_a_connector_that_scales_calls_them_the_same() -> None:

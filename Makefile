@@ -47,7 +47,7 @@ deb: wheel ## dist/: a package for this Debian: gateway, daemon, command line, u
 	PIP="$(BIN)/python -m pip" deploy/package/deb.sh
 
 image: wheel ## a container image of gateway and node, by podman
-	podman build $(if $(BASE),--build-arg BASE=$(BASE)) -t astrolabe -f deploy/package/Containerfile .
+	podman build --format docker $(if $(BASE),--build-arg BASE=$(BASE)) -t astrolabe -f deploy/package/Containerfile .
 
 demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real ShareGPT conversations, three policies compared
 	$(BIN)/astrolabe bench demo

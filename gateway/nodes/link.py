@@ -52,6 +52,8 @@ SUSPECT_S = 1.0
 """A node that has said nothing for so long gets no new requests until it speaks."""
 CUT_OFF_KEEPALIVES = 2.5
 """The session of a node silent for so many `keepalive_s` is ended, even if its connection answers."""
+CLOSED = ("Socket closed", "Connection reset by peer", "Broken pipe")
+"""gRPC's and the system's words for it."""
 FIRST_PAUSE_S = 0.1
 RESERVE_TIMEOUT_S = 2.0
 
@@ -251,7 +253,8 @@ class NodeLink:
             except SessionLost as lost:
                 detail = str(lost)
             except grpc.aio.AioRpcError as error:
-                detail = _explain(error)
+                turned_away = self.status != "up" and self._credentials() is not None
+                detail = _explain(error, turned_away=turned_away)
             except asyncio.InvalidStateError:
                 # grpc.aio says so when a call ends between two operations on it.
                 detail = await _why_ended(call)
@@ -512,10 +515,14 @@ async def _why_ended(call: SessionCall) -> str:
     return f"the node ended the session ({code.name}{': ' + details if details else ''})"
 
 
-def _explain(error: grpc.aio.AioRpcError) -> str:
+def _explain(error: grpc.aio.AioRpcError, *, turned_away: bool) -> str:
+    """`turned_away`: certificates are shown, and the session had not begun."""
     if error.code() == grpc.StatusCode.UNAVAILABLE:
         # gRPC says at length what it has tried; the last clause is the reason.
-        return f"cannot be reached: {(error.details() or '').rsplit(': ', 1)[-1]}"
+        reason = (error.details() or "").rsplit(": ", 1)[-1]
+        # A server that does not know a client's certificate says so by closing.
+        why = "; perhaps it does not trust this gateway's certificate" if turned_away and reason in CLOSED else ""
+        return f"cannot be reached: {reason}{why}"
     if error.code() == grpc.StatusCode.UNIMPLEMENTED:
         return "something else listens there: it has no Predict.Session"
     return f"{error.code().name}: {error.details()}"

@@ -32,7 +32,7 @@ from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
 from simcore.types import Outcome
 from tests.e2e.cluster import MakeCluster
 from tests.e2e.http_client import RawClient
-from tests.e2e.in_process import ask, configured, dispatched, part, running, status, until
+from tests.e2e.in_process import ask, configured, detail, dispatched, part, running, status, until
 from tests.e2e.predictor_daemon import DEADLINE_S, daemon
 from tests.e2e.scripted_node import ScriptedNode
 
@@ -311,6 +311,31 @@ def test_a_node_takes_new_certificates_when_told(tmp_path: Path, tls: Tls) -> No
             assert time.monotonic() < end_s, child.last_words()
             time.sleep(0.02)
         assert health(child) == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_gateway_that_connects_again_shows_its_new_certificate(tmp_path: Path, tls: Tls) -> None:
+    node_cert, node_key = tls.issue("node-of-it")
+    cert, key = tls.issue("front-of-it")
+    with daemon(tmp_path, node_id="node-0", tls_cert=node_cert, tls_key=node_key, tls_client_ca=tls.ca) as child:
+        async with running(child.address, node_ca=tls.ca, node_cert=cert, node_key=key) as (gateway, stub):
+            await until(lambda: status(gateway, "node-0") == "up")
+            # The session that stands is not cut, whatever the new certificate is.
+            tls.issue("front-of-it", trustme.CA())
+            gateway.reload(gateway.config)
+            answer = [chunk async for chunk in stub.Generate(ask(), timeout=10)]
+            assert answer[-1].usage.output_tokens == 8
+            child.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(child.wait, 10.0) == 0
+            child.start()
+            await asyncio.to_thread(child.wait_ready, time.monotonic() + DEADLINE_S)
+            await until(lambda: "certificate" in detail(gateway).lower(), deadline_s=DEADLINE_S)
+            assert status(gateway, "node-0") != "up"
+            # One that the node knows again: from the next try on it is let in.
+            tls.issue("front-of-it")
+            gateway.reload(gateway.config)
+            await until(lambda: status(gateway, "node-0") == "up", deadline_s=DEADLINE_S)
+            answer = [chunk async for chunk in stub.Generate(ask(), timeout=10)]
+            assert answer[-1].usage.output_tokens == 8
 
 
 def test_a_cluster_with_mutual_tls_on_every_hop_keeps_secrets_out_of_its_logs(

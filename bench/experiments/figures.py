@@ -155,6 +155,9 @@ def _finish(axes: Any, panel: Panel, x_title: str) -> None:
         axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 3.0), numticks=12))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _pos: f"{y:g}"))
+        # An interval that reaches below zero has no end on this axis.
+        drawn = [y for line in axes.lines for y in line.get_ydata() if y > 0]
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], min(drawn, default=1.0) / 2))
     else:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if panel.limit is not None:

@@ -54,7 +54,7 @@ demo: $(VENV)/.demo ## local cluster of three unequal emulated nodes, real Share
 
 test: check ## all checks and all tests (what CI runs)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not e2e" --ignore tests/vllm --ignore tests/monitoring
-	$(BIN)/python -m pytest -q -m e2e --ignore tests/vllm --ignore tests/monitoring
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m e2e --ignore tests/vllm --ignore tests/monitoring
 
 test-fast: $(VENV)/.dev ## only the tests that start no processes
 	$(BIN)/python -m pytest -q -m "not e2e" tests

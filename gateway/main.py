@@ -53,6 +53,7 @@ from gateway.policy_files import policy_name
 from gateway.pump import Pump
 from gateway.ready import SERVICE, write_ready
 from gateway.ui.front import PageFront, switched_off
+from gateway.ui.siblings import PartTeller, SiblingParts
 from gateway.ui.tail import LogTail
 from gateway.ui.view import FleetView
 from gateway.workers.shared_claims import SharedClaims
@@ -69,6 +70,7 @@ from protos.runtime.ready_file import check_ready_file
 from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_dispatch_pb2_grpc import add_DispatchServicer_to_server
+from protos.v1.astrolabe_workers_pb2_grpc import add_WorkersServicer_to_server
 from simcore.types import Outcome
 
 if TYPE_CHECKING:
@@ -165,7 +167,6 @@ class Gateway:
         self._server = grpc.aio.server(options=_server_options(config, shared_port=slot is not None))
         self._private = grpc.aio.server() if slot else None
         self._desk = desk = CallDesk(self.intake, self.nodes)
-        self._gateway_id = gateway_id
         self.page = self._page_front(tail or LogTail()) if config.shows_ui else None
         front = OpenAiApi(
             intake=self.intake,
@@ -203,6 +204,8 @@ class Gateway:
                 intake=self.intake, operators=self.operators, keys=self.keys, desk=self._desk, of_siblings=True
             )
             add_DispatchServicer_to_server(api, self._private)
+            if self.page is not None:
+                add_WorkersServicer_to_server(PartTeller(self.page.feed.reader), self._private)
             self._private.add_insecure_port(self._slot.socket_of(self._slot.index))
             await self._private.start()
             if self._slot.is_restart:
@@ -372,9 +375,10 @@ class Gateway:
         view = FleetView(pump=self.pump, nodes=self.nodes, scaling=self.scaling, objective=objective)
 
         def about() -> dict[str, Any]:
+            process = os.getppid() if slot else os.getpid()
             return {
-                "gateway": self._gateway_id,
-                "worker": slot.index + 1 if slot else 1,
+                "gateway": config.gateway_id or f"{socket.gethostname()}:{process}",
+                "worker": slot.index if slot else 0,
                 "workers": slot.count if slot else 1,
                 "log_level": config.log_level,
                 "version": version("astrolabe"),
@@ -382,7 +386,14 @@ class Gateway:
             }
 
         return PageFront(
-            view, tail, operators=self.operators, keys=self.keys, about=about, local_only=config.ui.enabled is None
+            view,
+            tail,
+            operators=self.operators,
+            keys=self.keys,
+            about=about,
+            local_only=config.ui.enabled is None,
+            siblings=SiblingParts(self._siblings.workers),
+            worker=slot.index if slot else 0,
         )
 
     def _finished(self, stream: ClientStream) -> None:
@@ -435,7 +446,7 @@ async def serve(
     """Serves until SIGTERM or SIGINT; SIGHUP takes over what `reread` returns. Raises ConfigError at start."""
     check_ready_file(config.ready_file)
     tail = LogTail() if config.shows_ui else None
-    log_json_lines(config.log_level, *([tail] if tail is not None else []))
+    log_json_lines(config.log_level, *([slot.mark] if slot is not None else []), *([tail] if tail is not None else []))
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     gateway = Gateway(config, slot, tail)

@@ -150,9 +150,10 @@ async def cost(child: Child, viewers: int, seconds: float) -> tuple[float, float
     # What is told at first is not what a page that is open costs.
     await asyncio.sleep(2.0)
     before = [page.read_bytes for page in pages]
-    meter = CostMeter([child.pid])
+    pids = [child.pid, *(worker.pid for worker in psutil.Process(child.pid).children())]
+    meter = CostMeter(pids)
     await asyncio.sleep(seconds)
-    share = meter.read().cpu_share
+    share = meter.read().cpu_share * len(pids)
     read = [page.read_bytes - had for page, had in zip(pages, before, strict=True)]
     for page in pages:
         await page.close()
@@ -173,6 +174,7 @@ async def run(options: argparse.Namespace) -> None:
         "lengths": "none",
         # So many sessions with one process are late now and then.
         "keepalive_s": 30.0,
+        "workers": options.workers,
     }
     with tempfile.TemporaryDirectory() as folder:
         child = Child("gateway", "gateway", settings, Path(folder))
@@ -210,6 +212,7 @@ async def report(child: Child, options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=400)
+    parser.add_argument("--workers", type=int, default=1, help="processes of the gateway")
     parser.add_argument("--viewers", type=int, nargs="+", default=[1, 8], help="open pages, a row each (at most 16)")
     parser.add_argument("--rate", type=float, default=50.0, help="requests/s meanwhile")
     parser.add_argument("--rounds", type=int, default=5)
@@ -221,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores"
     print(
         f"{machine}, Python {platform.python_version()}; {options.nodes} nodes, {options.rate:g} requests/s, "
-        f"{options.rounds} rounds of {options.seconds:g} s each"
+        f"{options.workers} workers, {options.rounds} rounds of {options.seconds:g} s each"
     )
     uvloop.run(run(options))
     return 0

@@ -7,7 +7,7 @@ nothing; whether one is needed has been decided from the host's facts. Each can 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -174,14 +174,23 @@ def _leave(facts: HostFacts, wanted: Desired, in_the_way: set[str]) -> LeavePlan
     """Takes nodes off that are not wanted, engines with them, and stops those that are in the way of others."""
     gone = [unit for unit in _unwanted(facts, wanted) if kind_of(unit) == PREDICTOR]
     engines = [unit for unit in _unwanted(facts, wanted) if kind_of(unit) == ENGINE]
-    stopped = sorted(in_the_way, key=_stop_order)
-    steps = [HostStep(title=f"stop {unit}", script=f"systemctl stop {unit}", timeout_s=120.0) for unit in stopped]
-    steps += [remove_unit(unit) for unit in gone]
     stay = {service.unit for service in wanted.services}
-    steps += [remove_unit(unit) for unit in engines if unit_of(PREDICTOR, instance_of(unit)) not in stay]
-    stopped = [unit for unit in stopped if kind_of(unit) == PREDICTOR]
+    removed = [*gone, *(unit for unit in engines if unit_of(PREDICTOR, instance_of(unit)) not in stay)]
+    steps = [*_stop(facts, removed, in_the_way), *(remove_unit(unit) for unit in removed)]
+    stopped = [unit for unit in sorted(in_the_way, key=_stop_order) if kind_of(unit) == PREDICTOR]
     nodes = [instance_of(unit) or wanted.host for unit in [*stopped, *gone] if facts.unit(unit).is_running]
     return LeavePlan(nodes=tuple(nodes), steps=tuple(steps))
+
+
+def _stop(facts: HostFacts, removed: Iterable[str], others: Collection[str] = ()) -> Iterator[HostStep]:
+    """Stops `others`, and with them what is removed afterwards: all of a kind at the same time, for engines take long
+    to end. One that is removed alone stops when it is."""
+    units = {*others, *(unit for unit in removed if facts.unit(unit).is_running)}
+    for kind in ALL_UNITS:
+        here = sorted((unit for unit in units if kind_of(unit) == kind), key=_stop_order)
+        if len(here) > 1 or any(unit in others for unit in here):
+            title = f"stop {here[0]}" if len(here) == 1 else f"stop {len(here)} of {kind}"
+            yield HostStep(title=title, script=f"systemctl stop {' '.join(here)}", timeout_s=120.0)
 
 
 def _unwanted(facts: HostFacts, wanted: Desired) -> list[str]:
@@ -329,7 +338,8 @@ def remove_unit(unit: str) -> HostStep:
 
 def removal(facts: HostFacts) -> list[HostStep]:
     """Takes all of ours off a host; nothing where nothing is."""
-    steps = [remove_unit(unit) for unit in our_units(facts)]
+    units = our_units(facts)
+    steps = [*_stop(facts, units), *(remove_unit(unit) for unit in units)]
     if facts.current or facts.releases or facts.files or "astrolabe" in facts.users:
         folders = f"{OPT} {ETC} {CACHE} /var/log/astrolabe"
         steps.append(HostStep(title="without files", script=f"rm -rf {folders}", timeout_s=REMOVE_S))

@@ -40,6 +40,8 @@ LIST_S = 30.0
 POLL_S = 0.3
 ALL_UP_S = 60.0
 """What a gateway gets to reach all nodes."""
+SESSIONS = 8
+"""Commands at a time on one connection to a host: its sshd takes ten, unless somebody has changed that."""
 BUSY = 75
 """Exit code of a step that could not begin because another one has not ended."""
 
@@ -286,22 +288,32 @@ class Rollout:
     def _empty(
         self, name: str, nodes: Sequence[str], reports: dict[str, HostReport], gateways: Sequence[ClusterHost]
     ) -> None:
-        """Waits until nodes of a host have nothing of any gateway."""
+        """Waits until nodes of a host have nothing of any gateway: all of them together, at all gateways."""
         began_s = time.monotonic()
-        known = {gateway.name: self.nodes_of(gateway) for gateway in gateways}
-        asked = [(gateway, node) for gateway in gateways for node in nodes if node in known[gateway.name]]
-        for gateway, node in asked:
-            # Told at all before any is waited for: else one would go on sending what another one moves away.
-            self._ask(gateway, f"drain {shlex.quote(node)} --stay")
-        for gateway, node in asked:
-            self._ask(
-                gateway,
-                f"drain {shlex.quote(node)} --wait --grace {self._grace_s:g} --timeout {self._drain_s:g}",
-                timeout_s=self._drain_s + LIST_S,
-            )
-        for node in dict.fromkeys(node for _, node in asked):
-            self._done(name, f"{_called(node, name)} is empty", began_s, reports)
-            began_s = time.monotonic()
+
+        def known(gateway: ClusterHost) -> list[str]:
+            listed = self.nodes_of(gateway)
+            return [node for node in nodes if node in listed]
+
+        asked = list(zip(gateways, self._on_all(gateways, known), strict=True))
+
+        def ask(how: str, timeout_s: float) -> None:
+            def at_one(gateway: ClusterHost, here: Sequence[str]) -> None:
+                self._on_all(
+                    here,
+                    lambda node: self._ask(gateway, f"drain {shlex.quote(node)} {how}", timeout_s=timeout_s),
+                    at_most=SESSIONS,
+                )
+
+            self._on_all(asked, lambda one: at_one(*one))
+
+        # Told at all before any is waited for: else one would go on sending what another one moves away.
+        ask("--stay", LIST_S)
+        ask(f"--wait --grace {self._grace_s:g} --timeout {self._drain_s:g}", self._drain_s + LIST_S)
+        for node in nodes:
+            if any(node in here for _, here in asked):
+                self._done(name, f"{_called(node, name)} is empty", began_s, reports)
+                began_s = time.monotonic()
 
     def _take_back(self, gateway: ClusterHost, node: str) -> None:
         if node in self.nodes_of(gateway):
@@ -440,10 +452,11 @@ class Rollout:
 
         self._on_all(list(names), guarded)
 
-    def _on_all(self, items: Sequence[Any], act: Callable[[Any], T]) -> list[T]:
+    def _on_all(self, items: Sequence[Any], act: Callable[[Any], T], *, at_most: int | None = None) -> list[T]:
+        """At once, so many at a time. Raises what the first that failed did, when all have ended."""
         if not items:
             return []
-        with ThreadPoolExecutor(max_workers=min(self._parallel, len(items))) as pool:
+        with ThreadPoolExecutor(max_workers=min(at_most or self._parallel, len(items))) as pool:
             return list(pool.map(act, items))
 
 

@@ -24,6 +24,7 @@ from gateway.intake.denied import Denied
 from gateway.operators import Operators
 from gateway.ui.feed import MOST_VIEWERS, Feed
 from gateway.ui.files import page_files
+from gateway.ui.siblings import SiblingParts
 from gateway.ui.story import story
 from gateway.ui.tail import LogTail
 from gateway.ui.view import FleetView
@@ -60,12 +61,15 @@ class PageFront:
         keys: KeyRing,
         about: Callable[[], dict[str, Any]],
         local_only: bool,
+        siblings: SiblingParts,
+        worker: int = 0,
     ) -> None:
+        """`worker`: the number of this one among its `siblings`."""
         self._view = view
         self._operators = operators
         self._keys = keys
         self._local_only = local_only
-        self.feed = Feed(view, tail, about)
+        self.feed = Feed(view, tail, about, siblings=siblings, worker=worker)
         self._files = page_files()
 
     def start(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.core.nodes.node import NodeStatus
 from gateway.scale.status import ScaledNode
+from gateway.ui.part import NOTHING, NodePart
 from simcore.types import EngineConfig
 
 Row = dict[str, Any]
@@ -35,12 +36,15 @@ def node_row(
     scaled: ScaledNode | None,
     group: str,
     now_s: float,
-    moves: tuple[int, int] = (0, 0),
+    part: NodePart = NOTHING,
+    workers: int = 1,
 ) -> Row:
     """A node that there is a link to. `link_state` is the one of `astrolabe nodes`; `scaled` what a scaler says of it;
-    `moves`: requests on their way from it and to it; `now_s` on the router's clock."""
+    `part`: what so many `workers` have to do with it; `now_s` on the router's clock."""
     load = known.load if known is not None else None
-    state, why = _state(link_state, link_detail, known, scaled)
+    state, why = _state(link_state, link_detail, known, scaled, part.in_flight)
+    # Where none reaches it, the state says so.
+    away = f"{part.away} of {workers} workers do not reach it" if 0 < part.away < workers else ""
     row: Row = {
         "name": name,
         "address": address,
@@ -57,10 +61,10 @@ def node_row(
         "tokens": None,
         "preemptions": None,
         "old_s": None,
-        "in_flight": 0,
-        "out": moves[0],
-        "into": moves[1],
-        "alarm": "",
+        "in_flight": part.in_flight,
+        "out": part.out,
+        "into": part.into,
+        "alarm": "; ".join(filter(None, (part.alarm, away))),
         "use": "",
         "bias": None,
         "spread": None,
@@ -68,7 +72,6 @@ def node_row(
     }
     if known is None:
         return row
-    row["in_flight"], row["alarm"] = known.in_flight, known.alarm
     trust = known.forecasts
     row["use"] = trust.use
     if trust.samples:
@@ -103,11 +106,13 @@ def starting_row(node: ScaledNode, *, group: str, model: str) -> Row:
     return row
 
 
-def _state(link_state: str, link_detail: str, known: NodeStatus | None, scaled: ScaledNode | None) -> tuple[str, str]:
+def _state(
+    link_state: str, link_detail: str, known: NodeStatus | None, scaled: ScaledNode | None, in_flight: int
+) -> tuple[str, str]:
     """The word for the state, and why."""
     if link_state == "draining":
         load = known.load if known is not None else None
-        busy = load is None or load.running or load.waiting or (known is not None and known.in_flight)
+        busy = load is None or load.running or load.waiting or in_flight
         return ("draining" if busy else "drained"), "taken out of service by an operator"
     if link_state == "retiring":
         why = scaled.detail if scaled is not None and scaled.detail else "it is to leave"

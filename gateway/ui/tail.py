@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TypeAlias
 
+Line: TypeAlias = MutableMapping[str, Any]
 KEPT = 400
 """Lines."""
+MOST_NEW = 100
+"""Lines that are told at one look: more cannot be read in a second."""
 
 
 class LogTail:
@@ -16,13 +19,13 @@ class LogTail:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._lines: deque[tuple[int, MutableMapping[str, Any]]] = deque(maxlen=KEPT)
+        self._lines: deque[tuple[int, Line]] = deque(maxlen=KEPT)
 
-    def __call__(self, _logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def __call__(self, _logger: Any, _method: str, line: Line) -> Line:
         self._lines.append((next(self._numbers), line))
         return line
 
-    def since(self, number: int) -> tuple[int, list[MutableMapping[str, Any]]]:
+    def since(self, number: int) -> tuple[int, list[Line]]:
         """The number of the last line, and the lines after `number` that are still kept."""
         lines = list(self._lines)
         fresh = [line for n, line in lines if n > number]

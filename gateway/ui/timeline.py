@@ -64,6 +64,7 @@ class Timeline:
     def __init__(self, now_s: float) -> None:
         """`now_s` on the clock that `add` has."""
         self.samples: deque[Sample] = deque(maxlen=KEPT)
+        self._taken = 0
         self._before = Totals()
         self._before_s = now_s
 
@@ -94,12 +95,21 @@ class Timeline:
             **(scaled or {}),
         )
         self.samples.append(sample)
+        self._taken += 1
         self._before, self._before_s = msgspec.structs.replace(totals), now_s
         return sample
 
-    def columns(self) -> list[list[float | None]]:
-        """All samples, a list for each of FIELDS."""
-        return [list(column) for column in zip(*map(msgspec.structs.astuple, self.samples), strict=True)]
+    def since(self, number: int) -> tuple[int, list[Sample]]:
+        """The number of the last sample, and the samples after `number` that are still kept."""
+        fresh = min(len(self.samples), self._taken - number)
+        return self._taken, list(self.samples)[len(self.samples) - fresh :]
+
+
+def pause_s(unix_s: float, every_s: float) -> float:
+    """Seconds until the next moment of Unix time that is a multiple of `every_s`. A timer that goes off a little early
+    is not set to that same moment again."""
+    left_s = every_s - unix_s % every_s
+    return left_s if left_s > every_s / 10 else left_s + every_s
 
 
 def is_kept(

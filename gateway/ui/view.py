@@ -4,6 +4,7 @@ counts of what has ended, from which the timeline is made."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,7 +18,9 @@ from gateway.intake.client_stream import ClientStream
 from gateway.nodes.registry import NodeRegistry
 from gateway.pump import Pump
 from gateway.scale.status import ScaleStatus
-from gateway.ui.rows import Row, Rows, node_row, starting_row
+from gateway.ui.part import NOTHING, NodePart, PagePart
+from gateway.ui.rows import Rows, node_row, starting_row
+from gateway.ui.tail import MOST_NEW, Line, LogTail
 from gateway.ui.timeline import Sample, Timeline, Totals, is_kept
 from simcore.types import Outcome
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 DECISIONS = 5
 """Of the scaler, the latest that changed something."""
+SAME_S = 0.02
+"""Within this all who ask get the same: workers ask at the same moments, and fleets are large."""
 _CLIENTS_WISH = frozenset({Outcome.CLIENT_LEFT, Outcome.CANCELLED})
 
 
@@ -41,6 +46,8 @@ class FleetView:
         self._scaling = scaling
         self._objective = objective
         self._totals = Totals()
+        self._noted: dict[str, NodePart] = {}
+        self._noted_s = -SAME_S
         self._to_unix_s = time.time() - pump.now_s()
         """By how much Unix time is ahead of the pump's clock; read once, or decisions would seem to be of another
         second at each look."""
@@ -81,11 +88,11 @@ class FleetView:
             scaled=_counts(status) if (status := self._scale_status()) is not None else None,
         )
 
-    def rows(self) -> Rows:
-        """All nodes of `astrolabe nodes`, and those that a scaler starts or stops."""
+    def rows(self, parts: Mapping[str, NodePart], workers: int) -> Rows:
+        """All nodes of `astrolabe nodes`, and those that a scaler starts or stops. `parts`: what so many workers have
+        to do with them, by address."""
         router, now_s = self._pump.router, self._pump.now_s()
         known = {node.node_id: node for node in router.nodes()}
-        moves = router.moves_status()
         status = self._scale_status()
         scaled = {n.node_id: (group, n) for group in (status.groups if status else ()) for n in group.nodes}
         nobody: tuple[None, None] = (None, None)
@@ -105,29 +112,60 @@ class FleetView:
                 scaled=of_scaler,
                 group="" if group is None else group.name,
                 now_s=now_s,
-                moves=(moves.out.get(name, 0), moves.into.get(name, 0)),
+                part=parts.get(address, NOTHING),
+                workers=workers,
             )
         for name, (group, node) in scaled.items():
             rows[name] = starting_row(node, group=group.name, model=group.model)
         return rows
 
-    def now(self) -> Row:
-        """Numbers of the whole gateway, in this process."""
+    def part(self, *, samples: Sequence[Sample], lines: Sequence[Line], skipped_lines: int) -> PagePart:
+        """What this process alone knows, with what is new of timeline and log."""
         router = self._pump.router
         holding = router.queue_status(self._pump.now_s())
-        return {
-            "policy": router.policy_name,
-            "under_way": len(self._pump.streams),
-            "held": holding.held,
-            "wait_s": round(holding.predicted_wait_s, 1),
-            "moves": router.moves_status().under_way,
-        }
+        return PagePart(
+            nodes=self._node_parts(),
+            under_way=len(self._pump.streams),
+            held=holding.held,
+            wait_s=holding.predicted_wait_s,
+            moves=router.moves_status().under_way,
+            samples=tuple(samples),
+            lines=tuple(lines),
+            skipped_lines=skipped_lines,
+            scaling=self._scaling_told(),
+        )
+
+    def _node_parts(self) -> dict[str, NodePart]:
+        router, now_s = self._pump.router, self._pump.now_s()
+        if now_s - self._noted_s < SAME_S:
+            return self._noted
+        known = {node.node_id: node for node in router.nodes()}
+        moves = router.moves_status()
+        found = {}
+        for address, link in self._nodes.links.items():
+            seen, name = known.get(link.node_id), link.name
+            part = NodePart(
+                in_flight=0 if seen is None else seen.in_flight,
+                out=moves.out.get(name, 0),
+                into=moves.into.get(name, 0),
+                away=int(link.status != "up"),
+                alarm="" if seen is None else seen.alarm,
+            )
+            if part != NOTHING:
+                found[address] = part
+        self._noted, self._noted_s = found, now_s
+        return found
+
+    @property
+    def policy(self) -> str:
+        """The gateway's."""
+        return self._pump.router.policy_name
 
     def slo(self) -> dict[str, float | None] | None:
         """The configured service level."""
         return None if self._objective is None else msgspec.to_builtins(self._objective)
 
-    def scaling(self) -> dict[str, Any] | None:
+    def _scaling_told(self) -> dict[str, Any] | None:
         """What a scaler wants and does; None where nothing is scaled, or nothing has been decided yet."""
         status = self._scale_status()
         if status is None:
@@ -156,6 +194,23 @@ class FleetView:
 
     def _scale_status(self) -> ScaleStatus | None:
         return None if self._scaling is None else self._scaling.status
+
+
+class PartReader:
+    """Reads this process's own parts for one that gets them all, one after the other."""
+
+    def __init__(self, view: FleetView, tail: LogTail) -> None:
+        self._view = view
+        self._tail = tail
+        self._line = self._sample = 0
+
+    def read(self) -> PagePart:
+        """The next one."""
+        is_first = not self._line
+        self._line, lines = self._tail.since(self._line)
+        self._sample, samples = self._view.timeline.since(self._sample)
+        shown = lines if is_first else lines[-MOST_NEW:]
+        return self._view.part(samples=samples, lines=shown, skipped_lines=len(lines) - len(shown))
 
 
 def _counts(status: ScaleStatus) -> dict[str, int]:

@@ -5,8 +5,14 @@ from __future__ import annotations
 from gateway.workers.slot import WorkerSlot
 from protos.runtime.channels import open_channel
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
+from protos.v1.astrolabe_workers_pb2_grpc import WorkersStub
 
-OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # What they say is ours: the lines of a log may be long.
+    ("grpc.max_receive_message_length", -1),
+]
 
 
 class Siblings:
@@ -14,8 +20,11 @@ class Siblings:
 
     def __init__(self, slot: WorkerSlot | None) -> None:
         others = [index for index in range(slot.count) if index != slot.index] if slot else []
-        self._channels = [open_channel(slot.socket_of(index), options=OPTIONS) for index in others if slot is not None]
+        channels = {index: open_channel(slot.socket_of(index), options=OPTIONS) for index in others if slot is not None}
+        self._channels = channels.values()
         self.stubs = [DispatchStub(channel) for channel in self._channels]
+        self.workers = {index: WorkersStub(channel) for index, channel in channels.items()}
+        """By their numbers."""
 
     async def close(self) -> None:
         for channel in self._channels:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -34,6 +36,11 @@ class WorkerSlot(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ready_file(self) -> Path:
         return self.path / f"worker-{self.index}.ready"
+
+    def mark(self, _logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """A processor of structlog: lines say which worker wrote them."""
+        line["worker"] = self.index
+        return line
 
     def environment(self) -> dict[str, str]:
         return {VARIABLE: msgspec.json.encode(self).decode(), "PROMETHEUS_MULTIPROC_DIR": str(self.path / "metrics")}

@@ -18,6 +18,7 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
+from deploy.commands.drain import drain
 from deploy.commands.explain import explain as explain_command
 from deploy.commands.move import move as move_command
 from deploy.commands.nodes import nodes as nodes_command
@@ -139,6 +140,27 @@ def test_a_drained_node_is_empty_long_before_its_answers_would_have_ended(make_c
             assert reader.error is None, f"seed {seed}, request {i}"
             assert reader.tokens == whole.tokens, f"seed {seed}, request {i}"
         until(lambda: is_idle(stub), what="nothing is left anywhere")
+
+
+def test_of_nodes_that_leave_together_none_gets_what_another_one_had(make_cluster: MakeCluster) -> None:
+    prompts = prompts_of(random.Random(5), 9)
+    cluster = make_cluster(nodes=3, predictor={"time_scale": 1.0}, gateway={"policy": "round_robin"})
+    with cluster.stub() as stub:
+        greedy = {"temperature": 0.0, "ignore_eos": True}
+        readers = started(stub, [ask(f"r{i}", prompt, 400, sampling=dict(greedy)) for i, prompt in enumerate(prompts)])
+        leaving = {i: reader.node_id for i, reader in enumerate(readers) if reader.node_id != "node-2"}
+        assert set(leaving.values()) == {"node-0", "node-1"}
+        asked = ["node-0", "node-1", "--wait", "--timeout", "60", "--gateway", cluster.address]
+        result = CliRunner().invoke(drain, asked)
+        assert result.output.count("is empty: it can be stopped") == 2, result.output
+        for i, source in leaving.items():
+            told = settled(stub, f"r{i}")
+            assert (told.source, told.destination, told.outcome) == (source, "node-2", "moved")
+            assert {move.destination for move in explained(stub, f"r{i}")} <= {"node-2", ""}
+        for reader in readers:
+            reader.join(60)
+            assert reader.error is None
+            assert len(reader.tokens) == 400
 
 
 class Moves:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 
 from gateway.intake.callers import KeyEntry, KeyFile, digest, write_keys
 from gateway.main import Gateway
 from gateway.ui import feed
 from gateway.ui.feed import MOST_VIEWERS
+from gateway.workers.slot import VARIABLE as SLOT
 from protos import codec
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
@@ -59,6 +61,8 @@ class Viewer(RawClient):
 
     nodes: dict[str, dict[str, Any]]
     now: dict[str, Any]
+    log: list[dict[str, Any]]
+    timeline: dict[str, list[float]]
 
     async def watch(self, headers: dict[str, str] | None = None) -> dict[str, Any]:
         """Everything, as it is told first."""
@@ -67,8 +71,13 @@ class Viewer(RawClient):
         assert (status, heads["content-type"]) == (200, "text/event-stream")
         name, whole = await self.event()
         assert name == "whole"
-        self.nodes, self.now = whole["nodes"], whole["now"]
+        self._keep(whole)
         return whole
+
+    def _keep(self, whole: dict[str, Any]) -> None:
+        self.nodes, self.now, self.log = whole["nodes"], whole["now"], whole["log"]
+        columns = whole["timeline"]["columns"]
+        self.timeline = dict(zip(whole["timeline"]["fields"], columns, strict=True))
 
     async def event(self) -> tuple[str, Any]:
         async with asyncio.timeout(10):
@@ -77,13 +86,32 @@ class Viewer(RawClient):
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Reads on until it holds."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not holds():
-                name, change = await self.event()
+                name, told = await self.event()
+                if name == "whole":
+                    self._keep(told)
+                    continue
                 assert name == "change"
-                self.now |= change.get("now", {})
-                for key, fields in change.get("nodes", {}).items():
+                self.now |= told.get("now", {})
+                self.log += told.get("log", [])
+                for key, fields in told.get("nodes", {}).items():
                     self.nodes[key] = self.nodes.get(key, {}) | fields
+                for sample in told.get("samples", []):
+                    for column, value in zip(self.timeline.values(), sample, strict=True):
+                        column.append(value)
+
+    def in_flight(self) -> int:
+        """Requests of the gateway at all nodes."""
+        return sum(row["in_flight"] for row in self.nodes.values())
+
+    def ended(self) -> set[str]:
+        """Requests whose end is in the log."""
+        return {line["request_id"] for line in self.log if line["event"] == "request finished"}
+
+    def total(self, field: str) -> float:
+        """Of all of the timeline."""
+        return sum(self.timeline[field])
 
 
 @contextlib.asynccontextmanager
@@ -217,13 +245,10 @@ async def test_what_runs_is_told_as_it_runs_and_counted_when_it_ends(node: Scrip
             await watcher.until(lambda: watcher.nodes[node.address]["in_flight"] == watcher.now["under_way"] == 0)
         story = (await get(gateway, "/ui/requests/r-1")).json()
         assert (story["actual"]["outcome"], story["actual"]["output_tokens"]) == ("length", 8)
-        timeline: dict[str, list[int]] = {}
-        async with asyncio.timeout(10):
-            while sum(timeline.get("promised", [])) < 1:
-                async with viewer(gateway) as late:
-                    told = (await late.watch())["timeline"]
-                timeline = dict(zip(told["fields"], told["columns"], strict=False))
-        assert (sum(timeline["promised"]), sum(timeline["kept"]), sum(timeline["failed"])) == (1, 1, 0)
+        async with viewer(gateway) as late:
+            await late.watch()
+            await late.until(lambda: late.total("promised") > 0)
+            assert (late.total("promised"), late.total("kept"), late.total("failed")) == (1, 1, 0)
 
 
 async def test_a_request_nobody_knows_has_no_story(http_front: Any) -> None:
@@ -296,25 +321,73 @@ async def test_a_gateway_that_stops_says_goodbye_to_its_viewers(node: ScriptedNo
 # --- real processes ---------------------------------------------------------------------------------------------------
 
 
-async def test_workers_say_whose_view_it_is_and_stories_are_told_by_all_of_them(make_cluster: MakeCluster) -> None:
+async def test_the_page_shows_all_workers_whichever_it_is_connected_to(make_cluster: MakeCluster) -> None:
+    workers = 3
+    # Slow enough for all to run at once while somebody looks.
+    slow = {"time_scale": 1.0}
+    cluster = await asyncio.to_thread(make_cluster, nodes=2, predictor=slow, gateway={"workers": workers})
+    address = cluster.gateway.http_address
+    async with contextlib.AsyncExitStack() as stack:
+        # New connections fall on all workers.
+        clients = [await stack.enter_async_context(RawClient(address)) for _ in range(12)]
+        watchers = await one_at_each_worker(stack, address, workers)
+        for number, client in enumerate(clients):
+            body = {"prompt": "hello", "max_tokens": 600, "ignore_eos": True}
+            client.post("/v1/completions", body, {"x-request-id": f"r-{number}"})
+        for watcher in watchers.values():
+            await watcher.until(lambda w=watcher: w.now["under_way"] == w.in_flight() == 12)  # type: ignore[misc]
+        for client in clients:
+            assert (await client.reply(60)).status == 200
+        ids = {f"r-{number}" for number in range(12)}
+        for watcher in watchers.values():
+            await watcher.until(lambda w=watcher: w.now["under_way"] == w.in_flight() == 0)  # type: ignore[misc]
+            await watcher.until(lambda w=watcher: ids <= w.ended())  # type: ignore[misc]
+        by_worker = {line["worker"] for line in watchers[0].log if line["event"] == "request finished"}
+        assert len(by_worker) > 1, "the kernel gave all connections to one worker; then this test shows nothing"
+        # What was before is there for those who come later, and a request's story is told by every worker.
+        late = await one_at_each_worker(stack, address, workers)
+        for watcher in late.values():
+            await watcher.until(lambda w=watcher: w.now["workers"] == workers and ids <= w.ended())  # type: ignore[misc]
+            for request_id in ids:
+                async with RawClient(address) as client:
+                    client.get(f"/ui/requests/{request_id}", {"host": "localhost"})
+                    assert (await client.reply()).json()["actual"]["outcome"] == "length"
+
+
+async def test_the_timeline_adds_all_workers_up(make_cluster: MakeCluster) -> None:
     cluster = await asyncio.to_thread(make_cluster, nodes=1, gateway={"workers": 2})
     address = cluster.gateway.http_address
-    async with RawClient(address) as client:
-        client.post("/v1/completions", {"prompt": "hello", "max_tokens": 3}, {"x-request-id": "mine"})
-        assert (await client.reply(60)).status == 200
-    # New connections fall on both workers, and the one that has not had it asks the other.
-    seen: set[int] = set()
+    for _ in range(10):
+        async with RawClient(address) as client:
+            body = {"prompt": "hello", "max_tokens": 3, "slo": {"ttft_s": 60.0}}
+            client.post("/v1/completions", body)
+            assert (await client.reply(60)).status == 200
+    async with contextlib.AsyncExitStack() as stack:
+        for watcher in (await one_at_each_worker(stack, address, 2)).values():
+            await watcher.until(lambda w=watcher: w.total("promised") == w.total("kept") == 10)  # type: ignore[misc]
+
+
+async def test_a_worker_that_dies_is_missed_and_counted_again_when_it_is_back(make_cluster: MakeCluster) -> None:
+    cluster = await asyncio.to_thread(make_cluster, nodes=1, gateway={"workers": 2})
+    async with contextlib.AsyncExitStack() as stack:
+        watchers = await one_at_each_worker(stack, cluster.gateway.http_address, 2)
+        children = psutil.Process(cluster.gateway.pid).children()
+        slots = {json.loads(child.environ()[SLOT])["index"]: child for child in children}
+        slots[1].kill()
+        await watchers[0].until(lambda: watchers[0].now["workers"] == 1)
+        await watchers[0].until(lambda: watchers[0].now["workers"] == 2)
+
+
+async def one_at_each_worker(stack: contextlib.AsyncExitStack, address: str, workers: int) -> dict[int, Viewer]:
+    """Somebody who watches, by the worker that the kernel has given the connection to."""
+    watchers: dict[int, Viewer] = {}
     async with asyncio.timeout(60):
-        while seen != {1, 2}:
-            async with Viewer(address) as watcher:
-                whole = await watcher.watch()
-                seen.add(whole["about"]["worker"])
-                assert whole["about"]["workers"] == 2
-                assert {row["name"]: row["state"] for row in whole["nodes"].values()} == {"node-0": "up"}
-            async with RawClient(address) as client:
-                client.get("/ui/requests/mine", {"host": "localhost"})
-                reply = await client.reply()
-                assert (reply.status, reply.json()["actual"]["outcome"]) == (200, "length")
+        while len(watchers) < workers:
+            watcher = await stack.enter_async_context(Viewer(address))
+            about = (await watcher.watch())["about"]
+            assert about["workers"] == workers
+            watchers.setdefault(about["worker"], watcher)
+    return watchers
 
 
 async def test_the_tail_has_the_very_lines_of_the_log(make_cluster: MakeCluster) -> None:

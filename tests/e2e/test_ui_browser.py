@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 
 from gateway.intake.callers import KeyEntry, KeyFile, digest, write_keys
@@ -55,6 +57,13 @@ def cell(node: int, column: str) -> str:
     return f"document.querySelectorAll('#nodes tbody tr')[{node}].querySelector('.c-{column}').textContent"
 
 
+def tile(name: str) -> str:
+    """The number below a heading of the totals."""
+    return (
+        f"[...document.querySelectorAll('#totals dt')].find((e) => e.textContent == '{name}').nextSibling.textContent"
+    )
+
+
 def focused(expression: str) -> str:
     return f"document.activeElement.{expression}"
 
@@ -91,6 +100,34 @@ async def test_nodes_appear_and_change_while_requests_run_and_a_story_opens(
     await tab.until("/[1-9]/.test(document.querySelector('#charts .value').parentElement.parentElement.textContent)")
     await tab.open(f"{cluster.url}/ui/")
     await tab.until("document.querySelectorAll('#log button.link').length >= 6")
+
+
+async def test_a_page_of_several_workers_shows_what_all_do_and_who_is_missing(
+    make_cluster: MakeCluster, tab: Browser
+) -> None:
+    cluster = await asyncio.to_thread(make_cluster, nodes=1, predictor={"time_scale": 1.0}, gateway={"workers": 3})
+    await tab.open(f"{cluster.url}/ui")
+    await tab.until(f"{ROWS} == 1 && {cell(0, 'state')}.startsWith('up')")
+    await tab.until("document.getElementById('notice').hidden")
+    body = {"prompt": "a long answer", "max_tokens": 600, "ignore_eos": True}
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def request() -> None:
+            # A connection of its own each, so that all workers get some.
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            async with session.post(f"{cluster.url}/v1/completions", json=body) as reply:
+                await reply.read()
+
+        under_way = [asyncio.create_task(request()) for _ in range(12)]
+        await tab.until(f"{tile('Under way')} == '12' && {cell(0, 'in_flight')} == '12'")
+        await asyncio.gather(*under_way)
+    await tab.until("document.querySelectorAll('#log button.link').length == 12")
+    (one, *_) = psutil.Process(cluster.gateway.pid).children()
+    one.kill()
+    # The page finds another worker if it was connected to that one.
+    await tab.until("document.getElementById('notice').textContent.includes('1 of 3 workers does not answer')")
+    await tab.until("document.getElementById('notice').hidden")
+    tab.complaints.clear()
 
 
 async def test_it_asks_for_the_key_keeps_it_in_the_tab_and_forgets_it(

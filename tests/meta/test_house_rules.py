@@ -87,7 +87,7 @@ def test_the_simulated_cluster_runs_without_grpc() -> None:
 
 TRANSLATORS = {
     *("protos/codec.py", "gateway/wire.py", "gateway/nodes/news_wire.py", "predictor/wire.py"),
-    "gateway/ext_proc/wire.py",
+    *("gateway/ext_proc/wire.py", "gateway/ui/part_wire.py"),
 }
 SMALL_MESSAGES = {
     # Frames, filled with translated messages.
@@ -101,6 +101,7 @@ SMALL_MESSAGES = {
     "predictor/service.py": {"PredictReply", "ReserveReply", "ReleaseReply", "AbortReply"},
     # What a worker asks its siblings.
     "gateway/operators.py": {"ListNodesRequest", "ExplainRequest", "CancelRequest", "ExplainScalingRequest"},
+    "gateway/ui/siblings.py": {"WatchPartRequest"},
 }
 
 

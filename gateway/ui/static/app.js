@@ -68,6 +68,7 @@ function change(data) {
     state.scaling = data.scaling;
     drawScaling();
   }
+  if (data.now && "workers" in data.now) notice();
   drawNow();
   if (state.panel?.node) drawNode(state.panel.node);
 }
@@ -110,13 +111,16 @@ function askKey(error) {
 }
 
 function about() {
-  const { gateway, worker, workers, keys, log_level: level } = state.about;
-  setText(byId("gateway"), gateway);
-  byId("forget").hidden = !keys;
+  setText(byId("gateway"), state.about.gateway);
+  byId("forget").hidden = !state.about.keys;
+  notice();
+}
+
+function notice() {
+  const { workers, log_level: level } = state.about;
   const said = [];
-  if (workers > 1) {
-    said.push(`Worker ${worker} of ${workers}: requests, rates, moves and log are this worker's; a node's load is what the node says, whoever sent it.`);
-  }
+  const missing = workers - state.now.workers;
+  if (missing > 0) said.push(`${missing} of ${workers} workers ${missing > 1 ? "do" : "does"} not answer: what they do now is not shown.`);
   if (level !== "debug" && level !== "info") said.push(`The gateway logs at level ${level}: finished requests are not in its log.`);
   byId("notice").hidden = !said.length;
   setText(byId("notice"), said.join(" "));

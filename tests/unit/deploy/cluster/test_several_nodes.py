@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import threading
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from deploy.cluster.facts import HostGpu, PortListener, UnitFacts, VllmFacts
 from deploy.cluster.kept import Kept
 from deploy.cluster.manifest import Cluster, ClusterHost, HostGroup
 from deploy.cluster.overview import host_status
-from deploy.cluster.plan import plan
+from deploy.cluster.plan import plan, removal
 from deploy.cluster.release import Release
-from deploy.cluster.rollout import HostReport, HostView, Rollout
-from deploy.cluster.shell import Ran
+from deploy.cluster.rollout import SESSIONS, HostReport, HostView, Rollout
+from deploy.cluster.shell import Ran, Shell
 from gateway.scale.config import SystemdConnectorConfig
 from protos.runtime.config import ConfigError
 from tests.unit.deploy.cluster.clusters import BEFORE, FRESH, RELEASE, TAR, installed, wanted
@@ -234,12 +235,28 @@ def titles(before: Cluster, after: Cluster) -> list[str]:
 
 def test_fewer_nodes_are_taken_off_and_the_others_left_alone() -> None:
     assert titles(FLEET, FLEET) == []
+    # Engines take long to end: they do so at the same time.
     assert titles(FLEET, of(nodes=2)) == [
+        "stop 2 of astrolabe-predictor",
+        "stop 2 of astrolabe-engine",
         "without astrolabe-predictor@b-2",
         "without astrolabe-predictor@b-3",
         "without astrolabe-engine@b-2",
         "without astrolabe-engine@b-3",
     ]
+
+
+def test_all_that_a_host_has_stops_together_when_it_is_removed() -> None:
+    running = UnitFacts(active="active", enabled=True, pid=7, release=RELEASE.name)
+    units = {service.unit: running for service in wanted(HOSTS[1], cluster=FLEET).services}
+    facts = msgspec.structs.replace(installed(HOSTS[1], cluster=FLEET), units=units)
+    first, *rest = removal(facts)
+    assert first.script == f"systemctl stop {' '.join(f'astrolabe-predictor@b-{i}' for i in range(4))}"
+    assert [step.title for step in rest if step.title.startswith("stop")] == []
+
+
+def test_a_node_that_is_taken_off_alone_stops_when_it_is() -> None:
+    assert titles(FLEET, of(nodes=3)) == ["without astrolabe-predictor@b-3", "without astrolabe-engine@b-3"]
 
 
 def test_one_node_becomes_two_when_it_has_gone_with_its_engine() -> None:
@@ -258,9 +275,9 @@ def test_engines_that_have_anothers_gpus_stop_before_that_one_starts() -> None:
     facts = msgspec.structs.replace(facts, units=units, users=frozenset({"vllm"}), takes=takes)
     got = plan(facts, wanted(HOSTS[1], cluster=of(nodes=2, gpus=2)), RELEASE, TAR)
     assert got.leave.nodes == ("b-1", "b-2", "b-3")
-    assert [step.title for step in got.leave.steps][:2] == [
-        "stop astrolabe-predictor@b-1",
-        "stop astrolabe-engine@b-1",
+    # One is in another's way, two go for good.
+    assert [step.script for step in got.leave.steps][:2] == [
+        f"systemctl stop {' '.join(f'astrolabe-{kind}@b-{i}' for i in (1, 2, 3))}" for kind in ("predictor", "engine")
     ]
     assert {service.name: service.change for service in got.services} == {"b-0": "restart", "b-1": "start"}
 
@@ -396,15 +413,82 @@ def test_nodes_that_leave_are_empty_first_and_listed_no_more(tmp_path: Path, rel
     }
     nodes = {f"b-{i}": f"10.0.0.2:{8100 + i}" for i in range(4)} | {f"c-{i}": f"10.0.0.3:{8100 + i}" for i in range(2)}
     journal, _ = rolled(tmp_path, release, TWO_EACH, units, nodes)
-    assert journal[:7] == [
-        "a: drain b-2 --stay",
-        "a: drain b-3 --stay",
-        "a: drain b-2 --wait",
-        "a: drain b-3 --wait",
+    assert sorted(journal[:2]) == ["a: drain b-2 --stay", "a: drain b-3 --stay"]
+    assert sorted(journal[2:4]) == ["a: drain b-2 --wait", "a: drain b-3 --wait"]
+    assert journal[4:7] == [
         "b: without predictor@b-2",
         "b: without predictor@b-3",
         "a: lists b-0, b-1, c-0, c-1",
     ]
+
+
+class WaitingShell(NodesShell):
+    """A gateway's host where nodes that `leave` get empty when so many are waited for at once; `busy` ones do not."""
+
+    def __init__(self, *host: Any, leave: Sequence[str], together: int, busy: str = "") -> None:
+        super().__init__(*host)
+        self._leave, self._busy = leave, busy
+        self._barrier = threading.Barrier(together, timeout=20.0)
+        self._lock = threading.Lock()
+        self._now = self.most = 0
+        self.waited: list[str] = []
+
+    def run(self, script: str, *, stdin: bytes | Path = b"", timeout_s: float = 60.0, root: bool = True) -> Ran:
+        asked = re.search(r"drain (\S+) --wait", script)
+        if asked is None or asked[1] not in self._leave:
+            return super().run(script, stdin=stdin, timeout_s=timeout_s, root=root)
+        if asked[1] == self._busy:
+            return Ran(1, "", f"error: {self._busy} is busy")
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self.waited.append(asked[1])
+        try:
+            self._barrier.wait()
+        except threading.BrokenBarrierError:
+            return Ran(1, "", "error: no other is waited for")
+        finally:
+            with self._lock:
+                self._now -= 1
+        return Ran(0, "", "")
+
+
+def left(
+    tmp_path: Path, release: Release, leave: Sequence[str], **waiting: Any
+) -> tuple[WaitingShell, dict[str, HostReport]]:
+    """What became of hosts when nodes of b left, and the gateway's host."""
+    journal = Journal()
+    units = {
+        "b": ("astrolabe-predictor@b-0", "astrolabe-predictor@b-1", *(f"astrolabe-predictor@{node}" for node in leave)),
+        "c": ("astrolabe-predictor@c-0", "astrolabe-predictor@c-1"),
+    }
+    nodes = {node: f"10.0.0.9:{number}" for number, node in enumerate(("b-0", "b-1", *leave, "c-0", "c-1"))}
+    at_gateway = WaitingShell("a", journal, ("astrolabe-gateway",), nodes, leave=leave, **waiting)
+    shells: dict[str, Shell] = {"a": at_gateway, **{name: NodesShell(name, journal, units[name], {}) for name in "bc"}}
+    reports = Rollout(TWO_EACH, Kept(tmp_path / "cluster.toml"), shells).converge(release)
+    return at_gateway, {report.name: report for report in reports}
+
+
+@pytest.mark.parametrize(("count", "together"), [(8, 8), (3 * SESSIONS, SESSIONS)])
+def test_nodes_that_leave_together_are_waited_for_together(
+    tmp_path: Path, release: Release, count: int, together: int
+) -> None:
+    leave = [f"b-{number}" for number in range(2, 2 + count)]
+    at_gateway, reports = left(tmp_path, release, leave, together=together)
+    assert sorted(at_gateway.waited) == sorted(leave)
+    assert at_gateway.most <= SESSIONS
+    assert reports["b"].outcome == "changed"
+    empty = [step for step in reports["b"].steps if step.endswith("is empty")]
+    assert empty[:count] == [f"{node} is empty" for node in sorted(leave, key=lambda node: (len(node), node))]
+
+
+def test_one_of_them_that_does_not_get_empty_has_none_stopped(tmp_path: Path, release: Release) -> None:
+    at_gateway, reports = left(tmp_path, release, ["b-2", "b-3", "b-4"], together=2, busy="b-3")
+    assert sorted(at_gateway.waited) == ["b-2", "b-4"]
+    assert reports["b"].outcome == "failed"
+    assert "b-3 is busy" in reports["b"].detail
+    assert not [step for step in reports["b"].steps if step.startswith(("stop", "without astrolabe-predictor"))]
+    assert reports["c"].outcome == "left"
 
 
 def test_status_tells_of_each_node_and_sums_up() -> None:

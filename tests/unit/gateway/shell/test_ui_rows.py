@@ -10,6 +10,7 @@ import pytest
 from gateway.core.nodes.accuracy import AccuracyStatus
 from gateway.core.nodes.node import NodeStatus
 from gateway.scale.status import ScaledNode
+from gateway.ui.part import NodePart
 from gateway.ui.rows import Row, changed_fields, changes, node_row, starting_row
 from gateway.wire import node_state
 from simcore.types import EngineConfig, NodeLoad
@@ -35,7 +36,7 @@ def row(**changed: Any) -> Row:
 
 
 def test_a_node_that_is_up_shows_its_load_its_forecasts_and_its_cache() -> None:
-    shown = row(moves=(1, 2))
+    shown = row(part=NodePart(in_flight=4, out=1, into=2))
     assert (shown["state"], shown["running"], shown["waiting"], shown["seats"]) == ("up", 3, 2, 48)
     assert (shown["kv"], shown["tokens"], shown["preemptions"], shown["in_flight"]) == (0.75, 900, 7, 4)
     assert (shown["use"], shown["bias"], shown["spread"], shown["cached"]) == ("corrected", 1.42, 1.1, 0.5)
@@ -58,8 +59,9 @@ def test_only_a_state_that_is_old_has_an_age_so_that_an_idle_node_sends_nothing(
     ("load", "in_flight", "state"), [(LOAD, 0, "draining"), (IDLE, 1, "draining"), (IDLE, 0, "drained")]
 )
 def test_a_node_taken_out_of_service_drains_until_it_has_nothing(load: NodeLoad, in_flight: int, state: str) -> None:
-    known = msgspec.structs.replace(KNOWN, status="draining", drained=True, load=load, in_flight=in_flight)
-    shown = row(known=known, link_state=node_state(known, "up"))
+    known = msgspec.structs.replace(KNOWN, status="draining", drained=True, load=load, in_flight=0)
+    # Whichever worker it has them of.
+    shown = row(known=known, link_state=node_state(known, "up"), part=NodePart(in_flight=in_flight), workers=2)
     assert (shown["state"], shown["why"]) == (state, "taken out of service by an operator")
 
 
@@ -80,6 +82,15 @@ def test_nodes_of_a_scaler_are_there_before_they_can_be_reached_and_after() -> N
     assert row(scaled=ScaledNode(node_id="n", state="serving"), link_state="up")["state"] == "up"
     lost = row(scaled=ScaledNode(node_id="n", state="serving"), link_state="down", link_detail="refused")
     assert (lost["state"], lost["why"]) == ("down", "refused")
+
+
+def test_a_node_that_some_workers_do_not_reach_is_to_be_looked_at() -> None:
+    away = NodePart(away=1)
+    assert row(part=away, workers=3)["alarm"] == "1 of 3 workers do not reach it"
+    assert row(part=msgspec.structs.replace(away, alarm="slow"), workers=3)["alarm"].startswith("slow; 1 of 3")
+    # Where nobody reaches it, its state says so.
+    assert row(part=away, workers=1)["alarm"] == ""
+    assert row(part=NodePart(away=3), workers=3)["alarm"] == ""
 
 
 def test_only_what_has_changed_is_sent() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.events import Slo
 from gateway.core.scale.config import Objective
-from gateway.ui.timeline import FIELDS, KEPT, Sample, Timeline, Totals, is_kept
+from gateway.ui.timeline import KEPT, Sample, Timeline, Totals, is_kept, pause_s
 
 OBJECTIVE = Objective(ttft_s=2.0, tpot_s=0.1)
 
@@ -27,8 +27,8 @@ def test_a_sample_tells_what_has_happened_since_the_one_before() -> None:
     second = add(timeline, totals, 25.0, scaled={"wanted": 4, "serving": 2, "starting": 2, "draining": 0})
     assert (second.placed_per_s, second.ended_per_s, second.failed) == (1.0, 0.0, 0)
     assert (second.promised, second.kept, second.wanted, second.starting) == (8, 6, 4, 2)
-    assert timeline.columns()[FIELDS.index("held")] == [3, 0]
-    assert timeline.columns()[FIELDS.index("wanted")] == [None, 4]
+    assert (first.wanted, timeline.since(0)) == (None, (2, [first, second]))
+    assert (timeline.since(1), timeline.since(2)) == ((2, [second]), (2, []))
 
 
 def test_it_forgets_what_is_older_than_an_hour() -> None:
@@ -37,6 +37,12 @@ def test_it_forgets_what_is_older_than_an_hour() -> None:
         add(timeline, Totals(), float(number + 1))
     assert len(timeline.samples) == KEPT
     assert timeline.samples[0].at_s == 1e9 + 6
+    assert timeline.since(2) == (KEPT + 5, list(timeline.samples))
+
+
+@pytest.mark.parametrize(("unix_s", "pause"), [(1e9, 5.0), (1e9 + 1.25, 3.75), (1e9 + 4.75, 5.25), (1e9 + 4.25, 0.75)])
+def test_samples_of_all_processes_are_taken_at_the_same_moments(unix_s: float, pause: float) -> None:
+    assert pause_s(unix_s, 5.0) == pause
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ WINDOW = 1024
 """Answers remembered of a population."""
 
 MOST_POPULATIONS = 256
-"""Populations kept; the least recently used goes. One takes up to 60 kB."""
+"""Populations kept; the least recently used goes. One takes up to 90 kB."""
 
 STRENGTHS: Floats = np.array([2.0, 8.0, 32.0, 128.0, 512.0, 2048.0])
 """What the prior may weigh, in answers that reached a bucket."""

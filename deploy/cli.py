@@ -116,6 +116,9 @@ LENGTH = LazyGroup(
         "eval": LazyCommand("length_model.cli:evaluate", "Judge models on held-out conversations."),
         "tag": LazyCommand("length_model.cli:tag", "Write predicted lengths into a workload."),
         "serve": LazyCommand("length_model.cli:serve", "Offer beliefs over gRPC."),
+        "online": LazyCommand(
+            "bench.commands.length_online:online", "How soon answers of another kind are learned online."
+        ),
         "worth": LazyCommand(
             "bench.commands.length_worth:worth", "What better beliefs are worth to a cluster, simulated."
         ),

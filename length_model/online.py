@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from length_model.core.belief import DEFAULT_PRIOR, truncated
-from length_model.core.distribution import Floats, beliefs, remapped
+from length_model.core.distribution import Floats, beliefs
 from length_model.core.model import LengthModel
-from length_model.core.query import Key, LengthQuery, make_query
-from length_model.core.recalibration import IDENTITY, Recalibrator, pit_of
+from length_model.core.populations import MOST_POPULATIONS, Population, Populations, hazards_of, populations_of
+from length_model.core.query import LengthQuery, make_query
 from simcore.types import LengthBelief
 
 
@@ -26,9 +26,10 @@ class LengthForecast(msgspec.Struct, frozen=True, kw_only=True):
     """A belief, and what is needed to learn from the answer. About 400 bytes; keep it while the request runs."""
 
     belief: LengthBelief
-    key: Key
-    cumulated: NDArray[np.float32] | None = None
-    """Cumulated probabilities at bucket ends [K] before correction; None when the prior stood in."""
+    populations: tuple[Population, ...] = ()
+    """Whose answer it will be, the widest first."""
+    hazards: NDArray[np.float32] | None = None
+    """What the model alone believes: per bucket [K] the chance to end there; None when the prior stood in."""
 
 
 class Counters(msgspec.Struct):
@@ -46,13 +47,15 @@ class Counters(msgspec.Struct):
 
 
 class OnlineLengths:
-    """Safe to call from several threads. The model is never changed; only its correction is."""
+    """Safe to call from several threads. The model is never changed; only what is learned on top of it is."""
 
-    def __init__(self, model: LengthModel, *, prior: LengthBelief = DEFAULT_PRIOR, most_groups: int = 256) -> None:
+    def __init__(
+        self, model: LengthModel, *, prior: LengthBelief = DEFAULT_PRIOR, most_populations: int = MOST_POPULATIONS
+    ) -> None:
         self.model = model
         self.counters = Counters()
         self._prior = prior
-        self._recalibrator = Recalibrator(most_groups)
+        self._populations = Populations(model.edges, most_populations)
         self._lock = threading.Lock()
 
     def predict_batch(
@@ -74,26 +77,39 @@ class OnlineLengths:
         except Exception:
             if len(queries) > 1:
                 return [f for q, m in zip(queries, limits, strict=True) for f in self.forecast_batch([q], [m])]
-            return [self.failed(limits[0], key_of(queries[0]))]
+            return [self.failed(limits[0])]
         with self._lock:
             self.counters.predictions += len(queries)
         return forecasts
 
     def _forecasts(self, queries: Sequence[LengthQuery], limits: Sequence[int | None]) -> list[LengthForecast]:
-        raw = self.model.pmf(queries)
-        if raw.shape != (len(queries), len(self.model.edges) - 1) or not np.isfinite(raw).all():
-            raise FloatingPointError("the model's answer is no distribution")
-        keys = [key_of(q) for q in queries]
-        with self._lock:
-            knots = [self._recalibrator.knots(key) for key in keys]
-        # One table for all is the usual case, and much quicker.
-        table = knots[0] if all(k is knots[0] for k in knots) else np.stack(knots)
-        corrected: Floats = raw if table is IDENTITY else remapped(raw, table)
-        cumulated = np.cumsum(raw, axis=1).astype(np.float32)
+        of = [populations_of(query) for query in queries]
+        pmf, hazards = self._corrected(queries, of)
         return [
-            LengthForecast(belief=belief, key=key, cumulated=row)
-            for belief, key, row in zip(beliefs(self.model.edges, corrected, limits), keys, cumulated, strict=True)
+            LengthForecast(belief=belief, populations=populations, hazards=row)
+            for belief, populations, row in zip(
+                beliefs(self.model.edges, pmf, limits), of, hazards.astype(np.float32), strict=True
+            )
         ]
+
+    def pmf(self, queries: Sequence[LengthQuery]) -> Floats:
+        """[n, K] the distributions that beliefs are made of: the model's, as corrected now. Raises what the model
+        raises."""
+        return self._corrected(queries, [populations_of(query) for query in queries])[0]
+
+    def _corrected(self, queries: Sequence[LengthQuery], of: Sequence[tuple[Population, ...]]) -> tuple[Floats, Floats]:
+        """Corrected distributions and the model's own hazards, both [n, K]."""
+        pmf = np.array(self.model.pmf(queries), dtype=np.float64)
+        if pmf.shape != (len(queries), len(self.model.edges) - 1) or not np.isfinite(pmf).all():
+            raise FloatingPointError("the model's answer is no distribution")
+        hazards = hazards_of(pmf)
+        with self._lock:
+            found = {populations: self._populations.correction(populations) for populations in dict.fromkeys(of)}
+        for populations, correction in found.items():
+            if correction is not None:
+                rows = [row for row, mine in enumerate(of) if mine == populations]
+                pmf[rows] = correction.pmf(hazards[rows])
+        return pmf, hazards
 
     def prior_for(self, max_tokens: int | None) -> LengthBelief:
         """What is believed when there is no time or no model: the prior, cut at the limit."""
@@ -104,31 +120,25 @@ class OnlineLengths:
         with self._lock:
             self.counters.late += count
 
-    def failed(self, max_tokens: int | None, key: Key = ("", "")) -> LengthForecast:
+    def failed(self, max_tokens: int | None) -> LengthForecast:
         """What stands in for a prediction that failed, counted."""
         with self._lock:
             self.counters.predictions += 1
             self.counters.failed += 1
-        return LengthForecast(belief=self.prior_for(max_tokens), key=key)
+        return LengthForecast(belief=self.prior_for(max_tokens))
 
     def observe(self, forecast: LengthForecast, output_tokens: int, *, censored: bool) -> None:
         """Learns from one answer. `censored`: it was cut (limit, abort), so that its length is at least that."""
         with self._lock:
-            if forecast.cumulated is None or output_tokens < 1:
+            if forecast.hazards is None or output_tokens < 1:
                 self.counters.ignored += 1
                 return
-            pit = pit_of(self.model.edges, forecast.cumulated, output_tokens, censored)
-            self._recalibrator.observe(forecast.key, pit, censored)
+            self._populations.observe(forecast.populations, forecast.hazards, output_tokens, censored)
             self.counters.observed += 1
             self.counters.observed_censored += censored
 
     @property
     def drifts(self) -> int:
-        """Times that answers of some model and class were found to have changed."""
+        """Times that answers of some population were found to have changed."""
         with self._lock:
-            return self._recalibrator.drifts()
-
-
-def key_of(query: LengthQuery) -> Key:
-    """The key under which corrections are kept."""
-    return query.model, query.request_class
+            return self._populations.drifts()

@@ -209,8 +209,9 @@ def write_card(
         + f"; {manifest.joined_groups:,} conversations joined as near-copies (Jaccard {manifest.near_jaccard}).",
         "",
         f"It knows the answers of: {models}; the longest had {longest_tokens:,} tokens. Of other models, languages or "
-        "limits it says what these suggest: the recalibration online (per model and class) is what corrects it there. "
-        "The artefact holds numbers only, no text. It reads the beginning and the end of a prompt and the last turns.",
+        "limits it says what these suggest: what is learned online (per model, class and turn) is what corrects it "
+        "there. The artefact holds numbers only, no text. It reads the beginning and the end of a prompt and the last "
+        "turns.",
         "",
         f"Judged on the {side} side, {last.overall.count:,} finished answers ({last.left_out_censored:,} cut ones left "
         "out). Lengths in tokens; the point prediction is the median; [95 % bootstrap intervals over conversations].",

@@ -105,7 +105,7 @@ def _prediction(forecast: LengthForecast, query: pb.LengthQuery) -> pb.LengthPre
         p50_tokens=median,
         p90_tokens=belief.quantile_tokens(0.9),
         remaining_p50_tokens=median - query.produced_tokens,
-        prior=forecast.cumulated is None,
+        prior=forecast.hazards is None,
     )
 
 

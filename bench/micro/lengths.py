@@ -50,6 +50,16 @@ def model_us(lengths: OnlineLengths, queries: Sequence[LengthQuery], batch: int)
     return (time.process_time() - began_s) / (len(parts) * batch) * 1e6
 
 
+def learning_us(lengths: OnlineLengths, queries: Sequence[LengthQuery], seed: int) -> float:
+    """Processor time per answer learned, in microseconds: answers of another kind than the model knows."""
+    forecasts = [lengths.forecast_batch([query])[0] for query in queries]
+    tokens = np.maximum(1, np.random.default_rng(seed).lognormal(7.0, 0.7, len(queries))).astype(int).tolist()
+    began_s = time.process_time()
+    for forecast, output_tokens in zip(forecasts, tokens, strict=True):
+        lengths.observe(forecast, output_tokens, censored=False)
+    return (time.process_time() - began_s) / len(queries) * 1e6
+
+
 async def desk_us(name: str, questions: Sequence[Question], rate_per_s: float, seed: int) -> tuple[float, float, float]:
     """Processor time per request in microseconds, less that of a loop which only waits; p50 and p99 of the wait for the
     belief in milliseconds."""
@@ -97,8 +107,12 @@ def main() -> None:
     )
     print(f"{platform.processor() or platform.machine()}, {platform.python_version()}, one core; µs of processor time")
     for name in options.models:
-        alone, batched = (model_us(OnlineLengths(load_model(name)), queries, batch) for batch in (1, 32))
+        lengths = OnlineLengths(load_model(name))
+        alone, batched = (model_us(lengths, queries, batch) for batch in (1, 32))
         print(f"{name}: model alone {alone:.0f} µs, in batches of 32 {batched:.0f} µs per request")
+        learning = learning_us(lengths, queries, options.seed)
+        alone, batched = (model_us(lengths, queries, batch) for batch in (1, 32))
+        print(f"  learning {learning:.0f} µs per answer; then {alone:.0f} µs, in batches {batched:.0f} µs per request")
         for rate in (200.0, 1000.0):
             cpu_us, p50_ms, p99_ms = uvloop.run(desk_us(name, questions, rate, options.seed))
             print(f"  at {rate:.0f} requests/s with its thread {cpu_us:.0f} µs; wait {p50_ms:.2f}, p99 {p99_ms:.2f} ms")

@@ -70,6 +70,8 @@ class CallFacts(msgspec.Struct, kw_only=True):
     """A conversation of text alone, for the chat template; empty: there is none."""
     tools: list[Tool] = []
     """Its tools, for the same."""
+    offers_tools: bool = False
+    """Whether the answer may be the call of a tool, of whatever kind."""
     chat: dict[str, Any] = {}
     """What of a chat's body decides how its template writes it out, as it came."""
     question: str = ""
@@ -281,6 +283,7 @@ def _read(kind: CallKind, fields: dict[str, Any], facts: CallFacts) -> None:
     if kind == "chat":
         facts.chat = {name: fields[name] for name in _TEMPLATE_FIELDS if name in fields}
     facts.tools = _tools(fields.get("tools")) if facts.turns else []
+    facts.offers_tools = bool(fields.get("tools")) and fields.get("tool_choice") != "none"
     for name in _PROMPT_FIELDS:
         if name in fields and not (name == "messages" and facts.turns) and not (name == "tools" and facts.tools):
             _gather(fields[name], facts.prompt)

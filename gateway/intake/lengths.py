@@ -103,7 +103,7 @@ class LengthDesk:
             lengths.note_late()
             late = f"prior: no belief within {self._deadline_s * 1000:g} ms"
             return ExpectedLength(belief=lengths.prior_for(max_tokens), source=late)
-        source = "prior: the length model failed" if forecast.cumulated is None else lengths.model.name
+        source = "prior: the length model failed" if forecast.hazards is None else lengths.model.name
         return ExpectedLength(belief=forecast.belief, source=source, forecast=forecast)
 
     def _work(self, lengths: OnlineLengths, loop: asyncio.AbstractEventLoop) -> None:

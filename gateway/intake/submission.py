@@ -32,6 +32,7 @@ from gateway.intake.resumable_answer import ResumableAnswer
 from gateway.nodes.registry import NodeRegistry
 from gateway.pump import Pump
 from length_model.core.belief import known
+from length_model.core.query import TOOLS_CLASS
 from simcore.prefix import block_hashes
 from simcore.types import LengthBelief, Outcome
 
@@ -358,6 +359,7 @@ class Intake:
                     token_ids=facts.prompt.token_ids,
                     history=facts.history,
                     model=facts.model,
+                    request_class=TOOLS_CLASS if facts.offers_tools else "",
                 ),
                 said=said,
                 max_tokens=limit_tokens,

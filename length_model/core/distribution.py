@@ -134,16 +134,11 @@ def beliefs(edges: Ints, pmf: Floats, max_tokens: Sequence[int | None] | None = 
 def remapped(pmf: Floats, knots: Floats) -> Floats:
     """The distribution whose cumulated probability is G(F(t)), G linear between `knots`.
 
-    knots: [m + 1] or [n, m + 1], ascending from 0 to 1: values of G at 0, 1/m, ... 1. Applied at bucket ends, where it
-    keeps order and total.
+    knots: [m + 1], ascending from 0 to 1: values of G at 0, 1/m, ... 1. Applied at bucket ends, where it keeps order
+    and total.
     """
     g = np.cumsum(pmf, axis=1)
     g[:, -1] = 1.0
-    grid = np.linspace(0.0, 1.0, knots.shape[-1])
-    if knots.ndim == 1:
-        g = np.interp(g, grid, knots)
-    else:
-        for row, own in zip(g, knots, strict=True):
-            row[:] = np.interp(row, grid, own)
+    g = np.interp(g, np.linspace(0.0, 1.0, len(knots)), knots)
     g[:, 1:] -= g[:, :-1].copy()
     return g

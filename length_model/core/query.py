@@ -24,6 +24,12 @@ PROMPT_TAIL_CHARS = 2000
 PER_CONVERSATION = 16
 """Questions sampled of one conversation at most: some have hundreds, and would otherwise stand for all users."""
 
+DEFAULT_CLASSES = ("first_turn", "later_turn")
+"""Of queries without a class of their own: those without turns before them, and those with some."""
+
+TOOLS_CLASS = "tools"
+"""Of queries whose answer may be the call of a tool."""
+
 Key = tuple[str, str]
 """Model and class of a query; an empty string stands for any."""
 
@@ -89,7 +95,7 @@ def make_query(prompt: str, history: Iterable[Turn] = (), *, model: str = "", re
         prompt=encodable(clipped),
         history=tuple(past_turn(t.role, t.text) for t in turns),
         model=model,
-        request_class=request_class or ("later_turn" if turns else "first_turn"),
+        request_class=request_class or DEFAULT_CLASSES[bool(turns)],
         prompt_chars=len(prompt) if clipped is not prompt else 0,
     )
 

@@ -15,6 +15,8 @@ import pytest
 
 from bench.commands import calibrate, capacity, data, experiment, report, sweep
 from bench.experiments.catalogue import all_experiments
+from bench.experiments.length_populations import BeliefWorth
+from bench.experiments.length_populations_report import tables as length_populations_tables
 from bench.experiments.length_worth import SCHEMES, Cell, Study
 from bench.experiments.length_worth_report import tables as length_worth_tables
 from bench.experiments.schema import Column, Experiment, TableSpec, Variant
@@ -123,6 +125,20 @@ def show_length_worth() -> None:
         print_table(out_console(), table)
 
 
+def show_length_populations() -> None:
+    numbers = (12_345.678, 23_456.789, 34_567.891)
+    worth = BeliefWorth(
+        population=LONG,
+        model=LONG,
+        belief="2,000 answers",
+        crps_tokens=numbers,
+        closed=(0.123, None, -4.5),
+        under_p90=0.9,
+    )
+    for table in length_populations_tables([worth]):
+        print_table(out_console(), table)
+
+
 def show_lengths() -> None:
     evaluation = filled(Evaluation)
     for table in length_tables([evaluation, evaluation], "test"):
@@ -205,6 +221,7 @@ SHOWN: dict[str, Callable[[], None]] = {
     "bench/commands/calibrate.py": show_calibration,
     "bench/commands/experiment.py": show_experiments,
     "bench/experiments/tables.py": show_experiment,
+    "bench/experiments/length_populations_report.py": show_length_populations,
     "bench/experiments/length_worth_report.py": show_length_worth,
     "bench/commands/data.py": show_data,
     "deploy/commands/explain.py": show_explain,

@@ -56,6 +56,22 @@ def test_beliefs_follow_what_really_comes_per_model() -> None:
     assert lengths.counters.observed == 400
 
 
+def test_the_model_itself_is_never_changed() -> None:
+    class Shared(ConstantModel):
+        """Hands out what it keeps."""
+
+        def pmf(self, queries: Sequence[LengthQuery]) -> Floats:
+            return self._pmf[None]
+
+    model = Shared()
+    lengths, before = OnlineLengths(model), model._pmf.copy()
+    query = make_query("x")
+    for _ in range(50):
+        lengths.observe(lengths.forecast_batch([query])[0], 3, censored=False)
+    assert lengths.pmf([query])[0].tolist() != before.tolist()
+    assert model._pmf.tolist() == before.tolist()
+
+
 def test_what_teaches_nothing_is_counted_and_ignored() -> None:
     lengths = OnlineLengths(BrokenOn())
     (failed,) = lengths.forecast_batch([make_query("raise")])

@@ -57,6 +57,16 @@ def test_tools_that_no_template_takes_are_counted_as_they_are_written(tools: lis
     assert facts.prompt.texts == [orjson.dumps(tool).decode() for tool in tools if isinstance(tool, dict)]
 
 
+@pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
+def test_whether_an_answer_may_call_a_tool(kind: CallKind) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "input": "hi"}
+    assert not read(kind, body).offers_tools
+    assert not read(kind, {**body, "tools": []}).offers_tools
+    assert not read(kind, {**body, "tools": [TOOL], "tool_choice": "none"}).offers_tools
+    for tools in ([TOOL], [{"type": "web_search"}]):
+        assert read(kind, {**body, "tools": tools, "tool_choice": "auto"}).offers_tools
+
+
 def test_without_a_conversation_for_the_template_tools_are_text() -> None:
     facts = read("responses", {"input": "hi", "tools": [TOOL]})
     assert (facts.tools, facts.prompt.texts) == ([], ["hi", orjson.dumps(TOOL).decode()])

@@ -66,6 +66,7 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
         prefix_cache_traced=prefix_cache_traced,
         scheduling_policy="priority" if policy == "priority" else "fcfs",
         async_scheduling=bool(getattr(limits, "async_scheduling", False)),
+        max_loras=getattr(getattr(vllm_config, "lora_config", None), "max_loras", 0),
         engine="vllm",
         engine_version=vllm_version(),
         outside_rules=_outside_rules(scheduler),
@@ -101,7 +102,6 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
     other_caches = [name for group in groups for name in _kinds(group) if name not in _FULL_ATTENTION]
     rules = {
         "it decodes speculatively": getattr(vllm_config, "speculative_config", None) is not None,
-        "it limits LoRA adapters per batch": getattr(vllm_config, "lora_config", None) is not None,
         "it transfers KV blocks from or to others": getattr(vllm_config, "kv_transfer_config", None) is not None,
         "it runs several steps at a time (pipeline parallel)": parallel.pipeline_parallel_size > 1,
         "its KV blocks are spread over ranks (context parallel)": max(context_ranks) > 1,

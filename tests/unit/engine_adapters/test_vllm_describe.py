@@ -114,11 +114,19 @@ def test_settings_without_effect_are_not_held_against_it(limits: dict[str, Any])
     assert notes(scheduler(**limits)) == ()
 
 
-@pytest.mark.parametrize("part", ["speculative_config", "lora_config", "kv_transfer_config"])
+@pytest.mark.parametrize("part", ["speculative_config", "kv_transfer_config"])
 def test_parts_that_change_the_schedule_are_named(part: str) -> None:
     odd = scheduler()
     setattr(odd.vllm_config, part, object())
     assert len(notes(odd)) == 1
+
+
+def test_places_for_lora_adapters_are_a_limit_and_no_rule_outside() -> None:
+    of = scheduler()
+    assert describe.config_of(of, prefix_cache_traced=False).max_loras == 0
+    of.vllm_config.lora_config = SimpleNamespace(max_loras=4)
+    config = describe.config_of(of, prefix_cache_traced=False)
+    assert (config.max_loras, config.outside_rules) == (4, ())
 
 
 def test_one_group_of_sliding_windows_is_named_also_within_layers_of_one_size() -> None:

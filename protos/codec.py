@@ -120,6 +120,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         address=message.address,
         kv_source=message.kv_source,
         max_loras=message.max_loras,
+        long_prefill_adaptive=message.long_prefill_adaptive,
     )
 
 

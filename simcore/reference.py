@@ -4,7 +4,8 @@ The compiled engine must be equal to this, step by step; this must be equal to v
 
 1. Running requests, in order, get min(tokens missing, long-prefill limit, budget left) tokens. If their blocks do not
    fit, the last running request (under priority: the largest (priority, arrival)) is preempted: it loses its blocks,
-   starts from zero and goes to the front of the waiting queue; a request that preempts itself ends the loop.
+   starts from zero and goes to the front of the waiting queue; a request that preempts itself ends the loop. The limit
+   holds while there is more than one request; an adaptive one is at least an even share of the budget among all.
 2. If nobody was preempted, waiting requests are admitted in order while budget, `max_num_seqs` and blocks last. One is
    admitted only if *all* tokens it has now (prompt and what it had produced) fit the free blocks, not just its chunk.
    Full blocks that still hold its tokens are reused: those of prompts that begin alike, and what preemption left.
@@ -152,8 +153,11 @@ class ReferenceScheduler:
     def _plan(self) -> ReferencePlan:
         budget = self.config.max_num_batched_tokens
         limit = self.config.long_prefill_token_threshold_tokens
-        if len(self.running) + len(self.waiting) <= 1:
+        requests = len(self.running) + len(self.waiting)
+        if requests <= 1:
             limit = 0
+        elif limit and self.config.long_prefill_adaptive:
+            limit = max(limit, budget // requests)
         granted: dict[str, tuple[ReferenceRequest, int, int]] = {}
         preempted: list[ReferenceRequest] = []
         i = 0

@@ -80,6 +80,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     max_model_len_tokens: int = 4096
     long_prefill_token_threshold_tokens: int = 0
     """Largest prefill chunk of one request in a step; 0 means no limit but the budget."""
+    long_prefill_adaptive: bool = False
+    """Whether that is never less than an even share of `max_num_batched_tokens` among all that run and wait (vLLM's
+    `long_prefill_token_threshold_adaptive`)."""
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     async_scheduling: bool = False

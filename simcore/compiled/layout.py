@@ -32,6 +32,7 @@ BUDGET = 1
 BLOCK = 2
 MAX_LEN = 3
 LONG_PREFILL = 4
+"""0: none; below: at least so much, and at least an even share of the budget."""
 CACHING = 5
 BY_PRIORITY = 6
 TOTAL_BLOCKS = 7
@@ -262,7 +263,7 @@ def new_head(config: EngineConfig) -> Ints:
     head[BUDGET] = config.max_num_batched_tokens
     head[BLOCK] = config.block_size_tokens
     head[MAX_LEN] = config.max_model_len_tokens
-    head[LONG_PREFILL] = config.long_prefill_token_threshold_tokens
+    head[LONG_PREFILL] = config.long_prefill_token_threshold_tokens * (-1 if config.long_prefill_adaptive else 1)
     head[CACHING] = config.enable_prefix_caching
     head[BY_PRIORITY] = config.scheduling_policy == "priority"
     head[TOTAL_BLOCKS] = config.num_blocks

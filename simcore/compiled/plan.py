@@ -172,8 +172,11 @@ def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limi
 def plan(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
     """Grants tokens (column `GRANTED`), preempts, admits. Returns the log rows; new ones tell of preemptions."""
     limit = head[at.LONG_PREFILL]
-    if head[at.N_RUNNING] + head[at.N_WAITING] <= 1:
+    requests = head[at.N_RUNNING] + head[at.N_WAITING]
+    if requests <= 1:
         limit = 0
+    elif limit < 0:
+        limit = max(-limit, head[at.BUDGET] // requests)
     first = n_log
     budget, n_log = _continue_running(head, req, lists, shared, log, n_log, limit)
     if n_log == first:

@@ -167,5 +167,12 @@ NAMED = {
         max_loras=1,
         async_scheduling=True,
     ),
+    # Half of the budget while two are there, the threshold while many are.
+    "an_adaptive_threshold_grows_to_an_even_share": _workload(
+        {0: _arrive(_request(0, 120, 2), _request(1, 120, 2)), 9: _arrive(*(_request(i, 90, 3) for i in range(2, 9)))},
+        num_blocks=64,
+        long_prefill_token_threshold_tokens=20,
+        long_prefill_adaptive=True,
+    ),
 }
 """Each under the scheduler it is about; comparisons run all of them under both."""

@@ -166,6 +166,15 @@ def with_adapters(workload: Workload) -> Workload:
     return msgspec.structs.replace(workload, config=config, actions=actions)
 
 
+def with_adaptive_threshold(workload: Workload) -> Workload:
+    """The same requests on an engine whose prefill threshold grows to an even share of the budget."""
+    threshold = random.Random(workload.seed).choice((8, 48, 200))
+    config = msgspec.structs.replace(
+        workload.config, long_prefill_token_threshold_tokens=threshold, long_prefill_adaptive=True
+    )
+    return msgspec.structs.replace(workload, config=config)
+
+
 def scheduled(workload: Workload, *, asynchronous: bool) -> Workload:
     """The workload under one of the two schedulers."""
     config = msgspec.structs.replace(workload.config, async_scheduling=asynchronous)

@@ -25,6 +25,7 @@ from tests.conformance.scheduler_workloads import (
     scheduled,
     sharegpt_at_once,
     with_adapters,
+    with_adaptive_threshold,
 )
 from tests.conformance.simulated_schedulers import Compiled, Reference
 from tests.conformance.vllm_scheduler import VllmScheduler, why_unavailable
@@ -62,6 +63,14 @@ def test_every_step_is_equal_with_more_lora_adapters_than_places(seed: int) -> N
     assert not difference, difference
 
 
+@pytest.mark.parametrize("seed", range(WORKLOADS))
+def test_every_step_is_equal_with_an_adaptive_prefill_threshold(seed: int) -> None:
+    workload = with_adaptive_threshold(random_workload(seed, async_scheduling=seed % 2 == 1, requests=20))
+    ours = Compiled(workload.config, checking=seed % 10 == 0)
+    difference = first_difference(workload, ours, VllmScheduler(workload.config))
+    assert not difference, difference
+
+
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_every_step_of_named_workloads_is_equal(name: str, asynchronous: bool) -> None:
@@ -92,7 +101,6 @@ def test_every_step_is_equal_on_400_sharegpt_requests_at_once(data_dir: Path) ->
         ("scheduler_config", "watermark", 0.05),
         ("scheduler_config", "enable_chunked_prefill", False),
         ("scheduler_config", "scheduler_reserve_full_isl", False),
-        ("scheduler_config", "long_prefill_token_threshold_adaptive", True),
         ("scheduler_config", "prefill_schedule_interval", 4),
         ("scheduler_config", "runner_type", "pooling"),
         ("parallel_config", "pipeline_parallel_size", 2),

@@ -105,6 +105,7 @@ class VllmScheduler:
         scheduler.max_num_batched_tokens = config.max_num_batched_tokens
         scheduler.max_num_scheduled_tokens = config.max_num_batched_tokens
         scheduler.long_prefill_token_threshold = config.long_prefill_token_threshold_tokens
+        scheduler.long_prefill_token_threshold_adaptive = config.long_prefill_adaptive
         scheduler.policy = config.scheduling_policy
         scheduler.async_scheduling = config.async_scheduling
         vllm_config.model_config.max_model_len = config.max_model_len_tokens

@@ -19,6 +19,7 @@ def configs(draw: st.DrawFn) -> EngineConfig:
         num_blocks=draw(st.integers(6, 60)),
         max_model_len_tokens=draw(st.sampled_from((40, 200, 1000))),
         long_prefill_token_threshold_tokens=draw(st.sampled_from((0, 0, 3, 20))),
+        long_prefill_adaptive=draw(st.booleans()),
         enable_prefix_caching=draw(st.booleans()),
         scheduling_policy=draw(st.sampled_from(("fcfs", "fcfs", "priority"))),
         async_scheduling=draw(st.booleans()),

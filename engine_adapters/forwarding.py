@@ -33,6 +33,8 @@ class ForwardCall(msgspec.Struct, frozen=True, kw_only=True):
     """How long its prompt is taken to be; 0: it has none. For accounts only, as what follows."""
     max_output_tokens: int = 0
     priority: int = 0
+    model: str = ""
+    """The name that its client says, of the model or of a LoRA adapter; empty: the model."""
 
 
 class ReplyHead(msgspec.Struct, frozen=True):

@@ -506,6 +506,7 @@ class Pump:
                     max_output_tokens=shape.max_output_tokens,
                     belief=shape.belief,
                     priority=shape.priority,
+                    model=shape.model,
                 )
             )
         self._end(stream, Outcome.STOP, "", now_s)

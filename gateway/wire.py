@@ -213,6 +213,7 @@ def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> pred
     if not call.is_light:
         message.prompt_tokens = asked.prompt_tokens
         message.max_output_tokens = asked.max_output_tokens
+        message.model = asked.model
         message.belief.CopyFrom(codec.belief_to_wire(asked.belief))
     if stream.traceparent:
         message.headers.add(name="traceparent", value=stream.traceparent)
@@ -229,6 +230,7 @@ def announced(dispatch_seq: int, stream: ClientStream) -> predict_pb.Dispatched:
         belief=asked.belief,
         priority=asked.priority,
         block_hashes=asked.block_hashes,
+        model=asked.model,
     )
     message = predict_pb.Announced(candidate=codec.candidate_to_wire(candidate), is_unnamed=stream.is_unnamed)
     return predict_pb.Dispatched(dispatch_seq=dispatch_seq, announced=message)

@@ -265,6 +265,7 @@ class Requests:
             max_output_tokens=request.max_tokens,
             belief=truncated(belief or DEFAULT_PRIOR, request.max_tokens),
             priority=request.priority,
+            model=request.model,
         )
         self.predictor.dispatched(candidate, running.arrived_s, busy=self._asking.is_simulating)
         self._on_change()
@@ -294,6 +295,7 @@ class Requests:
                 max_output_tokens=limit_tokens,
                 belief=truncated(order.belief or DEFAULT_PRIOR, limit_tokens),
                 priority=call.priority,
+                model=call.model,
             )
             self.predictor.dispatched(candidate, forwarded.arrived_s, busy=self._asking.is_simulating)
             if call.target.partition("?")[0].endswith(UNNAMED_PATH):

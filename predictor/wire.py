@@ -87,6 +87,7 @@ def forward_order(message: engine_pb.ForwardedCall) -> ForwardOrder:
             headers=tuple([(header.name, header.value) for header in message.headers]),
             body_bytes=message.body_bytes,
             prompt_tokens=message.prompt_tokens,
+            model=message.model,
             max_output_tokens=message.max_output_tokens,
             priority=message.priority,
         ),

@@ -119,6 +119,8 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         own_chats=message.own_chats,
         address=message.address,
         kv_source=message.kv_source,
+        max_loras=message.max_loras,
+        long_prefill_adaptive=message.long_prefill_adaptive,
     )
 
 
@@ -149,6 +151,7 @@ def request_state_from_wire(message: pb.RequestState) -> RequestState:
         priority=message.priority,
         arrival_s=message.arrival_s,
         preemptions=message.preemptions,
+        adapter=message.adapter,
     )
 
 
@@ -161,6 +164,7 @@ def candidate_to_wire(candidate: Candidate) -> pb.Candidate:
         priority=candidate.priority,
         block_hashes=candidate.block_hashes,
         leaving=candidate.leaving,
+        model=candidate.model,
     )
 
 
@@ -178,6 +182,7 @@ def candidate_from_wire(message: pb.Candidate, *, prior: LengthBelief) -> Candid
         priority=message.priority,
         block_hashes=tuple(message.block_hashes),
         leaving=message.leaving,
+        model=message.model,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from simcore.adapters import adapter_number
 from simcore.baseline import SAME_MOMENT_S, Baseline
 from simcore.beliefs import BeliefTable
 from simcore.compiled import layout as at
@@ -231,7 +232,7 @@ class WhatIf:
         slot = int(np.flatnonzero(self._source[: self._base_requests] == its_own)[0])
         if self._sharing is not None:
             held_by_others = self._sharing.held_by_others(candidate.request_id)
-        return [0, 0, 0, 0, held_by_others, 0, self._base_scenarios, slot]
+        return [0, 0, 0, 0, held_by_others, 0, self._base_scenarios, slot, 0]
 
     def _answer(self, candidate: Candidate, out: list[float], cached_tokens: int) -> Forecast:
         return Forecast(
@@ -263,9 +264,10 @@ class WhatIf:
         longest = longest_output(self.config, candidate.prompt_tokens, candidate.max_output_tokens)
         shape = [candidate.prompt_tokens, candidate.priority, candidate.max_output_tokens]
         shape += [cached_blocks, cached_held, 0]
+        adapter = adapter_number(self.config.adapter_of(candidate.model))
         atoms = candidate.belief.atoms_tokens
         if self._base_scenarios == 1 and atoms[0] == atoms[-1]:
-            return [*shape, 1, -1, min(longest, atoms[0])]
+            return [*shape, 1, -1, adapter, min(longest, atoms[0])]
         finals = final_lengths(
             candidate.belief,
             candidate.request_id,
@@ -273,7 +275,7 @@ class WhatIf:
             longest_tokens=longest,
             scenarios=self.scenarios,
         )
-        return [*shape, self.scenarios, -1, *finals]
+        return [*shape, self.scenarios, -1, adapter, *finals]
 
     def _read_beliefs(self, node: SimNode, beliefs: Mapping[str, LengthBelief]) -> None:
         """Rows of the belief table by the node's slots; good until somebody comes, goes or is believed otherwise."""

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from simcore.adapters import adapter_number
 from simcore.compiled import layout as at
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
@@ -37,6 +38,8 @@ class SimRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     block_hashes: tuple[int, ...] = ()
     """Hashes of the full KV blocks (`simcore.prefix`) of the prompt, or of prompt and answer; empty: it shares its
     beginning with nobody."""
+    adapter: str = ""
+    """Its LoRA adapter; empty: none. What one adapter computes is of no use to another: `block_hashes` must differ."""
 
 
 class NodeEvent(NamedTuple):
@@ -89,6 +92,7 @@ def _as_it_came(arrived: NodeRequest) -> RequestState:
         max_output_tokens=request.max_output_tokens,
         priority=request.priority,
         arrival_s=arrived.arrival_s,
+        adapter=request.adapter,
     )
 
 
@@ -179,8 +183,11 @@ class SimNode:
                 output_tokens=final,
                 max_output_tokens=s.max_output_tokens,
                 priority=s.priority,
+                adapter=s.adapter,
             )
             node.requests[s.request_id] = NodeRequest(slot, request, s.arrival_s)
+        if config.max_loras:
+            node.lists[at.ADAPTER_OF, :n] = [adapter_number(s.adapter) for s in states]
         if n:
             node.req[:n] = rows
             node._free_slots = [slot for slot in node._free_slots if slot >= n]
@@ -270,6 +277,7 @@ class SimNode:
             request.max_output_tokens,
             request.priority,
             self.interventions,
+            adapter_number(request.adapter),
         )
         ENTRIES.enqueue(self.head, self.req, self.lists, slot, numbers)
         if request.block_hashes and self.config.enable_prefix_caching:
@@ -464,7 +472,9 @@ class SimNode:
         # The first to be preempted was the last to run.
         preempted = [slot for slot in reversed(before) if slot in queued]
         admitted = [slot for slot in running if slot not in known]
-        waiting = admitted + [slot for slot in waiting if slot not in known]
+        waiting = [slot for slot in waiting if slot not in known]
+        for place, slot in enumerate(admitted):
+            waiting.insert(place + req.item(slot, at.BEFORE), slot)
         if head[at.BY_PRIORITY]:
             waiting.sort(key=lambda slot: (req[slot, at.PRIORITY], req[slot, at.ORDER]))
         bank, n = int(head[at.BANK]), int(head[at.N_PLAN])
@@ -489,6 +499,7 @@ class SimNode:
             priority=row[at.PRIORITY],
             arrival_s=known.arrival_s,
             preemptions=row[at.PREEMPTIONS] - (slot in state.preempted),
+            adapter=known.request.adapter,
         )
 
     def cached_tokens(self, block_hashes: tuple[int, ...], prompt_tokens: int) -> int:

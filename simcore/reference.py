@@ -4,10 +4,12 @@ The compiled engine must be equal to this, step by step; this must be equal to v
 
 1. Running requests, in order, get min(tokens missing, long-prefill limit, budget left) tokens. If their blocks do not
    fit, the last running request (under priority: the largest (priority, arrival)) is preempted: it loses its blocks,
-   starts from zero and goes to the front of the waiting queue; a request that preempts itself ends the loop.
+   starts from zero and goes to the front of the waiting queue; a request that preempts itself ends the loop. The limit
+   holds while there is more than one request; an adaptive one is at least an even share of the budget among all.
 2. If nobody was preempted, waiting requests are admitted in order while budget, `max_num_seqs` and blocks last. One is
    admitted only if *all* tokens it has now (prompt and what it had produced) fit the free blocks, not just its chunk.
    Full blocks that still hold its tokens are reused: those of prompts that begin alike, and what preemption left.
+   One whose LoRA adapter would be one more than `max_loras` in this batch is passed over and keeps its place.
 3. A request whose tokens are all computed produces one token at the end of the step; the last one frees it.
 
 Asynchronous scheduling (`EngineCore.step_with_batch_queue`) plans the next step when a step begins, before the tokens
@@ -37,6 +39,8 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
     max_output_tokens: int
     priority: int = 0
     arrival_s: float = 0.0
+    adapter: str = ""
+    """Its LoRA adapter; empty: none."""
     order: int = 0
     """Running number of arrival. (vLLM compares arrival times and, where two are the same, ids as text.)"""
     block_hashes: tuple[int, ...] = ()
@@ -149,8 +153,11 @@ class ReferenceScheduler:
     def _plan(self) -> ReferencePlan:
         budget = self.config.max_num_batched_tokens
         limit = self.config.long_prefill_token_threshold_tokens
-        if len(self.running) + len(self.waiting) <= 1:
+        requests = len(self.running) + len(self.waiting)
+        if requests <= 1:
             limit = 0
+        elif limit and self.config.long_prefill_adaptive:
+            limit = max(limit, budget // requests)
         granted: dict[str, tuple[ReferenceRequest, int, int]] = {}
         preempted: list[ReferenceRequest] = []
         i = 0
@@ -188,8 +195,13 @@ class ReferenceScheduler:
 
     def _admit(self, granted: dict[str, tuple[ReferenceRequest, int, int]], budget: int, limit: int) -> None:
         size = self.config.block_size_tokens
-        while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:
-            request = self.waiting[0]
+        adapters = {r.adapter for r, _, _ in granted.values() if r.adapter}
+        passed_over = 0
+        while passed_over < len(self.waiting) and budget > 0 and len(self.running) < self.config.max_num_seqs:
+            request = self.waiting[passed_over]
+            if request.adapter and request.adapter not in adapters and len(adapters) == self.config.max_loras > 0:
+                passed_over += 1
+                continue
             # The last token is always computed anew: its logits give the next token.
             reusable = (request.tokens - 1) // size
             hit = self.blocks.cached_prefix([request.key(k) for k in range(reusable)])
@@ -206,7 +218,9 @@ class ReferenceScheduler:
             request.keyed_blocks = len(hit)
             request.computed_tokens = cached
             self._grow(request, cached + n)
-            self.running.append(self.waiting.pop(0))
+            self.running.append(self.waiting.pop(passed_over))
+            if request.adapter:
+                adapters.add(request.adapter)
             granted[request.request_id] = (request, n, cached)
             budget -= n
 

@@ -80,9 +80,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     max_model_len_tokens: int = 4096
     long_prefill_token_threshold_tokens: int = 0
     """Largest prefill chunk of one request in a step; 0 means no limit but the budget."""
+    long_prefill_adaptive: bool = False
+    """Whether that is never less than an even share of `max_num_batched_tokens` among all that run and wait (vLLM's
+    `long_prefill_token_threshold_adaptive`)."""
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     async_scheduling: bool = False
+    max_loras: int = 0
+    """LoRA adapters that one step's batch can use; 0: no limit, or no adapters."""
     engine: str = "emulated"
     engine_version: str = ""
     outside_rules: tuple[str, ...] = ()
@@ -123,6 +128,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """All names by which clients may ask this engine, its own first."""
         return (self.model, *self.other_names)
 
+    def adapter_of(self, model: str) -> str:
+        """The LoRA adapter that a client asks for by that name; empty: the engine's own model, or all are alike to it.
+
+        Sound while `other_names` are further names of the model itself, as an engine tells them in its trace.
+        """
+        return "" if not self.max_loras or not model or model in self.names else model
+
     def blocks_for(self, tokens: int) -> int:
         """KV blocks that so many tokens take."""
         return -(-tokens // self.block_size_tokens)
@@ -147,6 +159,8 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     arrival_s: float = 0.0
     """Engine clock at which the scheduler got it."""
     preemptions: int = 0
+    adapter: str = ""
+    """Its LoRA adapter, as clients name it; empty: none, or the engine does not tell."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -159,6 +173,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     priority: Priority = 0
     block_hashes: tuple[int, ...] = ()
     """Hashes of the prompt's full KV blocks (`simcore.prefix`); empty: it shares its beginning with nobody."""
+    model: str = ""
+    """The name by which its client asks for the model or for one of its LoRA adapters; empty: the model."""
     leaving: bool = False
     """It is on the node already, known there by its id, which alone counts then: how it goes if it stays, and what its
     leaving would be worth to the others (`Forecast`)."""
@@ -222,7 +238,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Seconds until the node could start the candidate at once and at nobody's expense: the first moment of the future
     *without* it from which on nobody waits there, a seat is free, and the fewest KV blocks that are ever free again
     hold its whole prompt and answer. Placed then it neither queues nor has anyone preempted, itself included. 0: it
-    may come now (the step in progress does not count as waiting). New arrivals are not foreseen."""
+    may come now (the step in progress does not count as waiting). New arrivals are not foreseen, nor that all places
+    for LoRA adapters (`EngineConfig.max_loras`) are taken: for that see `ttft_s`."""
     kv_headroom_path: tuple[int, ...] = ()
     """Fewest free KV blocks within the first `HEADROOM_HORIZONS_S` seconds with the candidate there, over all
     scenarios; falls along the path. Empty: not known (a forecast that is no simulation)."""

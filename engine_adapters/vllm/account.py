@@ -28,6 +28,8 @@ class Arrival(msgspec.Struct, frozen=True):
     max_output_tokens: int
     priority: int
     arrival_s: float
+    adapter: str = ""
+    """Name of its LoRA adapter; empty: none."""
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -69,6 +71,7 @@ class Truth(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Request:
     __slots__ = (
+        "adapter",
         "arrival_s",
         "computed",
         "engine_id",
@@ -89,6 +92,7 @@ class _Request:
         self.max_output = arrival.max_output_tokens
         self.priority = arrival.priority
         self.arrival_s = arrival.arrival_s
+        self.adapter = arrival.adapter
         self.output = 0
         self.computed = 0
         self.preemptions = 0
@@ -104,6 +108,7 @@ class _Request:
             self.priority,
             self.arrival_s,
             self.preemptions,
+            self.adapter,
         )
 
 

@@ -62,10 +62,12 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
         num_blocks=num_blocks,
         max_model_len_tokens=model.max_model_len,
         long_prefill_token_threshold_tokens=getattr(limits, "long_prefill_token_threshold", 0) or 0,
+        long_prefill_adaptive=bool(getattr(limits, "long_prefill_token_threshold_adaptive", False)),
         enable_prefix_caching=bool(cache.enable_prefix_caching),
         prefix_cache_traced=prefix_cache_traced,
         scheduling_policy="priority" if policy == "priority" else "fcfs",
         async_scheduling=bool(getattr(limits, "async_scheduling", False)),
+        max_loras=getattr(getattr(vllm_config, "lora_config", None), "max_loras", 0),
         engine="vllm",
         engine_version=vllm_version(),
         outside_rules=_outside_rules(scheduler),
@@ -93,6 +95,7 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
     limits, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
     threshold = getattr(limits, "long_prefill_token_threshold", 0) or 0
     adaptive = getattr(limits, "long_prefill_token_threshold_adaptive", False)
+    planned = getattr(scheduler, "max_num_scheduled_tokens", limits.max_num_batched_tokens)
     whole_prompts = getattr(limits, "scheduler_reserve_full_isl", True)
     interval = getattr(limits, "prefill_schedule_interval", 1) if parallel.data_parallel_size > 1 else 1
     encoder_tokens = getattr(scheduler, "max_num_encoder_input_tokens", 0)
@@ -101,7 +104,6 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
     other_caches = [name for group in groups for name in _kinds(group) if name not in _FULL_ATTENTION]
     rules = {
         "it decodes speculatively": getattr(vllm_config, "speculative_config", None) is not None,
-        "it limits LoRA adapters per batch": getattr(vllm_config, "lora_config", None) is not None,
         "it transfers KV blocks from or to others": getattr(vllm_config, "kv_transfer_config", None) is not None,
         "it runs several steps at a time (pipeline parallel)": parallel.pipeline_parallel_size > 1,
         "its KV blocks are spread over ranks (context parallel)": max(context_ranks) > 1,
@@ -111,7 +113,10 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
         "images or sound pass an encoder with a budget of its own": encoder_tokens > 0,
         "it generates no text (pooling)": _pools(scheduler),
         "prompts are not cut into chunks (enable_chunked_prefill off)": not limits.enable_chunked_prefill,
-        "it adapts long_prefill_token_threshold": threshold > 0 and adaptive,
+        # The budget of the device's batch, of which a step's may be a part.
+        "it adapts long_prefill_token_threshold to another budget than its steps have": (
+            threshold > 0 and adaptive and planned != limits.max_num_batched_tokens
+        ),
         "it keeps KV blocks free at admission (watermark)": getattr(limits, "watermark", 0.0) > 0,
         "it admits prompts by their first chunk (scheduler_reserve_full_isl off)": not whole_prompts,
     }

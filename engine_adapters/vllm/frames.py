@@ -66,6 +66,7 @@ class RequestRow(msgspec.Struct, frozen=True, array_like=True):
     priority: int
     arrival_s: float
     preemptions: int
+    adapter: str = ""
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
@@ -254,4 +255,5 @@ def _state(row: RequestRow) -> RequestState:
         priority=row.priority,
         arrival_s=row.arrival_s,
         preemptions=row.preemptions,
+        adapter=row.adapter,
     )

@@ -188,6 +188,7 @@ class StepRecorder:
             request.max_tokens,
             request.priority,
             request.arrival_time + self._wall_to_engine_s,
+            lora.lora_name if (lora := getattr(request, "lora_request", None)) is not None else "",
         )
 
     def _truth(self, at_s: float) -> Truth:

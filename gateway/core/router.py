@@ -281,6 +281,7 @@ class Router:
             belief=shape.belief,
             priority=shape.priority,
             block_hashes=shape.block_hashes,
+            model=shape.model,
         )
         asks: dict[int, str] = {}
         failures: dict[str, str] = {}

@@ -37,6 +37,7 @@ class MirrorRequest(msgspec.Struct, eq=False):
     priority: int
     arrival_s: float
     preemptions: int
+    adapter: str
 
     def state(self) -> RequestState:
         return RequestState(
@@ -48,6 +49,7 @@ class MirrorRequest(msgspec.Struct, eq=False):
             priority=self.priority,
             arrival_s=self.arrival_s,
             preemptions=self.preemptions,
+            adapter=self.adapter,
         )
 
 
@@ -198,4 +200,5 @@ def _row(state: RequestState) -> MirrorRequest:
         state.priority,
         state.arrival_s,
         state.preemptions,
+        state.adapter,
     )

@@ -447,6 +447,7 @@ class TracedEngine:
             output_tokens=tokens,
             max_output_tokens=candidate.max_output_tokens,
             priority=candidate.priority,
+            adapter=self.config.adapter_of(candidate.model),
         )
 
     def _summed(self, mirror: NodeMirror) -> NodeLoad:

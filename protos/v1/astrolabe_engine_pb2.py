@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from protos.v1 import astrolabe_types_pb2 as protos_dot_v1_dot_astrolabe__types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/v1/astrolabe_engine.proto\x12\x0c\x61strolabe.v1\x1a\x1fprotos/v1/astrolabe_types.proto\"\xea\x01\n\x15\x45ngineGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.astrolabe.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12*\n\x06\x62\x65lief\x18\x05 \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\tkv_source\x18\t \x01(\t\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xfc\x01\n\rForwardedCall\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12%\n\x07headers\x18\x04 \x03(\x0b\x32\x14.astrolabe.v1.Header\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12\x12\n\nbody_bytes\x18\x06 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x08 \x01(\r\x12*\n\x06\x62\x65lief\x18\t \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x10\n\x08priority\x18\n \x01(\x05\"F\n\rForwardedHead\x12\x0e\n\x06status\x18\x01 \x01(\r\x12%\n\x07headers\x18\x02 \x03(\x0b\x32\x14.astrolabe.v1.Header\"\xea\x01\n\x0b\x45ngineChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12+\n\x07outcome\x18\x02 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x00\x88\x01\x01\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.astrolabe.v1.Usage\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x01\x88\x01\x01\x12-\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1b.astrolabe.v1.TokenLogprobsB\n\n\x08_outcomeB\x10\n\x0e_stop_token_id\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1b\n\nAbortReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\x95\x01\n\x06\x45ngine\x12L\n\x08Generate\x12#.astrolabe.v1.EngineGenerateRequest\x1a\x19.astrolabe.v1.EngineChunk0\x01\x12=\n\x05\x41\x62ort\x12\x1a.astrolabe.v1.AbortRequest\x1a\x18.astrolabe.v1.AbortReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/v1/astrolabe_engine.proto\x12\x0c\x61strolabe.v1\x1a\x1fprotos/v1/astrolabe_types.proto\"\xea\x01\n\x15\x45ngineGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.astrolabe.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12*\n\x06\x62\x65lief\x18\x05 \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\tkv_source\x18\t \x01(\t\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x8b\x02\n\rForwardedCall\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12%\n\x07headers\x18\x04 \x03(\x0b\x32\x14.astrolabe.v1.Header\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12\x12\n\nbody_bytes\x18\x06 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x08 \x01(\r\x12*\n\x06\x62\x65lief\x18\t \x01(\x0b\x32\x1a.astrolabe.v1.LengthBelief\x12\x10\n\x08priority\x18\n \x01(\x05\x12\r\n\x05model\x18\x0b \x01(\t\"F\n\rForwardedHead\x12\x0e\n\x06status\x18\x01 \x01(\r\x12%\n\x07headers\x18\x02 \x03(\x0b\x32\x14.astrolabe.v1.Header\"\xea\x01\n\x0b\x45ngineChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12+\n\x07outcome\x18\x02 \x01(\x0e\x32\x15.astrolabe.v1.OutcomeH\x00\x88\x01\x01\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.astrolabe.v1.Usage\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x01\x88\x01\x01\x12-\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1b.astrolabe.v1.TokenLogprobsB\n\n\x08_outcomeB\x10\n\x0e_stop_token_id\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1b\n\nAbortReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\x95\x01\n\x06\x45ngine\x12L\n\x08Generate\x12#.astrolabe.v1.EngineGenerateRequest\x1a\x19.astrolabe.v1.EngineChunk0\x01\x12=\n\x05\x41\x62ort\x12\x1a.astrolabe.v1.AbortRequest\x1a\x18.astrolabe.v1.AbortReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEADER']._serialized_start=320
   _globals['_HEADER']._serialized_end=357
   _globals['_FORWARDEDCALL']._serialized_start=360
-  _globals['_FORWARDEDCALL']._serialized_end=612
-  _globals['_FORWARDEDHEAD']._serialized_start=614
-  _globals['_FORWARDEDHEAD']._serialized_end=684
-  _globals['_ENGINECHUNK']._serialized_start=687
-  _globals['_ENGINECHUNK']._serialized_end=921
-  _globals['_ABORTREQUEST']._serialized_start=923
-  _globals['_ABORTREQUEST']._serialized_end=957
-  _globals['_ABORTREPLY']._serialized_start=959
-  _globals['_ABORTREPLY']._serialized_end=986
-  _globals['_ENGINE']._serialized_start=989
-  _globals['_ENGINE']._serialized_end=1138
+  _globals['_FORWARDEDCALL']._serialized_end=627
+  _globals['_FORWARDEDHEAD']._serialized_start=629
+  _globals['_FORWARDEDHEAD']._serialized_end=699
+  _globals['_ENGINECHUNK']._serialized_start=702
+  _globals['_ENGINECHUNK']._serialized_end=936
+  _globals['_ABORTREQUEST']._serialized_start=938
+  _globals['_ABORTREQUEST']._serialized_end=972
+  _globals['_ABORTREPLY']._serialized_start=974
+  _globals['_ABORTREPLY']._serialized_end=1001
+  _globals['_ENGINE']._serialized_start=1004
+  _globals['_ENGINE']._serialized_end=1153
 # @@protoc_insertion_point(module_scope)

@@ -109,6 +109,7 @@ class ForwardedCall(google.protobuf.message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     BELIEF_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id, unique on the node; the engine gets it as X-Request-Id, so that its trace names the request."""
     method: builtins.str
@@ -125,6 +126,8 @@ class ForwardedCall(google.protobuf.message.Message):
     """Limit on the answer, in tokens."""
     priority: builtins.int
     """Smaller runs first."""
+    model: builtins.str
+    """Name by which its client asks for the model or for one of its LoRA adapters; empty: the model."""
     @property
     def headers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Header]:
         """What the client says beside its body; nothing of the connection, no credentials of the gateway's own."""
@@ -146,9 +149,10 @@ class ForwardedCall(google.protobuf.message.Message):
         max_output_tokens: builtins.int = ...,
         belief: protos.v1.astrolabe_types_pb2.LengthBelief | None = ...,
         priority: builtins.int = ...,
+        model: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["belief", b"belief"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "body", b"body", "body_bytes", b"body_bytes", "headers", b"headers", "max_output_tokens", b"max_output_tokens", "method", b"method", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "target", b"target"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "body", b"body", "body_bytes", b"body_bytes", "headers", b"headers", "max_output_tokens", b"max_output_tokens", "method", b"method", "model", b"model", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "target", b"target"]) -> None: ...
 
 Global___ForwardedCall: typing_extensions.TypeAlias = ForwardedCall
 

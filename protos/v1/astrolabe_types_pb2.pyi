@@ -157,6 +157,8 @@ class EngineConfig(google.protobuf.message.Message):
     OWN_CHATS_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
     KV_SOURCE_FIELD_NUMBER: builtins.int
+    MAX_LORAS_FIELD_NUMBER: builtins.int
+    LONG_PREFILL_ADAPTIVE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name as clients say it."""
     max_num_seqs: builtins.int
@@ -195,6 +197,10 @@ class EngineConfig(google.protobuf.message.Message):
     """host:port at which proxies reach the engine's HTTP server, :port where its host is the node's; empty: they do not."""
     kv_source: builtins.str
     """host:port or URL at which other engines fetch KV that this one holds, and it fetches theirs; empty: they do not."""
+    max_loras: builtins.int
+    """LoRA adapters that one batch can use; 0: no limit, or no adapters."""
+    long_prefill_adaptive: builtins.bool
+    """Whether long_prefill_token_threshold_tokens is never less than an even share of max_num_batched_tokens."""
     @property
     def outside_rules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What the engine does that the simulated rules do not cover, for people; then its forecasts are approximate."""
@@ -227,8 +233,10 @@ class EngineConfig(google.protobuf.message.Message):
         own_chats: builtins.bool = ...,
         address: builtins.str = ...,
         kv_source: builtins.str = ...,
+        max_loras: builtins.int = ...,
+        long_prefill_adaptive: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "kv_source", b"kv_source", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "own_chats", b"own_chats", "pools", b"pools", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "kv_source", b"kv_source", "long_prefill_adaptive", b"long_prefill_adaptive", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_loras", b"max_loras", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "own_chats", b"own_chats", "pools", b"pools", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
 
 Global___EngineConfig: typing_extensions.TypeAlias = EngineConfig
 
@@ -246,6 +254,7 @@ class RequestState(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     ARRIVAL_S_FIELD_NUMBER: builtins.int
     PREEMPTIONS_FIELD_NUMBER: builtins.int
+    ADAPTER_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id, unique on the node."""
     prompt_tokens: builtins.int
@@ -262,6 +271,8 @@ class RequestState(google.protobuf.message.Message):
     """Seconds on the engine's clock at which its scheduler got the request."""
     preemptions: builtins.int
     """Times it was preempted so far."""
+    adapter: builtins.str
+    """Its LoRA adapter, as clients name it; empty: none, or the engine does not tell."""
     def __init__(
         self,
         *,
@@ -273,8 +284,9 @@ class RequestState(google.protobuf.message.Message):
         priority: builtins.int = ...,
         arrival_s: builtins.float = ...,
         preemptions: builtins.int = ...,
+        adapter: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arrival_s", b"arrival_s", "computed_tokens", b"computed_tokens", "max_output_tokens", b"max_output_tokens", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "arrival_s", b"arrival_s", "computed_tokens", b"computed_tokens", "max_output_tokens", b"max_output_tokens", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]) -> None: ...
 
 Global___RequestState: typing_extensions.TypeAlias = RequestState
 
@@ -291,6 +303,7 @@ class Candidate(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     BLOCK_HASHES_FIELD_NUMBER: builtins.int
     LEAVING_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id, chosen by the asker; comes back in the forecast."""
     prompt_tokens: builtins.int
@@ -303,6 +316,8 @@ class Candidate(google.protobuf.message.Message):
     """It is there already, under that id, which alone counts then: how it goes if it stays, and what its leaving would be
     worth to the others.
     """
+    model: builtins.str
+    """Name by which its client asks for the model or for one of its LoRA adapters; empty: the model."""
     @property
     def belief(self) -> Global___LengthBelief:
         """What is believed of the answer's length; absent: the node's prior."""
@@ -321,9 +336,10 @@ class Candidate(google.protobuf.message.Message):
         priority: builtins.int = ...,
         block_hashes: collections.abc.Iterable[builtins.int] | None = ...,
         leaving: builtins.bool = ...,
+        model: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["belief", b"belief"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["belief", b"belief", "block_hashes", b"block_hashes", "leaving", b"leaving", "max_output_tokens", b"max_output_tokens", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["belief", b"belief", "block_hashes", b"block_hashes", "leaving", b"leaving", "max_output_tokens", b"max_output_tokens", "model", b"model", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]) -> None: ...
 
 Global___Candidate: typing_extensions.TypeAlias = Candidate
 

@@ -45,6 +45,7 @@ def decode_async(
     headroom: Floats,
     rows: int,
     ended: Ints,
+    limited: bool,
 ) -> tuple[int, float, int, bool, int]:
     """As `decode_sync`."""
     running = sequences = head[at.N_RUNNING]
@@ -54,7 +55,7 @@ def decode_async(
         sequences == 0
         or head[at.IN_FLIGHT] == 0
         or sequences > head[at.BUDGET]
-        or admissible(head, req, lists, sequences)
+        or (not limited and admissible(head, req, lists, sequences))
     ):
         return 0, now_s, lowest, False, rows
     left = lists[at.LEFT]
@@ -109,8 +110,9 @@ def decode_async(
             kv += steps * sequences
             done += steps
             take(head, req, lists, blocks)
-        # The step in which somebody ends, if its plan finds the blocks.
-        ending = enough
+        # The step in which somebody ends, if its plan finds the blocks. It leaves some out already, and their LoRA
+        # adapters with them: whom that lets in is for a single step to say.
+        ending = enough and not limited
         if ending:
             planned = sequences
             planned_kv = kv

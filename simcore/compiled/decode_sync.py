@@ -151,17 +151,21 @@ def decode_sync(
     headroom: Floats,
     rows: int,
     ended: Ints,
+    limited: bool,
 ) -> tuple[int, float, int, bool, int]:
     """Runs the phase that begins now, if one does. Finish times go to `ends`, free blocks to `progress` and, without a
     candidate, to `headroom`. `ended`: see `sort_by_end`.
 
     Returns (steps, time after them, fewest free blocks until the candidate ended, whether it ended, rows of the
     `headroom`); 0 steps if the next one is not of this kind, and then nothing has changed.
+
+    `limited`: some wait for a LoRA adapter's place, and nobody can be admitted now; the phase ends with the first
+    request that does, whoever that lets in.
     """
     running = sequences = head[at.N_RUNNING]
     lowest = head[at.FREE]
     block = head[at.BLOCK]
-    if sequences == 0 or sequences > head[at.BUDGET] or admissible(head, req, lists, sequences):
+    if sequences == 0 or sequences > head[at.BUDGET] or (not limited and admissible(head, req, lists, sequences)):
         return 0, now_s, lowest, False, rows
     left = lists[at.LEFT]
     per_slack = lists[at.PER_SLACK]
@@ -223,7 +227,7 @@ def decode_sync(
             free_all(head, req, lists, slot, computed, computed)
             sequences -= 1
             nth += 1
-        if sequences == 0 or admissible(head, req, lists, sequences):
+        if limited or sequences == 0 or admissible(head, req, lists, sequences):
             break
         if in_order == 0:
             in_order = sort_by_end(lists, running, done, candidate, ended)

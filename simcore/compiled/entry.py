@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from simcore.compiled import block_pool, load, plan, run_to_event, step
+from simcore.compiled import adapter_slots, block_pool, load, plan, run_to_event, step
 from simcore.compiled import layout as at
 from simcore.compiled.future import copying, drawing, forecasts
 from simcore.compiled.layout import Floats, Ints, Shared
@@ -70,14 +70,15 @@ def advance(
 
 
 @cached
-def enqueue(head: Ints, req: Ints, lists: Ints, slot: int, numbers: tuple[int, int, int, int, int]) -> None:
+def enqueue(head: Ints, req: Ints, lists: Ints, slot: int, numbers: tuple[int, int, int, int, int, int]) -> None:
     """`plan.enqueue` at the back, of a new request: tokens of its prompt, of its answer, the most of its answer;
-    priority; order of arrival."""
-    prompt, final, max_out, priority, order = numbers
+    priority; order of arrival; number of its LoRA adapter."""
+    prompt, final, max_out, priority, order, adapter = numbers
     row = req[slot]
     row[:] = 0
     row[at.PROMPT], row[at.FINAL], row[at.MAX_OUT] = prompt, final, max(max_out, final)
     row[at.PRIORITY], row[at.ORDER], row[at.SEGMENT] = priority, order, -1
+    lists[at.ADAPTER_OF, slot] = adapter
     plan.enqueue(head, req, lists, slot, False)
 
 
@@ -100,6 +101,8 @@ def take_node(
     """`copying.compact_state` of a node into the base state, then `drawing.draw_finals` with `node_rows`
     by the node's slots."""
     copying.compact_state(head, req, lists, to_heads[at.BASE], to_reqs[at.BASE], to_lists[at.BASE], source)
+    if head[at.MAX_LORAS] > 0:
+        adapter_slots.lift_idle_limit(to_heads[at.BASE], to_lists[at.BASE])
     n = head[at.N_RUNNING] + head[at.N_WAITING]
     for slot in range(n):
         rows[slot] = node_rows[source[slot]]

@@ -32,6 +32,7 @@ BUDGET = 1
 BLOCK = 2
 MAX_LEN = 3
 LONG_PREFILL = 4
+"""0: none; below: at least so much, and at least an even share of the budget."""
 CACHING = 5
 BY_PRIORITY = 6
 TOTAL_BLOCKS = 7
@@ -66,7 +67,9 @@ PLAN_GREW = 26
 """Blocks that it took, less those that its preemptions gave back."""
 N_BEFORE = 27
 """Running requests when it was made, less those that have gone: row `RUNNING_BEFORE`."""
-N_HEAD = 28
+MAX_LORAS = 28
+"""A limit: LoRA adapters in a batch; 0: none."""
+N_HEAD = 29
 
 # req columns; those that every step looks at stand together
 PROMPT = 0
@@ -91,7 +94,7 @@ PREEMPTIONS = 12
 SEGMENT = 13
 """Index of the free-queue segment with this waiting request's own old blocks, or -1."""
 BEFORE = 14
-"""Tokens computed when it was preempted last."""
+"""Tokens computed when it was preempted last; from its admission on, how many were passed over for it then."""
 HASHES = 15
 """How many of its blocks have a name that others may have: row of `names`."""
 BORROWED = 16
@@ -122,7 +125,12 @@ POSITION = 13
 """Scratch of `decode_sync`: index in the running list of each slot that runs; anything for the others."""
 BY_END = 14
 """Scratch of `decode_sync`: indexes in the running list, those that end first in front."""
-N_LISTS = 15
+ADAPTERS = 15
+"""Scratch of `adapter_slots`: the adapters of a batch, each once."""
+ADAPTER_OF = 16
+"""Number of each slot's LoRA adapter (`simcore.adapters`), 0 for none; anything where `MAX_LORAS` is 0. Not a column of
+`req`, which what-ifs copy and step through: engines without adapters would pay for it."""
+N_LISTS = 17
 
 # pool rows: one cell per block, then two ends of the free queue; the last row has a cell per bucket
 KEY = 0
@@ -218,7 +226,8 @@ C_HASHES = 5
 C_SCENARIOS = 6
 C_LEAVES = 7
 """Slot of one that is there already and might leave; -1: it would come."""
-C_FINALS = 8
+C_ADAPTER = 8
+C_FINALS = 9
 
 
 def ended_width(capacity: int) -> int:
@@ -254,12 +263,13 @@ def new_head(config: EngineConfig) -> Ints:
     head[BUDGET] = config.max_num_batched_tokens
     head[BLOCK] = config.block_size_tokens
     head[MAX_LEN] = config.max_model_len_tokens
-    head[LONG_PREFILL] = config.long_prefill_token_threshold_tokens
+    head[LONG_PREFILL] = config.long_prefill_token_threshold_tokens * (-1 if config.long_prefill_adaptive else 1)
     head[CACHING] = config.enable_prefix_caching
     head[BY_PRIORITY] = config.scheduling_policy == "priority"
     head[TOTAL_BLOCKS] = config.num_blocks
     head[FREE] = config.num_blocks
     head[ASYNC] = config.async_scheduling
+    head[MAX_LORAS] = config.max_loras
     return head
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simcore.compiled import layout as at
+from simcore.compiled.adapter_slots import add_adapter, is_kept_out, planned_adapters
 from simcore.compiled.kv_cache_manager import grow, name, names_lag, release, reuse
 from simcore.compiled.layout import Ints, Shared
 from simcore.kernel_cache import kernel
@@ -134,8 +135,15 @@ def _continue_running(
 
 @kernel
 def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limit: int) -> None:
-    while head[at.N_WAITING] > 0 and budget > 0 and head[at.N_RUNNING] < head[at.MAX_SEQS]:
-        slot = lists[at.WAITING, head[at.N_WAITING] - 1]
+    limited = head[at.MAX_LORAS] > 0 and head[at.N_WAITING] > 0
+    adapters = planned_adapters(head, req, lists) if limited else 0
+    passed_over = 0
+    while head[at.N_WAITING] > passed_over and budget > 0 and head[at.N_RUNNING] < head[at.MAX_SEQS]:
+        place = head[at.N_WAITING] - 1 - passed_over
+        slot = lists[at.WAITING, place]
+        if limited and is_kept_out(head, lists, adapters, slot):
+            passed_over += 1
+            continue
         hits = reuse(head, req, lists, shared, slot)
         if hits < 0:
             break
@@ -149,7 +157,12 @@ def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limi
         req[slot, at.COMPUTED] = cached
         req[slot, at.GRANTED] = n
         req[slot, at.CACHED] = cached
+        req[slot, at.BEFORE] = passed_over
+        if limited:
+            adapters = add_adapter(lists, adapters, lists[at.ADAPTER_OF, slot])
         head[at.N_WAITING] -= 1
+        for i in range(place, head[at.N_WAITING]):
+            lists[at.WAITING, i] = lists[at.WAITING, i + 1]
         lists[at.RUNNING, head[at.N_RUNNING]] = slot
         head[at.N_RUNNING] += 1
         budget -= n
@@ -159,8 +172,11 @@ def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limi
 def plan(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints, n_log: int) -> int:
     """Grants tokens (column `GRANTED`), preempts, admits. Returns the log rows; new ones tell of preemptions."""
     limit = head[at.LONG_PREFILL]
-    if head[at.N_RUNNING] + head[at.N_WAITING] <= 1:
+    requests = head[at.N_RUNNING] + head[at.N_WAITING]
+    if requests <= 1:
         limit = 0
+    elif limit < 0:
+        limit = max(-limit, head[at.BUDGET] // requests)
     first = n_log
     budget, n_log = _continue_running(head, req, lists, shared, log, n_log, limit)
     if n_log == first:

@@ -24,9 +24,21 @@ def _without(lists: Ints, row: int, n: int, slot: int) -> int:
     return kept
 
 
+@kernel
+def _drop_passed_over(head: Ints, req: Ints, lists: Ints, slot: int) -> None:
+    """A slot is to go: if it waits, it was perhaps passed over for some of those that run."""
+    for ahead in range(head[at.N_WAITING]):
+        if lists[at.WAITING, head[at.N_WAITING] - 1 - ahead] == slot:
+            for i in range(head[at.N_RUNNING]):
+                admitted = lists[at.RUNNING, i]
+                req[admitted, at.BEFORE] -= int(req[admitted, at.BEFORE] > ahead)
+
+
 @cached
 def remove(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> None:
     """Takes a slot out of whatever it stands in and frees what it holds."""
+    if head[at.MAX_LORAS] > 0:
+        _drop_passed_over(head, req, lists, slot)
     head[at.N_RUNNING] = _without(lists, at.RUNNING, head[at.N_RUNNING], slot)
     waiting, head[at.N_WAITING] = head[at.N_WAITING], _without(lists, at.WAITING, head[at.N_WAITING], slot)
     if head[at.ASYNC]:

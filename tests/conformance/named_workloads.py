@@ -142,5 +142,37 @@ NAMED = {
     "prompt_and_answer_fill_the_model_length": _workload(
         {0: _arrive(_request(0, 127, 1), _request(1, 100, 28), _request(2, 1, 127))}
     ),
+    # Passed over for others, and still the first when its adapter finds a place.
+    "who_waits_for_an_adapters_place_keeps_its_own": _workload(
+        {
+            0: _arrive(_request(0, 5, 4, adapter="a")),
+            1: _arrive(
+                *(_request(i, 5, 6, adapter=adapter) for i, adapter in enumerate(("b", "c", "a", "", "b"), start=1))
+            ),
+            3: Actions(aborts=("r1",)),
+        },
+        max_loras=1,
+    ),
+    # The one whose last token is in flight is not in the next batch: its adapter's place is free before its seat.
+    "an_adapters_place_is_free_before_the_seat": _workload(
+        {0: _arrive(_request(0, 5, 3, adapter="a"), _request(1, 5, 3, adapter="b"))}, max_loras=1, async_scheduling=True
+    ),
+    # Admitted by the plan in flight past one that waits, which is aborted before that plan's step has ended.
+    "who_was_passed_over_is_aborted": _workload(
+        {
+            0: _arrive(*(_request(i, 9, 9, adapter=adapter) for i, adapter in enumerate(("a", "b", "c", "", "a")))),
+            1: Actions(aborts=("r1",)),
+            2: _arrive(_request(5, 9, 9, adapter="a")),
+        },
+        max_loras=1,
+        async_scheduling=True,
+    ),
+    # Half of the budget while two are there, the threshold while many are.
+    "an_adaptive_threshold_grows_to_an_even_share": _workload(
+        {0: _arrive(_request(0, 120, 2), _request(1, 120, 2)), 9: _arrive(*(_request(i, 90, 3) for i in range(2, 9)))},
+        num_blocks=64,
+        long_prefill_token_threshold_tokens=20,
+        long_prefill_adaptive=True,
+    ),
 }
 """Each under the scheduler it is about; comparisons run all of them under both."""

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from simcore.adapters import adapter_number
 from simcore.prefix import block_hashes
 from simcore.types import EngineConfig
 
@@ -31,6 +32,8 @@ class OracleRequest(msgspec.Struct, frozen=True, kw_only=True):
     shared_prefix: str = ""
     """Name of the text that its prompt (and, where that is shorter, its answer) begins with."""
     shared_tokens: int = 0
+    adapter: str = ""
+    """Its LoRA adapter; empty: none."""
 
     @property
     def most_tokens(self) -> int:
@@ -48,7 +51,9 @@ class OracleRequest(msgspec.Struct, frozen=True, kw_only=True):
         """Of all blocks that another request may have too; none if it shares nothing."""
         if not self.shared_tokens:
             return ()
-        return block_hashes(self.token_ids(), block_size_tokens)
+        names = block_hashes(self.token_ids(), block_size_tokens)
+        # What an adapter computes is its own.
+        return tuple(name ^ adapter_number(self.adapter) for name in names)
 
 
 class Observation(NamedTuple):
@@ -141,6 +146,33 @@ def random_workload(
         config=config,
         actions={k: Actions(tuple(v[0]), tuple(v[1])) for k, v in sorted(actions.items())},
     )
+
+
+def with_adapters(workload: Workload) -> Workload:
+    """The same requests, most of them with LoRA adapters of which an engine can use few in a batch."""
+    rng = random.Random(workload.seed)
+    adapters = [f"adapter-{i}" for i in range(rng.choice((2, 3, 5, 20)))]
+    share = rng.choice((0.5, 0.9, 1.0))
+
+    def adapted(request: OracleRequest) -> OracleRequest:
+        # Some are asked for more often than others.
+        adapter = adapters[min(rng.randrange(len(adapters)), rng.randrange(len(adapters)))]
+        return msgspec.structs.replace(request, adapter=adapter) if rng.random() < share else request
+
+    actions = {
+        step: Actions(tuple(map(adapted, done.arrivals)), done.aborts) for step, done in workload.actions.items()
+    }
+    config = msgspec.structs.replace(workload.config, max_loras=rng.choice((1, 1, 2, 4)))
+    return msgspec.structs.replace(workload, config=config, actions=actions)
+
+
+def with_adaptive_threshold(workload: Workload) -> Workload:
+    """The same requests on an engine whose prefill threshold grows to an even share of the budget."""
+    threshold = random.Random(workload.seed).choice((8, 48, 200))
+    config = msgspec.structs.replace(
+        workload.config, long_prefill_token_threshold_tokens=threshold, long_prefill_adaptive=True
+    )
+    return msgspec.structs.replace(workload, config=config)
 
 
 def scheduled(workload: Workload, *, asynchronous: bool) -> Workload:

@@ -31,6 +31,7 @@ class Reference:
                 max_output_tokens=request.most_tokens,
                 priority=request.priority,
                 arrival_s=arrival_s,
+                adapter=request.adapter,
                 order=self._order,
                 block_hashes=request.block_hashes(self.scheduler.config.block_size_tokens),
             )
@@ -89,6 +90,7 @@ class Compiled:
                 max_output_tokens=request.most_tokens,
                 priority=request.priority,
                 block_hashes=request.block_hashes(self.node.config.block_size_tokens),
+                adapter=request.adapter,
             ),
             arrival_s,
         )

@@ -24,6 +24,8 @@ from tests.conformance.scheduler_workloads import (
     random_workload,
     scheduled,
     sharegpt_at_once,
+    with_adapters,
+    with_adaptive_threshold,
 )
 from tests.conformance.simulated_schedulers import Compiled, Reference
 from tests.conformance.vllm_scheduler import VllmScheduler, why_unavailable
@@ -48,6 +50,22 @@ def test_the_version_is_the_one_the_rules_were_proved_against() -> None:
 def test_every_step_is_equal(seed: int) -> None:
     """By turns synchronous and asynchronous, prompts distinct and shared."""
     workload = random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1)
+    ours = Compiled(workload.config, checking=seed % 10 == 0)
+    difference = first_difference(workload, ours, VllmScheduler(workload.config))
+    assert not difference, difference
+
+
+@pytest.mark.parametrize("seed", range(WORKLOADS))
+def test_every_step_is_equal_with_more_lora_adapters_than_places(seed: int) -> None:
+    workload = with_adapters(random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1))
+    ours = Compiled(workload.config, checking=seed % 10 == 0)
+    difference = first_difference(workload, ours, VllmScheduler(workload.config))
+    assert not difference, difference
+
+
+@pytest.mark.parametrize("seed", range(WORKLOADS))
+def test_every_step_is_equal_with_an_adaptive_prefill_threshold(seed: int) -> None:
+    workload = with_adaptive_threshold(random_workload(seed, async_scheduling=seed % 2 == 1, requests=20))
     ours = Compiled(workload.config, checking=seed % 10 == 0)
     difference = first_difference(workload, ours, VllmScheduler(workload.config))
     assert not difference, difference
@@ -83,7 +101,6 @@ def test_every_step_is_equal_on_400_sharegpt_requests_at_once(data_dir: Path) ->
         ("scheduler_config", "watermark", 0.05),
         ("scheduler_config", "enable_chunked_prefill", False),
         ("scheduler_config", "scheduler_reserve_full_isl", False),
-        ("scheduler_config", "long_prefill_token_threshold_adaptive", True),
         ("scheduler_config", "prefill_schedule_interval", 4),
         ("scheduler_config", "runner_type", "pooling"),
         ("parallel_config", "pipeline_parallel_size", 2),

@@ -105,12 +105,17 @@ class VllmScheduler:
         scheduler.max_num_batched_tokens = config.max_num_batched_tokens
         scheduler.max_num_scheduled_tokens = config.max_num_batched_tokens
         scheduler.long_prefill_token_threshold = config.long_prefill_token_threshold_tokens
+        scheduler.long_prefill_token_threshold_adaptive = config.long_prefill_adaptive
         scheduler.policy = config.scheduling_policy
         scheduler.async_scheduling = config.async_scheduling
         vllm_config.model_config.max_model_len = config.max_model_len_tokens
         vllm_config.cache_config.block_size = size
         vllm_config.cache_config.num_gpu_blocks = blocks
         vllm_config.cache_config.enable_prefix_caching = config.enable_prefix_caching
+        if config.max_loras:
+            from vllm.config.lora import LoRAConfig
+
+            vllm_config.lora_config = LoRAConfig(max_loras=config.max_loras)
         spec = FullAttentionSpec(block_size=size, num_kv_heads=2, head_size=64, dtype=torch.float16)
         groups = [KVCacheGroupSpec(["l0"], spec)]
         init_none_hash(sha256)
@@ -125,6 +130,7 @@ class VllmScheduler:
             log_stats=False,
         )
         self._texts: dict[str, list[int]] = {}
+        self._adapters: dict[str, int] = {}
         self._batches: deque[_Batch] = deque()
         """Planned and not taken in yet, oldest first: `EngineCore.batch_queue`."""
         self._most_batches = 2 if config.async_scheduling else 1
@@ -153,8 +159,15 @@ class VllmScheduler:
                 arrival_time=arrival_s,
                 priority=request.priority,
                 block_hasher=self._hasher,
+                lora_request=self._lora(request.adapter) if request.adapter else None,
             )
         )
+
+    def _lora(self, adapter: str) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        number = self._adapters.setdefault(adapter, len(self._adapters) + 1)
+        return LoRARequest(lora_name=adapter, lora_int_id=number, lora_path=f"/adapters/{adapter}")
 
     def abort(self, request_id: str) -> None:
         from vllm.v1.request import RequestStatus

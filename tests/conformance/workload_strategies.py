@@ -19,9 +19,11 @@ def configs(draw: st.DrawFn) -> EngineConfig:
         num_blocks=draw(st.integers(6, 60)),
         max_model_len_tokens=draw(st.sampled_from((40, 200, 1000))),
         long_prefill_token_threshold_tokens=draw(st.sampled_from((0, 0, 3, 20))),
+        long_prefill_adaptive=draw(st.booleans()),
         enable_prefix_caching=draw(st.booleans()),
         scheduling_policy=draw(st.sampled_from(("fcfs", "fcfs", "priority"))),
         async_scheduling=draw(st.booleans()),
+        max_loras=draw(st.sampled_from((0, 0, 1, 2))),
     )
 
 
@@ -46,6 +48,7 @@ def workloads(draw: st.DrawFn, *, shared_prefixes: bool = False) -> Workload:
                     priority=draw(st.integers(0, 2)),
                     shared_prefix=draw(st.sampled_from(("g1", "g2"))) if shared else "",
                     shared_tokens=shared,
+                    adapter=draw(st.sampled_from(("", "a", "b", "c"))) if config.max_loras else "",
                 )
             )
             n += 1

@@ -105,6 +105,7 @@ def as_sim(r: OracleRequest, config: EngineConfig) -> SimRequest:
         max_output_tokens=r.most_tokens,
         priority=r.priority,
         block_hashes=r.block_hashes(config.block_size_tokens),
+        adapter=r.adapter,
     )
 
 
@@ -112,21 +113,28 @@ def candidate_for(config: EngineConfig, rng: random.Random) -> Candidate:
     longest = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens)
     prompt = rng.randint(1, longest - 1)
     output = rng.randint(1, min(80, longest - prompt))
+    model = rng.choice(("", "a", "c", "d")) if config.max_loras else ""
     return Candidate(
         request_id="candidate",
         prompt_tokens=prompt,
         max_output_tokens=output,
         belief=LengthBelief((output,)),
         priority=rng.randint(0, 2),
-        block_hashes=hashes_for(config, rng, prompt),
+        block_hashes=hashes_for(config, rng, prompt, model),
+        model=model,
     )
 
 
-def hashes_for(config: EngineConfig, rng: random.Random, prompt_tokens: int) -> tuple[int, ...]:
+def hashes_for(config: EngineConfig, rng: random.Random, prompt_tokens: int, adapter: str) -> tuple[int, ...]:
     """Of a prompt that begins like those of a workload's group, or like none."""
     group, shared = rng.choice(("", "g1", "g2")), rng.choice((3, 17, 500))
     like = OracleRequest(
-        request_id="r999", prompt_tokens=prompt_tokens, output_tokens=1, shared_prefix=group, shared_tokens=shared
+        request_id="r999",
+        prompt_tokens=prompt_tokens,
+        output_tokens=1,
+        shared_prefix=group,
+        shared_tokens=shared,
+        adapter=adapter,
     )
     return like.block_hashes(config.block_size_tokens) if group else ()
 
@@ -140,6 +148,7 @@ def sim_request(candidate: Candidate) -> SimRequest:
         max_output_tokens=candidate.max_output_tokens,
         priority=candidate.priority,
         block_hashes=candidate.block_hashes,
+        adapter=candidate.model,
     )
 
 

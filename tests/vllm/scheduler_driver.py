@@ -85,6 +85,10 @@ class Engine:
         config = copy.deepcopy(EngineArgs(**accepted(EngineArgs.__init__, options)).create_engine_config())
         config.cache_config.block_size = 16
         config.cache_config.num_gpu_blocks = arguments.blocks + 1
+        if arguments.max_loras:
+            from vllm.config.lora import LoRAConfig
+
+            config.lora_config = LoRAConfig(max_loras=arguments.max_loras)
         groups = [
             KVCacheGroupSpec(
                 ["l0"],
@@ -124,7 +128,11 @@ class Engine:
         self.ends: dict[str, int] = {}
         self.flying: deque[tuple[Any, Any]] = deque()
 
-    def add(self, name: str, *, prompt: list[int], max_tokens: int, priority: int, ends_at: int) -> None:
+    def add(
+        self, name: str, *, prompt: list[int], max_tokens: int, priority: int, ends_at: int, adapter: int = 0
+    ) -> None:
+        """`adapter`: number of its LoRA adapter; 0: none."""
+        from vllm.lora.request import LoRARequest
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
@@ -138,6 +146,7 @@ class Engine:
             "arrival_time": time.time(),
             "priority": priority,
             "block_hasher": self.hasher,
+            "lora_request": LoRARequest(f"adapter-{adapter}", adapter, "/adapter") if adapter else None,
         }
         self.scheduler.add_request(Request(**accepted(Request.__init__, options)))
 
@@ -206,6 +215,7 @@ class Engine:
             "running": [(r.request_id, r.num_output_tokens, r.num_computed_tokens) for r in s.running],
             "waiting": [r.request_id for r in waiting],
             "free_blocks": s.kv_cache_manager.block_pool.get_num_free_blocks(),
+            "adapters": {i: r.lora_request.lora_name if r.lora_request else "" for i, r in s.requests.items()},
         }
 
 
@@ -271,6 +281,7 @@ def main() -> None:
     parser.add_argument("--max-num-seqs", type=int, default=16)
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--blocks", type=int, default=120)
+    parser.add_argument("--max-loras", type=int, default=0, help="requests use one adapter of four, or none")
     parser.add_argument("--plain", action="store_true")
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="astrolabe-trace-")
@@ -305,9 +316,14 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
         want = engine.lists()
         running = [(r.request_id, r.output_tokens, r.computed_tokens) for r in mirror.running()]
         waiting = [r.request_id for r in mirror.waiting()]
-        return bool(
-            running == want["running"] and waiting == want["waiting"] and mirror.free_blocks == want["free_blocks"]
-        )
+        adapters = {r.request_id: r.adapter for r in (*mirror.running(), *mirror.waiting())}
+        seen = {
+            "running": running,
+            "waiting": waiting,
+            "free_blocks": mirror.free_blocks,
+            "adapters": adapters,
+        }
+        return seen == want
 
     for operation in range(arguments.operations):
         draw = rng.random()
@@ -325,6 +341,7 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
                 max_tokens=most,
                 priority=rng.choice([0, 0, 1, 5]) if arguments.policy == "priority" else 0,
                 ends_at=rng.choice([most + 1, rng.randrange(1, most + 1)]),
+                adapter=rng.randrange(5) if arguments.max_loras else 0,
             )
         elif draw < 0.32 and engine.scheduler.requests:
             names = rng.sample(

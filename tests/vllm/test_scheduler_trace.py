@@ -38,6 +38,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     for policy in ("fcfs", "priority")
 } | {
     "small": ("--seed", "3", "--mode", "async", "--blocks", "40", "--budget", "64", "--max-num-seqs", "8"),
+    "adapters": ("--seed", "5", "--operations", "500", "--mode", "sync", "--max-loras", "2"),
+    "adapters ahead": ("--seed", "6", "--operations", "500", "--mode", "async", "--max-loras", "1"),
 }
 Found = dict[str, Future[dict[str, Any]]]
 OLDER = ("--seed", "7", "--operations", "400", "--mode", "sync")
@@ -69,6 +71,13 @@ def test_after_500_random_operations_mirror_and_engine_are_equal(found: Found, m
 
 def test_many_small_steps_and_no_room(found: Found) -> None:
     assert found["small"].result()["preemptions"] > 0
+
+
+@pytest.mark.parametrize("run", ["adapters", "adapters ahead"])
+def test_who_waits_for_an_adapters_place_is_passed_over_in_the_mirror_too(found: Found, run: str) -> None:
+    seen = found[run].result()
+    assert seen["notes"] == []
+    assert seen["compared"] > 5
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -21,6 +21,9 @@ def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, 
         to_lists[at.RUNNING, i] = lists[at.RUNNING, i]
     for i in range(head[at.N_WAITING]):
         to_lists[at.WAITING, i] = lists[at.WAITING, i]
+    if head[at.MAX_LORAS] > 0:
+        for slot in range(slots):
+            to_lists[at.ADAPTER_OF, slot] = lists[at.ADAPTER_OF, slot]
     to_head[at.N_BEFORE] = 0
     bank = head[at.BANK]
     for i in range(head[at.N_PLAN]):
@@ -50,6 +53,7 @@ def compact_state(
     for slot in range(running + waiting):
         for column in range(at.N_COLS):
             to_req[slot, column] = req[source[slot], column]
+        to_lists[at.ADAPTER_OF, slot] = lists[at.ADAPTER_OF, source[slot]]
     # Those of the step in flight stand in the running list in the same order.
     bank = head[at.BANK]
     n_plan = slot = 0

@@ -145,6 +145,8 @@ def forecast(
     base = heads[at.BASE]
     n = base[at.N_RUNNING] + base[at.N_WAITING]
     skipping = jumping and shared is None and base[at.BY_PRIORITY] == 0 and base[at.LONG_PREFILL] == 0
+    # Whoever comes may pass those that wait for a LoRA adapter's place.
+    skipping = skipping and base[at.MAX_LORAS] == 0
     fine = True
     if not base_done:
         for i in range(at.SO_FAR_HEADROOM, at.N_PROGRESS):
@@ -152,6 +154,7 @@ def forecast(
         for s in range(base_scenarios):
             start(heads, reqs, lists, shared, base_shared, progress, start_s, finals, s, 0)
             checkpoint = at.FIRST_CHECKPOINT + s if skipping else 0
+            progress[at.FIRST_CHECKPOINT + s, at.NOW] = -1.0
             first_s, headroom_rows[s] = run(
                 heads,
                 reqs,

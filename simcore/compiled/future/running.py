@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simcore.compiled import layout as at
+from simcore.compiled.adapter_slots import may_let_in
 from simcore.compiled.decode_async import decode_async
 from simcore.compiled.decode_sync import decode_sync, note_end
 from simcore.compiled.future.copying import copy_state
@@ -57,6 +58,7 @@ def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: In
     req[slot, at.ASSUMED] = candidate[at.C_CACHED]
     req[slot, at.ASSUMED_HELD] = candidate[at.C_CACHED_HELD]
     req[slot, at.HASHES] = candidate[at.C_HASHES]
+    lists[at.ADAPTER_OF, slot] = candidate[at.C_ADAPTER]
     req[slot, at.FINAL] = final
     req[slot, at.ORDER] = 1 << 62
     req[slot, at.SEGMENT] = -1
@@ -181,7 +183,9 @@ def run(
     while head[at.N_RUNNING] + head[at.N_WAITING] > 0 and (awaited or not alone):
         if shared is None:
             # A phase of many steps would not tell when its next token came.
-            if jumping and not (awaited and req[candidate, at.COMPUTED] > 0):
+            limited = head[at.MAX_LORAS] > 0 and head[at.N_WAITING] > 0
+            let_in = limited and may_let_in(head, req, queues)
+            if jumping and not let_in and not (awaited and req[candidate, at.COMPUTED] > 0):
                 if head[at.ASYNC]:
                     steps, now_s, lowest, gone, rows = decode_async(
                         head,
@@ -195,6 +199,7 @@ def run(
                         headroom,
                         rows,
                         ended,
+                        limited,
                     )
                 else:
                     steps, now_s, lowest, gone, rows = decode_sync(
@@ -209,6 +214,7 @@ def run(
                         headroom,
                         rows,
                         ended,
+                        limited,
                     )
                 if steps > 0:
                     if candidate < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from engine_adapters.vllm.account import Account, Arrival, Output, Step, Truth
@@ -71,6 +72,16 @@ def test_a_prompt_then_decoding_and_the_features_of_each_batch() -> None:
     assert second.batch == StepBatch(0, 0.0, 0, 1, 11)
     assert pair.snapshot().running[0].output_tokens == 2
     assert pair.snapshot().running[0].computed_tokens == 11
+
+
+def test_one_is_admitted_past_others_and_names_its_lora_adapter() -> None:
+    pair = Pair()
+    names = ("a", "b", "c")
+    events: list[Arrival | str] = [msgspec.structs.replace(arrival(i), adapter=f"adapter-{i}") for i in names]
+    first = pair.apply(step({"a": 10, "c": 10}, {"a": 1, "c": 1}, events=events))
+    assert [r.adapter for r in first.arrived] == ["adapter-a", "adapter-b", "adapter-c"]
+    shown = pair.snapshot()
+    assert [r.adapter for r in (*shown.running, *shown.waiting)] == ["adapter-a", "adapter-c", "adapter-b"]
 
 
 def test_a_step_in_flight_for_a_request_that_has_ended_names_it_no_more_but_counts_its_work() -> None:

@@ -89,7 +89,6 @@ def test_a_plain_engine_is_inside_the_rules_whatever_its_release_lacks() -> None
         ({"watermark": 0.05}, "watermark"),
         ({"enable_chunked_prefill": False}, "enable_chunked_prefill"),
         ({"scheduler_reserve_full_isl": False}, "scheduler_reserve_full_isl"),
-        ({"long_prefill_token_threshold": 64, "long_prefill_token_threshold_adaptive": True}, "long_prefill"),
         ({"runner_type": "pooling"}, "pooling"),
         ({"prefill_schedule_interval": 4, "parallel": {"data_parallel_size": 2}}, "prefill_schedule_interval"),
         ({"parallel": {"pipeline_parallel_size": 2}}, "pipeline"),
@@ -114,11 +113,28 @@ def test_settings_without_effect_are_not_held_against_it(limits: dict[str, Any])
     assert notes(scheduler(**limits)) == ()
 
 
-@pytest.mark.parametrize("part", ["speculative_config", "lora_config", "kv_transfer_config"])
+@pytest.mark.parametrize("part", ["speculative_config", "kv_transfer_config"])
 def test_parts_that_change_the_schedule_are_named(part: str) -> None:
     odd = scheduler()
     setattr(odd.vllm_config, part, object())
     assert len(notes(odd)) == 1
+
+
+def test_places_for_lora_adapters_are_a_limit_and_no_rule_outside() -> None:
+    of = scheduler()
+    assert describe.config_of(of, prefix_cache_traced=False).max_loras == 0
+    of.vllm_config.lora_config = SimpleNamespace(max_loras=4)
+    config = describe.config_of(of, prefix_cache_traced=False)
+    assert (config.max_loras, config.outside_rules) == (4, ())
+
+
+def test_an_adaptive_prefill_threshold_is_outside_the_rules_only_where_budgets_differ() -> None:
+    of = scheduler(long_prefill_token_threshold=64, long_prefill_token_threshold_adaptive=True)
+    config = describe.config_of(of, prefix_cache_traced=False)
+    assert (config.long_prefill_adaptive, config.outside_rules) == (True, ())
+    of.max_num_scheduled_tokens = 256
+    (note,) = notes(of)
+    assert "long_prefill" in note
 
 
 def test_one_group_of_sliding_windows_is_named_also_within_layers_of_one_size() -> None:

@@ -255,6 +255,18 @@ def test_a_changed_belief_is_seen() -> None:
         assert asking.forecast([candidate(5, 1)])[0].e2e_s == same(tokens - 1 + 1.0)
 
 
+@pytest.mark.parametrize(("model", "waits_s"), [("n", 0.0), ("a", 0.0), ("b", 5.0)])
+def test_who_asks_for_one_adapter_too_many_waits_for_a_place(model: str, waits_s: float) -> None:
+    """`n` is the engine's own name, `a` in use."""
+    config = msgspec.structs.replace(SMALL, model="n", max_loras=1)
+    busy = SimNode("n", config, SECOND)
+    busy.add(msgspec.structs.replace(request("x", 2, 5), adapter="a"), 0.0)
+    question = what_if(config)
+    question.rebase_node(busy, {"x": known(5)}, 0.0)
+    asked = msgspec.structs.replace(candidate(2, 3), model=model)
+    assert question.forecast([asked])[0].ttft_s.mean == waits_s + 1.0
+
+
 def test_what_is_missing_or_impossible_is_refused() -> None:
     simulated = node()
     simulated.add(request("a", 5, 3), 0.0)

@@ -23,6 +23,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "astrolabe")
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "tests" / "unit"
+RERUN_LINES = 25
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -41,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if ROOT / "tests" / "vllm" in item.path.parents or item.get_closest_marker("e2e"):
             item.add_marker(pytest.mark.flaky(reruns=3))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What made a test be tried again is told, whatever came of it."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.write_sep("-", f"tried again: {report.nodeid}")
+        terminalreporter.write_line("\n".join(report.longreprtext.splitlines()[-RERUN_LINES:]))
 
 
 @pytest.fixture(autouse=True)

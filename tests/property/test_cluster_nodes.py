@@ -80,8 +80,9 @@ class SimulatedHost:
                 self.enabled.add(unit)
             case ["reload", unit]:
                 assert unit in self.running
-            case ["stop", unit]:
-                self._stop(unit)
+            case ["stop", *_]:
+                for unit in step.script.removeprefix("systemctl stop ").split():
+                    self._stop(unit)
             case ["without", unit]:
                 self._stop(unit)
                 self.enabled.discard(unit)

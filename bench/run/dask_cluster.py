@@ -116,7 +116,8 @@ class ClusterWorkers:
         return future
 
     def cancel_waiting(self, futures: Sequence[Future[Done]]) -> list[Future[Done]]:
-        stacks = self._client.call_stack(keys=list(self._keys.values())) or {}
+        # Of all that runs there: asked for a run that it does not know yet, or any more, the scheduler fails.
+        stacks = self._client.call_stack() or {}
         running = {key for worker in stacks.values() for key in worker}
         left = [future for future in futures if self._keys.get(future) in running or future.done()]
         for future in futures:

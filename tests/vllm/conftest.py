@@ -45,10 +45,11 @@ def before(
     folder: Path,
     *,
     tokenizer: str = "bytes",
-    per_node: Sequence[Mapping[str, Any]] = ({}, {}),
+    per_node: Sequence[Mapping[str, Any]] = (),
     gateway: Mapping[str, Any] | None = None,
 ) -> Iterator[LocalCluster]:
     """A gateway before servers that run, each with a daemon. `per_node`, `gateway`: further options of theirs."""
+    options = per_node or [{}] * len(two)
     node = {"engine": "vllm", "tokenizer": tokenizer, "engine_wait_s": 120}
     cluster = LocalCluster(
         ClusterSpec(
@@ -56,7 +57,7 @@ def before(
             gateway_port=0,
             first_node_port=0,
             predictor=node,
-            per_node=tuple({"engine_url": server.url, **own} for server, own in zip(two, per_node, strict=True)),
+            per_node=tuple({"engine_url": server.url, **own} for server, own in zip(two, options, strict=True)),
             gateway={
                 "tokenizer": tokenizer,
                 "reconnect_max_s": 0.3,

@@ -125,7 +125,7 @@ protos: $(VENV)/.dev ## make the stubs anew from protos/v1/*.proto
 bench: $(VENV)/.dev ## micro-benchmarks with machine, command and seed
 	$(BIN)/python -m bench.micro
 
-experiments: $(VENV)/.demo ## figures and tables of the reference systems, and the README's headline tables (about an hour on 2 cores)
+experiments: $(VENV)/.demo ## figures and tables of the reference systems, and the README's headline tables
 	$(BIN)/astrolabe bench experiment all
 	$(BIN)/astrolabe bench experiment fleets
 	$(BIN)/astrolabe bench experiment headline

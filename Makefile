@@ -98,7 +98,7 @@ test-envoy: $(VENV)/.dev ## the endpoint picker behind a real Envoy (its package
 test-oracle: $(VLLM)/.ready ## our scheduling rules against vLLM's own scheduler, every step of 1,000 random workloads
 	ASTROLABE_ORACLE_WORKLOADS=$(ORACLE_WORKLOADS) $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py
 
-chaos: $(VENV)/.dev ## faults: hundreds of seeds in virtual time, several on real processes (about 9 minutes on 2 cores)
+chaos: $(VENV)/.dev ## faults: hundreds of seeds in virtual time, several on real processes
 	ASTROLABE_CHAOS_SEEDS=300 ASTROLABE_CHAOS_LIVE_SEEDS=3 $(BIN)/python -m pytest -q --durations 5 tests/chaos
 
 test-cluster: $(VENV)/.dev ## install, upgrade, break and remove a fleet on three real hosts (systemd, sshd) made for it; root, 10 to 30 minutes on 2 cores
@@ -125,7 +125,7 @@ protos: $(VENV)/.dev ## make the stubs anew from protos/v1/*.proto
 bench: $(VENV)/.dev ## micro-benchmarks with machine, command and seed
 	$(BIN)/python -m bench.micro
 
-experiments: $(VENV)/.demo ## figures and tables of the reference systems, and the README's headline tables (about an hour on 2 cores)
+experiments: $(VENV)/.demo ## figures and tables of the reference systems, and the README's headline tables
 	$(BIN)/astrolabe bench experiment all
 	$(BIN)/astrolabe bench experiment fleets
 	$(BIN)/astrolabe bench experiment headline

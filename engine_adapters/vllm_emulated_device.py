@@ -64,13 +64,23 @@ class DeviceRequest:
 
     __slots__ = ("answer", "eos", "logprobs", "natural", "produced", "prompt_tokens")
 
-    def __init__(self, prompt: list[int], *, text_ids: range, eos: int | None, logprobs: int | None = None) -> None:
+    def __init__(
+        self,
+        prompt: list[int],
+        *,
+        text_ids: range,
+        eos: int | None,
+        wanted_tokens: int = 0,
+        logprobs: int | None = None,
+    ) -> None:
+        """`wanted_tokens` as in `natural_length`."""
         self.prompt_tokens = len(prompt)
         self.answer = Answer(prompt, text_ids)
         self.eos = eos
         self.logprobs = logprobs
         """How many likeliest tokens are to be told with each; None: none."""
-        self.natural = natural_length(prompt, text_ids) if eos is not None else 0
+        ends = eos is not None
+        self.natural = natural_length(prompt, text_ids, wanted_tokens=wanted_tokens) if ends else 0
         self.produced = 0
 
     @property
@@ -193,8 +203,10 @@ class EmulatedDevice(Executor):
         parameters = new.sampling_params
         ends = parameters is not None and not parameters.ignore_eos
         eos = self.model_config.hf_config.eos_token_id if ends else None
+        wanted = (getattr(parameters, "extra_args", None) or {}).get("emulated_output_tokens", 0)
         logprobs = None if parameters is None else parameters.logprobs
-        return DeviceRequest(list(new.prompt_token_ids or []), text_ids=self._text_ids, eos=eos, logprobs=logprobs)
+        prompt = list(new.prompt_token_ids or [])
+        return DeviceRequest(prompt, text_ids=self._text_ids, eos=eos, wanted_tokens=int(wanted), logprobs=logprobs)
 
     # --- what vLLM asks of an executor besides steps ------------------------------------------------------------------
 

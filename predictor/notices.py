@@ -6,7 +6,7 @@ import structlog
 
 from predictor.core.calibration import Calibration
 from predictor.core.step_learning import Learned
-from simcore.proved import PROVED_VLLM_VERSION
+from simcore.proved import PROVED_VLLM
 from simcore.types import EngineConfig
 
 log = structlog.get_logger("predictor")
@@ -16,7 +16,7 @@ def log_rules(config: EngineConfig) -> None:
     """Whether forecasts follow the engine's own rules or only come near."""
     if config.outside_rules:
         why = "; ".join(config.outside_rules)
-        log.warning("forecasts for this engine are approximate", why=why, proved_vllm=PROVED_VLLM_VERSION)
+        log.warning("forecasts for this engine are approximate", why=why, proved_vllm=PROVED_VLLM)
 
 
 def log_learned(learned: Learned, profile: str) -> None:

@@ -1,15 +1,17 @@
-"""The engine's scheduler, plainly: one step at a time under the rules of vLLM 0.32's `Scheduler` and `AsyncScheduler`.
+"""The engine's scheduler, plainly: one step at a time under the rules of vLLM 0.33's `Scheduler` and `AsyncScheduler`.
 
 The compiled engine must be equal to this, step by step; this must be equal to vLLM, step by step. What the rules are:
 
 1. Running requests, in order, get min(tokens missing, long-prefill limit, budget left) tokens. If their blocks do not
    fit, the last running request (under priority: the largest (priority, arrival)) is preempted: it loses its blocks,
-   starts from zero and goes to the front of the waiting queue; a request that preempts itself ends the loop. The limit
-   holds while there is more than one request; an adaptive one is at least an even share of the budget among all.
+   starts from zero and goes to the front of the waiting queue; a request that preempts itself ends the loop (under
+   priority it does so before 0.33 only: the next may fit). The limit holds while there is more than one request; an
+   adaptive one is at least an even share of the budget among all.
 2. If nobody was preempted, waiting requests are admitted in order while budget, `max_num_seqs` and blocks last. One is
    admitted only if *all* tokens it has now (prompt and what it had produced) fit the free blocks, not just its chunk.
    Full blocks that still hold its tokens are reused: those of prompts that begin alike, and what preemption left.
-   One whose LoRA adapter would be one more than `max_loras` in this batch is passed over and keeps its place.
+   One whose LoRA adapter would be one more than `max_loras` among those that run (before 0.33: in this batch) is passed
+   over and keeps its place.
 3. A request whose tokens are all computed produces one token at the end of the step; the last one frees it.
 
 Asynchronous scheduling (`EngineCore.step_with_batch_queue`) plans the next step when a step begins, before the tokens
@@ -24,6 +26,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from simcore.proved import has_rules_of_0_33
 from simcore.reference_kv import BlockKey, ReferenceBlocks
 from simcore.trace import Scheduled, StepBatch
 from simcore.types import EngineConfig
@@ -103,6 +106,7 @@ class ReferenceScheduler:
         self.waiting: list[ReferenceRequest] = []
         self.preemptions_total = 0
         self._by_priority = config.scheduling_policy == "priority"
+        self._rules_of_0_33 = has_rules_of_0_33(config.engine_version)
         self._in_flight: ReferencePlan | None = None
 
     def add(self, request: ReferenceRequest) -> None:
@@ -185,6 +189,8 @@ class ReferenceScheduler:
                     fits = False
                     break
             if not fits:
+                if self._by_priority and self._rules_of_0_33:
+                    continue
                 break
             granted[request.request_id] = (request, n, 0)
             budget -= n
@@ -195,7 +201,8 @@ class ReferenceScheduler:
 
     def _admit(self, granted: dict[str, tuple[ReferenceRequest, int, int]], budget: int, limit: int) -> None:
         size = self.config.block_size_tokens
-        adapters = {r.adapter for r, _, _ in granted.values() if r.adapter}
+        using = self.running if self._rules_of_0_33 else [r for r, _, _ in granted.values()]
+        adapters = {r.adapter for r in using if r.adapter}
         passed_over = 0
         while passed_over < len(self.waiting) and budget > 0 and len(self.running) < self.config.max_num_seqs:
             request = self.waiting[passed_over]

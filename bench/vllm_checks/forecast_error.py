@@ -2,8 +2,9 @@
 
     python -m bench.vllm_checks.forecast_error --python .venv-vllm/bin/python
 
-Starts the servers, a daemon beside each and a gateway; sends ShareGPT requests with known lengths at shares of the
-cluster's capacity; asks the gateway afterwards what was forecast for each request at its dispatch and what came of it.
+Starts the servers, a daemon beside each and a gateway; sends ShareGPT requests at shares of the cluster's capacity;
+asks the gateway afterwards what was forecast for each request at its dispatch and what came of it. Lengths are known,
+or believed as the shipped length model believes them of each prompt's text (`predicted`), or not told at all (`none`).
 Capacity is what the simulated cluster completes per second when all requests wait from the start. Policies that place
 without forecasts have none to compare; the JSON file has every request's.
 """
@@ -30,11 +31,14 @@ from bench.measure.results import forecast_pair, spread
 from bench.run.spec import RunSpec
 from bench.simcluster import SimCluster
 from bench.vllm_checks.server import Server, emulated_server
-from bench.workload.item import WorkloadItem
+from bench.workload.item import LENGTH_KNOWLEDGE, LengthKnowledge, WorkloadItem
 from deploy.local_cluster import ClusterSpec, LocalCluster
 from engine_adapters.vllm.address import address_for_url
 from engine_adapters.vllm.probe import TraceProbe
 from gateway.core.router import RouterConfig
+from length_model.core.query import make_query
+from length_model.models import load_model
+from length_model.tagging import tags
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from simcore.cost.shipped import load_shipped
 from simcore.cost.step_time import StepTimeModel
@@ -42,6 +46,17 @@ from simcore.trace import TraceDelta
 
 POLICIES = ("llumnix_freeness", "min_new_request_latency", "min_total_latency")
 """The best of those without forecasts, and two that place by them."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One run to make."""
+
+    policy: str
+    load: float
+    """Share of the capacity."""
+    rate_per_s: float
+    items: Sequence[WorkloadItem]
+    lengths: LengthKnowledge = "known"
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +72,7 @@ class PolicyErrors(msgspec.Struct, frozen=True, kw_only=True):
 
     world: str
     policy: str
+    lengths: LengthKnowledge
     load: float
     rate_per_s: float
     requests: int
@@ -81,14 +97,7 @@ class PolicyErrors(msgspec.Struct, frozen=True, kw_only=True):
     """Request by request."""
 
 
-def row_of(
-    world: str,
-    policy: str,
-    load: float,
-    rate: float,
-    times: Sequence[tuple[float, float]],
-    placements: Sequence[Placement],
-) -> PolicyErrors:
+def row_of(world: str, job: Job, times: Sequence[tuple[float, float]], placements: Sequence[Placement]) -> PolicyErrors:
     """`times` are (TTFT, E2E) of all requests."""
     ttft, e2e = spread(t for t, _ in times), spread(e for _, e in times)
     assert ttft is not None, "some requests were answered"
@@ -104,9 +113,10 @@ def row_of(
                 found["e2e_bias"], found["e2e_under_p90"] = errors.bias, errors.under_p90
     return PolicyErrors(
         world=world,
-        policy=policy,
-        load=load,
-        rate_per_s=rate,
+        policy=job.policy,
+        lengths=job.lengths,
+        load=job.load,
+        rate_per_s=job.rate_per_s,
         requests=len(times),
         forecasts=len(placements),
         mean_ttft_s=ttft.mean,
@@ -117,22 +127,20 @@ def row_of(
     )
 
 
-def simulated(
-    base: RunSpec, items: Sequence[WorkloadItem], policy: str, load: float, rate: float, *, sync: bool = False
-) -> PolicyErrors:
+def simulated(base: RunSpec, job: Job, *, sync: bool = False) -> PolicyErrors:
     """The same requests on the simulated cluster, whose engines plan ahead as the live ones do unless `sync`."""
     specs = [
         msgspec.structs.replace(s, config=msgspec.structs.replace(s.config, async_scheduling=not sync))
         for s in base.node_specs()
     ]
-    results = SimCluster(specs, RouterConfig(policy=policy, seed=0)).run(items).results
+    results = SimCluster(specs, RouterConfig(policy=job.policy, seed=0), lengths=job.lengths).run(job.items).results
     placements = [
         Placement(request_id=r.request_id, ttft=pair[0], e2e=pair[1])
         for r in results
         if (pair := forecast_pair(r)) is not None
     ]
     times = [(r.ttft_s, r.e2e_s) for r in results if r.ttft_s is not None and r.e2e_s is not None]
-    return row_of("simulated", policy, load, rate, times, placements)
+    return row_of("simulated", job, times, placements)
 
 
 def capacity(base: RunSpec, items: Sequence[WorkloadItem]) -> float:
@@ -158,15 +166,14 @@ class Steps:
 
 
 async def live(
-    address: str, servers: Sequence[Server], step_time: StepTimeModel, plan: ReplayPlan, job: tuple[str, float, float]
+    address: str, servers: Sequence[Server], step_time: StepTimeModel, plan: ReplayPlan, job: Job
 ) -> PolicyErrors:
     """The same requests on the live cluster."""
-    policy, load, rate = job
     run_id = plan.run_id
     steps = [Steps(server, step_time) for server in servers]
     following = [asyncio.create_task(s.follow()) for s in steps]
     async with connected(address) as session:
-        done = await session.run(plan, policy=policy)
+        done = await session.run(plan, policy=job.policy)
         for task in following:
             task.cancel()
         placements: list[Placement] = []
@@ -191,7 +198,7 @@ async def live(
                         e2e=ForecastOutcome(forecast.e2e_s.p50, forecast.e2e_s.p90, actual.e2e_s - began),
                     )
                 )
-    row = row_of("live vLLM", policy, load, rate, times, placements)
+    row = row_of("live vLLM", job, times, placements)
     return msgspec.structs.replace(row, step_ratio=sum(s.taken_s for s in steps) / sum(s.modelled_s for s in steps))
 
 
@@ -214,9 +221,9 @@ def servers_of(
 def table(rows: Sequence[PolicyErrors]) -> str:
     """Markdown."""
     lines = [
-        "| world | policy | load | TTFT mean / P99 s | E2E mean s | TTFT error P50 / P90 | TTFT gap ms "
+        "| world | policy | lengths | load | TTFT mean / P99 s | E2E mean s | TTFT error P50 / P90 | TTFT gap ms "
         "| E2E error P50 / P90 | bias | under p90 | step ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
     def share(value: float | None) -> str:
@@ -226,6 +233,7 @@ def table(rows: Sequence[PolicyErrors]) -> str:
         cells = [
             r.world,
             r.policy,
+            r.lengths,
             f"{100 * r.load:.0f} % ({r.rate_per_s:.2f}/s)",
             f"{r.mean_ttft_s:.2f} / {r.p99_ttft_s:.2f}",
             f"{r.mean_e2e_s:.2f}",
@@ -246,6 +254,9 @@ def table(rows: Sequence[PolicyErrors]) -> str:
 @click.option("--requests", default=300, show_default=True)
 @click.option("--load", "loads", multiple=True, type=float, default=(0.5, 0.8, 0.95), show_default=True)
 @click.option("--policy", "policies", multiple=True, default=POLICIES, show_default=True)
+@click.option(
+    "--lengths", "knowledge", multiple=True, type=click.Choice(LENGTH_KNOWLEDGE), default=("known",), show_default=True
+)
 @click.option("--engine", type=click.Choice(["vllm", "openai_metrics"]), default="vllm", help="What daemons know by.")
 @click.option("--noise", default=0.0, show_default=True, help="Spread of the device's steps.")
 @click.option("--time-scale", default=1.0, show_default=True, help="Below 1: slower devices, for a busy machine.")
@@ -258,6 +269,7 @@ def main(
     requests: int,
     loads: Sequence[float],
     policies: Sequence[str],
+    knowledge: Sequence[LengthKnowledge],
     engine: str,
     noise: float,
     time_scale: float,
@@ -272,37 +284,46 @@ def main(
     limit = capacity(base, with_ids_only(source, 1.0, requests))
     click.echo(f"capacity of {nodes} simulated nodes: {limit:.2f} requests/s", err=True)
     rows: list[PolicyErrors] = []
-    jobs = [(p, load, with_ids_only(source, load * limit, requests)) for p in policies for load in loads]
-    for policy, load, items in jobs:
-        rows.append(simulated(base, items, policy, load, load * limit, sync=sync))
+    jobs = [
+        Job(policy=p, load=load, rate_per_s=load * limit, lengths=lengths, items=items)
+        for lengths in knowledge
+        for p in policies
+        for load in loads
+        for items in [with_ids_only(source, load * limit, requests, predicted=lengths == "predicted")]
+    ]
+    for job in jobs:
+        rows.append(simulated(base, job, sync=sync))
         click.echo(table(rows[-1:]).splitlines()[-1], err=True)
     if not only_simulate:
         extra = ["--no-async-scheduling"] if sync else []
         options: dict[str, Any] = {"extra": extra, "noise": noise, "time_scale": time_scale}
-        rows += live_rows(python, base, jobs, limit, engine=engine, **options)
+        rows += live_rows(python, base, jobs, engine=engine, **options)
     click.echo(table(rows))
     if output is not None:
         output.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2))
 
 
-def with_ids_only(source: WorkloadSource, rate: float, requests: int) -> list[WorkloadItem]:
-    """Prompts as made-up token ids of the right number: the emulated servers have no vocabulary for texts."""
+def with_ids_only(source: WorkloadSource, rate: float, requests: int, *, predicted: bool = False) -> list[WorkloadItem]:
+    """Prompts as made-up token ids of the right number: the emulated servers have no vocabulary for texts. With
+    `predicted` each has what the shipped length model believes of its text."""
     items = source.workload(rate_per_s=rate, seed=0)[:requests]
-    return [msgspec.structs.replace(item, prompt="") for item in items]
+    if not predicted:
+        return [msgspec.structs.replace(item, prompt="") for item in items]
+    believed = tags(load_model("hashed"), [make_query(item.prompt) for item in items], "median", belief=True)
+    return [msgspec.structs.replace(item, prompt="", **tag) for item, tag in zip(items, believed, strict=True)]
 
 
 def live_rows(
     python: str,
     base: RunSpec,
-    jobs: Sequence[tuple[str, float, Sequence[WorkloadItem]]],
-    limit: float,
+    jobs: Sequence[Job],
     *,
     engine: str = "vllm",
     noise: float = 0.0,
     extra: Sequence[str] = (),
     time_scale: float = 1.0,
 ) -> list[PolicyErrors]:
-    """Starts servers, daemons and a gateway, and runs each job: (policy, load, what to send)."""
+    """Starts servers, daemons and a gateway, and runs each job."""
     folder = Path(tempfile.mkdtemp(prefix="astrolabe-forecasts-"))
     click.echo(f"logs: {folder}", err=True)
     rows: list[PolicyErrors] = []
@@ -328,13 +349,19 @@ def live_rows(
             first_node_port=0,
             predictor=known,
             per_node=per_node,
-            gateway={"tokenizer": "bytes"},
+            # Made-up ids say nothing to a length model: who is told nothing believes the prior.
+            gateway={"tokenizer": "bytes", "lengths": "none"},
         )
-        for policy, load, items in jobs:
+        for job in jobs:
             # New daemons each time, as the simulation has them: what one load has taught them is not true of the next.
             with LocalCluster(spec, folder) as cluster:
-                plan = ReplayPlan(items=items, run_id=f"{policy}-{load:g}", time_scale=time_scale, timeout_s=900.0)
-                job = (policy, load, load * limit)
+                plan = ReplayPlan(
+                    items=job.items,
+                    run_id=f"{job.policy}-{job.lengths}-{job.load:g}",
+                    lengths=job.lengths,
+                    time_scale=time_scale,
+                    timeout_s=900.0,
+                )
                 rows.append(asyncio.run(live(cluster.address, servers, step_time, plan, job)))
             click.echo(table(rows[-1:]).splitlines()[-1], err=True)
             click.echo(json.dumps({"load_average": os.getloadavg()}), err=True)

@@ -88,7 +88,11 @@ class VllmEngine:
         self._traced = hello.config
         self._config = config = renamed(hello.config, served_names(self._client.models, self._wanted_model))
         self.capabilities = Capabilities(
-            per_request_trace=True, exact_rules=not config.outside_rules, logprobs=True, forwards=True
+            per_request_trace=True,
+            exact_rules=not config.outside_rules,
+            settable_length=hello.settable_length,
+            logprobs=True,
+            forwards=True,
         )
         self._client.limit(config)
         log.info("engine found", url=self._client.url, trace=str(self._probe.address), version=config.engine_version)

@@ -186,6 +186,8 @@ class VllmClient:
             # A queue in order of arrival refuses a priority instead of not minding it.
             "priority": request.priority if config.scheduling_policy == "priority" and request.priority else None,
         }
+        if request.emulated_output_tokens:
+            options["vllm_xargs"] = {"emulated_output_tokens": request.emulated_output_tokens}
         if request.kv_source and not is_api_server(request.kv_source):
             options["kv_transfer_params"] = side_channel(request)
         options |= self._as_text(request) if self._text_prompts else {"prompt": prompt}

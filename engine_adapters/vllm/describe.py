@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from simcore.proved import outside_proved
+from simcore.proved import has_rules_of_0_33, outside_proved
 from simcore.types import EngineConfig
 
 # Kinds of KV cache whose blocks are kept as the rules say: vLLM's FullAttentionManager, and nothing else, keeps them.
@@ -26,6 +26,12 @@ def keeps_no_kv(scheduler: Any) -> bool:
     """Whether its model has no KV cache at all, as encoders: all room that a request needs is its seat."""
     groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", None)
     return groups is not None and len(groups) == 0
+
+
+def computes_nothing(scheduler: Any) -> bool:
+    """Whether its device is the emulated one (`vllm_emulated_device`)."""
+    backend = getattr(scheduler.vllm_config.parallel_config, "distributed_executor_backend", None)
+    return getattr(backend, "__name__", str(backend)).rpartition(".")[2] == "EmulatedDevice"
 
 
 def vllm_version() -> str:
@@ -97,7 +103,8 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
     adaptive = getattr(limits, "long_prefill_token_threshold_adaptive", False)
     planned = getattr(scheduler, "max_num_scheduled_tokens", limits.max_num_batched_tokens)
     whole_prompts = getattr(limits, "scheduler_reserve_full_isl", True)
-    interval = getattr(limits, "prefill_schedule_interval", 1) if parallel.data_parallel_size > 1 else 1
+    minds_interval = parallel.data_parallel_size > 1 or has_rules_of_0_33(vllm_version())
+    interval = getattr(limits, "prefill_schedule_interval", 1) if minds_interval else 1
     encoder_tokens = getattr(scheduler, "max_num_encoder_input_tokens", 0)
     context_ranks = [getattr(parallel, f"{kind}_context_parallel_size", 1) for kind in ("decode", "prefill")]
     groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", ())

@@ -46,6 +46,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     schema: int
     config: EngineConfig
     pid: int
+    settable_length: bool = False
+    """Whether its answers end where a request says (`emulated_output_tokens`): an emulated device's do."""
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):

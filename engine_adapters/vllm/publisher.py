@@ -109,11 +109,18 @@ class Publisher:
     """Serves one engine's trace to its readers; the recorder's Sink."""
 
     def __init__(
-        self, *, config: EngineConfig, address: TraceAddress, hash_of: Callable[[Any], Any] = lambda key: key
+        self,
+        *,
+        config: EngineConfig,
+        address: TraceAddress,
+        settable_length: bool = False,
+        hash_of: Callable[[Any], Any] = lambda key: key,
     ) -> None:
-        """`hash_of` gives the hash in the key of a cached block (`cache_watch.events`)."""
+        """`settable_length` as in `Hello`; `hash_of` gives the hash in the key of a cached block
+        (`cache_watch.events`)."""
         self.wants_truth = False
         self._config = config
+        self._settable_length = settable_length
         self._address = address
         self._queue: queue.SimpleQueue[RawStep | Truth | _Reader | None] = queue.SimpleQueue()
         self._account = Account(by_priority=config.scheduling_policy == "priority", free_blocks=config.num_blocks)
@@ -243,7 +250,7 @@ class Publisher:
             reader.send(frame(Refused(reason)))
             reader.close()
             return
-        reader.send(frame(Hello(SCHEMA, self._config, os.getpid())))
+        reader.send(frame(Hello(SCHEMA, self._config, os.getpid(), self._settable_length)))
         reader.send(frame(self._account.snapshot(time.monotonic() if not len(self._account) else None)))
         if self._config.prefix_cache_traced:
             reader.send(frame(self._cache_frame(self._cache.all(), (), cleared=True)))

@@ -18,7 +18,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from engine_adapters.vllm.address import address_for_engine, listen
 from engine_adapters.vllm.cache_watch import can_watch, watch
-from engine_adapters.vllm.describe import config_of, keeps_no_kv, missing_parts
+from engine_adapters.vllm.describe import computes_nothing, config_of, keeps_no_kv, missing_parts
 from engine_adapters.vllm.publisher import Publisher
 from engine_adapters.vllm.recorder import StepRecorder
 
@@ -75,7 +75,9 @@ def traced(base: type) -> type:
             watched = self._astrolabe_watches_cache()
             config = config_of(self, prefix_cache_traced=watched or self._astrolabe_cache_events())
             server = listen(address)
-            publisher = Publisher(config=config, address=address, hash_of=get_block_hash)
+            publisher = Publisher(
+                config=config, address=address, settable_length=computes_nothing(self), hash_of=get_block_hash
+            )
             publisher.start(server)
             self._astrolabe_publisher = publisher
             free = (lambda: config.num_blocks) if keeps_no_kv(self) else None

@@ -16,7 +16,7 @@ from gateway.pump import Pump
 from protos.runtime.tls import channel_credentials
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1 import astrolabe_predict_pb2 as predict_pb
-from simcore.proved import PROVED_VLLM_VERSION
+from simcore.proved import PROVED_VLLM
 from simcore.types import EngineConfig
 
 
@@ -264,7 +264,7 @@ class NodeRegistry:
                 for link in self.links.values()
             ],
             policy=self._pump.router.policy_name,
-            proved_vllm_version=PROVED_VLLM_VERSION,
+            proved_vllm_version=PROVED_VLLM,
             held=holding.held,
             predicted_wait_s=holding.predicted_wait_s,
         )

@@ -35,11 +35,11 @@ def is_kept_out(head: Ints, lists: Ints, n: int, slot: int) -> bool:
 
 @kernel
 def planned_adapters(head: Ints, req: Ints, lists: Ints) -> int:
-    """Fills row `ADAPTERS` with those of the running requests that have tokens in the step being planned."""
+    """Fills row `ADAPTERS` with those of the running requests: vLLM 0.32 of those with tokens in the step planned."""
     n = 0
     for i in range(head[at.N_RUNNING]):
         slot = lists[at.RUNNING, i]
-        if req[slot, at.GRANTED] > 0:
+        if req[slot, at.GRANTED] > 0 or head[at.RULES_OF_0_33]:
             n = add_adapter(lists, n, lists[at.ADAPTER_OF, slot])
     return n
 

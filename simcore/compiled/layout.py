@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from simcore.proved import has_rules_of_0_33
 from simcore.types import HEADROOM_HORIZONS_S, EngineConfig
 
 Ints = NDArray[np.int64]
@@ -69,7 +70,9 @@ N_BEFORE = 27
 """Running requests when it was made, less those that have gone: row `RUNNING_BEFORE`."""
 MAX_LORAS = 28
 """A limit: LoRA adapters in a batch; 0: none."""
-N_HEAD = 29
+RULES_OF_0_33 = 29
+"""1 where the rules of vLLM 0.33 hold, not those of 0.32 (`simcore.proved`)."""
+N_HEAD = 30
 
 # req columns; those that every step looks at stand together
 PROMPT = 0
@@ -270,6 +273,7 @@ def new_head(config: EngineConfig) -> Ints:
     head[FREE] = config.num_blocks
     head[ASYNC] = config.async_scheduling
     head[MAX_LORAS] = config.max_loras
+    head[RULES_OF_0_33] = has_rules_of_0_33(config.engine_version)
     return head
 
 

@@ -121,6 +121,8 @@ def _continue_running(
             alive, i, back, n_log = _make_room(head, req, lists, shared, log, n_log, i, computed + n)
             budget += back
             if not alive:
+                if head[at.BY_PRIORITY] and head[at.RULES_OF_0_33]:
+                    continue
                 break
         if naming:
             known = min(computed + n, req[slot, at.PROMPT] + req[slot, at.OUT])

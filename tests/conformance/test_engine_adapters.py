@@ -155,6 +155,23 @@ async def test_it_tells_how_likely_its_tokens_were(adapter: Pair) -> None:
     assert (await told("d", None))[1] == []
 
 
+async def test_an_answer_ends_where_it_was_told_to(adapter: Pair) -> None:
+    """Where it can be told, and also when it goes on elsewhere; a limit comes first."""
+    if not adapter[0].capabilities.settable_length:
+        pytest.skip("this engine ends its answers as it likes")
+
+    async def told(name: str, *, cut: Sequence[int] = (), max_tokens: int = 100) -> tuple[list[int], EngineOutput]:
+        request = ask(name, prompt=[*range(20), *cut], max_tokens=max_tokens, ignore_eos=False)
+        return await collect(adapter[0], msgspec.structs.replace(request, emulated_output_tokens=30))
+
+    whole, last = await told("a")
+    assert (len(whole), last.finish) == (30, "stop")
+    rest, last = await told("b", cut=whole[:10])
+    assert (rest, last.finish) == (whole[10:], "stop")
+    short, last = await told("c", max_tokens=12)
+    assert (short, last.finish) == (whole[:12], "length")
+
+
 async def test_tokens_depend_on_the_tokens_so_far_only(adapter: Pair) -> None:
     whole, _ = await collect(adapter[0], ask("a", max_tokens=40))
     again, _ = await collect(adapter[0], ask("b", max_tokens=40))

@@ -24,6 +24,7 @@ def configs(draw: st.DrawFn) -> EngineConfig:
         scheduling_policy=draw(st.sampled_from(("fcfs", "fcfs", "priority"))),
         async_scheduling=draw(st.booleans()),
         max_loras=draw(st.sampled_from((0, 0, 1, 2))),
+        engine_version=draw(st.sampled_from(("", "0.32.0"))),
     )
 
 

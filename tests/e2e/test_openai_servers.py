@@ -30,7 +30,7 @@ from predictor.core.estimator import NoForecast
 from predictor.node import NodeRuntime
 from protos.runtime.secret import Secret, checked_secret
 from simcore.cost.shipped import load_shipped
-from simcore.proved import PROVED_VLLM_VERSION
+from simcore.proved import PROVED_VLLM_VERSIONS
 from simcore.trace import TraceSnapshot
 from simcore.types import Candidate, EngineConfig, Forecast
 from tests.e2e.in_process import until
@@ -275,7 +275,7 @@ async def test_all_names_are_served_and_the_one_asked_for_is_passed_on(server: S
 def trace(tmp_path: Path) -> Iterator[str]:
     """Address of the trace of an engine that calls itself `small`."""
     address = TraceAddress(path=str(tmp_path / "folder" / "t.sock"))
-    config = msgspec.structs.replace(LIMITS, model="small", engine="vllm", engine_version=PROVED_VLLM_VERSION)
+    config = msgspec.structs.replace(LIMITS, model="small", engine="vllm", engine_version=PROVED_VLLM_VERSIONS[0])
     publisher = Publisher(config=config, address=address)
     publisher.start(listen(address))
     yield str(address)

@@ -8,7 +8,7 @@ import pytest
 from bench.data.datasets import DatasetSpec
 from bench.data.source import WorkloadSpec, load_source
 from bench.run.spec import RunSpec
-from bench.vllm_checks.forecast_error import POLICIES, capacity, live_rows, simulated, table, with_ids_only
+from bench.vllm_checks.forecast_error import POLICIES, Job, capacity, live_rows, simulated, table, with_ids_only
 from bench.workload.item import WorkloadItem
 from tests.vllm.conftest import REPORT
 
@@ -28,9 +28,10 @@ def test_300_requests_under_three_policies(vllm_python: str, request: pytest.Fix
         return [msgspec.structs.replace(i, output_tokens=min(i.output_tokens, LONGEST_ANSWER_TOKENS)) for i in items]
 
     limit = capacity(base, cut(1.0))
-    jobs = [(policy, LOAD, cut(LOAD * limit)) for policy in POLICIES]
-    foreseen = [simulated(base, items, policy, LOAD, LOAD * limit) for policy, _, items in jobs]
-    seen = live_rows(vllm_python, base, jobs, limit)
+    rate = LOAD * limit
+    jobs = [Job(policy=policy, load=LOAD, rate_per_s=rate, items=cut(rate)) for policy in POLICIES]
+    foreseen = [simulated(base, job) for job in jobs]
+    seen = live_rows(vllm_python, base, jobs)
     request.config.stash[REPORT] = table([*foreseen, *seen])
     assert [row.policy for row in seen] == list(POLICIES)
     for row in seen:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine_adapters.vllm import describe
-from simcore.proved import PROVED_VLLM_VERSION
+from simcore.proved import PROVED_VLLM_VERSIONS
 
 
 class FullAttentionSpec:
@@ -43,7 +43,7 @@ def scheduler(*, parallel: dict[str, Any] | None = None, **limits: Any) -> Simpl
 
 @pytest.fixture(autouse=True)
 def _proved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(describe, "vllm_version", lambda: f"{PROVED_VLLM_VERSION}.0")
+    monkeypatch.setattr(describe, "vllm_version", lambda: f"{PROVED_VLLM_VERSIONS[0]}.0")
 
 
 def notes(of: SimpleNamespace) -> tuple[str, ...]:

@@ -164,6 +164,8 @@ class _Session:
                     self._left[dispatched.request.request_id] = tokens
             for ask in frame.asks:
                 self._out.answers.add(ask_id=ask.ask_id, forecast=self._forecast(ask.candidate.request_id))
+            if frame.ping:
+                self._out.pong = frame.ping
             if frame.dispatches:
                 self._out.load.CopyFrom(self._load())
             self._has_news.set()

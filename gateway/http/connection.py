@@ -1,10 +1,10 @@
 """One HTTP/1.1 connection: requests in (keep-alive, pipelined, limited in size and time), one response at a time out.
 
 Parsing is llhttp's (the parser of Node.js) through `httptools`, with a plain `asyncio.Protocol` around it: no task a
-stream and no await a chunk. Serving the same stub answers takes 9 µs of CPU a streamed chunk and 19 µs a whole answer
-here; uvicorn[httptools] 12 and 36, granian 11 and 84, aiohttp 13 and 57 (two busy cores, `python -m bench.micro.front
---policy --servers uvicorn granian aiohttp --servers-python PYTHON`). It also limits heads, bodies, times and
-pipelining by itself.
+stream and no await a chunk. Serving the same stub answers takes 10 µs of CPU a streamed chunk and 25 µs a whole answer
+here; uvicorn[httptools] 14 and 58, granian 12 and 92, aiohttp 14 and 67 (two busy cores, `python -m bench.micro.front
+--servers uvicorn granian aiohttp --servers-python PYTHON`). It also limits heads, bodies, times and pipelining by
+itself.
 """
 
 from __future__ import annotations

@@ -399,7 +399,7 @@ class Gateway:
     def _finished(self, stream: ClientStream) -> None:
         if stream.call is None or not stream.call.is_aside:
             logs.request_finished(stream)
-            self.metrics.finished(stream, len(self.pump.streams))
+            self.metrics.finished(stream)
             if self.page is not None:
                 self.page.finished(stream)
             if self.spans is not None:

@@ -142,22 +142,25 @@ class Pump:
 
     def post(self, event: AnyEvent) -> None:
         """Feeds one event to the router and carries out what it wants."""
-        self._events.append(event)
         if self._busy:
+            self._events.append(event)
             return
         self._busy = True
         try:
+            self._take_in(event)
             while self._events:
-                event = self._events.popleft()
-                now_s = self._clock()
-                try:
-                    self._handle(event, now_s)
-                except Exception as defect:
-                    # One request's defect must not take the others' session or call down with it.
-                    self._on_defect(event, defect)
-                    self._end_after_defect(event, now_s)
+                self._take_in(self._events.popleft())
         finally:
             self._busy = False
+
+    def _take_in(self, event: AnyEvent) -> None:
+        now_s = self._clock()
+        try:
+            self._handle(event, now_s)
+        except Exception as defect:
+            # One request's defect must not take the others' session or call down with it.
+            self._on_defect(event, defect)
+            self._end_after_defect(event, now_s)
 
     def _handle(self, event: AnyEvent, now_s: float) -> None:
         actions = self.router.handle(event, now_s)

@@ -2,15 +2,16 @@
 
     python -m bench.micro.front
     python -m bench.micro.front --peer vllm-router=V/bin/vllm-router --peer sglang-router=S/bin/sglang-router \
-        --peer smg=G/bin/smg --peer nginx=/usr/sbin/nginx --peer envoy=E/bin/envoy
+        --peer smg=G/bin/smg --peer nginx=/usr/sbin/nginx --peer haproxy=/usr/sbin/haproxy --peer envoy=E/bin/envoy
     python -m bench.micro.front --policy --servers uvicorn granian aiohttp --servers-python F/bin/python
 
-All routers stand before the same stub engines (`bench.micro.stub_engine`), one after the other, on this machine, which
-the client shares with them. CPU is user + system time of the whole process tree of what stands in between, so it hardly
-depends on how busy the machine is; added latency is that of one-token requests through it less that of requests
-straight to the engine, sent in turns at an even rate. The prompt is bytes (`--tokenizer bytes`): tokenization is
-counted apart, with `--tokenizer qwen2`. Servers (`bench.micro.http_servers`) give the stub engine's answers themselves,
-and the row before them is our own HTTP server doing the same: what the choice of a server costs, without a gateway.
+All routers stand before the same stub engines (`bench.micro.stub_engine`) on this machine, which the client shares with
+them. They are measured one after the other, in `--rounds`; medians are told. CPU is user + system time of the whole
+process tree of what stands in between, so it hardly depends on how busy the machine is; added latency is that of
+one-token requests through it less that of requests straight to the engine, sent in turns at an even rate. The prompt is
+bytes (`--tokenizer bytes`): tokenization is counted apart, with `--tokenizer qwen2`. Servers
+(`bench.micro.http_servers`) give the stub engine's answers themselves, and the row before them is our own HTTP server
+doing the same: what the choice of a server costs, without a gateway.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -275,44 +277,50 @@ def show(name: str, figures: Figures) -> None:
     )
 
 
+def compared(
+    options: argparse.Namespace, engines: Sequence[tuple[str, str]], pids: Sequence[int], stack: contextlib.ExitStack
+) -> Iterator[Target]:
+    """Everything that is to be measured: started, and running until the stack is closed."""
+    last = psutil.Process(pids[-1])
+    yield Target("bare grpc.aio, a write per token", engines[-1][0], last, True)
+    if options.servers:
+        yield Target("our HTTP server, stub answers", engines[-1][1], last)
+    for name in options.servers:
+        yield stack.enter_context(http_server(name, options.servers_python, options.tick_ms))
+    for policy in options.policy:
+        for lengths in options.lengths:
+            child = stack.enter_context(gateway([e[0] for e in engines], policy, options.tokenizer, lengths))
+            root, name = psutil.Process(child.pid), f"{policy} lengths={lengths}"
+            for lane in options.lane:
+                yield Target(f"gateway HTTP {name}, {lane}", child.http_address, root, lane=lane)
+            if "tokens" in options.lane:
+                yield Target(f"gateway gRPC {name}", child.address, root, True)
+    for given in options.peer:
+        name, _, command = given.partition("=")
+        balancing, address, process = stack.enter_context(peer(name, command or name, [e[1] for e in engines]))
+        yield Target(f"{name} {balancing}", address, psutil.Process(process.pid))
+
+
 async def run(options: argparse.Namespace) -> None:
+    with contextlib.ExitStack() as stack:
+        engines, pids = stack.enter_context(stub_engines(options.tick_ms))
+        direct = Target("straight to the engine", engines[0][1], None)
+        targets = list(compared(options, engines, pids, stack))
+        for target in (direct, *targets):
+            await until_served(target)
+        rounds: list[list[Figures]] = [[] for _ in targets]
+        for number in range(options.rounds):
+            # There and back again: whoever is measured beside a busy neighbour is not always the same.
+            for index in range(len(targets))[:: -1 if number % 2 else 1]:
+                rounds[index].append(await measure(targets[index], direct, options))
+                print(f"round {number + 1}: {targets[index].name}", file=sys.stderr, flush=True)
     print(
         f"  {'':44s} {'µs CPU / request':>8s} {'whole':>7s} {'/ chunk':>8s} "
         f"{'tokens/s':>9s} {'added p50':>6s} {'p99 ms':>6s}"
     )
-    with stub_engines(options.tick_ms) as (engines, pids):
-        direct = Target("straight to the engine", engines[0][1], None)
-        await until_served(direct)
-        bare = Target("bare grpc.aio, a write per token", engines[-1][0], psutil.Process(pids[-1]), True)
-        await until_served(bare)
-        show(bare.name, await measure(bare, direct, options))
-        if options.servers:
-            ours = Target("our HTTP server, stub answers", engines[-1][1], psutil.Process(pids[-1]))
-            await until_served(ours)
-            show(ours.name, await measure(ours, direct, options))
-        for name in options.servers:
-            with http_server(name, options.servers_python, options.tick_ms) as target:
-                await until_served(target)
-                show(target.name, await measure(target, direct, options))
-        for policy in options.policy:
-            for lengths in options.lengths:
-                with gateway([e[0] for e in engines], policy, options.tokenizer, lengths) as child:
-                    root = psutil.Process(child.pid)
-                    targets = [
-                        Target(f"HTTP {policy} lengths={lengths}, {lane}", child.http_address, root, lane=lane)
-                        for lane in options.lane
-                    ]
-                    if "tokens" in options.lane:
-                        targets.append(Target(f"gRPC {policy} lengths={lengths}", child.address, root, True))
-                    for target in targets:
-                        await until_served(target)
-                        show(f"gateway {target.name}", await measure(target, direct, options))
-        for given in options.peer:
-            name, _, command = given.partition("=")
-            with peer(name, command or name, [e[1] for e in engines]) as (balancing, address, process):
-                target = Target(f"{name} {balancing}", address, psutil.Process(process.pid))
-                await until_served(target)
-                show(target.name, await measure(target, direct, options))
+    for target, figures in zip(targets, rounds, strict=True):
+        show(target.name, Figures(*np.median([msgspec.structs.astuple(f) for f in figures], axis=0)))
+    print(f"load average {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
 
 
 def main() -> None:
@@ -339,6 +347,7 @@ def main() -> None:
     parser.add_argument(
         "--servers-python", default=sys.executable, metavar="PYTHON", help="of an environment that has them"
     )
+    parser.add_argument("--rounds", type=int, default=3, help="of all, in turns")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=150)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-PEERS = ("vllm-router", "sglang-router", "smg", "nginx", "envoy")
+PEERS = ("vllm-router", "sglang-router", "smg", "nginx", "haproxy", "envoy")
 
 
 @contextlib.contextmanager
@@ -21,6 +21,8 @@ def peer(name: str, command: str, engines: Sequence[str]) -> Iterator[tuple[str,
     with tempfile.TemporaryDirectory() as folder:
         if name == "nginx":
             balancing, arguments = "least_conn", _nginx(Path(folder), port, engines)
+        elif name == "haproxy":
+            balancing, arguments = "leastconn", _haproxy(Path(folder), port, engines)
         elif name == "envoy":
             balancing, arguments = "LEAST_REQUEST", _envoy(Path(folder), port, engines)
         elif name in PEERS:
@@ -74,6 +76,31 @@ http {{
 """
     )
     return ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "/dev/null"]
+
+
+def _haproxy(folder: Path, port: int, engines: Sequence[str]) -> list[str]:
+    """Pieces of streams are passed on at once, connections to the engines are kept."""
+    servers = "\n".join(f"  server engine{i} {engine}" for i, engine in enumerate(engines))
+    (folder / "haproxy.cfg").write_text(
+        f"""global
+  nbthread 1
+  maxconn 4096
+defaults
+  mode http
+  option http-no-delay
+  http-reuse always
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+frontend all
+  bind 127.0.0.1:{port}
+  default_backend engines
+backend engines
+  balance leastconn
+{servers}
+"""
+    )
+    return ["-db", "-q", "-f", str(folder / "haproxy.cfg")]
 
 
 def _envoy(folder: Path, port: int, engines: Sequence[str]) -> list[str]:

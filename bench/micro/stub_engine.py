@@ -164,6 +164,8 @@ class _Session:
                     self._left[dispatched.request.request_id] = tokens
             for ask in frame.asks:
                 self._out.answers.add(ask_id=ask.ask_id, forecast=self._forecast(ask.candidate.request_id))
+            if frame.ping:
+                self._out.pong = frame.ping
             if frame.dispatches:
                 self._out.load.CopyFrom(self._load())
             self._has_news.set()
@@ -208,7 +210,9 @@ class _Session:
             else:
                 self._forwarded[request_id] = left - 1
                 self._out.parts.add(request_id=request_id, data=_CHUNK, output_tokens=1)
-        self._has_news.set()
+        # As a daemon does, it says nothing where there is nothing to say.
+        if self._out.parts:
+            self._has_news.set()
 
     def _end(self, request_id: str) -> None:
         self._out.parts.add(request_id=request_id, token_ids=(TOKEN,), outcome=_LENGTH, usage=_USAGE)

@@ -41,6 +41,7 @@ class CallDelivery:
         "_batch",
         "_ends_event",
         "_exchange",
+        "_has_body",
         "_heard",
         "_intake",
         "_is_plain_stream",
@@ -74,7 +75,7 @@ class CallDelivery:
         """Whether what was sent of a stream is whole events."""
         self._torn = b""
         """The beginning of an event that is not whole. It is of no use yet, and it could not be taken back."""
-        self._is_plain_stream = False
+        self._has_body = self._is_plain_stream = False
         self._left_bytes: int | None = None
         """What the response's length still leaves; None where none was said."""
         self._standstill: asyncio.TimerHandle | None = None
@@ -111,10 +112,13 @@ class CallDelivery:
         if not exchange.started:
             assert answer.head is not None, "an answer that has begun has a head"
             self._begin(answer.head, data)
-        if data:
-            self._send(data)
+        data = self._ready(data)
         if outcome is not None:
-            self._end(outcome)
+            self._end(outcome, data)
+        elif data:
+            exchange.send(data)
+        if answer.unreported_bytes:
+            self._intake.consumed(stream)
 
     def give_up(self) -> None:
         self._exchange.abort()
@@ -125,9 +129,9 @@ class CallDelivery:
     def _begin(self, head: AnswerHead, data: bytes) -> None:
         length = header(head.headers, "content-length")
         said_bytes = int(length) if length.isdecimal() else None
-        has_body = self._exchange.request.method != "HEAD" and head.status not in (204, 304)
-        self._left_bytes = said_bytes if has_body else None
-        self._is_plain_stream = self._answer.is_streamed and self._left_bytes is None
+        self._has_body = self._exchange.request.method != "HEAD" and head.status not in (204, 304)
+        self._left_bytes = said_bytes if self._has_body else None
+        self._is_plain_stream = self._has_body and self._answer.is_streamed and said_bytes is None
         if header(head.headers, "content-encoding") not in ("", "identity"):
             self._is_plain_stream = False
         if self._heard is not None and head.status == 200:
@@ -135,15 +139,15 @@ class CallDelivery:
         ours = answer_headers(self._stream).items()
         self._exchange.start(head.status, (*without(head.headers, _OURS_IN_ANSWERS), *ours), length=said_bytes)
 
-    def _send(self, data: bytes) -> None:
+    def _ready(self, data: bytes) -> bytes:
+        """What of the bytes that have come is for the client now."""
+        if not self._has_body:
+            return b""
         if self._is_plain_stream:
-            data = self._whole_events(data)
-        if data and self._exchange.request.method != "HEAD":
-            self._exchange.send(data)
-            if self._left_bytes is not None:
-                self._left_bytes -= len(data)
-        if self._answer.unreported_bytes:
-            self._intake.consumed(self._stream)
+            return self._whole_events(data)
+        if self._left_bytes is not None:
+            self._left_bytes -= len(data)
+        return data
 
     def _whole_events(self, data: bytes) -> bytes:
         whole = self._torn + data if self._torn else data
@@ -159,18 +163,21 @@ class CallDelivery:
         self._torn = torn
         return whole[:cut]
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: Outcome, data: bytes) -> None:
+        """`data`: the last of it that is ready."""
         exchange = self._exchange
-        is_whole = self._answer.is_complete and self._left_bytes in (None, 0)
-        if is_whole:
-            if self._torn and exchange.request.method != "HEAD":
-                exchange.send(self._torn)
-            exchange.finish()
+        if self._answer.is_complete and self._left_bytes in (None, 0):
+            if rest := data + self._torn:
+                exchange.send(rest, last=True)
+            else:
+                exchange.finish()
         elif self._is_plain_stream:
             outcome = Outcome.ENGINE_FAILED if outcome in COMPLETE else outcome
             event = error_event(self._path, outcome, self._stream.detail)
-            exchange.send(event if self._ends_event else b"\n\n" + event, last=True)
+            exchange.send(data + (event if self._ends_event else b"\n\n" + event), last=True)
         else:
+            if data:
+                exchange.send(data)
             # Cut off, it must not look like a whole answer.
             exchange.abort()
         self._close()

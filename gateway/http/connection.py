@@ -1,10 +1,10 @@
 """One HTTP/1.1 connection: requests in (keep-alive, pipelined, limited in size and time), one response at a time out.
 
 Parsing is llhttp's (the parser of Node.js) through `httptools`, with a plain `asyncio.Protocol` around it: no task a
-stream and no await a chunk. Serving the same stub answers takes 9 µs of CPU a streamed chunk and 19 µs a whole answer
-here; uvicorn[httptools] 12 and 36, granian 11 and 84, aiohttp 13 and 57 (two busy cores, `python -m bench.micro.front
---policy --servers uvicorn granian aiohttp --servers-python PYTHON`). It also limits heads, bodies, times and
-pipelining by itself.
+stream and no await a chunk. Serving the same stub answers takes 10 µs of CPU a streamed chunk and 25 µs a whole answer
+here; uvicorn[httptools] 14 and 58, granian 12 and 92, aiohttp 14 and 67 (two busy cores, `python -m bench.micro.front
+--servers uvicorn granian aiohttp --servers-python PYTHON`). It also limits heads, bodies, times and pipelining by
+itself.
 """
 
 from __future__ import annotations
@@ -51,16 +51,18 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exchange:
-    """One request and its response: `respond`, or `start`, `send`..., `end`.
+    """One request and its response: `respond`, or `start`, `send`..., `end`. The head leaves with what comes next.
 
     After the client has left everything but `on_left` does nothing.
     """
 
-    __slots__ = ("_chunked", "_connection", "ended", "on_left", "on_writable", "request", "started")
+    __slots__ = ("_chunked", "_connection", "_head", "ended", "on_left", "on_writable", "request", "started")
 
     def __init__(self, connection: Connection, request: Request) -> None:
         self._connection: Connection | None = connection
         self._chunked = True
+        self._head = b""
+        """What `start` has made of it and nobody has written: each write is a call of the system."""
         self.request = request
         self.started = False
         self.ended = False
@@ -110,8 +112,7 @@ class Exchange:
             self._chunked = False
         elif self.request.is_http10:
             self._chunked = connection.keep_alive = False
-        data = head(status, headers, length=length, keep_alive=connection.keep_alive, chunked=self._chunked)
-        connection.write(data)
+        self._head = head(status, headers, length=length, keep_alive=connection.keep_alive, chunked=self._chunked)
 
     def drop_body(self) -> None:
         """Nobody needs the request's body any more."""
@@ -119,28 +120,31 @@ class Exchange:
 
     def send(self, data: bytes, *, last: bool = False) -> None:
         """A piece of the body (not empty); with `last` the end of it too."""
-        connection = self._connection
-        if connection is None:
-            return
         if self._chunked:
-            connection.write(chunk(data) + LAST_CHUNK if last else chunk(data))
-        else:
-            connection.write(data)
+            data = chunk(data) + LAST_CHUNK if last else chunk(data)
+        self._write(data)
         if last:
             self.end()
 
     def finish(self) -> None:
         """The end of a body that was sent in pieces."""
-        if self._connection is not None and self._chunked:
-            self._connection.write(LAST_CHUNK)
+        if self._chunked:
+            self._write(LAST_CHUNK)
         self.end()
 
     def end(self) -> None:
         """The response is complete."""
+        if self._head:
+            self._write(b"")
         connection, self._connection = self._connection, None
         if connection is not None:
             self.ended = True
             connection.exchange_ended()
+
+    def _write(self, data: bytes) -> None:
+        if self._connection is not None:
+            self._connection.write(self._head + data if self._head else data)
+            self._head = b""
 
     def abort(self) -> None:
         """Breaks the connection: what was sent so far must not look like a whole response."""
@@ -202,6 +206,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[str, str] = {}
         self._lines: list[tuple[str, str]] = []
+        self._head_bytes = 0
         self._body: bytes | bytearray = b""
         self._seen_bytes = 0
         """Of the body, when the time for the request began anew."""
@@ -282,12 +287,14 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers = {}
         self._lines = []
+        self._head_bytes = 0
         self._body = b""
         self._seen_bytes = 0
         self._max_body_bytes = self._limits.max_body_bytes
 
     def on_url(self, url: bytes) -> None:
         self._url += url
+        self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_head_whole:
@@ -296,6 +303,7 @@ class Connection(asyncio.Protocol):
         if len(self._lines) >= MAX_HEADERS:
             self._refuse(431, f"more than {MAX_HEADERS} headers")
             return
+        self._head_bytes += len(name) + len(value) + 4
         line = (name.decode("latin-1").lower(), value.decode("latin-1"))
         self._lines.append(line)
         self._headers[line[0]] = line[1]
@@ -307,8 +315,7 @@ class Connection(asyncio.Protocol):
         self._is_offer = self._parser.should_upgrade() and self._method != "CONNECT"
         if self._is_offer:
             return
-        size_bytes = len(self._url) + sum(len(k) + len(v) + 4 for k, v in self._lines)
-        if size_bytes > self._limits.max_head_bytes:
+        if self._head_bytes > self._limits.max_head_bytes:
             self._refuse(431, f"the request's head exceeds {self._limits.max_head_bytes} bytes")
         length = self._headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_body_bytes and not self._has_room_for(int(length)):

@@ -39,6 +39,9 @@ _PROMPT_FIELDS = (
     "messages", "prompt", "input", "instructions", "system", "suffix", "query", "documents", "queries", "text_1",
     "text_2", "data_1", "data_2", "texts", "inputs", "items", "state", "questions", "token_ids", "tools", "functions",
 )  # fmt: skip
+_NAMES = frozenset({"model", "request_id", "session", "policy", "idempotency_key"})
+"""Fields of bodies that are called the same in `CallFacts`."""
+_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 _TEMPLATE_FIELDS = (
     "messages", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
     "add_special_tokens",
@@ -254,23 +257,21 @@ def _measure(data: bytes, prompt: Prompt) -> None:
 
 
 def _read(kind: CallKind, fields: dict[str, Any], facts: CallFacts) -> None:
-    facts.model = facts.model or _text(fields.get("model"))
-    facts.request_id = _text(fields.get("request_id"))
-    facts.session = _text(fields.get("session"))
-    facts.policy = _text(fields.get("policy"))
-    facts.idempotency_key = _text(fields.get("idempotency_key"))
+    for name in _NAMES.intersection(fields):
+        setattr(facts, name, _text(fields[name]))
     facts.previous_response = _text(fields.get("previous_response_id"))
-    if (resume := _text(fields.get("resume"))) in get_args(Resume):
-        facts.resume = msgspec.convert(resume, Resume)
+    if (resume := fields.get("resume")) and resume in get_args(Resume):
+        facts.resume = resume
     facts.can_go_on = can_go_on(kind, fields)
     facts.priority = _in_32_bits(_whole(fields.get("priority")) or 0)
     facts.belief_tokens = _ids(fields.get("belief_tokens"))
-    facts.slo = _slo(fields.get("slo"))
+    if "slo" in fields:
+        facts.slo = _slo(fields["slo"])
     if kind == "tokens" and isinstance(sampling := fields.get("sampling_params"), dict):
         # Everybody else has these beside the prompt.
         fields = {**sampling, **fields}
     facts.runs_to_limit = fields.get("ignore_eos") is True and not fields.get("stop")
-    limits = (_whole(fields.get(name)) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
+    limits = (_whole(fields[name]) for name in _LIMITS if name in fields)
     facts.max_output_tokens = next((limit for limit in limits if limit is not None and limit > 0), None)
     if kind == "completions":
         facts.max_output_tokens = facts.max_output_tokens or DEFAULT_COMPLETION_TOKENS

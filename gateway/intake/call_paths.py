@@ -191,7 +191,7 @@ class CallTarget(NamedTuple):
 
     def written(self) -> str:
         """The target as an engine's server gets it: one way of writing for all."""
-        path = quote(self.path, safe=_SAFE)
+        path = self.path if self.path in CALL_PATHS else quote(self.path, safe=_SAFE)
         return f"{path}?{quote(self.query, safe=_SAFE_QUERY)}" if self.query else path
 
 

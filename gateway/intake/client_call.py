@@ -78,6 +78,7 @@ class CallAnswer:
         "has_begun",
         "head",
         "is_complete",
+        "is_streamed",
         "kept",
         "unread_bytes",
         "unreported_bytes",
@@ -88,6 +89,8 @@ class CallAnswer:
         self.has_begun = False
         """Whether its reader may have it."""
         self.is_complete = False
+        self.is_streamed = False
+        """Whether it is a stream of server-sent events, which are as old as they look."""
         self.kept: KeptAnswer | None = None
         """What the last node answered that failed the call."""
         self.unread_bytes = 0
@@ -103,16 +106,10 @@ class CallAnswer:
         self._is_deaf = False
         """Whether what it says is no part of the answer."""
 
-    @property
-    def is_streamed(self) -> bool:
-        """Whether it is a stream of server-sent events, which are as old as they look."""
-        return self.head is not None and header(self.head.headers, "content-type").startswith("text/event-stream")
-
     def expect(self) -> None:
         """Another attempt begins; none of the last one's answer has been shown."""
         assert not self.has_begun, "an answer that has been shown cannot be taken back"
-        self.head = None
-        self._drop()
+        self._forget()
 
     def go_on(self, came_tokens: int) -> bytes:
         """Another attempt goes on with what has been shown, which is `came_tokens` long; the body that asks for it."""
@@ -140,6 +137,7 @@ class CallAnswer:
             self._is_deaf = not is_readable
             return
         self.head = head
+        self.is_streamed = header(head.headers, "content-type").startswith("text/event-stream")
         self._came_bytes = 0
         self._is_held = may_be_spared(head.status)
 
@@ -176,8 +174,7 @@ class CallAnswer:
         elif is_complete:
             self.has_begun = self.is_complete = True
         if not self.has_begun:
-            self.head = None
-            self._drop()
+            self._forget()
 
     def take(self) -> bytes:
         """What has come and may be shown, once."""
@@ -204,6 +201,11 @@ class CallAnswer:
         length = header(self.head.headers, "content-length")
         # None of it comes where only the head was asked for.
         return not length.isdecimal() or self._came_bytes in (0, int(length))
+
+    def _forget(self) -> None:
+        self.head = None
+        self.is_streamed = False
+        self._drop()
 
     def _drop(self) -> None:
         self._pieces = []

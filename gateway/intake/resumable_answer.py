@@ -18,11 +18,11 @@ from gateway.intake.client_request import DEFAULT_COMPLETION_TOKENS
 LONGEST_EVENT_BYTES = 1024 * 1024
 """What is longer without an end is no event, and is not waited for."""
 
-_ASKS_MORE = (
+_ASKS_MORE = frozenset({
     "echo", "logprobs", "prompt_logprobs", "use_beam_search", "suffix", "prompt_embeds", "truncate_prompt_tokens",
     "return_token_ids", "return_tokens_as_token_ids", "continue_final_message", "audio", "structured_outputs",
     "guided_json", "guided_regex", "guided_choice", "guided_grammar", "kv_transfer_params",
-)  # fmt: skip
+})  # fmt: skip
 """What makes more of an answer than text, or counts along it."""
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -35,6 +35,7 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 }
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 _LIMITS = ("max_completion_tokens", "max_tokens")
+_COUNTS = frozenset({*_LIMITS, "min_tokens"})
 
 
 def can_go_on(kind: CallKind, fields: Mapping[str, Any]) -> bool:
@@ -46,9 +47,9 @@ def can_go_on(kind: CallKind, fields: Mapping[str, Any]) -> bool:
     return (
         is_plain
         and fields.get("stream") is True
-        and all(fields.get(name) is False or fields.get(name) in _NOTHING for name in _ASKS_MORE)
-        and all(fields.get(name) in (None, *harmless) for name, harmless in _HARMLESS.items())
-        and all(fields.get(name) is None or type(fields[name]) is int for name in (*_LIMITS, "min_tokens"))
+        and all(fields[name] is False or fields[name] in _NOTHING for name in _ASKS_MORE.intersection(fields))
+        and all(fields[name] in (None, *_HARMLESS[name]) for name in _HARMLESS.keys() & fields.keys())
+        and all(fields[name] is None or type(fields[name]) is int for name in _COUNTS.intersection(fields))
     )
 
 

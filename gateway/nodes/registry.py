@@ -26,8 +26,10 @@ class NodeRegistry:
     def __init__(self, config: GatewayConfig, *, pump: Pump, gateway_id: str, on_change: Callable[[], None]) -> None:
         self.links: dict[str, NodeLink] = {}
         """By address, in the order of the configuration."""
-        self.expected: tuple[EngineConfig, ...] = ()
+        self.expected: Sequence[EngineConfig] = ()
         """Of nodes that a scaler can start."""
+        self._serving: dict[str, list[EngineConfig]] | None = None
+        """What `_configs` gives, by model; None: to be made anew."""
         self._config = config
         self._pump = pump
         self._gateway_id = gateway_id
@@ -69,6 +71,12 @@ class NodeRegistry:
                 self.links[address] = self._called_back(entry) or self._new_link(entry)
                 self._start_if_free(address)
         self.links = {a: self.links[a] for a in wanted}
+        self._serving = None
+
+    def expect(self, configs: Sequence[EngineConfig]) -> None:
+        """A scaler can start nodes of these kinds, and no others."""
+        self.expected = configs
+        self._serving = None
 
     def seek_leadership(
         self,
@@ -123,6 +131,7 @@ class NodeRegistry:
         )
 
     def _link_changed(self) -> None:
+        self._serving = None
         if self.leadership is not None:
             self.leadership.nodes_changed()
         self._on_change()
@@ -234,13 +243,17 @@ class NodeRegistry:
         """The longest context that a live node offers for the model (any, if it is empty); None if there is none."""
         return max((config.max_model_len_tokens for config in self._configs(model)), default=None)
 
-    def _configs(self, model: str) -> list[EngineConfig]:
+    def _configs(self, model: str) -> Sequence[EngineConfig]:
         """Those of the live nodes of the model (of all, if it is empty); where none is live, of those to be had."""
-        live = [k.config for k in self.links.values() if k.status == "up" and k.config is not None]
-        if self.expected:
+        if self._serving is None:
+            live = [k.config for k in self.links.values() if k.status == "up" and k.config is not None]
             known = {name for config in live for name in config.names}
             live += [config for config in self.expected if not known.intersection(config.names)]
-        return [config for config in live if not model or model in config.names]
+            self._serving = {"": live}
+            for config in live:
+                for name in dict.fromkeys(config.names):
+                    self._serving.setdefault(name, []).append(config)
+        return self._serving.get(model, ())
 
     def listing(self) -> pb.NodeList:
         """All nodes as `ListNodes` tells them."""

@@ -385,7 +385,7 @@ class ScaleRuntime:
         # Where nobody leads because no node is up, this gateway will after one lease.
         heard_in_s = 0.0 if self.scaler.leads else self.config.lease_s
         expected = self.scaler.expected(self._pump.now_s(), heard_in_s=heard_in_s)
-        self._nodes.expected = tuple(node.config for node in expected)
+        self._nodes.expect([node.config for node in expected])
         self._pump.post(NodesExpected(nodes=expected))
 
     def _report(self, decision: ScaleDecision | None, actions: Sequence[ev.AnyScaleAction]) -> None:

@@ -82,7 +82,7 @@ def ended(*, tokens: int = 11, attempt: int = 1, resumes: int = 0) -> ClientStre
 def test_the_gateways_page_is_what_the_documentation_says() -> None:
     metrics = Metrics(lambda: [status("a")], lambda: 12.0, lambda: {"gateway.crt": 1e9})
     metrics.denied("unknown_key")
-    metrics.finished(ended(attempt=4, resumes=1), running=2)
+    metrics.finished(ended(attempt=4, resumes=1))
     metrics.observe(running=3, nodes={"up": 1}, holding=QueueStatus(held=5, held_tokens=50, shed_total=7))
     metrics.observe(running=3, nodes={"up": 1}, holding=QueueStatus(held=5, held_tokens=50, shed_total=8))
     kind, body = metrics.page()

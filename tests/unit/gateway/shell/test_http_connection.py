@@ -18,6 +18,7 @@ class FakeTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.writes = 0
         self.closed = False
         self.paused = False
 
@@ -32,6 +33,7 @@ class FakeTransport(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.written += data
+        self.writes += 1
 
     def is_closing(self) -> bool:
         return self.closed
@@ -202,3 +204,33 @@ def test_a_body_in_many_pieces_is_not_taken_for_a_head() -> None:
         return bytes(begun[0].request.body)
 
     assert asyncio.run(talk()) == b"a" * 2_000
+
+
+def test_head_and_first_piece_leave_together_and_so_do_the_last_piece_and_the_end() -> None:
+    async def talk() -> tuple[int, bytes, bytes]:
+        connection, transport, begun = connected()
+        connection.data_received(get(b"/stream"))
+        begun[0].start(200, {})
+        begun[0].send(b"first")
+        first = transport.written
+        begun[0].send(b"last", last=True)
+        return transport.writes, first, transport.written.removeprefix(first)
+
+    writes, first, rest = asyncio.run(talk())
+    assert writes == 2
+    assert first.startswith(b"HTTP/1.1 200")
+    assert first.endswith(b"\r\n\r\n5\r\nfirst\r\n")
+    assert rest == b"4\r\nlast\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("end", ["end", "finish"])
+def test_a_head_without_a_body_leaves_with_the_end(end: str) -> None:
+    async def talk() -> bytes:
+        connection, transport, begun = connected()
+        connection.data_received(get(b"/none"))
+        begun[0].start(304, {}, length=0)
+        assert not transport.written
+        getattr(begun[0], end)()
+        return transport.written
+
+    assert asyncio.run(talk()).startswith(b"HTTP/1.1 304")

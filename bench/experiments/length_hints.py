@@ -1,5 +1,5 @@
-"""What a client's single number is worth, believed as it was said and as its earlier ones came out: judged as beliefs of
-populations are (`length_populations`), and shown beside them.
+"""What a client's single number is worth, believed as it was said and as its earlier ones came out: judged as beliefs
+of populations are (`length_populations`), and shown beside them.
 """
 
 from __future__ import annotations

@@ -668,6 +668,7 @@ class SimCluster:
 
     def _restart_gateway(self, at_s: float) -> None:
         self.router = Router(self.router.config)
+        self._hints = None if self._hints is None else LearnedHints()
         self._gateway += 1
         self._moves.clear()
         self._moves_done = 0

@@ -75,7 +75,6 @@ def test_a_spread_is_learned_within_500_answers(error: float, seed: int) -> None
     said = np.maximum(1, np.round(came * np.clip(1 + rng.normal(0, error, len(came)), 0.1, 5))).astype(np.int64)
     judged = said[WINDOW:], came[WINDOW:]
     bare, half, whole = (loss(taught(said[:n], came[:n]), *judged) for n in (0, 250, 500))
-    print(f"seed {seed}, error {error}: {bare:.1f}, {half:.1f}, {whole:.1f} tokens")
     assert whole < 0.8 * bare
     assert (bare - half) / (bare - whole) > 0.85
     hints = taught(said[:500], came[:500])

@@ -38,13 +38,15 @@ def online(
 ) -> None:
     """Judge what MODELs (default: hashed) believe of a reasoning model's answers (ServeGen, deepseek-r1) and of all
     turns of conversations (ShareGPT), as shipped and after 100, 500 and 2,000 answers learned online, against the
-    distribution of the judged answers themselves. Their files lie in ASTROLABE_DATA; they hold lengths, no prompts."""
+    distribution of the judged answers themselves; then what the single numbers of a client (Block's tagger) are worth.
+    Their files lie in ASTROLABE_DATA; they hold lengths, no prompts."""
     import msgspec
     from rich.console import Console
 
     from bench.data.datasets import DatasetSpec, load_dataset
     from bench.data.named import data_folder
     from bench.experiments import length_populations_report as report
+    from bench.experiments.length_hints import study_hints
     from bench.experiments.length_populations import population_of_rows, population_of_samples, study
     from length_model.core.split import samples_of
     from length_model.models import load_model
@@ -55,6 +57,7 @@ def online(
         loaded = {short_name(name): load_model(name) for name in models or ("hashed",)}
         folder = data_folder()
         reasoning = DatasetSpec(name="servegen", path=str(folder / "servegen/deepseek-r1_arrivals.csv.gz"))
+        tagged = DatasetSpec(name="lengths", path=str(folder / "block_a30/sharegpt-val-10k-predicted-len.csv.gz"))
         turns = DatasetSpec(name="turns", path=str(folder / "sharegpt/turns.csv.gz"))
         populations = [
             population_of_rows("deepseek-r1", load_dataset(reasoning).rows, in_conversations=False),
@@ -63,6 +66,7 @@ def online(
         if samples is not None:
             populations.append(population_of_samples("chat", samples_of(*read_split(samples), "test")))
         found = study(populations, loaded, seeds=seeds, judged=judged, on_done=status.update)
+        found += study_hints("Block's tagger", load_dataset(tagged).rows, seeds=seeds, judged=judged)
         if markdown_file is not None:
             markdown_file.write_text(report.markdown(found))
     if as_json:

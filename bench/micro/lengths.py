@@ -21,6 +21,7 @@ import uvloop
 
 from gateway.intake.lengths import LengthDesk, Question, load_lengths
 from length_model.core.conversation import Turn, answered_turns
+from length_model.core.hints import Hint, LearnedHints
 from length_model.core.query import LengthQuery, make_query
 from length_model.models import load_model
 from length_model.online import OnlineLengths
@@ -60,6 +61,22 @@ def learning_us(lengths: OnlineLengths, queries: Sequence[LengthQuery], seed: in
     return (time.process_time() - began_s) / len(queries) * 1e6
 
 
+def hints_us(count: int, seed: int) -> tuple[float, float]:
+    """Processor time per request that says a number and per answer learned of one, in microseconds; numbers are off by
+    a quarter."""
+    rng = np.random.default_rng(seed)
+    tokens = np.maximum(1, rng.lognormal(5.5, 1.0, count)).astype(int)
+    said = [Hint(("", ""), hint) for hint in np.maximum(1, tokens * rng.normal(1.0, 0.25, count)).astype(int).tolist()]
+    hints = LearnedHints()
+    began_s = time.process_time()
+    for hint, output_tokens in zip(said, tokens.tolist(), strict=True):
+        hints.observe(hint, output_tokens, censored=False)
+    learned_s = time.process_time()
+    for hint in said:
+        hints.belief(hint)
+    return (time.process_time() - learned_s) / count * 1e6, (learned_s - began_s) / count * 1e6
+
+
 async def desk_us(name: str, questions: Sequence[Question], rate_per_s: float, seed: int) -> tuple[float, float, float]:
     """Processor time per request in microseconds, less that of a loop which only waits; p50 and p99 of the wait for the
     belief in milliseconds."""
@@ -92,7 +109,7 @@ async def desk_us(name: str, questions: Sequence[Question], rate_per_s: float, s
 
 
 def main() -> None:
-    """Prints machine, command, and a line per model."""
+    """Prints machine, command, lines per model, and one for clients' own numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["hashed", "histogram"])
     parser.add_argument("--requests", type=int, default=2000)
@@ -116,6 +133,8 @@ def main() -> None:
         for rate in (200.0, 1000.0):
             cpu_us, p50_ms, p99_ms = uvloop.run(desk_us(name, questions, rate, options.seed))
             print(f"  at {rate:.0f} requests/s with its thread {cpu_us:.0f} µs; wait {p50_ms:.2f}, p99 {p99_ms:.2f} ms")
+    believed, learning = hints_us(options.requests, options.seed)
+    print(f"a client's own number: {believed:.0f} µs per request, learning {learning:.0f} µs per answer")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def run_task(
         router_config(spec, policy),
         delays_of(spec),
         lengths=spec.lengths,
+        trusting=spec.as_published,
         correcting=spec.correcting,
         noise=noise_of(spec),
         max_output_tokens=max(MAX_OUTPUT_TOKENS, *(item.output_tokens for item in items)),

@@ -46,7 +46,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     router: dict[str, Any] = {}
     """Further keys of the router's configuration."""
     as_published: bool = False
-    """The router as published systems have it, all nodes drawn asked and nothing held back, not as it ships."""
+    """The router as published systems have it, not as it ships: all nodes drawn asked, nothing held back, a predicted
+    length believed as it stands."""
     correcting: bool | Literal["by size"] = True
     """Predictors correct their forecasts by what became of earlier ones ("by size": not by the arrival rate). Block's
     do not."""

@@ -66,6 +66,7 @@ from gateway.core.moves.config import TransferConfig
 from gateway.core.moves.rules.registry import OFF
 from gateway.core.router import Router, RouterConfig
 from length_model.core.belief import DEFAULT_PRIOR, truncated
+from length_model.core.hints import Hint, LearnedHints
 from simcore.types import LengthBelief, Outcome
 
 # As plain numbers: looking up a member costs more than most events.
@@ -153,7 +154,8 @@ class SimCluster:
     """One cluster for one run.
 
     `lengths` is what the router and the predictors know of each answer's length, apart from its true length; with
-    `none` they hold `prior`. `max_output_tokens` is the limit that requests carry. `scenarios` are those of a what-if,
+    `none` they hold `prior`, and a single `predicted` number is worth to them what earlier ones came to, unless they
+    are `trusting`. `max_output_tokens` is the limit that requests carry. `scenarios` are those of a what-if,
     `correcting` lets predictors correct them by experience, `noise` is put on what predictors believe and say.
     `observe` sees all that the router hears and wants, for recording; `came` is called after each arrival. Without
     `tells_priorities` neither router nor nodes hear of them. With `scaled` it has nodes beside `nodes` that a scaler
@@ -168,6 +170,7 @@ class SimCluster:
         *,
         lengths: LengthKnowledge = "known",
         prior: LengthBelief = DEFAULT_PRIOR,
+        trusting: bool = False,
         max_output_tokens: int = 2048,
         scenarios: int = 8,
         correcting: bool | Literal["by size"] = True,
@@ -210,6 +213,8 @@ class SimCluster:
         """The router names blocks in the size of the first node that caches prefixes."""
         self._lengths = lengths
         self._prior = prior
+        # The truth comes out as it was said: nothing is to be learned there.
+        self._hints = LearnedHints() if lengths == "predicted" and not trusting else None
         self._max_output_tokens = max_output_tokens
         self._observe = observe
         self._came = came
@@ -663,6 +668,7 @@ class SimCluster:
 
     def _restart_gateway(self, at_s: float) -> None:
         self.router = Router(self.router.config)
+        self._hints = None if self._hints is None else LearnedHints()
         self._gateway += 1
         self._moves.clear()
         self._moves_done = 0
@@ -749,7 +755,9 @@ class SimCluster:
                     self._policies[action.decision.policy] += 1
                     self._send(there_s, DISPATCH, action)
                 case Finish():
-                    self._requests[action.request_id].finish(action, at_s, self._account)
+                    request = self._requests[action.request_id]
+                    request.finish(action, at_s, self._account)
+                    self._learn_length(request, action.outcome)
                     self._finished(at_s)
                     if self._followers or self._queued:
                         self._send_next(action.request_id, at_s)
@@ -795,8 +803,15 @@ class SimCluster:
     def _names_blocks_as(self, node: ClusterNode) -> bool:
         return node.spec.config.block_size_tokens == self._naming.block_size_tokens
 
+    def _learn_length(self, request: SimulatedRequest, outcome: Outcome) -> None:
+        """As a gateway does it at every end (`gateway.intake.lengths`)."""
+        if self._hints is not None and (hint := _hint_of(request.item)) is not None:
+            self._hints.observe(hint, request.output_tokens, censored=outcome is not Outcome.STOP)
+
     def _shape(self, item: WorkloadItem) -> ev.RequestShape:
         belief = belief_of(item, self._lengths) or self._prior
+        if self._hints is not None and (hint := _hint_of(item)) is not None:
+            belief = self._hints.belief(hint)
         shape = ev.RequestShape(
             request_id=item.request_id,
             prompt_tokens=item.prompt_tokens,
@@ -811,6 +826,12 @@ class SimCluster:
             shape = self._dress(shape)
         self._requests[item.request_id].shape = shape
         return shape
+
+
+def _hint_of(item: WorkloadItem) -> Hint | None:
+    """The single number that its client predicts, if that is what it says."""
+    said = belief_of(item, "predicted")
+    return Hint(("", item.model), said.atoms_tokens[0]) if said is not None and len(said.atoms_tokens) == 1 else None
 
 
 def _own_names(item: WorkloadItem, names: tuple[int, ...], blocks: int) -> tuple[int, ...]:

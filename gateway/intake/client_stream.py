@@ -18,6 +18,7 @@ from gateway.intake.answer_text import AnswerText
 from gateway.intake.callers import ANYONE, Caller
 from gateway.intake.client_call import CallAnswer, ClientCall
 from gateway.intake.client_request import Sampling
+from length_model.core.hints import Hint
 from length_model.online import LengthForecast
 from simcore.types import Decision, Outcome, TokenLogprobs
 
@@ -47,6 +48,7 @@ class ClientStream:
         "asked",
         "attempt",
         "attempt_ended_s",
+        "basis",
         "cached_tokens",
         "call",
         "caller",
@@ -56,7 +58,6 @@ class ClientStream:
         "detail",
         "finished_s",
         "first_token_s",
-        "forecast",
         "idempotency_key",
         "is_extra",
         "is_unnamed",
@@ -87,7 +88,7 @@ class ClientStream:
         idempotency_key: str = "",
         prompt_token_ids: Sequence[int] = (),
         sampling: Sampling = _AS_THE_ENGINE_HAS_IT,
-        forecast: LengthForecast | None = None,
+        basis: LengthForecast | Hint | None = None,
         text: AnswerText | None = None,
         traceparent: str = "",
         call: ClientCall | None = None,
@@ -109,8 +110,8 @@ class ClientStream:
         """Whether nobody reads any more; set by `Intake.close`."""
         self.prompt_token_ids = prompt_token_ids
         self.sampling = sampling
-        self.forecast = forecast
-        """The length model's answer, for learning from the end; None when it was not asked."""
+        self.basis = basis
+        """What the belief of the length rests on, for learning from the end (`ExpectedLength.basis`)."""
         self.text = text
         """The answer as text; None when nobody wants it."""
         self.traceparent = traceparent

@@ -16,6 +16,7 @@ import msgspec
 from gateway.intake.client_stream import ClientStream
 from length_model.core.belief import DEFAULT_PRIOR, known, truncated
 from length_model.core.conversation import Turn
+from length_model.core.hints import Hint, LearnedHints
 from length_model.core.query import PROMPT_HEAD_CHARS, PROMPT_TAIL_CHARS, LengthQuery, make_query
 from length_model.models import load_model
 from length_model.online import Counters, LengthForecast, OnlineLengths
@@ -50,15 +51,15 @@ class ExpectedLength(msgspec.Struct, frozen=True, kw_only=True):
     belief: LengthBelief
     source: str
     """Who says so, for people: `client`, `limit`, the model's name, or `prior` and why."""
-    forecast: LengthForecast | None = None
-    """What `ended` learns with; None when no model was asked."""
+    basis: LengthForecast | Hint | None = None
+    """What `ended` learns with: the model's answer, or the client's one number; None when neither was there."""
 
 
 _Waiter = tuple[Question, int, "asyncio.Future[LengthForecast | None]"]
 
 
 class LengthDesk:
-    """Asks the length model on behalf of the fronts.
+    """Asks the length model on behalf of the fronts, and knows what clients' own numbers are worth.
 
     Belongs to one event loop. Requests that come while the model is busy are answered together in its next call.
 
@@ -69,21 +70,36 @@ class LengthDesk:
         self, lengths: OnlineLengths | None, *, deadline_s: float, decode: Callable[[Sequence[int]], str]
     ) -> None:
         self._lengths = lengths
+        self._hints = LearnedHints()
         self._deadline_s = deadline_s
         self._decode = decode
         self._asked: queue.SimpleQueue[_Waiter | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
 
     async def expect(
-        self, question: Question, *, said: LengthBelief | None, max_tokens: int, runs_to_limit: bool = False
+        self,
+        question: Question,
+        *,
+        said: LengthBelief | None,
+        max_tokens: int,
+        runs_to_limit: bool = False,
+        caller: str = "",
     ) -> ExpectedLength:
-        """The belief under the answer's limit: the client's when it `said` one; the limit itself when nothing can end
-        the answer before (`ignore_eos` without stops); else the model's within the deadline; else the prior.
+        """The belief under the answer's limit: the client's when it `said` one, a single number as far as those of
+        this `caller` have come true; the limit itself when nothing can end the answer before (`ignore_eos` without
+        stops); else the model's within the deadline; else the prior.
 
         Raises nothing but CancelledError.
         """
         if said is None and runs_to_limit:
             return ExpectedLength(belief=known(max_tokens), source="limit: ignore_eos runs to it")
+        if said is not None and len(said.atoms_tokens) == 1:
+            hint = Hint((caller, question.model), said.atoms_tokens[0])
+            return ExpectedLength(
+                belief=truncated(self._hints.belief(hint), max_tokens),
+                source=f"client: {hint.tokens}, as its numbers have come true",
+                basis=hint,
+            )
         lengths = self._lengths
         if said is not None or lengths is None or not (question.text or question.token_ids):
             return expected_without_model(said, max_tokens)
@@ -104,7 +120,7 @@ class LengthDesk:
             late = f"prior: no belief within {self._deadline_s * 1000:g} ms"
             return ExpectedLength(belief=lengths.prior_for(max_tokens), source=late)
         source = "prior: the length model failed" if forecast.hazards is None else lengths.model.name
-        return ExpectedLength(belief=forecast.belief, source=source, forecast=forecast)
+        return ExpectedLength(belief=forecast.belief, source=source, basis=forecast)
 
     def _work(self, lengths: OnlineLengths, loop: asyncio.AbstractEventLoop) -> None:
         """The worker thread, until it is handed None."""
@@ -144,11 +160,13 @@ class LengthDesk:
     def ended(self, stream: ClientStream) -> None:
         """Learns from a request that has ended, however it did: microseconds, done here. What did not stop by itself
         (limit, client gone, deadline, lost node) was at least as long as what came."""
-        forecast = stream.forecast
+        basis, tokens, censored = stream.basis, stream.output_tokens, stream.outcome is not Outcome.STOP
         # Of an engine's own answer the tokens cannot always be told: then there is nothing to learn.
-        is_counted = stream.shape.lane == "tokens" or stream.output_tokens > 0
-        if self._lengths is not None and forecast is not None and is_counted:
-            self._lengths.observe(forecast, stream.output_tokens, censored=stream.outcome is not Outcome.STOP)
+        is_counted = stream.shape.lane == "tokens" or tokens > 0
+        if isinstance(basis, Hint):
+            self._hints.observe(basis, tokens, censored=censored)
+        elif self._lengths is not None and basis is not None and is_counted:
+            self._lengths.observe(basis, tokens, censored=censored)
 
     @property
     def counters(self) -> Counters:

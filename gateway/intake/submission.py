@@ -157,13 +157,13 @@ class Intake:
         facts.slo = msgspec.structs.replace(facts.slo, deadline_s=None)
 
         async def make() -> list[ClientStream]:
-            shape, expected = await self._call_shape(facts, request_id)
+            shape, expected = await self._call_shape(facts, request_id, caller)
             shape = msgspec.structs.replace(shape, lane="by_proxy", resume="off", endpoints=endpoints)
             stream = ClientStream(
                 shape,
                 caller=caller,
                 idempotency_key=facts.idempotency_key,
-                forecast=expected.forecast if facts.answers == 1 else None,
+                basis=expected.basis if facts.answers == 1 else None,
             )
             stream.is_unnamed = is_unnamed
             return [stream]
@@ -272,6 +272,7 @@ class Intake:
             said=checks.said_belief(request.belief_tokens),
             max_tokens=max_output_tokens,
             runs_to_limit=checks.runs_to_limit(sampling),
+            caller=caller.name,
         )
         shape = checks.request_shape(
             request,
@@ -286,7 +287,7 @@ class Intake:
             idempotency_key=request.idempotency_key,
             prompt_token_ids=token_ids,
             sampling=sampling,
-            forecast=expected.forecast,
+            basis=expected.basis,
             text=self._text(sampling),
             traceparent=request.traceparent if _TRACEPARENT.fullmatch(request.traceparent) else "",
         )
@@ -318,7 +319,7 @@ class Intake:
     async def _call_stream(
         self, call: ClientCall, facts: CallFacts, request_id: str, caller: Caller, node: str
     ) -> ClientStream:
-        shape, expected = await self._call_shape(facts, request_id)
+        shape, expected = await self._call_shape(facts, request_id, caller)
         can_go_on = facts.can_go_on
         if can_go_on and facts.resume == "best_effort":
             try:
@@ -335,12 +336,14 @@ class Intake:
             caller=caller,
             idempotency_key=facts.idempotency_key,
             # Tokens of several answers together teach nothing of the length of one.
-            forecast=expected.forecast if facts.answers == 1 else None,
+            basis=expected.basis if facts.answers == 1 else None,
             traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
             call=call,
         )
 
-    async def _call_shape(self, facts: CallFacts, request_id: str) -> tuple[RequestShape, ExpectedLength]:
+    async def _call_shape(
+        self, facts: CallFacts, request_id: str, caller: Caller
+    ) -> tuple[RequestShape, ExpectedLength]:
         """What the router gets to see of a client's own call but for how it goes to its engine, and what is believed
         of one of its answers."""
         counted = await self._counted(facts)
@@ -364,6 +367,7 @@ class Intake:
                 said=said,
                 max_tokens=limit_tokens,
                 runs_to_limit=facts.runs_to_limit,
+                caller=caller.name,
             )
         answers = facts.answers
         request = ClientRequest(

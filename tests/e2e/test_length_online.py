@@ -25,6 +25,8 @@ def test_within_500_answers_nine_tenths_of_the_way_are_gone(data_dir: Path, monk
     own = next(worth for worth in found if (worth.population, worth.belief) == ("turns", "own distribution"))
     assert learned["turns"].crps_tokens == pytest.approx(own.crps_tokens, rel=0.01)
     assert all(0.85 < worth.under_p90 < 0.95 for worth in learned.values())
+    tagged = {worth.belief: worth.crps_tokens for worth in found if worth.model == "client"}
+    assert all(now < 0.75 * said for now, said in zip(tagged["500 answers"], tagged["as said"], strict=True))
 
 
 def test_without_its_files_it_says_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.experiments.length_hints import study_hints
 from bench.experiments.length_populations import (
     PRODUCED_TOKENS,
     AnswerPopulation,
@@ -54,6 +55,17 @@ def test_where_the_belief_is_better_than_the_distribution_no_way_is_told_of() ->
     found = study([population], {"knowing": Knowing()}, seeds=(0,), judged=100, learned=(100,))
     assert found[0].closed[0] is None
     assert "| - |" in markdown(found)
+
+
+def test_what_a_clients_numbers_are_worth_is_learned_of_them() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(20, 400, 1500).tolist()
+    rows = [DataRow(prompt_tokens=1, output_tokens=t, predicted_output_tokens=round(1.3 * t)) for t in tokens]
+    said, learned = study_hints("biased", rows, seeds=(0, 1), judged=400, learned=(500,))
+    assert (said.belief, learned.belief, said.under_p90) == ("as said", "500 answers", 1.0)
+    assert all(now < 0.2 * before for now, before in zip(learned.crps_tokens, said.crps_tokens, strict=True))
+    with pytest.raises(ValueError, match="500 rows with a prediction, of which 500 are learned"):
+        study_hints("biased", rows[:500], seeds=(0,), judged=1, learned=(500,))
 
 
 def test_turns_of_a_conversation_are_counted() -> None:

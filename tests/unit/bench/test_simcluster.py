@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -125,6 +126,30 @@ def test_what_is_believed_of_a_length_changes_placement_and_not_the_length() -> 
     for lengths in kinds:
         result = simulate(items, policy="min_total_latency", lengths=lengths)
         assert [row.output_tokens for row in result.results] == [item.output_tokens for item in items]
+
+
+def test_of_predicted_numbers_a_cluster_learns_what_they_are_worth_unless_it_trusts_them() -> None:
+    items = [msgspec.structs.replace(item, predicted_output_tokens=4 * item.output_tokens) for item in poisson(80, 2.0)]
+
+    def believed(**told: Any) -> list[float]:
+        """Means, over the answers, in the order in which they came."""
+        found: list[float] = []
+
+        def listen(at_s: float, event: ev.AnyEvent, actions: Sequence[ev.AnyAction]) -> None:
+            if isinstance(event, ev.Arrived):
+                item = items[len(found)]
+                found.append(event.request.belief.mean_tokens / item.output_tokens)
+
+        config = RouterConfig(policy="least_requests")
+        SimCluster(cluster_nodes(3), config, observe=listen, max_output_tokens=8192, **told).run(items)
+        return found
+
+    learned = believed(lengths="predicted")
+    assert learned[0] == 4.0
+    assert max(learned[-20:]) < 3.0
+    assert sum(learned[-20:]) / 20 < 1.6
+    assert set(believed(lengths="predicted", trusting=True)) == {4.0}
+    assert set(believed(lengths="known")) == {1.0}
 
 
 def test_an_answer_is_cut_where_the_request_or_the_engine_limits_it() -> None:

@@ -58,7 +58,7 @@ async def ask(desk: LengthDesk, text: str = "x", max_tokens: int = 10_000) -> Ex
 
 def ended(expected: ExpectedLength, *, tokens: int, outcome: Outcome) -> ClientStream:
     shape = RequestShape(request_id="r", prompt_tokens=1, max_output_tokens=10_000, belief=expected.belief)
-    stream = ClientStream(shape, forecast=expected.forecast)
+    stream = ClientStream(shape, basis=expected.basis)
     if tokens:
         stream.put([1] * tokens, 1.0)
     stream.end(outcome, "", 2.0)
@@ -75,7 +75,7 @@ async def test_requests_that_come_while_the_model_is_busy_are_answered_together(
     model.open.set()
     found = await asyncio.gather(first, *others)
     assert model.batches == [1, MAX_BATCH, 3]
-    assert all(f.source == "constant" and f.forecast is not None for f in found)
+    assert all(f.source == "constant" and f.basis is not None for f in found)
     assert all(f.belief.atoms_tokens[-1] <= 100 for f in found[1:])
     await desk.close()
 
@@ -86,7 +86,7 @@ async def test_late_beliefs_are_the_prior_and_counted_and_the_next_in_time_is_no
     desk = desk_of(lengths, deadline_s=0.02)
     late = await asyncio.gather(*(ask(desk, max_tokens=50) for _ in range(3)))
     assert [f.belief for f in late] == [truncated(DEFAULT_PRIOR, 50)] * 3
-    assert all(f.forecast is None and "20 ms" in f.source for f in late)
+    assert all(f.basis is None and "20 ms" in f.source for f in late)
     assert desk.counters.late == 3
     model.open.set()
     patient = desk_of(lengths)
@@ -144,6 +144,25 @@ async def test_what_is_known_is_not_guessed() -> None:
     assert (nothing.belief, nothing.source) == (truncated(DEFAULT_PRIOR, 70), "prior")
     assert model.batches == []
     assert (await ask(desk_of(None), max_tokens=70)).belief == truncated(DEFAULT_PRIOR, 70)
+    await desk.close()
+
+
+async def test_a_clients_single_number_is_worth_what_its_others_came_to() -> None:
+    desk = desk_of(None)
+
+    async def say(caller: str, tokens: int = 100, max_tokens: int = 1000) -> ExpectedLength:
+        return await desk.expect(Question(model="m"), said=known(tokens), max_tokens=max_tokens, caller=caller)
+
+    for _ in range(20):
+        desk.ended(ended(await say("alice"), tokens=150, outcome=Outcome.STOP))
+        desk.ended(ended(await say("bob"), tokens=100, outcome=Outcome.STOP))
+        desk.ended(ended(await say("carol"), tokens=50, outcome=Outcome.CLIENT_LEFT))
+    alice = await say("alice")
+    assert (alice.belief.atoms_tokens[0], alice.belief.quantile_tokens(0.5)) == (100, 150)
+    assert (kind_of(alice.source), (await say("alice", max_tokens=120)).belief.atoms_tokens[-1]) == ("client", 120)
+    assert (await say("bob")).belief == (await say("carol")).belief == (await say("dave")).belief == known(100)
+    several = LengthBelief((100, 100))
+    assert (await desk.expect(Question(model="m"), said=several, max_tokens=1000, caller="alice")).belief == several
     await desk.close()
 
 

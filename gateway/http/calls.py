@@ -117,6 +117,8 @@ class CallDelivery:
             self._end(outcome, data)
         elif data:
             exchange.send(data)
+        else:
+            exchange.send_head()
         if answer.unreported_bytes:
             self._intake.consumed(stream)
 

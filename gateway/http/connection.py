@@ -51,7 +51,8 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exchange:
-    """One request and its response: `respond`, or `start`, `send`..., `end`. The head leaves with what comes next.
+    """One request and its response: `respond`, or `start`, `send`..., `end`. The head leaves with what comes next, or by
+    `send_head`.
 
     After the client has left everything but `on_left` does nothing.
     """
@@ -118,6 +119,11 @@ class Exchange:
         """Nobody needs the request's body any more."""
         self.request = msgspec.structs.replace(self.request, body=b"")
 
+    def send_head(self) -> None:
+        """The head alone, if it has not left yet: nobody knows when the body will begin."""
+        if self._head:
+            self._write(b"")
+
     def send(self, data: bytes, *, last: bool = False) -> None:
         """A piece of the body (not empty); with `last` the end of it too."""
         if self._chunked:
@@ -134,8 +140,7 @@ class Exchange:
 
     def end(self) -> None:
         """The response is complete."""
-        if self._head:
-            self._write(b"")
+        self.send_head()
         connection, self._connection = self._connection, None
         if connection is not None:
             self.ended = True

@@ -206,6 +206,23 @@ def test_a_body_in_many_pieces_is_not_taken_for_a_head() -> None:
     assert asyncio.run(talk()) == b"a" * 2_000
 
 
+def test_a_head_whose_body_is_not_there_yet_leaves_alone_and_once() -> None:
+    async def talk() -> tuple[bytes, bytes]:
+        connection, transport, begun = connected()
+        connection.data_received(get(b"/stream"))
+        begun[0].start(200, {})
+        begun[0].send_head()
+        begun[0].send_head()
+        alone = transport.written
+        begun[0].send(b"all", last=True)
+        return alone, transport.written.removeprefix(alone)
+
+    alone, rest = asyncio.run(talk())
+    assert alone.startswith(b"HTTP/1.1 200")
+    assert alone.endswith(b"\r\n\r\n")
+    assert rest == b"3\r\nall\r\n0\r\n\r\n"
+
+
 def test_head_and_first_piece_leave_together_and_so_do_the_last_piece_and_the_end() -> None:
     async def talk() -> tuple[int, bytes, bytes]:
         connection, transport, begun = connected()

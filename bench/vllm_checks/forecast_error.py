@@ -48,7 +48,7 @@ POLICIES = ("llumnix_freeness", "min_new_request_latency", "min_total_latency")
 """The best of those without forecasts, and two that place by them."""
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class ErrorRun(msgspec.Struct, frozen=True, kw_only=True):
     """One run to make."""
 
     policy: str
@@ -97,7 +97,9 @@ class PolicyErrors(msgspec.Struct, frozen=True, kw_only=True):
     """Request by request."""
 
 
-def row_of(world: str, job: Job, times: Sequence[tuple[float, float]], placements: Sequence[Placement]) -> PolicyErrors:
+def row_of(
+    world: str, job: ErrorRun, times: Sequence[tuple[float, float]], placements: Sequence[Placement]
+) -> PolicyErrors:
     """`times` are (TTFT, E2E) of all requests."""
     ttft, e2e = spread(t for t, _ in times), spread(e for _, e in times)
     assert ttft is not None, "some requests were answered"
@@ -127,7 +129,7 @@ def row_of(world: str, job: Job, times: Sequence[tuple[float, float]], placement
     )
 
 
-def simulated(base: RunSpec, job: Job, *, sync: bool = False) -> PolicyErrors:
+def simulated(base: RunSpec, job: ErrorRun, *, sync: bool = False) -> PolicyErrors:
     """The same requests on the simulated cluster, whose engines plan ahead as the live ones do unless `sync`."""
     specs = [
         msgspec.structs.replace(s, config=msgspec.structs.replace(s.config, async_scheduling=not sync))
@@ -166,7 +168,7 @@ class Steps:
 
 
 async def live(
-    address: str, servers: Sequence[Server], step_time: StepTimeModel, plan: ReplayPlan, job: Job
+    address: str, servers: Sequence[Server], step_time: StepTimeModel, plan: ReplayPlan, job: ErrorRun
 ) -> PolicyErrors:
     """The same requests on the live cluster."""
     run_id = plan.run_id
@@ -285,7 +287,7 @@ def main(
     click.echo(f"capacity of {nodes} simulated nodes: {limit:.2f} requests/s", err=True)
     rows: list[PolicyErrors] = []
     jobs = [
-        Job(policy=p, load=load, rate_per_s=load * limit, lengths=lengths, items=items)
+        ErrorRun(policy=p, load=load, rate_per_s=load * limit, lengths=lengths, items=items)
         for lengths in knowledge
         for p in policies
         for load in loads
@@ -316,7 +318,7 @@ def with_ids_only(source: WorkloadSource, rate: float, requests: int, *, predict
 def live_rows(
     python: str,
     base: RunSpec,
-    jobs: Sequence[Job],
+    jobs: Sequence[ErrorRun],
     *,
     engine: str = "vllm",
     noise: float = 0.0,

@@ -26,7 +26,7 @@ from bench.client.open_loop import ReplayPlan
 from bench.client.session import connected
 from bench.data.datasets import DatasetName, DatasetSpec
 from bench.data.source import WorkloadSpec, load_source
-from bench.vllm_checks.forecast_error import Job, PolicyErrors, live, table, with_ids_only
+from bench.vllm_checks.forecast_error import ErrorRun, PolicyErrors, live, table, with_ids_only
 from bench.vllm_checks.server import Server, free_port
 from bench.workload.item import WorkloadItem
 from deploy.local_cluster import ClusterSpec, LocalCluster
@@ -108,7 +108,9 @@ async def flooded(address: str, server: Server, plan: ReplayPlan, path: Path) ->
     return len(ended_s) / max(ended_s)
 
 
-async def loaded(address: str, server: Server, profile: str, plan: ReplayPlan, job: Job, path: Path) -> PolicyErrors:
+async def loaded(
+    address: str, server: Server, profile: str, plan: ReplayPlan, job: ErrorRun, path: Path
+) -> PolicyErrors:
     with recorded(server, path):
         return await live(address, [server], load_shipped(profile), plan, job)
 
@@ -161,7 +163,7 @@ def main(
             limit = asyncio.run(flooded(cluster.address, server, plan_of(items, "all-at-once"), path))
         for load in loads:
             rate = load * limit
-            job = Job(policy=policy, load=load, rate_per_s=rate, items=with_ids_only(source, rate, requests))
+            job = ErrorRun(policy=policy, load=load, rate_per_s=rate, items=with_ids_only(source, rate, requests))
             plan = plan_of(job.items, f"load-{load:g}")
             path = output / f"steps-{load:g}.jsonl"
             # A new daemon, which knows nothing yet of this GPU.

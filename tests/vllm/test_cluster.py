@@ -8,7 +8,7 @@ import pytest
 from bench.data.datasets import DatasetSpec
 from bench.data.source import WorkloadSpec, load_source
 from bench.run.spec import RunSpec
-from bench.vllm_checks.forecast_error import POLICIES, Job, capacity, live_rows, simulated, table, with_ids_only
+from bench.vllm_checks.forecast_error import POLICIES, ErrorRun, capacity, live_rows, simulated, table, with_ids_only
 from bench.workload.item import WorkloadItem
 from tests.vllm.conftest import REPORT
 
@@ -29,7 +29,7 @@ def test_300_requests_under_three_policies(vllm_python: str, request: pytest.Fix
 
     limit = capacity(base, cut(1.0))
     rate = LOAD * limit
-    jobs = [Job(policy=policy, load=LOAD, rate_per_s=rate, items=cut(rate)) for policy in POLICIES]
+    jobs = [ErrorRun(policy=policy, load=LOAD, rate_per_s=rate, items=cut(rate)) for policy in POLICIES]
     foreseen = [simulated(base, job) for job in jobs]
     seen = live_rows(vllm_python, base, jobs)
     request.config.stash[REPORT] = table([*foreseen, *seen])

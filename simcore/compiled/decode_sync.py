@@ -19,6 +19,7 @@ from simcore.compiled.block_counts import give_back, take
 from simcore.compiled.headroom import note_free, note_room
 from simcore.compiled.kv_cache_manager import fits_now
 from simcore.compiled.layout import Floats, Ints
+from simcore.compiled.windows import add_free, held_blocks, passed_decoding, steps_in_room
 from simcore.cost.step_time import dense_seconds, waited_s
 from simcore.kernel_cache import kernel
 
@@ -59,6 +60,21 @@ def steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free:
         if k == block:
             k = 0
     return (rounds + 1) * block
+
+
+@kernel
+def steps_ahead(
+    head: Ints, req: Ints, lists: Ints, running: int, sequences: int, done: int, steps: int
+) -> tuple[int, int, int]:
+    """(How many of the next `steps` steps the free blocks carry, blocks that these take, fewest free on the way)."""
+    if head[at.WINDOW_GROUPS] > 0:
+        return steps_in_room(head, req, lists, running, done, steps)
+    per_slack, block, free = lists[at.PER_SLACK], head[at.BLOCK], head[at.FREE]
+    blocks = blocks_for(per_slack, block, sequences, done, steps)
+    if blocks > free:
+        steps = steps_that_fit(per_slack, block, sequences, done, free)
+        blocks = blocks_for(per_slack, block, sequences, done, steps)
+    return steps, blocks, free - blocks
 
 
 @kernel
@@ -117,6 +133,10 @@ def note_end(ended: Ints, candidate: int, slot: int) -> None:
 @kernel
 def free_all(head: Ints, req: Ints, lists: Ints, slot: int, held: int, named: int) -> None:
     """Frees the blocks of a request for good: those of `held` tokens, of which the first `named` can be found."""
+    if head[at.WINDOW_GROUPS] > 0:
+        blocks = held_blocks(head, held, passed_decoding(head, held))
+        add_free(head, max(0, blocks - req[slot, at.BORROWED]))
+        return
     block = head[at.BLOCK]
     blocks = (held + block - 1) // block
     if head[at.OWNED] == 0 and req[slot, at.BORROWED] == 0:
@@ -167,6 +187,7 @@ def decode_sync(
     block = head[at.BLOCK]
     if sequences == 0 or sequences > head[at.BUDGET] or (not limited and admissible(head, req, lists, sequences)):
         return 0, now_s, lowest, False, rows
+    passing = head[at.WINDOW_GROUPS] > 0
     left = lists[at.LEFT]
     per_slack = lists[at.PER_SLACK]
     for k in range(block):
@@ -179,6 +200,8 @@ def decode_sync(
         out = req[slot, at.OUT]
         if out == 0 or req[slot, at.PROMPT] + out - computed != 1:
             return 0, now_s, lowest, False, rows
+        if passing and lists[at.LEFT_BEHIND, slot] != passed_decoding(head, computed):
+            return 0, now_s, lowest, False, rows
         kv += computed + 1
         left[i] = req[slot, at.FINAL] - out
         lists[at.POSITION, slot] = i
@@ -188,14 +211,10 @@ def decode_sync(
     in_order = 0
     gone = False
     while sequences > 0:
-        steps = next_end - done
-        blocks = blocks_for(per_slack, block, sequences, done, steps)
-        enough = blocks <= head[at.FREE]
-        if not enough:
-            steps = steps_that_fit(per_slack, block, sequences, done, head[at.FREE])
-            if steps == 0:
-                break
-            blocks = blocks_for(per_slack, block, sequences, done, steps)
+        steps, blocks, fewest = steps_ahead(head, req, lists, running, sequences, done, next_end - done)
+        enough = steps == next_end - done
+        if steps == 0:
+            break
         per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
         began_s = now_s
         now_s += steps * per_step + packed[2] * (steps * kv + 0.5 * sequences * steps * (steps - 1.0))
@@ -206,12 +225,12 @@ def decode_sync(
         done += steps
         free = head[at.FREE]
         take(head, req, lists, blocks)
-        note_free(progress, began_s, now_s, free, head[at.FREE])
+        note_free(progress, began_s, now_s, free, fewest)
         if candidate < 0:
             newcomer = head[at.N_WAITING] == 0 and sequences < head[at.MAX_SEQS] and sequences < head[at.BUDGET]
-            rows = note_room(headroom, rows, began_s, head[at.FREE] if newcomer else -1)
+            rows = note_room(headroom, rows, began_s, fewest if newcomer else -1)
         if not gone:
-            lowest = min(lowest, head[at.FREE])
+            lowest = min(lowest, fewest)
         if not enough:
             break
         at_once = in_order if in_order > 0 else ending_next(lists, running, next_end)
@@ -240,4 +259,6 @@ def decode_sync(
         req[slot, at.OUT] += done
         req[slot, at.COMPUTED] = computed
         req[slot, at.CAPACITY] = (computed + block - 1) // block * block
+        if passing:
+            lists[at.LEFT_BEHIND, slot] = passed_decoding(head, computed)
     return done, now_s, lowest, gone, rows

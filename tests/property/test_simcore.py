@@ -110,7 +110,7 @@ def as_sim(r: OracleRequest, config: EngineConfig) -> SimRequest:
 
 
 def candidate_for(config: EngineConfig, rng: random.Random) -> Candidate:
-    longest = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens)
+    longest = config.longest_tokens
     prompt = rng.randint(1, longest - 1)
     output = rng.randint(1, min(80, longest - prompt))
     model = rng.choice(("", "a", "c", "d")) if config.max_loras else ""

@@ -68,6 +68,10 @@ class TokenLogprobs(msgspec.Struct, frozen=True, gc=False):
     other_logprobs: tuple[float, ...] = ()
 
 
+FULL_ATTENTION = (0,)
+"""`EngineConfig.kv_windows_tokens` of an engine whose layers all attend to all tokens."""
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The limits under which one engine schedules. Names follow vLLM's own options."""
 
@@ -88,9 +92,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     async_scheduling: bool = False
     max_loras: int = 0
     """LoRA adapters that one step's batch can use; 0: no limit, or no adapters."""
-    kv_windows_tokens: tuple[int, ...] = (0,)
+    kv_windows_tokens: tuple[int, ...] = FULL_ATTENTION
     """Of each KV cache group, in the engine's order, how many tokens its layers attend to (a sliding window); 0: all.
-    Every group takes blocks of its own for the same tokens. Windows are equal, and at least 2 tokens."""
+    Every group takes blocks of its own for the same tokens. All windows are the same; several groups have one."""
     engine: str = "emulated"
     engine_version: str = ""
     outside_rules: tuple[str, ...] = ()
@@ -125,9 +129,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        windows = {w for w in self.kv_windows_tokens if w}
-        if not self.kv_windows_tokens or len(windows) > 1 or min(windows, default=2) < 2:
-            raise ValueError(f"kv_windows_tokens must be 0 or one window of >= 2, got {self.kv_windows_tokens}")
+        windows = set(self.kv_windows_tokens) - {0}
+        if self.kv_windows_tokens != FULL_ATTENTION and (len(windows) != 1 or min(windows) < 2):
+            raise ValueError(f"kv_windows_tokens must be (0,) or have one window >= 2, got {self.kv_windows_tokens}")
 
     @property
     def window_tokens(self) -> int:
@@ -163,19 +167,27 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def blocks_for(self, tokens: int) -> int:
         """KV blocks that so many tokens take, as they are counted at admission."""
-        rows, windows = -(-tokens // self.block_size_tokens), self.window_groups
+        rows = -(-tokens // self.block_size_tokens)
+        if self.kv_windows_tokens == FULL_ATTENTION:
+            return rows
+        windows = self.window_groups
         return (len(self.kv_windows_tokens) - windows) * rows + windows * min(rows, self.window_blocks)
 
     @property
-    def longest_tokens(self) -> int:
-        """The most prompt and output tokens that one request can have."""
+    def kv_tokens(self) -> int:
+        """The most tokens of one request that its blocks can hold, or the model's limit where that is no limit."""
         groups, windows = len(self.kv_windows_tokens), self.window_groups
         rows = self.num_blocks // groups
         if windows and rows > self.window_blocks:
             if windows == groups:
                 return self.max_model_len_tokens
             rows = (self.num_blocks - windows * self.window_blocks) // (groups - windows)
-        return min(self.max_model_len_tokens, rows * self.block_size_tokens)
+        return rows * self.block_size_tokens
+
+    @property
+    def longest_tokens(self) -> int:
+        """The most prompt and output tokens that one request can have."""
+        return min(self.max_model_len_tokens, self.kv_tokens)
 
 
 class RequestState(msgspec.Struct, frozen=True, kw_only=True, gc=False):

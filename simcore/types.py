@@ -178,7 +178,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """The most tokens of one request that its blocks can hold, or the model's limit where that is no limit."""
         groups, windows = len(self.kv_windows_tokens), self.window_groups
         rows = self.num_blocks // groups
-        if windows and rows > self.window_blocks:
+        if windows and rows >= self.window_blocks:
             if windows == groups:
                 return self.max_model_len_tokens
             rows = (self.num_blocks - windows * self.window_blocks) // (groups - windows)

@@ -264,7 +264,7 @@ def new_shared(config: EngineConfig, capacity: int) -> Arrays:
     """Empty arrays of a block pool; `block_pool.build_pool` fills them."""
     blocks = config.num_blocks
     width = 1 << (2 * blocks + 3).bit_length()
-    longest = min(blocks, -(-config.max_model_len_tokens // config.block_size_tokens))
+    longest = -(-config.longest_tokens // config.block_size_tokens)
     pool = np.zeros((N_POOL, width), dtype=np.int64)
     table = np.zeros((capacity, len(config.kv_windows_tokens) * longest), dtype=np.int64)
     return pool, table, np.zeros((capacity, longest), dtype=np.int64)

@@ -75,8 +75,10 @@ def test_every_step_is_equal_with_an_adaptive_prefill_threshold(seed: int) -> No
 @pytest.mark.parametrize("seed", range(WORKLOADS))
 def test_every_step_is_equal_with_sliding_window_and_hybrid_groups(seed: int) -> None:
     workload = with_windows(random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1))
-    ours = Compiled(workload.config, checking=seed % 10 == 0)
-    difference = first_difference(workload, ours, VllmScheduler(workload.config))
+    theirs = VllmScheduler(workload.config)
+    told = config_of(theirs.scheduler, prefix_cache_traced=False)
+    assert (told.kv_windows_tokens, told.outside_rules) == (workload.config.kv_windows_tokens, ())
+    difference = first_difference(workload, Compiled(workload.config, checking=seed % 10 == 0), theirs)
     assert not difference, difference
 
 

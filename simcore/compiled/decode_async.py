@@ -13,6 +13,7 @@ from simcore.compiled import layout as at
 from simcore.compiled.block_counts import take
 from simcore.compiled.decode_sync import (
     admissible,
+    awaited_blocks,
     ending_next,
     free_all,
     note_end,
@@ -137,7 +138,10 @@ def decode_async(
                     planned -= 1
                     planned_kv -= req[slot, at.COMPUTED] + next_end
             blocks = head[at.GROUPS] * per_slack[done % block]
-            if blocks > head[at.FREE]:
+            given_back = head[at.WINDOW_GROUPS] * _giving_back(head, req, lists, running, next_end) if passing else 0
+            if blocks > head[at.FREE] or (
+                passing and head[at.FREE] + given_back - blocks >= awaited_blocks(head, req, lists, sequences)
+            ):
                 ending = False
             else:
                 now_s += in_flight_s
@@ -146,9 +150,7 @@ def decode_async(
                 in_flight_s = max(in_flight_s, packed[9] + packed[10] * planned)
                 kv += sequences
                 done += 1
-                if passing:
-                    blocks -= head[at.WINDOW_GROUPS] * _giving_back(head, req, lists, running, next_end)
-                take(head, req, lists, blocks)
+                take(head, req, lists, blocks - given_back)
                 fewest = min(fewest, head[at.FREE])
         if steps > 0 or ending:
             note_free(progress, began_s, now_s, free, fewest)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from simcore.compiled import layout as at
 from simcore.compiled.block_counts import give_back, take
 from simcore.compiled.headroom import note_free, note_room
-from simcore.compiled.kv_cache_manager import fits_now
+from simcore.compiled.kv_cache_manager import fits_now, needed_now
 from simcore.compiled.layout import Floats, Ints
 from simcore.compiled.windows import add_free, held_blocks, passed_decoding, steps_in_room
 from simcore.cost.step_time import dense_seconds, waited_s
@@ -63,12 +63,22 @@ def steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free:
 
 
 @kernel
+def awaited_blocks(head: Ints, req: Ints, lists: Ints, sequences: int) -> int:
+    """The free blocks with which the first waiting request would be admitted, as windows give some back; more than
+    there are where nobody can be."""
+    waiting = head[at.N_WAITING]
+    if waiting == 0 or sequences >= head[at.MAX_SEQS] or sequences >= head[at.BUDGET]:
+        return head[at.TOTAL_BLOCKS] + 1
+    return needed_now(head, req, lists[at.WAITING, waiting - 1])
+
+
+@kernel
 def steps_ahead(
     head: Ints, req: Ints, lists: Ints, running: int, sequences: int, done: int, steps: int
 ) -> tuple[int, int, int]:
     """(How many of the next `steps` steps the free blocks carry, blocks that these take, fewest free on the way)."""
     if head[at.WINDOW_GROUPS] > 0:
-        return steps_in_room(head, req, lists, running, done, steps)
+        return steps_in_room(head, req, lists, running, done, steps, awaited_blocks(head, req, lists, sequences))
     per_slack, block, free = lists[at.PER_SLACK], head[at.BLOCK], head[at.FREE]
     blocks = blocks_for(per_slack, block, sequences, done, steps)
     if blocks > free:

@@ -18,9 +18,16 @@ def fits_now(head: Ints, req: Ints, slot: int) -> bool:
     just its first chunk."""
     whole = min(req[slot, at.PROMPT] + req[slot, at.OUT], head[at.MAX_LEN])
     if head[at.WINDOW_GROUPS] > 0:
-        hits = _assumed(head, req, slot)
-        return _asked(head, whole, hits) + _found_free(head, req, slot, hits) <= head[at.FREE]
+        return needed_now(head, req, slot) <= head[at.FREE]
     return whole <= (head[at.FREE] + req[slot, at.ASSUMED_HELD]) * head[at.BLOCK]
+
+
+@kernel
+def needed_now(head: Ints, req: Ints, slot: int) -> int:
+    """The free blocks with which `fits_now`."""
+    hits = _assumed(head, req, slot)
+    whole = min(req[slot, at.PROMPT] + req[slot, at.OUT], head[at.MAX_LEN])
+    return _asked(head, whole, hits) + _found_free(head, req, slot, hits)
 
 
 @kernel

@@ -71,11 +71,14 @@ def gives_back(head: Ints, req: Ints, slot: int, step: int) -> bool:
 
 
 @kernel
-def steps_in_room(head: Ints, req: Ints, lists: Ints, running: int, done: int, steps: int) -> tuple[int, int, int]:
+def steps_in_room(
+    head: Ints, req: Ints, lists: Ints, running: int, done: int, steps: int, awaited: int
+) -> tuple[int, int, int]:
     """(How many of the next `steps` decoding steps fit, blocks that they take less those that they give back, fewest
     free behind a step of them) when `done` steps of the phase are over.
 
-    A step fits if its blocks are there before any is given back in it: others are run one by one.
+    A step fits if its blocks are there before any is given back in it, and if behind it fewer than `awaited` are free,
+    with which somebody would be admitted: others are run one by one.
     """
     block, groups, windows = head[at.BLOCK], head[at.GROUPS], head[at.WINDOW_GROUPS]
     per_slack, per_step = lists[at.PER_SLACK], lists[at.PER_LEFT]
@@ -91,8 +94,9 @@ def steps_in_room(head: Ints, req: Ints, lists: Ints, running: int, done: int, s
                 if lists[at.LEFT, i] > done and behind > 0:
                     per_step[(k + block - behind % block) % block] += 1
         blocks = groups * per_slack[(done + k) % block]
-        if blocks > free:
+        behind_it = free + windows * per_step[k % block] - blocks
+        if blocks > free or behind_it >= awaited:
             return k, head[at.FREE] - free, lowest
-        free += windows * per_step[k % block] - blocks
+        free = behind_it
         lowest = min(lowest, free)
     return steps, head[at.FREE] - free, lowest

@@ -163,10 +163,11 @@ class ReferenceKv:
         if full:
             known = next((k for k in range(known) if not self._cached(held, full, k)), known)
         blocks = self._end_of_reach(held, local, known) if local else known
-        found = {g: [self.pool.find(held.key(g, k)) for k in range(blocks)] for g in full}
-        left = max(0, blocks - self._reach)
-        found |= {g: [LEFT] * left + [self.pool.find(held.key(g, k)) for k in range(left, blocks)] for g in local}
-        groups = [[b for b in found[g] if b is not None] for g in range(len(self._windows))]
+        groups: list[list[int]] = []
+        for g, window in enumerate(self._windows):
+            left = max(0, blocks - self._reach) if window else 0
+            found = [self.pool.find(held.key(g, k)) for k in range(left, blocks)]
+            groups.append([LEFT] * left + [b for b in found if b is not None])
         return Hit(blocks, groups, known if full and blocks < known else 0)
 
     def admit(self, held: ReferenceHolding, hit: Hit, all_tokens: int, tokens: int, named_tokens: int) -> bool:

@@ -23,7 +23,7 @@ from simcore.compiled.decode_sync import (
 )
 from simcore.compiled.headroom import note_free, note_room
 from simcore.compiled.layout import Floats, Ints
-from simcore.compiled.windows import gives_back, passed_decoding
+from simcore.compiled.windows import gives_back, passed_decoding, steps_in_room
 from simcore.cost.step_time import dense_seconds, step_seconds, waited_s
 from simcore.kernel_cache import kernel
 
@@ -99,14 +99,19 @@ def decode_async(
         head[at.PLAN_PREFILL_SEQS],
     )
     in_flight, in_flight_kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
-    done = nth = 0
+    done = nth = awaited = 0
     in_order = 0
     gone = False
     while sequences > 0:
         began_s = now_s
         free = head[at.FREE]
         # Steps whose plans have everybody: up to the one before somebody ends.
-        steps, blocks, fewest = steps_ahead(head, req, lists, running, sequences, done, next_end - 1 - done)
+        if passing:
+            awaited = awaited_blocks(head, req, lists, sequences)
+            steps, blocks, fewest = steps_in_room(head, req, lists, running, done, next_end - 1 - done, awaited)
+        else:
+            steps, blocks = steps_ahead(per_slack, block, sequences, done, next_end - 1 - done, free)
+            fewest = free - blocks
         enough = steps == next_end - 1 - done
         if steps > 0:
             per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
@@ -139,9 +144,7 @@ def decode_async(
                     planned_kv -= req[slot, at.COMPUTED] + next_end
             blocks = head[at.GROUPS] * per_slack[done % block]
             given_back = head[at.WINDOW_GROUPS] * _giving_back(head, req, lists, running, next_end) if passing else 0
-            if blocks > head[at.FREE] or (
-                passing and head[at.FREE] + given_back - blocks >= awaited_blocks(head, req, lists, sequences)
-            ):
+            if blocks > head[at.FREE] or (passing and head[at.FREE] + given_back - blocks >= awaited):
                 ending = False
             else:
                 now_s += in_flight_s

@@ -73,18 +73,13 @@ def awaited_blocks(head: Ints, req: Ints, lists: Ints, sequences: int) -> int:
 
 
 @kernel
-def steps_ahead(
-    head: Ints, req: Ints, lists: Ints, running: int, sequences: int, done: int, steps: int
-) -> tuple[int, int, int]:
-    """(How many of the next `steps` steps the free blocks carry, blocks that these take, fewest free on the way)."""
-    if head[at.WINDOW_GROUPS] > 0:
-        return steps_in_room(head, req, lists, running, done, steps, awaited_blocks(head, req, lists, sequences))
-    per_slack, block, free = lists[at.PER_SLACK], head[at.BLOCK], head[at.FREE]
+def steps_ahead(per_slack: Ints, block: int, sequences: int, done: int, steps: int, free: int) -> tuple[int, int]:
+    """(How many of the next `steps` steps `free` blocks carry, blocks that these take)."""
     blocks = blocks_for(per_slack, block, sequences, done, steps)
     if blocks > free:
         steps = steps_that_fit(per_slack, block, sequences, done, free)
         blocks = blocks_for(per_slack, block, sequences, done, steps)
-    return steps, blocks, free - blocks
+    return steps, blocks
 
 
 @kernel
@@ -143,15 +138,15 @@ def note_end(ended: Ints, candidate: int, slot: int) -> None:
 @kernel
 def free_all(head: Ints, req: Ints, lists: Ints, slot: int, held: int, named: int) -> None:
     """Frees the blocks of a request for good: those of `held` tokens, of which the first `named` can be found."""
+    block = head[at.BLOCK]
+    blocks = (held + block - 1) // block
+    if head[at.OWNED] == 0 and req[slot, at.BORROWED] == 0 and head[at.WINDOW_GROUPS] == 0:
+        # No free block is worth telling from another.
+        head[at.FREE] += blocks
+        return
     if head[at.WINDOW_GROUPS] > 0:
         blocks = held_blocks(head, held, passed_decoding(head, held))
         add_free(head, max(0, blocks - req[slot, at.BORROWED]))
-        return
-    block = head[at.BLOCK]
-    blocks = (held + block - 1) // block
-    if head[at.OWNED] == 0 and req[slot, at.BORROWED] == 0:
-        # No free block is worth telling from another.
-        head[at.FREE] += blocks
         return
     keyed = named // block if head[at.CACHING] else 0
     give_back(head, req, lists, -1, blocks - keyed, max(0, keyed - req[slot, at.BORROWED]))
@@ -221,7 +216,13 @@ def decode_sync(
     in_order = 0
     gone = False
     while sequences > 0:
-        steps, blocks, fewest = steps_ahead(head, req, lists, running, sequences, done, next_end - done)
+        free = head[at.FREE]
+        if passing:
+            awaited = awaited_blocks(head, req, lists, sequences)
+            steps, blocks, fewest = steps_in_room(head, req, lists, running, done, next_end - done, awaited)
+        else:
+            steps, blocks = steps_ahead(per_slack, block, sequences, done, next_end - done, free)
+            fewest = free - blocks
         enough = steps == next_end - done
         if steps == 0:
             break
@@ -233,7 +234,6 @@ def decode_sync(
             now_s += waited_s(short_s, packed[2] * sequences, steps)
         kv += steps * sequences
         done += steps
-        free = head[at.FREE]
         take(head, req, lists, blocks)
         note_free(progress, began_s, now_s, free, fewest)
         if candidate < 0:

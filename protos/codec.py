@@ -19,6 +19,7 @@ from protos.v1 import astrolabe_types_pb2 as pb
 from simcore.cache_summary import MOST_NAMES, CacheSummary
 from simcore.trace import TraceSnapshot
 from simcore.types import (
+    FULL_ATTENTION,
     Candidate,
     Decision,
     EngineConfig,
@@ -121,6 +122,7 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         kv_source=message.kv_source,
         max_loras=message.max_loras,
         long_prefill_adaptive=message.long_prefill_adaptive,
+        kv_windows_tokens=tuple(message.kv_windows_tokens) or FULL_ATTENTION,
     )
 
 

@@ -29,7 +29,7 @@ def check_fits(config: EngineConfig, request: Lengths) -> None:
     if total > config.max_model_len_tokens:
         raise ValueError(f"{_who(request)}: {total} tokens exceed max_model_len_tokens {config.max_model_len_tokens}")
     # The last token produced is never computed, so it needs no slot.
-    blocks = -(-(total - 1) // config.block_size_tokens)
+    blocks = config.blocks_for(total - 1)
     if blocks > config.num_blocks:
         raise ValueError(f"{_who(request)}: needs {blocks} KV blocks, the engine has {config.num_blocks}")
 

@@ -8,7 +8,7 @@ tells all about it (the emulated engine publishes it as its trace); `advance` ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -129,6 +129,8 @@ class SimNode:
         self.req = np.zeros((_FIRST_CAPACITY, at.N_COLS), dtype=np.int64)
         self.lists = self._new_lists(_FIRST_CAPACITY)
         self._shared: at.Shared = None
+        self._tells_apart = bool(config.window_tokens) and config.enable_prefix_caching
+        """Whether blocks are kept one by one from the first request on: a preempted one finds some again by chance."""
         self._step_time = step_time
         self._packed = step_time.pack()
         self._log = self._new_log(_FIRST_CAPACITY)
@@ -150,10 +152,11 @@ class SimNode:
 
         `output_tokens` says how long each answer is taken to be in all; an answer that is that long already goes on by
         one token. What a snapshot cannot show is taken to be absent: free blocks that still hold tokens of preempted
-        requests.
+        requests. A prompt that is half computed is taken to have got a whole budget in its last step.
         """
         config = snapshot.config
         node = SimNode(node_id, config, step_time)
+        node._tells_apart = False
         states = [*snapshot.running, *snapshot.waiting]
         n, running = len(states), len(snapshot.running)
         while len(node.ids) < n:
@@ -188,6 +191,8 @@ class SimNode:
             node.requests[s.request_id] = NodeRequest(slot, request, s.arrival_s)
         if config.max_loras:
             node.lists[at.ADAPTER_OF, :n] = [adapter_number(s.adapter) for s in states]
+        if config.window_tokens:
+            node._begin_windows(states[:running])
         if n:
             node.req[:n] = rows
             node._free_slots = [slot for slot in node._free_slots if slot >= n]
@@ -280,7 +285,7 @@ class SimNode:
             adapter_number(request.adapter),
         )
         ENTRIES.enqueue(self.head, self.req, self.lists, slot, numbers)
-        if request.block_hashes and self.config.enable_prefix_caching:
+        if self._tells_apart or (request.block_hashes and self.config.enable_prefix_caching):
             self._name_blocks(slot, request.block_hashes)
         self.membership += 1
         self.interventions += 1
@@ -513,7 +518,7 @@ class SimNode:
         if self._shared is None or not usable or not self.config.enable_prefix_caching:
             return 0, 0
         names = np.array(usable, dtype=np.uint64).view(np.int64)
-        known, held = ENTRIES.known_prefix(self._shared[0], names)
+        known, held = ENTRIES.known_prefix(self.head, self._shared[0], names)
         return int(known), int(held)
 
     def expected_blocks(self, block_hashes: tuple[int, ...], prompt_tokens: int, priority: int = 0) -> tuple[int, int]:
@@ -551,9 +556,8 @@ class SimNode:
         known = self.requests.get(request_id)
         if self._shared is None or known is None:
             return 0
-        pool, table, _ = self._shared
-        blocks = table[known.slot, : self.req.item(known.slot, at.CAPACITY) // self.config.block_size_tokens]
-        return int(np.count_nonzero(pool[at.REFS, blocks] > 1))
+        blocks = _table_blocks(self.head, self.req, self.lists, self._shared, known.slot)
+        return int(np.count_nonzero(self._shared[0][at.REFS, blocks] > 1))
 
     def shared_blocks(self, slots: at.Ints) -> at.Shared:
         """Copies of the arrays that tell blocks apart, with rows for these slots in their order and one more; None
@@ -584,6 +588,15 @@ class SimNode:
         row = np.array(hashes[: names.shape[1]], dtype=np.uint64).view(np.int64)
         names[slot, : len(row)] = row
         self.req[slot, at.HASHES] = len(row)
+
+    def _begin_windows(self, running: Sequence[RequestState]) -> None:
+        """What those that run have given back in window groups, by how far they are; the first slots are theirs."""
+        config, ahead = self.config, int(self.config.async_scheduling)
+        for slot, s in enumerate(running):
+            last = 1 if s.output_tokens else min(config.max_num_batched_tokens, s.computed_tokens)
+            settled = s.computed_tokens - last - ahead * last
+            self.lists[at.LEFT_BEHIND, slot] = max(0, settled - config.window_tokens + 1) // config.block_size_tokens
+            self.lists[at.UNDER_WAY, slot] = ahead * last
 
     def _grow(self) -> None:
         old = len(self.ids)
@@ -622,13 +635,14 @@ def _check_queues(head: at.Ints, req: at.Ints, lists: at.Ints, shared: at.Shared
         assert row[at.KEYED] <= row[at.COMPUTED], f"slot {slot}: blocks are named that are not computed"
         assert 0 <= row[at.PENDING] <= 1, f"slot {slot}: more tokens in flight than one step yields"
         assert row[at.SEGMENT] == -1, f"slot {slot} runs and has blocks in the free queue"
-        held += row[at.CAPACITY] // block
+        left = int(lists[at.LEFT_BEHIND, slot])
+        held += int(head[at.GROUPS]) * (row[at.CAPACITY] // block) - int(head[at.WINDOW_GROUPS]) * left
     assert all(req[s, at.COMPUTED] == 0 and req[s, at.CAPACITY] == 0 for s in waiting), "a waiting request holds blocks"
     assert not req[slots, at.GRANTED].any(), "a step was planned and not applied"
     free, total = int(head[at.FREE]), int(head[at.TOTAL_BLOCKS])
     assert free >= 0, "blocks were handed out that are not there"
     if shared is not None:
-        _check_blocks(head, req, running, shared)
+        _check_blocks(head, req, lists, running, shared)
         return
     assert held + free == total, f"{held} blocks held and {free} free are not {total}"
     owned = {s: int(req[s, at.SEGMENT]) for s in waiting if req[s, at.SEGMENT] >= 0}
@@ -641,12 +655,20 @@ def _check_queues(head: at.Ints, req: at.Ints, lists: at.Ints, shared: at.Shared
         assert owners == owned, "the free queue and the waiting requests disagree about cached blocks"
 
 
-def _check_blocks(head: at.Ints, req: at.Ints, running: list[int], shared: at.Arrays) -> None:
-    pool, table, _ = shared
-    total, size = int(head[at.TOTAL_BLOCKS]), int(head[at.BLOCK])
+def _table_blocks(head: at.Ints, req: at.Ints, lists: at.Ints, shared: at.Arrays, slot: int) -> at.Ints:
+    """Blocks that a slot holds, group by group."""
+    rows = int(req[slot, at.CAPACITY] // head[at.BLOCK])
+    groups = shared[1][slot].reshape(int(head[at.GROUPS]), -1)
+    mask = int(head[at.WINDOW_MASK])
+    left = [int(lists[at.LEFT_BEHIND, slot]) if mask >> group & 1 else 0 for group in range(len(groups))]
+    return np.concatenate([row[first:rows] for row, first in zip(groups, left, strict=True)])
+
+
+def _check_blocks(head: at.Ints, req: at.Ints, lists: at.Ints, running: list[int], shared: at.Arrays) -> None:
+    pool, total = shared[0], int(head[at.TOTAL_BLOCKS])
     counts = [0] * total
     for slot in running:
-        for block in table[slot, : req[slot, at.CAPACITY] // size].tolist():
+        for block in _table_blocks(head, req, lists, shared, slot).tolist():
             counts[block] += 1
     assert counts == pool[at.REFS, :total].tolist(), "reference counts differ from what requests hold"
     queue: list[int] = []

@@ -10,6 +10,7 @@ The compiled engine must be equal to this, step by step; this must be equal to v
 2. If nobody was preempted, waiting requests are admitted in order while budget, `max_num_seqs` and blocks last. One is
    admitted only if *all* tokens it has now (prompt and what it had produced) fit the free blocks, not just its chunk.
    Full blocks that still hold its tokens are reused: those of prompts that begin alike, and what preemption left.
+   Layers with a sliding window keep KV of their own, and only of the window (how: `simcore.reference_kv`).
    One whose LoRA adapter would be one more than `max_loras` among those that run (before 0.33: in this batch) is passed
    over and keeps its place.
 3. A request whose tokens are all computed produces one token at the end of the step; the last one frees it.
@@ -27,7 +28,7 @@ from typing import NamedTuple
 import msgspec
 
 from simcore.proved import has_rules_of_0_33
-from simcore.reference_kv import BlockKey, ReferenceBlocks
+from simcore.reference_kv import ReferenceHolding, ReferenceKv
 from simcore.trace import Scheduled, StepBatch
 from simcore.types import EngineConfig
 
@@ -46,24 +47,18 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
     """Its LoRA adapter; empty: none."""
     order: int = 0
     """Running number of arrival. (vLLM compares arrival times and, where two are the same, ids as text.)"""
-    block_hashes: tuple[int, ...] = ()
-    """Hashes of the full blocks of its prompt; beyond them its blocks hold what no other request has."""
+    held: ReferenceHolding
     output_tokens: int = 0
     computed_tokens: int = 0
     """Tokens computed or in flight."""
+    in_flight_tokens: int = 0
     placeholders: int = 0
     """Output tokens in flight: planned, not known yet."""
     preemptions: int = 0
-    blocks: list[int] = []
-    keyed_blocks: int = 0
-    """How many of its leading blocks have a content key."""
 
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.output_tokens
-
-    def key(self, index: int) -> BlockKey:
-        return self.block_hashes[index] if index < len(self.block_hashes) else (self.request_id, index)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -101,7 +96,7 @@ class ReferenceScheduler:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.blocks = ReferenceBlocks(config.num_blocks, caching=config.enable_prefix_caching)
+        self.kv = ReferenceKv(config)
         self.running: list[ReferenceRequest] = []
         self.waiting: list[ReferenceRequest] = []
         self.preemptions_total = 0
@@ -122,7 +117,7 @@ class ReferenceScheduler:
             for request in queue:
                 if request.request_id == request_id:
                     queue.remove(request)
-                    self._release(request)
+                    self.kv.release(request.held)
                     return True
         return False
 
@@ -147,12 +142,13 @@ class ReferenceScheduler:
         """Raises AssertionError naming the broken invariant."""
         ids = [r.request_id for r in (*self.running, *self.waiting)]
         assert len(ids) == len(set(ids)), f"a request stands in two places: {sorted(ids)}"
-        assert all(not r.blocks and r.computed_tokens == 0 for r in self.waiting), "a waiting request holds blocks"
+        assert all(not r.held.groups and r.computed_tokens == 0 for r in self.waiting), "a waiting request holds blocks"
         assert len(self.running) <= self.config.max_num_seqs, "more running than max_num_seqs"
         size = self.config.block_size_tokens
         for r in self.running:
-            assert len(r.blocks) == -(-r.computed_tokens // size), f"{r.request_id}: blocks do not match its tokens"
-        self.blocks.check([r.blocks for r in self.running])
+            for blocks in r.held.groups:
+                assert len(blocks) == -(-r.computed_tokens // size), f"{r.request_id}: blocks do not match its tokens"
+        self.kv.pool.check([blocks for r in self.running for blocks in r.held.groups])
 
     def _plan(self) -> ReferencePlan:
         budget = self.config.max_num_batched_tokens
@@ -209,22 +205,16 @@ class ReferenceScheduler:
             if request.adapter and request.adapter not in adapters and len(adapters) == self.config.max_loras > 0:
                 passed_over += 1
                 continue
-            # The last token is always computed anew: its logits give the next token.
-            reusable = (request.tokens - 1) // size
-            hit = self.blocks.cached_prefix([request.key(k) for k in range(reusable)])
-            cached = len(hit) * size
+            hit = self.kv.find(request.held, request.tokens)
+            cached = hit.blocks * size
             n = request.tokens - cached
             if 0 < limit < n:
                 n = limit
             n = min(n, budget)
             whole = min(request.tokens, self.config.max_model_len_tokens)
-            if -(-whole // size) - len(hit) + self.blocks.evictable(hit) > self.blocks.free:
+            if not self.kv.admit(request.held, hit, whole, cached + n, cached + n):
                 break
-            self.blocks.touch(hit)
-            request.blocks = hit
-            request.keyed_blocks = len(hit)
             request.computed_tokens = cached
-            self._grow(request, cached + n)
             self.running.append(self.waiting.pop(passed_over))
             if request.adapter:
                 adapters.add(request.adapter)
@@ -247,6 +237,7 @@ class ReferenceScheduler:
                 prefill_seqs += 1
                 work += n * (before + 0.5 * n)
             request.computed_tokens += n
+            request.in_flight_tokens += n
             if request.computed_tokens >= there:
                 request.placeholders += 1
                 produces.add(request.request_id)
@@ -255,7 +246,7 @@ class ReferenceScheduler:
             frozenset(produces),
             preempted,
             StepBatch(prefill, work, prefill_seqs, decode, kv),
-            self.blocks.free,
+            self.kv.pool.free,
         )
 
     def _update(self, plan: ReferencePlan, preempted: tuple[str, ...]) -> ReferenceStep:
@@ -266,6 +257,7 @@ class ReferenceScheduler:
         running = {id(r) for r in self.running}
         waiting = {id(r) for r in self.waiting}
         for request, n, cached in plan.granted:
+            request.in_flight_tokens -= n
             here = id(request) in running or id(request) in waiting
             produced = int(request.request_id in plan.produces)
             if not here:
@@ -276,12 +268,12 @@ class ReferenceScheduler:
             request.output_tokens += 1
             if id(request) in running:
                 request.placeholders -= 1
-                self._name_blocks(request, request.computed_tokens - request.placeholders)
+                self.kv.name(request.held, request.computed_tokens - request.placeholders)
             if request.output_tokens == 1:
                 first.append(request.request_id)
             if request.output_tokens >= request.final_tokens:
                 finished.append(request.request_id)
-                self._release(request)
+                self.kv.release(request.held)
         if finished:
             gone = set(finished)
             self.running = [r for r in self.running if r.request_id not in gone]
@@ -293,27 +285,13 @@ class ReferenceScheduler:
             finished=tuple(finished),
             batch=plan.batch,
             lowest_free_blocks=plan.lowest_free_blocks,
-            free_blocks=self.blocks.free,
+            free_blocks=self.kv.pool.free,
         )
 
     def _grow(self, request: ReferenceRequest, tokens: int) -> bool:
         """Gives the request blocks for `tokens` tokens; False (and nothing done) if they are not there."""
-        size = self.config.block_size_tokens
-        missing = -(-tokens // size) - len(request.blocks)
-        if missing > self.blocks.free:
-            return False
-        if missing > 0:
-            request.blocks = request.blocks + self.blocks.take(missing)
-        self._name_blocks(request, min(tokens, request.tokens))
-        return True
-
-    def _name_blocks(self, request: ReferenceRequest, tokens: int) -> None:
-        """Gives its full blocks up to `tokens` the keys by which their content can be found."""
-        if self.config.enable_prefix_caching:
-            full = tokens // self.config.block_size_tokens
-            for k in range(request.keyed_blocks, full):
-                self.blocks.set_key(request.blocks[k], request.key(k))
-            request.keyed_blocks = max(request.keyed_blocks, full)
+        settled = request.computed_tokens - request.in_flight_tokens
+        return self.kv.grow(request.held, tokens, settled, min(tokens, request.tokens))
 
     def _victim(self) -> ReferenceRequest:
         if self._by_priority:
@@ -321,16 +299,11 @@ class ReferenceScheduler:
         return self.running[-1]
 
     def _preempt(self, request: ReferenceRequest) -> None:
-        self._release(request)
+        self.kv.release(request.held)
         request.computed_tokens = request.placeholders = 0
         request.preemptions += 1
         self.preemptions_total += 1
         self._enqueue(request, front=True)
-
-    def _release(self, request: ReferenceRequest) -> None:
-        self.blocks.release(request.blocks)
-        request.blocks = []
-        request.keyed_blocks = 0
 
     def _enqueue(self, request: ReferenceRequest, *, front: bool) -> None:
         if self._by_priority:

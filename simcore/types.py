@@ -68,6 +68,10 @@ class TokenLogprobs(msgspec.Struct, frozen=True, gc=False):
     other_logprobs: tuple[float, ...] = ()
 
 
+FULL_ATTENTION = (0,)
+"""`EngineConfig.kv_windows_tokens` of an engine whose layers all attend to all tokens."""
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The limits under which one engine schedules. Names follow vLLM's own options."""
 
@@ -88,6 +92,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     async_scheduling: bool = False
     max_loras: int = 0
     """LoRA adapters that one step's batch can use; 0: no limit, or no adapters."""
+    kv_windows_tokens: tuple[int, ...] = FULL_ATTENTION
+    """Of each KV cache group, in the engine's order, how many tokens its layers attend to (a sliding window); 0: all.
+    Every group takes blocks of its own for the same tokens. All windows are the same; several groups have one."""
     engine: str = "emulated"
     engine_version: str = ""
     outside_rules: tuple[str, ...] = ()
@@ -122,6 +129,29 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        windows = set(self.kv_windows_tokens) - {0}
+        if self.kv_windows_tokens != FULL_ATTENTION and (len(windows) != 1 or min(windows) < 2):
+            raise ValueError(f"kv_windows_tokens must be (0,) or have one window >= 2, got {self.kv_windows_tokens}")
+
+    @property
+    def window_tokens(self) -> int:
+        """The sliding window of its groups that have one; 0: none has."""
+        return max(self.kv_windows_tokens)
+
+    @property
+    def window_groups(self) -> int:
+        """How many of its KV cache groups have a sliding window."""
+        return sum(w > 0 for w in self.kv_windows_tokens)
+
+    @property
+    def window_blocks(self) -> int:
+        """The most blocks that a group with a window asks for at admission: those of the window, of all tokens that can
+        be in flight, and one, as both may begin in the middle of a block."""
+        if not self.window_tokens:
+            return 0
+        in_flight = self.max_num_batched_tokens * (2 if self.async_scheduling else 1)
+        tokens = min(self.window_tokens - 1 + in_flight, self.max_model_len_tokens)
+        return -(-tokens // self.block_size_tokens) + 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,13 +166,28 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return "" if not self.max_loras or not model or model in self.names else model
 
     def blocks_for(self, tokens: int) -> int:
-        """KV blocks that so many tokens take."""
-        return -(-tokens // self.block_size_tokens)
+        """KV blocks that so many tokens take, as they are counted at admission."""
+        rows = -(-tokens // self.block_size_tokens)
+        if self.kv_windows_tokens == FULL_ATTENTION:
+            return rows
+        windows = self.window_groups
+        return (len(self.kv_windows_tokens) - windows) * rows + windows * min(rows, self.window_blocks)
+
+    @property
+    def kv_tokens(self) -> int:
+        """The most tokens of one request that its blocks can hold, or the model's limit where that is no limit."""
+        groups, windows = len(self.kv_windows_tokens), self.window_groups
+        rows = self.num_blocks // groups
+        if windows and rows >= self.window_blocks:
+            if windows == groups:
+                return self.max_model_len_tokens
+            rows = (self.num_blocks - windows * self.window_blocks) // (groups - windows)
+        return rows * self.block_size_tokens
 
     @property
     def longest_tokens(self) -> int:
         """The most prompt and output tokens that one request can have."""
-        return min(self.max_model_len_tokens, self.num_blocks * self.block_size_tokens)
+        return min(self.max_model_len_tokens, self.kv_tokens)
 
 
 class RequestState(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -6,10 +6,11 @@ import importlib.metadata
 from typing import Any
 
 from simcore.proved import has_rules_of_0_33, outside_proved
-from simcore.types import EngineConfig
+from simcore.types import FULL_ATTENTION, EngineConfig
 
-# Kinds of KV cache whose blocks are kept as the rules say: vLLM's FullAttentionManager, and nothing else, keeps them.
+# Kinds of KV cache whose blocks are kept as the rules say: by vLLM's FullAttentionManager, and by SlidingWindowManager.
 _FULL_ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
+_SLIDING_WINDOW = "SlidingWindowSpec"
 _NEEDED = ("running", "waiting", "requests", "kv_cache_manager", "vllm_config", "_preempt_request")
 
 
@@ -45,7 +46,9 @@ def vllm_version() -> str:
 
 
 def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
-    """The limits under which it schedules. A model without a KV cache has blocks for all its seats."""
+    """The limits under which it schedules. A model without a KV cache has blocks for all its seats. Of sliding windows
+    the prefix cache keeps a few blocks only, and by their names alone nobody can tell what a prompt finds there: then
+    its content is not told."""
     vllm_config = scheduler.vllm_config
     limits, model, cache = vllm_config.scheduler_config, vllm_config.model_config, vllm_config.cache_config
     served = getattr(model, "served_model_name", None)
@@ -59,6 +62,7 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
     else:
         # One block is vLLM's own: the null block.
         num_blocks = cache.num_gpu_blocks - 1
+    windows = _kv_windows(scheduler)
     return EngineConfig(
         model=names[0] if names else str(model.model),
         other_names=names[1:],
@@ -70,10 +74,11 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
         long_prefill_token_threshold_tokens=getattr(limits, "long_prefill_token_threshold", 0) or 0,
         long_prefill_adaptive=bool(getattr(limits, "long_prefill_token_threshold_adaptive", False)),
         enable_prefix_caching=bool(cache.enable_prefix_caching),
-        prefix_cache_traced=prefix_cache_traced,
+        prefix_cache_traced=prefix_cache_traced and windows == FULL_ATTENTION,
         scheduling_policy="priority" if policy == "priority" else "fcfs",
         async_scheduling=bool(getattr(limits, "async_scheduling", False)),
         max_loras=getattr(getattr(vllm_config, "lora_config", None), "max_loras", 0),
+        kv_windows_tokens=windows or FULL_ATTENTION,
         engine="vllm",
         engine_version=vllm_version(),
         outside_rules=_outside_rules(scheduler),
@@ -107,16 +112,25 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
     interval = getattr(limits, "prefill_schedule_interval", 1) if minds_interval else 1
     encoder_tokens = getattr(scheduler, "max_num_encoder_input_tokens", 0)
     context_ranks = [getattr(parallel, f"{kind}_context_parallel_size", 1) for kind in ("decode", "prefill")]
-    groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", ())
-    other_caches = [name for group in groups for name in _kinds(group) if name not in _FULL_ATTENTION]
+    caches = getattr(scheduler, "kv_cache_config", None)
+    groups, windows = getattr(caches, "kv_cache_groups", ()), _kv_windows(scheduler)
+    followed = (*_FULL_ATTENTION, _SLIDING_WINDOW)
+    other_caches = [name for group in groups for name in map(_kind, _specs(group)) if name not in followed]
+    at_intervals = getattr(caches, "prefix_cache_retention_interval", 0) != 0
+    caching = bool(vllm_config.cache_config.enable_prefix_caching)
     rules = {
         "it decodes speculatively": getattr(vllm_config, "speculative_config", None) is not None,
         "it transfers KV blocks from or to others": getattr(vllm_config, "kv_transfer_config", None) is not None,
         "it runs several steps at a time (pipeline parallel)": parallel.pipeline_parallel_size > 1,
         "its KV blocks are spread over ranks (context parallel)": max(context_ranks) > 1,
         "it begins prompts in some steps only (prefill_schedule_interval)": interval > 1,
-        "its layers keep KV caches of several kinds": len(groups) > 1,
-        f"its layers keep other KV than full attention ({', '.join(sorted(set(other_caches)))})": bool(other_caches),
+        f"its layers keep other KV than of all tokens or a window ({', '.join(sorted(set(other_caches)))})": (
+            bool(other_caches)
+        ),
+        "its layers keep KV of windows or in blocks of several sizes": not windows and not other_caches,
+        "it keeps KV of windows in its prefix cache at intervals (prefix_cache_retention_interval)": (
+            windows not in ((), FULL_ATTENTION) and caching and at_intervals
+        ),
         "images or sound pass an encoder with a budget of its own": encoder_tokens > 0,
         "it generates no text (pooling)": _pools(scheduler),
         "prompts are not cut into chunks (enable_chunked_prefill off)": not limits.enable_chunked_prefill,
@@ -131,7 +145,29 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
     return (*notes, *(why for why, so in rules.items() if so))
 
 
-def _kinds(group: Any) -> list[str]:
-    """Class names of a KV cache group's layers."""
+def _kv_windows(scheduler: Any) -> tuple[int, ...]:
+    """`EngineConfig.kv_windows_tokens`; empty where the rules do not cover how its groups go together."""
+    groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", ())
+    layers = [specs for group in groups if (specs := _specs(group))]
+    windows = tuple(_window(specs[0]) for specs in layers) or FULL_ATTENTION
+    sizes = {getattr(spec, "block_size", 0) for specs in layers for spec in specs}
+    alike = all(_window(spec) == _window(specs[0]) for specs in layers for spec in specs)
+    followed = windows == FULL_ATTENTION or (len({*windows} - {0}) == 1 and max(windows) > 1)
+    return windows if followed and alike and len(sizes) <= 1 else ()
+
+
+def _window(spec: Any) -> int:
+    """Tokens to which a layer attends; 0: all. Some decoders keep more than the window; then -1."""
+    if _kind(spec) != _SLIDING_WINDOW:
+        return 0
+    return -1 if getattr(spec, "extra_retained_tokens", 0) else int(spec.sliding_window)
+
+
+def _specs(group: Any) -> list[Any]:
+    """Of a KV cache group's layers."""
     spec = getattr(group, "kv_cache_spec", None)
-    return [type(s).__name__ for s in getattr(spec, "kv_cache_specs", {"": spec}).values() if s is not None]
+    return [s for s in getattr(spec, "kv_cache_specs", {"": spec}).values() if s is not None]
+
+
+def _kind(spec: Any) -> str:
+    return type(spec).__name__

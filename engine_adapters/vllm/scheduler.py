@@ -82,7 +82,7 @@ def traced(base: type) -> type:
             self._astrolabe_publisher = publisher
             free = (lambda: config.num_blocks) if keeps_no_kv(self) else None
             self._astrolabe = recorder = StepRecorder(self, publisher, free_blocks=free)
-            if watched:
+            if watched and config.prefix_cache_traced:
                 watch(self.kv_cache_manager.block_pool, recorder)
             elif config.prefix_cache_traced:
                 self.kv_event_publisher = _Events(recorder, self.kv_event_publisher)

@@ -451,7 +451,6 @@ class TracedEngine:
         )
 
     def _summed(self, mirror: NodeMirror) -> NodeLoad:
-        size = self.config.block_size_tokens
         unprocessed = prompt_blocks = prefill = 0
         for r in mirror.running():
             expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
@@ -461,12 +460,12 @@ class TracedEngine:
             expected = self._belief(r.request_id, r.max_output_tokens).expected_tokens(r.output_tokens)
             unprocessed += r.prompt_tokens + expected
             prefill += r.prompt_tokens
-            prompt_blocks += -(-(r.prompt_tokens + r.output_tokens) // size)
+            prompt_blocks += self.config.blocks_for(r.prompt_tokens + r.output_tokens)
         for candidate in self.reservations.candidates():
             expected = self._beliefs[candidate.request_id].expected_tokens(0)
             prefill += candidate.prompt_tokens
             unprocessed += candidate.prompt_tokens + min(expected, candidate.max_output_tokens)
-            prompt_blocks += -(-candidate.prompt_tokens // size)
+            prompt_blocks += self.config.blocks_for(candidate.prompt_tokens)
         reserved = len(self.reservations)
         return NodeLoad(
             node_id=self.node_id,

@@ -159,6 +159,7 @@ class EngineConfig(google.protobuf.message.Message):
     KV_SOURCE_FIELD_NUMBER: builtins.int
     MAX_LORAS_FIELD_NUMBER: builtins.int
     LONG_PREFILL_ADAPTIVE_FIELD_NUMBER: builtins.int
+    KV_WINDOWS_TOKENS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name as clients say it."""
     max_num_seqs: builtins.int
@@ -209,6 +210,10 @@ class EngineConfig(google.protobuf.message.Message):
     def other_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Further names by which clients may ask the engine."""
 
+    @property
+    def kv_windows_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Of each KV cache group the sliding window of its layers, in tokens, 0 for full attention; empty: one group without."""
+
     def __init__(
         self,
         *,
@@ -235,8 +240,9 @@ class EngineConfig(google.protobuf.message.Message):
         kv_source: builtins.str = ...,
         max_loras: builtins.int = ...,
         long_prefill_adaptive: builtins.bool = ...,
+        kv_windows_tokens: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "kv_source", b"kv_source", "long_prefill_adaptive", b"long_prefill_adaptive", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_loras", b"max_loras", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "own_chats", b"own_chats", "pools", b"pools", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "kv_source", b"kv_source", "kv_windows_tokens", b"kv_windows_tokens", "long_prefill_adaptive", b"long_prefill_adaptive", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_loras", b"max_loras", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "own_chats", b"own_chats", "pools", b"pools", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
 
 Global___EngineConfig: typing_extensions.TypeAlias = EngineConfig
 

@@ -7,12 +7,16 @@ they got it, so the first match is the one that vLLM would find.
 
 from __future__ import annotations
 
+import numpy as np
+
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Arrays, Ints
+from simcore.compiled.windows import found_blocks, is_window, reach
 from simcore.kernel_cache import cached, kernel
 
 _ODD_1 = 0x1E3779B97F4A7C15
 _ODD_2 = 0x42B2AE3D27D4EB4F
+_ODD_3 = 0x2545F4914F6CDD1D
 
 
 @kernel
@@ -24,9 +28,29 @@ def key_of(req: Ints, shared: Arrays, slot: int, index: int) -> int:
 
 
 @kernel
-def _kind_of(req: Ints, slot: int, index: int) -> int:
-    """What `HAS_KEY` says of that block."""
-    return 1 if index < req[slot, at.HASHES] else 2
+def _key_in(head: Ints, key: int, group: int) -> int:
+    """What a block of a KV cache group is found by."""
+    return key ^ ((group - head[at.NAMED_GROUP]) * _ODD_3)
+
+
+@kernel
+def _keep_findable(head: Ints, req: Ints, lists: Ints, shared: Arrays, slot: int, group: int, index: int) -> None:
+    """Gives a full block its content key, unless it is of a window group and no later request could begin with it:
+    those before the end of the prompt and before the end of what other groups knew at admission are of use."""
+    local = is_window(head, group)
+    if local:
+        ends = reach(head), (req[slot, at.PROMPT] - 1) // head[at.BLOCK], lists[at.KNOWN_BEGIN, slot]
+        if not (ends[1] - ends[0] <= index < ends[1] or ends[2] - ends[0] <= index < ends[2]):
+            return
+    named = index < req[slot, at.HASHES] and group == head[at.NAMED_GROUP]
+    block = shared[1][slot, _first_cell(head, shared, group) + index]
+    _set_key(shared[0], block, _key_in(head, key_of(req, shared, slot, index), group), 1 if named else 2)
+
+
+@kernel
+def _first_cell(head: Ints, shared: Arrays, group: int) -> int:
+    """Where the blocks of a KV cache group begin in a row of the table."""
+    return group * (shared[1].shape[1] // head[at.GROUPS])
 
 
 @kernel
@@ -90,26 +114,64 @@ def link(pool: Ints, block: int, before: int) -> None:
 
 
 @kernel
-def count_hits(head: Ints, req: Ints, shared: Arrays, slot: int) -> tuple[int, int]:
-    """(Leading blocks of a waiting slot that are cached, how many of them stand in the free queue).
+def _cached(head: Ints, pool: Ints, key: int, local: bool) -> bool:
+    """Whether all window groups, or all others, hold a block with that key."""
+    for group in range(head[at.GROUPS]):
+        if is_window(head, group) == local and find(pool, _key_in(head, key, group)) < 0:
+            return False
+    return True
+
+
+@kernel
+def _count_in_groups(head: Ints, pool: Ints, keys: Ints) -> tuple[int, int, int]:
+    """`count_hits` where some groups have a window."""
+    known = run = 0
+    while known < len(keys) and _cached(head, pool, keys[known], False):
+        known += 1
+    index = known
+    while index > 0 and run < reach(head):
+        index -= 1
+        run = run + 1 if _cached(head, pool, keys[index], True) else 0
+    hits = index + run
+    evictable = 0
+    for group in range(head[at.GROUPS]):
+        for k in range(max(0, hits - reach(head)) if is_window(head, group) else 0, hits):
+            evictable += pool[at.REFS, find(pool, _key_in(head, keys[k], group))] == 0
+    return hits, evictable, known if head[at.WINDOW_GROUPS] < head[at.GROUPS] else hits
+
+
+@kernel
+def count_hits(head: Ints, req: Ints, shared: Arrays, slot: int) -> tuple[int, int, int]:
+    """(Leading blocks of a waiting slot that are cached in all groups, as far as the token behind them attends to them;
+    how many blocks these are that stand in the free queue; leading blocks that are cached but for window groups).
 
     The last token is always computed anew: its logits give the next token.
     """
     pool = shared[0]
     hits = evictable = 0
     if head[at.CACHING]:
-        for index in range((req[slot, at.PROMPT] + req[slot, at.OUT] - 1) // head[at.BLOCK]):
-            block = find(pool, key_of(req, shared, slot, index))
+        most = (req[slot, at.PROMPT] + req[slot, at.OUT] - 1) // head[at.BLOCK]
+        if head[at.WINDOW_GROUPS] > 0:
+            keys = np.empty(most, np.int64)
+            for index in range(most):
+                keys[index] = key_of(req, shared, slot, index)
+            return _count_in_groups(head, pool, keys)
+        while hits < most:
+            block = find(pool, key_of(req, shared, slot, hits))
             if block < 0:
                 break
             hits += 1
             evictable += pool[at.REFS, block] == 0
-    return hits, evictable
+    return hits, evictable, hits
 
 
 @cached
-def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
-    """(How many of the first names belong to blocks that hold their content now, how many of those somebody holds)."""
+def known_prefix(head: Ints, pool: Ints, names: Ints) -> tuple[int, int]:
+    """(How many of the first names belong to blocks that hold their content now, how many blocks of those somebody
+    holds)."""
+    if head[at.WINDOW_GROUPS] > 0:
+        hits, evictable, _ = _count_in_groups(head, pool, names)
+        return hits, found_blocks(head, hits) - evictable
     known = held = 0
     while known < len(names):
         block = find(pool, names[known])
@@ -121,52 +183,77 @@ def known_prefix(pool: Ints, names: Ints) -> tuple[int, int]:
 
 
 @kernel
-def adopt(head: Ints, req: Ints, shared: Arrays, slot: int, hits: int) -> None:
-    """The slot takes its first `hits` blocks as they were found cached."""
+def adopt(head: Ints, req: Ints, lists: Ints, shared: Arrays, slot: int, hits: int) -> None:
+    """The slot takes its first `hits` blocks as they were found cached, but for those that windows have passed."""
     pool, table, _ = shared
-    for index in range(hits):
-        block = find(pool, key_of(req, shared, slot, index))
-        if pool[at.REFS, block] == 0:
-            _unlink(pool, block)
-            head[at.FREE] -= 1
-        pool[at.REFS, block] += 1
-        table[slot, index] = block
+    for group in range(head[at.GROUPS]):
+        first = _first_cell(head, shared, group)
+        for index in range(lists[at.LEFT_BEHIND, slot] if is_window(head, group) else 0, hits):
+            block = find(pool, _key_in(head, key_of(req, shared, slot, index), group))
+            if pool[at.REFS, block] == 0:
+                _unlink(pool, block)
+                head[at.FREE] -= 1
+            pool[at.REFS, block] += 1
+            table[slot, first + index] = block
 
 
 @kernel
 def take_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, blocks: int) -> None:
-    """`blocks` (<= FREE) more for the slot, from the front of the free queue; what they held is forgotten."""
+    """`blocks` (<= FREE, in all) more in each group for the slot, from the front of the free queue; what they held is
+    forgotten."""
     pool, table, _ = shared
     held = req[slot, at.CAPACITY] // head[at.BLOCK]
     front = head[at.TOTAL_BLOCKS]
-    for index in range(held, held + blocks):
-        block = pool[at.NEXT, front]
-        _unlink(pool, block)
-        if pool[at.HAS_KEY, block]:
-            _forget_key(pool, block)
-        pool[at.REFS, block] = 1
-        table[slot, index] = block
-    head[at.FREE] -= blocks
+    for group in range(head[at.GROUPS]):
+        first = _first_cell(head, shared, group)
+        for index in range(held, held + blocks):
+            block = pool[at.NEXT, front]
+            _unlink(pool, block)
+            if pool[at.HAS_KEY, block]:
+                _forget_key(pool, block)
+            pool[at.REFS, block] = 1
+            table[slot, first + index] = block
+    head[at.FREE] -= blocks * head[at.GROUPS]
 
 
 @kernel
-def name_blocks(head: Ints, req: Ints, shared: Arrays, slot: int, tokens: int) -> None:
+def name_blocks(head: Ints, req: Ints, lists: Ints, shared: Arrays, slot: int, tokens: int) -> None:
     """Gives the slot's full blocks up to `tokens` their content keys, by which they can be found from now on."""
-    pool, table, _ = shared
     if head[at.CACHING]:
-        for index in range(req[slot, at.KEYED] // head[at.BLOCK], tokens // head[at.BLOCK]):
-            _set_key(pool, table[slot, index], key_of(req, shared, slot, index), _kind_of(req, slot, index))
+        first, end = req[slot, at.KEYED] // head[at.BLOCK], tokens // head[at.BLOCK]
+        for group in range(head[at.GROUPS] if first < end else 0):
+            for index in range(first, end):
+                _keep_findable(head, req, lists, shared, slot, group, index)
 
 
 @kernel
-def release_blocks(head: Ints, req: Ints, shared: Arrays, slot: int) -> None:
-    """Gives back a slot's blocks, the last first: those without a key to the front of the free queue, in that order,
-    the others to its end."""
+def leave_blocks(head: Ints, lists: Ints, shared: Arrays, slot: int, left: int) -> None:
+    """Gives back the first `left` blocks of a slot in each window group, where it still holds them."""
+    for group in range(head[at.GROUPS]):
+        if is_window(head, group):
+            first = _first_cell(head, shared, group)
+            _release(head, shared, slot, first + lists[at.LEFT_BEHIND, slot], first + left)
+
+
+@kernel
+def release_blocks(head: Ints, req: Ints, lists: Ints, shared: Arrays, slot: int) -> None:
+    """Gives back a slot's blocks, group by group."""
+    rows = req[slot, at.CAPACITY] // head[at.BLOCK]
+    for group in range(head[at.GROUPS]):
+        first = _first_cell(head, shared, group)
+        left = lists[at.LEFT_BEHIND, slot] if is_window(head, group) else 0
+        _release(head, shared, slot, first + left, first + rows)
+
+
+@kernel
+def _release(head: Ints, shared: Arrays, slot: int, begin: int, end: int) -> None:
+    """Gives back the blocks in some cells of a slot's table, the last first: those without a key to the front of the
+    free queue, in that order, the others to its end."""
     pool, table, _ = shared
     front = head[at.TOTAL_BLOCKS]
     behind = front
-    for index in range(req[slot, at.CAPACITY] // head[at.BLOCK] - 1, -1, -1):
-        block = table[slot, index]
+    for cell in range(end - 1, begin - 1, -1):
+        block = table[slot, cell]
         pool[at.REFS, block] -= 1
         if pool[at.REFS, block] > 0:
             continue
@@ -217,12 +304,15 @@ def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
         slot = lists[at.RUNNING, i]
         if head[at.ASYNC] == 0:
             req[slot, at.KEYED] = req[slot, at.COMPUTED]
-        for index in range(req[slot, at.CAPACITY] // block):
-            pool[at.REFS, used] = 1
-            table[slot, index] = used
-            if head[at.CACHING] and index < req[slot, at.KEYED] // block:
-                _set_key(pool, used, key_of(req, shared, slot, index), _kind_of(req, slot, index))
-            used += 1
+        for group in range(head[at.GROUPS]):
+            first = _first_cell(head, shared, group)
+            left = lists[at.LEFT_BEHIND, slot] if is_window(head, group) else 0
+            for index in range(left, req[slot, at.CAPACITY] // block):
+                pool[at.REFS, used] = 1
+                table[slot, first + index] = used
+                if head[at.CACHING] and index < req[slot, at.KEYED] // block:
+                    _keep_findable(head, req, lists, shared, slot, group, index)
+                used += 1
     owned = head[at.OWNED] > 0
     for _ in range(head[at.FRONT] if owned else head[at.FREE]):
         link(pool, used, pool[at.PREVIOUS, front + 1])
@@ -235,7 +325,7 @@ def build_pool(head: Ints, req: Ints, lists: Ints, shared: Arrays) -> None:
         for index in range(lists[at.SEG_COUNT, segment] - 1, -1, -1):
             link(pool, used, pool[at.PREVIOUS, front + 1])
             if owner >= 0:
-                _set_key(pool, used, key_of(req, shared, owner, index), _kind_of(req, owner, index))
+                _set_key(pool, used, key_of(req, shared, owner, index), 1 if index < req[owner, at.HASHES] else 2)
             used += 1
         if owner >= 0:
             req[owner, at.SEGMENT] = -1
@@ -283,19 +373,22 @@ def count_shares(head: Ints, req: Ints, lists: Ints, to_req: Ints, source: Ints,
     running = head[at.N_RUNNING]
     for i in range(running):
         borrowed = 0
-        for index in range(req[source[i], at.CAPACITY] // head[at.BLOCK]):
-            block = table[source[i], index]
-            borrowed += pool[at.SEEN, block]
-            pool[at.SEEN, block] = 1
+        for group in range(head[at.GROUPS]):
+            first = _first_cell(head, shared, group)
+            left = lists[at.LEFT_BEHIND, source[i]] if is_window(head, group) else 0
+            for index in range(left, req[source[i], at.CAPACITY] // head[at.BLOCK]):
+                block = table[source[i], first + index]
+                borrowed += pool[at.SEEN, block]
+                pool[at.SEEN, block] = 1
         to_req[i, at.BORROWED] = borrowed
     pool[at.SEEN, :] = 0
     for i in range(running, running + head[at.N_WAITING]):
         slot = source[i]
-        hits, evictable = count_hits(head, req, shared, slot)
+        hits, evictable, _ = count_hits(head, req, shared, slot)
         usable = min(req[slot, at.HASHES], (req[slot, at.PROMPT] + req[slot, at.OUT] - 1) // head[at.BLOCK])
         left = hits
         if hits < usable:
             names = shared[2][slot, :usable]
             left = expected_prefix(head, req, lists, shared, names, hits, i - running, req[slot, at.PRIORITY])
         to_req[i, at.ASSUMED] = left
-        to_req[i, at.ASSUMED_HELD] = left if left > hits else hits - evictable
+        to_req[i, at.ASSUMED_HELD] = found_blocks(head, left) - (0 if left > hits else evictable)

@@ -13,16 +13,17 @@ from simcore.compiled import layout as at
 from simcore.compiled.block_counts import take
 from simcore.compiled.decode_sync import (
     admissible,
-    blocks_for,
+    awaited_blocks,
     ending_next,
     free_all,
     note_end,
     sort_by_end,
-    steps_that_fit,
+    steps_ahead,
     still_running,
 )
 from simcore.compiled.headroom import note_free, note_room
 from simcore.compiled.layout import Floats, Ints
+from simcore.compiled.windows import gives_back, passed_decoding, steps_in_room
 from simcore.cost.step_time import dense_seconds, step_seconds, waited_s
 from simcore.kernel_cache import kernel
 
@@ -30,6 +31,18 @@ from simcore.kernel_cache import kernel
 @kernel
 def _ends_of_itself(head: Ints, req: Ints, slot: int) -> bool:
     return req[slot, at.FINAL] < min(req[slot, at.MAX_OUT], head[at.MAX_LEN] - req[slot, at.PROMPT])
+
+
+@kernel
+def _giving_back(head: Ints, req: Ints, lists: Ints, running: int, step: int) -> int:
+    """How many give back a block of each window group in the phase's step number `step`, in which somebody ends: its
+    plan leaves out those whose limit ends them."""
+    n = 0
+    for i in range(running):
+        slot = lists[at.RUNNING, i]
+        planned = lists[at.LEFT, i] > step or (lists[at.LEFT, i] == step and _ends_of_itself(head, req, slot))
+        n += planned and gives_back(head, req, slot, step)
+    return n
 
 
 @kernel
@@ -58,6 +71,7 @@ def decode_async(
         or (not limited and admissible(head, req, lists, sequences))
     ):
         return 0, now_s, lowest, False, rows
+    passing = head[at.WINDOW_GROUPS] > 0
     left = lists[at.LEFT]
     per_slack = lists[at.PER_SLACK]
     for k in range(block):
@@ -69,6 +83,8 @@ def decode_async(
         if req[slot, at.OUT] == 0 or req[slot, at.PENDING] == 0:
             return 0, now_s, lowest, False, rows
         computed = req[slot, at.COMPUTED]
+        if passing and lists[at.LEFT_BEHIND, slot] != passed_decoding(head, computed):
+            return 0, now_s, lowest, False, rows
         kv += computed + 1
         left[i] = req[slot, at.FINAL] - req[slot, at.OUT]
         lists[at.POSITION, slot] = i
@@ -83,19 +99,20 @@ def decode_async(
         head[at.PLAN_PREFILL_SEQS],
     )
     in_flight, in_flight_kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
-    done = nth = 0
+    done = nth = awaited = 0
     in_order = 0
     gone = False
     while sequences > 0:
         began_s = now_s
         free = head[at.FREE]
         # Steps whose plans have everybody: up to the one before somebody ends.
-        steps = next_end - 1 - done
-        blocks = blocks_for(per_slack, block, sequences, done, steps)
-        enough = blocks <= head[at.FREE]
-        if not enough:
-            steps = steps_that_fit(per_slack, block, sequences, done, head[at.FREE])
-            blocks = blocks_for(per_slack, block, sequences, done, steps)
+        if passing:
+            awaited = awaited_blocks(head, req, lists, sequences)
+            steps, blocks, fewest = steps_in_room(head, req, lists, running, done, next_end - 1 - done, awaited)
+        else:
+            steps, blocks = steps_ahead(per_slack, block, sequences, done, next_end - 1 - done, free)
+            fewest = free - blocks
+        enough = steps == next_end - 1 - done
         if steps > 0:
             per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
             more = steps - 1
@@ -125,8 +142,9 @@ def decode_async(
                     per_slack[req[slot, at.CAPACITY] - req[slot, at.COMPUTED]] -= 1
                     planned -= 1
                     planned_kv -= req[slot, at.COMPUTED] + next_end
-            blocks = per_slack[done % block]
-            if blocks > head[at.FREE]:
+            blocks = head[at.GROUPS] * per_slack[done % block]
+            given_back = head[at.WINDOW_GROUPS] * _giving_back(head, req, lists, running, next_end) if passing else 0
+            if blocks > head[at.FREE] or (passing and head[at.FREE] + given_back - blocks >= awaited):
                 ending = False
             else:
                 now_s += in_flight_s
@@ -135,14 +153,15 @@ def decode_async(
                 in_flight_s = max(in_flight_s, packed[9] + packed[10] * planned)
                 kv += sequences
                 done += 1
-                take(head, req, lists, blocks)
+                take(head, req, lists, blocks - given_back)
+                fewest = min(fewest, head[at.FREE])
         if steps > 0 or ending:
-            note_free(progress, began_s, now_s, free, head[at.FREE])
+            note_free(progress, began_s, now_s, free, fewest)
             if candidate < 0:
                 newcomer = head[at.N_WAITING] == 0 and sequences < head[at.MAX_SEQS] and sequences < head[at.BUDGET]
-                rows = note_room(headroom, rows, began_s, head[at.FREE] if newcomer else -1)
+                rows = note_room(headroom, rows, began_s, fewest if newcomer else -1)
             if not gone:
-                lowest = min(lowest, head[at.FREE])
+                lowest = min(lowest, fewest)
         if not ending:
             break
         while nth < at_once and left[lists[at.BY_END, nth]] == next_end:
@@ -184,6 +203,9 @@ def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, in_fli
         req[slot, at.COMPUTED] = computed
         req[slot, at.KEYED] = max(req[slot, at.KEYED], computed - 1)
         req[slot, at.CAPACITY] = (computed + block - 1) // block * block
+        if head[at.WINDOW_GROUPS] > 0:
+            lists[at.LEFT_BEHIND, slot] = passed_decoding(head, computed)
+            lists[at.UNDER_WAY, slot] = 1
         lists[at.PLAN_SLOT + bank, i] = slot
         lists[at.PLAN_TOKENS + bank, i] = 2 * 1 + 1
         lists[at.PLAN_CACHED + bank, i] = 0

@@ -17,8 +17,9 @@ from __future__ import annotations
 from simcore.compiled import layout as at
 from simcore.compiled.block_counts import give_back, take
 from simcore.compiled.headroom import note_free, note_room
-from simcore.compiled.kv_cache_manager import fits_now
+from simcore.compiled.kv_cache_manager import fits_now, needed_now
 from simcore.compiled.layout import Floats, Ints
+from simcore.compiled.windows import add_free, held_blocks, passed_decoding, steps_in_room
 from simcore.cost.step_time import dense_seconds, waited_s
 from simcore.kernel_cache import kernel
 
@@ -59,6 +60,26 @@ def steps_that_fit(per_slack: Ints, block: int, sequences: int, done: int, free:
         if k == block:
             k = 0
     return (rounds + 1) * block
+
+
+@kernel
+def awaited_blocks(head: Ints, req: Ints, lists: Ints, sequences: int) -> int:
+    """The free blocks with which the first waiting request would be admitted, as windows give some back; more than
+    there are where nobody can be."""
+    waiting = head[at.N_WAITING]
+    if waiting == 0 or sequences >= head[at.MAX_SEQS] or sequences >= head[at.BUDGET]:
+        return head[at.TOTAL_BLOCKS] + 1
+    return needed_now(head, req, lists[at.WAITING, waiting - 1])
+
+
+@kernel
+def steps_ahead(per_slack: Ints, block: int, sequences: int, done: int, steps: int, free: int) -> tuple[int, int]:
+    """(How many of the next `steps` steps `free` blocks carry, blocks that these take)."""
+    blocks = blocks_for(per_slack, block, sequences, done, steps)
+    if blocks > free:
+        steps = steps_that_fit(per_slack, block, sequences, done, free)
+        blocks = blocks_for(per_slack, block, sequences, done, steps)
+    return steps, blocks
 
 
 @kernel
@@ -119,9 +140,13 @@ def free_all(head: Ints, req: Ints, lists: Ints, slot: int, held: int, named: in
     """Frees the blocks of a request for good: those of `held` tokens, of which the first `named` can be found."""
     block = head[at.BLOCK]
     blocks = (held + block - 1) // block
-    if head[at.OWNED] == 0 and req[slot, at.BORROWED] == 0:
+    if head[at.OWNED] == 0 and req[slot, at.BORROWED] == 0 and head[at.WINDOW_GROUPS] == 0:
         # No free block is worth telling from another.
         head[at.FREE] += blocks
+        return
+    if head[at.WINDOW_GROUPS] > 0:
+        blocks = held_blocks(head, held, passed_decoding(head, held))
+        add_free(head, max(0, blocks - req[slot, at.BORROWED]))
         return
     keyed = named // block if head[at.CACHING] else 0
     give_back(head, req, lists, -1, blocks - keyed, max(0, keyed - req[slot, at.BORROWED]))
@@ -167,6 +192,7 @@ def decode_sync(
     block = head[at.BLOCK]
     if sequences == 0 or sequences > head[at.BUDGET] or (not limited and admissible(head, req, lists, sequences)):
         return 0, now_s, lowest, False, rows
+    passing = head[at.WINDOW_GROUPS] > 0
     left = lists[at.LEFT]
     per_slack = lists[at.PER_SLACK]
     for k in range(block):
@@ -179,6 +205,8 @@ def decode_sync(
         out = req[slot, at.OUT]
         if out == 0 or req[slot, at.PROMPT] + out - computed != 1:
             return 0, now_s, lowest, False, rows
+        if passing and lists[at.LEFT_BEHIND, slot] != passed_decoding(head, computed):
+            return 0, now_s, lowest, False, rows
         kv += computed + 1
         left[i] = req[slot, at.FINAL] - out
         lists[at.POSITION, slot] = i
@@ -188,14 +216,16 @@ def decode_sync(
     in_order = 0
     gone = False
     while sequences > 0:
-        steps = next_end - done
-        blocks = blocks_for(per_slack, block, sequences, done, steps)
-        enough = blocks <= head[at.FREE]
-        if not enough:
-            steps = steps_that_fit(per_slack, block, sequences, done, head[at.FREE])
-            if steps == 0:
-                break
-            blocks = blocks_for(per_slack, block, sequences, done, steps)
+        free = head[at.FREE]
+        if passing:
+            awaited = awaited_blocks(head, req, lists, sequences)
+            steps, blocks, fewest = steps_in_room(head, req, lists, running, done, next_end - done, awaited)
+        else:
+            steps, blocks = steps_ahead(per_slack, block, sequences, done, next_end - done, free)
+            fewest = free - blocks
+        enough = steps == next_end - done
+        if steps == 0:
+            break
         per_step = packed[0] + dense_seconds(packed, sequences) + packed[3] * sequences
         began_s = now_s
         now_s += steps * per_step + packed[2] * (steps * kv + 0.5 * sequences * steps * (steps - 1.0))
@@ -204,14 +234,13 @@ def decode_sync(
             now_s += waited_s(short_s, packed[2] * sequences, steps)
         kv += steps * sequences
         done += steps
-        free = head[at.FREE]
         take(head, req, lists, blocks)
-        note_free(progress, began_s, now_s, free, head[at.FREE])
+        note_free(progress, began_s, now_s, free, fewest)
         if candidate < 0:
             newcomer = head[at.N_WAITING] == 0 and sequences < head[at.MAX_SEQS] and sequences < head[at.BUDGET]
-            rows = note_room(headroom, rows, began_s, head[at.FREE] if newcomer else -1)
+            rows = note_room(headroom, rows, began_s, fewest if newcomer else -1)
         if not gone:
-            lowest = min(lowest, head[at.FREE])
+            lowest = min(lowest, fewest)
         if not enough:
             break
         at_once = in_order if in_order > 0 else ending_next(lists, running, next_end)
@@ -240,4 +269,6 @@ def decode_sync(
         req[slot, at.OUT] += done
         req[slot, at.COMPUTED] = computed
         req[slot, at.CAPACITY] = (computed + block - 1) // block * block
+        if passing:
+            lists[at.LEFT_BEHIND, slot] = passed_decoding(head, computed)
     return done, now_s, lowest, gone, rows

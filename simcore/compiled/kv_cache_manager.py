@@ -6,7 +6,7 @@ Blocks are counted (`block_counts`) or, where prompts share prefixes, told one f
 
 from __future__ import annotations
 
-from simcore.compiled import block_counts, block_pool
+from simcore.compiled import block_counts, block_pool, windows
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Ints, Shared
 from simcore.kernel_cache import kernel
@@ -17,7 +17,35 @@ def fits_now(head: Ints, req: Ints, slot: int) -> bool:
     """The admission rule without shared blocks: all tokens that a waiting request has now must fit the free ones, not
     just its first chunk."""
     whole = min(req[slot, at.PROMPT] + req[slot, at.OUT], head[at.MAX_LEN])
+    if head[at.WINDOW_GROUPS] > 0:
+        return needed_now(head, req, slot) <= head[at.FREE]
     return whole <= (head[at.FREE] + req[slot, at.ASSUMED_HELD]) * head[at.BLOCK]
+
+
+@kernel
+def needed_now(head: Ints, req: Ints, slot: int) -> int:
+    """The free blocks with which `fits_now`."""
+    hits = _assumed(head, req, slot)
+    whole = min(req[slot, at.PROMPT] + req[slot, at.OUT], head[at.MAX_LEN])
+    return _asked(head, whole, hits) + _found_free(head, req, slot, hits)
+
+
+@kernel
+def _assumed(head: Ints, req: Ints, slot: int) -> int:
+    return min(req[slot, at.ASSUMED], (req[slot, at.PROMPT] + req[slot, at.OUT] - 1) // head[at.BLOCK])
+
+
+@kernel
+def _asked(head: Ints, tokens: int, hits: int) -> int:
+    """Blocks that so many tokens ask for at admission beside `hits` cached ones of each group."""
+    rows, local = (tokens + head[at.BLOCK] - 1) // head[at.BLOCK], head[at.WINDOW_GROUPS]
+    return (head[at.GROUPS] - local) * (rows - hits) + local * max(0, min(rows, head[at.WINDOW_BLOCKS]) - hits)
+
+
+@kernel
+def _found_free(head: Ints, req: Ints, slot: int, hits: int) -> int:
+    """Counted: cached blocks of a waiting slot that nobody is taken to hold."""
+    return max(0, windows.found_blocks(head, hits) - req[slot, at.ASSUMED_HELD])
 
 
 @kernel
@@ -27,11 +55,24 @@ def names_lag(head: Ints, shared: Shared) -> bool:
 
 
 @kernel
-def name(head: Ints, req: Ints, shared: Shared, slot: int, tokens: int) -> None:
+def name(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: int) -> None:
     """The first `tokens` of a running slot are known: their full blocks can be found by content."""
     if shared is not None:
-        block_pool.name_blocks(head, req, shared, slot, tokens)
+        block_pool.name_blocks(head, req, lists, shared, slot, tokens)
     req[slot, at.KEYED] = tokens
+
+
+@kernel
+def pass_window(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> None:
+    """Gives back what lies wholly before the window of a running slot's next token. What is in flight is not passed."""
+    left = windows.passed(head, req[slot, at.COMPUTED] - lists[at.UNDER_WAY, slot])
+    more = left - lists[at.LEFT_BEHIND, slot]
+    if more > 0:
+        if shared is not None:
+            block_pool.leave_blocks(head, lists, shared, slot, left)
+        else:
+            windows.add_free(head, head[at.WINDOW_GROUPS] * more)
+        lists[at.LEFT_BEHIND, slot] = left
 
 
 @kernel
@@ -41,37 +82,53 @@ def grow(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: 
     lacking = tokens - req[slot, at.CAPACITY]
     if lacking > 0:
         n = (lacking + block - 1) // block
-        if n > head[at.FREE]:
+        if n * head[at.GROUPS] > head[at.FREE]:
             return False
         if shared is not None:
             block_pool.take_blocks(head, req, shared, slot, n)
         else:
-            block_counts.take(head, req, lists, n)
+            block_counts.take(head, req, lists, n * head[at.GROUPS])
         req[slot, at.CAPACITY] += n * block
     return True
 
 
 @kernel
-def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> int:
-    """Gives a waiting slot the blocks that still hold its tokens, if all that it has now fits with them.
+def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, most: int) -> int:
+    """Gives a waiting slot the blocks that still hold its tokens, if all that it has now fits with them, and the next
+    `most` of its tokens do.
 
-    Returns how many they are; -1 (and nothing done) if it does not fit.
+    Returns how many of its first blocks need no computing; -1 (and nothing done) if it does not fit.
     """
     block = head[at.BLOCK]
     tokens = req[slot, at.PROMPT] + req[slot, at.OUT]
+    whole = min(tokens, head[at.MAX_LEN])
     if shared is not None:
-        hits, evictable = block_pool.count_hits(head, req, shared, slot)
-        whole = min(tokens, head[at.MAX_LEN])
-        if (whole + block - 1) // block - hits + evictable > head[at.FREE]:
+        hits, evictable, known = block_pool.count_hits(head, req, shared, slot)
+        if _asked(head, whole, hits) + evictable > head[at.FREE]:
             return -1
-        block_pool.adopt(head, req, shared, slot, hits)
+        if head[at.WINDOW_GROUPS] > 0:
+            # Behind a long beginning a window asks for less than its first chunk needs.
+            if _chunk_blocks(head, tokens, hits, most) + evictable > head[at.FREE]:
+                return -1
+            lists[at.LEFT_BEHIND, slot] = max(0, hits - windows.reach(head))
+            lists[at.KNOWN_BEGIN, slot] = known if known > hits else 0
+        block_pool.adopt(head, req, lists, shared, slot, hits)
+    elif head[at.WINDOW_GROUPS] > 0:
+        hits = _assumed(head, req, slot)
+        found = _found_free(head, req, slot, hits)
+        if max(_asked(head, whole, hits), _chunk_blocks(head, tokens, hits, most)) + found > head[at.FREE]:
+            return -1
+        head[at.FREE] -= found
+        req[slot, at.BORROWED] = req[slot, at.ASSUMED_HELD]
+        req[slot, at.ASSUMED] = req[slot, at.ASSUMED_HELD] = 0
+        lists[at.LEFT_BEHIND, slot] = max(0, hits - windows.reach(head))
     else:
         if not fits_now(head, req, slot):
             return -1
         # The last token is always computed anew: its logits give the next token.
-        most = (tokens - 1) // block
-        hits = block_counts.reclaim(head, req, lists, slot, most)
-        assumed = min(most, req[slot, at.ASSUMED])
+        full = (tokens - 1) // block
+        hits = block_counts.reclaim(head, req, lists, slot, full)
+        assumed = min(full, req[slot, at.ASSUMED])
         if assumed > hits:
             block_counts.disown(head, req, lists, slot)
             held = min(assumed - hits, req[slot, at.ASSUMED_HELD])
@@ -84,10 +141,21 @@ def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> int:
 
 
 @kernel
+def _chunk_blocks(head: Ints, tokens: int, hits: int, most: int) -> int:
+    """Blocks that the first chunk of `tokens` takes, at most `most` of them, behind `hits` blocks."""
+    chunk = min(tokens - hits * head[at.BLOCK], most)
+    return head[at.GROUPS] * ((chunk + head[at.BLOCK] - 1) // head[at.BLOCK])
+
+
+@kernel
 def release(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, comes_back: bool) -> None:
     """Frees what a slot holds."""
     if shared is not None:
-        block_pool.release_blocks(head, req, shared, slot)
+        block_pool.release_blocks(head, req, lists, shared, slot)
+    elif head[at.WINDOW_GROUPS] > 0:
+        held = windows.held_blocks(head, req[slot, at.CAPACITY], lists[at.LEFT_BEHIND, slot])
+        windows.add_free(head, max(0, held - req[slot, at.BORROWED]))
+        req[slot, at.BORROWED] = 0
     else:
         held = req[slot, at.CAPACITY] // head[at.BLOCK]
         named = req[slot, at.KEYED] if names_lag(head, shared) else req[slot, at.COMPUTED] + req[slot, at.GRANTED]
@@ -96,4 +164,4 @@ def release(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, comes
         if held > 0:
             block_counts.give_back(head, req, lists, slot if comes_back else -1, held - keyed, max(0, keyed - borrowed))
         req[slot, at.BORROWED] = 0
-    req[slot, at.CAPACITY] = req[slot, at.KEYED] = 0
+    req[slot, at.CAPACITY] = req[slot, at.KEYED] = lists[at.LEFT_BEHIND, slot] = 0

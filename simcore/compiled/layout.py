@@ -5,7 +5,7 @@ req    int64 (capacity, N_COLS)   one row per request ("slot")
 lists  int64 (N_LISTS, width)     running order, waiting queue, free-queue segments
 log    int64 (n, N_LOG_COLS)      what happened, in order
 pool   int64 (N_POOL, width)      shared prefixes only: blocks, their free queue, and where to find them by key
-table  int64 (capacity, width)    shared prefixes only: blocks of each slot
+table  int64 (capacity, width)    shared prefixes only: blocks of each slot, one KV cache group behind the other
 names  int64 (capacity, width)    shared prefixes only: names of the blocks that a slot may share
 
 The waiting queue is stored back to front: its first request is the last cell, so that admitting and putting back a
@@ -70,9 +70,20 @@ N_BEFORE = 27
 """Running requests when it was made, less those that have gone: row `RUNNING_BEFORE`."""
 MAX_LORAS = 28
 """A limit: LoRA adapters in a batch; 0: none."""
-RULES_OF_0_33 = 29
+# head: KV cache groups (`windows`)
+GROUPS = 29
+WINDOW_GROUPS = 30
+"""How many of them have a sliding window; 0: there is one group, of full attention."""
+WINDOW = 31
+WINDOW_BLOCKS = 32
+"""The most blocks that one with a window asks for at admission."""
+WINDOW_MASK = 33
+"""Bit g: group g has a window."""
+NAMED_GROUP = 34
+"""The group whose blocks are found by a prompt's own names: the first of full attention, else the first."""
+RULES_OF_0_33 = 35
 """1 where the rules of vLLM 0.33 hold, not those of 0.32 (`simcore.proved`)."""
-N_HEAD = 30
+N_HEAD = 36
 
 # req columns; those that every step looks at stand together
 PROMPT = 0
@@ -133,7 +144,15 @@ ADAPTERS = 15
 ADAPTER_OF = 16
 """Number of each slot's LoRA adapter (`simcore.adapters`), 0 for none; anything where `MAX_LORAS` is 0. Not a column of
 `req`, which what-ifs copy and step through: engines without adapters would pay for it."""
-N_LISTS = 17
+PER_LEFT = 17
+"""Scratch of `windows`: of a round of steps, how many requests give back a block of each window group in each."""
+LEFT_BEHIND = 18
+"""Leading blocks that each slot has given back in each window group, and the next two rows: anything without one."""
+UNDER_WAY = 19
+"""Tokens of each running slot in the step in flight."""
+KNOWN_BEGIN = 20
+"""How many of each slot's first blocks other groups had at its admission when the window groups had less; else 0."""
+N_LISTS = 21
 
 # pool rows: one cell per block, then two ends of the free queue; the last row has a cell per bucket
 KEY = 0
@@ -248,10 +267,10 @@ def new_shared(config: EngineConfig, capacity: int) -> Arrays:
     """Empty arrays of a block pool; `block_pool.build_pool` fills them."""
     blocks = config.num_blocks
     width = 1 << (2 * blocks + 3).bit_length()
-    longest = min(blocks, -(-config.max_model_len_tokens // config.block_size_tokens))
+    longest = -(-config.longest_tokens // config.block_size_tokens)
     pool = np.zeros((N_POOL, width), dtype=np.int64)
-    table, names = np.zeros((2, capacity, longest), dtype=np.int64)
-    return pool, table, names
+    table = np.zeros((capacity, len(config.kv_windows_tokens) * longest), dtype=np.int64)
+    return pool, table, np.zeros((capacity, longest), dtype=np.int64)
 
 
 def log_rows(capacity: int) -> int:
@@ -273,6 +292,13 @@ def new_head(config: EngineConfig) -> Ints:
     head[FREE] = config.num_blocks
     head[ASYNC] = config.async_scheduling
     head[MAX_LORAS] = config.max_loras
+    windows = config.kv_windows_tokens
+    head[GROUPS] = len(windows)
+    head[WINDOW_GROUPS] = config.window_groups
+    head[WINDOW] = config.window_tokens
+    head[WINDOW_BLOCKS] = config.window_blocks
+    head[WINDOW_MASK] = sum(1 << group for group, window in enumerate(windows) if window)
+    head[NAMED_GROUP] = windows.index(min(windows))
     head[RULES_OF_0_33] = has_rules_of_0_33(config.engine_version)
     return head
 

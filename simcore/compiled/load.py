@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simcore.compiled import layout as at
 from simcore.compiled.layout import Ints
+from simcore.compiled.windows import asked_blocks
 from simcore.kernel_cache import cached
 
 
@@ -24,13 +25,13 @@ def measure(head: Ints, req: Ints, lists: Ints) -> tuple[int, int, int]:
             prefill += max(0, req[slot, at.PROMPT] - req[slot, at.BEFORE])
         else:
             prefill += max(0, req[slot, at.PROMPT] - req[slot, at.COMPUTED])
-            needed += (req[slot, at.PROMPT] + req[slot, at.OUT] + head[at.BLOCK] - 1) // head[at.BLOCK]
+            needed += asked_blocks(head, req[slot, at.PROMPT] + req[slot, at.OUT])
     for i in range(head[at.N_RUNNING]):
         slot = lists[at.RUNNING, i]
         tokens += req[slot, at.PROMPT] + req[slot, at.FINAL] - req[slot, at.COMPUTED]
         prefill += max(0, req[slot, at.PROMPT] - req[slot, at.COMPUTED])
         if head[at.ASYNC] and not req[slot, at.GRANTED]:
-            needed += (req[slot, at.PROMPT] + req[slot, at.OUT] + head[at.BLOCK] - 1) // head[at.BLOCK]
+            needed += asked_blocks(head, req[slot, at.PROMPT] + req[slot, at.OUT])
     for i in range(head[at.N_PLAN]):
         slot = lists[at.PLAN_SLOT + head[at.BANK], i]
         if slot >= 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simcore.compiled import layout as at
 from simcore.compiled.adapter_slots import add_adapter, is_kept_out, planned_adapters
-from simcore.compiled.kv_cache_manager import grow, name, names_lag, release, reuse
+from simcore.compiled.kv_cache_manager import grow, name, names_lag, pass_window, release, reuse
 from simcore.compiled.layout import Ints, Shared
 from simcore.kernel_cache import kernel
 
@@ -99,6 +99,7 @@ def _continue_running(
     budget = head[at.BUDGET]
     asynchronous = head[at.ASYNC] != 0
     naming = names_lag(head, shared)
+    passing = head[at.WINDOW_GROUPS] > 0
     longest = head[at.MAX_LEN] - 1
     i = 0
     while i < head[at.N_RUNNING] and budget > 0:
@@ -117,6 +118,8 @@ def _continue_running(
         if n <= 0:
             i += 1
             continue
+        if passing:
+            pass_window(head, req, lists, shared, slot)
         if computed + n > req[slot, at.CAPACITY]:
             alive, i, back, n_log = _make_room(head, req, lists, shared, log, n_log, i, computed + n)
             budget += back
@@ -127,7 +130,7 @@ def _continue_running(
         if naming:
             known = min(computed + n, req[slot, at.PROMPT] + req[slot, at.OUT])
             if known > req[slot, at.KEYED]:
-                name(head, req, shared, slot, known)
+                name(head, req, lists, shared, slot, known)
         req[slot, at.GRANTED] = n
         req[slot, at.CACHED] = 0
         budget -= n
@@ -139,6 +142,7 @@ def _continue_running(
 def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limit: int) -> None:
     limited = head[at.MAX_LORAS] > 0 and head[at.N_WAITING] > 0
     adapters = planned_adapters(head, req, lists) if limited else 0
+    most = limit if 0 < limit < budget else budget
     passed_over = 0
     while head[at.N_WAITING] > passed_over and budget > 0 and head[at.N_RUNNING] < head[at.MAX_SEQS]:
         place = head[at.N_WAITING] - 1 - passed_over
@@ -146,16 +150,13 @@ def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limi
         if limited and is_kept_out(head, lists, adapters, slot):
             passed_over += 1
             continue
-        hits = reuse(head, req, lists, shared, slot)
+        hits = reuse(head, req, lists, shared, slot, min(most, budget))
         if hits < 0:
             break
         cached = hits * head[at.BLOCK]
-        n = req[slot, at.PROMPT] + req[slot, at.OUT] - cached
-        if 0 < limit < n:
-            n = limit
-        n = min(n, budget)
+        n = min(req[slot, at.PROMPT] + req[slot, at.OUT] - cached, most, budget)
         grow(head, req, lists, shared, slot, cached + n)
-        name(head, req, shared, slot, cached + n)
+        name(head, req, lists, shared, slot, cached + n)
         req[slot, at.COMPUTED] = cached
         req[slot, at.GRANTED] = n
         req[slot, at.CACHED] = cached

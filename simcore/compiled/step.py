@@ -129,6 +129,7 @@ def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints
     for i in range(head[at.N_RUNNING]):
         slot = lists[at.RUNNING, i]
         n = req[slot, at.GRANTED]
+        lists[at.UNDER_WAY, slot] = n
         if n == 0:
             continue
         computed = req[slot, at.COMPUTED]
@@ -200,7 +201,7 @@ def step_async(
             req[slot, at.PENDING] -= 1
             known = req[slot, at.COMPUTED] - req[slot, at.PENDING]
             if known > req[slot, at.KEYED]:
-                name(head, req, shared, slot, known)
+                name(head, req, lists, shared, slot, known)
         req[slot, at.OUT] = out = req[slot, at.OUT] + 1
         if out == 1:
             n_log = note(log, n_log, at.FIRST_TOKEN, slot)

@@ -174,5 +174,38 @@ NAMED = {
         long_prefill_token_threshold_tokens=20,
         long_prefill_adaptive=True,
     ),
+    # Its prompt is longer than all blocks, of which a window needs few.
+    "a_window_gives_back_what_it_has_passed": _workload(
+        {0: _arrive(_request(0, 120, 8), _request(1, 90, 30))},
+        kv_windows_tokens=(20,),
+        max_num_batched_tokens=16,
+        num_blocks=6,
+    ),
+    # Planned while a chunk is in flight, which still reads before the window of the next token.
+    "what_is_in_flight_keeps_its_window": _workload(
+        {0: _arrive(_request(0, 100, 28), _request(1, 40, 40))},
+        kv_windows_tokens=(20, 0),
+        max_num_batched_tokens=32,
+        num_blocks=18,
+        async_scheduling=True,
+    ),
+    # The second knows four blocks in the group of full attention and none in the other, and leaves there what the third
+    # begins with; the fourth begins behind all of the first's prompt.
+    "a_prompt_begins_where_every_group_has_what_it_attends_to": _workload(
+        {
+            0: _arrive(_request(0, 100, 2, shared_prefix="g1", shared_tokens=100)),
+            6: _arrive(_request(1, 90, 2, shared_prefix="g1", shared_tokens=64)),
+            12: _arrive(_request(2, 90, 2, shared_prefix="g1", shared_tokens=64)),
+            18: _arrive(_request(3, 101, 2, shared_prefix="g1", shared_tokens=100)),
+        },
+        kv_windows_tokens=(0, 20, 20),
+        num_blocks=40,
+    ),
+    # The one that is put back finds its prompt's end, and in a group of windows alone no more than that.
+    "a_preempted_request_finds_the_window_of_its_prompts_end": _workload(
+        {0: _arrive(_request(0, 60, 60), _request(1, 60, 60), _request(2, 50, 70))},
+        kv_windows_tokens=(30, 0),
+        num_blocks=22,
+    ),
 }
 """Each under the scheduler it is about; comparisons run all of them under both."""

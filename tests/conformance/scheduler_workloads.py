@@ -175,6 +175,20 @@ def with_adaptive_threshold(workload: Workload) -> Workload:
     return msgspec.structs.replace(workload, config=config)
 
 
+def with_windows(workload: Workload) -> Workload:
+    """The same requests on an engine whose layers, some or all, attend to a sliding window."""
+    rng = random.Random(workload.seed)
+    window = rng.choice((2, 9, 16, 17, 40, 128, 128, 512))
+    # Mistral, gpt-oss, Gemma 3, and a model with more full layers than others.
+    groups = rng.choice(((window,), (window, 0), (0, window), (window,) * 5 + (0,), (0, 0, window)))
+    old = workload.config
+    config = msgspec.structs.replace(old, kv_windows_tokens=groups)
+    most = config.blocks_for(old.max_model_len_tokens)
+    share = old.num_blocks / old.blocks_for(old.max_model_len_tokens)
+    config = msgspec.structs.replace(config, num_blocks=max(most, int(most * share * rng.choice((0.4, 1.0)))))
+    return msgspec.structs.replace(workload, config=config)
+
+
 def scheduled(workload: Workload, *, asynchronous: bool) -> Workload:
     """The workload under one of the two schedulers."""
     config = msgspec.structs.replace(workload.config, async_scheduling=asynchronous)

@@ -6,6 +6,7 @@ from simcore.compiled import layout as at
 from simcore.cost.step_time import StepTimeModel
 from simcore.node import SimNode, SimRequest
 from simcore.reference import ReferenceRequest, ReferenceScheduler
+from simcore.reference_kv import ReferenceHolding
 from simcore.types import EngineConfig
 from tests.conformance.scheduler_workloads import Observation, OracleRequest
 
@@ -33,7 +34,11 @@ class Reference:
                 arrival_s=arrival_s,
                 adapter=request.adapter,
                 order=self._order,
-                block_hashes=request.block_hashes(self.scheduler.config.block_size_tokens),
+                held=ReferenceHolding(
+                    prompt_tokens=request.prompt_tokens,
+                    request_id=request.request_id,
+                    block_hashes=request.block_hashes(self.scheduler.config.block_size_tokens),
+                ),
             )
         )
         self._order += 1

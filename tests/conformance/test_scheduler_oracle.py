@@ -26,6 +26,7 @@ from tests.conformance.scheduler_workloads import (
     sharegpt_at_once,
     with_adapters,
     with_adaptive_threshold,
+    with_windows,
 )
 from tests.conformance.simulated_schedulers import Compiled, Reference
 from tests.conformance.vllm_scheduler import VllmScheduler, why_unavailable
@@ -68,6 +69,16 @@ def test_every_step_is_equal_with_an_adaptive_prefill_threshold(seed: int) -> No
     workload = with_adaptive_threshold(random_workload(seed, async_scheduling=seed % 2 == 1, requests=20))
     ours = Compiled(workload.config, checking=seed % 10 == 0)
     difference = first_difference(workload, ours, VllmScheduler(workload.config))
+    assert not difference, difference
+
+
+@pytest.mark.parametrize("seed", range(WORKLOADS))
+def test_every_step_is_equal_with_sliding_window_and_hybrid_groups(seed: int) -> None:
+    workload = with_windows(random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1))
+    theirs = VllmScheduler(workload.config)
+    told = config_of(theirs.scheduler, prefix_cache_traced=False)
+    assert (told.kv_windows_tokens, told.outside_rules) == (workload.config.kv_windows_tokens, ())
+    difference = first_difference(workload, Compiled(workload.config, checking=seed % 10 == 0), theirs)
     assert not difference, difference
 
 

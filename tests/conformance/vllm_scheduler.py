@@ -92,7 +92,7 @@ class VllmScheduler:
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.core.sched.scheduler import Scheduler
-        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
         from vllm.v1.structured_output import StructuredOutputManager
 
         vllm_config = copy.deepcopy(_base_config())
@@ -116,15 +116,24 @@ class VllmScheduler:
             from vllm.config.lora import LoRAConfig
 
             vllm_config.lora_config = LoRAConfig(max_loras=config.max_loras)
-        spec = FullAttentionSpec(block_size=size, num_kv_heads=2, head_size=64, dtype=torch.float16)
-        groups = [KVCacheGroupSpec(["l0"], spec)]
+        shape = {"block_size": size, "num_kv_heads": 2, "head_size": 64, "dtype": torch.float16}
+        specs = [
+            SlidingWindowSpec(**shape, sliding_window=window) if window else FullAttentionSpec(**shape)
+            for window in config.kv_windows_tokens
+        ]
+        groups = [KVCacheGroupSpec([f"l{i}"], spec) for i, spec in enumerate(specs)]
         init_none_hash(sha256)
         self.config = config
         self._hasher = get_request_block_hasher(size, sha256) if config.enable_prefix_caching else None
         kind = AsyncScheduler if config.async_scheduling else Scheduler
         self.scheduler = kind(
             vllm_config=vllm_config,
-            kv_cache_config=KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=groups),
+            kv_cache_config=KVCacheConfig(
+                num_blocks=blocks,
+                kv_cache_tensors=[],
+                kv_cache_groups=groups,
+                prefix_cache_retention_interval=vllm_config.cache_config.prefix_cache_retention_interval,
+            ),
             structured_output_manager=StructuredOutputManager(vllm_config),
             block_size=size,
             log_stats=False,

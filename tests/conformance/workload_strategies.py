@@ -24,6 +24,7 @@ def configs(draw: st.DrawFn) -> EngineConfig:
         scheduling_policy=draw(st.sampled_from(("fcfs", "fcfs", "priority"))),
         async_scheduling=draw(st.booleans()),
         max_loras=draw(st.sampled_from((0, 0, 1, 2))),
+        kv_windows_tokens=draw(st.sampled_from(((0,), (0,), (5,), (17, 0), (0, 30, 30)))),
         engine_version=draw(st.sampled_from(("", "0.32.0"))),
     )
 
@@ -31,7 +32,7 @@ def configs(draw: st.DrawFn) -> EngineConfig:
 @st.composite
 def workloads(draw: st.DrawFn, *, shared_prefixes: bool = False) -> Workload:
     config = draw(configs())
-    longest = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens)
+    longest = config.longest_tokens
     actions: dict[int, Actions] = {}
     n = 0
     for step in draw(st.lists(st.integers(0, 30), max_size=12, unique=True)):

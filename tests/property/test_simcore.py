@@ -110,7 +110,7 @@ def as_sim(r: OracleRequest, config: EngineConfig) -> SimRequest:
 
 
 def candidate_for(config: EngineConfig, rng: random.Random) -> Candidate:
-    longest = min(config.max_model_len_tokens, config.num_blocks * config.block_size_tokens)
+    longest = config.longest_tokens
     prompt = rng.randint(1, longest - 1)
     output = rng.randint(1, min(80, longest - prompt))
     model = rng.choice(("", "a", "c", "d")) if config.max_loras else ""
@@ -277,7 +277,8 @@ def test_who_comes_when_the_node_is_clear_neither_waits_nor_preempts(
 ) -> None:
     node = played(workload, steps)
     now_s = node.next_step_s if node.has_work else node.free_at_s
-    candidate = candidate_for(workload.config, rng)
+    # Places for LoRA adapters are not foreseen.
+    candidate = msgspec.structs.replace(candidate_for(workload.config, rng), model="")
     what_if = WhatIf("n", workload.config, MODEL)
     what_if.rebase_node(node, exact_beliefs(node), now_s)
     answer = what_if.forecast([candidate])[0]

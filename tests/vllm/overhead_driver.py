@@ -61,7 +61,14 @@ def measure(arguments: argparse.Namespace, *, plain: bool, reader: bool) -> dict
     os.environ["ASTROLABE_TRACE"] = f"unix:{folder}/trace.sock"
     os.environ["ASTROLABE_TRACE_PREFIX_CACHE"] = "0" if plain else arguments.prefix_cache
     options = argparse.Namespace(
-        mode="sync", policy="fcfs", max_num_seqs=arguments.running, budget=8192, blocks=60_000, max_loras=0, plain=plain
+        mode="sync",
+        policy="fcfs",
+        max_num_seqs=arguments.running,
+        budget=8192,
+        blocks=60_000,
+        max_loras=0,
+        windows="0",
+        plain=plain,
     )
     engine = Engine(options)
     rng = random.Random(0)

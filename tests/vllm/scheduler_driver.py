@@ -60,7 +60,7 @@ class Engine:
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.core.sched.scheduler import Scheduler
-        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
         from vllm.v1.structured_output import StructuredOutputManager
 
         try:
@@ -89,23 +89,18 @@ class Engine:
             from vllm.config.lora import LoRAConfig
 
             config.lora_config = LoRAConfig(max_loras=arguments.max_loras)
-        groups = [
-            KVCacheGroupSpec(
-                ["l0"],
-                FullAttentionSpec(
-                    **accepted(
-                        FullAttentionSpec.__init__,
-                        {
-                            "block_size": 16,
-                            "num_kv_heads": 2,
-                            "head_size": 64,
-                            "dtype": torch.float16,
-                            "use_mla": False,
-                        },
-                    )
-                ),
-            )
+        shape = {"block_size": 16, "num_kv_heads": 2, "head_size": 64, "dtype": torch.float16, "use_mla": False}
+        windows = [int(window) for window in arguments.windows.split(",")]
+        specs = [
+            SlidingWindowSpec(**accepted(SlidingWindowSpec.__init__, {**shape, "sliding_window": window}))
+            if window
+            else FullAttentionSpec(**accepted(FullAttentionSpec.__init__, shape))
+            for window in windows
         ]
+        groups = [KVCacheGroupSpec([f"l{i}"], spec) for i, spec in enumerate(specs)]
+        caches = {"num_blocks": arguments.blocks + 1, "kv_cache_tensors": [], "kv_cache_groups": groups}
+        interval = getattr(config.cache_config, "prefix_cache_retention_interval", None)
+        caches["prefix_cache_retention_interval"] = interval
         init_none_hash(sha256)
         self.hasher = get_request_block_hasher(16, sha256)
         base = AsyncScheduler if arguments.mode == "async" else Scheduler
@@ -116,9 +111,7 @@ class Engine:
                 Scheduler.__init__,
                 {
                     "vllm_config": config,
-                    "kv_cache_config": KVCacheConfig(
-                        num_blocks=arguments.blocks + 1, kv_cache_tensors=[], kv_cache_groups=groups
-                    ),
+                    "kv_cache_config": KVCacheConfig(**accepted(KVCacheConfig.__init__, caches)),
                     "structured_output_manager": StructuredOutputManager(config),
                     "block_size": 16,
                     "log_stats": False,
@@ -282,6 +275,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--blocks", type=int, default=120)
     parser.add_argument("--max-loras", type=int, default=0, help="requests use one adapter of four, or none")
+    parser.add_argument("--windows", default="0", help="of each KV cache group, in tokens; 0: full attention")
     parser.add_argument("--plain", action="store_true")
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="astrolabe-trace-")
@@ -361,7 +355,8 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
                     while engine.flying:
                         engine.land()
                     trace.read_until(fits)
-                    compare_caches()
+                    if trace.reader.hello.config.prefix_cache_traced:
+                        compare_caches()
                     compared += 1
     while engine.scheduler.has_requests():
         engine.step()
@@ -372,6 +367,7 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
     preemptions = trace.mirror.preemptions_total
     return {
         "version": trace.reader.hello.config.engine_version if trace.reader.hello else "",
+        "windows": list(trace.reader.hello.config.kv_windows_tokens) if trace.reader.hello else [],
         "notes": list(trace.reader.hello.config.outside_rules) if trace.reader.hello else [],
         "steps": steps,
         "arrivals": arrivals,

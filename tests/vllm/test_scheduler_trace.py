@@ -39,6 +39,8 @@ RUNS: dict[str, tuple[str, ...]] = {
 } | {
     "small": ("--seed", "3", "--mode", "async", "--blocks", "40", "--budget", "64", "--max-num-seqs", "8"),
     "adapters": ("--seed", "5", "--operations", "500", "--mode", "sync", "--max-loras", "2"),
+    "windows": ("--seed", "8", "--operations", "500", "--mode", "sync", "--windows", "100,0,100", "--blocks", "150"),
+    "windows ahead": ("--seed", "9", "--operations", "500", "--mode", "async", "--windows", "100", "--blocks", "90"),
     "adapters ahead": ("--seed", "6", "--operations", "500", "--mode", "async", "--max-loras", "1"),
 }
 Found = dict[str, Future[dict[str, Any]]]
@@ -71,6 +73,15 @@ def test_after_500_random_operations_mirror_and_engine_are_equal(found: Found, m
 
 def test_many_small_steps_and_no_room(found: Found) -> None:
     assert found["small"].result()["preemptions"] > 0
+
+
+@pytest.mark.parametrize(("run", "windows"), [("windows", [100, 0, 100]), ("windows ahead", [100])])
+def test_the_trace_of_groups_with_a_sliding_window(found: Found, run: str, windows: list[int]) -> None:
+    """The content of their prefix cache is not told."""
+    seen = found[run].result()
+    assert (seen["windows"], seen["notes"], seen["cache_hits"]) == (windows, [], 0)
+    assert seen["compared"] > 5
+    assert seen["preemptions"] > 0, "the workload should have preempted somebody"
 
 
 @pytest.mark.parametrize("run", ["adapters", "adapters ahead"])

@@ -24,6 +24,10 @@ def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, 
     if head[at.MAX_LORAS] > 0:
         for slot in range(slots):
             to_lists[at.ADAPTER_OF, slot] = lists[at.ADAPTER_OF, slot]
+    if head[at.WINDOW_GROUPS] > 0:
+        for row in (at.LEFT_BEHIND, at.UNDER_WAY, at.KNOWN_BEGIN):
+            for slot in range(slots):
+                to_lists[row, slot] = lists[row, slot]
     to_head[at.N_BEFORE] = 0
     bank = head[at.BANK]
     for i in range(head[at.N_PLAN]):
@@ -53,7 +57,8 @@ def compact_state(
     for slot in range(running + waiting):
         for column in range(at.N_COLS):
             to_req[slot, column] = req[source[slot], column]
-        to_lists[at.ADAPTER_OF, slot] = lists[at.ADAPTER_OF, source[slot]]
+        for row in (at.ADAPTER_OF, at.LEFT_BEHIND, at.UNDER_WAY, at.KNOWN_BEGIN):
+            to_lists[row, slot] = lists[row, source[slot]]
     # Those of the step in flight stand in the running list in the same order.
     bank = head[at.BANK]
     n_plan = slot = 0

@@ -6,6 +6,7 @@ from simcore.compiled import layout as at
 from simcore.compiled.future.running import admit_candidate, leave, run, start
 from simcore.compiled.headroom import clear_from, read_path
 from simcore.compiled.layout import Floats, Ints, Shared
+from simcore.compiled.windows import asked_blocks
 from simcore.kernel_cache import cached, kernel
 
 
@@ -234,7 +235,7 @@ def forecast(
             samples[1, s] = (mine[n] - first_s) / (final - 1) if final > 1 else 0.0
             samples[2, s] = mine[n]
             samples[3, s] = harm_s
-            blocks = (candidate[at.C_PROMPT] + final - 1 + base[at.BLOCK] - 1) // base[at.BLOCK]
+            blocks = asked_blocks(base, candidate[at.C_PROMPT] + final - 1)
             samples[4, s] = clear_from(headrooms[of], headroom_rows[of], blocks)
             mine_so_far = progress[at.SCRATCH_STATE]
             preemptions += mine_so_far[at.SO_FAR_PREEMPTIONS]

@@ -185,6 +185,9 @@ def run(
             # A phase of many steps would not tell when its next token came.
             limited = head[at.MAX_LORAS] > 0 and head[at.N_WAITING] > 0
             let_in = limited and may_let_in(head, req, queues)
+            if limited and head[at.WINDOW_GROUPS] > 0:
+                # Blocks that windows give back within a phase may let in one who is not the first.
+                let_in = True
             if jumping and not let_in and not (awaited and req[candidate, at.COMPUTED] > 0):
                 if head[at.ASYNC]:
                     steps, now_s, lowest, gone, rows = decode_async(

@@ -14,9 +14,22 @@ from simcore.proved import PROVED_VLLM_VERSIONS
 class FullAttentionSpec:
     """Named as vLLM's."""
 
+    block_size = 16
+
 
 class SlidingWindowSpec:
     """Named as vLLM's."""
+
+    def __init__(self, sliding_window: int = 128, block_size: int = 16, extra_retained_tokens: int = 0) -> None:
+        self.sliding_window = sliding_window
+        self.block_size = block_size
+        self.extra_retained_tokens = extra_retained_tokens
+
+
+class MambaSpec:
+    """Named as vLLM's."""
+
+    block_size = 16
 
 
 def scheduler(*, parallel: dict[str, Any] | None = None, **limits: Any) -> SimpleNamespace:
@@ -137,21 +150,54 @@ def test_an_adaptive_prefill_threshold_is_outside_the_rules_only_where_budgets_d
     assert "long_prefill" in note
 
 
-def test_one_group_of_sliding_windows_is_named_also_within_layers_of_one_size() -> None:
-    sliding = scheduler()
-    sliding.kv_cache_config.kv_cache_groups[0].kv_cache_spec = SlidingWindowSpec()
-    (note,) = notes(sliding)
-    assert "SlidingWindowSpec" in note
-    layers = {"a": FullAttentionSpec(), "b": FullAttentionSpec()}
-    sliding.kv_cache_config.kv_cache_groups[0].kv_cache_spec = SimpleNamespace(kv_cache_specs=layers)
-    assert notes(sliding) == ()
+def with_groups(*specs: Any) -> SimpleNamespace:
+    of = scheduler()
+    of.kv_cache_config.kv_cache_groups = [SimpleNamespace(kv_cache_spec=spec) for spec in specs]
+    of.kv_cache_config.prefix_cache_retention_interval = 0
+    return of
 
 
-def test_several_groups_are_named() -> None:
-    hybrid = scheduler()
-    hybrid.kv_cache_config.kv_cache_groups *= 2
-    (note,) = notes(hybrid)
-    assert "several kinds" in note
+@pytest.mark.parametrize(
+    ("specs", "windows"),
+    [
+        ([SlidingWindowSpec(4096)], (4096,)),
+        ([SlidingWindowSpec(), FullAttentionSpec()], (128, 0)),
+        ([FullAttentionSpec(), *(SlidingWindowSpec(512) for _ in range(5))], (0, 512, 512, 512, 512, 512)),
+        ([SimpleNamespace(kv_cache_specs={"a": FullAttentionSpec(), "b": FullAttentionSpec()})], (0,)),
+    ],
+)
+def test_groups_with_a_window_are_told(specs: list[Any], windows: tuple[int, ...]) -> None:
+    config = describe.config_of(with_groups(*specs), prefix_cache_traced=True)
+    assert (config.kv_windows_tokens, config.outside_rules) == (windows, ())
+    assert config.prefix_cache_traced is (windows == (0,)), "of windows a name in the cache alone tells nothing"
+
+
+@pytest.mark.parametrize(
+    ("specs", "word"),
+    [
+        ([FullAttentionSpec(), FullAttentionSpec()], "several sizes"),
+        ([SlidingWindowSpec(128), SlidingWindowSpec(512)], "several sizes"),
+        ([SlidingWindowSpec(), SlidingWindowSpec(block_size=32)], "several sizes"),
+        ([SlidingWindowSpec(extra_retained_tokens=3)], "several sizes"),
+        ([SimpleNamespace(kv_cache_specs={"a": FullAttentionSpec(), "b": SlidingWindowSpec()})], "several sizes"),
+        ([FullAttentionSpec(), MambaSpec()], "MambaSpec"),
+    ],
+)
+def test_other_groups_are_named(specs: list[Any], word: str) -> None:
+    of = with_groups(*specs)
+    (note,) = notes(of)
+    assert word in note
+    assert describe.config_of(of, prefix_cache_traced=False).kv_windows_tokens == (0,)
+
+
+@pytest.mark.parametrize("interval", [None, 64])
+def test_windows_that_the_prefix_cache_keeps_otherwise_are_named(interval: int | None) -> None:
+    of = with_groups(SlidingWindowSpec(), FullAttentionSpec())
+    of.kv_cache_config.prefix_cache_retention_interval = interval
+    (note,) = notes(of)
+    assert "retention" in note
+    of.vllm_config.cache_config.enable_prefix_caching = False
+    assert notes(of) == ()
 
 
 def test_an_encoder_with_a_budget_is_named() -> None:

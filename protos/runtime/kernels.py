@@ -38,13 +38,24 @@ ALL = ("warm_all", "warm", "warm_node", "warm_fleet")
 """What is shipped: the first compiles everything, the others find it compiled and leave a stamp of their own."""
 LAST_WORDS = 500
 
+_loading = asyncio.Lock()
+_loaded: set[str] = set()
+
 
 class KernelError(RuntimeError):
     """Compiling has failed; the message says how."""
 
 
 async def kernels_ready(of: str) -> None:
-    """Returns when the kernels that a function of `simcore.warmup` uses are compiled and loaded. Raises KernelError."""
+    """Returns when the kernels that a function of `simcore.warmup` uses are compiled and loaded, for which the first
+    call of a process does it all. Raises KernelError."""
+    async with _loading:
+        if of not in _loaded:
+            await _load(of)
+            _loaded.add(of)
+
+
+async def _load(of: str) -> None:
     folder = kernel_files.folder()
     # Where nothing can be kept, a child would compile for itself alone.
     if folder is not None:

@@ -9,6 +9,7 @@ import click
 
 from predictor.config import PredictorConfig, load
 from protos.runtime.config import ConfigError
+from protos.runtime.imports import without
 from protos.runtime.options import CannotStart, given_tables, options
 
 
@@ -46,8 +47,10 @@ def predictor(paths: tuple[Path, ...], **given: Any) -> None:
     """
     import uvloop
 
-    from engine_adapters.base import EngineError
-    from predictor.main import serve
+    # structlog's colours, which it loads where they are installed, are 5 MB for nothing here.
+    with without("rich"):
+        from engine_adapters.base import EngineError
+        from predictor.main import serve
 
     try:
         settings = given_tables(PredictorConfig, given)

@@ -9,7 +9,8 @@ import click
 
 from predictor.config import PredictorConfig, load
 from protos.runtime.config import ConfigError
-from protos.runtime.options import CannotStart, config_option, given_tables, options
+from protos.runtime.imports import without
+from protos.runtime.options import CannotStart, given_tables, options
 
 
 @click.command(
@@ -24,22 +25,35 @@ Example: everything from a file; options given here win over it.
 \b
 Example: beside a vLLM server that was started with the trace flag.
   astrolabe predictor --engine vllm --engine-url http://127.0.0.1:8000 --profile a30/llama-2-7b
+
+\b
+Example: two engines of one host, two nodes in one process.
+  astrolabe predictor --config gpu-0.toml --config gpu-1.toml
 """
 )
-@config_option
+@click.option(
+    "--config",
+    "paths",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    multiple=True,
+    help="TOML file of the same settings, once for each node of this process; options given here win over it.",
+)
 @options(PredictorConfig)
-def predictor(path: Path | None, **given: Any) -> None:
-    """Run the daemon of one node: mirrors its engine, answers what-ifs, forwards requests.
+def predictor(paths: tuple[Path, ...], **given: Any) -> None:
+    """Run the daemon of a node: mirrors its engine, answers what-ifs, forwards requests.
 
     Stops on SIGTERM or Ctrl-C: what runs on the node is aborted.
     """
     import uvloop
 
-    from engine_adapters.base import EngineError
-    from predictor.main import serve
+    # structlog's colours, which it loads where they are installed, are 5 MB for nothing here.
+    with without("rich"):
+        from engine_adapters.base import EngineError
+        from predictor.main import serve
 
     try:
-        config = load(path, given_tables(PredictorConfig, given))
-        uvloop.run(serve(config))
+        settings = given_tables(PredictorConfig, given)
+        uvloop.run(serve([load(path, settings) for path in paths or (None,)]))
     except (ConfigError, EngineError) as bad:
         raise CannotStart(str(bad)) from None

@@ -1,4 +1,4 @@
-"""The predictor process: binds, warms up, starts the engine, serves until told to stop."""
+"""The predictor process: each of its nodes binds, warms up, starts its engine and serves until told to stop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,10 +49,12 @@ SERVER_OPTIONS = [
 ]
 CLOSE_GRACE_S = 0.5
 """What unary calls get to write their last status."""
+RESTART_S = 5.0
+"""From a failed start of one of several nodes to the next; the engine has had `wait_s` by then."""
 
 
 class Predictor:
-    """All parts of one daemon, wired. `bind`, `start`, then `stop`. Raises ConfigError for files that do not serve."""
+    """All parts of one node, wired. `bind`, `start`, then `stop`. Raises ConfigError for files that do not serve."""
 
     def __init__(self, config: PredictorConfig) -> None:
         self.config = config
@@ -208,33 +211,80 @@ class Predictor:
             await self._health.set(service, status)
 
 
-async def serve(config: PredictorConfig) -> None:
-    """Serves until SIGTERM or SIGINT. Raises ConfigError or EngineError at start."""
-    check_ready_file(config.ready_file)
-    log_json_lines(config.log_level)
+async def serve(configs: Sequence[PredictorConfig]) -> None:
+    """Serves a node for each until SIGTERM or SIGINT. Raises ConfigError; of a single node EngineError too."""
+    _check_apart(configs)
+    for config in configs:
+        check_ready_file(config.ready_file)
+    log_json_lines(configs[0].log_level)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     live_through()
-    predictor = Predictor(config)
-    loop.add_signal_handler(signal.SIGHUP, predictor.reload)
-    await predictor.bind()
-    starting = asyncio.create_task(predictor.start(), name="start")
+    running: set[Predictor] = set()
+
+    def reload() -> None:
+        for predictor in running:
+            predictor.reload()
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    nodes = [
+        asyncio.create_task(_keep_serving(config, running, is_alone=len(configs) == 1), name=f"node {config.node_id}")
+        for config in configs
+    ]
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
-        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            # What start-up made stays: 140,000 objects. A full collection that looks through them stops forecasts and
-            # streams for 70 ms.
-            gc.collect()
-            gc.freeze()
-            await stopping
+        done, _ = await asyncio.wait((*nodes, stopping), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
-        starting.cancel()
-        stopping.cancel()
+        for task in (*nodes, stopping):
+            task.cancel()
+        ends = await asyncio.gather(*nodes, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
+
+
+async def _keep_serving(config: PredictorConfig, running: set[Predictor], *, is_alone: bool) -> None:
+    """Until it is cancelled. Where others share the process, a node that cannot start is no reason to end it."""
+    if not is_alone:
+        # All that is logged from here on, by whatever task or callback, says whose it is.
+        structlog.contextvars.bind_contextvars(node=config.node_id or config.listen)
+    while True:
+        try:
+            await _serve_one(config, running)
+        except (ConfigError, EngineError) as error:
+            if is_alone:
+                raise
+            log.error("node does not start", detail=str(error), again_in_s=RESTART_S)
+        await asyncio.sleep(RESTART_S)
+
+
+async def _serve_one(config: PredictorConfig, running: set[Predictor]) -> None:
+    """Until it is cancelled. Raises ConfigError or EngineError at start."""
+    predictor = Predictor(config)
+    await predictor.bind()
+    running.add(predictor)
+    try:
+        await predictor.start()
+        # What start-up made stays: 140,000 objects. A full collection that looks through them stops forecasts and
+        # streams for 70 ms.
+        gc.collect()
+        gc.freeze()
+        await asyncio.Event().wait()
+    finally:
+        running.discard(predictor)
         await predictor.stop()
+
+
+def _check_apart(configs: Sequence[PredictorConfig]) -> None:
+    """Raises ConfigError where nodes of one process would take each other's name, address or file."""
+    for key in ("node_id", "listen", "metrics_listen", "ready_file"):
+        said = [value for config in configs if (value := getattr(config, key)) and not value.endswith(":0")]
+        if twice := next((value for value in said if said.count(value) > 1), None):
+            raise ConfigError(f"key {key!r}: two nodes of one process have {twice}; give each its own in its own file")
 
 
 def _check_free(address: HostPort) -> None:

@@ -233,10 +233,10 @@ class NodeRuntime:
                 self._changed()
             if late:
                 log.warning("reservations expired", request_ids=late)
-            learned = self.learned
-            if learned is not None and learned.version != self._learned_version:
-                self._learned_version = learned.version
-                log_learned(learned, self.profile)
+            learner = self.engine.learner
+            if learner is not None and learner.version != self._learned_version:
+                self._learned_version = learner.version
+                log_learned(learner.learned(), self.profile)
 
     async def _look_ahead(self) -> None:
         while True:

@@ -110,6 +110,10 @@ class GatewaySession:
         self._announced: set[str] = set()
         """What proxies take to the engine, for this gateway."""
         self._dispatch_seq = 0
+        self._handed_on_seq = 0
+        """The last dispatch that no step may follow: a call of any kind, or one that a proxy brings."""
+        self._reserved = 0
+        """Changes of the node's reservations that this session's own dispatches have made."""
         self._answers: list[pb.Answer] = []
         self._forwarding: dict[str, _Forwarding] = {}
         self._parts: dict[str, _Tokens | _Reply] = {}
@@ -134,6 +138,7 @@ class GatewaySession:
         """Number of the last summary of it that was sent; None: the next one tells the whole."""
         self._cache_timer: asyncio.TimerHandle | None = None
         self._noted: tuple[object, ...] | None = None
+        """What the last load told was of; None: the next one is news whatever it says."""
         self._note_due_s = 0.0
         self._note_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
@@ -241,7 +246,8 @@ class GatewaySession:
         message = dispatched.request
         request_id = message.request_id
         self._dispatch_seq = dispatched.dispatch_seq
-        self._wake.set()
+        reservations = self._node.engine.reservations
+        before = reservations.version
         try:
             self._node.requests.dispatch(
                 wire.engine_request(message, max_model_len_tokens=self._node.config.max_model_len_tokens),
@@ -257,11 +263,12 @@ class GatewaySession:
             self._refuse(message.request_id, outcome, failed, len(message.prompt_token_ids))
         else:
             self._mine.add(request_id)
+            self._reserved += reservations.version - before
 
     def _forward(self, dispatched: pb.Dispatched) -> None:
         message = dispatched.forward
         request_id = message.request_id
-        self._dispatch_seq = dispatched.dispatch_seq
+        self._dispatch_seq = self._handed_on_seq = dispatched.dispatch_seq
         self._wake.set()
         if len(message.body) < message.body_bytes:
             body = BodyFeed(message.body_bytes, lambda size_bytes: self._took(request_id, size_bytes))
@@ -283,7 +290,7 @@ class GatewaySession:
 
     def _announce(self, dispatched: pb.Dispatched) -> None:
         """It is on its way whatever is said here, so nothing is refused: what cannot be counted is not."""
-        self._dispatch_seq = dispatched.dispatch_seq
+        self._dispatch_seq = self._handed_on_seq = dispatched.dispatch_seq
         self._wake.set()
         try:
             candidate = codec.candidate_from_wire(dispatched.announced.candidate, prior=DEFAULT_PRIOR)
@@ -495,8 +502,12 @@ class GatewaySession:
 
     def _note(self, frame: pb.NodeFrame) -> bool:
         """Adds the load if it has changed and the last note is old enough."""
-        predictor = self._node.predictor
-        version = (self._node.engine.version, predictor.trusted, predictor.lookout.looks, self._dispatch_seq)
+        engine, predictor = self._node.engine, self._node.predictor
+        # What this gateway has just dispatched is no news to it: it counts that itself until the next note, which comes
+        # with the end of a step.
+        mirrored, reserved = engine.version
+        looks, others = predictor.lookout.looks, reserved - self._reserved
+        version = (mirrored, others, predictor.trusted, looks, self._handed_on_seq)
         if version == self._noted:
             return False
         now_s = self._loop.time()

@@ -35,7 +35,10 @@ class CacheContent:
         if found is None:
             return [], []
         keys, named = found[0], found[1] == 1
-        changed = np.flatnonzero((named != self._named) | (named & (keys != self._keys)))
+        differs = (named != self._named) | (named & (keys != self._keys))
+        if not differs.any():
+            return [], []
+        changed = np.flatnonzero(differs)
         was, now = changed[self._named[changed]], changed[named[changed]]
         gone, come = _unsigned(self._told(self._keys[was])), _unsigned(self._told(keys[now]))
         self._named[changed] = named[changed]

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import structlog
 
+from protos.runtime.imports import without
 from simcore import kernel_files
 
 log = structlog.get_logger("kernels")
@@ -37,6 +38,11 @@ WARMING = "simcore.warmup"
 ALL = ("warm_all", "warm", "warm_node", "warm_fleet")
 """What is shipped: the first compiles everything, the others find it compiled and leave a stamp of their own."""
 LAST_WORDS = 500
+UNUSED = "scipy.linalg"
+"""numba loads it, 16 MB, merely because it is installed; the kernels have no use for it."""
+
+_loading = asyncio.Lock()
+_loaded: set[str] = set()
 
 
 class KernelError(RuntimeError):
@@ -44,12 +50,20 @@ class KernelError(RuntimeError):
 
 
 async def kernels_ready(of: str) -> None:
-    """Returns when the kernels that a function of `simcore.warmup` uses are compiled and loaded. Raises KernelError."""
+    """Returns when the kernels that a function of `simcore.warmup` uses are compiled and loaded, for which the first
+    call of a process does it all. Raises KernelError."""
+    async with _loading:
+        if of not in _loaded:
+            await _load(of)
+            _loaded.add(of)
+
+
+async def _load(of: str) -> None:
     folder = kernel_files.folder()
     # Where nothing can be kept, a child would compile for itself alone.
     if folder is not None:
         stamps: list[str] = []
-        with _without_scipy():
+        with without(UNUSED):
             await _aside(lambda: stamps.append(f"kernels-{of}-{_fingerprint()}"))
         (stamp,) = stamps
         if not _is_stamped(stamp, folder):
@@ -57,7 +71,7 @@ async def kernels_ready(of: str) -> None:
                 if not _is_stamped(stamp, folder):
                     await _compile(of)
                     (folder / stamp).touch()
-    with _without_scipy():
+    with without(UNUSED):
         await _aside(lambda: getattr(importlib.import_module(WARMING), of)())
 
 
@@ -87,20 +101,6 @@ async def _aside(work: Callable[[], object]) -> None:
 
     threading.Thread(target=run, name="warm-up", daemon=True).start()
     await done
-
-
-@contextlib.contextmanager
-def _without_scipy() -> Iterator[None]:
-    """numba loads scipy's linear algebra, 16 MB, merely because it is installed; the kernels have no use for it."""
-    name = "scipy.linalg"
-    blocked = name not in sys.modules
-    if blocked:
-        sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if blocked:
-            del sys.modules[name]
 
 
 async def _compile(of: str) -> None:

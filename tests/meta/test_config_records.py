@@ -39,7 +39,7 @@ def test_every_field_is_an_option_of_its_process(kind: type[msgspec.Struct], com
     assert {option.path for option in options_of(kind)} == fields
     parameters = [option.parameter for option in options_of(kind)]
     assert len(set(parameters)) == len(parameters)
-    assert {p.name for p in command.params} - {"path"} == set(parameters)
+    assert {p.name for p in command.params} - {"path", "paths"} == set(parameters)
 
 
 STABLE_NAMES = {

@@ -121,6 +121,9 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         kv_source=message.kv_source,
         max_loras=message.max_loras,
         long_prefill_adaptive=message.long_prefill_adaptive,
+        num_speculative_tokens=message.num_speculative_tokens,
+        num_lookahead_tokens=message.num_lookahead_tokens,
+        drops_cached_block=message.drops_cached_block,
     )
 
 

@@ -11,11 +11,17 @@ The compiled engine must be equal to this, step by step; this must be equal to v
    Full blocks that still hold its tokens are reused: those of prompts that begin alike, and what preemption left.
    One whose LoRA adapter would be one more than `max_loras` in this batch is passed over and keeps its place.
 3. A request whose tokens are all computed produces one token at the end of the step; the last one frees it.
+4. With speculative decoding it then has drafts of the next tokens, which are computed in the next step as if they were
+   there. Those that turn out right come with that step's own token; those behind them are not computed after all, but
+   the blocks that they got stay. A method may need blocks for `num_lookahead_tokens` more, and one cached block less
+   than is found. Who is preempted loses its drafts. One that is admitted with a single token missing, in a step in
+   which others run and none of them prefills, or after a cache hit, gets as many tokens as if it had all drafts.
 
 Asynchronous scheduling (`EngineCore.step_with_batch_queue`) plans the next step when a step begins, before the tokens
 of that step are known: a token in flight counts as there (`placeholders`), who ends with it keeps seat and blocks until
 it has come back. A request that may produce no more is left out of that plan; one that ends earlier of itself is in it,
 for a step that yields nothing. Who is preempted with a token in flight still gets it, and may end while it waits.
+Drafts are planned for before they are made: always all of them, and all of them count as there until they come back.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from simcore.drafts import DraftOdds, cells_of, draw
 from simcore.reference_kv import BlockKey, ReferenceBlocks
 from simcore.trace import Scheduled, StepBatch
 from simcore.types import EngineConfig
@@ -49,7 +56,15 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
     computed_tokens: int = 0
     """Tokens computed or in flight."""
     placeholders: int = 0
-    """Output tokens in flight: planned, not known yet."""
+    """Output tokens and drafts in flight: planned, not known yet."""
+    prefilling: bool = True
+    """Its last step has not computed all of its tokens."""
+    drafts: int = 0
+    """Drafts that it has for its next step."""
+    right: int = 0
+    """How many of them will turn out right."""
+    drawn: int = 0
+    """How often it has had drafts."""
     preemptions: int = 0
     blocks: list[int] = []
     keyed_blocks: int = 0
@@ -67,13 +82,26 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
         return (self.priority, self.order)
 
 
+class Grant(msgspec.Struct, eq=False):
+    """What one request gets in one step."""
+
+    request: ReferenceRequest
+    tokens: int
+    cached_tokens: int = 0
+    """Found cached at its admission."""
+    drafts: int = 0
+    """How many of its tokens are drafts."""
+    accepted: int = 0
+    """How many of those are right."""
+    produces: bool = False
+    """It will have a token at the end of the step."""
+
+
 class ReferencePlan(NamedTuple):
     """What one step will do."""
 
-    granted: list[tuple[ReferenceRequest, int, int]]
-    """(request, tokens, tokens found cached at admission), in batch order."""
-    produces: frozenset[str]
-    """Requests that will have a token at its end."""
+    granted: list[Grant]
+    """In batch order."""
     preempted: tuple[str, ...]
     batch: StepBatch
     lowest_free_blocks: int
@@ -96,8 +124,9 @@ class ReferenceStep(msgspec.Struct, frozen=True, kw_only=True):
 class ReferenceScheduler:
     """Waiting queue, running list and blocks of one engine."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, draft_odds: DraftOdds | None = None) -> None:
         self.config = config
+        self._draft_odds = cells_of(config, draft_odds)
         self.blocks = ReferenceBlocks(config.num_blocks, caching=config.enable_prefix_caching)
         self.running: list[ReferenceRequest] = []
         self.waiting: list[ReferenceRequest] = []
@@ -147,7 +176,10 @@ class ReferenceScheduler:
         assert len(self.running) <= self.config.max_num_seqs, "more running than max_num_seqs"
         size = self.config.block_size_tokens
         for r in self.running:
-            assert len(r.blocks) == -(-r.computed_tokens // size), f"{r.request_id}: blocks do not match its tokens"
+            spare = len(r.blocks) - -(-r.computed_tokens // size)
+            assert 0 <= spare <= self.config.blocks_for(self.config.spare_tokens), (
+                f"{r.request_id}: blocks do not match"
+            )
         self.blocks.check([r.blocks for r in self.running])
 
     def _plan(self) -> ReferencePlan:
@@ -158,12 +190,12 @@ class ReferenceScheduler:
             limit = 0
         elif limit and self.config.long_prefill_adaptive:
             limit = max(limit, budget // requests)
-        granted: dict[str, tuple[ReferenceRequest, int, int]] = {}
+        granted: dict[str, Grant] = {}
         preempted: list[ReferenceRequest] = []
         i = 0
         while i < len(self.running) and budget > 0:
             request = self.running[i]
-            n = request.tokens + request.placeholders - request.computed_tokens
+            n = request.tokens + request.placeholders + request.drafts - request.computed_tokens
             if 0 < limit < n:
                 n = limit
             n = min(n, budget, self.config.max_model_len_tokens - 1 - request.computed_tokens)
@@ -178,7 +210,7 @@ class ReferenceScheduler:
                 if at < i:
                     i -= 1
                 if victim.request_id in granted:
-                    budget += granted.pop(victim.request_id)[1]
+                    budget += granted.pop(victim.request_id).tokens
                 self._preempt(victim)
                 preempted.append(victim)
                 if victim is request:
@@ -186,16 +218,18 @@ class ReferenceScheduler:
                     break
             if not fits:
                 break
-            granted[request.request_id] = (request, n, 0)
+            granted[request.request_id] = Grant(request, n)
             budget -= n
             i += 1
         if not preempted:
             self._admit(granted, budget, limit)
         return self._planned(list(granted.values()), tuple(r.request_id for r in preempted))
 
-    def _admit(self, granted: dict[str, tuple[ReferenceRequest, int, int]], budget: int, limit: int) -> None:
+    def _admit(self, granted: dict[str, Grant], budget: int, limit: int) -> None:
         size = self.config.block_size_tokens
-        adapters = {r.adapter for r, _, _ in granted.values() if r.adapter}
+        adapters = {g.request.adapter for g in granted.values() if g.request.adapter}
+        others_prefill = any(g.request.prefilling for g in granted.values())
+        others_decode = bool(granted) and not others_prefill
         passed_over = 0
         while passed_over < len(self.waiting) and budget > 0 and len(self.running) < self.config.max_num_seqs:
             request = self.waiting[passed_over]
@@ -205,12 +239,20 @@ class ReferenceScheduler:
             # The last token is always computed anew: its logits give the next token.
             reusable = (request.tokens - 1) // size
             hit = self.blocks.cached_prefix([request.key(k) for k in range(reusable)])
+            if self.config.drops_cached_block:
+                hit = hit[:-1]
             cached = len(hit) * size
             n = request.tokens - cached
+            padded = n + self.config.num_speculative_tokens
+            pads = others_decode or (cached > 0 and not others_prefill)
+            if n == 1 and pads and cached + padded < self.config.max_model_len_tokens:
+                if padded > budget:
+                    break
+                n = padded
             if 0 < limit < n:
                 n = limit
             n = min(n, budget)
-            whole = min(request.tokens, self.config.max_model_len_tokens)
+            whole = max(min(request.tokens, self.config.max_model_len_tokens), self._slots(cached + n))
             if -(-whole // size) - len(hit) + self.blocks.evictable(hit) > self.blocks.free:
                 break
             self.blocks.touch(hit)
@@ -221,31 +263,37 @@ class ReferenceScheduler:
             self.running.append(self.waiting.pop(passed_over))
             if request.adapter:
                 adapters.add(request.adapter)
-            granted[request.request_id] = (request, n, cached)
+            granted[request.request_id] = Grant(request, n, cached)
             budget -= n
 
-    def _planned(self, granted: list[tuple[ReferenceRequest, int, int]], preempted: tuple[str, ...]) -> ReferencePlan:
+    def _planned(self, granted: list[Grant], preempted: tuple[str, ...]) -> ReferencePlan:
         """The plan as it is sent to the device: from now on its tokens count as computed."""
-        produces: set[str] = set()
         prefill = prefill_seqs = decode = kv = 0
         work = 0.0
-        for request, n, _ in granted:
+        for grant in granted:
+            request, n = grant.request, grant.tokens
             before = request.computed_tokens
             there = request.tokens + request.placeholders
             if before >= request.prompt_tokens and there - before == 1:
                 decode += 1
                 kv += before + 1
+                prefill += n - 1
             else:
                 prefill += n
                 prefill_seqs += 1
                 work += n * (before + 0.5 * n)
             request.computed_tokens += n
-            if request.computed_tokens >= there:
-                request.placeholders += 1
-                produces.add(request.request_id)
+            grant.produces = request.computed_tokens >= there
+            request.prefilling = not grant.produces
+            if grant.produces:
+                grant.drafts = request.computed_tokens - there
+                grant.accepted = min(grant.drafts, request.right)
+                request.placeholders += 1 + grant.drafts
+                if self.config.num_speculative_tokens:
+                    request.drafts, request.right = draw(self._draft_odds, request.order, request.drawn)
+                    request.drawn += 1
         return ReferencePlan(
             granted,
-            frozenset(produces),
             preempted,
             StepBatch(prefill, work, prefill_seqs, decode, kv),
             self.blocks.free,
@@ -258,18 +306,24 @@ class ReferenceScheduler:
         first: list[str] = []
         running = {id(r) for r in self.running}
         waiting = {id(r) for r in self.waiting}
-        for request, n, cached in plan.granted:
+        for grant in plan.granted:
+            request = grant.request
             here = id(request) in running or id(request) in waiting
-            produced = int(request.request_id in plan.produces)
             if not here:
                 continue
-            scheduled.append(Scheduled(request.request_id, n, produced, cached))
+            produced = min(1 + grant.accepted, request.final_tokens - request.output_tokens) if grant.produces else 0
+            kept = produced if grant.drafts else grant.tokens
+            scheduled.append(Scheduled(request.request_id, kept, produced, grant.cached_tokens, grant.drafts))
             if not produced:
                 continue
-            request.output_tokens += 1
+            request.output_tokens += produced
             if id(request) in running:
-                request.placeholders -= 1
-                self._name_blocks(request, request.computed_tokens - request.placeholders)
+                rejected = grant.drafts - grant.accepted
+                request.computed_tokens -= rejected
+                request.placeholders -= rejected + produced
+                # Synchronously blocks are named when the next step is planned.
+                if self.config.async_scheduling:
+                    self._name_blocks(request, request.computed_tokens - request.placeholders)
             if request.output_tokens == 1:
                 first.append(request.request_id)
             if request.output_tokens >= request.final_tokens:
@@ -292,13 +346,17 @@ class ReferenceScheduler:
     def _grow(self, request: ReferenceRequest, tokens: int) -> bool:
         """Gives the request blocks for `tokens` tokens; False (and nothing done) if they are not there."""
         size = self.config.block_size_tokens
-        missing = -(-tokens // size) - len(request.blocks)
+        missing = -(-self._slots(tokens) // size) - len(request.blocks)
         if missing > self.blocks.free:
             return False
         if missing > 0:
             request.blocks = request.blocks + self.blocks.take(missing)
         self._name_blocks(request, min(tokens, request.tokens))
         return True
+
+    def _slots(self, tokens: int) -> int:
+        """How many tokens must have room for a request to compute its first `tokens`."""
+        return min(tokens + self.config.num_lookahead_tokens, self.config.max_model_len_tokens)
 
     def _name_blocks(self, request: ReferenceRequest, tokens: int) -> None:
         """Gives its full blocks up to `tokens` the keys by which their content can be found."""
@@ -315,7 +373,7 @@ class ReferenceScheduler:
 
     def _preempt(self, request: ReferenceRequest) -> None:
         self._release(request)
-        request.computed_tokens = request.placeholders = 0
+        request.computed_tokens = request.placeholders = request.drafts = request.right = 0
         request.preemptions += 1
         self.preemptions_total += 1
         self._enqueue(request, front=True)

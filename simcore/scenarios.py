@@ -23,8 +23,8 @@ def longest_output(config: EngineConfig, prompt_tokens: int, max_output_tokens: 
 
     Raises ValueError if not even one fits.
     """
-    kv_tokens = config.num_blocks * config.block_size_tokens + 1
-    room = min(max_output_tokens, config.max_model_len_tokens - prompt_tokens, kv_tokens - prompt_tokens)
+    longest = min(config.max_model_len_tokens, config.kv_tokens + 1)
+    room = min(max_output_tokens, longest - prompt_tokens)
     if room < 1:
         raise ValueError(
             f"a prompt of {prompt_tokens} tokens with max_output_tokens {max_output_tokens} leaves no room for an "

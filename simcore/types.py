@@ -88,6 +88,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     async_scheduling: bool = False
     max_loras: int = 0
     """LoRA adapters that one step's batch can use; 0: no limit, or no adapters."""
+    num_speculative_tokens: int = 0
+    """Drafts that a request can have in a step (speculative decoding); 0: none."""
+    num_lookahead_tokens: int = 0
+    """Further tokens for which a request holds KV blocks: what drafting writes there."""
+    drops_cached_block: bool = False
+    """Whether the last block that a request finds cached is computed anew: drafting needs what the cache does not hold
+    (vLLM's EAGLE family)."""
     engine: str = "emulated"
     engine_version: str = ""
     outside_rules: tuple[str, ...] = ()
@@ -135,6 +142,27 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """
         return "" if not self.max_loras or not model or model in self.names else model
 
+    @property
+    def spare_tokens(self) -> int:
+        """For how many tokens more than are computed a request may hold blocks: drafts that were wrong, lookahead."""
+        return self.num_speculative_tokens + self.num_lookahead_tokens
+
+    @property
+    def dropped_blocks(self) -> int:
+        """How many of the blocks that a request finds cached are computed anew."""
+        return int(self.drops_cached_block)
+
+    @property
+    def unsure_tokens(self) -> int:
+        """How many tokens behind its last one may need blocks: drafts of the steps in flight, lookahead."""
+        return self.num_speculative_tokens * (2 if self.async_scheduling else 1) + self.num_lookahead_tokens
+
+    @property
+    def kv_tokens(self) -> int:
+        """The most tokens of one request that the KV blocks hold, drafts beside them."""
+        room = self.num_blocks * self.block_size_tokens
+        return room if room >= self.max_model_len_tokens else room - self.unsure_tokens
+
     def blocks_for(self, tokens: int) -> int:
         """KV blocks that so many tokens take."""
         return -(-tokens // self.block_size_tokens)
@@ -142,7 +170,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def longest_tokens(self) -> int:
         """The most prompt and output tokens that one request can have."""
-        return min(self.max_model_len_tokens, self.num_blocks * self.block_size_tokens)
+        return min(self.max_model_len_tokens, self.kv_tokens)
 
 
 class RequestState(msgspec.Struct, frozen=True, kw_only=True, gc=False):

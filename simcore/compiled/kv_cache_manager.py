@@ -23,7 +23,28 @@ def fits_now(head: Ints, req: Ints, slot: int) -> bool:
 @kernel
 def names_lag(head: Ints, shared: Shared) -> bool:
     """Whether column `KEYED` is kept: elsewhere all that is computed is named."""
-    return head[at.ASYNC] != 0 or shared is not None
+    return head[at.ASYNC] != 0 or head[at.SPECULATIVE] > 0 or shared is not None
+
+
+@kernel
+def room_for(head: Ints, tokens: int) -> int:
+    """How many tokens must have room for a slot to compute its first `tokens`."""
+    if head[at.LOOKAHEAD] > 0:
+        return min(tokens + head[at.LOOKAHEAD], head[at.MAX_LEN])
+    return tokens
+
+
+@kernel
+def chunk_after(head: Ints, tokens: int, cached: int, limit: int, budget: int, padded: int) -> int:
+    """How many tokens a waiting request that has found `cached` gets at its admission; 0: it is not admitted."""
+    n = tokens - cached
+    if n == 1 and padded > 0 and (cached > 0 or padded > 1) and cached + 1 + head[at.SPECULATIVE] < head[at.MAX_LEN]:
+        n += head[at.SPECULATIVE]
+        if n > budget:
+            return 0
+    if 0 < limit < n:
+        n = limit
+    return min(n, budget)
 
 
 @kernel
@@ -52,24 +73,35 @@ def grow(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: 
 
 
 @kernel
-def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> int:
-    """Gives a waiting slot the blocks that still hold its tokens, if all that it has now fits with them.
+def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, limit: int, budget: int, padded: int) -> int:
+    """Gives a waiting slot the blocks that still hold its tokens, if all that it has now fits with them, and the chunk
+    that it would get (`chunk_after`).
 
     Returns how many they are; -1 (and nothing done) if it does not fit.
     """
     block = head[at.BLOCK]
     tokens = req[slot, at.PROMPT] + req[slot, at.OUT]
+    whole = min(tokens, head[at.MAX_LEN])
     if shared is not None:
         hits, evictable = block_pool.count_hits(head, req, shared, slot)
-        whole = min(tokens, head[at.MAX_LEN])
+        if head[at.SPECULATIVE] > 0:
+            n = chunk_after(head, tokens, hits * block, limit, budget, padded)
+            whole = max(whole, room_for(head, hits * block + n)) if n > 0 else (head[at.TOTAL_BLOCKS] + 1) * block
         if (whole + block - 1) // block - hits + evictable > head[at.FREE]:
             return -1
         block_pool.adopt(head, req, shared, slot, hits)
     else:
-        if not fits_now(head, req, slot):
-            return -1
         # The last token is always computed anew: its logits give the next token.
         most = (tokens - 1) // block
+        if head[at.SPECULATIVE] > 0:
+            most = min(most, max(block_counts.kept(req, lists, slot), req[slot, at.ASSUMED]))
+            most -= int(head[at.DROPS_BLOCK] > 0 and most > 0)
+            n = chunk_after(head, tokens, most * block, limit, budget, padded)
+            whole = room_for(head, most * block + n)
+            if n == 0 or whole > (head[at.FREE] + req[slot, at.ASSUMED_HELD]) * block:
+                return -1
+        if not fits_now(head, req, slot):
+            return -1
         hits = block_counts.reclaim(head, req, lists, slot, most)
         assumed = min(most, req[slot, at.ASSUMED])
         if assumed > hits:

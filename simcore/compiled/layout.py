@@ -69,7 +69,13 @@ N_BEFORE = 27
 """Running requests when it was made, less those that have gone: row `RUNNING_BEFORE`."""
 MAX_LORAS = 28
 """A limit: LoRA adapters in a batch; 0: none."""
-N_HEAD = 29
+SPECULATIVE = 29
+"""Limits: drafts of a request in a step, 0: none;"""
+LOOKAHEAD = 30
+"""further tokens that must have room;"""
+DROPS_BLOCK = 31
+"""1 where the last block found cached is computed anew."""
+N_HEAD = 32
 
 # req columns; those that every step looks at stand together
 PROMPT = 0
@@ -130,7 +136,18 @@ ADAPTERS = 15
 ADAPTER_OF = 16
 """Number of each slot's LoRA adapter (`simcore.adapters`), 0 for none; anything where `MAX_LORAS` is 0. Not a column of
 `req`, which what-ifs copy and step through: engines without adapters would pay for it."""
-N_LISTS = 17
+DRAFTS = 17
+"""Speculative decoding only, as all rows from here on. Drafts that each slot has for its next step; -1 while not all of
+its tokens are computed."""
+RIGHT = 18
+"""How many of them will turn out right."""
+DRAWN = 19
+"""How often it has had drafts."""
+DRAFT_ODDS = 20
+"""`drafts.cells_of`."""
+PLAN_DRAFTS = 21
+"""Two banks, beside `PLAN_SLOT`: drafts in the step in flight times 256, plus those that are right."""
+N_LISTS = 23
 
 # pool rows: one cell per block, then two ends of the free queue; the last row has a cell per bucket
 KEY = 0
@@ -152,7 +169,8 @@ SLOT = 1
 TOKENS = 2
 PRODUCED = 3
 HIT = 4
-N_LOG_COLS = 5
+DRAFTED = 5
+N_LOG_COLS = 6
 LOG_ROWS_EACH = 4
 PREEMPTED = 0
 SCHEDULED = 1
@@ -227,7 +245,8 @@ C_SCENARIOS = 6
 C_LEAVES = 7
 """Slot of one that is there already and might leave; -1: it would come."""
 C_ADAPTER = 8
-C_FINALS = 9
+C_ORDER = 9
+C_FINALS = 10
 
 
 def ended_width(capacity: int) -> int:
@@ -270,6 +289,9 @@ def new_head(config: EngineConfig) -> Ints:
     head[FREE] = config.num_blocks
     head[ASYNC] = config.async_scheduling
     head[MAX_LORAS] = config.max_loras
+    head[SPECULATIVE] = config.num_speculative_tokens
+    head[LOOKAHEAD] = config.num_lookahead_tokens
+    head[DROPS_BLOCK] = config.drops_cached_block
     return head
 
 

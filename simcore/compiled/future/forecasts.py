@@ -234,7 +234,11 @@ def forecast(
             samples[1, s] = (mine[n] - first_s) / (final - 1) if final > 1 else 0.0
             samples[2, s] = mine[n]
             samples[3, s] = harm_s
-            blocks = (candidate[at.C_PROMPT] + final - 1 + base[at.BLOCK] - 1) // base[at.BLOCK]
+            # As `limits.check_fits` counts them.
+            unsure = base[at.SPECULATIVE] * (1 + base[at.ASYNC]) + base[at.LOOKAHEAD]
+            tokens = candidate[at.C_PROMPT] + final - 1
+            tokens = max(tokens, min(tokens + unsure, base[at.MAX_LEN]))
+            blocks = (tokens + base[at.BLOCK] - 1) // base[at.BLOCK]
             samples[4, s] = clear_from(headrooms[of], headroom_rows[of], blocks)
             mine_so_far = progress[at.SCRATCH_STATE]
             preemptions += mine_so_far[at.SO_FAR_PREEMPTIONS]

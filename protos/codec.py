@@ -123,6 +123,9 @@ def config_from_wire(message: pb.EngineConfig) -> EngineConfig:
         max_loras=message.max_loras,
         long_prefill_adaptive=message.long_prefill_adaptive,
         kv_windows_tokens=tuple(message.kv_windows_tokens) or FULL_ATTENTION,
+        num_speculative_tokens=message.num_speculative_tokens,
+        num_lookahead_tokens=message.num_lookahead_tokens,
+        drops_cached_block=message.drops_cached_block,
     )
 
 

@@ -28,8 +28,8 @@ def check_fits(config: EngineConfig, request: Lengths) -> None:
     total = prompt + output
     if total > config.max_model_len_tokens:
         raise ValueError(f"{_who(request)}: {total} tokens exceed max_model_len_tokens {config.max_model_len_tokens}")
-    # The last token produced is never computed, so it needs no slot.
-    blocks = config.blocks_for(total - 1)
+    # The last token produced is never computed, so it needs no slot; drafts behind it may.
+    blocks = config.blocks_for(min(total - 1 + config.unsure_tokens, config.max_model_len_tokens))
     if blocks > config.num_blocks:
         raise ValueError(f"{_who(request)}: needs {blocks} KV blocks, the engine has {config.num_blocks}")
 

@@ -60,6 +60,7 @@ class WhatIf:
         self._sharing: SimNode | None = None
         self._hashes = np.zeros((1, 1), dtype=np.int64)
         self._seq = 0
+        self._arrivals = 0
         self._start_s = 0.0
         self._base_scenarios = 1
         self._base_done = False
@@ -111,6 +112,7 @@ class WhatIf:
         elif (base := node.shared_blocks(self._source[:n])) is not None:
             self._base_shared = base
             self._shared = np.empty_like(base[0]), np.empty_like(base[1]), base[2]
+        self._arrivals = node.arrivals
         self._seq, self._start_s = node.seq, max(0.0, float(node.free_at_s - now_s))
 
     def reuse_baseline(self, node: SimNode, now_s: float) -> bool:
@@ -156,9 +158,10 @@ class WhatIf:
             self._out = np.zeros((n, at.N_FORECAST), dtype=np.float64)
         block = self.config.block_size_tokens
         for i, candidate in enumerate(candidates):
-            cached = (cached_tokens[i] // block if cached_tokens else 0), 0
+            blocks = cached_tokens[i] // block if cached_tokens else 0
+            cached = (blocks + self.config.dropped_blocks if blocks else 0), 0
             if candidate.leaving:
-                row = self._leaving_row(candidate, cached[0])
+                row = self._leaving_row(candidate, blocks)
                 self._candidates[i, : len(row)] = row
                 continue
             if candidate.block_hashes and self._sharing is not None:
@@ -197,7 +200,8 @@ class WhatIf:
         self._base_done = True
         prefix_tokens = cached_tokens
         if not prefix_tokens or self._sharing is not None:
-            prefix_tokens = (self._candidates[:n, at.C_CACHED] * block).tolist()
+            used = np.maximum(self._candidates[:n, at.C_CACHED] - self.config.dropped_blocks, 0)
+            prefix_tokens = (used * block).tolist()
         return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), prefix_tokens, strict=True)]
 
     def outlook(self) -> NodeOutlook:
@@ -232,7 +236,7 @@ class WhatIf:
         slot = int(np.flatnonzero(self._source[: self._base_requests] == its_own)[0])
         if self._sharing is not None:
             held_by_others = self._sharing.held_by_others(candidate.request_id)
-        return [0, 0, 0, 0, held_by_others, 0, self._base_scenarios, slot, 0]
+        return [0, 0, 0, 0, held_by_others, 0, self._base_scenarios, slot, 0, 0]
 
     def _answer(self, candidate: Candidate, out: list[float], cached_tokens: int) -> Forecast:
         return Forecast(
@@ -267,7 +271,7 @@ class WhatIf:
         adapter = adapter_number(self.config.adapter_of(candidate.model))
         atoms = candidate.belief.atoms_tokens
         if self._base_scenarios == 1 and atoms[0] == atoms[-1]:
-            return [*shape, 1, -1, adapter, min(longest, atoms[0])]
+            return [*shape, 1, -1, adapter, self._arrivals, min(longest, atoms[0])]
         finals = final_lengths(
             candidate.belief,
             candidate.request_id,
@@ -275,7 +279,7 @@ class WhatIf:
             longest_tokens=longest,
             scenarios=self.scenarios,
         )
-        return [*shape, self.scenarios, -1, adapter, *finals]
+        return [*shape, self.scenarios, -1, adapter, self._arrivals, *finals]
 
     def _read_beliefs(self, node: SimNode, beliefs: Mapping[str, LengthBelief]) -> None:
         """Rows of the belief table by the node's slots; good until somebody comes, goes or is believed otherwise."""

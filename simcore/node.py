@@ -18,6 +18,7 @@ from simcore.adapters import adapter_number
 from simcore.compiled import layout as at
 from simcore.compiled.entry import ENTRIES
 from simcore.cost.step_time import StepTimeModel
+from simcore.drafts import DraftOdds, cells_of
 from simcore.limits import check_fits
 from simcore.trace import Scheduled, StepBatch, TraceDelta, TraceSnapshot
 from simcore.types import EngineConfig, NodeLoad, RequestState
@@ -108,7 +109,10 @@ class SimNode:
     those of requests that end with the step, here behind them: as many, but another one may be reused first.
     """
 
-    def __init__(self, node_id: str, config: EngineConfig, step_time: StepTimeModel) -> None:
+    def __init__(
+        self, node_id: str, config: EngineConfig, step_time: StepTimeModel, *, draft_odds: DraftOdds | None = None
+    ) -> None:
+        """`draft_odds`: how the drafts of an engine that decodes speculatively fare; None: nothing is known of it."""
         self.node_id = node_id
         self.config = config
         self.seq = 0
@@ -121,6 +125,8 @@ class SimNode:
         """Changes whenever a request comes or goes."""
         self.interventions = 0
         """Arrivals and aborts: what the node's own state does not foretell."""
+        self.arrivals = 0
+        """Arrivals alone: the next one's place in their order."""
         self.requests: dict[str, NodeRequest] = {}
         """Those in the engine, by id."""
         self.ids: list[str] = [""] * _FIRST_CAPACITY
@@ -128,6 +134,9 @@ class SimNode:
         self.head = at.new_head(config)
         self.req = np.zeros((_FIRST_CAPACITY, at.N_COLS), dtype=np.int64)
         self.lists = self._new_lists(_FIRST_CAPACITY)
+        if config.num_speculative_tokens:
+            cells = cells_of(config, draft_odds)
+            self.lists[at.DRAFT_ODDS, : len(cells)] = cells
         self._shared: at.Shared = None
         self._tells_apart = bool(config.window_tokens) and config.enable_prefix_caching
         """Whether blocks are kept one by one from the first request on: a preempted one finds some again by chance."""
@@ -147,15 +156,19 @@ class SimNode:
         *,
         output_tokens: Callable[[RequestState], int],
         free_at_s: float,
+        draft_odds: DraftOdds | None = None,
     ) -> SimNode:
         """The engine of a trace's snapshot, its next step beginning at `free_at_s` (on any clock the caller likes).
 
         `output_tokens` says how long each answer is taken to be in all; an answer that is that long already goes on by
         one token. What a snapshot cannot show is taken to be absent: free blocks that still hold tokens of preempted
-        requests. A prompt that is half computed is taken to have got a whole budget in its last step.
+        requests, blocks that wrong drafts have left with a request. The drafts of the next step are drawn. A prompt
+        that is half computed is taken to have got a whole budget in its last step.
+
+        Raises ValueError for a request whose drafts the KV blocks can never hold.
         """
         config = snapshot.config
-        node = SimNode(node_id, config, step_time)
+        node = SimNode(node_id, config, step_time, draft_odds=draft_odds)
         node._tells_apart = False
         states = [*snapshot.running, *snapshot.waiting]
         n, running = len(states), len(snapshot.running)
@@ -188,6 +201,9 @@ class SimNode:
                 priority=s.priority,
                 adapter=s.adapter,
             )
+            if config.spare_tokens:
+                # It would be preempted for its own drafts for ever.
+                check_fits(config, msgspec.structs.replace(s, output_tokens=s.output_tokens + 1))
             node.requests[s.request_id] = NodeRequest(slot, request, s.arrival_s)
         if config.max_loras:
             node.lists[at.ADAPTER_OF, :n] = [adapter_number(s.adapter) for s in states]
@@ -207,8 +223,8 @@ class SimNode:
         node.head[at.PREEMPTED_TOTAL] = snapshot.preemptions_total
         # A busy engine that schedules asynchronously has the next step planned already. (Of who has just left it, the
         # snapshot knows no more; that plan still knew them.)
-        ENTRIES.plan_in_flight(node.head, node.req, node.lists, node._log)
-        node.interventions = n
+        ENTRIES.complete_state(node.head, node.req, node.lists, node._log)
+        node.interventions = node.arrivals = n
         node.seq = snapshot.seq
         node.free_at_s = float(free_at_s)
         node.next_step_s = node.free_at_s if n else math.inf
@@ -281,14 +297,17 @@ class SimNode:
             request.output_tokens,
             request.max_output_tokens,
             request.priority,
-            self.interventions,
+            self.arrivals,
             adapter_number(request.adapter),
         )
         ENTRIES.enqueue(self.head, self.req, self.lists, slot, numbers)
-        if self._tells_apart or (request.block_hashes and self.config.enable_prefix_caching):
+        # Where a block found cached is computed anew, two hold the same tokens of one request.
+        named = request.block_hashes or self.config.drops_cached_block
+        if self._tells_apart or (named and self.config.enable_prefix_caching):
             self._name_blocks(slot, request.block_hashes)
         self.membership += 1
         self.interventions += 1
+        self.arrivals += 1
         self.ids[slot] = request_id
         self.requests[request_id] = arrived = NodeRequest(slot, request, now_s)
         self._arrived.append(arrived)
@@ -331,10 +350,10 @@ class SimNode:
         scheduled: list[Scheduled] = []
         preempted = [self.ids[slot] for slot in ahead]
         finished: list[str] = []
-        for kind, slot, tokens, produced, cached in self._log[:n_log].tolist():
+        for kind, slot, tokens, produced, cached, drafts in self._log[:n_log].tolist():
             request_id = self.ids[slot]
             if kind == at.SCHEDULED:
-                scheduled.append(Scheduled(request_id, tokens, produced, cached))
+                scheduled.append(Scheduled(request_id, tokens, produced, cached, drafts))
             elif kind == at.PREEMPTED:
                 # Those with tokens 1 were preempted by the plan of the next step, which tells of them.
                 if tokens == 0:
@@ -622,6 +641,8 @@ class SimNode:
 
 
 def _check_queues(head: at.Ints, req: at.Ints, lists: at.Ints, shared: at.Shared) -> None:
+    most_pending = 1 + int(head[at.SPECULATIVE])
+    spare = int(head[at.SPECULATIVE] + head[at.LOOKAHEAD])
     running = lists[at.RUNNING, : head[at.N_RUNNING]].tolist()
     waiting = lists[at.WAITING, : head[at.N_WAITING]].tolist()
     slots = running + waiting
@@ -631,9 +652,10 @@ def _check_queues(head: at.Ints, req: at.Ints, lists: at.Ints, shared: at.Shared
     held = 0
     for slot in running:
         row = req[slot].tolist()
-        assert row[at.CAPACITY] == -(-row[at.COMPUTED] // block) * block, f"slot {slot}: blocks do not match its tokens"
+        least, most = (-(-(row[at.COMPUTED] + tokens) // block) * block for tokens in (0, spare))
+        assert least <= row[at.CAPACITY] <= most, f"slot {slot}: blocks do not match its tokens"
         assert row[at.KEYED] <= row[at.COMPUTED], f"slot {slot}: blocks are named that are not computed"
-        assert 0 <= row[at.PENDING] <= 1, f"slot {slot}: more tokens in flight than one step yields"
+        assert 0 <= row[at.PENDING] <= most_pending, f"slot {slot}: more tokens in flight than one step yields"
         assert row[at.SEGMENT] == -1, f"slot {slot} runs and has blocks in the free queue"
         left = int(lists[at.LEFT_BEHIND, slot])
         held += int(head[at.GROUPS]) * (row[at.CAPACITY] // block) - int(head[at.WINDOW_GROUPS]) * left

@@ -14,11 +14,17 @@ The compiled engine must be equal to this, step by step; this must be equal to v
    One whose LoRA adapter would be one more than `max_loras` among those that run (before 0.33: in this batch) is passed
    over and keeps its place.
 3. A request whose tokens are all computed produces one token at the end of the step; the last one frees it.
+4. With speculative decoding it then has drafts of the next tokens, which are computed in the next step as if they were
+   there. Those that turn out right come with that step's own token; those behind them are not computed after all, but
+   the blocks that they got stay. A method may need blocks for `num_lookahead_tokens` more, and one cached block less
+   than is found. Who is preempted loses its drafts. One that is admitted with a single token missing, in a step in
+   which others run and none of them prefills, or after a cache hit, gets as many tokens as if it had all drafts.
 
 Asynchronous scheduling (`EngineCore.step_with_batch_queue`) plans the next step when a step begins, before the tokens
 of that step are known: a token in flight counts as there (`placeholders`), who ends with it keeps seat and blocks until
 it has come back. A request that may produce no more is left out of that plan; one that ends earlier of itself is in it,
 for a step that yields nothing. Who is preempted with a token in flight still gets it, and may end while it waits.
+Drafts are planned for before they are made: always all of them, and all of them count as there until they come back.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from simcore.drafts import DraftOdds, cells_of, draw
 from simcore.proved import has_rules_of_0_33
 from simcore.reference_kv import ReferenceHolding, ReferenceKv
 from simcore.trace import Scheduled, StepBatch
@@ -53,7 +60,15 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
     """Tokens computed or in flight."""
     in_flight_tokens: int = 0
     placeholders: int = 0
-    """Output tokens in flight: planned, not known yet."""
+    """Output tokens and drafts in flight: planned, not known yet."""
+    prefilling: bool = True
+    """Its last step has not computed all of its tokens."""
+    drafts: int = 0
+    """Drafts that it has for its next step."""
+    right: int = 0
+    """How many of them will turn out right."""
+    drawn: int = 0
+    """How often it has had drafts."""
     preemptions: int = 0
 
     @property
@@ -65,13 +80,26 @@ class ReferenceRequest(msgspec.Struct, kw_only=True, eq=False):
         return (self.priority, self.order)
 
 
+class Grant(msgspec.Struct, eq=False):
+    """What one request gets in one step."""
+
+    request: ReferenceRequest
+    tokens: int
+    cached_tokens: int = 0
+    """Found cached at its admission."""
+    drafts: int = 0
+    """How many of its tokens are drafts."""
+    accepted: int = 0
+    """How many of those are right."""
+    produces: bool = False
+    """It will have a token at the end of the step."""
+
+
 class ReferencePlan(NamedTuple):
     """What one step will do."""
 
-    granted: list[tuple[ReferenceRequest, int, int]]
-    """(request, tokens, tokens found cached at admission), in batch order."""
-    produces: frozenset[str]
-    """Requests that will have a token at its end."""
+    granted: list[Grant]
+    """In batch order."""
     preempted: tuple[str, ...]
     batch: StepBatch
     lowest_free_blocks: int
@@ -94,9 +122,10 @@ class ReferenceStep(msgspec.Struct, frozen=True, kw_only=True):
 class ReferenceScheduler:
     """Waiting queue, running list and blocks of one engine."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, draft_odds: DraftOdds | None = None) -> None:
         self.config = config
         self.kv = ReferenceKv(config)
+        self._draft_odds = cells_of(config, draft_odds)
         self.running: list[ReferenceRequest] = []
         self.waiting: list[ReferenceRequest] = []
         self.preemptions_total = 0
@@ -147,7 +176,9 @@ class ReferenceScheduler:
         size = self.config.block_size_tokens
         for r in self.running:
             for blocks in r.held.groups:
-                assert len(blocks) == -(-r.computed_tokens // size), f"{r.request_id}: blocks do not match its tokens"
+                spare = len(blocks) - -(-r.computed_tokens // size)
+                most = self.config.blocks_for(self.config.spare_tokens)
+                assert 0 <= spare <= most, f"{r.request_id}: blocks do not match its tokens"
         self.kv.pool.check([blocks for r in self.running for blocks in r.held.groups])
 
     def _plan(self) -> ReferencePlan:
@@ -158,12 +189,12 @@ class ReferenceScheduler:
             limit = 0
         elif limit and self.config.long_prefill_adaptive:
             limit = max(limit, budget // requests)
-        granted: dict[str, tuple[ReferenceRequest, int, int]] = {}
+        granted: dict[str, Grant] = {}
         preempted: list[ReferenceRequest] = []
         i = 0
         while i < len(self.running) and budget > 0:
             request = self.running[i]
-            n = request.tokens + request.placeholders - request.computed_tokens
+            n = request.tokens + request.placeholders + request.drafts - request.computed_tokens
             if 0 < limit < n:
                 n = limit
             n = min(n, budget, self.config.max_model_len_tokens - 1 - request.computed_tokens)
@@ -178,7 +209,7 @@ class ReferenceScheduler:
                 if at < i:
                     i -= 1
                 if victim.request_id in granted:
-                    budget += granted.pop(victim.request_id)[1]
+                    budget += granted.pop(victim.request_id).tokens
                 self._preempt(victim)
                 preempted.append(victim)
                 if victim is request:
@@ -188,17 +219,19 @@ class ReferenceScheduler:
                 if self._by_priority and self._rules_of_0_33:
                     continue
                 break
-            granted[request.request_id] = (request, n, 0)
+            granted[request.request_id] = Grant(request, n)
             budget -= n
             i += 1
         if not preempted:
             self._admit(granted, budget, limit)
         return self._planned(list(granted.values()), tuple(r.request_id for r in preempted))
 
-    def _admit(self, granted: dict[str, tuple[ReferenceRequest, int, int]], budget: int, limit: int) -> None:
+    def _admit(self, granted: dict[str, Grant], budget: int, limit: int) -> None:
         size = self.config.block_size_tokens
-        using = self.running if self._rules_of_0_33 else [r for r, _, _ in granted.values()]
+        using = self.running if self._rules_of_0_33 else [g.request for g in granted.values()]
         adapters = {r.adapter for r in using if r.adapter}
+        others_prefill = any(g.request.prefilling for g in granted.values())
+        others_decode = bool(granted) and not others_prefill
         passed_over = 0
         while passed_over < len(self.waiting) and budget > 0 and len(self.running) < self.config.max_num_seqs:
             request = self.waiting[passed_over]
@@ -208,42 +241,55 @@ class ReferenceScheduler:
             hit = self.kv.find(request.held, request.tokens)
             cached = hit.blocks * size
             n = request.tokens - cached
+            padded = n + self.config.num_speculative_tokens
+            pads = others_decode or (cached > 0 and not others_prefill)
+            if n == 1 and pads and cached + padded < self.config.max_model_len_tokens:
+                if padded > budget:
+                    break
+                n = padded
             if 0 < limit < n:
                 n = limit
             n = min(n, budget)
-            whole = min(request.tokens, self.config.max_model_len_tokens)
-            if not self.kv.admit(request.held, hit, whole, cached + n, cached + n):
+            slots = self._slots(cached + n)
+            whole = max(min(request.tokens, self.config.max_model_len_tokens), slots)
+            if not self.kv.admit(request.held, hit, whole, slots, min(cached + n, request.tokens)):
                 break
             request.computed_tokens = cached
             self.running.append(self.waiting.pop(passed_over))
             if request.adapter:
                 adapters.add(request.adapter)
-            granted[request.request_id] = (request, n, cached)
+            granted[request.request_id] = Grant(request, n, cached)
             budget -= n
 
-    def _planned(self, granted: list[tuple[ReferenceRequest, int, int]], preempted: tuple[str, ...]) -> ReferencePlan:
+    def _planned(self, granted: list[Grant], preempted: tuple[str, ...]) -> ReferencePlan:
         """The plan as it is sent to the device: from now on its tokens count as computed."""
-        produces: set[str] = set()
         prefill = prefill_seqs = decode = kv = 0
         work = 0.0
-        for request, n, _ in granted:
+        for grant in granted:
+            request, n = grant.request, grant.tokens
             before = request.computed_tokens
             there = request.tokens + request.placeholders
             if before >= request.prompt_tokens and there - before == 1:
                 decode += 1
                 kv += before + 1
+                prefill += n - 1
             else:
                 prefill += n
                 prefill_seqs += 1
                 work += n * (before + 0.5 * n)
             request.computed_tokens += n
             request.in_flight_tokens += n
-            if request.computed_tokens >= there:
-                request.placeholders += 1
-                produces.add(request.request_id)
+            grant.produces = request.computed_tokens >= there
+            request.prefilling = not grant.produces
+            if grant.produces:
+                grant.drafts = request.computed_tokens - there
+                grant.accepted = min(grant.drafts, request.right)
+                request.placeholders += 1 + grant.drafts
+                if self.config.num_speculative_tokens:
+                    request.drafts, request.right = draw(self._draft_odds, request.order, request.drawn)
+                    request.drawn += 1
         return ReferencePlan(
             granted,
-            frozenset(produces),
             preempted,
             StepBatch(prefill, work, prefill_seqs, decode, kv),
             self.kv.pool.free,
@@ -256,19 +302,25 @@ class ReferenceScheduler:
         first: list[str] = []
         running = {id(r) for r in self.running}
         waiting = {id(r) for r in self.waiting}
-        for request, n, cached in plan.granted:
-            request.in_flight_tokens -= n
+        for grant in plan.granted:
+            request = grant.request
+            request.in_flight_tokens -= grant.tokens
             here = id(request) in running or id(request) in waiting
-            produced = int(request.request_id in plan.produces)
             if not here:
                 continue
-            scheduled.append(Scheduled(request.request_id, n, produced, cached))
+            produced = min(1 + grant.accepted, request.final_tokens - request.output_tokens) if grant.produces else 0
+            kept = produced if grant.drafts else grant.tokens
+            scheduled.append(Scheduled(request.request_id, kept, produced, grant.cached_tokens, grant.drafts))
             if not produced:
                 continue
-            request.output_tokens += 1
+            request.output_tokens += produced
             if id(request) in running:
-                request.placeholders -= 1
-                self.kv.name(request.held, request.computed_tokens - request.placeholders)
+                rejected = grant.drafts - grant.accepted
+                request.computed_tokens -= rejected
+                request.placeholders -= rejected + produced
+                # Synchronously blocks are named when the next step is planned.
+                if self.config.async_scheduling:
+                    self.kv.name(request.held, request.computed_tokens - request.placeholders)
             if request.output_tokens == 1:
                 first.append(request.request_id)
             if request.output_tokens >= request.final_tokens:
@@ -291,7 +343,11 @@ class ReferenceScheduler:
     def _grow(self, request: ReferenceRequest, tokens: int) -> bool:
         """Gives the request blocks for `tokens` tokens; False (and nothing done) if they are not there."""
         settled = request.computed_tokens - request.in_flight_tokens
-        return self.kv.grow(request.held, tokens, settled, min(tokens, request.tokens))
+        return self.kv.grow(request.held, self._slots(tokens), settled, min(tokens, request.tokens))
+
+    def _slots(self, tokens: int) -> int:
+        """How many tokens must have room for a request to compute its first `tokens`."""
+        return min(tokens + self.config.num_lookahead_tokens, self.config.max_model_len_tokens)
 
     def _victim(self) -> ReferenceRequest:
         if self._by_priority:
@@ -300,7 +356,7 @@ class ReferenceScheduler:
 
     def _preempt(self, request: ReferenceRequest) -> None:
         self.kv.release(request.held)
-        request.computed_tokens = request.placeholders = 0
+        request.computed_tokens = request.placeholders = request.drafts = request.right = 0
         request.preemptions += 1
         self.preemptions_total += 1
         self._enqueue(request, front=True)

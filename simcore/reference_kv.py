@@ -162,7 +162,7 @@ class ReferenceKv:
         local = [g for g, window in enumerate(self._windows) if window]
         if full:
             known = next((k for k in range(known) if not self._cached(held, full, k)), known)
-        blocks = self._end_of_reach(held, local, known) if local else known
+        blocks = self._end_of_reach(held, local, known) if local else known - min(known, self.config.dropped_blocks)
         groups: list[list[int]] = []
         for g, window in enumerate(self._windows):
             left = max(0, blocks - self._reach) if window else 0

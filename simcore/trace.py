@@ -31,7 +31,7 @@ class StepBatch(msgspec.Struct, frozen=True):
     """The features of one step that its duration depends on (`simcore.cost.step_time`)."""
 
     prefill_tokens: int = 0
-    """Prompt (or recomputed) tokens scheduled in requests that do not yet sample every step."""
+    """Prompt (or recomputed) tokens scheduled in requests that do not yet sample every step; and drafts."""
     prefill_work_tokens2: float = 0.0
     """Sum over prefill chunks of chunk * (context before it + chunk / 2): attention work in token pairs."""
     prefill_seqs: int = 0
@@ -64,10 +64,13 @@ class Scheduled(msgspec.Struct, frozen=True):
 
     request_id: str
     tokens: int
+    """Computed for it; of drafts those that were right."""
     produced: int
     """Output tokens that this step yields for it (0 while its prefill is not complete)."""
     cached_tokens: int = 0
     """Tokens found in the prefix cache when it was (re)admitted in this step."""
+    drafts: int = 0
+    """Drafts that were computed with its own next token."""
 
 
 class TraceDelta(msgspec.Struct, frozen=True, kw_only=True):

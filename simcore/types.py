@@ -95,6 +95,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     kv_windows_tokens: tuple[int, ...] = FULL_ATTENTION
     """Of each KV cache group, in the engine's order, how many tokens its layers attend to (a sliding window); 0: all.
     Every group takes blocks of its own for the same tokens. All windows are the same; several groups have one."""
+    num_speculative_tokens: int = 0
+    """Drafts that a request can have in a step (speculative decoding); 0: none."""
+    num_lookahead_tokens: int = 0
+    """Further tokens for which a request holds KV blocks: what drafting writes there."""
+    drops_cached_block: bool = False
+    """Whether the last block that a request finds cached is computed anew: drafting needs what the cache does not hold
+    (vLLM's EAGLE family)."""
     engine: str = "emulated"
     engine_version: str = ""
     outside_rules: tuple[str, ...] = ()
@@ -132,6 +139,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         windows = set(self.kv_windows_tokens) - {0}
         if self.kv_windows_tokens != FULL_ATTENTION and (len(windows) != 1 or min(windows) < 2):
             raise ValueError(f"kv_windows_tokens must be (0,) or have one window >= 2, got {self.kv_windows_tokens}")
+        if windows and self.spare_tokens:
+            raise ValueError("there are no rules for speculative decoding over sliding windows: leave one of them out")
 
     @property
     def window_tokens(self) -> int:
@@ -165,6 +174,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """
         return "" if not self.max_loras or not model or model in self.names else model
 
+    @property
+    def spare_tokens(self) -> int:
+        """For how many tokens more than are computed a request may hold blocks: drafts that were wrong, lookahead."""
+        return self.num_speculative_tokens + self.num_lookahead_tokens
+
+    @property
+    def dropped_blocks(self) -> int:
+        """How many of the blocks that a request finds cached are computed anew."""
+        return int(self.drops_cached_block)
+
+    @property
+    def unsure_tokens(self) -> int:
+        """How many tokens behind its last one may need blocks: drafts of the steps in flight, lookahead."""
+        return self.num_speculative_tokens * (2 if self.async_scheduling else 1) + self.num_lookahead_tokens
+
     def blocks_for(self, tokens: int) -> int:
         """KV blocks that so many tokens take, as they are counted at admission."""
         rows = -(-tokens // self.block_size_tokens)
@@ -175,14 +199,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def kv_tokens(self) -> int:
-        """The most tokens of one request that its blocks can hold, or the model's limit where that is no limit."""
+        """The most tokens of one request that its blocks can hold, drafts beside them, or the model's limit where that
+        is no limit."""
         groups, windows = len(self.kv_windows_tokens), self.window_groups
         rows = self.num_blocks // groups
         if windows and rows >= self.window_blocks:
             if windows == groups:
                 return self.max_model_len_tokens
             rows = (self.num_blocks - windows * self.window_blocks) // (groups - windows)
-        return rows * self.block_size_tokens
+        room = rows * self.block_size_tokens
+        return room if room >= self.max_model_len_tokens else room - self.unsure_tokens
 
     @property
     def longest_tokens(self) -> int:

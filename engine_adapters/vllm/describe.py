@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
+from simcore.drafts import MOST_DRAFTS
 from simcore.proved import has_rules_of_0_33, outside_proved
 from simcore.types import FULL_ATTENTION, EngineConfig
 
@@ -57,6 +58,7 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
     block_size_tokens = getattr(scheduler, "block_size", cache.block_size)
     # `max_num_active_seqs`, where it is given, lowers the seats.
     max_num_seqs = getattr(scheduler, "max_num_active_reqs", limits.max_num_seqs)
+    drafts = getattr(scheduler, "num_spec_tokens", 0)
     if keeps_no_kv(scheduler):
         num_blocks = max_num_seqs * -(-model.max_model_len // block_size_tokens)
     else:
@@ -78,7 +80,11 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
         scheduling_policy="priority" if policy == "priority" else "fcfs",
         async_scheduling=bool(getattr(limits, "async_scheduling", False)),
         max_loras=getattr(getattr(vllm_config, "lora_config", None), "max_loras", 0),
-        kv_windows_tokens=windows or FULL_ATTENTION,
+        # There are no rules for both: drafts tell more.
+        kv_windows_tokens=FULL_ATTENTION if drafts or not windows else windows,
+        num_speculative_tokens=min(drafts, MOST_DRAFTS),
+        num_lookahead_tokens=getattr(scheduler, "num_lookahead_tokens", 0),
+        drops_cached_block=bool(getattr(scheduler, "use_eagle_block_drop", False)),
         engine="vllm",
         engine_version=vllm_version(),
         outside_rules=_outside_rules(scheduler),
@@ -118,8 +124,18 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
     other_caches = [name for group in groups for name in map(_kind, _specs(group)) if name not in followed]
     at_intervals = getattr(caches, "prefix_cache_retention_interval", 0) != 0
     caching = bool(vllm_config.cache_config.enable_prefix_caching)
+    drafting = getattr(vllm_config, "speculative_config", None)
+    drafts = getattr(scheduler, "num_spec_tokens", 0)
     rules = {
-        "it decodes speculatively": getattr(vllm_config, "speculative_config", None) is not None,
+        f"it drafts more than {MOST_DRAFTS} tokens at a time": drafts > MOST_DRAFTS,
+        "how many tokens it drafts changes with the batch": getattr(scheduler, "dynamic_sd_lookup", None) is not None,
+        "its drafts take places in a batch beside their own (draft models, parallel drafting)": (
+            getattr(drafting, "max_num_new_slots_for_drafting", 0) > 0
+        ),
+        "it keeps the ends of prompts together for what drafts (num_prefill_lookahead)": (
+            getattr(scheduler, "num_prefill_lookahead", 0) > 1
+        ),
+        "it decodes speculatively over sliding windows": drafts > 0 and windows not in ((), FULL_ATTENTION),
         "it transfers KV blocks from or to others": getattr(vllm_config, "kv_transfer_config", None) is not None,
         "it runs several steps at a time (pipeline parallel)": parallel.pipeline_parallel_size > 1,
         "its KV blocks are spread over ranks (context parallel)": max(context_ranks) > 1,

@@ -159,6 +159,9 @@ class EngineConfig(google.protobuf.message.Message):
     KV_SOURCE_FIELD_NUMBER: builtins.int
     MAX_LORAS_FIELD_NUMBER: builtins.int
     LONG_PREFILL_ADAPTIVE_FIELD_NUMBER: builtins.int
+    NUM_SPECULATIVE_TOKENS_FIELD_NUMBER: builtins.int
+    NUM_LOOKAHEAD_TOKENS_FIELD_NUMBER: builtins.int
+    DROPS_CACHED_BLOCK_FIELD_NUMBER: builtins.int
     KV_WINDOWS_TOKENS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name as clients say it."""
@@ -202,6 +205,12 @@ class EngineConfig(google.protobuf.message.Message):
     """LoRA adapters that one batch can use; 0: no limit, or no adapters."""
     long_prefill_adaptive: builtins.bool
     """Whether long_prefill_token_threshold_tokens is never less than an even share of max_num_batched_tokens."""
+    num_speculative_tokens: builtins.int
+    """Drafts that a request can have in a step (speculative decoding); 0: none."""
+    num_lookahead_tokens: builtins.int
+    """Further tokens for which a request holds KV blocks."""
+    drops_cached_block: builtins.bool
+    """Whether the last block that a request finds cached is computed anew."""
     @property
     def outside_rules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What the engine does that the simulated rules do not cover, for people; then its forecasts are approximate."""
@@ -240,9 +249,12 @@ class EngineConfig(google.protobuf.message.Message):
         kv_source: builtins.str = ...,
         max_loras: builtins.int = ...,
         long_prefill_adaptive: builtins.bool = ...,
+        num_speculative_tokens: builtins.int = ...,
+        num_lookahead_tokens: builtins.int = ...,
+        drops_cached_block: builtins.bool = ...,
         kv_windows_tokens: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "kv_source", b"kv_source", "kv_windows_tokens", b"kv_windows_tokens", "long_prefill_adaptive", b"long_prefill_adaptive", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_loras", b"max_loras", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "other_names", b"other_names", "outside_rules", b"outside_rules", "own_chats", b"own_chats", "pools", b"pools", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "async_scheduling", b"async_scheduling", "block_size_tokens", b"block_size_tokens", "drops_cached_block", b"drops_cached_block", "enable_prefix_caching", b"enable_prefix_caching", "engine", b"engine", "engine_version", b"engine_version", "forwards", b"forwards", "kv_source", b"kv_source", "kv_windows_tokens", b"kv_windows_tokens", "long_prefill_adaptive", b"long_prefill_adaptive", "long_prefill_token_threshold_tokens", b"long_prefill_token_threshold_tokens", "max_loras", b"max_loras", "max_model_len_tokens", b"max_model_len_tokens", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "num_blocks", b"num_blocks", "num_lookahead_tokens", b"num_lookahead_tokens", "num_speculative_tokens", b"num_speculative_tokens", "other_names", b"other_names", "outside_rules", b"outside_rules", "own_chats", b"own_chats", "pools", b"pools", "prefix_cache_traced", b"prefix_cache_traced", "scheduling_policy", b"scheduling_policy", "tells_logprobs", b"tells_logprobs"]) -> None: ...
 
 Global___EngineConfig: typing_extensions.TypeAlias = EngineConfig
 

@@ -72,6 +72,13 @@ def give_back(head: Ints, req: Ints, lists: Ints, owner: int, unkeyed: int, keye
 
 
 @kernel
+def kept(req: Ints, lists: Ints, owner: int) -> int:
+    """How many of a waiting request's own old blocks are still in the free queue."""
+    segment = req[owner, at.SEGMENT]
+    return lists[at.SEG_COUNT, segment] if segment >= 0 else 0
+
+
+@kernel
 def reclaim(head: Ints, req: Ints, lists: Ints, owner: int, most: int) -> int:
     """Takes a request's own old blocks, at most `most`, out of the free queue; returns how many there were."""
     segment = req[owner, at.SEGMENT]

@@ -162,6 +162,9 @@ def count_hits(head: Ints, req: Ints, shared: Arrays, slot: int) -> tuple[int, i
                 break
             hits += 1
             evictable += pool[at.REFS, block] == 0
+        if head[at.DROPS_BLOCK] and hits > 0:
+            hits -= 1
+            evictable -= pool[at.REFS, find(pool, key_of(req, shared, slot, hits))] == 0
     return hits, evictable, hits
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from simcore.compiled import adapter_slots, block_pool, load, plan, run_to_event, step
+from simcore.compiled import adapter_slots, block_pool, draft_tokens, load, plan, run_to_event, step
 from simcore.compiled import layout as at
 from simcore.compiled.future import copying, drawing, forecasts
 from simcore.compiled.layout import Floats, Ints, Shared
@@ -17,7 +17,7 @@ class Entries(NamedTuple):
     """The kernels; see each."""
 
     step: Callable[..., Any]
-    plan_in_flight: Callable[..., Any]
+    complete_state: Callable[..., Any]
     advance: Callable[..., Any]
     measure: Callable[..., Any]
     keep: Callable[..., Any]
@@ -34,8 +34,10 @@ class Entries(NamedTuple):
 
 
 @cached
-def plan_in_flight(head: Ints, req: Ints, lists: Ints, log: Ints) -> None:
-    """`step.plan_in_flight` for a state that was told without the step that its engine has in flight."""
+def complete_state(head: Ints, req: Ints, lists: Ints, log: Ints) -> None:
+    """Adds what a trace does not tell: drafts of those that decode, and the step that its engine has in flight."""
+    if head[at.SPECULATIVE] > 0:
+        draft_tokens.take_up_drafts(head, req, lists)
     if head[at.ASYNC] and head[at.IN_FLIGHT] == 0 and head[at.N_RUNNING] > 0:
         step.plan_in_flight(head, req, lists, None, log, 0)
 
@@ -79,6 +81,8 @@ def enqueue(head: Ints, req: Ints, lists: Ints, slot: int, numbers: tuple[int, i
     row[at.PROMPT], row[at.FINAL], row[at.MAX_OUT] = prompt, final, max(max_out, final)
     row[at.PRIORITY], row[at.ORDER], row[at.SEGMENT] = priority, order, -1
     lists[at.ADAPTER_OF, slot] = adapter
+    lists[at.DRAWN, slot] = 0
+    draft_tokens.lose_drafts(lists, slot)
     plan.enqueue(head, req, lists, slot, False)
 
 
@@ -111,7 +115,7 @@ def take_node(
 
 ENTRIES = Entries(
     step=step.step,
-    plan_in_flight=plan_in_flight,
+    complete_state=complete_state,
     advance=advance,
     measure=load.measure,
     keep=run_to_event.keep,

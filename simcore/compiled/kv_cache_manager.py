@@ -51,7 +51,28 @@ def _found_free(head: Ints, req: Ints, slot: int, hits: int) -> int:
 @kernel
 def names_lag(head: Ints, shared: Shared) -> bool:
     """Whether column `KEYED` is kept: elsewhere all that is computed is named."""
-    return head[at.ASYNC] != 0 or shared is not None
+    return head[at.ASYNC] != 0 or head[at.SPECULATIVE] > 0 or shared is not None
+
+
+@kernel
+def room_for(head: Ints, tokens: int) -> int:
+    """How many tokens must have room for a slot to compute its first `tokens`."""
+    if head[at.LOOKAHEAD] > 0:
+        return min(tokens + head[at.LOOKAHEAD], head[at.MAX_LEN])
+    return tokens
+
+
+@kernel
+def chunk_after(head: Ints, tokens: int, cached: int, limit: int, budget: int, padded: int) -> int:
+    """How many tokens a waiting request that has found `cached` gets at its admission; 0: it is not admitted."""
+    n = tokens - cached
+    if n == 1 and padded > 0 and (cached > 0 or padded > 1) and cached + 1 + head[at.SPECULATIVE] < head[at.MAX_LEN]:
+        n += head[at.SPECULATIVE]
+        if n > budget:
+            return 0
+    if 0 < limit < n:
+        n = limit
+    return min(n, budget)
 
 
 @kernel
@@ -93,17 +114,21 @@ def grow(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: 
 
 
 @kernel
-def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, most: int) -> int:
-    """Gives a waiting slot the blocks that still hold its tokens, if all that it has now fits with them, and the next
-    `most` of its tokens do.
+def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, limit: int, budget: int, padded: int) -> int:
+    """Gives a waiting slot the blocks that still hold its tokens, if all that it has now fits with them, and the chunk
+    that it would get (`chunk_after`).
 
     Returns how many of its first blocks need no computing; -1 (and nothing done) if it does not fit.
     """
     block = head[at.BLOCK]
     tokens = req[slot, at.PROMPT] + req[slot, at.OUT]
+    most = limit if 0 < limit < budget else budget
     whole = min(tokens, head[at.MAX_LEN])
     if shared is not None:
         hits, evictable, known = block_pool.count_hits(head, req, shared, slot)
+        if head[at.SPECULATIVE] > 0:
+            n = chunk_after(head, tokens, hits * block, limit, budget, padded)
+            whole = max(whole, room_for(head, hits * block + n)) if n > 0 else (head[at.TOTAL_BLOCKS] + 1) * block
         if _asked(head, whole, hits) + evictable > head[at.FREE]:
             return -1
         if head[at.WINDOW_GROUPS] > 0:
@@ -123,10 +148,17 @@ def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, most: i
         req[slot, at.ASSUMED] = req[slot, at.ASSUMED_HELD] = 0
         lists[at.LEFT_BEHIND, slot] = max(0, hits - windows.reach(head))
     else:
-        if not fits_now(head, req, slot):
-            return -1
         # The last token is always computed anew: its logits give the next token.
         full = (tokens - 1) // block
+        if head[at.SPECULATIVE] > 0:
+            full = min(full, max(block_counts.kept(req, lists, slot), req[slot, at.ASSUMED]))
+            full -= int(head[at.DROPS_BLOCK] > 0 and full > 0)
+            n = chunk_after(head, tokens, full * block, limit, budget, padded)
+            whole = room_for(head, full * block + n)
+            if n == 0 or whole > (head[at.FREE] + req[slot, at.ASSUMED_HELD]) * block:
+                return -1
+        if not fits_now(head, req, slot):
+            return -1
         hits = block_counts.reclaim(head, req, lists, slot, full)
         assumed = min(full, req[slot, at.ASSUMED])
         if assumed > hits:

@@ -83,7 +83,13 @@ NAMED_GROUP = 34
 """The group whose blocks are found by a prompt's own names: the first of full attention, else the first."""
 RULES_OF_0_33 = 35
 """1 where the rules of vLLM 0.33 hold, not those of 0.32 (`simcore.proved`)."""
-N_HEAD = 36
+SPECULATIVE = 36
+"""Limits: drafts of a request in a step, 0: none;"""
+LOOKAHEAD = 37
+"""further tokens that must have room;"""
+DROPS_BLOCK = 38
+"""1 where the last block found cached is computed anew."""
+N_HEAD = 39
 
 # req columns; those that every step looks at stand together
 PROMPT = 0
@@ -152,7 +158,18 @@ UNDER_WAY = 19
 """Tokens of each running slot in the step in flight."""
 KNOWN_BEGIN = 20
 """How many of each slot's first blocks other groups had at its admission when the window groups had less; else 0."""
-N_LISTS = 21
+DRAFTS = 21
+"""Speculative decoding only, as all rows from here on. Drafts that each slot has for its next step; -1 while not all of
+its tokens are computed."""
+RIGHT = 22
+"""How many of them will turn out right."""
+DRAWN = 23
+"""How often it has had drafts."""
+DRAFT_ODDS = 24
+"""`drafts.cells_of`."""
+PLAN_DRAFTS = 25
+"""Two banks, beside `PLAN_SLOT`: drafts in the step in flight times 256, plus those that are right."""
+N_LISTS = 27
 
 # pool rows: one cell per block, then two ends of the free queue; the last row has a cell per bucket
 KEY = 0
@@ -174,7 +191,8 @@ SLOT = 1
 TOKENS = 2
 PRODUCED = 3
 HIT = 4
-N_LOG_COLS = 5
+DRAFTED = 5
+N_LOG_COLS = 6
 LOG_ROWS_EACH = 4
 PREEMPTED = 0
 SCHEDULED = 1
@@ -249,7 +267,8 @@ C_SCENARIOS = 6
 C_LEAVES = 7
 """Slot of one that is there already and might leave; -1: it would come."""
 C_ADAPTER = 8
-C_FINALS = 9
+C_ORDER = 9
+C_FINALS = 10
 
 
 def ended_width(capacity: int) -> int:
@@ -267,7 +286,8 @@ def new_shared(config: EngineConfig, capacity: int) -> Arrays:
     """Empty arrays of a block pool; `block_pool.build_pool` fills them."""
     blocks = config.num_blocks
     width = 1 << (2 * blocks + 3).bit_length()
-    longest = -(-config.longest_tokens // config.block_size_tokens)
+    most_tokens = min(config.longest_tokens + config.unsure_tokens, config.max_model_len_tokens)
+    longest = -(-most_tokens // config.block_size_tokens)
     pool = np.zeros((N_POOL, width), dtype=np.int64)
     table = np.zeros((capacity, len(config.kv_windows_tokens) * longest), dtype=np.int64)
     return pool, table, np.zeros((capacity, longest), dtype=np.int64)
@@ -300,6 +320,9 @@ def new_head(config: EngineConfig) -> Ints:
     head[WINDOW_MASK] = sum(1 << group for group, window in enumerate(windows) if window)
     head[NAMED_GROUP] = windows.index(min(windows))
     head[RULES_OF_0_33] = has_rules_of_0_33(config.engine_version)
+    head[SPECULATIVE] = config.num_speculative_tokens
+    head[LOOKAHEAD] = config.num_lookahead_tokens
+    head[DROPS_BLOCK] = config.drops_cached_block
     return head
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from simcore.compiled import layout as at
 from simcore.compiled.adapter_slots import add_adapter, is_kept_out, planned_adapters
-from simcore.compiled.kv_cache_manager import grow, name, names_lag, pass_window, release, reuse
+from simcore.compiled.draft_tokens import lose_drafts, padding
+from simcore.compiled.kv_cache_manager import (
+    chunk_after,
+    grow,
+    name,
+    names_lag,
+    pass_window,
+    release,
+    reuse,
+    room_for,
+)
 from simcore.compiled.layout import Ints, Shared
 from simcore.kernel_cache import kernel
 
@@ -63,6 +73,8 @@ def _preempt(head: Ints, req: Ints, lists: Ints, shared: Shared, index: int) -> 
     req[victim, at.BEFORE] = req[victim, at.COMPUTED]
     req[victim, at.COMPUTED] = 0
     req[victim, at.PENDING] = 0
+    if head[at.SPECULATIVE] > 0:
+        lose_drafts(lists, victim)
     req[victim, at.PREEMPTIONS] += 1
     head[at.PREEMPTED_TOTAL] += 1
     enqueue(head, req, lists, victim, True)
@@ -98,6 +110,7 @@ def _continue_running(
     """Tokens for those already running. Returns the budget left and the log rows, which tell of preemptions."""
     budget = head[at.BUDGET]
     asynchronous = head[at.ASYNC] != 0
+    speculative = head[at.SPECULATIVE] > 0
     naming = names_lag(head, shared)
     passing = head[at.WINDOW_GROUPS] > 0
     longest = head[at.MAX_LEN] - 1
@@ -106,6 +119,8 @@ def _continue_running(
         slot = lists[at.RUNNING, i]
         computed = req[slot, at.COMPUTED]
         n = req[slot, at.PROMPT] + req[slot, at.OUT] - computed
+        if speculative:
+            n += max(0, lists[at.DRAFTS, slot])
         if asynchronous:
             pending = req[slot, at.PENDING]
             n += pending
@@ -120,8 +135,9 @@ def _continue_running(
             continue
         if passing:
             pass_window(head, req, lists, shared, slot)
-        if computed + n > req[slot, at.CAPACITY]:
-            alive, i, back, n_log = _make_room(head, req, lists, shared, log, n_log, i, computed + n)
+        room = room_for(head, computed + n)
+        if room > req[slot, at.CAPACITY]:
+            alive, i, back, n_log = _make_room(head, req, lists, shared, log, n_log, i, room)
             budget += back
             if not alive:
                 if head[at.BY_PRIORITY] and head[at.RULES_OF_0_33]:
@@ -142,7 +158,7 @@ def _continue_running(
 def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limit: int) -> None:
     limited = head[at.MAX_LORAS] > 0 and head[at.N_WAITING] > 0
     adapters = planned_adapters(head, req, lists) if limited else 0
-    most = limit if 0 < limit < budget else budget
+    padded = padding(head, req, lists) if head[at.SPECULATIVE] > 0 and head[at.N_WAITING] > 0 else 0
     passed_over = 0
     while head[at.N_WAITING] > passed_over and budget > 0 and head[at.N_RUNNING] < head[at.MAX_SEQS]:
         place = head[at.N_WAITING] - 1 - passed_over
@@ -150,13 +166,14 @@ def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limi
         if limited and is_kept_out(head, lists, adapters, slot):
             passed_over += 1
             continue
-        hits = reuse(head, req, lists, shared, slot, min(most, budget))
+        hits = reuse(head, req, lists, shared, slot, limit, budget, padded)
         if hits < 0:
             break
         cached = hits * head[at.BLOCK]
-        n = min(req[slot, at.PROMPT] + req[slot, at.OUT] - cached, most, budget)
-        grow(head, req, lists, shared, slot, cached + n)
-        name(head, req, lists, shared, slot, cached + n)
+        tokens = req[slot, at.PROMPT] + req[slot, at.OUT]
+        n = chunk_after(head, tokens, cached, limit, budget, padded)
+        grow(head, req, lists, shared, slot, room_for(head, cached + n))
+        name(head, req, lists, shared, slot, min(cached + n, tokens))
         req[slot, at.COMPUTED] = cached
         req[slot, at.GRANTED] = n
         req[slot, at.CACHED] = cached

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from simcore.compiled import layout as at
 from simcore.compiled.block_counts import disown
+from simcore.compiled.draft_tokens import accepted_of, draw_drafts, lose_drafts
 from simcore.compiled.kv_cache_manager import name, release
 from simcore.compiled.layout import Ints, Shared
 from simcore.compiled.plan import note, plan
@@ -54,8 +55,11 @@ def remove(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> Non
 
 
 @kernel
-def _log_scheduled(req: Ints, log: Ints, n_log: int, slot: int, tokens: int, produced: int, cached: int) -> int:
-    log[n_log, at.TOKENS] = tokens
+def _log_scheduled(
+    req: Ints, log: Ints, n_log: int, slot: int, tokens: int, produced: int, cached: int, drafts: int
+) -> int:
+    log[n_log, at.TOKENS] = produced if drafts > 0 else tokens
+    log[n_log, at.DRAFTED] = drafts
     log[n_log, at.PRODUCED] = produced
     log[n_log, at.HIT] = cached
     return note(log, n_log, at.SCHEDULED, slot)
@@ -82,6 +86,7 @@ def step(
         return step_async(head, req, lists, shared, log, verbose)
     n_log = plan(head, req, lists, shared, log, 0)
     lowest = head[at.FREE]
+    speculative = head[at.SPECULATIVE] > 0
     prefill = prefill_seqs = decode = kv = kept = 0
     work = 0.0
     for i in range(head[at.N_RUNNING]):
@@ -96,17 +101,27 @@ def step(
         if computed >= req[slot, at.PROMPT] and there - computed == 1:
             decode += 1
             kv += computed + 1
+            prefill += n - 1
         else:
             prefill += n
             prefill_seqs += 1
             work += n * (computed + 0.5 * n)
         req[slot, at.COMPUTED] = computed + n
         req[slot, at.GRANTED] = 0
-        produced = computed + n >= there
+        produced = int(computed + n >= there)
+        drafts = 0
+        if speculative and produced:
+            drafts = computed + n - there
+            accepted = accepted_of(lists, slot, drafts)
+            req[slot, at.COMPUTED] = there + accepted
+            produced = min(1 + accepted, req[slot, at.FINAL] - req[slot, at.OUT])
+            draw_drafts(req, lists, slot)
+        elif speculative:
+            lose_drafts(lists, slot)
         if verbose:
-            n_log = _log_scheduled(req, log, n_log, slot, n, int(produced), req[slot, at.CACHED])
+            n_log = _log_scheduled(req, log, n_log, slot, n, produced, req[slot, at.CACHED], drafts)
         if produced:
-            req[slot, at.OUT] = out = req[slot, at.OUT] + 1
+            req[slot, at.OUT] = out = req[slot, at.OUT] + produced
             if out == 1:
                 n_log = note(log, n_log, at.FIRST_TOKEN, slot)
             if out >= req[slot, at.FINAL]:
@@ -125,6 +140,7 @@ def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints
     free = head[at.FREE]
     n_log = plan(head, req, lists, shared, log, n_log)
     head[at.BANK] = bank = 1 - head[at.BANK]
+    speculative = head[at.SPECULATIVE] > 0
     n_plan = prefill = work2 = prefill_seqs = decode = kv = 0
     for i in range(head[at.N_RUNNING]):
         slot = lists[at.RUNNING, i]
@@ -137,6 +153,7 @@ def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints
         if computed >= req[slot, at.PROMPT] and there - computed == 1:
             decode += 1
             kv += computed + 1
+            prefill += n - 1
         else:
             prefill += n
             prefill_seqs += 1
@@ -145,6 +162,14 @@ def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints
         req[slot, at.GRANTED] = 0
         produces = int(computed + n >= there)
         req[slot, at.PENDING] += produces
+        if speculative:
+            drafts = max(0, computed + n - there)
+            req[slot, at.PENDING] += drafts
+            lists[at.PLAN_DRAFTS + bank, n_plan] = 256 * drafts + accepted_of(lists, slot, drafts)
+            if produces:
+                draw_drafts(req, lists, slot)
+            else:
+                lose_drafts(lists, slot)
         lists[at.PLAN_SLOT + bank, n_plan] = slot
         lists[at.PLAN_TOKENS + bank, n_plan] = 2 * n + produces
         lists[at.PLAN_CACHED + bank, n_plan] = req[slot, at.CACHED]
@@ -177,6 +202,7 @@ def step_async(
         # A plan may only preempt; then the next one follows at once.
         if head[at.IN_FLIGHT] == 0 and (n_log == first or n_log + head[at.N_RUNNING] >= log.shape[0]):
             return n_log, 0, 0.0, 0, 0, 0, head[at.FREE]
+    speculative = head[at.SPECULATIVE] > 0
     n_plan, bank = head[at.N_PLAN], head[at.BANK]
     prefill, work, prefill_seqs = head[at.PLAN_PREFILL], 0.5 * head[at.PLAN_WORK2], head[at.PLAN_PREFILL_SEQS]
     decode, kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
@@ -191,18 +217,27 @@ def step_async(
             continue
         entry = lists[at.PLAN_TOKENS + bank, i]
         produced = entry % 2
+        drafts = rejected = 0
+        if speculative and produced:
+            drafts, accepted = divmod(lists[at.PLAN_DRAFTS + bank, i], 256)
+            rejected = drafts - accepted
+            produced = min(1 + accepted, req[slot, at.FINAL] - req[slot, at.OUT])
         if verbose:
-            n_log = _log_scheduled(req, log, n_log, slot, entry // 2, produced, lists[at.PLAN_CACHED + bank, i])
+            cached = lists[at.PLAN_CACHED + bank, i]
+            n_log = _log_scheduled(req, log, n_log, slot, entry // 2, produced, cached, drafts)
         if not produced:
             continue
         # Whoever was preempted meanwhile has nothing computed, and gets the token all the same.
         running = req[slot, at.COMPUTED] > 0
         if running:
-            req[slot, at.PENDING] -= 1
+            req[slot, at.COMPUTED] -= rejected
+            req[slot, at.PENDING] -= rejected + produced
             known = req[slot, at.COMPUTED] - req[slot, at.PENDING]
             if known > req[slot, at.KEYED]:
                 name(head, req, lists, shared, slot, known)
-        req[slot, at.OUT] = out = req[slot, at.OUT] + 1
+        else:
+            req[slot, at.BEFORE] -= rejected
+        req[slot, at.OUT] = out = req[slot, at.OUT] + produced
         if out == 1:
             n_log = note(log, n_log, at.FIRST_TOKEN, slot)
         if out >= req[slot, at.FINAL]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from simcore.drafts import DraftOdds
 from simcore.types import EngineConfig
 from tests.conformance.scheduler_workloads import Actions, OracleRequest, Workload
 
@@ -13,6 +14,12 @@ def _workload(actions: dict[int, Actions], **limits: Any) -> Workload:
     defaults: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "num_blocks": 8}
     config = EngineConfig(model="oracle", max_model_len_tokens=128, **{**defaults, **limits})
     return Workload(seed=-1, config=config, actions=actions)
+
+
+def _speculating(actions: dict[int, Actions], *odds: tuple[int, int, float], **limits: Any) -> Workload:
+    """With three drafts at most; `odds` as the lines of `DraftOdds`."""
+    workload = _workload(actions, num_speculative_tokens=3, **limits)
+    return Workload(seed=-1, config=workload.config, actions=actions, draft_odds=DraftOdds(odds))
 
 
 def _request(number: int, prompt: int, output: int, **more: Any) -> OracleRequest:
@@ -206,6 +213,56 @@ NAMED = {
         {0: _arrive(_request(0, 60, 60), _request(1, 60, 60), _request(2, 50, 70))},
         kv_windows_tokens=(30, 0),
         num_blocks=22,
+    ),
+    "drafts_that_are_wrong_leave_their_block": _speculating(
+        {0: _arrive(_request(0, 14, 20), _request(1, 30, 20))}, (3, 0, 1.0), num_blocks=7
+    ),
+    "an_answer_ends_amid_drafts_that_are_right": _speculating(
+        {0: _arrive(_request(0, 5, 7), _request(1, 5, 2), _request(2, 5, 12, max_output_tokens=40))}, (3, 3, 1.0)
+    ),
+    "there_need_not_be_drafts": _speculating(
+        {0: _arrive(_request(0, 5, 30), _request(1, 9, 30))}, (0, 0, 1.0), (1, 1, 1.0), (3, 2, 1.0)
+    ),
+    # Three tokens of budget are left for the second; what it cannot have of its drafts it loses.
+    "drafts_are_cut_to_the_budget": _speculating(
+        {0: _arrive(_request(0, 5, 20), _request(1, 5, 20))}, (3, 2, 1.0), max_num_batched_tokens=7
+    ),
+    "drafts_are_cut_to_the_models_length": _speculating(
+        {0: _arrive(_request(0, 100, 28), _request(1, 120, 8))}, (3, 1, 1.0), (3, 3, 1.0), num_blocks=24
+    ),
+    "who_is_preempted_loses_its_drafts_and_gets_those_in_flight": _speculating(
+        {0: _arrive(*(_request(i, 30, 40, max_output_tokens=60) for i in range(3)))},
+        (3, 1, 1.0),
+        (3, 3, 1.0),
+        num_blocks=9,
+        async_scheduling=True,
+    ),
+    # One token missing, others decode: it is admitted with as many as they have, or waits for so much budget.
+    "who_joins_decoding_is_padded": _speculating(
+        {0: _arrive(_request(0, 5, 20)), 3: _arrive(*(_request(i, 1, 6) for i in range(1, 4)))},
+        (3, 1, 1.0),
+        max_num_batched_tokens=10,
+    ),
+    "who_joins_a_prefill_is_not_padded": _speculating(
+        {0: _arrive(_request(0, 80, 9)), 1: _arrive(_request(1, 1, 6)), 2: _arrive(_request(2, 1, 6))},
+        (3, 1, 1.0),
+        long_prefill_token_threshold_tokens=20,
+        num_blocks=16,
+    ),
+    "lookahead_needs_room_at_admission_too": _speculating(
+        {0: _arrive(_request(0, 30, 30), _request(1, 31, 20), _request(2, 16, 20))},
+        (3, 1, 1.0),
+        num_lookahead_tokens=3,
+        num_blocks=6,
+    ),
+    "the_last_cached_block_is_computed_anew": _speculating(
+        {
+            0: _arrive(_request(0, 40, 20, shared_prefix="g1", shared_tokens=40)),
+            20: _arrive(*(_request(i, 44, 20, shared_prefix="g1", shared_tokens=40) for i in (1, 2))),
+        },
+        (3, 2, 1.0),
+        num_lookahead_tokens=3,
+        drops_cached_block=True,
     ),
 }
 """Each under the scheduler it is about; comparisons run all of them under both."""

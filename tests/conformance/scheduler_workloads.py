@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from simcore.adapters import adapter_number
+from simcore.drafts import DraftOdds
 from simcore.prefix import block_hashes
 from simcore.types import EngineConfig
 
@@ -85,6 +86,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     config: EngineConfig
     actions: dict[int, Actions]
+    draft_odds: DraftOdds | None = None
 
 
 SHAREGPT_400 = (4898, 262)
@@ -187,6 +189,27 @@ def with_windows(workload: Workload) -> Workload:
     share = old.num_blocks / old.blocks_for(old.max_model_len_tokens)
     config = msgspec.structs.replace(config, num_blocks=max(most, int(most * share * rng.choice((0.4, 1.0)))))
     return msgspec.structs.replace(workload, config=config)
+
+
+def with_speculation(workload: Workload) -> Workload:
+    """The same requests on an engine that decodes speculatively, well or badly, by a method of either kind."""
+    rng = random.Random(workload.seed)
+    most = rng.choice((1, 2, 3, 5))
+    lookahead = rng.choice((0, most))
+    always_all = workload.config.async_scheduling or rng.random() < 0.5
+    lines = [(drafts, right) for drafts in range(most + 1) for right in range(drafts + 1)]
+    odds = DraftOdds(
+        tuple((drafts, right, rng.random()) for drafts, right in lines if drafts == most or not always_all)
+    )
+    config = msgspec.structs.replace(
+        workload.config,
+        num_speculative_tokens=most,
+        num_lookahead_tokens=lookahead,
+        drops_cached_block=lookahead > 0 and rng.random() < 0.7,
+        # What fits without drafts fits with them.
+        num_blocks=workload.config.num_blocks + workload.config.blocks_for(2 * most + lookahead),
+    )
+    return msgspec.structs.replace(workload, config=config, draft_odds=odds)
 
 
 def scheduled(workload: Workload, *, asynchronous: bool) -> Workload:

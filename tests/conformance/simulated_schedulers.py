@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from simcore.compiled import layout as at
 from simcore.cost.step_time import StepTimeModel
+from simcore.drafts import DraftOdds
 from simcore.node import SimNode, SimRequest
 from simcore.reference import ReferenceRequest, ReferenceScheduler
 from simcore.reference_kv import ReferenceHolding
+from simcore.trace import Scheduled
 from simcore.types import EngineConfig
 from tests.conformance.scheduler_workloads import Observation, OracleRequest
 
@@ -14,8 +16,8 @@ from tests.conformance.scheduler_workloads import Observation, OracleRequest
 class Reference:
     """The plain implementation; checks its invariants after every step."""
 
-    def __init__(self, config: EngineConfig, *, checking: bool = True) -> None:
-        self.scheduler = ReferenceScheduler(config)
+    def __init__(self, config: EngineConfig, *, draft_odds: DraftOdds | None = None, checking: bool = True) -> None:
+        self.scheduler = ReferenceScheduler(config, draft_odds)
         self._checking = checking
         self._order = 0
 
@@ -51,7 +53,7 @@ class Reference:
         done = self.scheduler.step()
         self._check()
         return Observation(
-            scheduled=tuple((s.request_id, s.tokens, s.produced, s.cached_tokens) for s in done.scheduled),
+            scheduled=tuple(map(_in_the_batch, done.scheduled)),
             preempted=tuple(sorted(done.preempted)),
             finished=tuple(sorted(done.finished)),
             running=tuple((r.request_id, r.computed_tokens, r.output_tokens) for r in self.scheduler.running),
@@ -62,6 +64,12 @@ class Reference:
     def _check(self) -> None:
         if self._checking:
             self.scheduler.check()
+
+
+def _in_the_batch(done: Scheduled) -> tuple[str, int, int, int]:
+    """As `Observation.scheduled` has it: with drafts that were wrong."""
+    tokens = 1 + done.drafts if done.drafts else done.tokens
+    return (done.request_id, tokens, done.produced, done.cached_tokens)
 
 
 FLAT = StepTimeModel(
@@ -78,8 +86,8 @@ FLAT = StepTimeModel(
 class Compiled:
     """The compiled node, one step at a time; checks its invariants after every operation."""
 
-    def __init__(self, config: EngineConfig, *, checking: bool = True) -> None:
-        self.node = SimNode("compiled", config, FLAT)
+    def __init__(self, config: EngineConfig, *, draft_odds: DraftOdds | None = None, checking: bool = True) -> None:
+        self.node = SimNode("compiled", config, FLAT, draft_odds=draft_odds)
         self._checking = checking
 
     @property
@@ -116,7 +124,7 @@ class Compiled:
         running = node.lists[at.RUNNING, : node.head[at.N_RUNNING]].tolist()
         waiting = node.lists[at.WAITING, : node.head[at.N_WAITING]][::-1].tolist()
         return Observation(
-            scheduled=tuple((s.request_id, s.tokens, s.produced, s.cached_tokens) for s in delta.scheduled),
+            scheduled=tuple(map(_in_the_batch, delta.scheduled)),
             preempted=tuple(sorted(i for i, n in already.items() if node.req[slots[i], at.PREEMPTIONS] > n)),
             finished=tuple(sorted(delta.finished)),
             running=tuple((names[s], int(node.req[s, at.COMPUTED]), int(node.req[s, at.OUT])) for s in running),

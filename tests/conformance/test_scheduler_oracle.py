@@ -26,6 +26,7 @@ from tests.conformance.scheduler_workloads import (
     sharegpt_at_once,
     with_adapters,
     with_adaptive_threshold,
+    with_speculation,
     with_windows,
 )
 from tests.conformance.simulated_schedulers import Compiled, Reference
@@ -82,12 +83,24 @@ def test_every_step_is_equal_with_sliding_window_and_hybrid_groups(seed: int) ->
     assert not difference, difference
 
 
+@pytest.mark.parametrize("seed", range(WORKLOADS))
+def test_every_step_is_equal_with_speculative_decoding(seed: int) -> None:
+    workload = with_speculation(
+        random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1, requests=20)
+    )
+    odds = workload.draft_odds
+    ours = Compiled(workload.config, draft_odds=odds, checking=seed % 10 == 0)
+    difference = first_difference(workload, ours, VllmScheduler(workload.config, draft_odds=odds))
+    assert not difference, difference
+
+
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_every_step_of_named_workloads_is_equal(name: str, asynchronous: bool) -> None:
     workload = scheduled(NAMED[name], asynchronous=asynchronous)
-    for ours in (Reference(workload.config), Compiled(workload.config)):
-        difference = first_difference(workload, ours, VllmScheduler(workload.config))
+    odds = workload.draft_odds
+    for ours in (Reference(workload.config, draft_odds=odds), Compiled(workload.config, draft_odds=odds)):
+        difference = first_difference(workload, ours, VllmScheduler(workload.config, draft_odds=odds))
         assert not difference, difference
 
 
@@ -95,7 +108,9 @@ def test_every_step_of_named_workloads_is_equal(name: str, asynchronous: bool) -
 @settings(max_examples=max(20, WORKLOADS // 5), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_step_of_small_workloads_is_equal(workload: Workload) -> None:
     """Small enough for hypothesis to shrink what differs to what decides."""
-    difference = first_difference(workload, Compiled(workload.config), VllmScheduler(workload.config))
+    odds = workload.draft_odds
+    ours = Compiled(workload.config, draft_odds=odds)
+    difference = first_difference(workload, ours, VllmScheduler(workload.config, draft_odds=odds))
     assert not difference, difference
 
 

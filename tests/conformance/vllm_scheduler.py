@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simcore.drafts import DraftOdds, cells_of, draw
 from simcore.types import EngineConfig
 from tests.conformance.scheduler_workloads import Observation, OracleRequest
 
@@ -74,18 +75,45 @@ def _base_config() -> Any:
     return arguments.create_engine_config()
 
 
+def _speculative_config(config: EngineConfig) -> Any:
+    """As vLLM would make it for a method with these numbers, without the model that drafts."""
+    from vllm.config.speculative import SpeculativeConfig
+
+    speculative = SpeculativeConfig(
+        method="ngram", num_speculative_tokens=config.num_speculative_tokens, prompt_lookup_max=2
+    )
+    if config.num_lookahead_tokens:
+        speculative.method = "eagle"
+        speculative.disable_eagle_block_drop = not config.drops_cached_block
+    return speculative
+
+
 class _Batch(NamedTuple):
     plan: Any
     """vLLM's SchedulerOutput."""
     cached: dict[str, int]
     """Tokens found cached, of the requests that it admits."""
-    sampled: dict[str, list[int]]
+    samples: dict[str, int]
+    """Tokens that the model will yield: drafts that are right, and one; 0 for parts of prompts."""
+
+
+class _Drafting:
+    """What a model makes of one request's drafts."""
+
+    def __init__(self, order: int) -> None:
+        self._order = order
+        self._drawn = 0
+        self.drafts = self.right = 0
+
+    def draw(self, cells: Sequence[int]) -> None:
+        self.drafts, self.right = draw(cells, self._order, self._drawn)
+        self._drawn += 1
 
 
 class VllmScheduler:
     """Same verbs as the simulated scheduler: add, abort, step."""
 
-    def __init__(self, config: EngineConfig, *, runner_seats: int = 0) -> None:
+    def __init__(self, config: EngineConfig, *, draft_odds: DraftOdds | None = None, runner_seats: int = 0) -> None:
         """`runner_seats`: seats of the model runner, where fewer (`config.max_num_seqs`) may be active; 0: as many."""
         import torch
         from vllm.utils.hashing import sha256
@@ -116,6 +144,8 @@ class VllmScheduler:
             from vllm.config.lora import LoRAConfig
 
             vllm_config.lora_config = LoRAConfig(max_loras=config.max_loras)
+        if config.num_speculative_tokens:
+            vllm_config.speculative_config = _speculative_config(config)
         shape = {"block_size": size, "num_kv_heads": 2, "head_size": 64, "dtype": torch.float16}
         specs = [
             SlidingWindowSpec(**shape, sliding_window=window) if window else FullAttentionSpec(**shape)
@@ -140,6 +170,8 @@ class VllmScheduler:
         )
         self._texts: dict[str, list[int]] = {}
         self._adapters: dict[str, int] = {}
+        self._drafting: dict[str, _Drafting] = {}
+        self._draft_odds = cells_of(config, draft_odds)
         self._batches: deque[_Batch] = deque()
         """Planned and not taken in yet, oldest first: `EngineCore.batch_queue`."""
         self._most_batches = 2 if config.async_scheduling else 1
@@ -157,6 +189,7 @@ class VllmScheduler:
         if request.output_tokens < request.most_tokens:
             text[-1] = STOP_TOKEN
         self._texts[request.request_id] = text
+        self._drafting[request.request_id] = _Drafting(len(self._drafting))
         self.scheduler.add_request(
             Request(
                 request_id=request.request_id,
@@ -198,14 +231,16 @@ class VllmScheduler:
                 continue
             break
         scheduler = self.scheduler
-        before = set(scheduler.requests)
-        here = [r for r in done.plan.num_scheduled_tokens if r in before]
-        self._take_in(done)
+        before = dict(scheduler.requests)
         tokens = done.plan.num_scheduled_tokens
+        outputs = {i: before[i].num_output_tokens for i in tokens if i in before}
+        self._take_in(done)
         return Observation(
-            scheduled=tuple((r, tokens[r], len(done.sampled[r]), done.cached.get(r, 0)) for r in here),
+            scheduled=tuple(
+                (i, tokens[i], before[i].num_output_tokens - had, done.cached.get(i, 0)) for i, had in outputs.items()
+            ),
             preempted=tuple(sorted(preempted)),
-            finished=tuple(sorted(before - set(scheduler.requests))),
+            finished=tuple(sorted(before.keys() - set(scheduler.requests))),
             running=tuple((r.request_id, r.num_computed_tokens, r.num_output_tokens) for r in scheduler.running),
             waiting=tuple(r.request_id for r in scheduler.waiting),
             free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
@@ -220,19 +255,22 @@ class VllmScheduler:
         old = plan.scheduled_cached_reqs
         positions = zip(old.req_ids, old.num_computed_tokens, strict=True)
         cached.update((i, computed) for i, computed in positions if i in old.resumed_req_ids)
-        sampled: dict[str, list[int]] = {}
+        samples: dict[str, int] = {}
         for request_id in plan.num_scheduled_tokens:
-            request = scheduler.requests[request_id]
-            # With asynchronous scheduling the token of this batch is already held a place for.
-            ahead = request.num_tokens + request.num_output_placeholders
-            at = ahead - 1 if self.config.async_scheduling else ahead
-            text = self._texts[request_id]
-            token = text[at] if at < len(text) else STOP_TOKEN
-            sampled[request_id] = [] if request.is_prefill_chunk else [token]
-        return _Batch(plan, cached, sampled)
+            drafting = self._drafting[request_id]
+            if request_id in cached:
+                drafting.drafts = drafting.right = 0
+            if scheduler.requests[request_id].is_prefill_chunk:
+                samples[request_id] = 0
+                continue
+            drafts = len(plan.scheduled_spec_decode_tokens.get(request_id, ()))
+            samples[request_id] = 1 + min(drafts, drafting.right)
+            if self.config.num_speculative_tokens:
+                drafting.draw(self._draft_odds)
+        return _Batch(plan, cached, samples)
 
     def _take_in(self, batch: _Batch) -> None:
-        from vllm.v1.outputs import ModelRunnerOutput
+        from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
         ids = list(batch.plan.num_scheduled_tokens)
         self.scheduler.update_from_output(
@@ -240,9 +278,17 @@ class VllmScheduler:
             ModelRunnerOutput(
                 req_ids=ids,
                 req_id_to_index={r: i for i, r in enumerate(ids)},
-                sampled_token_ids=[list(batch.sampled[r]) for r in ids],
+                sampled_token_ids=[self._sampled(r, batch.samples[r]) for r in ids],
             ),
         )
+        if self.config.num_speculative_tokens and not self.config.async_scheduling:
+            self.scheduler.update_draft_token_ids(DraftTokenIds(ids, [[0] * self._drafting[r].drafts for r in ids]))
+
+    def _sampled(self, request_id: str, tokens: int) -> list[int]:
+        """The next tokens of its text; behind its end those that end it."""
+        request = self.scheduler.requests.get(request_id)
+        at = request.num_tokens if request is not None else 0
+        return (self._texts[request_id] + [STOP_TOKEN] * tokens)[at : at + tokens]
 
     def free_blocks_in_order(self) -> Sequence[int]:
         """Block ids in the order in which they would be reused."""

@@ -28,6 +28,7 @@ from tests.conformance.scheduler_workloads import (
     random_workload,
     scheduled,
     sharegpt_at_once,
+    with_speculation,
 )
 from tests.conformance.simulated_schedulers import Compiled, Reference
 from tests.conformance.workload_strategies import configs, workloads
@@ -54,7 +55,9 @@ RUNS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 @settings(RUNS, max_examples=150)
 def test_compiled_steps_are_those_of_the_reference(workload: Workload) -> None:
     """Tokens, preemptions, finishes, order of both queues and free blocks; invariants checked at every operation."""
-    difference = first_difference(workload, Compiled(workload.config), Reference(workload.config))
+    odds = workload.draft_odds
+    ours = Compiled(workload.config, draft_odds=odds)
+    difference = first_difference(workload, ours, Reference(workload.config, draft_odds=odds))
     assert not difference, difference
 
 
@@ -62,7 +65,9 @@ def test_compiled_steps_are_those_of_the_reference(workload: Workload) -> None:
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_compiled_steps_of_named_workloads_are_those_of_the_reference(name: str, asynchronous: bool) -> None:
     workload = scheduled(NAMED[name], asynchronous=asynchronous)
-    difference = first_difference(workload, Compiled(workload.config), Reference(workload.config))
+    odds = workload.draft_odds
+    ours = Compiled(workload.config, draft_odds=odds)
+    difference = first_difference(workload, ours, Reference(workload.config, draft_odds=odds))
     assert not difference, difference
 
 
@@ -70,6 +75,16 @@ def test_compiled_steps_of_named_workloads_are_those_of_the_reference(name: str,
 def test_compiled_steps_are_those_of_the_reference_on_longer_runs(seed: int) -> None:
     workload = random_workload(seed, shared_prefixes=seed % 4 > 1, async_scheduling=seed % 2 == 1, requests=60)
     difference = first_difference(workload, Compiled(workload.config), Reference(workload.config))
+    assert not difference, f"seed {seed}: {difference}"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_compiled_steps_are_those_of_the_reference_with_speculative_decoding(seed: int) -> None:
+    drawn = random_workload(seed, shared_prefixes=seed % 4 > 1, async_scheduling=seed % 2 == 1, requests=30)
+    workload = with_speculation(drawn)
+    odds = workload.draft_odds
+    ours = Compiled(workload.config, draft_odds=odds)
+    difference = first_difference(workload, ours, Reference(workload.config, draft_odds=odds))
     assert not difference, f"seed {seed}: {difference}"
 
 
@@ -85,7 +100,7 @@ def test_400_sharegpt_requests_preempt_as_often_as_in_vllm(data_dir: Path) -> No
 
 def played(workload: Workload, steps: int) -> SimNode:
     """The node after that many steps of a workload."""
-    node = SimNode("n", workload.config, MODEL)
+    node = SimNode("n", workload.config, MODEL, draft_odds=workload.draft_odds)
     for step in range(steps):
         actions = workload.actions.get(step, Actions())
         for r in actions.arrivals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simcore.compiled import layout as at
+from simcore.compiled.draft_tokens import copy_drafts, copy_odds
 from simcore.compiled.layout import Ints
 from simcore.kernel_cache import kernel
 
@@ -30,6 +31,12 @@ def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, 
                 to_lists[row, slot] = lists[row, slot]
     to_head[at.N_BEFORE] = 0
     bank = head[at.BANK]
+    if head[at.SPECULATIVE] > 0:
+        copy_odds(lists, to_lists)
+        for slot in range(slots):
+            copy_drafts(lists, to_lists, slot, slot)
+        for i in range(head[at.N_PLAN]):
+            to_lists[at.PLAN_DRAFTS + bank, i] = lists[at.PLAN_DRAFTS + bank, i]
     for i in range(head[at.N_PLAN]):
         to_lists[at.PLAN_SLOT + bank, i] = lists[at.PLAN_SLOT + bank, i]
         to_lists[at.PLAN_TOKENS + bank, i] = lists[at.PLAN_TOKENS + bank, i]
@@ -59,6 +66,11 @@ def compact_state(
             to_req[slot, column] = req[source[slot], column]
         for row in (at.ADAPTER_OF, at.LEFT_BEHIND, at.UNDER_WAY, at.KNOWN_BEGIN):
             to_lists[row, slot] = lists[row, source[slot]]
+    speculative = head[at.SPECULATIVE] > 0
+    if speculative:
+        copy_odds(lists, to_lists)
+        for slot in range(running + waiting):
+            copy_drafts(lists, to_lists, source[slot], slot)
     # Those of the step in flight stand in the running list in the same order.
     bank = head[at.BANK]
     n_plan = slot = 0
@@ -70,6 +82,8 @@ def compact_state(
         to_lists[at.PLAN_SLOT + bank, n_plan] = slot
         to_lists[at.PLAN_TOKENS + bank, n_plan] = lists[at.PLAN_TOKENS + bank, i]
         to_lists[at.PLAN_CACHED + bank, n_plan] = lists[at.PLAN_CACHED + bank, i]
+        if speculative:
+            to_lists[at.PLAN_DRAFTS + bank, n_plan] = lists[at.PLAN_DRAFTS + bank, i]
         n_plan += 1
     to_head[at.N_PLAN] = n_plan
     to_head[at.N_BEFORE] = 0

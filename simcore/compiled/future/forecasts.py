@@ -235,7 +235,11 @@ def forecast(
             samples[1, s] = (mine[n] - first_s) / (final - 1) if final > 1 else 0.0
             samples[2, s] = mine[n]
             samples[3, s] = harm_s
-            blocks = asked_blocks(base, candidate[at.C_PROMPT] + final - 1)
+            # As `limits.check_fits` counts them.
+            unsure = base[at.SPECULATIVE] * (1 + base[at.ASYNC]) + base[at.LOOKAHEAD]
+            tokens = candidate[at.C_PROMPT] + final - 1
+            tokens = max(tokens, min(tokens + unsure, base[at.MAX_LEN]))
+            blocks = asked_blocks(base, tokens)
             samples[4, s] = clear_from(headrooms[of], headroom_rows[of], blocks)
             mine_so_far = progress[at.SCRATCH_STATE]
             preemptions += mine_so_far[at.SO_FAR_PREEMPTIONS]

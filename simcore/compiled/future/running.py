@@ -6,6 +6,7 @@ from simcore.compiled import layout as at
 from simcore.compiled.adapter_slots import may_let_in
 from simcore.compiled.decode_async import decode_async
 from simcore.compiled.decode_sync import decode_sync, note_end
+from simcore.compiled.draft_tokens import lose_drafts
 from simcore.compiled.future.copying import copy_state
 from simcore.compiled.headroom import complete, note_free, note_room
 from simcore.compiled.layout import Floats, Ints, Shared
@@ -59,8 +60,11 @@ def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: In
     req[slot, at.ASSUMED_HELD] = candidate[at.C_CACHED_HELD]
     req[slot, at.HASHES] = candidate[at.C_HASHES]
     lists[at.ADAPTER_OF, slot] = candidate[at.C_ADAPTER]
+    if head[at.SPECULATIVE] > 0:
+        lists[at.DRAWN, slot] = 0
+        lose_drafts(lists, slot)
     req[slot, at.FINAL] = final
-    req[slot, at.ORDER] = 1 << 62
+    req[slot, at.ORDER] = candidate[at.C_ORDER]
     req[slot, at.SEGMENT] = -1
     enqueue(head, req, lists, slot, False)
 
@@ -178,6 +182,8 @@ def run(
             first = queues[at.WAITING, head[at.N_WAITING] - 1]
     if checkpoint > 0:
         progress[checkpoint, at.NOW] = -1.0
+    # How far drafts bring each request changes from step to step.
+    jumping = jumping and head[at.SPECULATIVE] == 0
     slots = heads[at.BASE, at.N_RUNNING] + heads[at.BASE, at.N_WAITING]
     alone = awaited and candidate < slots
     while head[at.N_RUNNING] + head[at.N_WAITING] > 0 and (awaited or not alone):

@@ -79,13 +79,13 @@ class _Flags(Flags):
 
 class _Compiler(Compiler):
     def compile_extra(self, function: Any) -> Any:
-        self.state.flags = _Flags(self.state.flags)
-        return super().compile_extra(function)
+        self.state.flags = _Flags(self.state.flags)  # type: ignore[no-untyped-call]
+        return super().compile_extra(function)  # type: ignore[no-untyped-call]
 
 
 class _InnerCompiler(_Compiler):
     def compile_extra(self, function: Any) -> Any:
-        self.state.library = _InnerLibrary(self.state.targetctx.codegen(), function.__qualname__)
+        self.state.library = _InnerLibrary(self.state.targetctx.codegen(), function.__qualname__)  # type: ignore[no-untyped-call]
         self.state.flags.no_compile = True
         return super().compile_extra(function)
 
@@ -96,7 +96,7 @@ class _InnerLibrary(JITCodeLibrary):
     longer.)"""
 
     def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()
+        self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
         self._finalized = True
 
 

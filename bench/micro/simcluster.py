@@ -7,6 +7,7 @@ for every request (`--ask 0`), on one core.
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 
 from bench.micro.states import share_gpt_lengths
@@ -56,6 +57,7 @@ def line(policy: str, cost_s: float, result: SimResult) -> str:
     return (
         f"{policy:30s}{cost_s:8.2f}{bar_s:6.0f} {result.steps:9,d}{result.forecasts:9,d}"
         f"{ttft.mean:9.3f}{ttft.p99:8.2f}{tpot.mean * 1e3:7.1f}{e2e.mean:8.2f}{e2e.p99:8.2f}{result.preemptions:9,d}"
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:9,.0f}"
     )
 
 
@@ -94,7 +96,7 @@ def main() -> None:
     print(f"{ENGINE.num_blocks:,} blocks of {ENGINE.block_size_tokens}; {Delays()}")
     print(
         f"\n{'policy':30s}{'cost s':>8s}{'bar':>6s} {'steps':>9s}{'what-ifs':>9s}{'TTFT':>9s}{'P99':>8s}{'TPOT':>7s}"
-        f"{'E2E':>8s}{'P99':>8s}{'preempt.':>9s}"
+        f"{'E2E':>8s}{'P99':>8s}{'preempt.':>9s}{'peak MB':>9s}"
     )
     print(f"{'':30s}{'':8s}{'':6s} {'':9s}{'':9s}{'mean s':>9s}{'s':>8s}{'ms':>7s}{'mean s':>8s}{'s':>8s}")
     for policy in options.policies.split(","):

@@ -35,8 +35,12 @@ log = structlog.get_logger("kernels")
 
 POLL_S = 0.05
 WARMING = "simcore.warmup"
-ALL = ("warm_all", "warm", "warm_node", "warm_fleet")
+FLEET = "warm_fleet"
+"""The only ones without what-ifs."""
+ALL = ("warm_all", "warm", "warm_node", FLEET)
 """What is shipped: the first compiles everything, the others find it compiled and leave a stamp of their own."""
+BESIDE = "warm_what_if"
+"""Half of all others: compiled in a second process at the same time."""
 LAST_WORDS = 500
 UNUSED = "scipy.linalg"
 """numba loads it, 16 MB, merely because it is installed; the kernels have no use for it."""
@@ -106,16 +110,19 @@ async def _aside(work: Callable[[], object]) -> None:
 async def _compile(of: str) -> None:
     log.info("compiling the simulator's kernels, or finding them compiled; the first time takes up to a minute")
     began_s = time.monotonic()
-    child = await asyncio.create_subprocess_exec(
-        *_command(of), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        _, err = await child.communicate()
-    except asyncio.CancelledError:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-        raise
+    with contextlib.ExitStack() as beside:
+        if of != FLEET:
+            beside.enter_context(compiling_beside(BESIDE))
+        child = await asyncio.create_subprocess_exec(
+            *_command(of), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            _, err = await child.communicate()
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+            raise
     if child.returncode:
         words = err.decode(errors="replace").strip()[-LAST_WORDS:]
         raise KernelError(f"compiling the simulator's kernels failed with exit code {child.returncode}: {words}")

@@ -68,3 +68,20 @@ async def test_who_waits_for_a_compiler_does_not_wait_for_ever(tmp_path: Path, m
     monkeypatch.setattr(kernel_files, "WAIT_S", 0.0)
     async with kernels._locked(tmp_path / "k.lock"), kernels._locked(tmp_path / "k.lock"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("of", "compiling"), [("warm_node", ["warm_what_if", "warm_node"]), (kernels.FLEET, [kernels.FLEET])]
+)
+async def test_what_ifs_are_compiled_beside_the_rest(
+    of: str, compiling: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def command(of: str) -> list[str]:
+        asked.append(of)
+        return [sys.executable, "-c", ""]
+
+    monkeypatch.setattr(kernels, "_command", command)
+    await kernels._compile(of)
+    assert asked == compiling

@@ -79,6 +79,8 @@ def _make_room(
     """
     slot = lists[at.RUNNING, i]
     budget = 0
+    if head[at.WINDOW_GROUPS] > 0:
+        pass_window(head, req, lists, shared, slot)
     while not grow(head, req, lists, shared, slot, tokens):
         index = _victim(head, req, lists)
         victim = lists[at.RUNNING, index]
@@ -118,9 +120,7 @@ def _continue_running(
         if n <= 0:
             i += 1
             continue
-        if passing:
-            pass_window(head, req, lists, shared, slot)
-        if computed + n > req[slot, at.CAPACITY]:
+        if passing or computed + n > req[slot, at.CAPACITY]:
             alive, i, back, n_log = _make_room(head, req, lists, shared, log, n_log, i, computed + n)
             budget += back
             if not alive:

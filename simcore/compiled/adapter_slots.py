@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simcore.compiled import layout as at
-from simcore.compiled.kv_cache_manager import fits_now
+from simcore.compiled.kv_cache_manager import fits_now, needed_now
 from simcore.compiled.layout import Ints
 from simcore.kernel_cache import kernel
 
@@ -55,6 +55,8 @@ def may_let_in(head: Ints, req: Ints, lists: Ints) -> bool:
     for place in range(head[at.N_WAITING] - 1, -1, -1):
         slot = lists[at.WAITING, place]
         if not is_kept_out(head, lists, n, slot):
+            if head[at.WINDOW_GROUPS] > 0:
+                return needed_now(head, req, slot) <= head[at.FREE]
             return fits_now(head, req, slot)
     return False
 

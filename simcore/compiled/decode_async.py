@@ -64,14 +64,14 @@ def decode_async(
     running = sequences = head[at.N_RUNNING]
     lowest = head[at.FREE]
     block = head[at.BLOCK]
+    passing = head[at.WINDOW_GROUPS] > 0
     if (
         sequences == 0
         or head[at.IN_FLIGHT] == 0
         or sequences > head[at.BUDGET]
-        or (not limited and admissible(head, req, lists, sequences))
+        or (not limited and not passing and admissible(head, req, lists, sequences))
     ):
         return 0, now_s, lowest, False, rows
-    passing = head[at.WINDOW_GROUPS] > 0
     left = lists[at.LEFT]
     per_slack = lists[at.PER_SLACK]
     for k in range(block):
@@ -108,6 +108,8 @@ def decode_async(
         # Steps whose plans have everybody: up to the one before somebody ends.
         if passing:
             awaited = awaited_blocks(head, req, lists, sequences)
+            if awaited <= free:
+                break
             steps, blocks, fewest = steps_in_room(head, req, lists, running, done, next_end - 1 - done, awaited)
         else:
             steps, blocks = steps_ahead(per_slack, block, sequences, done, next_end - 1 - done, free)
@@ -179,7 +181,7 @@ def decode_async(
             free_all(head, req, lists, slot, held, max(known, req[slot, at.KEYED]))
             sequences -= 1
             nth += 1
-        if sequences == 0 or admissible(head, req, lists, sequences):
+        if sequences == 0 or (not passing and admissible(head, req, lists, sequences)):
             break
         if in_order == 0:
             in_order = sort_by_end(lists, running, done, candidate, ended)

@@ -26,7 +26,7 @@ from simcore.kernel_cache import kernel
 
 @kernel
 def admissible(head: Ints, req: Ints, lists: Ints, sequences: int) -> bool:
-    """Whether the first waiting request may be admitted beside that many decoding ones."""
+    """Whether the first waiting request may be admitted beside that many decoding ones, where no group has a window."""
     waiting = head[at.N_WAITING]
     if waiting == 0 or sequences >= head[at.MAX_SEQS] or sequences >= head[at.BUDGET]:
         return False
@@ -190,9 +190,13 @@ def decode_sync(
     running = sequences = head[at.N_RUNNING]
     lowest = head[at.FREE]
     block = head[at.BLOCK]
-    if sequences == 0 or sequences > head[at.BUDGET] or (not limited and admissible(head, req, lists, sequences)):
-        return 0, now_s, lowest, False, rows
     passing = head[at.WINDOW_GROUPS] > 0
+    if (
+        sequences == 0
+        or sequences > head[at.BUDGET]
+        or (not limited and not passing and admissible(head, req, lists, sequences))
+    ):
+        return 0, now_s, lowest, False, rows
     left = lists[at.LEFT]
     per_slack = lists[at.PER_SLACK]
     for k in range(block):
@@ -219,6 +223,8 @@ def decode_sync(
         free = head[at.FREE]
         if passing:
             awaited = awaited_blocks(head, req, lists, sequences)
+            if awaited <= free:
+                break
             steps, blocks, fewest = steps_in_room(head, req, lists, running, done, next_end - done, awaited)
         else:
             steps, blocks = steps_ahead(per_slack, block, sequences, done, next_end - done, free)
@@ -256,7 +262,7 @@ def decode_sync(
             free_all(head, req, lists, slot, computed, computed)
             sequences -= 1
             nth += 1
-        if limited or sequences == 0 or admissible(head, req, lists, sequences):
+        if limited or sequences == 0 or (not passing and admissible(head, req, lists, sequences)):
             break
         if in_order == 0:
             in_order = sort_by_end(lists, running, done, candidate, ended)

@@ -14,17 +14,15 @@ from simcore.kernel_cache import kernel
 
 @kernel
 def fits_now(head: Ints, req: Ints, slot: int) -> bool:
-    """The admission rule without shared blocks: all tokens that a waiting request has now must fit the free ones, not
-    just its first chunk."""
+    """The admission rule without shared blocks and windows: all tokens that a waiting request has now must fit the free
+    ones, not just its first chunk."""
     whole = min(req[slot, at.PROMPT] + req[slot, at.OUT], head[at.MAX_LEN])
-    if head[at.WINDOW_GROUPS] > 0:
-        return needed_now(head, req, slot) <= head[at.FREE]
     return whole <= (head[at.FREE] + req[slot, at.ASSUMED_HELD]) * head[at.BLOCK]
 
 
 @kernel
 def needed_now(head: Ints, req: Ints, slot: int) -> int:
-    """The free blocks with which `fits_now`."""
+    """The free blocks with which a waiting request fits where some groups have a window, as `fits_now` elsewhere."""
     hits = _assumed(head, req, slot)
     whole = min(req[slot, at.PROMPT] + req[slot, at.OUT], head[at.MAX_LEN])
     return _asked(head, whole, hits) + _found_free(head, req, slot, hits)

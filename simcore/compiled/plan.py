@@ -91,6 +91,8 @@ def _make_room(
     """
     slot = lists[at.RUNNING, i]
     budget = 0
+    if head[at.WINDOW_GROUPS] > 0:
+        pass_window(head, req, lists, shared, slot)
     while not grow(head, req, lists, shared, slot, tokens):
         index = _victim(head, req, lists)
         victim = lists[at.RUNNING, index]
@@ -133,10 +135,8 @@ def _continue_running(
         if n <= 0:
             i += 1
             continue
-        if passing:
-            pass_window(head, req, lists, shared, slot)
         room = room_for(head, computed + n)
-        if room > req[slot, at.CAPACITY]:
+        if passing or room > req[slot, at.CAPACITY]:
             alive, i, back, n_log = _make_room(head, req, lists, shared, log, n_log, i, room)
             budget += back
             if not alive:

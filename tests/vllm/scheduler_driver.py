@@ -384,7 +384,7 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
                     while engine.flying:
                         engine.land()
                     trace.read_until(fits)
-                    if trace.reader.hello.config.prefix_cache_traced:
+                    if trace.reader.hello is not None and trace.reader.hello.config.prefix_cache_traced:
                         compare_caches()
                     compared += 1
     while engine.scheduler.has_requests():

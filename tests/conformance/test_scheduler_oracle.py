@@ -42,6 +42,14 @@ pytestmark = [
 ]
 
 
+def installed(workload: Workload) -> Workload:
+    """The same requests on an engine of the release that is installed here."""
+    import vllm
+
+    config = msgspec.structs.replace(workload.config, engine_version=vllm.__version__)
+    return msgspec.structs.replace(workload, config=config)
+
+
 def test_the_version_is_the_one_the_rules_were_proved_against() -> None:
     import vllm
 
@@ -51,7 +59,7 @@ def test_the_version_is_the_one_the_rules_were_proved_against() -> None:
 @pytest.mark.parametrize("seed", range(WORKLOADS))
 def test_every_step_is_equal(seed: int) -> None:
     """By turns synchronous and asynchronous, prompts distinct and shared."""
-    workload = random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1)
+    workload = installed(random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1))
     ours = Compiled(workload.config, checking=seed % 10 == 0)
     difference = first_difference(workload, ours, VllmScheduler(workload.config))
     assert not difference, difference
@@ -59,7 +67,8 @@ def test_every_step_is_equal(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(WORKLOADS))
 def test_every_step_is_equal_with_more_lora_adapters_than_places(seed: int) -> None:
-    workload = with_adapters(random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1))
+    drawn = random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1)
+    workload = installed(with_adapters(drawn))
     ours = Compiled(workload.config, checking=seed % 10 == 0)
     difference = first_difference(workload, ours, VllmScheduler(workload.config))
     assert not difference, difference
@@ -67,7 +76,8 @@ def test_every_step_is_equal_with_more_lora_adapters_than_places(seed: int) -> N
 
 @pytest.mark.parametrize("seed", range(WORKLOADS))
 def test_every_step_is_equal_with_an_adaptive_prefill_threshold(seed: int) -> None:
-    workload = with_adaptive_threshold(random_workload(seed, async_scheduling=seed % 2 == 1, requests=20))
+    drawn = random_workload(seed, async_scheduling=seed % 2 == 1, requests=20)
+    workload = installed(with_adaptive_threshold(drawn))
     ours = Compiled(workload.config, checking=seed % 10 == 0)
     difference = first_difference(workload, ours, VllmScheduler(workload.config))
     assert not difference, difference
@@ -75,7 +85,8 @@ def test_every_step_is_equal_with_an_adaptive_prefill_threshold(seed: int) -> No
 
 @pytest.mark.parametrize("seed", range(WORKLOADS))
 def test_every_step_is_equal_with_sliding_window_and_hybrid_groups(seed: int) -> None:
-    workload = with_windows(random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1))
+    drawn = random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1)
+    workload = installed(with_windows(drawn))
     theirs = VllmScheduler(workload.config)
     told = config_of(theirs.scheduler, prefix_cache_traced=False)
     assert (told.kv_windows_tokens, told.outside_rules) == (workload.config.kv_windows_tokens, ())
@@ -85,9 +96,8 @@ def test_every_step_is_equal_with_sliding_window_and_hybrid_groups(seed: int) ->
 
 @pytest.mark.parametrize("seed", range(WORKLOADS))
 def test_every_step_is_equal_with_speculative_decoding(seed: int) -> None:
-    workload = with_speculation(
-        random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1, requests=20)
-    )
+    drawn = random_workload(seed, async_scheduling=seed % 2 == 1, shared_prefixes=seed % 4 > 1, requests=20)
+    workload = installed(with_speculation(drawn))
     odds = workload.draft_odds
     ours = Compiled(workload.config, draft_odds=odds, checking=seed % 10 == 0)
     difference = first_difference(workload, ours, VllmScheduler(workload.config, draft_odds=odds))
@@ -97,7 +107,7 @@ def test_every_step_is_equal_with_speculative_decoding(seed: int) -> None:
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_every_step_of_named_workloads_is_equal(name: str, asynchronous: bool) -> None:
-    workload = scheduled(NAMED[name], asynchronous=asynchronous)
+    workload = installed(scheduled(NAMED[name], asynchronous=asynchronous))
     odds = workload.draft_odds
     for ours in (Reference(workload.config, draft_odds=odds), Compiled(workload.config, draft_odds=odds)):
         difference = first_difference(workload, ours, VllmScheduler(workload.config, draft_odds=odds))
@@ -108,6 +118,7 @@ def test_every_step_of_named_workloads_is_equal(name: str, asynchronous: bool) -
 @settings(max_examples=max(20, WORKLOADS // 5), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_step_of_small_workloads_is_equal(workload: Workload) -> None:
     """Small enough for hypothesis to shrink what differs to what decides."""
+    workload = installed(workload)
     odds = workload.draft_odds
     ours = Compiled(workload.config, draft_odds=odds)
     difference = first_difference(workload, ours, VllmScheduler(workload.config, draft_odds=odds))
@@ -115,7 +126,7 @@ def test_every_step_of_small_workloads_is_equal(workload: Workload) -> None:
 
 
 def test_every_step_is_equal_on_400_sharegpt_requests_at_once(data_dir: Path) -> None:
-    workload = sharegpt_at_once(data_dir, 400)
+    workload = installed(sharegpt_at_once(data_dir, 400))
     ours = Compiled(workload.config, checking=False)
     assert not first_difference(workload, ours, VllmScheduler(workload.config))
     assert (ours.node.seq, ours.node.load(0.0).preemptions_total) == SHAREGPT_400

@@ -51,8 +51,8 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exchange:
-    """One request and its response: `respond`, or `start`, `send`..., `end`. The head leaves with what comes next, or by
-    `send_head`.
+    """One request and its response: `respond`, or `start`, `send`..., `end`. The head leaves with what comes next, or
+    by `send_head`.
 
     After the client has left everything but `on_left` does nothing.
     """

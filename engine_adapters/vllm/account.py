@@ -52,8 +52,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Cached tokens of the requests that this step admitted."""
     scheduled: Mapping[str, int]
     """Tokens by request, in batch order."""
-    drafted: frozenset[str] = frozenset()
-    """Requests that ran with speculative tokens: what was rejected is not computed."""
+    drafted: Mapping[str, int] = {}
+    """Drafts of the requests that had some, counted in `scheduled` too: what was wrong is not computed."""
     outputs: Sequence[Output]
     free_blocks: int
 
@@ -169,6 +169,7 @@ class Account:
         produced = {o.engine_id: o.produced for o in step.outputs}
         keys = array("I")
         entries: list[tuple[int, int, int, int]] = []
+        drafts: list[tuple[int, int]] = []
         prefill = prefill_seqs = decode = kv = 0
         work = 0.0
         running, waiting = self._running, self._waiting
@@ -198,6 +199,8 @@ class Account:
             seen.output += new
             if request is None:
                 continue
+            if engine_id in step.drafted:
+                drafts.append((len(keys), step.drafted[engine_id]))
             if tokens != 1 or new != 1 or cached:
                 entries.append((len(keys), tokens, new, cached))
             keys.append(request.key)
@@ -221,6 +224,7 @@ class Account:
             tuple([r.key for r in finished]),
             step.free_blocks,
             (prefill, work, prefill_seqs, decode, kv),
+            tuple(drafts),
         )
 
     def _take_events(self, events: Sequence[Arrival | str]) -> tuple[list[RequestRow], list[int]]:

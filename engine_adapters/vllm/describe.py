@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
+from simcore.drafts import MOST_DRAFTS
 from simcore.proved import outside_proved
 from simcore.types import EngineConfig
 
@@ -68,6 +69,9 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
         scheduling_policy="priority" if policy == "priority" else "fcfs",
         async_scheduling=bool(getattr(limits, "async_scheduling", False)),
         max_loras=getattr(getattr(vllm_config, "lora_config", None), "max_loras", 0),
+        num_speculative_tokens=min(getattr(scheduler, "num_spec_tokens", 0), MOST_DRAFTS),
+        num_lookahead_tokens=getattr(scheduler, "num_lookahead_tokens", 0),
+        drops_cached_block=bool(getattr(scheduler, "use_eagle_block_drop", False)),
         engine="vllm",
         engine_version=vllm_version(),
         outside_rules=_outside_rules(scheduler),
@@ -102,8 +106,17 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
     context_ranks = [getattr(parallel, f"{kind}_context_parallel_size", 1) for kind in ("decode", "prefill")]
     groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", ())
     other_caches = [name for group in groups for name in _kinds(group) if name not in _FULL_ATTENTION]
+    drafting = getattr(vllm_config, "speculative_config", None)
+    drafts = getattr(scheduler, "num_spec_tokens", 0)
     rules = {
-        "it decodes speculatively": getattr(vllm_config, "speculative_config", None) is not None,
+        f"it drafts more than {MOST_DRAFTS} tokens at a time": drafts > MOST_DRAFTS,
+        "how many tokens it drafts changes with the batch": getattr(scheduler, "dynamic_sd_lookup", None) is not None,
+        "its drafts take places in a batch beside their own (draft models, parallel drafting)": (
+            getattr(drafting, "max_num_new_slots_for_drafting", 0) > 0
+        ),
+        "it keeps the ends of prompts together for what drafts (num_prefill_lookahead)": (
+            getattr(scheduler, "num_prefill_lookahead", 0) > 1
+        ),
         "it transfers KV blocks from or to others": getattr(vllm_config, "kv_transfer_config", None) is not None,
         "it runs several steps at a time (pipeline parallel)": parallel.pipeline_parallel_size > 1,
         "its KV blocks are spread over ranks (context parallel)": max(context_ranks) > 1,

@@ -93,6 +93,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     free_blocks: int
     batch: tuple[int, float, int, int, int]
     """The fields of `StepBatch`."""
+    drafts: tuple[tuple[int, int], ...] = ()
+    """(index in batch, drafts) of those that had some. Their tokens are less the drafts that were wrong."""
 
 
 class PrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="cache"):
@@ -224,6 +226,8 @@ class Reader:
         scheduled = [Scheduled(ids[k], 1, 1) for k in keys]
         for index, tokens, produced, cached in record.entries:
             scheduled[index] = Scheduled(scheduled[index].request_id, tokens, produced, cached)
+        for index, drafts in record.drafts:
+            scheduled[index] = msgspec.structs.replace(scheduled[index], drafts=drafts)
         return TraceDelta(
             seq=record.seq,
             start_s=record.start_s,

@@ -288,7 +288,7 @@ def _step_of(raw: RawStep) -> Step:
         preempted=raw.preempted,
         admitted=raw.admitted,
         scheduled=raw.scheduled,
-        drafted=frozenset(raw.drafted),
+        drafted={i: len(drafts) for i, drafts in raw.drafted.items()},
         outputs=list(_outputs(raw.outputs)),
         free_blocks=raw.free_blocks,
     )

@@ -47,7 +47,7 @@ class RawStep:
     preempted: Sequence[str]
     admitted: Mapping[str, int]
     scheduled: Mapping[str, int]
-    drafted: Iterable[str]
+    drafted: Mapping[str, Sequence[int]]
     outputs: Any
     """EngineCoreOutputs by client."""
     free_blocks: int

@@ -477,7 +477,8 @@ class Router:
         live, attempt = found
         outcome = event.outcome
         if event.found_tokens is not None:
-            blocks = event.found_tokens // attempt.node.config.block_size_tokens
+            config = attempt.node.config
+            blocks = event.found_tokens // config.block_size_tokens + config.dropped_blocks
             attempt.node.prefixes.over(event.request_id, blocks)
             if not attempt.is_stage:
                 live.found_tokens = event.found_tokens

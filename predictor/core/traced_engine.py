@@ -18,6 +18,7 @@ import msgspec
 
 from length_model.core.belief import DEFAULT_PRIOR, given_produced, truncated
 from predictor.core.cache_teller import CacheTeller
+from predictor.core.draft_learning import DraftLearner
 from predictor.core.mirror import Applied, NodeMirror
 from predictor.core.prefix_content import PrefixContent
 from predictor.core.reservations import Reservations
@@ -111,6 +112,8 @@ class TracedEngine:
         self.step_time = step_time
         self.reservation_ttl_s = reservation_ttl_s
         self.learner = StepLearner(step_time) if calibrate else None
+        drafts = config.num_speculative_tokens
+        self.draft_learner = DraftLearner(drafts, always_all=config.async_scheduling) if drafts else None
         self.mirror: NodeMirror | None = None
         self.reservations = Reservations()
         self.prefixes = PrefixContent(block_size_tokens=config.block_size_tokens, most_blocks=config.num_blocks)
@@ -160,6 +163,8 @@ class TracedEngine:
             self._received_s = now_s
             if self.learner is not None:
                 self.learner.add(delta.batch, delta.duration_s)
+            if self.draft_learner is not None:
+                self.draft_learner.add(delta)
             for state in delta.arrived:
                 self._arrived(state)
             for request_id, found_tokens in self.mirror.admitted:
@@ -305,7 +310,8 @@ class TracedEngine:
         self._asked[candidate.request_id] = names
         if len(self._asked) > MOST_ASKED:
             del self._asked[next(iter(self._asked))]
-        return max(self._cached_tokens(names, candidate.prompt_tokens, self._donor(names)[1]))
+        held = max(self._cached_tokens(names, candidate.prompt_tokens, self._donor(names)[1]))
+        return max(0, held - self.config.dropped_blocks * self.config.block_size_tokens)
 
     def what_if(self, now_s: float, overdue_s: float) -> tuple[WhatIf, float]:
         """What-ifs from the state run on to `overdue_s` before now, and the seconds from then to the end of the step in
@@ -405,6 +411,7 @@ class TracedEngine:
             self.step_time,
             output_tokens=lambda s: self._likely_end(s.request_id, s.prompt_tokens, s.max_output_tokens),
             free_at_s=self._received_s,
+            draft_odds=self.draft_learner.odds if self.draft_learner is not None else None,
         )
         for request in mirror.waiting():
             # One that was preempted finds its own blocks.

@@ -39,7 +39,7 @@ def raw_step(
     raw = RawStep()
     raw.start_s, raw.end_s = time.monotonic() - 0.01, time.monotonic()
     raw.events, raw.preempted, raw.admitted = events or [], [], {}
-    raw.scheduled, raw.drafted = scheduled, ()
+    raw.scheduled, raw.drafted = scheduled, {}
     outputs = [SimpleNamespace(request_id=i, new_token_ids=[1], finish_reason=None) for i in scheduled]
     raw.outputs = {0: SimpleNamespace(outputs=outputs)}
     raw.free_blocks, raw.kv_events, raw.cache_notes = 90, [], []

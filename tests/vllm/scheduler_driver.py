@@ -89,6 +89,14 @@ class Engine:
             from vllm.config.lora import LoRAConfig
 
             config.lora_config = LoRAConfig(max_loras=arguments.max_loras)
+        if arguments.drafts:
+            from vllm.config.speculative import SpeculativeConfig
+
+            config.speculative_config = SpeculativeConfig(
+                method="ngram", num_speculative_tokens=arguments.drafts, prompt_lookup_max=2
+            )
+            if arguments.lookahead:
+                config.speculative_config.method = "eagle"
         groups = [
             KVCacheGroupSpec(
                 ["l0"],
@@ -125,6 +133,8 @@ class Engine:
                 },
             )
         )
+        self.drafts = arguments.drafts
+        self.rng = random.Random(arguments.seed)
         self.ends: dict[str, int] = {}
         self.flying: deque[tuple[Any, Any]] = deque()
 
@@ -168,29 +178,40 @@ class Engine:
 
         if not self.flying:
             return
-        plan, sampled = self.flying.popleft()
+        plan, samples = self.flying.popleft()
         ids = list(plan.num_scheduled_tokens)
         options = {
             "req_ids": ids,
             "req_id_to_index": {r: i for i, r in enumerate(ids)},
-            "sampled_token_ids": [list(s) for s in sampled],
+            "sampled_token_ids": [self._sampled(r, samples[r]) for r in ids],
             "logprobs": None,
             "prompt_logprobs_dict": {},
             "pooler_output": [],
         }
         known = accepted(ModelRunnerOutput.__init__, options)
         self.scheduler.update_from_output(plan, ModelRunnerOutput(**known))
+        if self.drafts and self.depth == 1:
+            from vllm.v1.outputs import DraftTokenIds
 
-    def _plan(self) -> tuple[Any, list[list[int]]]:
+            drafts = [[9] * self.rng.randint(0, self.drafts) for _ in ids]
+            self.scheduler.update_draft_token_ids(DraftTokenIds(ids, drafts))
+
+    def _sampled(self, name: str, tokens: int) -> list[int]:
+        request = self.scheduler.requests.get(name)
+        known = request.num_output_tokens if request is not None else 0
+        return [7 if known + k >= self.ends[name] else 9 for k in range(1, tokens + 1)]
+
+    def _plan(self) -> tuple[Any, dict[str, int]]:
+        """What is planned, and how many tokens it yields for each request: one, and drafts that are right."""
         plan = self.scheduler.schedule()
-        sampled: list[list[int]] = []
+        drafted = getattr(plan, "scheduled_spec_decode_tokens", {})
+        samples: dict[str, int] = {}
         for name in plan.num_scheduled_tokens:
             r = self.scheduler.requests[name]
             waiting_for = getattr(r, "num_output_placeholders", 0)
             complete = r.num_computed_tokens >= r.num_tokens + max(0, waiting_for - 1)
-            produced = r.num_output_tokens + max(1, waiting_for)
-            sampled.append([7 if produced >= self.ends[name] else 9] if complete else [])
-        return plan, sampled
+            samples[name] = 1 + self.rng.randint(0, len(drafted.get(name, ()))) if complete else 0
+        return plan, samples
 
     def cached_tokens(self, prompt: list[int]) -> int:
         """What a request with this prompt would find in the prefix cache now."""
@@ -238,6 +259,7 @@ class TraceReader:
         self.cache = PrefixContent(block_size_tokens=16, most_blocks=1 << 20)
         self.durations: list[float] = []
         self.batches: list[Any] = []
+        self.drafts = 0
 
     def read_one(self) -> None:
         from simcore.trace import CacheDelta, TraceDelta, TraceSnapshot
@@ -255,6 +277,7 @@ class TraceReader:
             if record.batch.total_tokens:
                 self.batches.append(record.batch)
             self.durations.append(record.duration_s)
+            self.drafts += sum(part.drafts for part in record.scheduled)
 
     def read_until(self, fits: Any) -> None:
         """Reads until the mirror fits; each wait ends in a timeout if it never does."""
@@ -282,6 +305,8 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--blocks", type=int, default=120)
     parser.add_argument("--max-loras", type=int, default=0, help="requests use one adapter of four, or none")
+    parser.add_argument("--drafts", type=int, default=0, help="speculative decoding: the most in a step")
+    parser.add_argument("--lookahead", action="store_true", help="by a method that keeps KV of its own")
     parser.add_argument("--plain", action="store_true")
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="astrolabe-trace-")
@@ -308,7 +333,11 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
         asked += [p + [rng.randrange(10, 200) for _ in range(rng.randrange(40))] for p in asked[:2]]
         want = [engine.cached_tokens(p) for p in asked]
         hits.extend(want)
-        trace.read_until(lambda _: [trace.cache.cached_tokens(block_hashes(p, 16), len(p)) for p in asked] == want)
+        # With a method that keeps KV of its own the last block found is computed anew.
+        dropped = 16 if arguments.lookahead else 0
+        trace.read_until(
+            lambda _: [max(0, trace.cache.cached_tokens(block_hashes(p, 16), len(p)) - dropped) for p in asked] == want
+        )
 
     def fits(mirror: Any) -> bool:
         if mirror is None:
@@ -381,6 +410,7 @@ def run(engine: Engine, trace: TraceReader, arguments: argparse.Namespace) -> di
         "deltas": len(trace.durations),
         "cache_hits": sum(h > 0 for h in hits),
         "cache_misses": sum(h == 0 for h in hits),
+        "drafts": trace.drafts,
         "prefill_tokens": sum(b.prefill_tokens for b in trace.batches),
     }
 

@@ -40,6 +40,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "small": ("--seed", "3", "--mode", "async", "--blocks", "40", "--budget", "64", "--max-num-seqs", "8"),
     "adapters": ("--seed", "5", "--operations", "500", "--mode", "sync", "--max-loras", "2"),
     "adapters ahead": ("--seed", "6", "--operations", "500", "--mode", "async", "--max-loras", "1"),
+    "drafts": ("--seed", "8", "--operations", "500", "--mode", "sync", "--drafts", "3"),
+    "drafts ahead": ("--seed", "9", "--operations", "500", "--mode", "async", "--drafts", "3", "--lookahead"),
 }
 Found = dict[str, Future[dict[str, Any]]]
 OLDER = ("--seed", "7", "--operations", "400", "--mode", "sync")
@@ -78,6 +80,14 @@ def test_who_waits_for_an_adapters_place_is_passed_over_in_the_mirror_too(found:
     seen = found[run].result()
     assert seen["notes"] == []
     assert seen["compared"] > 5
+
+
+@pytest.mark.parametrize("run", ["drafts", "drafts ahead"])
+def test_drafts_that_were_wrong_are_not_computed_in_the_mirror_either(found: Found, run: str) -> None:
+    seen = found[run].result()
+    assert seen["notes"] == []
+    assert seen["compared"] > 5
+    assert seen["drafts"] > 100
 
 
 @pytest.mark.parametrize("index", [0, 1])

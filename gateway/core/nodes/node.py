@@ -225,7 +225,8 @@ class Node:
         """Tokens of a prompt with blocks of these names that need no computing here, as far as is known. The last token
         is always computed, and with it its block."""
         size = self.config.block_size_tokens
-        return min(self.prefixes.cached_blocks(names), (prompt_tokens - 1) // size) * size
+        blocks = min(self.prefixes.cached_blocks(names), (prompt_tokens - 1) // size)
+        return max(0, blocks - self.config.dropped_blocks) * size
 
     def sent_since(self, dispatch_seq: int) -> list[InFlight]:
         """Our requests that went there after `dispatch_seq` and still are."""

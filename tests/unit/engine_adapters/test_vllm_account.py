@@ -24,7 +24,7 @@ def step(
     preempted: list[str] | None = None,
     admitted: dict[str, int] | None = None,
     finished: frozenset[str] = frozenset(),
-    drafted: frozenset[str] = frozenset(),
+    drafted: dict[str, int] | None = None,
 ) -> Step:
     return Step(
         start_s=1.0,
@@ -33,7 +33,7 @@ def step(
         preempted=preempted or [],
         admitted=admitted or {},
         scheduled=scheduled,
-        drafted=drafted,
+        drafted=drafted or {},
         outputs=[Output(i, n, i in finished) for i, n in outputs.items()],
         free_blocks=50,
     )
@@ -152,9 +152,13 @@ def test_two_requests_of_one_name_are_told_apart() -> None:
 def test_rejected_drafts_are_not_computed() -> None:
     pair = Pair()
     pair.apply(step({"a": 10}, {"a": 1}, events=[arrival("a")]))
-    delta = pair.apply(step({"a": 4}, {"a": 2}, drafted=frozenset({"a"})))
-    assert delta.scheduled == (Scheduled("a", 2, 2),)
+    delta = pair.apply(step({"a": 4}, {"a": 2}, drafted={"a": 3}))
+    assert delta.scheduled == (Scheduled("a", 2, 2, drafts=3),)
+    assert delta.batch == StepBatch(3, 0.0, 0, 1, 11)
     assert pair.snapshot().running[0].computed_tokens == 12
+    delta = pair.apply(step({"a": 4}, {"a": 1}, drafted={"a": 3}))
+    assert delta.scheduled == (Scheduled("a", 1, 1, drafts=3),)
+    assert pair.snapshot().running[0].computed_tokens == 13
 
 
 def test_starting_over_leaves_a_gap() -> None:

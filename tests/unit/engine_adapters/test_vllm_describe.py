@@ -113,11 +113,26 @@ def test_settings_without_effect_are_not_held_against_it(limits: dict[str, Any])
     assert notes(scheduler(**limits)) == ()
 
 
-@pytest.mark.parametrize("part", ["speculative_config", "kv_transfer_config"])
-def test_parts_that_change_the_schedule_are_named(part: str) -> None:
+def test_parts_that_change_the_schedule_are_named() -> None:
     odd = scheduler()
-    setattr(odd.vllm_config, part, object())
+    odd.vllm_config.kv_transfer_config = object()
     assert len(notes(odd)) == 1
+
+
+def test_drafts_are_limits_and_only_some_ways_of_drafting_are_outside_the_rules() -> None:
+    of = scheduler()
+    of.num_spec_tokens = of.num_lookahead_tokens = 3
+    of.use_eagle_block_drop = True
+    of.dynamic_sd_lookup = None
+    of.num_prefill_lookahead = 1
+    of.vllm_config.speculative_config = SimpleNamespace(max_num_new_slots_for_drafting=0)
+    config = describe.config_of(of, prefix_cache_traced=False)
+    assert (config.num_speculative_tokens, config.num_lookahead_tokens, config.drops_cached_block) == (3, 3, True)
+    assert config.outside_rules == ()
+    of.vllm_config.speculative_config.max_num_new_slots_for_drafting = 1
+    assert "draft model" in notes(of)[0]
+    of.num_spec_tokens, of.dynamic_sd_lookup, of.num_prefill_lookahead = 21, [3], 3
+    assert len(notes(of)) == 4
 
 
 def test_places_for_lora_adapters_are_a_limit_and_no_rule_outside() -> None:

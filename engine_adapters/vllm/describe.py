@@ -135,6 +135,9 @@ def _outside_rules(scheduler: Any) -> tuple[str, ...]:
         "it keeps the ends of prompts together for what drafts (num_prefill_lookahead)": (
             getattr(scheduler, "num_prefill_lookahead", 0) > 1
         ),
+        "it decodes speculatively by rules of its own release (they are proved for vLLM 0.32)": (
+            drafts > 0 and has_rules_of_0_33(vllm_version())
+        ),
         "it decodes speculatively over sliding windows": drafts > 0 and windows not in ((), FULL_ATTENTION),
         "it transfers KV blocks from or to others": getattr(vllm_config, "kv_transfer_config", None) is not None,
         "it runs several steps at a time (pipeline parallel)": parallel.pipeline_parallel_size > 1,

@@ -27,7 +27,7 @@ def test_a_daemon_follows_a_server_that_decodes_speculatively(
                 prompt = [(i + k) % 7 for k in range(60)]
                 assert len(tokens_of(stub, ask(f"r{i}", prompt, max_tokens=40))) == 40
             until(lambda: is_quiet(cluster, server), what="an idle engine")
-            assert server.metric("vllm:spec_decode_num_draft_tokens") > 0
+            assert server.metric("vllm:spec_decode_num_draft_tokens_total") > 0
             answer = forecast(cluster, prompt_tokens=60, output_tokens=40)
             assert answer.source == types_pb.FORECAST_SOURCE_SIMULATED
     finally:

@@ -12,10 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from simcore.types import EngineConfig
-
-MOST_DRAFTS = 20
-"""Drafts per step that odds can tell of."""
+from simcore.types import MOST_DRAFTS, EngineConfig
 
 SHARES = 1 << 16
 NEXT_DRAW = 40503

@@ -72,6 +72,10 @@ FULL_ATTENTION = (0,)
 """`EngineConfig.kv_windows_tokens` of an engine whose layers all attend to all tokens."""
 
 
+MOST_DRAFTS = 20
+"""Drafts per step that there are rules for."""
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The limits under which one engine schedules. Names follow vLLM's own options."""
 

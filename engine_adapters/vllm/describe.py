@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from simcore.drafts import MOST_DRAFTS
 from simcore.proved import has_rules_of_0_33, outside_proved
-from simcore.types import FULL_ATTENTION, EngineConfig
+from simcore.types import FULL_ATTENTION, MOST_DRAFTS, EngineConfig
 
 # Kinds of KV cache whose blocks are kept as the rules say: by vLLM's FullAttentionManager, and by SlidingWindowManager.
 _FULL_ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")

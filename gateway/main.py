@@ -284,6 +284,8 @@ class Gateway:
         self.nodes.leave()
         if self.scaling is not None:
             await self.scaling.stop()
+        # What has ended since the last look is not lost with the process: other workers' pages have it still.
+        self._observe()
         await self.discovery.close()
         await self.nodes.close()
         await self.lengths.close()

@@ -118,7 +118,11 @@ class Predictor:
             )
         except EngineError as bad:
             raise ConfigError(str(bad)) from None
-        served = self._serve_emulated(client)
+        try:
+            served = self._serve_emulated(client)
+        except ConfigError:
+            await client.close()
+            raise
         self._spans = NodeSpans(config.otlp_endpoint, node_id=node_id) if config.otlp_endpoint else None
         self.node = NodeRuntime(
             node_id,

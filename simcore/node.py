@@ -138,8 +138,10 @@ class SimNode:
             cells = cells_of(config, draft_odds)
             self.lists[at.DRAFT_ODDS, : len(cells)] = cells
         self._shared: at.Shared = None
-        self._tells_apart = bool(config.window_tokens) and config.enable_prefix_caching
-        """Whether blocks are kept one by one from the first request on: a preempted one finds some again by chance."""
+        found_in_part = bool(config.window_tokens) or config.drops_cached_block
+        self._tells_apart = config.enable_prefix_caching and found_in_part
+        """Whether blocks are kept one by one from the first request on: of its own old blocks a preempted request finds
+        those that a window has left by chance, or computes the last one anew, so that two hold the same."""
         self._step_time = step_time
         self._packed = step_time.pack()
         self._log = self._new_log(_FIRST_CAPACITY)
@@ -301,9 +303,7 @@ class SimNode:
             adapter_number(request.adapter),
         )
         ENTRIES.enqueue(self.head, self.req, self.lists, slot, numbers)
-        # Where a block found cached is computed anew, two hold the same tokens of one request.
-        named = request.block_hashes or self.config.drops_cached_block
-        if self._tells_apart or (named and self.config.enable_prefix_caching):
+        if self._tells_apart or (request.block_hashes and self.config.enable_prefix_caching):
             self._name_blocks(slot, request.block_hashes)
         self.membership += 1
         self.interventions += 1

@@ -72,6 +72,7 @@ FULL_ATTENTION = (0,)
 """`EngineConfig.kv_windows_tokens` of an engine whose layers all attend to all tokens."""
 
 
+MOST_KV_GROUPS = 62
 MOST_DRAFTS = 20
 """Drafts per step that there are rules for."""
 
@@ -143,7 +144,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         windows = set(self.kv_windows_tokens) - {0}
         if self.kv_windows_tokens != FULL_ATTENTION and (len(windows) != 1 or min(windows) < 2):
             raise ValueError(f"kv_windows_tokens must be (0,) or have one window >= 2, got {self.kv_windows_tokens}")
-        if windows and self.spare_tokens:
+        if len(self.kv_windows_tokens) > MOST_KV_GROUPS:
+            raise ValueError(
+                f"kv_windows_tokens has {len(self.kv_windows_tokens)} groups, there can be {MOST_KV_GROUPS}"
+            )
+        if self.num_speculative_tokens > MOST_DRAFTS:
+            raise ValueError(f"num_speculative_tokens must be <= {MOST_DRAFTS}, got {self.num_speculative_tokens}")
+        if windows and (self.spare_tokens or self.drops_cached_block):
             raise ValueError("there are no rules for speculative decoding over sliding windows: leave one of them out")
 
     @property
@@ -200,6 +207,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             return rows
         windows = self.window_groups
         return (len(self.kv_windows_tokens) - windows) * rows + windows * min(rows, self.window_blocks)
+
+    @property
+    def tokens_per_block(self) -> float:
+        """Tokens of long requests that a KV block stands for: each group takes blocks for the same tokens, one with a
+        window only so many."""
+        if self.kv_windows_tokens == FULL_ATTENTION:
+            return float(self.block_size_tokens)
+        return self.max_model_len_tokens / self.blocks_for(self.max_model_len_tokens)
 
     @property
     def kv_tokens(self) -> int:

@@ -6,7 +6,7 @@ import importlib.metadata
 from typing import Any
 
 from simcore.proved import has_rules_of_0_33, outside_proved
-from simcore.types import FULL_ATTENTION, MOST_DRAFTS, EngineConfig
+from simcore.types import FULL_ATTENTION, MOST_DRAFTS, MOST_KV_GROUPS, EngineConfig
 
 # Kinds of KV cache whose blocks are kept as the rules say: by vLLM's FullAttentionManager, and by SlidingWindowManager.
 _FULL_ATTENTION = ("FullAttentionSpec", "MLAAttentionSpec")
@@ -75,7 +75,7 @@ def config_of(scheduler: Any, *, prefix_cache_traced: bool) -> EngineConfig:
         long_prefill_token_threshold_tokens=getattr(limits, "long_prefill_token_threshold", 0) or 0,
         long_prefill_adaptive=bool(getattr(limits, "long_prefill_token_threshold_adaptive", False)),
         enable_prefix_caching=bool(cache.enable_prefix_caching),
-        prefix_cache_traced=prefix_cache_traced and windows == FULL_ATTENTION,
+        prefix_cache_traced=prefix_cache_traced and not _has_windows(scheduler),
         scheduling_policy="priority" if policy == "priority" else "fcfs",
         async_scheduling=bool(getattr(limits, "async_scheduling", False)),
         max_loras=getattr(getattr(vllm_config, "lora_config", None), "max_loras", 0),
@@ -171,7 +171,13 @@ def _kv_windows(scheduler: Any) -> tuple[int, ...]:
     sizes = {getattr(spec, "block_size", 0) for specs in layers for spec in specs}
     alike = all(_window(spec) == _window(specs[0]) for specs in layers for spec in specs)
     followed = windows == FULL_ATTENTION or (len({*windows} - {0}) == 1 and max(windows) > 1)
+    followed = followed and len(windows) <= MOST_KV_GROUPS
     return windows if followed and alike and len(sizes) <= 1 else ()
+
+
+def _has_windows(scheduler: Any) -> bool:
+    groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", ())
+    return any(_window(spec) for group in groups for spec in _specs(group))
 
 
 def _window(spec: Any) -> int:

@@ -274,6 +274,8 @@ class Delivery:
             self._close()
         elif data:
             exchange.send(data)
+        else:
+            exchange.send_head()
 
     def _piece(self, index: int, answer: _Answer) -> bytes:
         """The event that tells what has come of an answer; empty if nothing has."""

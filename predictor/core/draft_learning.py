@@ -30,7 +30,8 @@ class DraftLearner:
                 continue
             if entry.request_id in ended or (self._always_all and entry.drafts < self._most):
                 continue
-            line = min(entry.drafts, self._most), min(entry.produced - 1, self._most)
+            drafts = min(entry.drafts, self._most)
+            line = drafts, min(entry.produced - 1, drafts)
             self._counts[line] = self._counts.get(line, 0.0) + 1.0
         if sum(self._counts.values()) > KEPT_STEPS:
             self._counts = {line: 0.5 * count for line, count in self._counts.items()}

@@ -26,7 +26,7 @@ class Lookout:
     def __init__(self, config: EngineConfig) -> None:
         self.looks = 0
         """How often it has looked."""
-        self._block_size_tokens = config.block_size_tokens
+        self._tokens_per_block = config.tokens_per_block
         self._seen = NodeOutlook()
         self._seen_s = -math.inf
         self._due_s = -math.inf
@@ -37,7 +37,7 @@ class Lookout:
         if now_s < self._due_s:
             return False
         waits = load.waiting > load.reserved
-        return waits or load.unprocessed_tokens > load.free_blocks * self._block_size_tokens
+        return waits or load.unprocessed_tokens > load.free_blocks * self._tokens_per_block
 
     def saw(self, outlook: NodeOutlook | None, now_s: float, took_s: float = 0.0) -> None:
         """What it saw as of `now_s` (None: the state cannot be simulated), for `took_s` processor seconds."""

@@ -17,7 +17,7 @@ def unknown_node(node_id: str, config: EngineConfig, step_time: StepTimeModel, c
         prefill_tokens=max(0, config.max_num_batched_tokens - config.max_num_seqs),
         prefill_seqs=1,
         decode_seqs=config.max_num_seqs,
-        decode_kv_tokens=config.num_blocks * config.block_size_tokens,
+        decode_kv_tokens=int(config.num_blocks * config.tokens_per_block),
     )
     step_s = step_time.seconds(batch)
     ttft = Quantiles(*(step_s * DEFAULT_PRIOR.mean_tokens * k for k in (1.0, 1.0, 2.0)))

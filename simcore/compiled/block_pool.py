@@ -388,6 +388,9 @@ def count_shares(head: Ints, req: Ints, lists: Ints, to_req: Ints, source: Ints,
     for i in range(running, running + head[at.N_WAITING]):
         slot = source[i]
         hits, evictable, _ = count_hits(head, req, shared, slot)
+        if head[at.DROPS_BLOCK] and hits > 0:
+            # `reuse` takes the last one off again.
+            hits += 1
         usable = min(req[slot, at.HASHES], (req[slot, at.PROMPT] + req[slot, at.OUT] - 1) // head[at.BLOCK])
         left = hits
         if hits < usable:

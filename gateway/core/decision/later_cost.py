@@ -31,7 +31,7 @@ def end_s_per_token(view: NodeView, load: NodeLoad, pace: Pace) -> float:
     here = load.running + load.waiting
     # Where KV runs out before seats, fewer are there when the node is full.
     full = max(1, min(pace.seats, round(here / taken(view, load)))) if here else pace.seats
-    kv_tokens = load.total_blocks * view.config.block_size_tokens
+    kv_tokens = load.total_blocks * view.config.tokens_per_block
     return (pace.step_s[full] + pace.kv_s_per_token * kv_tokens) / full
 
 

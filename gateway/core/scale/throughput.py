@@ -112,7 +112,7 @@ def profiled_requests_per_s(
     seats = min(
         engine.max_num_seqs,
         len(pace.step_s) - 1,
-        int(engine.num_blocks * engine.block_size_tokens / (prompt + output)),
+        int(engine.num_blocks * engine.tokens_per_block / (prompt + output)),
         int(engine.max_num_batched_tokens / (1.0 + prompt / output)),
     )
 

@@ -35,6 +35,12 @@ def test_a_window_asks_for_its_own_blocks_what_is_in_flight_and_one() -> None:
     assert ahead.window_blocks == (33 - 1 + 2 * 64) // 16 + 1
 
 
+def test_a_block_stands_for_fewer_tokens_the_more_groups_take_some() -> None:
+    assert PLAIN.tokens_per_block == 16
+    assert with_windows(0, 33).tokens_per_block == 2000 / (125 + 7)
+    assert with_windows(33).tokens_per_block == 2000 / 7
+
+
 def test_the_longest_request_is_one_for_which_the_blocks_are_there() -> None:
     assert PLAIN.longest_tokens == 480
     assert with_windows(33).longest_tokens == 2000

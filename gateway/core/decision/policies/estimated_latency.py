@@ -137,7 +137,7 @@ def _outlook(view: NodeView, load: NodeLoad, pace: Pace) -> Outlook:
     here, seats = load.running + load.waiting, pace.seats
     batch = min(here, seats)
     held_blocks = load.total_blocks - load.free_blocks
-    read_s = pace.kv_s_per_token * held_blocks * view.config.block_size_tokens
+    read_s = pace.kv_s_per_token * held_blocks * view.config.tokens_per_block
     step_s = pace.step_s[min(batch + 1, seats)] + read_s
     answers_tokens, answer_s = left_tokens(load), end_s_per_token(view, load, pace)
     prompts_s = load.prefill_tokens * pace.prefill_s_per_token

@@ -122,7 +122,7 @@ class ForecastMoves:
         """Whether there is not room for all that is expected of those there."""
         if load.preemption_ahead_s >= 0.0:
             return load.preemption_ahead_s <= self._options.horizon_s
-        return load.unprocessed_tokens > load.free_blocks * view.config.block_size_tokens
+        return load.unprocessed_tokens > load.free_blocks * view.config.tokens_per_block
 
     def _preempted(self, node: NodeSeen, load: NodeLoad, step_s: float) -> RequestSeen | None:
         """Who would be preempted first, if anybody within the horizon: of those that run, the one that came last.
@@ -138,7 +138,7 @@ class ForecastMoves:
         grown = sum(min(request.expected_left_tokens, steps) for request in running)
         if load.running > len(running):
             grown *= load.running / len(running)
-        free = load.free_blocks * node.view.config.block_size_tokens
+        free = load.free_blocks * node.view.config.tokens_per_block
         return running[-1] if grown > free else None
 
 
@@ -149,7 +149,7 @@ def _places(nodes: Sequence[NodeSeen]) -> Iterator[_Place]:
             continue
         if load.waiting > load.reserved or load.running + load.waiting >= config.max_num_seqs:
             continue
-        free_tokens = (load.free_blocks - load.waiting_prompt_blocks) * config.block_size_tokens
+        free_tokens = (load.free_blocks - load.waiting_prompt_blocks) * config.tokens_per_block
         yield _Place(node.view.node_id, free_tokens, _step_s(node.view, load, pace, 1), load, pace)
 
 
@@ -161,5 +161,5 @@ def _best(places: Sequence[_Place], but: str, tokens: float) -> _Place | None:
 def _step_s(view: NodeView, load: NodeLoad, pace: Pace, more: int = 0) -> float:
     """Seconds of a decoding step there with so many sequences more."""
     batch = min(load.running + load.waiting + more, pace.seats)
-    held_tokens = (load.total_blocks - load.free_blocks) * view.config.block_size_tokens
+    held_tokens = (load.total_blocks - load.free_blocks) * view.config.tokens_per_block
     return pace.step_s[batch] + pace.kv_s_per_token * held_tokens

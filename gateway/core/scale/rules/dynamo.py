@@ -124,5 +124,5 @@ class Dynamo(Paced):
 def _itl(node: SeenNode, load: NodeLoad, pace: Pace, more: float) -> float:
     """Seconds of a step that decodes what runs there, times `more`."""
     running = min(len(pace.step_s) - 1, round(more * load.running))
-    in_use = more * (load.total_blocks - load.free_blocks) * node.view.config.block_size_tokens
+    in_use = more * (load.total_blocks - load.free_blocks) * node.view.config.tokens_per_block
     return pace.step_s[running] + pace.kv_s_per_token * in_use

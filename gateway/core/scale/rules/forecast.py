@@ -369,7 +369,7 @@ class _ModelScaling:
             if pace is None and group.pace is not None:
                 pace = Pace(group.pace, engine.max_num_seqs)
             assert pace is not None, "one of the two is there"
-            self._kinds[name] = Kind(pace, engine.max_num_seqs, float(engine.num_blocks * engine.block_size_tokens))
+            self._kinds[name] = Kind(pace, engine.max_num_seqs, float(engine.num_blocks * engine.tokens_per_block))
 
 
 class _Search:
@@ -548,7 +548,7 @@ def _node_now(name: str, node: SeenNode) -> NodeAhead:
     there = max(load.running, 1) if load.waiting else max(load.running, node.view.in_flight)
     there = min(there, node.view.config.max_num_seqs)
     left = max(0.0, float(load.unprocessed_tokens - load.prefill_tokens)) / there if there else 0.0
-    kv_tokens = float((load.total_blocks - load.free_blocks) * node.view.config.block_size_tokens)
+    kv_tokens = float((load.total_blocks - load.free_blocks) * node.view.config.tokens_per_block)
     return NodeAhead(name, 0.0, there, left, kv_tokens, float(load.prefill_tokens))
 
 

@@ -66,7 +66,7 @@ async def test_a_request_goes_with_the_models_belief_and_its_end_is_learnt_from(
         call = stub.Generate(pb.GenerateRequest(text="x", sampling=LIMIT, request_id="s", belief=said))
         await dispatched(node)
         told = await stub.Explain(pb.ExplainRequest(request_id="s"))
-        assert (told.belief_source, list(told.belief.atoms_tokens)) == ("client", [7])
+        assert (told.belief_source, list(told.belief.atoms_tokens)) == ("client: 7, as its numbers have come true", [7])
         call.cancel()
         await eventually(lambda: not gateway.pump.streams)
         assert gateway.lengths.counters.observed == 1

@@ -41,7 +41,7 @@ def tried(prepare: Callable[[Any], None] | None = None) -> dict[str, Any]:
     ours.log.addHandler(seen)
     ours.log.setLevel(logging.WARNING)
     ours.log.propagate = False
-    limits = {"max_num_seqs": 4, "budget": 64, "blocks": 40, "max_loras": 0, "windows": "0"}
+    limits = {"max_num_seqs": 4, "budget": 64, "blocks": 40, "max_loras": 0, "windows": "0", "drafts": 0, "seed": 0}
     options = {"mode": "sync", "policy": "fcfs", "plain": False, **limits}
     try:
         engine = Engine(argparse.Namespace(**options))

@@ -68,6 +68,8 @@ def measure(arguments: argparse.Namespace, *, plain: bool, reader: bool) -> dict
         blocks=60_000,
         max_loras=0,
         windows="0",
+        drafts=0,
+        seed=0,
         plain=plain,
     )
     engine = Engine(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -12,12 +12,12 @@ from engine_adapters.emulated import EmulatedEngine
 from gateway.core.nodes.prefix_index import PrefixIndex
 from predictor.core.cache_teller import TELL_EVERY_S
 from predictor.node import NodeRuntime
-from predictor.session import GatewaySession
 from protos import codec
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from simcore.trace import CacheDelta, TraceItem
 from simcore.types import EngineConfig
+from tests.helpers.sessions import SessionEnd
 from tests.helpers.step_time import STEP_TIME
 
 CONFIG = EngineConfig(
@@ -53,38 +53,22 @@ class CacheProbe:
             words.cancel()
 
 
-class Session:
-    """One gateway's session with the node, its frames read into an index."""
+class Session(SessionEnd):
+    """Its frames are read into an index."""
 
     def __init__(self, node: NodeRuntime) -> None:
+        super().__init__(node)
         self.index = PrefixIndex()
         self.cache: list[pb.CacheSummary] = []
         self.ends: dict[str, pb.StreamPart] = {}
-        self._came = asyncio.Event()
-        self._frames: asyncio.Queue[pb.GatewayFrame] = asyncio.Queue()
-        self.task = asyncio.create_task(GatewaySession(node, self).run(self._sent()))
 
-    async def _sent(self) -> AsyncIterator[pb.GatewayFrame]:
-        while True:
-            yield await self._frames.get()
-
-    def send(self, frame: pb.GatewayFrame) -> None:
-        self._frames.put_nowait(frame)
-
-    async def write(self, frame: pb.NodeFrame) -> None:
+    def hear(self, frame: pb.NodeFrame) -> None:
         if frame.HasField("cache"):
             self.cache.append(frame.cache)
             self.index.hear(codec.cache_from_wire(frame.cache), 0.0)
         for part in frame.parts:
             if part.HasField("outcome"):
                 self.ends[part.request_id] = part
-        self._came.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():
-                self._came.clear()
-                await self._came.wait()
 
 
 @pytest.fixture

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
 from engine_adapters.base import EngineOptions
 from engine_adapters.emulated import EmulatedEngine
 from predictor.node import NodeRuntime
-from predictor.session import GatewaySession
 from protos.v1 import astrolabe_engine_pb2 as engine_pb
 from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from simcore.types import EngineConfig
+from tests.helpers.sessions import SessionEnd
 from tests.helpers.step_time import STEP_TIME
 
 CONFIG = EngineConfig(
@@ -23,36 +23,20 @@ CONFIG = EngineConfig(
 DEADLINE_S = 10.0
 
 
-class NotedSession:
-    """One gateway's session with the node, and the frames that come of it."""
+class NotedSession(SessionEnd):
+    """Keeps the frames."""
 
     def __init__(self, node: NodeRuntime) -> None:
+        super().__init__(node)
         self.frames: list[pb.NodeFrame] = []
-        self._came = asyncio.Event()
-        self._frames: asyncio.Queue[pb.GatewayFrame] = asyncio.Queue()
-        self.task = asyncio.create_task(GatewaySession(node, self).run(self._sent()))
 
     @property
     def notes(self) -> list[tuple[int, int]]:
         """(The last dispatch that is counted, requests on their way), of each note."""
         return [(f.load.dispatch_seq, f.load.load.reserved) for f in self.frames if f.HasField("load")]
 
-    async def _sent(self) -> AsyncIterator[pb.GatewayFrame]:
-        while True:
-            yield await self._frames.get()
-
-    def send(self, frame: pb.GatewayFrame) -> None:
-        self._frames.put_nowait(frame)
-
-    async def write(self, frame: pb.NodeFrame) -> None:
+    def hear(self, frame: pb.NodeFrame) -> None:
         self.frames.append(frame)
-        self._came.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():
-                self._came.clear()
-                await self._came.wait()
 
 
 @pytest.fixture

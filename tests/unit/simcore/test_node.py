@@ -7,19 +7,10 @@ import math
 import msgspec
 import pytest
 
-from simcore.cost.step_time import StepTimeModel
 from simcore.node import NodeEvent, SimNode, SimRequest
 from simcore.types import EngineConfig
+from tests.helpers.step_time import SECOND
 
-SECOND = StepTimeModel(
-    name="one second per step",
-    constant_s=1.0,
-    prefill_work_s_per_token2=0.0,
-    decode_kv_s_per_token=0.0,
-    per_seq_s=0.0,
-    dense_knots_tokens=(1, 2),
-    dense_knots_s=(0.0, 0.0),
-)
 SMALL = EngineConfig(
     model="m", max_num_seqs=4, max_num_batched_tokens=32, block_size_tokens=16, num_blocks=8, max_model_len_tokens=120
 )

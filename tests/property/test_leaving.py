@@ -15,6 +15,7 @@ from simcore.node import SimNode
 from simcore.types import Candidate, Forecast, LengthBelief
 from tests.conformance.scheduler_workloads import Workload
 from tests.conformance.workload_strategies import workloads
+from tests.helpers.step_time import SECOND
 from tests.property.test_simcore import (
     MODEL,
     RUNS,
@@ -27,7 +28,7 @@ from tests.property.test_simcore import (
     shown,
 )
 from tests.unit.simcore.test_lookahead import known
-from tests.unit.simcore.test_node import SECOND, node, request
+from tests.unit.simcore.test_node import node, request
 
 
 def leaving(request_id: str) -> Candidate:

@@ -10,7 +10,8 @@ from simcore.node import SimNode
 from simcore.scenarios import OVERDUE_TOKENS
 from simcore.trace import TraceSnapshot
 from simcore.types import HEADROOM_HORIZONS_S, Candidate, EngineConfig, Forecast, LengthBelief, Quantiles
-from tests.unit.simcore.test_node import SECOND, SMALL, node, request
+from tests.helpers.step_time import SECOND
+from tests.unit.simcore.test_node import SMALL, node, request
 
 
 def known(tokens: int) -> LengthBelief:

@@ -22,7 +22,8 @@ from simcore.node import SimNode
 from simcore.types import Candidate, EngineConfig, LengthBelief
 from simcore.warmup import warm
 from tests.helpers.kernels import callable_from_python
-from tests.unit.simcore.test_node import SECOND, node, request
+from tests.helpers.step_time import SECOND
+from tests.unit.simcore.test_node import node, request
 
 OF_CLUSTERS = ("keep", "run", "store")
 """What only simulated clusters need, which compile it with their first node."""

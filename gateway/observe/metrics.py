@@ -147,8 +147,8 @@ class Metrics:
             "astrolabe_moves_under_way", "Moves under way.", registry=registry, multiprocess_mode="livesum"
         )
         self._ended: CountOf[tuple[str, str, str, str]] = CountOf()
-        """Requests by outcome, lane, who counted the prompt and who said how long, which no series has yet: one sum
-        costs a request a tenth of what four series do."""
+        """Requests by outcome, lane, who counted the prompt and who said how long, which no series has yet: a request
+        pays for one sum instead of four series."""
         self._prompt_tokens = self._output_tokens = 0
         """Theirs."""
         self._scaling: ScalingSeries | None = None

@@ -59,11 +59,11 @@ def show(console: Console, notes: Sequence[str], base: RunSpec, done: Sequence[D
     found = capacity_rows(done)
     if found:
         print_table(console, capacity_table(found))
-    wall_s = sum(one.line.wall_s for one in done)
+    cpu_s = sum(one.line.cpu_s for one in done)
     requests = sum(run.summary.requests for run in runs)
     forecasts = sum(int(one.line.measures["forecasts"]) for one in done)
     console.print(
-        f"[dim]{requests:,} requests and {forecasts:,} what-ifs simulated in {wall_s:.1f} s of processor time[/]",
+        f"[dim]{requests:,} requests and {forecasts:,} what-ifs simulated in {cpu_s:.1f} s of processor time[/]",
         highlight=False,
     )
 

@@ -29,6 +29,7 @@ from bench.run.provenance import commit
 from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
 from bench.show.tables import print_table
+from bench.workload.dataset_error import DatasetError
 from bench.workload.rows import plural
 
 MOST_DATA_SETS = 2
@@ -111,9 +112,7 @@ def run_experiment(
             for line in lines:
                 log.add(line)
     else:
-        tasks = tasks_of(experiment, size)
-        for word in dict.fromkeys(task.spec.dataset for task in tasks):
-            check_there(word)
+        tasks = with_data(tasks_of(experiment, size), console)
         executed = run_all(
             tasks,
             folder / FILE_NAME,
@@ -193,6 +192,24 @@ def show_tables(experiment: Experiment, lines: Sequence[RunLine], console: Conso
         print_table(console, matrix_as_rich(matrix_of(experiment, spec, lines)))
     for table in experiment.tables:
         print_table(console, as_rich(experiment, table, lines))
+
+
+def with_data(tasks: Sequence[Task], console: Console) -> list[Task]:
+    """Those whose rows are on this machine, or made here; of the others it says how many there are, and how to get the
+    rows. Raises DatasetError if none is left."""
+    lacking: dict[str, DatasetError] = {}
+    for word in dict.fromkeys(task.spec.dataset for task in tasks):
+        try:
+            check_there(word)
+        except DatasetError as error:
+            lacking[word] = error
+    there = [task for task in tasks if task.spec.dataset not in lacking]
+    if not there:
+        raise next(iter(lacking.values()))
+    for word, why in lacking.items():
+        left_out = plural(sum(task.spec.dataset == word for task in tasks), "run")
+        console.print(f"[yellow]{left_out} left out:[/] {why}", highlight=False)
+    return there
 
 
 def _header(lines: Sequence[RunLine]) -> str:

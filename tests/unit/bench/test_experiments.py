@@ -6,12 +6,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from bench.experiments.catalogue import ExperimentError, all_experiments, find, load_experiment, on_fleet, published
 from bench.experiments.claims import claim_text, evaluate, evaluate_points
 from bench.experiments.figures import draw
 from bench.experiments.matrix import matrix_of
-from bench.experiments.run import Size, settings_of, tasks_of
+from bench.experiments.run import Size, settings_of, tasks_of, with_data
 from bench.experiments.schema import (
     Claim,
     Column,
@@ -30,6 +31,7 @@ from bench.experiments.schema import (
 from bench.experiments.series import capacity, curve, select
 from bench.experiments.tables import as_markdown, cells, matrix_as_markdown, matrix_as_rich
 from bench.run.spec import check_spec, with_values
+from bench.workload.dataset_error import DatasetError
 from tests.unit.bench.run_lines import line
 
 NAMES = sorted(all_experiments())
@@ -71,6 +73,17 @@ def test_the_main_comparison_is_of_the_size_that_was_asked_for() -> None:
     assert len(tasks) == 17 * 9
     assert {task.spec.requests for task in tasks} == {10_000}
     assert {task.spec.rate_per_s for task in tasks} == {20.0 + step for step in range(17)}
+
+
+def test_runs_whose_rows_nobody_has_are_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASTROLABE_DATA", str(tmp_path))
+    there = with_data(tasks_of(find("main"), Size()), Console(width=300))
+    assert {task.group for task in there} == {"main/known"}
+    assert "35 runs left out: block-sharegpt-predicted: " in capsys.readouterr().out
+    with pytest.raises(DatasetError, match="ASTROLABE_DATA"):
+        with_data([task for task in tasks_of(find("main"), Size()) if task.group == "main/learned"], Console())
 
 
 def test_published_points_are_those_of_the_figure() -> None:

@@ -55,8 +55,7 @@ class WhatIf:
         self._candidates = np.zeros((1, at.C_FINALS + scenarios), dtype=np.int64)
         self._out = np.zeros((1, at.N_FORECAST), dtype=np.float64)
         self._allocate(_FIRST_CAPACITY)
-        self._shared: at.Shared = None
-        self._base_shared: at.Shared = None
+        self._counted = self._shared = self._base_shared = at.counted(config)
         self._sharing: SimNode | None = None
         self._hashes = np.zeros((1, 1), dtype=np.int64)
         self._seq = 0
@@ -91,6 +90,7 @@ class WhatIf:
             node.head,
             node.req,
             node.lists,
+            self._counted,
             self._heads,
             self._reqs,
             self._lists,
@@ -106,7 +106,7 @@ class WhatIf:
         known = self._base_scenarios == 1 and self.jumping and not node.shares_blocks
         self._baseline = Baseline(node, self._source[:n], now_s) if known and self._heads[0, at.N_WAITING] else None
         self._sharing = node if node.shares_blocks else None
-        self._shared = self._base_shared = None
+        self._shared = self._base_shared = self._counted
         if self.jumping:
             node.count_shares(self._reqs[0], self._source)
         elif (base := node.shared_blocks(self._source[:n])) is not None:
@@ -156,10 +156,11 @@ class WhatIf:
         if n > len(self._candidates):
             self._candidates = np.zeros((n, self._candidates.shape[1]), dtype=np.int64)
             self._out = np.zeros((n, at.N_FORECAST), dtype=np.float64)
-        block = self.config.block_size_tokens
+        block, dropped = self.config.block_size_tokens, self.config.dropped_blocks
+        found_tokens = [0] * n
         for i, candidate in enumerate(candidates):
             blocks = cached_tokens[i] // block if cached_tokens else 0
-            cached = (blocks + self.config.dropped_blocks if blocks else 0), 0
+            cached = (blocks + dropped if blocks else 0), 0
             if candidate.leaving:
                 row = self._leaving_row(candidate, blocks)
                 self._candidates[i, : len(row)] = row
@@ -167,9 +168,10 @@ class WhatIf:
             if candidate.block_hashes and self._sharing is not None:
                 names, tokens = candidate.block_hashes, candidate.prompt_tokens
                 cached = self._sharing.expected_blocks(names, tokens, candidate.priority)
+            found_tokens[i] = max(0, cached[0] - dropped) * block
             row = self._candidate_row(candidate, *cached)
             self._candidates[i, : len(row)] = row
-            if self._base_shared is not None:
+            if self._base_shared is not None and len(self._base_shared[2]):
                 self._name_blocks(i, candidate, self._base_shared[2])
         fine = ENTRIES.forecast(
             self._heads,
@@ -198,11 +200,9 @@ class WhatIf:
         if not fine:
             raise ValueError(f"{self.node_id}: a request on this node needs more KV blocks than the engine has")
         self._base_done = True
-        prefix_tokens = cached_tokens
-        if not prefix_tokens or self._sharing is not None:
-            used = np.maximum(self._candidates[:n, at.C_CACHED] - self.config.dropped_blocks, 0)
-            prefix_tokens = (used * block).tolist()
-        return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), prefix_tokens, strict=True)]
+        if cached_tokens and self._sharing is None:
+            found_tokens = [*cached_tokens]
+        return [self._answer(*row) for row in zip(candidates, self._out[:n].tolist(), found_tokens, strict=True)]
 
     def outlook(self) -> NodeOutlook:
         """What is ahead of those that are on the node. Raises ValueError where `forecast` would."""

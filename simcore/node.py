@@ -137,7 +137,7 @@ class SimNode:
         if config.num_speculative_tokens:
             cells = cells_of(config, draft_odds)
             self.lists[at.DRAFT_ODDS, : len(cells)] = cells
-        self._shared: at.Shared = None
+        self._shared = at.counted(config)
         found_in_part = bool(config.window_tokens) or config.drops_cached_block
         self._tells_apart = config.enable_prefix_caching and found_in_part
         """Whether blocks are kept one by one from the first request on: of its own old blocks a preempted request finds
@@ -225,7 +225,7 @@ class SimNode:
         node.head[at.PREEMPTED_TOTAL] = snapshot.preemptions_total
         # A busy engine that schedules asynchronously has the next step planned already. (Of who has just left it, the
         # snapshot knows no more; that plan still knew them.)
-        ENTRIES.complete_state(node.head, node.req, node.lists, node._log)
+        ENTRIES.complete_state(node.head, node.req, node.lists, node._shared, node._log)
         node.interventions = node.arrivals = n
         node.seq = snapshot.seq
         node.free_at_s = float(free_at_s)
@@ -315,7 +315,7 @@ class SimNode:
     def assume_cached(self, request_id: str, blocks: int, held_blocks: int = 0) -> None:
         """So many blocks of a waiting request are taken to be found cached when it is admitted, `held_blocks` of them
         held by others. Only where blocks are counted. KeyError if it is not here."""
-        assert self._shared is None, "a node that tells blocks apart knows what is cached"
+        assert self._pool is None, "a node that tells blocks apart knows what is cached"
         row = self.req[self.requests[request_id].slot]
         row[at.ASSUMED], row[at.ASSUMED_HELD] = blocks, held_blocks
 
@@ -456,15 +456,15 @@ class SimNode:
             setattr(other, name, getattr(self, name).copy())
         for name in ("ids", "_free_slots", "_arrived", "_aborted"):
             setattr(other, name, list(getattr(self, name)))
-        if self._shared is not None:
-            pool, table, names = self._shared
+        if (arrays := self._pool) is not None:
+            pool, table, names = arrays
             other._shared = pool.copy(), table.copy(), names.copy()
         other.requests = dict(self.requests)
         return other
 
     def check(self) -> None:
         """Raises AssertionError naming the broken invariant."""
-        _check_queues(self.head, self.req, self.lists, self._shared)
+        _check_queues(self.head, self.req, self.lists, self._pool)
         head = self.head.tolist()
         queued = [*self.lists[at.RUNNING, : head[at.N_RUNNING]], *self.lists[at.WAITING, : head[at.N_WAITING]]]
         known = {r.slot: i for i, r in self.requests.items()}
@@ -534,10 +534,10 @@ class SimNode:
         """(Blocks of such a prompt that the prefix cache holds now, how many of them somebody uses)."""
         block = self.config.block_size_tokens
         usable = block_hashes[: (prompt_tokens - 1) // block]
-        if self._shared is None or not usable or not self.config.enable_prefix_caching:
+        if (pool := self._pool) is None or not usable or not self.config.enable_prefix_caching:
             return 0, 0
         names = np.array(usable, dtype=np.uint64).view(np.int64)
-        known, held = ENTRIES.known_prefix(self.head, self._shared[0], names)
+        known, held = ENTRIES.known_prefix(self.head, pool[0], names)
         return int(known), int(held)
 
     def expected_blocks(self, block_hashes: tuple[int, ...], prompt_tokens: int, priority: int = 0) -> tuple[int, int]:
@@ -545,45 +545,50 @@ class SimNode:
         holds): those cached now, and what those ahead of it leave, who are taken to hold it still."""
         cached, held = self.cached_blocks(block_hashes, prompt_tokens)
         usable = block_hashes[: (prompt_tokens - 1) // self.config.block_size_tokens]
-        if self._shared is None or cached >= len(usable) or not self.config.enable_prefix_caching:
+        if (pool := self._pool) is None or cached >= len(usable) or not self.config.enable_prefix_caching:
             return cached, held
-        names = np.array(usable[: self._shared[2].shape[1]], dtype=np.uint64).view(np.int64)
-        args = self.head, self.req, self.lists, self._shared, names, cached, len(self.requests), priority
+        names = np.array(usable[: pool[2].shape[1]], dtype=np.uint64).view(np.int64)
+        args = self.head, self.req, self.lists, pool, names, cached, len(self.requests), priority
         expected = int(ENTRIES.expected_prefix(*args))
         return (expected, expected) if expected > cached else (cached, held)
 
     def cached_names(self) -> tuple[at.Ints, at.Ints] | None:
         """(What each block is found by, 1 for each where that is a name of `SimRequest.block_hashes`, read as a signed
         number). Views, good until the next step; None while no prompt had names."""
-        if self._shared is None:
+        if (pool := self._pool) is None:
             return None
-        pool, blocks = self._shared[0], self.config.num_blocks
-        return pool[at.KEY, :blocks], pool[at.HAS_KEY, :blocks]
+        blocks = self.config.num_blocks
+        return pool[0][at.KEY, :blocks], pool[0][at.HAS_KEY, :blocks]
+
+    @property
+    def _pool(self) -> at.Arrays | None:
+        """The arrays that tell blocks apart; None where they are counted."""
+        return self._shared if self._shared is not None and len(self._shared[0]) else None
 
     @property
     def shares_blocks(self) -> bool:
         """Whether blocks are told one from another: some prompt here began, or might have begun, like another."""
-        return self._shared is not None
+        return self._pool is not None
 
     def count_shares(self, to_req: at.Ints, source: at.Ints) -> None:
         """Tells a what-if of this node, in which blocks are only counted, what is held by several."""
-        if self._shared is not None:
-            ENTRIES.count_shares(self.head, self.req, self.lists, to_req, source, self._shared)
+        if (pool := self._pool) is not None:
+            ENTRIES.count_shares(self.head, self.req, self.lists, to_req, source, pool)
 
     def held_by_others(self, request_id: str) -> int:
         """Blocks that a request holds and others too; 0 where blocks are only counted, and if it is not here."""
         known = self.requests.get(request_id)
-        if self._shared is None or known is None:
+        if (pool := self._pool) is None or known is None:
             return 0
-        blocks = _table_blocks(self.head, self.req, self.lists, self._shared, known.slot)
-        return int(np.count_nonzero(self._shared[0][at.REFS, blocks] > 1))
+        blocks = _table_blocks(self.head, self.req, self.lists, pool, known.slot)
+        return int(np.count_nonzero(pool[0][at.REFS, blocks] > 1))
 
-    def shared_blocks(self, slots: at.Ints) -> at.Shared:
+    def shared_blocks(self, slots: at.Ints) -> at.Arrays | None:
         """Copies of the arrays that tell blocks apart, with rows for these slots in their order and one more; None
         where blocks are only counted."""
-        if self._shared is None:
+        if (arrays := self._pool) is None:
             return None
-        pool, table, names = self._shared
+        pool, table, names = arrays
         rows = np.append(slots, 0)
         return pool.copy(), table[rows], names[rows]
 
@@ -596,10 +601,10 @@ class SimNode:
 
     def _kept_apart(self) -> at.Arrays:
         """From the first request that may share blocks on, these are kept one by one."""
-        if self._shared is None:
-            self._shared = at.new_shared(self.config, len(self.ids))
-            ENTRIES.build_pool(self.head, self.req, self.lists, self._shared)
-        return self._shared
+        if (pool := self._pool) is None:
+            self._shared = pool = at.new_shared(self.config, len(self.ids))
+            ENTRIES.build_pool(self.head, self.req, self.lists, pool)
+        return pool
 
     def _name_blocks(self, slot: int, hashes: tuple[int, ...]) -> None:
         """Gives a request's blocks their names."""
@@ -626,8 +631,8 @@ class SimNode:
         self.lists = lists
         self._log = self._new_log(capacity)
         self._times_s = np.zeros(len(self._log), dtype=np.float64)
-        if self._shared is not None:
-            pool, *tables = self._shared
+        if (arrays := self._pool) is not None:
+            pool, *tables = arrays
             table, names = (np.vstack((t, np.zeros_like(t))) for t in tables)
             self._shared = pool, table, names
         self.ids.extend([""] * old)
@@ -640,7 +645,7 @@ class SimNode:
         return np.zeros((max(_ADVANCE_LOG_ROWS, at.log_rows(capacity)), at.N_LOG_COLS), dtype=np.int64)
 
 
-def _check_queues(head: at.Ints, req: at.Ints, lists: at.Ints, shared: at.Shared) -> None:
+def _check_queues(head: at.Ints, req: at.Ints, lists: at.Ints, shared: at.Arrays | None) -> None:
     most_pending = 1 + int(head[at.SPECULATIVE])
     spare = int(head[at.SPECULATIVE] + head[at.LOOKAHEAD])
     running = lists[at.RUNNING, : head[at.N_RUNNING]].tolist()

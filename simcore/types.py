@@ -161,7 +161,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def window_groups(self) -> int:
         """How many of its KV cache groups have a sliding window."""
-        return sum(w > 0 for w in self.kv_windows_tokens)
+        return len(self.kv_windows_tokens) - self.kv_windows_tokens.count(0)
 
     @property
     def window_blocks(self) -> int:

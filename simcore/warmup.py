@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 from simcore.cost.step_time import StepTimeModel
@@ -20,6 +21,8 @@ MODEL = StepTimeModel(
     dense_knots_tokens=(1, 2),
     dense_knots_s=(0.0, 0.0),
 )
+WINDOWS = msgspec.structs.replace(CONFIG, kv_windows_tokens=(0, 16))
+"""As all engines that are not plain (`layout.counted`)."""
 BELIEF = LengthBelief((2, 4))
 CANDIDATE = Candidate(request_id="b", prompt_tokens=3, max_output_tokens=4, belief=BELIEF)
 
@@ -38,8 +41,8 @@ def warm_all() -> None:
 
 def warm(*, sharing_engine: bool = False, shared_prefixes: bool = False, clusters: bool = False) -> None:
     """Runs one tiny node, one step and one what-if. With `sharing_engine`, an engine too that tells blocks apart, as an
-    emulated one does; with `shared_prefixes`, that and all that a simulation of such a node needs; with `clusters`,
-    what only simulated clusters need."""
+    emulated one does; with `shared_prefixes`, that and all that a simulation of such a node needs, or of one with
+    sliding windows or drafts; with `clusters`, what only simulated clusters need."""
     node = SimNode("warm-up", CONFIG, MODEL)
     node.add(SimRequest(request_id="a", prompt_tokens=20, output_tokens=4, max_output_tokens=4), 0.0)
     node.step(0.0)
@@ -47,7 +50,7 @@ def warm(*, sharing_engine: bool = False, shared_prefixes: bool = False, cluster
     node.abort("c")
     node.advance(100.0)
     node.load(0.0)
-    SimNode.from_snapshot(node.snapshot(0.0), "warm-up", MODEL, output_tokens=lambda _: 1, free_at_s=0.0)
+    _show(CONFIG)
     for hashes in ((), (7,)) if shared_prefixes else ((),):
         if clusters:
             _trace(hashes)
@@ -69,6 +72,14 @@ def warm(*, sharing_engine: bool = False, shared_prefixes: bool = False, cluster
         stepping.rebase_node(sharing, dict.fromkeys("ab", BELIEF), 0.0)
         stepping.forecast([CANDIDATE])
         sharing.advance(100.0)
+        _show(WINDOWS)
+
+
+def _show(config: EngineConfig) -> None:
+    """A node as its trace shows it, and its what-ifs' base state."""
+    shown = SimNode("warm-up", config, MODEL).snapshot(0.0)
+    node = SimNode.from_snapshot(shown, "warm-up", MODEL, output_tokens=lambda _: 1, free_at_s=0.0)
+    WhatIf("warm-up", config, MODEL, scenarios=2).rebase_node(node, {}, 0.0)
 
 
 def _trace(hashes: tuple[int, ...]) -> None:

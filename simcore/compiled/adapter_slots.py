@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simcore.compiled import layout as at
 from simcore.compiled.kv_cache_manager import fits_now, needed_now
-from simcore.compiled.layout import Ints
+from simcore.compiled.layout import Ints, Shared
 from simcore.kernel_cache import kernel
 
 
@@ -45,7 +45,7 @@ def planned_adapters(head: Ints, req: Ints, lists: Ints) -> int:
 
 
 @kernel
-def may_let_in(head: Ints, req: Ints, lists: Ints) -> bool:
+def may_let_in(head: Ints, req: Ints, lists: Ints, shared: Shared) -> bool:
     """Whether one that waits may be admitted while all that run decode."""
     if head[at.N_RUNNING] >= head[at.MAX_SEQS] or head[at.N_RUNNING] >= head[at.BUDGET]:
         return False
@@ -55,7 +55,7 @@ def may_let_in(head: Ints, req: Ints, lists: Ints) -> bool:
     for place in range(head[at.N_WAITING] - 1, -1, -1):
         slot = lists[at.WAITING, place]
         if not is_kept_out(head, lists, n, slot):
-            if head[at.WINDOW_GROUPS] > 0:
+            if shared is not None and head[at.WINDOW_GROUPS] > 0:
                 return needed_now(head, req, slot) <= head[at.FREE]
             return fits_now(head, req, slot)
     return False

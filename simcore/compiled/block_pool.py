@@ -20,6 +20,12 @@ _ODD_3 = 0x2545F4914F6CDD1D
 
 
 @kernel
+def tells_apart(shared: Arrays) -> bool:
+    """Whether there is a pool: blocks are kept one by one, not counted."""
+    return len(shared[0]) > 0
+
+
+@kernel
 def key_of(req: Ints, shared: Arrays, slot: int, index: int) -> int:
     """What block `index` of a slot is found by; beyond its names what nobody else has."""
     if index < req[slot, at.HASHES]:

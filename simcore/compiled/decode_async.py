@@ -22,7 +22,7 @@ from simcore.compiled.decode_sync import (
     still_running,
 )
 from simcore.compiled.headroom import note_free, note_room
-from simcore.compiled.layout import Floats, Ints
+from simcore.compiled.layout import Floats, Ints, Shared
 from simcore.compiled.windows import gives_back, passed_decoding, steps_in_room
 from simcore.cost.step_time import dense_seconds, step_seconds, waited_s
 from simcore.kernel_cache import kernel
@@ -50,6 +50,7 @@ def decode_async(
     head: Ints,
     req: Ints,
     lists: Ints,
+    shared: Shared,
     packed: Floats,
     now_s: float,
     candidate: int,
@@ -64,7 +65,7 @@ def decode_async(
     running = sequences = head[at.N_RUNNING]
     lowest = head[at.FREE]
     block = head[at.BLOCK]
-    passing = head[at.WINDOW_GROUPS] > 0
+    passing = shared is not None and head[at.WINDOW_GROUPS] > 0
     if (
         sequences == 0
         or head[at.IN_FLIGHT] == 0
@@ -83,7 +84,7 @@ def decode_async(
         if req[slot, at.OUT] == 0 or req[slot, at.PENDING] == 0:
             return 0, now_s, lowest, False, rows
         computed = req[slot, at.COMPUTED]
-        if passing and lists[at.LEFT_BEHIND, slot] != passed_decoding(head, computed):
+        if shared is not None and passing and lists[at.LEFT_BEHIND, slot] != passed_decoding(head, computed):
             return 0, now_s, lowest, False, rows
         kv += computed + 1
         left[i] = req[slot, at.FINAL] - req[slot, at.OUT]
@@ -106,7 +107,7 @@ def decode_async(
         began_s = now_s
         free = head[at.FREE]
         # Steps whose plans have everybody: up to the one before somebody ends.
-        if passing:
+        if shared is not None and passing:
             awaited = awaited_blocks(head, req, lists, sequences)
             if awaited <= free:
                 break
@@ -145,7 +146,9 @@ def decode_async(
                     planned -= 1
                     planned_kv -= req[slot, at.COMPUTED] + next_end
             blocks = head[at.GROUPS] * per_slack[done % block]
-            given_back = head[at.WINDOW_GROUPS] * _giving_back(head, req, lists, running, next_end) if passing else 0
+            given_back = 0
+            if shared is not None and passing:
+                given_back = head[at.WINDOW_GROUPS] * _giving_back(head, req, lists, running, next_end)
             if blocks > head[at.FREE] or (passing and head[at.FREE] + given_back - blocks >= awaited):
                 ending = False
             else:
@@ -178,7 +181,7 @@ def decode_async(
                 per_slack[req[slot, at.CAPACITY] - req[slot, at.COMPUTED]] -= 1
                 held += 1
             kv -= known + 2
-            free_all(head, req, lists, slot, held, max(known, req[slot, at.KEYED]))
+            free_all(head, req, lists, shared, slot, held, max(known, req[slot, at.KEYED]))
             sequences -= 1
             nth += 1
         if sequences == 0 or (not passing and admissible(head, req, lists, sequences)):
@@ -189,12 +192,14 @@ def decode_async(
         next_end = left[lists[at.BY_END, nth]]
     if done > 0:
         still_running(lists, running, done)
-        _leave(head, req, lists, sequences, done, in_flight, in_flight_kv)
+        _leave(head, req, lists, shared, sequences, done, in_flight, in_flight_kv)
     return done, now_s, lowest, gone, rows
 
 
 @kernel
-def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, in_flight: int, in_flight_kv: int) -> None:
+def _leave(
+    head: Ints, req: Ints, lists: Ints, shared: Shared, sequences: int, done: int, in_flight: int, in_flight_kv: int
+) -> None:
     """Writes the state after `done` steps: everybody that is left is in the batch in flight."""
     block, bank = head[at.BLOCK], head[at.BANK]
     head[at.N_RUNNING] = sequences
@@ -205,7 +210,7 @@ def _leave(head: Ints, req: Ints, lists: Ints, sequences: int, done: int, in_fli
         req[slot, at.COMPUTED] = computed
         req[slot, at.KEYED] = max(req[slot, at.KEYED], computed - 1)
         req[slot, at.CAPACITY] = (computed + block - 1) // block * block
-        if head[at.WINDOW_GROUPS] > 0:
+        if shared is not None and head[at.WINDOW_GROUPS] > 0:
             lists[at.LEFT_BEHIND, slot] = passed_decoding(head, computed)
             lists[at.UNDER_WAY, slot] = 1
         lists[at.PLAN_SLOT + bank, i] = slot

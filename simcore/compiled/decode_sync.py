@@ -18,7 +18,7 @@ from simcore.compiled import layout as at
 from simcore.compiled.block_counts import give_back, take
 from simcore.compiled.headroom import note_free, note_room
 from simcore.compiled.kv_cache_manager import fits_now, needed_now
-from simcore.compiled.layout import Floats, Ints
+from simcore.compiled.layout import Floats, Ints, Shared
 from simcore.compiled.windows import add_free, held_blocks, passed_decoding, steps_in_room
 from simcore.cost.step_time import dense_seconds, waited_s
 from simcore.kernel_cache import kernel
@@ -136,17 +136,17 @@ def note_end(ended: Ints, candidate: int, slot: int) -> None:
 
 
 @kernel
-def free_all(head: Ints, req: Ints, lists: Ints, slot: int, held: int, named: int) -> None:
+def free_all(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, held: int, named: int) -> None:
     """Frees the blocks of a request for good: those of `held` tokens, of which the first `named` can be found."""
     block = head[at.BLOCK]
     blocks = (held + block - 1) // block
-    if head[at.OWNED] == 0 and req[slot, at.BORROWED] == 0 and head[at.WINDOW_GROUPS] == 0:
-        # No free block is worth telling from another.
-        head[at.FREE] += blocks
-        return
-    if head[at.WINDOW_GROUPS] > 0:
+    if shared is not None and head[at.WINDOW_GROUPS] > 0:
         blocks = held_blocks(head, held, passed_decoding(head, held))
         add_free(head, max(0, blocks - req[slot, at.BORROWED]))
+        return
+    if head[at.OWNED] == 0 and req[slot, at.BORROWED] == 0:
+        # No free block is worth telling from another.
+        head[at.FREE] += blocks
         return
     keyed = named // block if head[at.CACHING] else 0
     give_back(head, req, lists, -1, blocks - keyed, max(0, keyed - req[slot, at.BORROWED]))
@@ -168,6 +168,7 @@ def decode_sync(
     head: Ints,
     req: Ints,
     lists: Ints,
+    shared: Shared,
     packed: Floats,
     now_s: float,
     candidate: int,
@@ -190,7 +191,7 @@ def decode_sync(
     running = sequences = head[at.N_RUNNING]
     lowest = head[at.FREE]
     block = head[at.BLOCK]
-    passing = head[at.WINDOW_GROUPS] > 0
+    passing = shared is not None and head[at.WINDOW_GROUPS] > 0
     if (
         sequences == 0
         or sequences > head[at.BUDGET]
@@ -209,7 +210,7 @@ def decode_sync(
         out = req[slot, at.OUT]
         if out == 0 or req[slot, at.PROMPT] + out - computed != 1:
             return 0, now_s, lowest, False, rows
-        if passing and lists[at.LEFT_BEHIND, slot] != passed_decoding(head, computed):
+        if shared is not None and passing and lists[at.LEFT_BEHIND, slot] != passed_decoding(head, computed):
             return 0, now_s, lowest, False, rows
         kv += computed + 1
         left[i] = req[slot, at.FINAL] - out
@@ -221,7 +222,7 @@ def decode_sync(
     gone = False
     while sequences > 0:
         free = head[at.FREE]
-        if passing:
+        if shared is not None and passing:
             awaited = awaited_blocks(head, req, lists, sequences)
             if awaited <= free:
                 break
@@ -259,7 +260,7 @@ def decode_sync(
             per_slack[req[slot, at.CAPACITY] - computed] -= 1
             computed += done
             kv -= computed + 1
-            free_all(head, req, lists, slot, computed, computed)
+            free_all(head, req, lists, shared, slot, computed, computed)
             sequences -= 1
             nth += 1
         if limited or sequences == 0 or (not passing and admissible(head, req, lists, sequences)):
@@ -275,6 +276,6 @@ def decode_sync(
         req[slot, at.OUT] += done
         req[slot, at.COMPUTED] = computed
         req[slot, at.CAPACITY] = (computed + block - 1) // block * block
-        if passing:
+        if shared is not None and passing:
             lists[at.LEFT_BEHIND, slot] = passed_decoding(head, computed)
     return done, now_s, lowest, gone, rows

@@ -34,12 +34,12 @@ class Entries(NamedTuple):
 
 
 @cached
-def complete_state(head: Ints, req: Ints, lists: Ints, log: Ints) -> None:
+def complete_state(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints) -> None:
     """Adds what a trace does not tell: drafts of those that decode, and the step that its engine has in flight."""
-    if head[at.SPECULATIVE] > 0:
+    if shared is not None and head[at.SPECULATIVE] > 0:
         draft_tokens.take_up_drafts(head, req, lists)
     if head[at.ASYNC] and head[at.IN_FLIGHT] == 0 and head[at.N_RUNNING] > 0:
-        step.plan_in_flight(head, req, lists, None, log, 0)
+        step.plan_in_flight(head, req, lists, shared, log, 0)
 
 
 @cached
@@ -91,6 +91,7 @@ def take_node(
     head: Ints,
     req: Ints,
     lists: Ints,
+    shared: Shared,
     to_heads: Ints,
     to_reqs: Ints,
     to_lists: Ints,
@@ -104,7 +105,7 @@ def take_node(
 ) -> int:
     """`copying.compact_state` of a node into the base state, then `drawing.draw_finals` with `node_rows`
     by the node's slots."""
-    copying.compact_state(head, req, lists, to_heads[at.BASE], to_reqs[at.BASE], to_lists[at.BASE], source)
+    copying.compact_state(head, req, lists, shared, to_heads[at.BASE], to_reqs[at.BASE], to_lists[at.BASE], source)
     if head[at.MAX_LORAS] > 0:
         adapter_slots.lift_idle_limit(to_heads[at.BASE], to_lists[at.BASE])
     n = head[at.N_RUNNING] + head[at.N_WAITING]

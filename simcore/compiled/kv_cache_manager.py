@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from simcore.compiled import block_counts, block_pool, windows
 from simcore.compiled import layout as at
-from simcore.compiled.layout import Ints, Shared
+from simcore.compiled.block_pool import tells_apart
+from simcore.compiled.layout import Arrays, Ints, Shared
 from simcore.kernel_cache import kernel
 
 
@@ -49,25 +50,27 @@ def _found_free(head: Ints, req: Ints, slot: int, hits: int) -> int:
 @kernel
 def names_lag(head: Ints, shared: Shared) -> bool:
     """Whether column `KEYED` is kept: elsewhere all that is computed is named."""
-    return head[at.ASYNC] != 0 or head[at.SPECULATIVE] > 0 or shared is not None
+    return head[at.ASYNC] != 0 or (shared is not None and (head[at.SPECULATIVE] > 0 or tells_apart(shared)))
 
 
 @kernel
-def room_for(head: Ints, tokens: int) -> int:
+def room_for(head: Ints, shared: Shared, tokens: int) -> int:
     """How many tokens must have room for a slot to compute its first `tokens`."""
-    if head[at.LOOKAHEAD] > 0:
+    if shared is not None and head[at.LOOKAHEAD] > 0:
         return min(tokens + head[at.LOOKAHEAD], head[at.MAX_LEN])
     return tokens
 
 
 @kernel
-def chunk_after(head: Ints, tokens: int, cached: int, limit: int, budget: int, padded: int) -> int:
+def chunk_after(head: Ints, shared: Shared, tokens: int, cached: int, limit: int, budget: int, padded: int) -> int:
     """How many tokens a waiting request that has found `cached` gets at its admission; 0: it is not admitted."""
     n = tokens - cached
-    if n == 1 and padded > 0 and (cached > 0 or padded > 1) and cached + 1 + head[at.SPECULATIVE] < head[at.MAX_LEN]:
-        n += head[at.SPECULATIVE]
-        if n > budget:
-            return 0
+    if shared is not None and n == 1 and padded > 0 and (cached > 0 or padded > 1):
+        drafts = head[at.SPECULATIVE]
+        if cached + 1 + drafts < head[at.MAX_LEN]:
+            n += drafts
+            if n > budget:
+                return 0
     if 0 < limit < n:
         n = limit
     return min(n, budget)
@@ -76,18 +79,18 @@ def chunk_after(head: Ints, tokens: int, cached: int, limit: int, budget: int, p
 @kernel
 def name(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: int) -> None:
     """The first `tokens` of a running slot are known: their full blocks can be found by content."""
-    if shared is not None:
+    if shared is not None and tells_apart(shared):
         block_pool.name_blocks(head, req, lists, shared, slot, tokens)
     req[slot, at.KEYED] = tokens
 
 
 @kernel
-def pass_window(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int) -> None:
+def pass_window(head: Ints, req: Ints, lists: Ints, shared: Arrays, slot: int) -> None:
     """Gives back what lies wholly before the window of a running slot's next token. What is in flight is not passed."""
     left = windows.passed(head, req[slot, at.COMPUTED] - lists[at.UNDER_WAY, slot])
     more = left - lists[at.LEFT_BEHIND, slot]
     if more > 0:
-        if shared is not None:
+        if tells_apart(shared):
             block_pool.leave_blocks(head, lists, shared, slot, left)
         else:
             windows.add_free(head, head[at.WINDOW_GROUPS] * more)
@@ -103,7 +106,7 @@ def grow(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, tokens: 
         n = (lacking + block - 1) // block
         if n * head[at.GROUPS] > head[at.FREE]:
             return False
-        if shared is not None:
+        if shared is not None and tells_apart(shared):
             block_pool.take_blocks(head, req, shared, slot, n)
         else:
             block_counts.take(head, req, lists, n * head[at.GROUPS])
@@ -122,11 +125,12 @@ def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, limit: 
     tokens = req[slot, at.PROMPT] + req[slot, at.OUT]
     most = limit if 0 < limit < budget else budget
     whole = min(tokens, head[at.MAX_LEN])
-    if shared is not None:
+    if shared is not None and tells_apart(shared):
         hits, evictable, known = block_pool.count_hits(head, req, shared, slot)
         if head[at.SPECULATIVE] > 0:
-            n = chunk_after(head, tokens, hits * block, limit, budget, padded)
-            whole = max(whole, room_for(head, hits * block + n)) if n > 0 else (head[at.TOTAL_BLOCKS] + 1) * block
+            n = chunk_after(head, shared, tokens, hits * block, limit, budget, padded)
+            room = room_for(head, shared, hits * block + n)
+            whole = max(whole, room) if n > 0 else (head[at.TOTAL_BLOCKS] + 1) * block
         if _asked(head, whole, hits) + evictable > head[at.FREE]:
             return -1
         if head[at.WINDOW_GROUPS] > 0:
@@ -136,7 +140,7 @@ def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, limit: 
             lists[at.LEFT_BEHIND, slot] = max(0, hits - windows.reach(head))
             lists[at.KNOWN_BEGIN, slot] = known if known > hits else 0
         block_pool.adopt(head, req, lists, shared, slot, hits)
-    elif head[at.WINDOW_GROUPS] > 0:
+    elif shared is not None and head[at.WINDOW_GROUPS] > 0:
         hits = _assumed(head, req, slot)
         found = _found_free(head, req, slot, hits)
         if max(_asked(head, whole, hits), _chunk_blocks(head, tokens, hits, most)) + found > head[at.FREE]:
@@ -148,11 +152,11 @@ def reuse(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, limit: 
     else:
         # The last token is always computed anew: its logits give the next token.
         full = (tokens - 1) // block
-        if head[at.SPECULATIVE] > 0:
+        if shared is not None and head[at.SPECULATIVE] > 0:
             full = min(full, max(block_counts.kept(req, lists, slot), req[slot, at.ASSUMED]))
             full -= int(head[at.DROPS_BLOCK] > 0 and full > 0)
-            n = chunk_after(head, tokens, full * block, limit, budget, padded)
-            whole = room_for(head, full * block + n)
+            n = chunk_after(head, shared, tokens, full * block, limit, budget, padded)
+            whole = room_for(head, shared, full * block + n)
             if n == 0 or whole > (head[at.FREE] + req[slot, at.ASSUMED_HELD]) * block:
                 return -1
         if not fits_now(head, req, slot):
@@ -180,9 +184,9 @@ def _chunk_blocks(head: Ints, tokens: int, hits: int, most: int) -> int:
 @kernel
 def release(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, comes_back: bool) -> None:
     """Frees what a slot holds."""
-    if shared is not None:
+    if shared is not None and tells_apart(shared):
         block_pool.release_blocks(head, req, lists, shared, slot)
-    elif head[at.WINDOW_GROUPS] > 0:
+    elif shared is not None and head[at.WINDOW_GROUPS] > 0:
         held = windows.held_blocks(head, req[slot, at.CAPACITY], lists[at.LEFT_BEHIND, slot])
         windows.add_free(head, max(0, held - req[slot, at.BORROWED]))
         req[slot, at.BORROWED] = 0
@@ -194,4 +198,6 @@ def release(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, comes
         if held > 0:
             block_counts.give_back(head, req, lists, slot if comes_back else -1, held - keyed, max(0, keyed - borrowed))
         req[slot, at.BORROWED] = 0
-    req[slot, at.CAPACITY] = req[slot, at.KEYED] = lists[at.LEFT_BEHIND, slot] = 0
+    req[slot, at.CAPACITY] = req[slot, at.KEYED] = 0
+    if shared is not None:
+        lists[at.LEFT_BEHIND, slot] = 0

@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simcore.proved import has_rules_of_0_33
-from simcore.types import HEADROOM_HORIZONS_S, EngineConfig
+from simcore.types import FULL_ATTENTION, HEADROOM_HORIZONS_S, EngineConfig
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Arrays = tuple[Ints, Ints, Ints]
 Shared = Arrays | None
-"""(pool, table, names) where prompts share blocks; elsewhere None, and blocks are only counted. Kernels are compiled
-for each of the two."""
+"""(pool, table, names) where blocks are told apart, all empty where an engine with sliding windows or drafts counts
+them. None: a plain engine, that has neither and counts. Kernels are compiled for each of the two, and for None have no
+more than the plain rules: what is behind `shared is not None` is not there."""
 
 # head: limits
 MAX_SEQS = 0
@@ -184,6 +185,7 @@ SEEN = 6
 """Scratch."""
 BUCKETS = 7
 N_POOL = 8
+_NO_POOL: Arrays = (np.zeros((0, 0), dtype=np.int64),) * 3
 
 # log columns and kinds
 KIND = 0
@@ -280,6 +282,12 @@ def list_width(capacity: int, block_size_tokens: int) -> int:
     """Cells a list needs: two free-queue segments per request with room to let them wander before compaction, and one
     cell per token of a block in `PER_SLACK`."""
     return max(4 * capacity + 8, block_size_tokens)
+
+
+def counted(config: EngineConfig) -> Shared:
+    """What kernels get of an engine whose blocks are counted."""
+    is_plain = config.kv_windows_tokens == FULL_ATTENTION and not config.spare_tokens and not config.drops_cached_block
+    return None if is_plain else _NO_POOL
 
 
 def new_shared(config: EngineConfig, capacity: int) -> Arrays:

@@ -73,7 +73,7 @@ def _preempt(head: Ints, req: Ints, lists: Ints, shared: Shared, index: int) -> 
     req[victim, at.BEFORE] = req[victim, at.COMPUTED]
     req[victim, at.COMPUTED] = 0
     req[victim, at.PENDING] = 0
-    if head[at.SPECULATIVE] > 0:
+    if shared is not None and head[at.SPECULATIVE] > 0:
         lose_drafts(lists, victim)
     req[victim, at.PREEMPTIONS] += 1
     head[at.PREEMPTED_TOTAL] += 1
@@ -91,7 +91,7 @@ def _make_room(
     """
     slot = lists[at.RUNNING, i]
     budget = 0
-    if head[at.WINDOW_GROUPS] > 0:
+    if shared is not None and head[at.WINDOW_GROUPS] > 0:
         pass_window(head, req, lists, shared, slot)
     while not grow(head, req, lists, shared, slot, tokens):
         index = _victim(head, req, lists)
@@ -112,16 +112,16 @@ def _continue_running(
     """Tokens for those already running. Returns the budget left and the log rows, which tell of preemptions."""
     budget = head[at.BUDGET]
     asynchronous = head[at.ASYNC] != 0
-    speculative = head[at.SPECULATIVE] > 0
+    speculative = shared is not None and head[at.SPECULATIVE] > 0
     naming = names_lag(head, shared)
-    passing = head[at.WINDOW_GROUPS] > 0
+    passing = shared is not None and head[at.WINDOW_GROUPS] > 0
     longest = head[at.MAX_LEN] - 1
     i = 0
     while i < head[at.N_RUNNING] and budget > 0:
         slot = lists[at.RUNNING, i]
         computed = req[slot, at.COMPUTED]
         n = req[slot, at.PROMPT] + req[slot, at.OUT] - computed
-        if speculative:
+        if shared is not None and speculative:
             n += max(0, lists[at.DRAFTS, slot])
         if asynchronous:
             pending = req[slot, at.PENDING]
@@ -135,7 +135,7 @@ def _continue_running(
         if n <= 0:
             i += 1
             continue
-        room = room_for(head, computed + n)
+        room = room_for(head, shared, computed + n)
         if passing or room > req[slot, at.CAPACITY]:
             alive, i, back, n_log = _make_room(head, req, lists, shared, log, n_log, i, room)
             budget += back
@@ -158,7 +158,9 @@ def _continue_running(
 def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limit: int) -> None:
     limited = head[at.MAX_LORAS] > 0 and head[at.N_WAITING] > 0
     adapters = planned_adapters(head, req, lists) if limited else 0
-    padded = padding(head, req, lists) if head[at.SPECULATIVE] > 0 and head[at.N_WAITING] > 0 else 0
+    padded = 0
+    if shared is not None and head[at.SPECULATIVE] > 0 and head[at.N_WAITING] > 0:
+        padded = padding(head, req, lists)
     passed_over = 0
     while head[at.N_WAITING] > passed_over and budget > 0 and head[at.N_RUNNING] < head[at.MAX_SEQS]:
         place = head[at.N_WAITING] - 1 - passed_over
@@ -171,8 +173,8 @@ def _admit(head: Ints, req: Ints, lists: Ints, shared: Shared, budget: int, limi
             break
         cached = hits * head[at.BLOCK]
         tokens = req[slot, at.PROMPT] + req[slot, at.OUT]
-        n = chunk_after(head, tokens, cached, limit, budget, padded)
-        grow(head, req, lists, shared, slot, room_for(head, cached + n))
+        n = chunk_after(head, shared, tokens, cached, limit, budget, padded)
+        grow(head, req, lists, shared, slot, room_for(head, shared, cached + n))
         name(head, req, lists, shared, slot, min(cached + n, tokens))
         req[slot, at.COMPUTED] = cached
         req[slot, at.GRANTED] = n

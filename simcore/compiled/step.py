@@ -86,7 +86,7 @@ def step(
         return step_async(head, req, lists, shared, log, verbose)
     n_log = plan(head, req, lists, shared, log, 0)
     lowest = head[at.FREE]
-    speculative = head[at.SPECULATIVE] > 0
+    speculative = shared is not None and head[at.SPECULATIVE] > 0
     prefill = prefill_seqs = decode = kv = kept = 0
     work = 0.0
     for i in range(head[at.N_RUNNING]):
@@ -110,13 +110,13 @@ def step(
         req[slot, at.GRANTED] = 0
         produced = int(computed + n >= there)
         drafts = 0
-        if speculative and produced:
+        if shared is not None and speculative and produced:
             drafts = computed + n - there
             accepted = accepted_of(lists, slot, drafts)
             req[slot, at.COMPUTED] = there + accepted
             produced = min(1 + accepted, req[slot, at.FINAL] - req[slot, at.OUT])
             draw_drafts(req, lists, slot)
-        elif speculative:
+        elif shared is not None and speculative:
             lose_drafts(lists, slot)
         if verbose:
             n_log = _log_scheduled(req, log, n_log, slot, n, produced, req[slot, at.CACHED], drafts)
@@ -140,12 +140,13 @@ def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints
     free = head[at.FREE]
     n_log = plan(head, req, lists, shared, log, n_log)
     head[at.BANK] = bank = 1 - head[at.BANK]
-    speculative = head[at.SPECULATIVE] > 0
+    speculative = shared is not None and head[at.SPECULATIVE] > 0
     n_plan = prefill = work2 = prefill_seqs = decode = kv = 0
     for i in range(head[at.N_RUNNING]):
         slot = lists[at.RUNNING, i]
         n = req[slot, at.GRANTED]
-        lists[at.UNDER_WAY, slot] = n
+        if shared is not None:
+            lists[at.UNDER_WAY, slot] = n
         if n == 0:
             continue
         computed = req[slot, at.COMPUTED]
@@ -162,7 +163,7 @@ def plan_in_flight(head: Ints, req: Ints, lists: Ints, shared: Shared, log: Ints
         req[slot, at.GRANTED] = 0
         produces = int(computed + n >= there)
         req[slot, at.PENDING] += produces
-        if speculative:
+        if shared is not None and speculative:
             drafts = max(0, computed + n - there)
             req[slot, at.PENDING] += drafts
             lists[at.PLAN_DRAFTS + bank, n_plan] = 256 * drafts + accepted_of(lists, slot, drafts)
@@ -202,7 +203,7 @@ def step_async(
         # A plan may only preempt; then the next one follows at once.
         if head[at.IN_FLIGHT] == 0 and (n_log == first or n_log + head[at.N_RUNNING] >= log.shape[0]):
             return n_log, 0, 0.0, 0, 0, 0, head[at.FREE]
-    speculative = head[at.SPECULATIVE] > 0
+    speculative = shared is not None and head[at.SPECULATIVE] > 0
     n_plan, bank = head[at.N_PLAN], head[at.BANK]
     prefill, work, prefill_seqs = head[at.PLAN_PREFILL], 0.5 * head[at.PLAN_WORK2], head[at.PLAN_PREFILL_SEQS]
     decode, kv = head[at.PLAN_DECODE], head[at.PLAN_KV]
@@ -218,7 +219,7 @@ def step_async(
         entry = lists[at.PLAN_TOKENS + bank, i]
         produced = entry % 2
         drafts = rejected = 0
-        if speculative and produced:
+        if shared is not None and speculative and produced:
             drafts, accepted = divmod(lists[at.PLAN_DRAFTS + bank, i], 256)
             rejected = drafts - accepted
             produced = min(1 + accepted, req[slot, at.FINAL] - req[slot, at.OUT])

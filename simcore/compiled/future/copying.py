@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from simcore.compiled import layout as at
 from simcore.compiled.draft_tokens import copy_drafts, copy_odds
-from simcore.compiled.layout import Ints
+from simcore.compiled.layout import Ints, Shared
 from simcore.kernel_cache import kernel
 
 
 @kernel
-def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, slots: int) -> None:
+def copy_state(heads: Ints, reqs: Ints, lists3: Ints, shared: Shared, source: int, target: int, slots: int) -> None:
     """Copies a state of which only the slots 0..slots-1 are in use."""
     head, req, lists = heads[source], reqs[source], lists3[source]
     to_head, to_req, to_lists = heads[target], reqs[target], lists3[target]
@@ -25,13 +25,13 @@ def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, 
     if head[at.MAX_LORAS] > 0:
         for slot in range(slots):
             to_lists[at.ADAPTER_OF, slot] = lists[at.ADAPTER_OF, slot]
-    if head[at.WINDOW_GROUPS] > 0:
+    if shared is not None and head[at.WINDOW_GROUPS] > 0:
         for row in (at.LEFT_BEHIND, at.UNDER_WAY, at.KNOWN_BEGIN):
             for slot in range(slots):
                 to_lists[row, slot] = lists[row, slot]
     to_head[at.N_BEFORE] = 0
     bank = head[at.BANK]
-    if head[at.SPECULATIVE] > 0:
+    if shared is not None and head[at.SPECULATIVE] > 0:
         copy_odds(lists, to_lists)
         for slot in range(slots):
             copy_drafts(lists, to_lists, slot, slot)
@@ -49,7 +49,7 @@ def copy_state(heads: Ints, reqs: Ints, lists3: Ints, source: int, target: int, 
 
 @kernel
 def compact_state(
-    head: Ints, req: Ints, lists: Ints, to_head: Ints, to_req: Ints, to_lists: Ints, source: Ints
+    head: Ints, req: Ints, lists: Ints, shared: Shared, to_head: Ints, to_req: Ints, to_lists: Ints, source: Ints
 ) -> None:
     """Copies any state into a compacted one. `source[i]` becomes the old slot of new slot i."""
     for i in range(at.N_HEAD):
@@ -64,10 +64,12 @@ def compact_state(
     for slot in range(running + waiting):
         for column in range(at.N_COLS):
             to_req[slot, column] = req[source[slot], column]
-        for row in (at.ADAPTER_OF, at.LEFT_BEHIND, at.UNDER_WAY, at.KNOWN_BEGIN):
-            to_lists[row, slot] = lists[row, source[slot]]
-    speculative = head[at.SPECULATIVE] > 0
-    if speculative:
+        to_lists[at.ADAPTER_OF, slot] = lists[at.ADAPTER_OF, source[slot]]
+    if shared is not None and head[at.WINDOW_GROUPS] > 0:
+        for slot in range(running + waiting):
+            for row in (at.LEFT_BEHIND, at.UNDER_WAY, at.KNOWN_BEGIN):
+                to_lists[row, slot] = lists[row, source[slot]]
+    if shared is not None and head[at.SPECULATIVE] > 0:
         copy_odds(lists, to_lists)
         for slot in range(running + waiting):
             copy_drafts(lists, to_lists, source[slot], slot)
@@ -82,7 +84,7 @@ def compact_state(
         to_lists[at.PLAN_SLOT + bank, n_plan] = slot
         to_lists[at.PLAN_TOKENS + bank, n_plan] = lists[at.PLAN_TOKENS + bank, i]
         to_lists[at.PLAN_CACHED + bank, n_plan] = lists[at.PLAN_CACHED + bank, i]
-        if speculative:
+        if shared is not None and head[at.SPECULATIVE] > 0:
             to_lists[at.PLAN_DRAFTS + bank, n_plan] = lists[at.PLAN_DRAFTS + bank, i]
         n_plan += 1
     to_head[at.N_PLAN] = n_plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simcore.compiled import layout as at
+from simcore.compiled.block_pool import tells_apart
 from simcore.compiled.future.running import admit_candidate, leave, run, start
 from simcore.compiled.headroom import clear_from, read_path
 from simcore.compiled.layout import Floats, Ints, Shared
@@ -145,7 +146,12 @@ def forecast(
     """
     base = heads[at.BASE]
     n = base[at.N_RUNNING] + base[at.N_WAITING]
-    skipping = jumping and shared is None and base[at.BY_PRIORITY] == 0 and base[at.LONG_PREFILL] == 0
+    skipping = (
+        jumping
+        and (shared is None or not tells_apart(shared))
+        and base[at.BY_PRIORITY] == 0
+        and base[at.LONG_PREFILL] == 0
+    )
     # Whoever comes may pass those that wait for a LoRA adapter's place.
     skipping = skipping and base[at.MAX_LORAS] == 0
     fine = True
@@ -220,6 +226,7 @@ def forecast(
                 heads[at.SCRATCH_STATE],
                 reqs[at.SCRATCH_STATE],
                 lists[at.SCRATCH_STATE],
+                shared,
                 n,
                 candidate,
                 final,

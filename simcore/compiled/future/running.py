@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simcore.compiled import layout as at
 from simcore.compiled.adapter_slots import may_let_in
+from simcore.compiled.block_pool import tells_apart
 from simcore.compiled.decode_async import decode_async
 from simcore.compiled.decode_sync import decode_sync, note_end
 from simcore.compiled.draft_tokens import lose_drafts
@@ -32,11 +33,11 @@ def start(
     """Sets up the scratch state from the checkpoint of that scenario, if there is one, else from the base."""
     slots = heads[at.BASE, at.N_RUNNING] + heads[at.BASE, at.N_WAITING]
     if checkpoint > 0 and progress[checkpoint, at.NOW] >= 0.0:
-        copy_state(heads, reqs, lists, checkpoint, at.SCRATCH_STATE, slots)
+        copy_state(heads, reqs, lists, shared, checkpoint, at.SCRATCH_STATE, slots)
         for i in range(at.N_PROGRESS):
             progress[at.SCRATCH_STATE, i] = progress[checkpoint, i]
         return
-    copy_state(heads, reqs, lists, at.BASE, at.SCRATCH_STATE, slots)
+    copy_state(heads, reqs, lists, shared, at.BASE, at.SCRATCH_STATE, slots)
     if shared is not None and base_shared is not None:
         shared[0][:, :] = base_shared[0]
         shared[1][:slots] = base_shared[1][:slots]
@@ -49,7 +50,7 @@ def start(
 
 
 @kernel
-def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: Ints, final: int) -> None:
+def admit_candidate(head: Ints, req: Ints, lists: Ints, shared: Shared, slot: int, candidate: Ints, final: int) -> None:
     """A new request (`candidate`: C_PROMPT...) at its place in the waiting queue."""
     for column in range(at.N_COLS):
         req[slot, column] = 0
@@ -60,7 +61,7 @@ def admit_candidate(head: Ints, req: Ints, lists: Ints, slot: int, candidate: In
     req[slot, at.ASSUMED_HELD] = candidate[at.C_CACHED_HELD]
     req[slot, at.HASHES] = candidate[at.C_HASHES]
     lists[at.ADAPTER_OF, slot] = candidate[at.C_ADAPTER]
-    if head[at.SPECULATIVE] > 0:
+    if shared is not None and head[at.SPECULATIVE] > 0:
         lists[at.DRAWN, slot] = 0
         lose_drafts(lists, slot)
     req[slot, at.FINAL] = final
@@ -108,6 +109,7 @@ def _keep(
     heads: Ints,
     reqs: Ints,
     lists: Ints,
+    shared: Shared,
     checkpoint: int,
     slots: int,
     progress: Floats,
@@ -115,7 +117,7 @@ def _keep(
     preemptions: float,
     lowest_so_far: float,
 ) -> None:
-    copy_state(heads, reqs, lists, at.SCRATCH_STATE, checkpoint, slots)
+    copy_state(heads, reqs, lists, shared, at.SCRATCH_STATE, checkpoint, slots)
     progress[checkpoint, at.NOW] = now_s
     progress[checkpoint, at.SO_FAR_PREEMPTIONS] = preemptions
     progress[checkpoint, at.SO_FAR_HEADROOM] = lowest_so_far
@@ -182,16 +184,18 @@ def run(
             first = queues[at.WAITING, head[at.N_WAITING] - 1]
     if checkpoint > 0:
         progress[checkpoint, at.NOW] = -1.0
-    # How far drafts bring each request changes from step to step.
-    jumping = jumping and head[at.SPECULATIVE] == 0
+    counted = shared is None or not tells_apart(shared)
+    if shared is not None and head[at.SPECULATIVE] > 0:
+        # How far drafts bring each request changes from step to step.
+        jumping = False
     slots = heads[at.BASE, at.N_RUNNING] + heads[at.BASE, at.N_WAITING]
     alone = awaited and candidate < slots
     while head[at.N_RUNNING] + head[at.N_WAITING] > 0 and (awaited or not alone):
-        if shared is None:
+        if counted:
             # A phase of many steps would not tell when its next token came.
             limited = head[at.MAX_LORAS] > 0 and head[at.N_WAITING] > 0
-            let_in = limited and may_let_in(head, req, queues)
-            if limited and head[at.WINDOW_GROUPS] > 0:
+            let_in = limited and may_let_in(head, req, queues, shared)
+            if shared is not None and head[at.WINDOW_GROUPS] > 0 and limited:
                 # Blocks that windows give back within a phase may let in one who is not the first.
                 let_in = True
             if jumping and not let_in and not (awaited and req[candidate, at.COMPUTED] > 0):
@@ -200,6 +204,7 @@ def run(
                         head,
                         req,
                         queues,
+                        shared,
                         packed,
                         now_s,
                         candidate,
@@ -215,6 +220,7 @@ def run(
                         head,
                         req,
                         queues,
+                        shared,
                         packed,
                         now_s,
                         candidate,
@@ -239,7 +245,7 @@ def run(
                 head[at.FREE] = head[at.TOTAL_BLOCKS]
         kept = watching and may_empty_queue(head, req, queues)
         if kept:
-            _keep(heads, reqs, lists, checkpoint, slots, progress, now_s, preemptions, lowest_so_far)
+            _keep(heads, reqs, lists, shared, checkpoint, slots, progress, now_s, preemptions, lowest_so_far)
         n_log, prefill, work, prefill_seqs, decode, kv, lowest = step(head, req, queues, shared, log, False)
         if prefill_seqs + decode == 0 and n_log == 0:
             return -1.0, rows
@@ -288,7 +294,7 @@ def run(
         if watching and head[at.N_WAITING] == 0:
             watching = False
             if not kept:
-                _keep(heads, reqs, lists, checkpoint, slots, progress, now_s, preemptions, lowest_so_far)
+                _keep(heads, reqs, lists, shared, checkpoint, slots, progress, now_s, preemptions, lowest_so_far)
     so_far[at.NOW] = now_s
     so_far[at.SO_FAR_PREEMPTIONS] = preemptions
     so_far[at.SO_FAR_HEADROOM] = lowest_so_far

@@ -36,10 +36,11 @@ def signatures() -> dict[str, int]:
 
 def test_warm_compiles_every_entry_point_and_use_compiles_nothing_more() -> None:
     warm(shared_prefixes=True)
-    # Some are compiled for blocks that are counted and once more for blocks that are told apart.
+    # Some are compiled for plain engines and once more for all others.
     warmed = signatures()
     assert set(warmed.values()) == {1, 2}
-    assert {name for name, n in warmed.items() if n == 2} == {"step", "advance", "remove", "forecast"}
+    twice = {"step", "complete_state", "advance", "remove", "take_node", "forecast"}
+    assert {name for name, n in warmed.items() if n == 2} == twice
     config = EngineConfig(model="m", max_num_seqs=200, scheduling_policy="priority", enable_prefix_caching=False)
     simulated = node(config)
     for i in range(100):

@@ -62,9 +62,12 @@ class Asking:
         """What-ifs from the state as it is now or a little later. `deliver` gets one answer per candidate: before this
         returns if the simulation is short, or too long for kernels that are not compiled yet, else when the thread has
         run it, together with what was asked meanwhile."""
-        if is_interpreting() and self._request_s * self._simulated(len(candidates)) > INTERPRETED_S:
-            deliver([TOO_MANY] * len(candidates))
-            return
+        if is_interpreting():
+            # Those that wait for the thread are simulated together with these.
+            asked = sum(len(others) for others, _ in self._asked) + len(candidates)
+            if self._request_s * self._simulated(asked) > INTERPRETED_S:
+                deliver([TOO_MANY] * len(candidates))
+                return
         if not self.is_busy and self._candidate_s * len(candidates) < INLINE_S:
             began_s = time.thread_time()
             answers = self._predictor.begin(candidates, time.monotonic())()

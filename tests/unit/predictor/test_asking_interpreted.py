@@ -56,6 +56,20 @@ def test_what_is_too_much_follows_what_it_takes_here() -> None:
     asyncio.run(ask())
 
 
+def test_who_waits_for_the_thread_counts_too() -> None:
+    async def ask() -> None:
+        asking = Asking(full_node())
+        answers: list[Answers] = []
+        with interpreting():
+            for candidates in (TOO_MANY[:12], TOO_MANY[12:]):
+                asking.ask(candidates, answers.append)
+            assert isinstance(answers[0][0], NoForecast), "there is room for each of the two alone"
+            assert len(answers) == 1
+        await asking.close()
+
+    asyncio.run(ask())
+
+
 def test_nobody_looks_ahead_meanwhile() -> None:
     async def look() -> None:
         predictor = full_node()

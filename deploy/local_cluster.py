@@ -28,7 +28,7 @@ from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 
 POLL_S = 0.02
 START_S = 240.0
-"""The first start on a machine compiles the simulator's kernels, which takes half a minute of one core."""
+"""What all processes together get to serve, on a busy machine."""
 NODES_UP_S = 20.0
 """What a gateway gets to find nodes that serve already."""
 STOP_S = 5.0

@@ -30,7 +30,7 @@ from predictor.spans import NodeSpans
 from protos.runtime.addresses import HostPort, is_loopback, parse_address, parse_kv_source
 from protos.runtime.channels import keepalive, server_options
 from protos.runtime.config import ConfigError
-from protos.runtime.kernels import KernelError, kernels_ready
+from protos.runtime.kernels import kernels_usable
 from protos.runtime.log import log_json_lines
 from protos.runtime.own_process import certificate_ends
 from protos.runtime.ready_file import check_ready_file, write_ready_file
@@ -92,10 +92,7 @@ class Predictor:
     async def start(self) -> None:
         """Starts the engine and returns when the node serves. Raises ConfigError, EngineError."""
         began_s = time.monotonic()
-        try:
-            await kernels_ready("warm_node")
-        except KernelError as bad:
-            raise EngineError(str(bad)) from None
+        await kernels_usable("warm_node")
         warm_s = time.monotonic() - began_s
         config = self.config
         node_id = config.node_id or str(self.address)

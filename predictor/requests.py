@@ -267,7 +267,7 @@ class Requests:
             priority=request.priority,
             model=request.model,
         )
-        self.predictor.dispatched(candidate, running.arrived_s, busy=self._asking.is_simulating)
+        self.predictor.dispatched(candidate, running.arrived_s, busy=self._asking.is_busy)
         self._on_change()
 
     def forward(self, order: ForwardOrder, body: BodyFeed, sink: ReplySink) -> None:
@@ -297,7 +297,7 @@ class Requests:
                 priority=call.priority,
                 model=call.model,
             )
-            self.predictor.dispatched(candidate, forwarded.arrived_s, busy=self._asking.is_simulating)
+            self.predictor.dispatched(candidate, forwarded.arrived_s, busy=self._asking.is_busy)
             if call.target.partition("?")[0].endswith(UNNAMED_PATH):
                 self._engine.comes_unnamed(call.request_id)
             self._on_change()

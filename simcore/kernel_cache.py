@@ -14,6 +14,7 @@ import hashlib
 import pickle
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, ClassVar, TypeVar, cast
 
 import llvmlite
@@ -30,6 +31,7 @@ from numba.core.serialize import dumps
 
 from simcore import kernel_files
 from simcore.compiled.fingerprint import fingerprint_of
+from simcore.interpreted import interpreted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +39,10 @@ BASELINE = "x86-64-v3"
 """The generation of CPUs that kernels are compiled for wherever the CPU is of it or newer (Haswell, 2013; Zen), so that
 machines of different makes can share them, and compute the same. Others get code of their own."""
 BASELINE_FEATURES = ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
+
+_KERNELS: list[_CachedKernel] = []
+"""Those that Python calls."""
+_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
 def kernel(function: F) -> F:
@@ -47,6 +53,34 @@ def kernel(function: F) -> F:
 def cached(function: F) -> F:
     """A kernel that Python calls: compiled, or found compiled. It runs without the interpreter's lock."""
     return _made(_CachedKernel, function, no_cfunc_wrapper=True)
+
+
+@contextlib.contextmanager
+def interpreting() -> Iterator[None]:
+    """Meanwhile kernels that are not compiled yet are run by Python, in all threads but those that are `compiling`.
+    Each is taken compiled as soon as it is."""
+    for each in _KERNELS:
+        each.stand_in = interpreted(each)
+    try:
+        yield
+    finally:
+        for each in _KERNELS:
+            each.stand_in = None
+
+
+def is_interpreting() -> bool:
+    """Whether kernels may be run by Python now."""
+    return bool(_KERNELS) and _KERNELS[0].stand_in is not None
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Meanwhile kernels that this thread calls are compiled, or found compiled, whatever others do."""
+    before = _compiling.set(True)
+    try:
+        yield
+    finally:
+        _compiling.reset(before)
 
 
 def made_by() -> tuple[object, ...]:
@@ -134,6 +168,15 @@ class _CachedKernel(_Kernel):
     def __init__(self, py_func: Callable[..., Any], targetoptions: dict[str, Any]) -> None:
         super().__init__(py_func, targetoptions)
         self._cache = _Kept(py_func, targetoptions)
+        self.stand_in: Callable[..., Any] | None = None
+        """What is called in its place where it is not compiled."""
+        _KERNELS.append(self)
+
+    def _compile_for_args(self, *args: Any, **kws: Any) -> Any:
+        # numba asks for this where it has no machine code for such arguments, and calls what it is given.
+        if self.stand_in is not None and not _compiling.get():
+            return self.stand_in
+        return super()._compile_for_args(*args, **kws)  # type: ignore[misc]
 
     def compile(self, sig: Any) -> Any:
         sig = tuple(map(types.unliteral, sig))

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 ON_BOTH_LOOPS = ("test_relay.py", "test_forwarding_session.py")
 WARM_UP = (
     "import asyncio; from protos.runtime.kernels import kernels_ready as ready; "
-    "asyncio.run(ready('warm')); asyncio.run(ready('warm_fleet'))"
+    "[asyncio.run(ready(of)) for of in ('warm', 'warm_node', 'warm_fleet')]"
 )
 
 

@@ -47,6 +47,14 @@ def daemon(folder: Path, **options: Any) -> Iterator[Child]:
     assert code == 0, f"exit code {code}; its log:\n{child.last_words()}"
 
 
+def until(child: Child, condition: Callable[[], bool]) -> None:
+    """What a daemon and its children do comes about, on a busy machine too."""
+    deadline_s = time.monotonic() + 100.0
+    while not condition():
+        assert time.monotonic() < deadline_s, child.last_words()
+        time.sleep(0.02)
+
+
 def engine_request(
     request_id: str, *, prompt_tokens: int = 20, max_tokens: int = 30, first: int = 0
 ) -> engine_pb.EngineGenerateRequest:

@@ -22,7 +22,7 @@ from protos.v1 import astrolabe_predict_pb2 as pb
 from protos.v1 import astrolabe_types_pb2 as types_pb
 from protos.v1.astrolabe_predict_pb2_grpc import PredictStub
 from simcore import kernel_files
-from tests.e2e.predictor_daemon import DEADLINE_S, SessionClient, daemon, engine_request
+from tests.e2e.predictor_daemon import DEADLINE_S, SessionClient, daemon, engine_request, until
 
 pytestmark = pytest.mark.e2e
 
@@ -180,6 +180,7 @@ def test_daemons_that_start_together_compile_once(tmp_path: Path, monkeypatch: p
 
         def start(folder: Path) -> list[str]:
             with daemon(folder) as child:
+                until(child, lambda: "kernels are not interpreted any more" in child.log_path.read_text())
                 return [json.loads(line)["event"] for line in child.log_path.read_text().splitlines()]
 
         logs = list(pool.map(start, folders))

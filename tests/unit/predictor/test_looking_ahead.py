@@ -38,7 +38,7 @@ def test_a_long_look_is_done_by_the_thread_and_who_asks_meanwhile_is_answered_af
         asking._look_s = 1.0
         seen = asyncio.Event()
         asking.look_ahead(seen.set)
-        assert asking.is_simulating
+        assert asking.is_busy
         asking.look_ahead(seen.set)
         (answer,) = await asking.forecast([candidate("new")])
         assert isinstance(answer, Forecast)

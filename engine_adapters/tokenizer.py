@@ -136,10 +136,21 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._holds_back = False
+        """Whether the last bytes began a character."""
 
     def push(self, ids: Sequence[int]) -> str:
         """Text that became complete with these ids; may be empty."""
-        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+        data = self._tokenizer.decode_bytes(ids)
+        if not self._holds_back:
+            # Nearly always: whole characters after whole characters, which need no state.
+            try:
+                return data.decode()
+            except UnicodeDecodeError:
+                pass
+        text = self._decoder.decode(data)
+        self._holds_back = bool(self._decoder.getstate()[0])
+        return text
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed, else empty."""

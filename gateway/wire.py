@@ -201,15 +201,15 @@ def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> pred
     call, asked = stream.call, stream.asked
     assert call is not None, "it is to be handed on"
     body = bytes(call.body) if len(call.body) <= first_bytes else bytes(memoryview(call.body)[:first_bytes])
-    message = engine_pb.ForwardedCall(
-        request_id=stream.wire_id,
-        method=call.method,
-        target=call.target,
-        headers=[engine_pb.Header(name=name, value=value) for name, value in call.headers],
-        body=body,
-        body_bytes=call.body_bytes,
-        priority=asked.priority,
-    )
+    order = predict_pb.Dispatched(dispatch_seq=dispatch_seq)
+    # Filled where it stands: a message that is put into another one is copied.
+    message = order.forward
+    message.request_id = stream.wire_id
+    message.method, message.target = call.method, call.target
+    for name, value in call.headers:
+        message.headers.add(name=name, value=value)
+    message.body, message.body_bytes = body, call.body_bytes
+    message.priority = asked.priority
     if not call.is_light:
         message.prompt_tokens = asked.prompt_tokens
         message.max_output_tokens = asked.max_output_tokens
@@ -217,7 +217,7 @@ def forwarded(dispatch_seq: int, stream: ClientStream, first_bytes: int) -> pred
         message.belief.CopyFrom(codec.belief_to_wire(asked.belief))
     if stream.traceparent:
         message.headers.add(name="traceparent", value=stream.traceparent)
-    return predict_pb.Dispatched(dispatch_seq=dispatch_seq, forward=message)
+    return order
 
 
 def announced(dispatch_seq: int, stream: ClientStream) -> predict_pb.Dispatched:

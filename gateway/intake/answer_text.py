@@ -32,7 +32,8 @@ class AnswerText:
     @property
     def stopped(self) -> bool:
         """Whether a stop string has come: nothing after it belongs to the answer."""
-        return self.stopped_by is not None
+        finder = self._finder
+        return finder is not None and finder.found is not None
 
     @property
     def stopped_by(self) -> str | None:

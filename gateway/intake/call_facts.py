@@ -39,6 +39,7 @@ _PROMPT_FIELDS = (
     "messages", "prompt", "input", "instructions", "system", "suffix", "query", "documents", "queries", "text_1",
     "text_2", "data_1", "data_2", "texts", "inputs", "items", "state", "questions", "token_ids", "tools", "functions",
 )  # fmt: skip
+_SLO_HEADERS = tuple((f"x-astrolabe-{name.replace('_', '-')}", name) for name in ("ttft_s", "tpot_s", "deadline_s"))
 _NAMES = frozenset({"model", "request_id", "session", "policy", "idempotency_key"})
 """Fields of bodies that are called the same in `CallFacts`."""
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
@@ -130,8 +131,7 @@ def said_in_headers(headers: Mapping[str, str], facts: CallFacts) -> None:
             raise _no_number("x-astrolabe-priority", headers, "a number of 32 bits")
         facts.priority = round(priority)
     slo = facts.slo
-    for field in ("ttft_s", "tpot_s", "deadline_s"):
-        name = f"x-astrolabe-{field.replace('_', '-')}"
+    for name, field in _SLO_HEADERS:
         if name in headers and getattr(slo, field) is None:
             slo = msgspec.structs.replace(slo, **{field: _header_number(headers, name)})
     facts.slo = slo

@@ -180,14 +180,15 @@ class CallTarget(NamedTuple):
 
     @property
     def kind(self) -> CallKind:
-        return CALL_PATHS.get(self.path, "light" if self.held_response else "other")
+        return CALL_PATHS.get(self.path) or ("light" if self.held_response else "other")
 
     @property
     def held_response(self) -> str:
         """The response that the path belongs to, which one node holds; empty: it belongs to none."""
         path = self.path
-        is_below = path.startswith(_RESPONSES) and path not in CALL_PATHS
-        return path.removeprefix(_RESPONSES).partition("/")[0] if is_below else ""
+        if not path.startswith(_RESPONSES) or path in CALL_PATHS:
+            return ""
+        return path.removeprefix(_RESPONSES).partition("/")[0]
 
     def written(self) -> str:
         """The target as an engine's server gets it: one way of writing for all."""
@@ -195,8 +196,14 @@ class CallTarget(NamedTuple):
         return f"{path}?{quote(self.query, safe=_SAFE_QUERY)}" if self.query else path
 
 
+_KNOWN = {path: CallTarget(path, "") for path in CALL_PATHS}
+
+
 def target_of(url: str) -> CallTarget:
     """Of a request's target in origin form, fragments dropped."""
+    known = _KNOWN.get(url)
+    if known is not None:
+        return known
     path, _, query = url.partition("#")[0].partition("?")
     return CallTarget(unquote(path) if "%" in path else path, query)
 

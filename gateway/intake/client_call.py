@@ -214,4 +214,7 @@ class CallAnswer:
 
 def header(headers: Headers, name: str) -> str:
     """The first value of a header; empty without one."""
-    return next((value for known, value in headers if known == name), "")
+    for known, value in headers:
+        if known == name:
+            return value
+    return ""

@@ -230,12 +230,9 @@ class ClientStream:
         while not self.node_id and self.outcome is None:
             await self._woken()
 
-    async def _woken(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def _woken(self) -> asyncio.Future[None]:
+        self._waiter = waiter = asyncio.get_running_loop().create_future()
+        return waiter
 
     # --- what goes to a node ------------------------------------------------------------------------------------------
 
@@ -269,5 +266,6 @@ class ClientStream:
         """Tells the reader that there is something to take, or the end."""
         if self.on_change is not None:
             self.on_change()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from gateway import wire
 from gateway.config import GatewayConfig, NodeEntry
 from gateway.core.events import DrainAsked
@@ -20,6 +22,36 @@ from simcore.proved import PROVED_VLLM
 from simcore.types import EngineConfig
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the nodes of a model offer together. Made when they change, so that a request costs no look at each."""
+
+    configs: Sequence[EngineConfig]
+    own_names: frozenset[str]
+    forwards: bool
+    tells_logprobs: bool
+    gives_no_text: bool
+    words_chats: bool
+    traced_block_size_tokens: int
+    max_model_len_tokens: int | None
+
+
+def _offer_of(configs: Sequence[EngineConfig]) -> Offer:
+    traced = [config.block_size_tokens for config in configs if config.prefix_cache_traced]
+    return Offer(
+        configs=configs,
+        own_names=frozenset(config.model for config in configs),
+        forwards=any(config.forwards for config in configs),
+        tells_logprobs=any(config.tells_logprobs for config in configs) or not configs,
+        gives_no_text=bool(configs) and all(config.pools for config in configs),
+        words_chats=any(config.own_chats for config in configs),
+        traced_block_size_tokens=max(set(traced), key=traced.count, default=0),
+        max_model_len_tokens=max((config.max_model_len_tokens for config in configs), default=None),
+    )
+
+
+_NO_OFFER = _offer_of(())
+
+
 class NodeRegistry:
     """Starts, replaces and ends links. `on_change` is called when a node comes up or goes down."""
 
@@ -28,8 +60,8 @@ class NodeRegistry:
         """By address, in the order of the configuration."""
         self.expected: Sequence[EngineConfig] = ()
         """Of nodes that a scaler can start."""
-        self._serving: dict[str, list[EngineConfig]] | None = None
-        """What `_configs` gives, by model; None: to be made anew."""
+        self._offers: dict[str, Offer] | None = None
+        """What `_offer` gives, by model; None: to be made anew."""
         self._config = config
         self._pump = pump
         self._gateway_id = gateway_id
@@ -71,12 +103,12 @@ class NodeRegistry:
                 self.links[address] = self._called_back(entry) or self._new_link(entry)
                 self._start_if_free(address)
         self.links = {a: self.links[a] for a in wanted}
-        self._serving = None
+        self._offers = None
 
     def expect(self, configs: Sequence[EngineConfig]) -> None:
         """A scaler can start nodes of these kinds, and no others."""
         self.expected = configs
-        self._serving = None
+        self._offers = None
 
     def seek_leadership(
         self,
@@ -131,7 +163,7 @@ class NodeRegistry:
         )
 
     def _link_changed(self) -> None:
-        self._serving = None
+        self._offers = None
         if self.leadership is not None:
             self.leadership.nodes_changed()
         self._on_change()
@@ -202,32 +234,30 @@ class NodeRegistry:
     def models(self) -> dict[str, int]:
         """Names of models that live nodes serve, engines' own before others, with the longest context offered, in
         tokens."""
-        live = self._configs("")
+        live = self._offer("").configs
         own = sorted({config.model for config in live})
         others = sorted({name for config in live for name in config.other_names})
         return {name: self.max_model_len_tokens(name) or 0 for name in dict.fromkeys((*own, *others))}
 
-    def own_names(self, model: str) -> set[str]:
+    def own_names(self, model: str) -> frozenset[str]:
         """What live nodes of the model (any, if it is empty) call their engines' own one."""
-        return {config.model for config in self._configs(model)}
+        return self._offer(model).own_names
 
     def forwards(self, model: str) -> bool:
         """Whether a live node hands calls for the model (any, if it is empty) on as they are."""
-        return any(config.forwards for config in self._configs(model))
+        return self._offer(model).forwards
 
     def tells_logprobs(self, model: str) -> bool:
         """Whether a live node tells logprobs for the model (any, if it is empty); true also while no node is live."""
-        serving = self._configs(model)
-        return any(config.tells_logprobs for config in serving) or not serving
+        return self._offer(model).tells_logprobs
 
     def gives_no_text(self, model: str) -> bool:
         """Whether all live nodes of the model (of all, if it is empty) give embeddings, scores or classes alone."""
-        serving = self._configs(model)
-        return bool(serving) and all(config.pools for config in serving)
+        return self._offer(model).gives_no_text
 
     def words_chats(self, model: str) -> bool:
         """Whether the server of any live node of the model (of all, if it is empty) words chats itself."""
-        return any(config.own_chats for config in self._configs(model))
+        return self._offer(model).words_chats
 
     def forwarding(self) -> list[str]:
         """Names of the live nodes that hand calls on, in the order of the configuration."""
@@ -236,24 +266,24 @@ class NodeRegistry:
     def traced_block_size_tokens(self, model: str) -> int:
         """Tokens per KV block at the live nodes that know what their prefix cache holds (at most of them, should they
         differ), for the model (any, if it is empty); 0 if no node knows."""
-        sizes = [config.block_size_tokens for config in self._configs(model) if config.prefix_cache_traced]
-        return max(set(sizes), key=sizes.count, default=0)
+        return self._offer(model).traced_block_size_tokens
 
     def max_model_len_tokens(self, model: str) -> int | None:
         """The longest context that a live node offers for the model (any, if it is empty); None if there is none."""
-        return max((config.max_model_len_tokens for config in self._configs(model)), default=None)
+        return self._offer(model).max_model_len_tokens
 
-    def _configs(self, model: str) -> Sequence[EngineConfig]:
-        """Those of the live nodes of the model (of all, if it is empty); where none is live, of those to be had."""
-        if self._serving is None:
+    def _offer(self, model: str) -> Offer:
+        """Of the live nodes of the model (of all, if it is empty); where none is live, of those to be had."""
+        if self._offers is None:
             live = [k.config for k in self.links.values() if k.status == "up" and k.config is not None]
             known = {name for config in live for name in config.names}
             live += [config for config in self.expected if not known.intersection(config.names)]
-            self._serving = {"": live}
+            serving: dict[str, list[EngineConfig]] = {"": live}
             for config in live:
                 for name in dict.fromkeys(config.names):
-                    self._serving.setdefault(name, []).append(config)
-        return self._serving.get(model, ())
+                    serving.setdefault(name, []).append(config)
+            self._offers = {name: _offer_of(configs) for name, configs in serving.items()}
+        return self._offers.get(model, _NO_OFFER)
 
     def listing(self) -> pb.NodeList:
         """All nodes as `ListNodes` tells them."""

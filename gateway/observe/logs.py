@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import structlog
 
 from gateway.intake.client_stream import ClientStream
@@ -12,6 +14,8 @@ log = structlog.get_logger("gateway")
 
 def request_finished(stream: ClientStream) -> None:
     """The one line of a finished request. Times in seconds from its arrival."""
+    if not log.is_enabled_for(logging.INFO):
+        return
     decision = stream.decision
     ended_s = stream.finished_s if stream.finished_s is not None else stream.arrived_s
     log.info(

@@ -57,6 +57,17 @@ def test_a_character_that_never_ends_is_marked() -> None:
     assert decoder.finish() == "\ufffd"
 
 
+@pytest.mark.parametrize(
+    "data", [b"a\xff\xc3\xa9b", b"\xf0\x9f\x99a\xe4\xb8\x96", b"\xed\xa0\x80x\xc3", "é世🙂x".encode()]
+)
+def test_bytes_cut_anywhere_give_the_text_of_all_together(data: bytes) -> None:
+    for first in range(len(data) + 1):
+        for second in range(first, len(data) + 1):
+            decoder = t.StreamDecoder(t.load_tokenizer("bytes"))
+            pieces = [decoder.push(data[:first]), decoder.push(data[first:second]), decoder.push(data[second:])]
+            assert "".join(pieces) + decoder.finish() == data.decode(errors="replace"), (first, second)
+
+
 def test_unknown_ids_decode_to_the_replacement_character(tokenizer: t.Tokenizer) -> None:
     assert tokenizer.decode([tokenizer.vocab_size + 5]) == "\ufffd"
 

@@ -38,6 +38,8 @@ from protos.runtime.signals import live_through
 from protos.runtime.tls import ServerTls
 from protos.v1.astrolabe_engine_pb2_grpc import add_EngineServicer_to_server
 from protos.v1.astrolabe_predict_pb2_grpc import add_PredictServicer_to_server
+from simcore.compiled.layout import is_plain
+from simcore.types import EngineConfig
 
 log = structlog.get_logger("predictor")
 
@@ -136,6 +138,7 @@ class Predictor:
             engine_address=engine_address(config, self.address, served),
             kv_source=config.engine.kv_source and parse_kv_source(config.engine.kv_source),
             spans=self._spans,
+            prepare=_kernels_for,
         )
         await self.node.start()
         if self._engine_http is not None:
@@ -286,6 +289,11 @@ def _check_apart(configs: Sequence[PredictorConfig]) -> None:
         said = [value for config in configs if (value := getattr(config, key)) and not value.endswith(":0")]
         if twice := next((value for value in said if said.count(value) > 1), None):
             raise ConfigError(f"key {key!r}: two nodes of one process have {twice}; give each its own in its own file")
+
+
+async def _kernels_for(config: EngineConfig) -> None:
+    if not is_plain(config):
+        await kernels_usable("warm_node_of_all_rules")
 
 
 def _check_free(address: HostPort) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
@@ -71,12 +71,13 @@ class NodeRuntime:
         ask_engine: bool = True,
         calibrate: bool = True,
         spans: NodeSpans | None = None,
+        prepare: Callable[[EngineConfig], Awaitable[None]] | None = None,
     ) -> None:
         """`profile` holds while the engine does not know its own step times, or is not asked (`ask_engine`), and
         `profile_ahead` in its place where the engine schedules asynchronously: its host works beside the device. With
         `calibrate` that is only where learning begins. `models_every_s`: between two looks at the engine's names.
         `own_chats`: the engine's server words all chats itself. `engine_address`, `kv_source`: as in
-        `EngineConfig`."""
+        `EngineConfig`. `prepare` is waited for once it is known what the engine is, before anything is simulated."""
         self.node_id = node_id
         self.closing = False
         self.leaving = Leaving()
@@ -98,6 +99,7 @@ class NodeRuntime:
         self._engine_address = engine_address
         self._kv_source = kv_source
         self._spans = spans
+        self._prepare = prepare
         self._learned_version = 0
         self._looking = asyncio.Lock()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
@@ -117,6 +119,8 @@ class NodeRuntime:
             kv_source=self._kv_source,
         )
         log_rules(self.config)
+        if self._prepare is not None:
+            await self._prepare(self.config)
         told = self._profile_ahead if config.async_scheduling else self._profile
         self.engine = TracedEngine(
             self.node_id,

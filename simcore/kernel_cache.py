@@ -42,6 +42,8 @@ BASELINE_FEATURES = ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 
 _KERNELS: list[_CachedKernel] = []
 """Those that Python calls."""
+_interpreting: list[None] = []
+"""One of each that is `interpreting`."""
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
@@ -58,19 +60,21 @@ def cached(function: F) -> F:
 @contextlib.contextmanager
 def interpreting() -> Iterator[None]:
     """Meanwhile kernels that are not compiled yet are run by Python, in all threads but those that are `compiling`.
-    Each is taken compiled as soon as it is."""
+    Each is taken compiled as soon as it is. Several may be in here at once: it holds until the last has left."""
+    _interpreting.append(None)
     for each in _KERNELS:
-        each.stand_in = interpreted(each)
+        each.stand_in = each.stand_in or interpreted(each)
     try:
         yield
     finally:
-        for each in _KERNELS:
+        _interpreting.pop()
+        for each in _KERNELS if not _interpreting else ():
             each.stand_in = None
 
 
 def is_interpreting() -> bool:
     """Whether kernels may be run by Python now."""
-    return bool(_KERNELS) and _KERNELS[0].stand_in is not None
+    return bool(_interpreting)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ MODEL = StepTimeModel(
     dense_knots_s=(0.0, 0.0),
 )
 WINDOWS = msgspec.structs.replace(CONFIG, kv_windows_tokens=(0, 16))
-"""As all engines that are not plain (`layout.counted`)."""
+"""As all engines that are not plain."""
 BELIEF = LengthBelief((2, 4))
 CANDIDATE = Candidate(request_id="b", prompt_tokens=3, max_output_tokens=4, belief=BELIEF)
 
@@ -33,9 +33,25 @@ def warm_node() -> None:
     warm(sharing_engine=True)
 
 
+def warm_node_of_all_rules() -> None:
+    """As `warm_node`, for an engine with sliding windows or drafts (not `layout.is_plain`): besides what all need."""
+    node = SimNode("warm-up", WINDOWS, MODEL)
+    for i in "ab":
+        node.add(SimRequest(request_id=i, prompt_tokens=20, output_tokens=2, max_output_tokens=2), 0.0)
+    node.step(0.0)
+    node.abort("b")
+    what_if = WhatIf("warm-up", WINDOWS, MODEL, scenarios=2)
+    what_if.rebase_node(node, {"a": BELIEF}, 0.0)
+    what_if.forecast([CANDIDATE])
+    node.advance(100.0)
+    node.load(0.0)
+    _show(WINDOWS)
+
+
 def warm_all() -> None:
     """Everything there is."""
     warm(shared_prefixes=True, clusters=True)
+    warm_node_of_all_rules()
     warm_fleet()
 
 

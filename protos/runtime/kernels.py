@@ -42,7 +42,7 @@ LONGEST_S: what ends it may pass (memory, a full disk) or not."""
 LONGEST_S = 3600.0
 FLEET = "warm_fleet"
 """The only ones without what-ifs."""
-ALL = ("warm_all", "warm", "warm_node", FLEET)
+ALL = ("warm_all", "warm", "warm_node", "warm_node_of_all_rules", FLEET)
 """What is shipped: the first compiles everything, the others find it compiled and leave a stamp of their own."""
 BESIDE = "warm_what_if"
 """Half of all others: compiled in a second process at the same time."""

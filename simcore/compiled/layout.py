@@ -284,10 +284,14 @@ def list_width(capacity: int, block_size_tokens: int) -> int:
     return max(4 * capacity + 8, block_size_tokens)
 
 
+def is_plain(config: EngineConfig) -> bool:
+    """Whether it has neither sliding windows nor drafts."""
+    return config.kv_windows_tokens == FULL_ATTENTION and not config.spare_tokens and not config.drops_cached_block
+
+
 def counted(config: EngineConfig) -> Shared:
     """What kernels get of an engine whose blocks are counted."""
-    is_plain = config.kv_windows_tokens == FULL_ATTENTION and not config.spare_tokens and not config.drops_cached_block
-    return None if is_plain else _NO_POOL
+    return None if is_plain(config) else _NO_POOL
 
 
 def new_shared(config: EngineConfig, capacity: int) -> Arrays:

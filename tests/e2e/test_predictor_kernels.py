@@ -7,14 +7,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import asyncio, json
+import asyncio, json, sys
 
+import msgspec
+
+from simcore import warmup
 from simcore.compiled.entry import ENTRIES
 from simcore.types import Candidate, LengthBelief
-from simcore.warmup import warm_node
 
 
 def compiled():
@@ -22,9 +27,9 @@ def compiled():
 
 
 async def serve():
-    from tests.unit.predictor.test_node_runtime import Rig
+    from tests.unit.predictor.test_node_runtime import CONFIG, Rig
 
-    rig = Rig()
+    rig = Rig(msgspec.structs.replace(CONFIG, **json.loads(sys.argv[1])))
     await rig.node.start()
     for i in range(12):
         rig.dispatch(f"r{i}", 200)
@@ -39,7 +44,8 @@ async def serve():
     return answers
 
 
-warm_node()
+for of in sys.argv[2:]:
+    getattr(warmup, of)()
 before = compiled()
 answers = asyncio.run(serve())
 late = [name for name, count in compiled().items() if count != before[name]]
@@ -47,8 +53,18 @@ print(json.dumps({"answers": [type(answer).__name__ for answer in answers], "lat
 """
 
 
-def test_a_daemon_that_is_ready_compiles_nothing_more() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize(
+    ("engine", "warmed"),
+    [
+        ({}, ["warm_node"]),
+        ({"kv_windows_tokens": (0, 64)}, ["warm_node", "warm_node_of_all_rules"]),
+        ({"num_speculative_tokens": 2}, ["warm_node", "warm_node_of_all_rules"]),
+    ],
+    ids=["plain", "windows", "drafts"],
+)
+def test_a_daemon_that_is_ready_compiles_nothing_more(engine: dict[str, Any], warmed: list[str]) -> None:
+    command = [sys.executable, "-c", PROGRAM, json.dumps(engine), *warmed]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said == {"answers": ["Forecast", "Forecast"], "late": []}

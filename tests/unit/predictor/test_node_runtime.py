@@ -50,8 +50,8 @@ class UnreliableProbe:
 
 
 class Rig:
-    def __init__(self) -> None:
-        self.engine = EmulatedEngine(EngineOptions(node_id="n", config=CONFIG, step_time=STEP_TIME))
+    def __init__(self, config: EngineConfig = CONFIG) -> None:
+        self.engine = EmulatedEngine(EngineOptions(node_id="n", config=config, step_time=STEP_TIME))
         self.probe = UnreliableProbe(self.engine)
         self.node = NodeRuntime("n", self.engine, self.probe, profile=STEP_TIME, reservation_ttl_s=30.0, scenarios=4)
         self.ends: dict[str, End] = {}

@@ -48,3 +48,13 @@ def test_numbers_wrap_as_in_machine_code() -> None:
     by_python = interpreted(scrambled)
     for number in (1, 2, 3, -5, 2**40):
         assert by_python(np.int64(number)) == by_python(number) == scrambled(number)
+
+
+def test_it_holds_until_the_last_who_wants_it_has_left() -> None:
+    with interpreting():
+        with interpreting():
+            pass
+        assert is_interpreting()
+        assert scrambled.stand_in is not None  # type: ignore[attr-defined]
+    assert not is_interpreting()
+    assert scrambled.stand_in is None  # type: ignore[attr-defined]

@@ -29,6 +29,12 @@ def keeps_no_kv(scheduler: Any) -> bool:
     return groups is not None and len(groups) == 0
 
 
+def has_only_full_attention(scheduler: Any) -> bool:
+    """Whether a block of its KV cache stays what it is until it is taken for something else."""
+    groups = getattr(getattr(scheduler, "kv_cache_config", None), "kv_cache_groups", ())
+    return all(_kind(spec) in _FULL_ATTENTION for group in groups for spec in _specs(group))
+
+
 def computes_nothing(scheduler: Any) -> bool:
     """Whether its device is the emulated one (`vllm_emulated_device`)."""
     backend = getattr(scheduler.vllm_config.parallel_config, "distributed_executor_backend", None)

@@ -13,13 +13,13 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine_adapters.vllm.account import Account, Output, Step, Truth
 from engine_adapters.vllm.address import TraceAddress
 from engine_adapters.vllm.cache_names import CacheNames
-from engine_adapters.vllm.cache_watch import events
+from engine_adapters.vllm.cache_watch import CacheNotes
 from engine_adapters.vllm.frames import (
     HEADER,
     SCHEMA,
@@ -32,7 +32,7 @@ from engine_adapters.vllm.frames import (
     parse_attach,
     parse_header,
 )
-from engine_adapters.vllm.recorder import RawStep
+from engine_adapters.vllm.recorder import RawStep, arrival_of
 from simcore.types import EngineConfig
 
 log = logging.getLogger("vllm.astrolabe")
@@ -41,6 +41,11 @@ ATTACH_TIMEOUT_S = 2.0
 MAX_BUFFERED_BYTES = 8 << 20
 """Bytes that may wait for one reader; what would go beyond is dropped."""
 HEARTBEAT_S = 0.5
+LONGEST_PAUSE_S = 0.05
+"""How long the thread may leave a step that has ended in the queue while the engine is busy."""
+SHORTEST_PAUSE_S = 0.001
+PATIENCE_S = 1.0
+"""After a step of a busy engine so long ago the thread waits to be woken."""
 FLUSH_S = 0.02
 """How soon bytes that a reader's socket did not take are tried again."""
 MAX_QUEUED_STEPS = 2048
@@ -101,6 +106,33 @@ class _Reader:
             return 0
 
 
+class Pace:
+    """When to look for the next step of a busy engine. Pure.
+
+    To wake a thread costs the engine's own a call of the system. So while steps follow each other the publisher comes
+    by itself: a quarter of a step after the next one should have ended, when the engine has planned another and waits
+    for its device; should it not have ended, then soon again.
+    """
+
+    def __init__(self) -> None:
+        self._due_s = 0.0
+        self._again_s = 0.0
+        self._until_s = 0.0
+
+    def ended(self, start_s: float, end_s: float, *, busy: bool) -> None:
+        """A step, and whether another follows it."""
+        duration_s = end_s - start_s
+        self._due_s = end_s + min(1.25 * duration_s, LONGEST_PAUSE_S)
+        self._again_s = min(max(SHORTEST_PAUSE_S, duration_s / 4), LONGEST_PAUSE_S / 4)
+        self._until_s = end_s + PATIENCE_S if busy else 0.0
+
+    def pause_s(self, now_s: float) -> float | None:
+        """How long to sleep before the next look; None: wait to be woken."""
+        if now_s >= self._until_s:
+            return None
+        return self._due_s - now_s if now_s + SHORTEST_PAUSE_S < self._due_s else self._again_s
+
+
 class _Nothing:
     """Came out of the queue in time: look after the readers."""
 
@@ -108,16 +140,8 @@ class _Nothing:
 class Publisher:
     """Serves one engine's trace to its readers; the recorder's Sink."""
 
-    def __init__(
-        self,
-        *,
-        config: EngineConfig,
-        address: TraceAddress,
-        settable_length: bool = False,
-        hash_of: Callable[[Any], Any] = lambda key: key,
-    ) -> None:
-        """`settable_length` as in `Hello`; `hash_of` gives the hash in the key of a cached block
-        (`cache_watch.events`)."""
+    def __init__(self, *, config: EngineConfig, address: TraceAddress, settable_length: bool = False) -> None:
+        """`settable_length` as in `Hello`."""
         self.wants_truth = False
         self._config = config
         self._settable_length = settable_length
@@ -126,10 +150,11 @@ class Publisher:
         self._account = Account(by_priority=config.scheduling_policy == "priority", free_blocks=config.num_blocks)
         self._readers: list[_Reader] = []
         self._server: socket.socket | None = None
+        self._pace = Pace()
         self._mismatches = 0
         self._cache = CacheNames(config.block_size_tokens)
         self._cache_number = 0
-        self._hash_of = hash_of
+        self._cache_notes = CacheNotes(config.block_size_tokens)
 
     def start(self, server: socket.socket) -> None:
         self._server = server
@@ -177,10 +202,7 @@ class Publisher:
     def _run(self) -> None:
         beat_s = time.monotonic()
         while True:
-            busy = any(r.unsent for r in self._readers)
-            item: RawStep | Truth | _Reader | _Nothing | None = _Nothing()
-            with contextlib.suppress(queue.Empty):
-                item = self._queue.get(timeout=FLUSH_S if busy else HEARTBEAT_S)
+            item = self._next()
             if item is None:
                 for reader in self._readers:
                     reader.close()
@@ -203,14 +225,29 @@ class Publisher:
                 self.wants_truth = True
             self._readers = [r for r in self._readers if r.open]
 
+    def _next(self) -> RawStep | Truth | _Reader | _Nothing | None:
+        """Out of the queue, at which the engine's thread finds nobody to wake as long as it is busy (`Pace`)."""
+        if self._queue.empty():
+            longest_s = FLUSH_S if any(r.unsent for r in self._readers) else HEARTBEAT_S
+            pause_s = self._pace.pause_s(time.monotonic())
+            if pause_s is None:
+                with contextlib.suppress(queue.Empty):
+                    return self._queue.get(timeout=longest_s)
+                return _Nothing()
+            time.sleep(min(pause_s, longest_s))
+            if self._queue.empty():
+                return _Nothing()
+        return self._queue.get()
+
     def _step(self, raw: RawStep) -> None:
+        self._pace.ended(raw.start_s, raw.end_s, busy=raw.alive > 0)
         account = self._account
         delta = account.apply(_step_of(raw))
         if delta is not None and self._readers:
             self._send(frame(delta))
         told = raw.kv_events
         if raw.cache_notes:
-            told = list(events(raw.cache_notes, self._config.block_size_tokens, self._hash_of))
+            told = list(self._cache_notes.events(raw.cache_notes))
         if told:
             changes = self._cache.apply(told)
             self._cache_number += 1
@@ -230,6 +267,7 @@ class Publisher:
         self._account.restart(truth)
         if self._config.prefix_cache_traced:
             self._cache.forget()
+            self._cache_notes.forget()
             self._cache_number += 1
             self._send(frame(self._cache_frame((), (), cleared=True)))
 
@@ -288,17 +326,28 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def _step_of(raw: RawStep) -> Step:
+    plan = raw.plan
     return Step(
         start_s=raw.start_s,
         end_s=raw.end_s,
-        events=raw.events,
+        events=[event if isinstance(event, str) else arrival_of(event) for event in raw.events],
         preempted=raw.preempted,
-        admitted=raw.admitted,
-        scheduled=raw.scheduled,
-        drafted={i: len(drafts) for i, drafts in raw.drafted.items()},
+        admitted=_admitted(plan),
+        scheduled=plan.num_scheduled_tokens,
+        drafted={i: len(drafts) for i, drafts in plan.scheduled_spec_decode_tokens.items()},
         outputs=list(_outputs(raw.outputs)),
         free_blocks=raw.free_blocks,
     )
+
+
+def _admitted(plan: Any) -> dict[str, int]:
+    """How many tokens of those that the plan admits, new or once preempted, were computed already."""
+    admitted = {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
+    cached = plan.scheduled_cached_reqs
+    if resumed := cached.resumed_req_ids:
+        of_all = zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        admitted.update({i: computed for i, computed in of_all if i in resumed})
+    return admitted
 
 
 def _outputs(outputs: Any) -> Iterator[Output]:

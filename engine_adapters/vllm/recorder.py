@@ -1,8 +1,8 @@
 """Collects, in the engine's own thread, what each step did: a few references per step, nothing that grows with it.
 
-Everything that takes time (matching outputs, features, encoding, sending) happens later in the publisher's thread.
-The hooks of `scheduler` call this; a defect here switches the trace off with one line in the engine's log and never
-reaches the engine.
+Everything that takes time (who was admitted, matching outputs, features, encoding, sending) happens later in the
+publisher's thread, by reference to objects that the engine does not change any more. The hooks of `scheduler` call
+this; a defect here switches the trace off with one line in the engine's log and never reaches the engine.
 """
 
 from __future__ import annotations
@@ -10,54 +10,44 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
+
+import msgspec
 
 from engine_adapters.vllm.account import Arrival, Truth
 
 log = logging.getLogger("vllm.astrolabe")
 
 
-class RawStep:
-    """One step, by reference to vLLM's own objects: made when it is planned, complete when it has come back."""
-
-    __slots__ = (
-        "admitted",
-        "alive",
-        "cache_notes",
-        "drafted",
-        "end_s",
-        "events",
-        "free_blocks",
-        "grown_blocks",
-        "kv_events",
-        "outputs",
-        "plan",
-        "preempted",
-        "scheduled",
-        "start_s",
-    )
+class RawStep(msgspec.Struct, gc=False):
+    """One step that has come back, by reference to vLLM's own objects."""
 
     plan: Any
     """vLLM's SchedulerOutput."""
-    start_s: float
-    end_s: float
-    events: Sequence[Arrival | str]
-    preempted: Sequence[str]
-    admitted: Mapping[str, int]
-    scheduled: Mapping[str, int]
-    drafted: Mapping[str, Sequence[int]]
     outputs: Any
     """EngineCoreOutputs by client."""
+    start_s: float
+    end_s: float
     free_blocks: int
+    alive: int
+    events: Sequence[Any] = ()
+    """vLLM's requests that arrived, and ids of those aborted, since the step before, in order."""
+    preempted: Sequence[str] = ()
+    cache_notes: Sequence[Any] = ()
+    """What entered and left the prefix cache (`cache_watch`)."""
+    kv_events: Sequence[Any] = ()
+    """vLLM's own of the same."""
+
+
+class _Planned(msgspec.Struct, gc=False):
+    """A step in flight."""
+
+    plan: Any
+    start_s: float
+    preempted: Sequence[str]
     grown_blocks: int
     """Blocks that the step took when it was planned."""
-    alive: int
-    kv_events: Sequence[Any]
-    """vLLM's own, of what entered and left the prefix cache."""
-    cache_notes: Sequence[Any]
-    """Ours of the same (`cache_watch`)."""
 
 
 class Sink(Protocol):
@@ -69,7 +59,19 @@ class Sink(Protocol):
     def put(self, item: RawStep | Truth) -> None: ...
 
 
-_NOBODY: Mapping[str, int] = MappingProxyType({})
+_WALL_TO_ENGINE_S = time.monotonic() - time.time()
+
+
+def arrival_of(request: Any) -> Arrival:
+    """What the trace tells of one of vLLM's requests when it arrives."""
+    return Arrival(
+        request.request_id,
+        request.num_prompt_tokens,
+        request.max_tokens,
+        request.priority,
+        request.arrival_time + _WALL_TO_ENGINE_S,
+        lora.lora_name if (lora := getattr(request, "lora_request", None)) is not None else "",
+    )
 
 
 class StepRecorder:
@@ -81,17 +83,14 @@ class StepRecorder:
         self._scheduler = scheduler
         self._sink = sink
         self._free_blocks = free_blocks or scheduler.kv_cache_manager.block_pool.get_num_free_blocks
-        self._events: list[Arrival | str] = []
+        self._events: list[Any] = []
         self._preempted: list[str] = []
         self.cache_notes: list[Any] = []
-        """What has changed of the prefix cache since the last step (`cache_watch`); emptied in place."""
+        """What has changed of the prefix cache since the last step (`cache_watch`)."""
         self._kv_events: list[Any] = []
-        self._planned: deque[RawStep] = deque()
-        self._wall_to_engine_s = time.monotonic() - time.time()
+        self._planned: deque[_Planned] = deque()
         self._busy_since_s: float | None = None
         self._preemptions_total = 0
-        self._running_before = 0
-        self._preempted_between = 0
         self._free_before = 0
         self._began_s = 0.0
 
@@ -101,11 +100,15 @@ class StepRecorder:
             try:
                 hook(*arguments)
             except Exception:
-                self.on = False
-                log.exception("astrolabe: the trace stops here because of a defect in it; the engine goes on")
+                self.failed()
+
+    def failed(self) -> None:
+        """Ends the trace; called while the defect is handled."""
+        self.on = False
+        log.exception("astrolabe: the trace stops here because of a defect in it; the engine goes on")
 
     def arrived(self, request: Any) -> None:
-        self._events.append(self._arrival(request))
+        self._events.append(request)
 
     def aborting(self, request_ids: Iterable[str] | None) -> None:
         known = self._scheduler.requests
@@ -120,76 +123,49 @@ class StepRecorder:
     def begin(self) -> None:
         """Before the engine plans a step."""
         self._began_s = time.monotonic()
-        # Resets of the prefix cache preempt between steps.
-        self._preempted_between = len(self._preempted)
-        self._running_before = len(self._scheduler.running)
         self._free_before = self._free_blocks()
 
     def planned(self, plan: Any) -> None:
-        """After it: who was admitted is the new tail of the running list (nobody is if somebody was preempted)."""
-        raw = RawStep()
-        raw.plan = plan
-        raw.start_s = self._began_s
-        raw.preempted = raw.kv_events = raw.cache_notes = raw.events = ()
-        raw.admitted = _NOBODY
-        running = self._scheduler.running
-        if len(running) > self._running_before and len(self._preempted) == self._preempted_between:
-            tokens = plan.num_scheduled_tokens
-            raw.admitted = {
-                r.request_id: r.num_computed_tokens - tokens.get(r.request_id, 0)
-                for r in running[self._running_before :]
-            }
+        """After it."""
+        # Resets of the prefix cache preempt between steps.
+        preempted: Sequence[str] = ()
         if self._preempted:
-            raw.preempted, self._preempted = self._preempted, []
-        raw.grown_blocks = self._free_before - self._free_blocks()
-        self._planned.append(raw)
+            preempted, self._preempted = self._preempted, []
+        grown_blocks = self._free_before - self._free_blocks()
+        self._planned.append(_Planned(plan, self._began_s, preempted, grown_blocks))
 
     def ended(self, plan: Any, outputs: Any, at_s: float) -> None:
         """The step planned so has come back; the scheduler has taken its tokens in."""
-        planned = self._planned
-        while planned and planned[0].plan is not plan:
-            planned.popleft()
-        if not planned:
+        in_flight = self._planned
+        while in_flight and in_flight[0].plan is not plan:
+            in_flight.popleft()
+        if not in_flight:
             return
-        raw = planned.popleft()
+        step = in_flight.popleft()
+        free_blocks = self._free_blocks()
+        # Steps in flight hold blocks already that this one does not know of.
+        for later in in_flight:
+            free_blocks += later.grown_blocks
+        alive = len(self._scheduler.requests)
         # A busy engine goes from step to step: what its loop does in between is part of the next one's duration.
-        if self._busy_since_s is not None:
-            raw.start_s = self._busy_since_s
-        raw.end_s = at_s
+        start_s = step.start_s if self._busy_since_s is None else self._busy_since_s
+        self._busy_since_s = at_s if alive or in_flight else None
+        raw = RawStep(plan, outputs, start_s, at_s, free_blocks, alive)
         if self._events:
             raw.events, self._events = self._events, []
         if self.cache_notes:
-            raw.cache_notes = self.cache_notes.copy()
-            self.cache_notes.clear()
+            raw.cache_notes, self.cache_notes = self.cache_notes, []
         if self._kv_events:
             raw.kv_events, self._kv_events = self._kv_events, []
-        raw.scheduled = plan.num_scheduled_tokens
-        raw.drafted = plan.scheduled_spec_decode_tokens
-        raw.outputs = outputs
-        raw.free_blocks = self._free_blocks()
-        # Steps in flight hold blocks already that this one does not know of.
-        for later in planned:
-            raw.free_blocks += later.grown_blocks
-        raw.alive = len(self._scheduler.requests)
-        if raw.preempted:
-            self._preemptions_total += len(raw.preempted)
-        self._busy_since_s = at_s if raw.alive or planned else None
+        if step.preempted:
+            raw.preempted = step.preempted
+            self._preemptions_total += len(step.preempted)
         sink = self._sink
         if sink.wants_truth:
             sink.wants_truth = False
             sink.put(self._truth(at_s))
             return
         sink.put(raw)
-
-    def _arrival(self, request: Any) -> Arrival:
-        return Arrival(
-            request.request_id,
-            request.num_prompt_tokens,
-            request.max_tokens,
-            request.priority,
-            request.arrival_time + self._wall_to_engine_s,
-            lora.lora_name if (lora := getattr(request, "lora_request", None)) is not None else "",
-        )
 
     def _truth(self, at_s: float) -> Truth:
         """The engine's own lists, less what the steps in flight have already entered there."""
@@ -211,7 +187,7 @@ class StepRecorder:
 
     def _standing(self, request: Any, in_flight: dict[str, int]) -> tuple[Arrival, int, int, int]:
         return (
-            self._arrival(request),
+            arrival_of(request),
             request.num_output_tokens,
             max(0, request.num_computed_tokens - in_flight.get(request.request_id, 0)),
             getattr(request, "num_preemptions", 0),

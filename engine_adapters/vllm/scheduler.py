@@ -22,11 +22,6 @@ from engine_adapters.vllm.describe import computes_nothing, config_of, keeps_no_
 from engine_adapters.vllm.publisher import Publisher
 from engine_adapters.vllm.recorder import StepRecorder
 
-try:
-    from vllm.v1.core.kv_cache_utils import get_block_hash
-except ImportError:  # A release whose keys are not known: its cache is not watched (`can_watch`).
-    get_block_hash = None
-
 log = logging.getLogger("vllm.astrolabe")
 
 ENV_PREFIX_CACHE = "ASTROLABE_TRACE_PREFIX_CACHE"
@@ -75,9 +70,7 @@ def traced(base: type) -> type:
             watched = self._astrolabe_watches_cache()
             config = config_of(self, prefix_cache_traced=watched or self._astrolabe_cache_events())
             server = listen(address)
-            publisher = Publisher(
-                config=config, address=address, settable_length=computes_nothing(self), hash_of=get_block_hash
-            )
+            publisher = Publisher(config=config, address=address, settable_length=computes_nothing(self))
             publisher.start(server)
             self._astrolabe_publisher = publisher
             free = (lambda: config.num_blocks) if keeps_no_kv(self) else None
@@ -108,20 +101,30 @@ def traced(base: type) -> type:
 
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
             recorder = self._astrolabe
-            if recorder is None:
+            if recorder is None or not recorder.on:
                 return super().schedule(*args, **kwargs)
-            recorder.guarded(recorder.begin)
-            output = super().schedule(*args, **kwargs)
-            recorder.guarded(recorder.planned, output)
-            return output
+            try:
+                recorder.begin()
+            except Exception:
+                recorder.failed()
+                return super().schedule(*args, **kwargs)
+            plan = super().schedule(*args, **kwargs)
+            try:
+                recorder.planned(plan)
+            except Exception:
+                recorder.failed()
+            return plan
 
         def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
             recorder = self._astrolabe
-            if recorder is None:
+            if recorder is None or not recorder.on:
                 return super().update_from_output(scheduler_output, *args, **kwargs)
             at_s = time.monotonic()
             outputs = super().update_from_output(scheduler_output, *args, **kwargs)
-            recorder.guarded(recorder.ended, scheduler_output, outputs, at_s)
+            try:
+                recorder.ended(scheduler_output, outputs, at_s)
+            except Exception:
+                recorder.failed()
             return outputs
 
         def add_request(self, request: Any) -> None:

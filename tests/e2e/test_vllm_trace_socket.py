@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,19 +34,32 @@ NOBODY = 65_534
 
 
 def raw_step(
-    scheduled: dict[str, int], *, events: list[Arrival | str] | None = None, alive: int | None = None, **more: Any
+    scheduled: dict[str, int], *, events: Sequence[Any] = (), alive: int | None = None, **more: Any
 ) -> RawStep:
-    raw = RawStep()
-    raw.start_s, raw.end_s = time.monotonic() - 0.01, time.monotonic()
-    raw.events, raw.preempted, raw.admitted = events or [], [], {}
-    raw.scheduled, raw.drafted = scheduled, {}
+    plan = SimpleNamespace(
+        num_scheduled_tokens=scheduled,
+        scheduled_spec_decode_tokens={},
+        scheduled_new_reqs=[],
+        scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
+    )
     outputs = [SimpleNamespace(request_id=i, new_token_ids=[1], finish_reason=None) for i in scheduled]
-    raw.outputs = {0: SimpleNamespace(outputs=outputs)}
-    raw.free_blocks, raw.kv_events, raw.cache_notes = 90, [], []
-    raw.alive = len(scheduled) if alive is None else alive
-    for name, value in more.items():
-        setattr(raw, name, value)
-    return raw
+    return RawStep(
+        plan,
+        {0: SimpleNamespace(outputs=outputs)},
+        start_s=time.monotonic() - 0.01,
+        end_s=time.monotonic(),
+        free_blocks=90,
+        alive=len(scheduled) if alive is None else alive,
+        events=events,
+        **more,
+    )
+
+
+def request(name: str) -> SimpleNamespace:
+    """One of vLLM's."""
+    return SimpleNamespace(
+        request_id=name, num_prompt_tokens=10, max_tokens=100_000, priority=0, arrival_time=time.time()
+    )
 
 
 def arrival(name: str) -> Arrival:
@@ -83,7 +96,7 @@ async def following(probe: TraceProbe, mirrors: list[NodeMirror]) -> None:
 
 
 async def test_a_snapshot_then_every_step(publisher: Publisher, address: TraceAddress) -> None:
-    publisher.put(raw_step({"a": 10}, events=[arrival("a")]))
+    publisher.put(raw_step({"a": 10}, events=[request("a")]))
     mirrors: list[NodeMirror] = []
     task = asyncio.create_task(following(TraceProbe(address), mirrors))
     await until(lambda: bool(mirrors) and mirrors[0].running_count == 1)
@@ -119,11 +132,11 @@ async def test_a_reader_that_does_not_read_loses_steps_and_the_engine_does_not_w
     # Much more than sockets and our buffer hold: each round brings 120 kB of arrivals and takes them away. Nothing is
     # read meanwhile, so an engine that waited for its reader would wait for ever.
     while count * 120_000 < 8_000_000:
-        publisher.put(raw_step({}, events=[arrival(f"{count}-{n}") for n in names], alive=len(names)))
+        publisher.put(raw_step({}, events=[request(f"{count}-{n}") for n in names], alive=len(names)))
         publisher.put(raw_step({}, events=[f"{count}-{n}" for n in names], alive=0))
         count += 1
         await until(lambda: publisher.backlog() < 10)
-    publisher.put(raw_step({"last": 10}, events=[arrival("last")]))
+    publisher.put(raw_step({"last": 10}, events=[request("last")]))
     await until(lambda: publisher.backlog() == 0)
     lost = False
     async with asyncio.timeout(DEADLINE_S):
@@ -173,7 +186,7 @@ async def test_a_stranger_on_the_socket_disturbs_nobody(
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(address.path)
         stranger.sendall(sent)
-    publisher.put(raw_step({"a": 10}, events=[arrival("a")]))
+    publisher.put(raw_step({"a": 10}, events=[request("a")]))
     await until(lambda: publisher.backlog() == 0)
     watching = TraceProbe(address).watch()
     async with asyncio.timeout(DEADLINE_S):
@@ -268,10 +281,9 @@ def test_a_defect_in_our_hooks_ends_the_trace_not_the_engine(caplog: pytest.LogC
     pool = SimpleNamespace(get_num_free_blocks=lambda: 1)
     scheduler = SimpleNamespace(kv_cache_manager=SimpleNamespace(block_pool=pool), running=[], requests={})
     recorder = StepRecorder(scheduler, SimpleNamespace(wants_truth=False))
-    recorder.guarded(recorder.planned, object())
-    recorder.guarded(recorder.arrived, "not a request")
+    recorder.guarded(recorder.preempting, "not a request")
     assert not recorder.on
-    recorder.guarded(recorder.arrived, "not a request")
+    recorder.guarded(recorder.preempting, "not a request")
     assert sum("the engine goes on" in r.message for r in caplog.records) == 1
 
 
@@ -283,7 +295,7 @@ async def test_what_the_prefix_cache_stores_and_evicts_comes_along(address: Trac
     watching = TraceProbe(address).watch()
     assert isinstance(await anext(watching), TraceSnapshot)
     assert await anext(watching) == CacheDelta(0, True, (), ())
-    publisher.put(raw_step({"a": 10}, events=[arrival("a")], kv_events=[stored([b"x", b"y"], None, range(8))]))
+    publisher.put(raw_step({"a": 10}, events=[request("a")], kv_events=[stored([b"x", b"y"], None, range(8))]))
     assert isinstance(await anext(watching), TraceDelta)
     assert await anext(watching) == CacheDelta(1, False, names, ())
     publisher.put(raw_step({"a": 1}, kv_events=[removed(b"y")]))
@@ -309,7 +321,7 @@ async def test_ten_thousand_steps_a_second_are_followed_or_lost_openly(
     mirrors: list[NodeMirror] = []
     task = asyncio.create_task(following(TraceProbe(address), mirrors))
     await until(lambda: bool(mirrors))
-    publisher.put(raw_step({"a": 10}, events=[arrival("a")]))
+    publisher.put(raw_step({"a": 10}, events=[request("a")]))
     await until(lambda: mirrors[0].running_count == 1)
     for _ in range(3000):
         publisher.put(raw_step({"a": 1}))

@@ -26,28 +26,22 @@ from tests.vllm.scheduler_driver import Engine, TraceReader
 
 
 def timed(recorder: Any, spent: list[float]) -> None:
-    """Adds up the time of the recorder's hooks, whatever they call."""
-    inner = recorder.guarded
-
-    def guarded(hook: Callable[..., None], *arguments: Any) -> None:
-        # The thread's own CPU time: what other processes take meanwhile is not ours. The first reading is for a kernel
-        # that puts a switch of threads off until the next call of the system.
-        time.thread_time()
-        began = time.thread_time()
-        inner(hook, *arguments)
-        spent[0] += time.thread_time() - began
-
-    recorder.guarded = guarded
+    """Adds up the time of the recorder's hooks."""
+    for name in ("begin", "planned", "ended", "arrived", "aborting", "preempting"):
+        setattr(recorder, name, _timed(getattr(recorder, name), spent))
 
 
 def timed_pool(pool: Any, spent: list[float]) -> None:
     """Adds up the time of the block pool's methods that say what the prefix cache holds, whoever has wrapped them."""
-    for name in ("cache_full_blocks", "_maybe_evict_cached_block", "take_events"):
+    for name in ("cache_full_blocks", "get_new_blocks", "take_events"):
         setattr(pool, name, _timed(getattr(pool, name), spent))
 
 
 def _timed(inner: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
     def outer(*arguments: Any, **named: Any) -> Any:
+        # The thread's own CPU time: what other processes take meanwhile is not ours. The first reading is for a kernel
+        # that puts a switch of threads off until the next call of the system.
+        time.thread_time()
         began = time.thread_time()
         done = inner(*arguments, **named)
         spent[0] += time.thread_time() - began

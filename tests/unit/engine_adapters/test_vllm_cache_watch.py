@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from engine_adapters.vllm.cache_names import CacheNames, Changes
-from engine_adapters.vllm.cache_watch import events, watch
+from engine_adapters.vllm.cache_watch import CacheNotes, watch
 from engine_adapters.vllm.recorder import StepRecorder
 from simcore.prefix import block_hashes
 
@@ -15,21 +15,35 @@ A, B, C = block_hashes(IDS, 4)
 
 
 class Pool:
-    """A block pool as far as it is watched; blocks have keys of their hash and a group."""
+    """A block pool as far as it is watched."""
 
     def __init__(self) -> None:
         self.refuses_reset = False
+        self.blocks = [SimpleNamespace(block_id=i, is_null=False) for i in range(6)]
+        self.masks: list[Any] = []
+        self._free = list(self.blocks)
 
     def cache_full_blocks(
-        self, request: Any, blocks: Any, num_cached_blocks: int, num_full_blocks: int, block_size: int, **more: Any
+        self,
+        request: Any,
+        blocks: Any,
+        num_cached_blocks: int,
+        num_full_blocks: int,
+        block_size: int,
+        kv_cache_group_id: int,
+        **more: Any,
     ) -> None:
-        for i in range(num_cached_blocks, num_full_blocks):
-            blocks[i].block_hash = (request.block_hashes[i], 0)
+        self.masks.append(more)
 
-    def _maybe_evict_cached_block(self, block: Any) -> bool:
-        was_cached = block.block_hash is not None
-        block.block_hash = None
-        return was_cached
+    def get_new_blocks(self, num_blocks: int) -> list[Any]:
+        taken, self._free = self._free[:num_blocks], self._free[num_blocks:]
+        return taken
+
+    def give_back(self, *blocks: Any) -> None:
+        self._free.extend(blocks)
+
+    def evict_blocks(self, block_ids: set[int]) -> None:
+        pass
 
     def reset_prefix_cache(self) -> bool:
         return not self.refuses_reset
@@ -47,18 +61,24 @@ class Watched:
         self.pool = Pool()
         self.recorder = SimpleNamespace(on=True, cache_notes=[])
         watch(self.pool, cast(StepRecorder, self.recorder))
-        self.blocks = [SimpleNamespace(block_hash=None, is_null=False) for _ in range(3)]
+        self.blocks = self.pool.get_new_blocks(3)
+        self.notes = CacheNotes(4)
         self.names = CacheNames(4)
 
-    def keep(self, what: Any, begin: int, end: int, **more: Any) -> None:
+    def keep(self, what: Any, begin: int, end: int, blocks: Any = None, **more: Any) -> None:
         self.pool.cache_full_blocks(
-            request=what, blocks=self.blocks, num_cached_blocks=begin, num_full_blocks=end, block_size=4, **more
+            request=what,
+            blocks=self.blocks if blocks is None else blocks,
+            num_cached_blocks=begin,
+            num_full_blocks=end,
+            block_size=4,
+            kv_cache_group_id=0,
+            **more,
         )
 
     def changes(self) -> Changes:
-        notes = self.recorder.cache_notes.copy()
-        self.recorder.cache_notes.clear()
-        return self.names.apply(events(notes, 4, lambda key: key[0]))
+        notes, self.recorder.cache_notes = self.recorder.cache_notes, []
+        return self.names.apply(self.notes.events(notes))
 
 
 def test_what_enters_and_leaves_goes_by_the_names_of_the_whole_prompt() -> None:
@@ -67,9 +87,11 @@ def test_what_enters_and_leaves_goes_by_the_names_of_the_whole_prompt() -> None:
     watched.keep(request(), 2, 2)
     assert watched.changes() == Changes(False, [A, B], [])
     watched.keep(request(), 2, 3)
-    assert watched.pool._maybe_evict_cached_block(watched.blocks[0])
-    assert not watched.pool._maybe_evict_cached_block(watched.blocks[0])
-    assert watched.changes() == Changes(False, [C], [A])
+    watched.pool.give_back(watched.blocks[0])
+    assert watched.pool.get_new_blocks(3)
+    assert watched.changes() == Changes(False, [C], []), "the three that had never been used"
+    assert watched.pool.get_new_blocks(1) == watched.blocks[:1]
+    assert watched.changes() == Changes(False, [], [A])
     assert watched.pool.reset_prefix_cache()
     assert watched.changes() == Changes(True, [], [])
     watched.pool.refuses_reset = True
@@ -78,17 +100,46 @@ def test_what_enters_and_leaves_goes_by_the_names_of_the_whole_prompt() -> None:
     assert watched.changes() == Changes(False, [A], [])
 
 
+def test_what_is_evicted_by_its_number_is_gone_once() -> None:
+    watched = Watched()
+    watched.keep(request(), 0, 3)
+    watched.pool.evict_blocks({1, 5})
+    watched.pool.evict_blocks({1})
+    assert watched.changes() == Changes(False, [A, C], [B])
+
+
+def test_a_block_that_was_told_before_notes_were_lost_takes_nothing_along() -> None:
+    watched = Watched()
+    watched.keep(request(), 0, 1)
+    assert watched.changes() == Changes(False, [A], [])
+    watched.names.forget()
+    watched.notes.forget()
+    other = watched.pool.get_new_blocks(1)
+    watched.keep(request(), 0, 1, other)
+    assert watched.changes() == Changes(False, [A], [])
+    watched.pool.evict_blocks({0})
+    assert watched.changes() == Changes(False, [], []), "the other block still holds it"
+
+
 def test_two_blocks_with_the_same_tokens_are_two() -> None:
     watched = Watched()
     watched.keep(request(), 0, 2)
-    first = watched.blocks
-    watched.blocks = [SimpleNamespace(block_hash=None, is_null=False) for _ in range(3)]
-    watched.keep(request(), 0, 2)
+    again = watched.pool.get_new_blocks(2)
+    watched.keep(request(), 0, 2, again)
     assert watched.changes() == Changes(False, [A, B], [])
-    watched.pool._maybe_evict_cached_block(first[1])
+    watched.pool.evict_blocks({watched.blocks[1].block_id})
     assert watched.changes() == Changes(False, [], [])
-    watched.pool._maybe_evict_cached_block(watched.blocks[1])
+    watched.pool.evict_blocks({again[1].block_id})
     assert watched.changes() == Changes(False, [], [B])
+
+
+def test_vllm_gets_the_arguments_that_it_gave() -> None:
+    watched = Watched()
+    watched.keep(request(), 0, 2)
+    watched.keep(request(), 0, 2, block_mask=None)
+    watched.keep(request(), 0, 2, block_mask=[True, False])
+    watched.keep(request(), 0, 2, of_another_release=1)
+    assert watched.pool.masks == [{}, {}, {"block_mask": [True, False]}, {"of_another_release": 1}]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +169,10 @@ def test_blocks_that_are_none_or_left_out_by_vllm_itself_have_no_names() -> None
 
 def test_when_the_trace_has_ended_nothing_is_collected_any_more() -> None:
     watched = Watched()
+    watched.recorder.cache_notes = []
     watched.recorder.on = False
     watched.keep(request(), 0, 2)
-    watched.pool._maybe_evict_cached_block(watched.blocks[0])
+    watched.pool.get_new_blocks(1)
+    watched.pool.evict_blocks({0})
     watched.pool.reset_prefix_cache()
     assert watched.recorder.cache_notes == []

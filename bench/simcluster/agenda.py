@@ -1,0 +1,39 @@
+"""When each node of a cluster has something to do, and something to tell: asked at every event, of all nodes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bench.simcluster.node import ClusterNode
+
+
+class Agenda:
+    """Columns over nodes, which write their own rows. Moments in seconds of the run; inf: nothing is planned."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.next_s = np.full(size, np.inf)
+        self.note_s = np.full(size, np.inf)
+        self._nodes: list[ClusterNode] = []
+
+    @classmethod
+    def of(cls, nodes: Collection[ClusterNode]) -> Agenda:
+        """The nodes write into this one from now on."""
+        agenda = cls(len(nodes))
+        agenda._nodes.extend(nodes)
+        for row, node in enumerate(nodes):
+            node.enter(agenda, row)
+        return agenda
+
+    def busy_before(self, at_s: float) -> list[ClusterNode]:
+        """Those that have something to do before that, in the order of the cluster."""
+        nodes = self._nodes
+        return [nodes[row] for row in (self.next_s < at_s).nonzero()[0].tolist()]
+
+    def noted_by(self, at_s: float) -> list[ClusterNode]:
+        """Those of which a newer state is known by then."""
+        nodes = self._nodes
+        return [nodes[row] for row in (self.note_s <= at_s).nonzero()[0].tolist()]

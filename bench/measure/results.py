@@ -233,7 +233,10 @@ class _Times:
 
     def add(self, at_s: float) -> None:
         self.count += 1
-        self.first_s, self.last_s = min(self.first_s, at_s), max(self.last_s, at_s)
+        if at_s < self.first_s:
+            self.first_s = at_s
+        if at_s > self.last_s:
+            self.last_s = at_s
 
     @property
     def rate_per_s(self) -> float | None:
@@ -283,20 +286,22 @@ class RunningSummary:
             self._inter_token_s.extend(r.itl_s)
         if r.sent_s is not None:
             self._lateness_s.append(r.sent_s - r.arrival_s)
-        for column, value in (
-            (self._ttft_s, r.ttft_s),
-            (self._tpot_s, r.tpot_s),
-            (self._decision_s, r.decision_s),
-            (self._delivery_s, r.delivery_s),
-            (self._scheduling_delay_s, r.scheduling_delay_s),
-            (self._preemption_loss_s, r.preemption_loss_s),
-        ):
-            if value is not None:
-                column.append(value)
-        pair = forecast_pair(r)
-        if pair is not None:
-            for outcomes, outcome in zip((self._ttft_forecasts, self._e2e_forecasts), pair, strict=True):
-                outcomes.add(outcome.p50_s, outcome.p90_s, outcome.actual_s)
+        if r.ttft_s is not None:
+            self._ttft_s.append(r.ttft_s)
+        if r.tpot_s is not None:
+            self._tpot_s.append(r.tpot_s)
+        if r.decision_s is not None:
+            self._decision_s.append(r.decision_s)
+        if r.delivery_s is not None:
+            self._delivery_s.append(r.delivery_s)
+        if r.scheduling_delay_s is not None:
+            self._scheduling_delay_s.append(r.scheduling_delay_s)
+        if r.preemption_loss_s is not None:
+            self._preemption_loss_s.append(r.preemption_loss_s)
+        if r.forecast is not None and (pair := forecast_pair(r)) is not None:
+            ttft, e2e = pair
+            self._ttft_forecasts.add(ttft.p50_s, ttft.p90_s, ttft.actual_s)
+            self._e2e_forecasts.add(e2e.p50_s, e2e.p90_s, e2e.actual_s)
 
     def summary(self, *, preemptions: int | None = None) -> Summary:
         """Of all results so far; `preemptions` as in `summarise`."""

@@ -25,6 +25,8 @@ from simcore.cost.shipped import load_shipped
 from simcore.types import EngineConfig
 from simcore.warmup import warm
 
+RATE_PER_NODE_S = 2.5
+"""Requests per second: 30 on 12 nodes, at which the bars are."""
 LOOK_EVERY = 256
 """Ended requests between two looks at the clock."""
 SHOW_EVERY_S = 5.0
@@ -73,7 +75,7 @@ class Course:
         each_s = (now_s - self._last_s) / (count - self._last_count)
         print(
             f"{count:12,d}{now_s - self._began_s:10.1f}{time.monotonic() - self._wall_s:10.1f}"
-            f"{each_s * 1e6:14.0f}{resident_mib():9,.0f}{peak_mib():9,.0f}",
+            f"{each_s * 1e6:14.0f}{each_s * 1e6 / 3600:12.2f}{resident_mib():9,.0f}{peak_mib():9,.0f}",
             flush=True,
         )
         self._last_s, self._last_count = now_s, count
@@ -89,7 +91,10 @@ class Course:
         )
 
 
-CURVE_HEADER = f"{'requests':>12s}{'cost s':>10s}{'wall s':>10s}{'us each since':>14s}{'MB now':>9s}{'peak MB':>9s}"
+CURVE_HEADER = (
+    f"{'requests':>12s}{'cost s':>10s}{'wall s':>10s}{'us each since':>14s}{'h a million':>12s}"
+    f"{'MB now':>9s}{'peak MB':>9s}"
+)
 
 
 def resident_mib() -> float:
@@ -139,7 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--nodes", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=30.0, help="requests per second, Poisson")
+    parser.add_argument(
+        "--rate", type=float, help=f"requests per second, Poisson; {RATE_PER_NODE_S:g} a node if left out"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--sample", type=int, default=0, help="nodes drawn for each request; 0: the policy's own number"
@@ -155,6 +162,7 @@ def main() -> None:
     )
     parser.add_argument("--progress", action="store_true", help="tell on stderr how far the run has got")
     options = parser.parse_args()
+    options.rate = RATE_PER_NODE_S * options.nodes if options.rate is None else options.rate
     rows, source = share_gpt_lengths(options.seed)
     data = [DataRow(prompt_tokens=prompt, output_tokens=output) for prompt, output in rows]
     marks = [int(mark) for mark in options.curve.split(",") if mark]

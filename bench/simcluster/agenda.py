@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -15,8 +17,9 @@ class Agenda:
     """Columns over nodes, which write their own rows. Moments in seconds of the run; inf: nothing is planned."""
 
     def __init__(self, size: int = 1) -> None:
-        self.next_s = np.full(size, np.inf)
-        self.note_s = np.full(size, np.inf)
+        self.next_s, self.note_s = array("d", [math.inf] * size), array("d", [math.inf] * size)
+        # The same memory: one value is written faster to an array, all are compared faster by numpy.
+        self._next_s, self._note_s = np.frombuffer(self.next_s), np.frombuffer(self.note_s)
         self._nodes: list[ClusterNode] = []
 
     @classmethod
@@ -31,9 +34,9 @@ class Agenda:
     def busy_before(self, at_s: float) -> list[ClusterNode]:
         """Those that have something to do before that, in the order of the cluster."""
         nodes = self._nodes
-        return [nodes[row] for row in (self.next_s < at_s).nonzero()[0].tolist()]
+        return [nodes[row] for row in (self._next_s < at_s).nonzero()[0].tolist()]
 
     def noted_by(self, at_s: float) -> list[ClusterNode]:
         """Those of which a newer state is known by then."""
         nodes = self._nodes
-        return [nodes[row] for row in (self.note_s <= at_s).nonzero()[0].tolist()]
+        return [nodes[row] for row in (self._note_s <= at_s).nonzero()[0].tolist()]

@@ -174,7 +174,7 @@ class ClusterNode:
     def enter(self, agenda: Agenda, row: int) -> None:
         """From now on this row of the agenda is its own."""
         self._agenda, self._row = agenda, row
-        self._planned(self.next_s, self.note_s)
+        agenda.next_s[row], agenda.note_s[row] = self.next_s, self.note_s
 
     def finish(self) -> None:
         """Closes the account of steps when a run has ended."""
@@ -501,7 +501,8 @@ class ClusterNode:
         self.tell_s = math.inf
         self._dispatched(0)
         self._changed = False
-        self._planned(self._engine.next_step_s, math.inf)
+        self._agenda.next_s[self._row] = self.next_s = self._engine.next_step_s
+        self._agenda.note_s[self._row] = self.note_s = math.inf
 
     def _report(self, events: list[NodeEvent]) -> None:
         push, one_way_s, epoch, node_id = self._reports.push, self._one_way_s, self.epoch, self.node_id
@@ -565,11 +566,12 @@ class ClusterNode:
         noted_s = engine.next_published_s
         if self._changed and self._state_s < noted_s:
             noted_s = self._state_s
-        self._planned(engine.next_step_s, noted_s + self._one_way_s)
-
-    def _planned(self, next_s: float, note_s: float) -> None:
-        self._agenda.next_s[self._row] = self.next_s = next_s
-        self._agenda.note_s[self._row] = self.note_s = note_s
+        next_s, note_s = engine.next_step_s, noted_s + self._one_way_s
+        # Columns are written for others to read, which costs more than to see that nothing is new.
+        if next_s != self.next_s:
+            self._agenda.next_s[self._row] = self.next_s = next_s
+        if note_s != self.note_s:
+            self._agenda.note_s[self._row] = self.note_s = note_s
 
     def _forget(self, name: str) -> None:
         del self._ends[name]

@@ -12,6 +12,9 @@ import numpy as np
 if TYPE_CHECKING:
     from bench.simcluster.node import ClusterNode
 
+FEW = 30
+"""Nodes of fewer are looked at one by one: that is sooner done than a comparison of columns begins."""
+
 
 class Agenda:
     """Columns over nodes, which write their own rows. Moments in seconds of the run; inf: nothing is planned."""
@@ -33,10 +36,12 @@ class Agenda:
 
     def busy_before(self, at_s: float) -> list[ClusterNode]:
         """Those that have something to do before that, in the order of the cluster."""
-        nodes = self._nodes
-        return [nodes[row] for row in (self._next_s < at_s).nonzero()[0].tolist()]
+        if len(self._nodes) < FEW:
+            return [node for node in self._nodes if node.next_s < at_s]
+        return [self._nodes[row] for row in (self._next_s < at_s).nonzero()[0].tolist()]
 
     def noted_by(self, at_s: float) -> list[ClusterNode]:
         """Those of which a newer state is known by then."""
-        nodes = self._nodes
-        return [nodes[row] for row in (self._note_s <= at_s).nonzero()[0].tolist()]
+        if len(self._nodes) < FEW:
+            return [node for node in self._nodes if node.note_s <= at_s]
+        return [self._nodes[row] for row in (self._note_s <= at_s).nonzero()[0].tolist()]

@@ -284,7 +284,9 @@ class Node:
                 self._changed = False
             load = self._merged
             if load is not None and (load.running or load.waiting):
-                until_s = min(until_s, self.noted_s + stale_after_s - note.state_age_s)
+                stale_s = self.noted_s + stale_after_s - note.state_age_s
+                if stale_s < until_s:
+                    until_s = stale_s
                 if note.state_age_s + (now_s - self.noted_s) > stale_after_s:
                     load = None
             liveness = self.liveness
@@ -295,8 +297,8 @@ class Node:
         recent = self._recent
         while recent and recent[0] <= now_s - QPM_WINDOW_S:
             recent.popleft()
-        if recent:
-            until_s = min(until_s, recent[0] + QPM_WINDOW_S)
+        if recent and recent[0] + QPM_WINDOW_S < until_s:
+            until_s = recent[0] + QPM_WINDOW_S
         view = NodeView(
             node_id=self.node_id,
             config=self.config,

@@ -8,9 +8,11 @@ neither side. Of whom: requests that one node answered to the end. Errors are sh
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 
 import msgspec
+import numpy as np
 
 from simcore.types import Forecast
 
@@ -45,6 +47,41 @@ class ForecastOutcome(msgspec.Struct, frozen=True):
         return abs(self.p50_s - self.actual_s) / self.actual_s
 
 
+class ForecastOutcomes:
+    """The same of many requests, in columns."""
+
+    def __init__(self, outcomes: Iterable[ForecastOutcome] = ()) -> None:
+        self._p50_s, self._p90_s, self._actual_s = array("d"), array("d"), array("d")
+        for outcome in outcomes:
+            self.add(outcome.p50_s, outcome.p90_s, outcome.actual_s)
+
+    def __len__(self) -> int:
+        return len(self._actual_s)
+
+    def add(self, p50_s: float, p90_s: float, actual_s: float) -> None:
+        self._p50_s.append(p50_s)
+        self._p90_s.append(p90_s)
+        self._actual_s.append(actual_s)
+
+    def errors(self) -> QuantityErrors | None:
+        """None of nothing."""
+        n = len(self)
+        if not n:
+            return None
+        p50_s, p90_s, actual_s = (np.array(column) for column in (self._p50_s, self._p90_s, self._actual_s))
+        over_s = p50_s - actual_s
+        errors = np.sort(abs(over_s) / actual_s)
+        return QuantityErrors(
+            samples=n,
+            error_mean=statistics.fmean(errors),
+            error_p50=float(np.median(errors)),
+            error_p90=float(errors[min(n - 1, int(0.9 * n))]),
+            bias=float(np.median(over_s / actual_s)),
+            gap_s=float(np.median(-over_s)),
+            under_p90=int((actual_s <= p90_s).sum()) / n,
+        )
+
+
 class QuantityErrors(msgspec.Struct, frozen=True, kw_only=True):
     """Errors of one quantity; shares of what happened."""
 
@@ -68,20 +105,9 @@ class ForecastErrors(msgspec.Struct, frozen=True, kw_only=True):
     e2e: QuantityErrors | None = None
 
 
-def errors_of(pairs: Sequence[ForecastOutcome]) -> QuantityErrors | None:
+def errors_of(pairs: Iterable[ForecastOutcome]) -> QuantityErrors | None:
     """None of nothing."""
-    if not pairs:
-        return None
-    errors = sorted(p.error for p in pairs)
-    return QuantityErrors(
-        samples=len(pairs),
-        error_mean=statistics.fmean(errors),
-        error_p50=statistics.median(errors),
-        error_p90=errors[min(len(errors) - 1, int(0.9 * len(errors)))],
-        bias=statistics.median((p.p50_s - p.actual_s) / p.actual_s for p in pairs),
-        gap_s=statistics.median(p.actual_s - p.p50_s for p in pairs),
-        under_p90=sum(p.actual_s <= p.p90_s for p in pairs) / len(pairs),
-    )
+    return ForecastOutcomes(pairs).errors()
 
 
 MEASURES = ("error_mean", "error_p50", "error_p90", "bias", "under_p90")

@@ -6,13 +6,15 @@ better than it is (`lateness` tells how far behind it was). Percentiles interpol
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import msgspec
 import numpy as np
 
-from bench.measure.forecast_errors import DispatchForecast, ForecastErrors, ForecastOutcome, errors_of
+from bench.measure.forecast_errors import DispatchForecast, ForecastErrors, ForecastOutcome, ForecastOutcomes
 from gateway.core.outcomes import COMPLETE
 from simcore.types import Outcome
 
@@ -125,12 +127,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """How far forecasts were from what happened; None when none was made."""
 
 
-def forecast_pairs(results: Sequence[RequestResult]) -> tuple[list[ForecastOutcome], list[ForecastOutcome]]:
-    """(TTFT, E2E) of the requests that a forecast placed and one node answered to the end, from the dispatch on."""
-    pairs = [pair for r in results if (pair := forecast_pair(r)) is not None]
-    return [ttft for ttft, _ in pairs], [e2e for _, e2e in pairs]
-
-
 def forecast_pair(result: RequestResult) -> tuple[ForecastOutcome, ForecastOutcome] | None:
     """(TTFT, E2E) of one request; None if no forecast placed it or no node answered it to the end."""
     placed, began_s = result.forecast, result.decision_s
@@ -216,50 +212,129 @@ def tpot_s(*, ttft_s: float, e2e_s: float, output_tokens: int) -> float | None:
     return (e2e_s - ttft_s) / (output_tokens - 1) if output_tokens > 1 else None
 
 
-def rate_per_s(times_s: Sequence[float]) -> float | None:
-    """Requests per second of a series of sending times; None below two or when all fall together."""
-    if len(times_s) < 2:
-        return None
-    span_s = max(times_s) - min(times_s)
-    return (len(times_s) - 1) / span_s if span_s > 0 else None
-
-
-def summarise(results: Sequence[RequestResult], *, preemptions: int | None = None) -> Summary:
+def summarise(results: Iterable[RequestResult], *, preemptions: int | None = None) -> Summary:
     """The summary of a run.
 
     `preemptions` counts those of the engines when the caller has read it there; otherwise the rows' own are summed,
     if all of them know theirs.
     """
-    complete = [r for r in results if r.outcome in COMPLETE]
-    if preemptions is None and results and all(r.preemptions is not None for r in results):
-        preemptions = sum(r.preemptions or 0 for r in results)
-    first_s = min((r.arrival_s for r in results), default=0.0)
-    ends = [r.arrival_s + r.e2e_s for r in results if r.e2e_s is not None]
-    duration_s = max([*ends, *(r.arrival_s for r in results)], default=0.0) - first_s
-    per_s = 1.0 / duration_s if duration_s > 0 else 0.0
-    output_tokens = sum(r.output_tokens for r in complete)
-    ttft, e2e = forecast_pairs(results)
-    return Summary(
-        requests=len(results),
-        completed=len(complete),
-        outcomes=dict(sorted(Counter(r.outcome.value for r in results).items())),
-        nodes=dict(sorted(Counter(r.node_id for r in results if r.node_id).items())),
-        duration_s=duration_s,
-        offered_rate_per_s=rate_per_s([r.arrival_s for r in results]),
-        achieved_rate_per_s=rate_per_s([r.arrival_s if r.sent_s is None else r.sent_s for r in results]),
-        throughput_requests_per_s=len(complete) * per_s,
-        output_tokens_per_s=output_tokens * per_s,
-        total_tokens_per_s=(output_tokens + sum(r.prompt_tokens for r in complete)) * per_s,
-        ttft_s=spread([r.ttft_s for r in results if r.ttft_s is not None]),
-        tpot_s=spread([r.tpot_s for r in results if r.tpot_s is not None]),
-        inter_token_s=spread([gap for r in results for gap in r.itl_s]),
-        e2e_s=spread([r.e2e_s for r in results if r.e2e_s is not None]),
-        decision_s=spread([r.decision_s for r in results if r.decision_s is not None]),
-        lateness_s=spread([r.sent_s - r.arrival_s for r in results if r.sent_s is not None]),
-        delivery_s=spread([r.delivery_s for r in results if r.delivery_s is not None]),
-        preemptions=preemptions,
-        scheduling_delay_s=spread([r.scheduling_delay_s for r in results if r.scheduling_delay_s is not None]),
-        preemption_loss_s=spread([r.preemption_loss_s for r in results if r.preemption_loss_s is not None]),
-        normalised_s_per_token=spread([n for r in results if (n := r.normalised_s_per_token) is not None]),
-        forecasts=None if not e2e else ForecastErrors(ttft=errors_of(ttft), e2e=errors_of(e2e)),
-    )
+    so_far = RunningSummary()
+    for result in results:
+        so_far.add(result)
+    return so_far.summary(preemptions=preemptions)
+
+
+class _Times:
+    """When things began to happen and when they last did."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first_s, self.last_s = math.inf, -math.inf
+
+    def add(self, at_s: float) -> None:
+        self.count += 1
+        if at_s < self.first_s:
+            self.first_s = at_s
+        if at_s > self.last_s:
+            self.last_s = at_s
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """None below two, or when all fall together."""
+        span_s = self.last_s - self.first_s
+        return (self.count - 1) / span_s if self.count > 1 and span_s > 0 else None
+
+
+class RunningSummary:
+    """What a run comes to, result by result: of each its numbers are kept, in columns."""
+
+    def __init__(self) -> None:
+        self._outcomes: Counter[str] = Counter()
+        self._nodes: Counter[str] = Counter()
+        self._due, self._sent = _Times(), _Times()
+        self._last_s = -math.inf
+        self._completed = self._output_tokens = self._total_tokens = 0
+        self._preemptions: int | None = 0
+        self._ttft_s, self._tpot_s, self._inter_token_s, self._e2e_s = array("d"), array("d"), array("d"), array("d")
+        self._e2e_tokens = array("I")
+        """Output tokens of those in `_e2e_s`."""
+        self._decision_s, self._lateness_s, self._delivery_s = array("d"), array("d"), array("d")
+        self._scheduling_delay_s, self._preemption_loss_s = array("d"), array("d")
+        self._ttft_forecasts, self._e2e_forecasts = ForecastOutcomes(), ForecastOutcomes()
+
+    def __len__(self) -> int:
+        return self._due.count
+
+    def add(self, result: RequestResult) -> None:
+        r = result
+        self._outcomes[r.outcome.value] += 1
+        if r.node_id:
+            self._nodes[r.node_id] += 1
+        self._due.add(r.arrival_s)
+        self._sent.add(r.arrival_s if r.sent_s is None else r.sent_s)
+        if r.outcome in COMPLETE:
+            self._completed += 1
+            self._output_tokens += r.output_tokens
+            self._total_tokens += r.output_tokens + r.prompt_tokens
+        if self._preemptions is not None:
+            self._preemptions = None if r.preemptions is None else self._preemptions + r.preemptions
+        if r.e2e_s is not None:
+            self._last_s = max(self._last_s, r.arrival_s + r.e2e_s)
+            self._e2e_s.append(r.e2e_s)
+            self._e2e_tokens.append(r.output_tokens)
+        if r.itl_s:
+            self._inter_token_s.extend(r.itl_s)
+        if r.sent_s is not None:
+            self._lateness_s.append(r.sent_s - r.arrival_s)
+        if r.ttft_s is not None:
+            self._ttft_s.append(r.ttft_s)
+        if r.tpot_s is not None:
+            self._tpot_s.append(r.tpot_s)
+        if r.decision_s is not None:
+            self._decision_s.append(r.decision_s)
+        if r.delivery_s is not None:
+            self._delivery_s.append(r.delivery_s)
+        if r.scheduling_delay_s is not None:
+            self._scheduling_delay_s.append(r.scheduling_delay_s)
+        if r.preemption_loss_s is not None:
+            self._preemption_loss_s.append(r.preemption_loss_s)
+        if r.forecast is not None and (pair := forecast_pair(r)) is not None:
+            ttft, e2e = pair
+            self._ttft_forecasts.add(ttft.p50_s, ttft.p90_s, ttft.actual_s)
+            self._e2e_forecasts.add(e2e.p50_s, e2e.p90_s, e2e.actual_s)
+
+    def summary(self, *, preemptions: int | None = None) -> Summary:
+        """Of all results so far; `preemptions` as in `summarise`."""
+        due = self._due
+        if preemptions is None and due.count:
+            preemptions = self._preemptions
+        duration_s = max(self._last_s, due.last_s) - due.first_s if due.count else 0.0
+        per_s = 1.0 / duration_s if duration_s > 0 else 0.0
+        e2e_s, tokens = np.array(self._e2e_s), np.array(self._e2e_tokens)
+        forecasts = self._e2e_forecasts
+        return Summary(
+            requests=due.count,
+            completed=self._completed,
+            outcomes=dict(sorted(self._outcomes.items())),
+            nodes=dict(sorted(self._nodes.items())),
+            duration_s=duration_s,
+            offered_rate_per_s=due.rate_per_s,
+            achieved_rate_per_s=self._sent.rate_per_s,
+            throughput_requests_per_s=self._completed * per_s,
+            output_tokens_per_s=self._output_tokens * per_s,
+            total_tokens_per_s=self._total_tokens * per_s,
+            ttft_s=spread(self._ttft_s),
+            tpot_s=spread(self._tpot_s),
+            inter_token_s=spread(self._inter_token_s),
+            e2e_s=spread(self._e2e_s),
+            decision_s=spread(self._decision_s),
+            lateness_s=spread(self._lateness_s),
+            delivery_s=spread(self._delivery_s),
+            preemptions=preemptions,
+            scheduling_delay_s=spread(self._scheduling_delay_s),
+            preemption_loss_s=spread(self._preemption_loss_s),
+            normalised_s_per_token=spread(e2e_s[tokens > 0] / tokens[tokens > 0]),
+            forecasts=None
+            if not len(forecasts)
+            else ForecastErrors(ttft=self._ttft_forecasts.errors(), e2e=forecasts.errors()),
+        )

@@ -118,7 +118,6 @@ def estimate_us(nodes: int, *, seed: int, rounds: int = 300) -> float:
             node_id=f"n{i}",
             config=ENGINE,
             load=load_of(f"n{i}", rng),
-            state_age_s=0.0,
             in_flight=0,
             dispatches_60s=0,
             pace=pace,

@@ -57,7 +57,6 @@ def group_state(name: str, count: int, price: float, share: float) -> GroupState
                     unprocessed_tokens=running * MEAN_ANSWER // 2,
                     preemptions_total=0,
                 ),
-                state_age_s=0.0,
                 in_flight=running,
                 dispatches_60s=0,
                 pace=Pace(pace, config.max_num_seqs),

@@ -14,9 +14,10 @@ what they tell.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from heapq import heappop
 from typing import Any, Literal, NamedTuple
@@ -25,10 +26,11 @@ import msgspec
 
 from bench.measure.results import RequestResult, Summary, summarise
 from bench.measure.scaling import ScalingResult
+from bench.simcluster.agenda import Agenda
 from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.node import ClusterNode, Delays, NextToken
 from bench.simcluster.noise import Noise
-from bench.simcluster.request import RequestAccount, SimulatedRequest
+from bench.simcluster.request import SimulatedRequest
 from bench.simcluster.scaling import (
     ConnectorFails,
     ScaledFleet,
@@ -104,7 +106,7 @@ class SimResult(msgspec.Struct, frozen=True, kw_only=True):
     """A finished run."""
 
     results: list[RequestResult]
-    """One per request, in the order of arrival."""
+    """One per request, in the order of arrival; none where they were handed over as requests ended."""
     preemptions: int
     """Of all engines."""
     steps: int
@@ -193,13 +195,14 @@ class SimCluster:
         self._heap = EventHeap()
         self._reports = EventHeap(self._heap)
         """Tokens and complete answers on their way to the router."""
-        self._account = RequestAccount()
+        self._requests: dict[str, SimulatedRequest] = {}
+        """Those that have come and not ended."""
         self._make_node = functools.partial(
             ClusterNode,
             delays=self.delays,
             heap=self._heap,
             reports=self._reports,
-            account=self._account,
+            requests=self._requests,
             scenarios=scenarios,
             lengths_known=lengths == "known",
             correcting=correcting,
@@ -207,6 +210,7 @@ class SimCluster:
             seed=router.seed,
         )
         self._nodes = {spec.node_id: self._make_node(spec) for spec in nodes}
+        self._agenda = Agenda.of(self._nodes.values())
         self._left: list[ClusterNode] = []
         """Nodes that are not of the cluster any more."""
         self._naming = next((spec.config for spec in kinds if spec.config.enable_prefix_caching), kinds[0].config)
@@ -232,30 +236,39 @@ class SimCluster:
         """Grows with each restart: timers of earlier gateways are lost."""
         self._ahead_s = 0.0
         """By how much the gateway's clock has jumped."""
-        self._unfinished = 0
-        """Requests that have not ended."""
+        self._has_run = False
+        self._coming = 0
+        """Requests that are on their way to the gateway."""
+        self._ended = 0
+        """Requests."""
+        self._hand_on: Callable[[RequestResult], object] | None = None
+        self._results: list[tuple[float, int, RequestResult]] = []
+        """With arrival and number, unless they are handed on."""
         self._last_end_s = 0.0
         self._scaled = None if scaled is None else ScaledNodes(scaled, _Stage(self))
-        self._requests: dict[str, SimulatedRequest] = {}
         self._moves: dict[str, tuple[int, tuple[ClusterNode, ...]]] = {}
         """Moves of which the router hears next by what nodes tell: the attempt of the stage, if it is one, and the
         nodes."""
         self._moves_done = 0
         """By this gateway."""
         self._policies: Counter[str] = Counter()
-        self._followers: dict[str, WorkloadItem] = {}
+        self._followers: dict[str, SimulatedRequest] = {}
         """By the request whose end each waits for."""
-        self._queued: deque[WorkloadItem] = deque()
+        self._queued: deque[SimulatedRequest] = deque()
         """Requests of a closed loop that are to be sent yet."""
 
     def run(
         self,
-        workload: Sequence[WorkloadItem],
+        workload: Iterable[WorkloadItem],
         world: Sequence[tuple[float, WorldEvent | ConnectorFails]] = (),
         *,
         at_once: int | None = None,
+        ended: Callable[[RequestResult], object] | None = None,
     ) -> SimResult:
         """Runs until every request has ended.
+
+        An iterator of requests, in the order of arrival, is read as they come, and `ended` gets each result when it is
+        there: with both nothing is kept of a request that has ended.
 
         With `at_once` it is a closed loop: so many requests, or conversations of several, are under way, and the next
         one is sent when one has ended; arrival times only say in which order.
@@ -265,37 +278,43 @@ class SimCluster:
         nodes that come new (`Joins`) or go for good (`Leaves`).
 
         Raises:
-            ValueError: two requests have one id, a node of `world` is not of this cluster, or it has run already.
+            ValueError: two requests have one id, a node of `world` is not of this cluster, or it has run already; an
+                iterator gives requests out of order, or such as are not sent by the clock alone.
         """
-        if self._requests:
+        if self._has_run:
             raise ValueError("this cluster has run already; make another")
-        items = sorted(workload, key=lambda item: item.arrival_s)
-        self._requests = {item.request_id: SimulatedRequest(item) for item in items}
-        if len(self._requests) < len(items):
-            raise ValueError("two requests of the workload have the same id")
-        self._has_names = any(item.prefix_ids for item in items)
+        self._has_run = True
+        self._hand_on = ended
+        if isinstance(workload, Iterator):
+            if at_once is not None:
+                raise ValueError("a closed loop needs all of its requests beforehand; give a list of them")
+            # What the prompts' blocks are called is seen when they come.
+            self._has_names = True
+            arrivals = _numbered(workload)
+        else:
+            items = sorted(workload, key=lambda item: item.arrival_s)
+            self._has_names = any(item.prefix_ids for item in items)
+            arrivals = self._sent_by_the_clock(items, at_once)
         self._is_asked |= any(isinstance(event, ev.PolicySet) for _, event in world)
         for node in self._nodes.values():
             self._set_up(node)
-        first_s = items[0].arrival_s if items else 0.0
-        self._unfinished = len(items)
+        first = next(arrivals, None)
+        first_s = 0.0 if first is None else first.item.arrival_s
         self._open(first_s)
         for at_s, event in world:
             self._heap.push(at_s, Rank.WORLD, event)
-        arrivals = iter(self._sent_by_the_clock(items, at_once))
         if self._followers or self._queued:
             self._heap.push(first_s, Rank.WORLD, _Looks())
-        self._schedule_next(arrivals)
+        if first is not None:
+            self._comes(first)
         events = self._drive(arrivals)
         nodes = [*self._nodes.values(), *self._left]
         for node in nodes:
             node.finish()
-        results = [request.result for request in self._requests.values() if request.result is not None]
-        assert len(results) == len(items), "a request has not ended although nothing is left to happen"
-        if any(item.after for item in items) or at_once is not None:
-            results.sort(key=lambda result: result.arrival_s)
+        assert not self.unfinished, "a request has not ended although nothing is left to happen"
+        self._results.sort(key=lambda found: found[:2])
         return SimResult(
-            results=results,
+            results=[result for _, _, result in self._results],
             preemptions=self.preemptions,
             steps=sum(node.steps for node in nodes),
             events=events,
@@ -336,7 +355,12 @@ class SimCluster:
     @property
     def preemptions(self) -> int:
         """Of all engines so far."""
-        return self._account.preemptions.total()
+        return sum(node.preemptions for node in (*self._nodes.values(), *self._left))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a request has not ended, or is yet to come."""
+        return bool(self._coming or self._requests or self._followers or self._queued)
 
     def _open(self, at_s: float) -> None:
         for node in self._nodes.values():
@@ -354,55 +378,48 @@ class SimCluster:
         self._hand_over(ev.PaceTold(node_id=spec.node_id, pace=spec.step_time.pace(config)), at_s)
         self._hand_over(ev.LoadNoted(load=node.load(at_s), dispatch_seq=0), at_s)
 
-    def _sent_by_the_clock(self, items: list[WorkloadItem], at_once: int | None) -> list[WorkloadItem]:
+    def _sent_by_the_clock(self, items: list[WorkloadItem], at_once: int | None) -> Iterator[SimulatedRequest]:
         """Those that wait for nobody; the others are kept for when somebody ends. Raises ValueError."""
-        self._followers = {item.after: item for item in items if item.after}
-        waiting = sum(1 for item in items if item.after)
-        if len(self._followers) < waiting or not self._requests.keys() >= self._followers.keys():
+        names = {item.request_id for item in items}
+        if len(names) < len(items):
+            raise ValueError("two requests of the workload have the same id")
+        waiting = [(number, item) for number, item in enumerate(items) if item.after]
+        self._followers = {item.after: SimulatedRequest(item, number) for number, item in waiting}
+        if len(self._followers) < len(waiting) or not names >= self._followers.keys():
             raise ValueError("two requests follow the same one, or one follows a request that is not there")
-        free = [item for item in items if not item.after]
+        free = (SimulatedRequest(item, number) for number, item in enumerate(items) if not item.after)
         if at_once is None:
             return free
-        self._queued.extend(free[at_once:])
-        return [self._at(item, items[0].arrival_s) for item in free[:at_once]]
-
-    def _at(self, item: WorkloadItem, at_s: float) -> WorkloadItem:
-        """The request, which comes at another time than its workload said."""
-        self._requests[item.request_id].item = moved = msgspec.structs.replace(item, arrival_s=at_s)
-        return moved
+        first = list(itertools.islice(free, at_once))
+        for request in first:
+            request.comes_at(items[0].arrival_s)
+        self._queued.extend(free)
+        return iter(first)
 
     def _send_next(self, request_id: str, at_s: float) -> None:
         """Somebody's request has ended: who waited for that comes."""
-        item = self._followers.pop(request_id, None)
-        if item is None and self._queued:
-            item = self._queued.popleft()
-        if item is not None:
-            item = self._at(item, at_s + max(item.think_s, TURNAROUND_S))
-            self._heap.push(item.arrival_s, Rank.CLIENT, item)
+        request = self._followers.pop(request_id, None)
+        if request is None and self._queued:
+            request = self._queued.popleft()
+        if request is not None:
+            request.comes_at(at_s + max(request.item.think_s, TURNAROUND_S))
+            self._comes(request)
 
-    def _schedule_next(self, arrivals: Iterator[WorkloadItem]) -> None:
-        item = next(arrivals, None)
-        if item is not None:
-            self._heap.push(item.arrival_s, Rank.CLIENT, item)
+    def _comes(self, request: SimulatedRequest) -> None:
+        self._coming += 1
+        self._heap.push(request.item.arrival_s, Rank.CLIENT, request)
 
-    def _drive(self, arrivals: Iterator[WorkloadItem]) -> int:
-        heap, reports, nodes = self._heap.entries, self._reports.entries, self._nodes.values()
+    def _drive(self, arrivals: Iterator[SimulatedRequest]) -> int:
+        heap, reports = self._heap.entries, self._reports.entries
         one_way_s = self.delays.network_one_way_s
         events, at_s, next_s, looked_s = 0, 0.0, -math.inf, -math.inf
-        # Before it no node has anything to do.
-        busy_s = -math.inf
         while True:
             first = heap[0]
             if first[0] != next_s or self._moves:
                 next_s = self._run_closely(first[0]) if self._moves else first[0]
                 heard_s = next_s - one_way_s
-                if busy_s < heard_s:
-                    busy_s = math.inf
-                    for node in nodes:
-                        if node.next_s < heard_s:
-                            node.run_until(heard_s)
-                        if node.next_s < busy_s:
-                            busy_s = node.next_s
+                for node in self._agenda.busy_before(heard_s):
+                    node.run_until(heard_s)
             while reports[0] < first and reports[0][0] <= next_s:
                 at_s, _, _, (node, epoch, heard) = heappop(reports)
                 events += len(heard)
@@ -424,7 +441,6 @@ class SimCluster:
             events += 1
             if rank >= ABORT:
                 self._reach(rank, what, at_s)
-                busy_s = min(busy_s, what[0].next_s)
                 looked_s = -math.inf
                 continue
             if rank != NODE_REPORT and looked_s != at_s:
@@ -438,7 +454,9 @@ class SimCluster:
                         self._tell_progress(self.router.moving, at_s)
                     self._heard(node, event, at_s)
             elif rank == CLIENT:
-                self._schedule_next(arrivals)
+                self._coming -= 1
+                if (request := next(arrivals, None)) is not None:
+                    self._comes(request)
                 self._hand_over(ev.Arrived(request=self._shape(what)), at_s)
                 if self._came is not None:
                     self._came()
@@ -449,7 +467,7 @@ class SimCluster:
                     self._hand_over(event, at_s)
             else:
                 self._change_world(what, at_s)
-                busy_s = looked_s = -math.inf
+                looked_s = -math.inf
 
     def _run_closely(self, next_s: float) -> float:
         """Runs the nodes of moves to the first thing that the router hears; when that is, `next_s` at the latest."""
@@ -465,7 +483,8 @@ class SimCluster:
     def _heard(self, node: ClusterNode, event: ev.AnyEvent | NextToken, at_s: float) -> None:
         """Something that a node has told of a request reaches the router."""
         if isinstance(event, NextToken):
-            if self._requests[event.request_id].attempt == event.attempt:
+            request = self._requests.get(event.request_id)
+            if request is not None and request.attempt == event.attempt:
                 self._catch_up(node, {event.request_id: event.tokens}, at_s)
             return
         if type(event) is StreamEnded and (move := self._moves.get(event.request_id)) and move[0] == event.attempt:
@@ -477,15 +496,16 @@ class SimCluster:
         """What has come of these answers by now, which the router is about to look at."""
         heard_s = at_s - self.delays.network_one_way_s
         for request_id in list(request_ids):
-            request = self._requests[request_id]
+            if (request := self._requests.get(request_id)) is None:
+                continue
             node = self._nodes.get(request.node_id)
             # Of one whose first token is on its way nothing is told before.
             if node is not None and not node.faults.deaf and request.output_tokens > request.resumed_tokens:
                 self._catch_up(node, {request_id: node.progress_of(request_id, heard_s)}, at_s)
 
     def _hear_notes(self, at_s: float) -> None:
-        for node in self._nodes.values():
-            if node.note_s <= at_s and (note := node.note(at_s)) is not None:
+        for node in self._agenda.noted_by(at_s):
+            if (note := node.note(at_s)) is not None:
                 self._hand_over(note, at_s)
         if self._tell_s <= at_s:
             self._hear_caches(at_s)
@@ -498,13 +518,12 @@ class SimCluster:
 
     def _reach(self, rank: int, what: Any, at_s: float) -> None:
         """A message reaches its node, unless that has broken since it was sent."""
-        node, epoch, action = what
+        node, epoch, action, request = what
         if epoch != node.epoch or node.faults.deaf:
             return
         if isinstance(action, _Fetched):
             self._fetched(node, action, at_s)
         elif type(action) is Dispatch:
-            request = self._requests[action.request_id]
             item, shape = request.item, action.resumed or request.shape
             assert shape is not None, "only a request that has come is dispatched"
             rest_tokens = 1 if action.stage else item.output_tokens - (shape.prompt_tokens - item.prompt_tokens)
@@ -542,7 +561,7 @@ class SimCluster:
             if end is not None:
                 end.link_free_s = ends_s - transfer.fixed_s
         node.fetches(fetched.action.request_id, fetched.action.attempt, fetched.action.dispatch_seq, at_s)
-        self._heap.push(ends_s, DISPATCH, (node, node.epoch, fetched))
+        self._heap.push(ends_s, DISPATCH, (node, node.epoch, fetched, request))
 
     def _fetched(self, node: ClusterNode, fetched: _Fetched, at_s: float) -> None:
         """The KV of a request is there, unless that is not wanted any more."""
@@ -605,6 +624,7 @@ class SimCluster:
         if spec.node_id in self._nodes:
             raise ValueError(f"node {spec.node_id!r} joins, but one of that name is here")
         self._nodes[spec.node_id] = node = self._make_node(spec)
+        self._agenda = Agenda.of(self._nodes.values())
         self._set_up(node)
         self._join(node, at_s)
 
@@ -623,6 +643,7 @@ class SimCluster:
         """A node is gone for good, with all that is on it."""
         self._break(node, at_s)
         self._left.append(self._nodes.pop(node.node_id))
+        self._agenda = Agenda.of(self._nodes.values())
         self._hand_over(ev.NodeRemoved(node_id=node.node_id), at_s)
 
     def _go_wrong(self, fault: Fault, at_s: float) -> None:
@@ -662,7 +683,8 @@ class SimCluster:
     def _fail(self, node: ClusterNode, count: int, at_s: float) -> None:
         progress = node.progress(at_s)
         for ended in node.fail(count, at_s):
-            if self._requests[ended.request_id].attempt == ended.attempt:
+            request = self._requests.get(ended.request_id)
+            if request is not None and request.attempt == ended.attempt:
                 self._catch_up(node, {ended.request_id: progress[ended.request_id]}, at_s)
             self._heard(node, ended, at_s)
 
@@ -672,12 +694,11 @@ class SimCluster:
         self._gateway += 1
         self._moves.clear()
         self._moves_done = 0
-        for request_id, request in self._requests.items():
-            if request.shape is not None and request.result is None:
-                lost = ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed")
-                request.finish(lost, at_s, self._account)
-                self._finished(at_s)
-                self._send_next(request_id, at_s)
+        for request_id in sorted(self._requests, key=lambda request_id: self._requests[request_id].number):
+            self._finish(
+                ev.Finish(request_id=request_id, outcome=Outcome.INTERNAL, detail="the gateway was killed"), at_s
+            )
+            self._send_next(request_id, at_s)
         for node in self._nodes.values():
             if not node.faults.deaf:
                 node.restart()
@@ -685,9 +706,16 @@ class SimCluster:
         if self._scaled is not None:
             self._scaled.gateway_restarted(at_s)
 
-    def _finished(self, at_s: float) -> None:
-        self._unfinished -= 1
+    def _finish(self, action: ev.Finish, at_s: float) -> SimulatedRequest:
+        request = self._requests.pop(action.request_id)
+        result = request.finish(action, at_s)
+        if self._hand_on is None:
+            self._results.append((result.arrival_s, request.number, result))
+        else:
+            self._hand_on(result)
+        self._ended += 1
         self._last_end_s = at_s
+        return request
 
     def _break(self, node: ClusterNode, at_s: float) -> None:
         """Engine and session are gone; what had left the node before has reached the router."""
@@ -697,9 +725,10 @@ class SimCluster:
     def _catch_up(self, node: ClusterNode, progress: Mapping[str, int], at_s: float) -> None:
         """Between first token and end nodes tell nothing, to save events: what they would have told by now."""
         for request_id, tokens in progress.items():
-            request = self._requests[request_id]
+            if (request := self._requests.get(request_id)) is None:
+                continue
             unreported = request.resumed_tokens + tokens - request.output_tokens
-            if request.result is None and request.node_id == node.node_id and unreported > 0:
+            if request.node_id == node.node_id and unreported > 0:
                 seen = ev.TokensSeen(
                     request_id=request_id, node_id=node.node_id, tokens=unreported, attempt=request.attempt
                 )
@@ -715,9 +744,10 @@ class SimCluster:
     def _hand_over(self, event: ev.AnyEvent, at_s: float) -> None:
         """The router hears an event; its wishes are carried out."""
         if type(event) is TokensSeen:
-            self._requests[event.request_id].tokens_came(event, at_s)
-        elif type(event) is StreamEnded:
-            self._requests[event.request_id].attempt_ended(event)
+            if (request := self._requests.get(event.request_id)) is not None:
+                request.tokens_came(event, at_s)
+        elif type(event) is StreamEnded and (request := self._requests.get(event.request_id)) is not None:
+            request.attempt_ended(event)
         now_s = at_s + self._ahead_s
         actions = self.router.handle(event, now_s)
         if self._observe is not None:
@@ -742,7 +772,7 @@ class SimCluster:
                     request.is_staged = True
                     request.source = self._nodes.get(request.node_id)
                     self._follow(request, action.attempt, action.node_id)
-                    self._send(there_s, DISPATCH, action)
+                    self._send(there_s, DISPATCH, action, request)
                 case Dispatch():
                     request = self._requests[action.request_id]
                     if action.attempt > 1:
@@ -753,12 +783,9 @@ class SimCluster:
                     request.dispatched(action, left_s)
                     request.there_s = there_s
                     self._policies[action.decision.policy] += 1
-                    self._send(there_s, DISPATCH, action)
+                    self._send(there_s, DISPATCH, action, request)
                 case Finish():
-                    request = self._requests[action.request_id]
-                    request.finish(action, at_s, self._account)
-                    self._learn_length(request, action.outcome)
-                    self._finished(at_s)
+                    self._learn_length(self._finish(action, at_s), action.outcome)
                     if self._followers or self._queued:
                         self._send_next(action.request_id, at_s)
                 case ev.AskForecast():
@@ -768,7 +795,8 @@ class SimCluster:
                     self._heap.push(max(at_s, action.at_s - self._ahead_s), TIMER, timer)
                 case ev.Abort():
                     # One that was dispatched at this very moment gets there first.
-                    is_behind = self._requests[action.request_id].there_s == there_s
+                    aborted = self._requests.get(action.request_id)
+                    is_behind = aborted is not None and aborted.there_s == there_s
                     self._send(there_s, DISPATCH if is_behind else ABORT, action)
                 case ev.AskCache():
                     self._nodes[action.node_id].ask_cache()
@@ -785,9 +813,16 @@ class SimCluster:
         nodes = tuple(node for node_id in (request.node_id, *more) if (node := self._nodes.get(node_id)) is not None)
         self._moves[request.item.request_id] = (stage, nodes)
 
-    def _send(self, at_s: float, rank: int, action: ev.AskForecast | ev.Dispatch | ev.Abort) -> None:
+    def _send(
+        self,
+        at_s: float,
+        rank: int,
+        action: ev.AskForecast | ev.Dispatch | ev.Abort,
+        request: SimulatedRequest | None = None,
+    ) -> None:
+        """`request` goes with a dispatch: it may have ended when that gets there."""
         node = self._nodes[action.node_id]
-        self._heap.push(at_s, rank, (node, node.epoch, action))
+        self._heap.push(at_s, rank, (node, node.epoch, action, request))
 
     def _block_hashes(self, node: ClusterNode, item: WorkloadItem, shape: ev.RequestShape) -> tuple[int, ...]:
         """Names of the prompt's blocks in the size of the node's own."""
@@ -808,7 +843,9 @@ class SimCluster:
         if self._hints is not None and (hint := _hint_of(request.item)) is not None:
             self._hints.observe(hint, request.output_tokens, censored=outcome is not Outcome.STOP)
 
-    def _shape(self, item: WorkloadItem) -> ev.RequestShape:
+    def _shape(self, request: SimulatedRequest) -> ev.RequestShape:
+        """The request as the router gets it; from now on it is under way."""
+        item = request.item
         belief = belief_of(item, self._lengths) or self._prior
         if self._hints is not None and (hint := _hint_of(item)) is not None:
             belief = self._hints.belief(hint)
@@ -824,8 +861,21 @@ class SimCluster:
         )
         if self._dress is not None:
             shape = self._dress(shape)
-        self._requests[item.request_id].shape = shape
+        request.shape = shape
+        self._requests[item.request_id] = request
         return shape
+
+
+def _numbered(items: Iterator[WorkloadItem]) -> Iterator[SimulatedRequest]:
+    """Raises ValueError when they do not come in order, or not by the clock alone."""
+    last_s = -math.inf
+    for number, item in enumerate(items):
+        if item.after:
+            raise ValueError(f"{item.request_id} follows {item.after}: give a list of all requests")
+        if item.arrival_s < last_s:
+            raise ValueError(f"{item.request_id} comes before the one that was given before it; sort them by arrival")
+        last_s = item.arrival_s
+        yield SimulatedRequest(item, number)
 
 
 def _hint_of(item: WorkloadItem) -> Hint | None:
@@ -857,8 +907,12 @@ class _Stage:
         return self._cluster._ahead_s
 
     @property
-    def unfinished(self) -> int:
-        return self._cluster._unfinished
+    def unfinished(self) -> bool:
+        return self._cluster.unfinished
+
+    @property
+    def ended(self) -> int:
+        return self._cluster._ended
 
     def tell_router(self, event: ev.AnyEvent, at_s: float) -> None:
         self._cluster._hand_over(event, at_s)

@@ -7,15 +7,16 @@ when the router is about to look: one that a newer one has overtaken by then has
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 import msgspec
 
+from bench.simcluster.agenda import Agenda
 from bench.simcluster.engine import ObservedEngine
 from bench.simcluster.heap import EventHeap, Rank
 from bench.simcluster.noise import Noise, NoiseSource
-from bench.simcluster.request import EngineWatch, RequestAccount
+from bench.simcluster.request import EngineWatch, SimulatedRequest
 from bench.simcluster.world import NodeFaults, NodeSpec
 from gateway.core.events import (
     AskForecast,
@@ -82,19 +83,20 @@ class ClusterNode:
         heap: EventHeap,
         reports: EventHeap,
         *,
-        account: RequestAccount,
+        requests: Mapping[str, SimulatedRequest],
         scenarios: int,
         lengths_known: bool,
         correcting: bool | Literal["by size"] = True,
         noise: Noise | None = None,
         seed: int = 0,
     ) -> None:
-        """`account` gets what becomes of each request; with `correcting` forecasts are corrected by what became of
+        """`requests` are told what becomes of them; with `correcting` forecasts are corrected by what became of
         earlier ones, as the daemon does it ("by size": not by the arrival rate); `seed` is that of the noise."""
         self.spec = spec
         self.node_id = spec.node_id
         self.epoch = 0
         """Grows when the node breaks: messages of earlier epochs are lost."""
+        self._agenda, self._row = Agenda(), 0
         self.next_s = math.inf
         """When it next has something to do; `run_until` before that does nothing."""
         self.note_s = math.inf
@@ -112,12 +114,13 @@ class ClusterNode:
         """What stages of moves have cost it so far."""
         self._evicted = 0
         self.steps = 0
+        self.preemptions = 0
         self.forecasts = 0
         self._delays = delays
         self._one_way_s = delays.network_one_way_s
         self._heap = heap
         self._reports = reports
-        self._account = account
+        self._requests = requests
         self._correcting = correcting
         self._lengths_known = lengths_known and not (noise and noise.length)
         self._noise = None if noise is None else NoiseSource(noise, seed, spec.node_id)
@@ -167,6 +170,11 @@ class ClusterNode:
             self._engine.abort(orphan)
             self._orphan_left(orphan, now_s)
         self._touch(now_s)
+
+    def enter(self, agenda: Agenda, row: int) -> None:
+        """From now on this row of the agenda is its own."""
+        self._agenda, self._row = agenda, row
+        agenda.next_s[row], agenda.note_s[row] = self.next_s, self.note_s
 
     def finish(self) -> None:
         """Closes the account of steps when a run has ended."""
@@ -468,11 +476,10 @@ class ClusterNode:
         self._orphans: dict[str, LengthBelief] = {}
         """Requests in the engine that a dead daemon sent, and what the next one believes of them."""
         self._state_s = 0.0
-        self.next_s = math.inf
         self._new_daemon()
 
     def _new_daemon(self) -> None:
-        self._watch = EngineWatch(self._engine, self._account)
+        self._watch = EngineWatch(self._engine, self._requests)
         self._known = ObservedEngine(self._engine, self.faults, scenarios=self._scenarios)
         self.predictor = NodePredictor(
             self._known, Calibration(arrivals=self._correcting is True), correcting=bool(self._correcting)
@@ -494,13 +501,15 @@ class ClusterNode:
         self.tell_s = math.inf
         self._dispatched(0)
         self._changed = False
-        self.note_s = math.inf
+        self._agenda.next_s[self._row] = self.next_s = self._engine.next_step_s
+        self._agenda.note_s[self._row] = self.note_s = math.inf
 
     def _report(self, events: list[NodeEvent]) -> None:
         push, one_way_s, epoch, node_id = self._reports.push, self._one_way_s, self.epoch, self.node_id
         watch, predictor, is_asked = self._watch, self.predictor, self.is_asked
         for kind, request_id, at_s in events:
             if kind == "preempted":
+                self.preemptions += 1
                 watch.preempted(request_id, at_s)
                 continue
             if request_id in self._orphans:
@@ -554,11 +563,15 @@ class ClusterNode:
 
     def _plan(self) -> None:
         engine = self._engine
-        self.next_s = engine.next_step_s
         noted_s = engine.next_published_s
         if self._changed and self._state_s < noted_s:
             noted_s = self._state_s
-        self.note_s = noted_s + self._one_way_s
+        next_s, note_s = engine.next_step_s, noted_s + self._one_way_s
+        # Columns are written for others to read, which costs more than to see that nothing is new.
+        if next_s != self.next_s:
+            self._agenda.next_s[self._row] = self.next_s = next_s
+        if note_s != self.note_s:
+            self._agenda.note_s[self._row] = self.note_s = note_s
 
     def _forget(self, name: str) -> None:
         del self._ends[name]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,23 +22,13 @@ if TYPE_CHECKING:
     from bench.simcluster.node import ClusterNode
 
 
-class RequestAccount:
-    """Of all nodes together, by request id. Times in seconds of the run."""
-
-    def __init__(self) -> None:
-        self.preemptions: Counter[str] = Counter()
-        self.started_s: dict[str, float] = {}
-        """Begin of the first step that worked on it."""
-        self.lost_s: dict[str, float] = {}
-        """From the end of each step that preempted it to the end of the one that brought its next token."""
-
-
 class EngineWatch:
-    """Keeps the account for one engine: run it with `watched`, and call `after` when it has run."""
+    """Notes what one engine does to requests: run it with `watched`, and call `after` when it has run."""
 
-    def __init__(self, engine: SimNode, account: RequestAccount) -> None:
+    def __init__(self, engine: SimNode, requests: Mapping[str, SimulatedRequest]) -> None:
+        """`requests` by the names that they have in the engine; what it has beside them is nobody's."""
         self._engine = engine
-        self._account = account
+        self._requests = requests
         self._fresh: deque[str] = deque()
         self._evicted: dict[str, tuple[float, int]] = {}
         self.found_tokens: dict[str, int] = {}
@@ -63,7 +54,8 @@ class EngineWatch:
         self._fresh.append(request_id)
 
     def preempted(self, request_id: str, at_s: float) -> None:
-        self._account.preemptions[request_id] += 1
+        if (request := self._requests.get(request_id)) is not None:
+            request.preemptions += 1
         tokens = self._engine.output_tokens(request_id)
         if tokens is None:
             return
@@ -87,7 +79,7 @@ class EngineWatch:
                 self._returned(back, self._engine.free_at_s)
 
     def _note_starts(self, began_s: float) -> None:
-        engine, fresh, started_s = self._engine, self._fresh, self._account.started_s
+        engine, fresh = self._engine, self._fresh
         waiting: list[str] = []
         shares = engine.shares_blocks
         while fresh:
@@ -97,7 +89,8 @@ class EngineWatch:
                     break
                 waiting.append(request_id)
             else:
-                started_s.setdefault(request_id, began_s)
+                if (request := self._requests.get(request_id)) is not None and request.started_s is None:
+                    request.started_s = began_s
                 if shares and (known := engine.requests.get(request_id)) is not None:
                     self.found_tokens[request_id] = engine.req.item(known.slot, at.CACHED)
             fresh.popleft()
@@ -105,15 +98,16 @@ class EngineWatch:
 
     def _returned(self, request_id: str, at_s: float) -> None:
         evicted = self._evicted.pop(request_id, None)
-        if evicted is not None:
-            lost_s = self._account.lost_s
-            lost_s[request_id] = lost_s.get(request_id, 0.0) + at_s - evicted[0]
+        if evicted is not None and (request := self._requests.get(request_id)) is not None:
+            request.lost_s = request.lost_s + at_s - evicted[0]
 
 
 class SimulatedRequest(msgspec.Struct, gc=False):
     """A request as its client sees it, from arrival to result. Mutable; times in seconds of the simulation."""
 
     item: WorkloadItem
+    number: int
+    """Its place in the workload."""
     shape: ev.RequestShape | None = None
     """As the router got it; None before it has come."""
     node_id: str = ""
@@ -137,7 +131,16 @@ class SimulatedRequest(msgspec.Struct, gc=False):
     """When the last token of the node came from which it has moved; None when the next one has spoken."""
     downtime_s: float | None = None
     """The longest gap between the last token of one node and the first of the one to which it moved."""
-    result: RequestResult | None = None
+    preemptions: int = 0
+    """By all engines."""
+    started_s: float | None = None
+    """Begin of the first step that worked on it."""
+    lost_s: float = 0.0
+    """From the end of each step that preempted it to the end of the one that brought its next token."""
+
+    def comes_at(self, at_s: float) -> None:
+        """It comes at another time than its workload said."""
+        self.item = msgspec.structs.replace(self.item, arrival_s=at_s)
 
     def moved(self, source: ClusterNode | None) -> None:
         """The dispatch that follows is the end of a move."""
@@ -152,8 +155,8 @@ class SimulatedRequest(msgspec.Struct, gc=False):
         self.forecast = dispatch_forecast(action.decision.scores[0].forecast) if action.attempt == 1 else None
 
     def tokens_came(self, event: ev.TokensSeen, at_s: float) -> None:
-        """Those of earlier attempts, and after the end, do not reach the client."""
-        if self.result is None and self.node_id == event.node_id and self.attempt == event.attempt:
+        """Those of earlier attempts do not reach the client."""
+        if self.node_id == event.node_id and self.attempt == event.attempt:
             if self.ttft_s is None:
                 self.ttft_s = at_s - self.item.arrival_s
             if self.cut_s is not None:
@@ -167,13 +170,12 @@ class SimulatedRequest(msgspec.Struct, gc=False):
         if self.attempt == event.attempt:
             self.attempt = 0
 
-    def finish(self, action: ev.Finish, at_s: float, account: RequestAccount) -> None:
-        """`account`: what became of it in the engines."""
+    def finish(self, action: ev.Finish, at_s: float) -> RequestResult:
+        """What became of it."""
         item, ttft_s = self.item, self.ttft_s
         complete = action.outcome in COMPLETE and ttft_s is not None
-        started_s = account.started_s.get(item.request_id)
         e2e_s = at_s - item.arrival_s if complete else None
-        self.result = RequestResult(
+        return RequestResult(
             request_id=item.request_id,
             arrival_s=item.arrival_s,
             node_id=self.node_id,
@@ -187,9 +189,9 @@ class SimulatedRequest(msgspec.Struct, gc=False):
             else tpot_s(ttft_s=ttft_s, e2e_s=e2e_s, output_tokens=self.output_tokens),
             e2e_s=e2e_s,
             decision_s=self.decision_s,
-            preemptions=account.preemptions.get(item.request_id, 0),
-            scheduling_delay_s=None if started_s is None else started_s - item.arrival_s,
-            preemption_loss_s=account.lost_s.get(item.request_id, 0.0),
+            preemptions=self.preemptions,
+            scheduling_delay_s=None if self.started_s is None else self.started_s - item.arrival_s,
+            preemption_loss_s=self.lost_s,
             moves=self.moves or None,
             downtime_s=self.downtime_s,
             priority=item.priority,

@@ -145,8 +145,12 @@ class ScaledStage(Protocol):
         """By how much the gateway's clock has jumped."""
 
     @property
-    def unfinished(self) -> int:
-        """Requests that have not ended."""
+    def unfinished(self) -> bool:
+        """Whether a request has not ended, or is yet to come."""
+
+    @property
+    def ended(self) -> int:
+        """Requests that have ended."""
 
     def tell_router(self, event: router_ev.AnyEvent, at_s: float) -> None:
         """The router hears it, and its wishes are carried out."""
@@ -187,8 +191,8 @@ class ScaledNodes:
         """Nodes that could not be stopped, and since when they are paid for."""
         self._began_s = 0.0
         self._starts = self._failed = self._stops = self._vanished = self._peak = self._hidden = 0
-        self._last_end = (0, 0.0)
-        """Requests unfinished, and since when so many are."""
+        self._last_end = (-1, 0.0)
+        """Requests that have ended, and since when so many have."""
 
     def _new_gateway(self) -> None:
         self.scaler = Scaler(self._config)
@@ -277,9 +281,9 @@ class ScaledNodes:
 
     def _check_progress(self, held: int, at_s: float) -> None:
         """Raises ValueError when no request will ever end."""
-        unfinished, since_s = self._last_end
-        if unfinished != self._stage.unfinished or not held:
-            self._last_end = (self._stage.unfinished, at_s)
+        ended, since_s = self._last_end
+        if ended != self._stage.ended or not held:
+            self._last_end = (self._stage.ended, at_s)
         elif at_s - since_s > STUCK_S:
             raise ValueError(
                 f"{held} requests have waited for a node for an hour and none starts: let fewer starts fail, or keep "

@@ -9,8 +9,9 @@ are so much rarer than requests that the rate is that of requests.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,32 @@ def generated(
     Exactly one of `count` and `duration_s` (seconds) is given. Rows come in file order, or in a seeded random order
     without repetition; when they run out they start again.
     """
+    return list(
+        coming(
+            rows,
+            seed=seed,
+            kind=kind,
+            rate_per_s=rate_per_s,
+            burstiness=burstiness,
+            count=count,
+            duration_s=duration_s,
+            shuffle=shuffle,
+        )
+    )
+
+
+def coming(
+    rows: Sequence[DataRow],
+    *,
+    seed: int,
+    kind: ArrivalKind,
+    rate_per_s: float,
+    burstiness: float = 1.0,
+    count: int | None = None,
+    duration_s: float | None = None,
+    shuffle: bool = False,
+) -> Iterator[WorkloadItem]:
+    """The same one by one: of those to come only row and time are kept."""
     if (count is None) == (duration_s is None):
         raise ValueError("give either a number of requests or a duration")
     if not rows:
@@ -59,7 +86,7 @@ def generated(
     elif duration_s is not None:
         times = arrivals_until_s(rng, kind=kind, duration_s=duration_s, rate_per_s=rate_per_s, burstiness=burstiness)
         chosen = _chosen(talks, len(times), seed=seed, shuffle=shuffle)
-    return _items(chosen, times)[:count]
+    return itertools.islice(_items(chosen, times), count)
 
 
 def shaped(
@@ -77,7 +104,7 @@ def shaped(
     talks = _conversations(rows)
     rarer = [RateStep(step.duration_s, step.rate_per_s * len(talks) / len(rows)) for step in steps]
     times = profile_arrivals_s(np.random.default_rng((seed, _ARRIVALS)), rarer, kind=kind, burstiness=burstiness)
-    return _items(_chosen(talks, len(times), seed=seed, shuffle=shuffle), times)
+    return list(_items(_chosen(talks, len(times), seed=seed, shuffle=shuffle), times))
 
 
 def recorded(rows: Sequence[DataRow], *, rate_scale: float = 1.0, count: int | None = None) -> list[WorkloadItem]:
@@ -92,7 +119,7 @@ def recorded(rows: Sequence[DataRow], *, rate_scale: float = 1.0, count: int | N
         raise ValueError(f"request {missing} of the data set has no arrival time: give a rate instead")
     times = np.array([row.arrival_s for row in chosen], dtype=np.float64)
     order = np.argsort(times, kind="stable")
-    return _items([[chosen[i]] for i in order], scaled_s(times[order], rate_scale=rate_scale))
+    return list(_items([[chosen[i]] for i in order], scaled_s(times[order], rate_scale=rate_scale)))
 
 
 def _conversations(rows: Sequence[DataRow]) -> list[list[DataRow]]:
@@ -111,24 +138,24 @@ def _chosen(talks: Sequence[list[DataRow]], count: int, *, seed: int, shuffle: b
     return [talks[order[i % len(talks)]] for i in range(count)]
 
 
-def _items(talks: Sequence[Sequence[DataRow]], times_s: NDArray[np.float64]) -> list[WorkloadItem]:
-    items: list[WorkloadItem] = []
+def _items(talks: Sequence[Sequence[DataRow]], times_s: NDArray[np.float64]) -> Iterator[WorkloadItem]:
+    numbers = itertools.count()
     for talk, at_s in zip(talks, times_s, strict=True):
-        for turn, row in enumerate(talk):
-            items.append(
-                WorkloadItem(
-                    request_id=f"r{len(items):06d}",
-                    arrival_s=float(at_s),
-                    prompt_tokens=row.prompt_tokens,
-                    output_tokens=row.output_tokens,
-                    prompt=row.prompt,
-                    predicted_output_tokens=row.predicted_output_tokens,
-                    predicted_atoms_tokens=row.predicted_atoms_tokens,
-                    session=row.session,
-                    prefix_ids=row.prefix_ids,
-                    prefix_block_tokens=row.prefix_block_tokens,
-                    after=items[-1].request_id if turn else "",
-                    think_s=(row.think_s or 0.0) if turn else 0.0,
-                )
+        before = ""
+        for row in talk:
+            request_id = f"r{next(numbers):06d}"
+            yield WorkloadItem(
+                request_id=request_id,
+                arrival_s=float(at_s),
+                prompt_tokens=row.prompt_tokens,
+                output_tokens=row.output_tokens,
+                prompt=row.prompt,
+                predicted_output_tokens=row.predicted_output_tokens,
+                predicted_atoms_tokens=row.predicted_atoms_tokens,
+                session=row.session,
+                prefix_ids=row.prefix_ids,
+                prefix_block_tokens=row.prefix_block_tokens,
+                after=before,
+                think_s=(row.think_s or 0.0) if before else 0.0,
             )
-    return items
+            before = request_id

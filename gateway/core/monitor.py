@@ -30,7 +30,7 @@ class NodeMonitor:
     def tokens(self, attempt: Attempt, tokens: int, now_s: float) -> None:
         """Output tokens came of an attempt; they are counted in it already."""
         node = attempt.node
-        node.liveness.tokens(now_s)
+        node.tokens_came(now_s)
         # Many tokens at once are an answer that nobody streamed: its end tells as much.
         due = not attempt.pace_compared and attempt.output_tokens >= PACE_TOKENS > tokens
         if attempt.expected is not None and due:

@@ -605,7 +605,6 @@ class Router:
     def _on_node_removed(self, event: ev.NodeRemoved, now_s: float) -> None:
         node = self._pool.nodes.get(event.node_id)
         if node is not None:
-            node.lose("removed")
             self._pool.remove(event.node_id)
             self._expected.left(event.node_id)
             self._abandon(node, f"node {event.node_id} was removed", "", now_s)

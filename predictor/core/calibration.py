@@ -35,6 +35,9 @@ WINDOW_PAIRS = 1000
 WINDOW_PACES = 256
 """Pairs from which the tempo is taken."""
 OPEN_FORECASTS = 4096
+OPEN_S = 10.0
+"""How long a forecast waits for its dispatch: of a few nodes asked one gets the request, at once, and a request that is
+held is asked for again."""
 """Forecasts kept for a dispatch that may never come; the oldest go first."""
 
 TRUST_PAIRS = 50
@@ -87,6 +90,7 @@ class _Answered(msgspec.Struct, frozen=True, gc=False):
     expected: float
     """Requests to come while it runs."""
     guess: Guess
+    at_s: float
 
 
 class _Pending(msgspec.Struct):
@@ -215,10 +219,11 @@ class Calibration:
         if raw.source == "prior":
             return raw
         corrected, expected, guess = self._corrected(raw, now_s, later)
-        self._open[raw.request_id] = _Answered(raw, corrected, expected, guess)
-        self._open.move_to_end(raw.request_id)
-        if len(self._open) > OPEN_FORECASTS:
-            self._open.popitem(last=False)
+        open_ = self._open
+        open_[raw.request_id] = _Answered(raw, corrected, expected, guess, now_s)
+        open_.move_to_end(raw.request_id)
+        while len(open_) > OPEN_FORECASTS or next(iter(open_.values())).at_s < now_s - OPEN_S:
+            open_.popitem(last=False)
         return corrected
 
     def staying(self, raw: Forecast, now_s: float, later: LaterWork | None = None) -> Forecast:

@@ -37,7 +37,7 @@ def node_load(node_id: str, **changes: Any) -> NodeLoad:
 
 
 def node_view(node_id: str, load: NodeLoad | None = None, **changes: Any) -> NodeView:
-    fields: dict[str, Any] = {"state_age_s": 0.0, "in_flight": 0, "dispatches_60s": 0}
+    fields: dict[str, Any] = {"in_flight": 0, "dispatches_60s": 0}
     return NodeView(
         node_id=node_id,
         config=engine_config(),

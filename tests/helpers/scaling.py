@@ -31,7 +31,6 @@ def seen(node_id: str, **changes: Any) -> SeenNode:
         node_id=node_id,
         config=ENGINE,
         load=None,
-        state_age_s=0.0,
         in_flight=changes.pop("in_flight", 1),
         dispatches_60s=0,
     )

@@ -13,7 +13,7 @@ from gateway.core.decision.policies.registry import policy_names
 from gateway.core.queue.queue import HoldConfig, HoldOrder, HoldWhen
 from gateway.core.recording import entry_line, header_line, replay
 from simcore.types import Outcome, Quantiles
-from tests.helpers.routing import CheckedRouter, forecast
+from tests.helpers.routing import CheckedRouter, forecast, shape
 
 NODES = ["a", "b", "c", "d"]
 nodes = st.sampled_from(NODES)
@@ -225,6 +225,13 @@ class AnythingGoes(RuleBasedStateMachine):
     @rule(policy=st.sampled_from(policy_names()))
     def set_policy(self, policy: str) -> None:
         self.world.tell(ev.PolicySet(policy=policy))
+
+    @invariant()
+    def kept_views_are_as_fresh_ones(self) -> None:
+        router, now_s = self.world.router, self.world.now_s
+        pool = router._pool
+        nodes = list(pool.nodes.values())
+        assert pool.views(nodes, shape(), now_s) == router.views(now_s)
 
     @invariant()
     def the_router_and_the_world_agree_on_who_is_live(self) -> None:

@@ -623,7 +623,7 @@ def _waiting_groups(gateway: ScalingGateway) -> tuple[str, ...]:
 def _seen(name: str, link: HeardNode | None) -> SeenNode:
     running = 0 if link is None else link.running
     config = msgspec.structs.replace(ENGINE, model=_group_of(name))
-    view = NodeView(node_id=name, config=config, load=None, state_age_s=0.0, in_flight=running, dispatches_60s=0)
+    view = NodeView(node_id=name, config=config, load=None, in_flight=running, dispatches_60s=0)
     if link is None:
         return SeenNode(node_id=name, state="down", view=view, empty=False)
     return SeenNode(

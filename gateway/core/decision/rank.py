@@ -57,7 +57,16 @@ def rank(
     order.remove(chosen)
     order.insert(0, chosen)
     if priced == len(costs) and not forecasts and not notes:
-        scores = [Score(node_id=(view := views[i]).node_id, cost=costs[i], state_age_s=view.state_age_s) for i in order]
+        now_s = views[0].moment.now_s
+        # `NodeView.state_age_s`, without its call.
+        scores = [
+            Score(
+                node_id=(view := views[i]).node_id,
+                cost=costs[i],
+                state_age_s=view.note_age_s + (now_s - view.noted_s),
+            )
+            for i in order
+        ]
     else:
         scores = [_score(views[i], costs[i], forecasts, notes, guessed=said[i] != costs[i]) for i in order]
     return Ranking(views[chosen], scores, len(best), priced)

@@ -9,19 +9,15 @@ than its memory, the share is that of its speed among the nodes of its model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gateway.core.nodes.node import Node
-from gateway.core.nodes.pace import Pace
 from simcore.types import ExpectedWork
 
 FLEET_TAU_S = 20.0
 SHARE_TAU_S = 60.0
 TELL_EVERY_S = 1.0
 """Least time between two words to a node; they go with questions, so an idle gateway tells nothing."""
-
-LEAST_S_PER_TOKEN = 1e-9
-"""A pace may tell that tokens of prompts cost nothing."""
 
 
 class _Flow:
@@ -104,8 +100,11 @@ class ExpectedSendings:
         by_requests = _share(sent.requests, memory.requests - unknown * member.fleet_requests, unknown)
         by_tokens = _share(sent.tokens, memory.tokens - unknown * member.fleet_tokens, unknown)
         if unknown > 0.01:
-            by_requests += unknown * _part(node, fellows, _decode_speed)
-            by_tokens += unknown * _part(node, fellows, _prefill_speed)
+            paces = [pace for fellow in fellows if (pace := fellow.pace) is not None]
+            decode, prefill = [pace.decode_speed for pace in paces], [pace.prefill_speed for pace in paces]
+            own = node.pace
+            by_requests += unknown * _part(None if own is None else own.decode_speed, decode, len(fellows))
+            by_tokens += unknown * _part(None if own is None else own.prefill_speed, prefill, len(fellows))
         return ExpectedWork(
             requests_per_s=fleet.requests * by_requests,
             new_tokens_per_s=fleet.tokens * by_tokens,
@@ -129,17 +128,8 @@ def _share(own: float, of_all: float, unknown: float) -> float:
     return (1.0 - unknown) * min(1.0, own / of_all) if of_all > 0.0 else 0.0
 
 
-def _part(node: Node, fellows: Sequence[Node], speed: Callable[[Pace], float]) -> float:
-    """The node's speed among that of all; who tells no pace is as fast as the others."""
-    known = [speed(fellow.pace) for fellow in fellows if fellow.pace is not None]
-    if node.pace is None or not known:
-        return 1.0 / max(1, len(fellows))
-    return min(1.0, speed(node.pace) * len(known) / (sum(known) * len(fellows)))
-
-
-def _decode_speed(pace: Pace) -> float:
-    return 1.0 / pace.told.step_s[0]
-
-
-def _prefill_speed(pace: Pace) -> float:
-    return 1.0 / max(pace.prefill_s_per_token, LEAST_S_PER_TOKEN)
+def _part(own: float | None, speeds: Sequence[float], fellows: int) -> float:
+    """A node's speed among those of all its fellows, of whom who tells no pace is as fast as the others."""
+    if own is None or not speeds:
+        return 1.0 / max(1, fellows)
+    return min(1.0, own * len(speeds) / (sum(speeds) * fellows))

@@ -6,6 +6,7 @@ between two notes see each other: without that they all fall on the node that lo
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -17,13 +18,16 @@ from gateway.core.nodes.health import Health
 from gateway.core.nodes.liveness import Liveness
 from gateway.core.nodes.pace import Pace
 from gateway.core.nodes.prefix_index import PrefixIndex
-from gateway.core.nodes.view import NodeView
+from gateway.core.nodes.view import Moment, NodeView
 from simcore.types import EngineConfig, NodeLoad, NodePace
 
 QPM_WINDOW_S = 60.0
 PROMISE_S = 0.1
 """How long a placement that somebody else carries out is added to the node's own words: time enough for the node to
 take the reservation and say so, short enough not to count it twice for long."""
+
+LOOK_AGAIN_S = 0.001
+"""A view is made anew so long before time changes it: clocks of any reading tell such moments apart."""
 
 NodeState = Literal["up", "draining", "down"]
 
@@ -75,9 +79,14 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Node:
     """One node as the router knows it."""
 
-    def __init__(self, node_id: str, config: EngineConfig, profile: str, now_s: float) -> None:
+    def __init__(self, node_id: str, config: EngineConfig, profile: str, now_s: float, *, number: int = 0) -> None:
         self.node_id = node_id
+        self.number = number
+        """Its place in the order in which nodes came."""
         self.config = config
+        self.names = frozenset(config.names)
+        self.longest_tokens = config.longest_tokens
+        """The most prompt and output tokens that one request can have here."""
         self.profile = profile
         self.joined_s = now_s
         self.drained = False
@@ -126,16 +135,19 @@ class Node:
         self._recent: deque[float] = deque()
         self._merged: NodeLoad | None = None
         self._changed = False
-
-    @property
-    def longest_tokens(self) -> int:
-        """The most prompt and output tokens that one request can have here."""
-        return self.config.longest_tokens
+        self.kept_view: NodeView | None = None
+        """As it looked when that was last asked, without a prompt's share of the cache; holds before `kept_until_s`."""
+        self.kept_until_s = -math.inf
 
     @property
     def draining(self) -> bool:
         """Whether it gets nothing new."""
         return self.drained or self.retiring
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it may get new requests."""
+        return self.up and not (self.drained or self.retiring)
 
     @property
     def to_be_emptied(self) -> bool:
@@ -149,10 +161,14 @@ class Node:
     def rename(self, names: Sequence[str]) -> None:
         """It is asked by these names from now on, its own first; nothing else of it changes."""
         self.config = msgspec.structs.replace(self.config, model=names[0], other_names=tuple(names[1:]))
+        self.names = frozenset(names)
+        self.kept_until_s = -math.inf
 
     def rejoin(self, config: EngineConfig, profile: str, now_s: float) -> None:
         """A new session: dispatches are numbered from 1 again, and nothing is known until the node speaks."""
         self.config = config
+        self.names = frozenset(config.names)
+        self.longest_tokens = config.longest_tokens
         self.profile = profile
         self.joined_s = now_s
         self.up = True
@@ -172,6 +188,7 @@ class Node:
         seats = self.config.max_num_seqs
         if self.pace is None or self.pace.told is not pace or self.pace.seats != seats:
             self.pace = Pace(pace, seats)
+            self.kept_until_s = -math.inf
 
     def lose(self, detail: str) -> None:
         self.up = False
@@ -191,6 +208,14 @@ class Node:
         while unnoted and (first := next(iter(unnoted))) <= dispatch_seq:
             self._subtract(unnoted.pop(first))
         self._changed = True
+        self.kept_until_s = -math.inf
+
+    def tokens_came(self, now_s: float) -> None:
+        """A sign of life: tokens of one of its requests."""
+        liveness = self.liveness
+        liveness.tokens(now_s)
+        if liveness.may_be_frozen:
+            self.kept_until_s = -math.inf
 
     def take(self, sent: InFlight, now_s: float) -> None:
         """Counts a dispatch; its number is the node's last from now on."""
@@ -203,14 +228,12 @@ class Node:
         self._unnoted_blocks += sent.prompt_blocks
         self._unnoted_tokens += sent.tokens
         self._unnoted_prompt_tokens += sent.prompt_tokens
-        self._recent.append(now_s)
-        self._changed = True
+        self._placed(now_s)
 
     def promise(self, sent: InFlight, now_s: float) -> None:
         """Counts a placement that somebody else will carry out."""
         self._promised.append((now_s, sent))
-        self._recent.append(now_s)
-        self._changed = True
+        self._placed(now_s)
 
     def release(self, request_id: str) -> None:
         """Gives a place back. KeyError if there is none: an account is released exactly once."""
@@ -220,6 +243,7 @@ class Node:
         if self._unnoted.pop(sent.dispatch_seq, None) is not None:
             self._subtract(sent)
             self._changed = True
+        self.kept_until_s = -math.inf
 
     def cached_tokens(self, names: Sequence[int], prompt_tokens: int) -> int:
         """Tokens of a prompt with blocks of these names that need no computing here, as far as is known. The last token
@@ -237,46 +261,62 @@ class Node:
             later.append(sent)
         return later
 
-    def view(self, now_s: float, stale_after_s: float, *, cached_tokens: int = 0) -> NodeView:
-        """The node as a policy sees it now.
+    def view(
+        self, now_s: float, stale_after_s: float, *, cached_tokens: int = 0, moment: Moment | None = None
+    ) -> NodeView:
+        """The node as a policy sees it now, to be kept if it is of a `moment` that goes on telling the time.
 
         A busy node that has been silent for longer than `stale_after_s` is unknown (`load` None), and so is one whose
         trace is frozen; an idle one has nothing to say.
         """
-        note = self.note
-        age_s = 0.0
-        load = None
+        note, load = self.note, None
+        until_s = -math.inf
         if note is not None:
-            age_s = note.state_age_s + (now_s - self.noted_s)
+            until_s = math.inf
             promised = self._promised
             while promised and promised[0][0] <= now_s - PROMISE_S:
                 promised.popleft()
                 self._changed = True
+            if promised:
+                until_s = promised[0][0] + PROMISE_S
             if self._changed:
                 self._merged = self._merge(note)
                 self._changed = False
             load = self._merged
-            if load is not None and age_s > stale_after_s and (load.running or load.waiting):
-                load = None
+            if load is not None and (load.running or load.waiting):
+                stale_s = self.noted_s + stale_after_s - note.state_age_s
+                if stale_s < until_s:
+                    until_s = stale_s
+                if note.state_age_s + (now_s - self.noted_s) > stale_after_s:
+                    load = None
             liveness = self.liveness
-            if liveness.may_be_frozen and liveness.frozen_s:
-                load = None
+            if liveness.may_be_frozen:
+                until_s = -math.inf
+                if liveness.frozen_s:
+                    load = None
         recent = self._recent
         while recent and recent[0] <= now_s - QPM_WINDOW_S:
             recent.popleft()
-        return NodeView(
+        if recent and recent[0] + QPM_WINDOW_S < until_s:
+            until_s = recent[0] + QPM_WINDOW_S
+        view = NodeView(
             node_id=self.node_id,
             config=self.config,
             load=load,
-            state_age_s=age_s,
+            moment=Moment(now_s) if moment is None else moment,
+            note_age_s=0.0 if note is None else note.state_age_s,
+            noted_s=now_s if note is None else self.noted_s,
+            joined_s=self.joined_s,
             in_flight=len(self.in_flight),
             dispatches_60s=len(recent),
             classes=self.classes,
-            present_s=now_s - self.joined_s,
             cached_tokens=cached_tokens,
             weight=self.weight,
             pace=self.pace,
         )
+        if moment is not None and not cached_tokens:
+            self.kept_view, self.kept_until_s = view, until_s - LOOK_AGAIN_S
+        return view
 
     def status(self) -> NodeStatus:
         return NodeStatus(
@@ -335,6 +375,14 @@ class Node:
             trusted=note.trusted,
         )
 
+    def _placed(self, now_s: float) -> None:
+        recent = self._recent
+        while recent and recent[0] <= now_s - QPM_WINDOW_S:
+            recent.popleft()
+        recent.append(now_s)
+        self._changed = True
+        self.kept_until_s = -math.inf
+
     def _count(self, sent: InFlight, by: int) -> None:
         if request_class := sent.request_class:
             own = self._own_classes
@@ -345,6 +393,7 @@ class Node:
 
     def _reckon_classes(self) -> None:
         own, told = self._own_classes, {} if self.note is None else self.note.classes
+        self.kept_until_s = -math.inf
         self.classes = {name: max(own.get(name, 0), told.get(name, 0)) for name in {**told, **own}}
 
     def _subtract(self, sent: InFlight) -> None:
@@ -357,6 +406,7 @@ class Node:
         self._reckon_classes()
         self.adapters = None
         self.told_pace = self.pace = None
+        self.kept_until_s = -math.inf
         self.pace_doubt = ""
         self._merged = None
         self._unnoted.clear()

@@ -16,14 +16,20 @@ RISE_OVER = 8
 one sequence more rises by nothing or by all of a tile."""
 
 
+LEAST_S_PER_TOKEN = 1e-9
+"""A pace may tell that tokens of prompts cost nothing."""
+
+
 class Pace:
     """What a node has told (`simcore.types.NodePace`), as tables that a decision reads."""
 
     __slots__ = (
+        "decode_speed",
         "kv_s_per_token",
         "later_waits",
         "prefill_s_per_token",
         "prefill_s_per_token2",
+        "prefill_speed",
         "rise_s",
         "seats",
         "step_s",
@@ -45,6 +51,10 @@ class Pace:
         self.rise_s.append(self.rise_s[-1])
         self.later_waits = later_waits(seats)
         """`later_waits` by the number of requests there."""
+        self.decode_speed = 1.0 / told.step_s[0]
+        """Tokens per second of a sequence alone."""
+        self.prefill_speed = 1.0 / max(told.prefill_s_per_token, LEAST_S_PER_TOKEN)
+        """Prompt tokens per second."""
 
 
 @functools.cache

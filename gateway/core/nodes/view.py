@@ -11,6 +11,13 @@ from gateway.core.nodes.pace import Pace
 from simcore.types import EngineConfig, NodeLoad
 
 
+class Moment(msgspec.Struct, gc=False):
+    """The moment of which the views that share it are. What time alone changes in them is reckoned from it when it is
+    read, so that a view can be kept until something happens to its node."""
+
+    now_s: float = 0.0
+
+
 class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One node at the moment of a decision.
 
@@ -21,16 +28,19 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     node_id: str
     config: EngineConfig
     load: NodeLoad | None
-    state_age_s: float
-    """Age of the node's state now: its age when noted plus the time since."""
     in_flight: int
     """Requests that this gateway has there, exact."""
     dispatches_60s: int
     """Dispatches of this gateway to it in the last 60 s."""
     classes: Mapping[int, int] = {}
     """How many requests there are of each class other than 0 (`simcore.types.class_of`), as far as is known."""
-    present_s: float = math.inf
-    """Since it joined, or came back."""
+    moment: Moment = msgspec.field(default_factory=Moment)
+    """When this is how it looks."""
+    note_age_s: float = 0.0
+    """Age of the node's state when it was noted, at `noted_s`."""
+    noted_s: float = 0.0
+    joined_s: float = -math.inf
+    """When it joined, or came back."""
     pace: Pace | None = None
     """How fast it works; None: nobody has said."""
     cached_tokens: int = 0
@@ -38,3 +48,13 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     0 where the prompt's blocks have no names."""
     weight: float = 1.0
     """What the node can do, compared with others, as the router's configuration says (`RouterConfig.weights`)."""
+
+    @property
+    def state_age_s(self) -> float:
+        """Age of the node's state now: its age when noted plus the time since."""
+        return self.note_age_s + (self.moment.now_s - self.noted_s)
+
+    @property
+    def present_s(self) -> float:
+        """Since it joined, or came back."""
+        return self.moment.now_s - self.joined_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.measure.results import RequestResult, Summary, rate_per_s, spread, summarise, tpot_s
+from bench.measure.results import RequestResult, Summary, spread, summarise, tpot_s
 from simcore.types import Outcome
 
 
@@ -57,9 +57,12 @@ def test_tpot_is_the_time_after_the_first_token_over_the_tokens_after_it() -> No
 
 
 def test_rate_counts_gaps_not_requests() -> None:
-    assert rate_per_s([0.0, 1.0, 2.0]) == pytest.approx(1.0)
-    assert rate_per_s([3.0]) is None
-    assert rate_per_s([3.0, 3.0]) is None
+    def rate_per_s(*arrivals_s: float) -> float | None:
+        return summarise([row(i, arrival_s=at_s, e2e_s=None) for i, at_s in enumerate(arrivals_s)]).offered_rate_per_s
+
+    assert rate_per_s(0.0, 1.0, 2.0) == pytest.approx(1.0)
+    assert rate_per_s(3.0) is None
+    assert rate_per_s(3.0, 3.0) is None
 
 
 def test_summary_of_three_complete_requests_and_a_lost_one() -> None:

@@ -24,7 +24,7 @@ CLOCK_S = 5000.0
 
 def up(name: str) -> SeenNode:
     node = seen(name)
-    return msgspec.structs.replace(node, view=msgspec.structs.replace(node.view, present_s=9.0))
+    return msgspec.structs.replace(node, view=msgspec.structs.replace(node.view, joined_s=-9.0))
 
 
 def write(path: Path, events: list[tuple[float, Any]]) -> None:

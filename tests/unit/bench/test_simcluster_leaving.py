@@ -9,7 +9,6 @@ import pytest
 from bench.simcluster import Delays
 from bench.simcluster.heap import EventHeap
 from bench.simcluster.node import ClusterNode
-from bench.simcluster.request import RequestAccount
 from gateway.core import events as ev
 from gateway.core.request.resume import attempt_id
 from length_model.core.belief import known
@@ -23,8 +22,7 @@ def busy_node() -> tuple[ClusterNode, EventHeap]:
     """It has got a second attempt of `a`, and `b`."""
     (spec,) = cluster_nodes(1)
     heap = EventHeap()
-    account = RequestAccount()
-    node = ClusterNode(spec, INSTANT, heap, EventHeap(heap), account=account, scenarios=4, lengths_known=True)
+    node = ClusterNode(spec, INSTANT, heap, EventHeap(heap), requests={}, scenarios=4, lengths_known=True)
     for seq, (name, attempt, tokens) in enumerate((("a", 2, 20), ("b", 1, 40)), start=1):
         shape = ev.RequestShape(
             request_id=name, prompt_tokens=100, max_output_tokens=500, model="m", belief=known(tokens)

@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from predictor.core.calibration import OPEN_FORECASTS, Calibration
+from predictor.core.calibration import OPEN_FORECASTS, OPEN_S, Calibration
 from predictor.core.later_work import NO_COST, DelayCost
 from simcore.types import Forecast, ForecastSource, Quantiles
 
@@ -93,6 +93,16 @@ def test_the_window_is_bounded_and_so_are_open_forecasts() -> None:
         calibration.forecast(forecast(f"open{i}"))
     run(calibration, "open0", at_s=0.0, ttft_s=99.0, e2e_s=10.0)
     assert calibration.ttft.raw().bias_s == pytest.approx(0.0), "the oldest forecast was let go"
+
+
+def test_a_forecast_that_no_dispatch_follows_is_let_go() -> None:
+    calibration = Calibration()
+    calibration.forecast(forecast("elsewhere"), 0.0)
+    calibration.forecast(forecast("here"), OPEN_S)
+    assert calibration.awaits("elsewhere")
+    calibration.forecast(forecast("later"), OPEN_S + 0.1)
+    assert not calibration.awaits("elsewhere")
+    assert calibration.awaits("here")
 
 
 def test_what_is_told_is_corrected_and_what_is_learned_from_is_not() -> None:

@@ -191,7 +191,7 @@ def test_where_a_forecast_is_lower_than_the_estimate_the_estimate_counts() -> No
 
 
 def test_nothing_known_is_no_price() -> None:
-    bare = NodeView(node_id="a", config=node_view("a").config, load=None, state_age_s=0, in_flight=0, dispatches_60s=0)
+    bare = NodeView(node_id="a", config=node_view("a").config, load=None, in_flight=0, dispatches_60s=0)
     assert EstimatedLatency().costs(shape(), [bare, node_view("b")], {}) == [None, None]
 
 

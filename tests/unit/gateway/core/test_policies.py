@@ -68,7 +68,7 @@ def test_requests_are_our_own_account_whatever_the_node_says(policy: str) -> Non
 
 @pytest.mark.parametrize("policy", ["llumnix_freeness", "infaas", "min_total_unprocessed_tokens"])
 def test_a_node_of_unknown_load_has_no_cost(policy: str) -> None:
-    unknown = NodeView(node_id="x", config=view("x").config, load=None, state_age_s=0.0, in_flight=0, dispatches_60s=0)
+    unknown = NodeView(node_id="x", config=view("x").config, load=None, in_flight=0, dispatches_60s=0)
     assert costs(policy, unknown, view("a"))[0] is None
     assert costs(policy, unknown, view("a"))[1] is not None
 

@@ -131,8 +131,12 @@ def up(
     record: str | None,
     **others: Any,
 ) -> None:
-    """Start emulated nodes and a gateway as processes of their own; Ctrl-C or SIGTERM stops them all."""
+    """Start emulated nodes and a gateway as processes of their own; Ctrl-C or SIGTERM stops them all.
+
+    A node that is killed or fails starts again after a moment; a gateway that does ends all.
+    """
     from deploy.local_cluster import ClusterError, ClusterSpec, LocalCluster
+    from deploy.node_keeper import NodeKeeper
 
     node = {name: others[name] for name in NODE_OPTIONS}
     scaling = given_tables(GatewayConfig, {name: others[name] for name in SCALING_OPTIONS}).get("scaling", {})
@@ -174,8 +178,10 @@ def up(
         stays = "; the nodes that your program has started go on" if connector == "command" else ""
         _announce(cluster, folder, stays, as_json=as_json)
         watch = NodesWatch(cluster, quiet=as_json) if scaler else None
+        keeper = NodeKeeper(cluster.nodes, lambda said: click.echo(said, err=True))
         while not stop.wait(WATCH_S):
-            cluster.check()
+            cluster.gateway.check()
+            keeper.look(time.monotonic())
             if watch is not None:
                 watch.look()
     except ClusterError as error:

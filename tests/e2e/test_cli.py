@@ -296,6 +296,27 @@ def test_up_tells_why_a_child_cannot_start() -> None:
     assert "in use" in done.stderr
 
 
+def test_up_goes_on_without_a_node_that_was_killed_and_starts_it_again() -> None:
+    command = [sys.executable, "-m", "deploy.cli", "up", "--nodes", "2", "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+        try:
+            assert up.stdout is not None
+            assert up.stderr is not None
+            said = json.loads(up.stdout.readline())
+            os.kill(said["pids"]["node-1"], signal.SIGKILL)
+            assert "node-1 was killed by signal 9; it starts again" in next(up.stderr)
+            assert "node-1 serves again" in next(up.stderr)
+            states: list[str] = []
+            until_s = time.monotonic() + 20.0
+            while states != ["up", "up"] and time.monotonic() < until_s:
+                listed = json.loads(astrolabe("nodes", "--json", "--gateway", said["gateway"]).stdout)["nodes"]
+                states = [node["status"] for node in listed]
+            assert states == ["up", "up"]
+        finally:
+            up.terminate()
+            assert up.wait(30.0) == 0
+
+
 def test_a_health_check_tells_who_serves(gateway: Child) -> None:
     def check(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "deploy.health", *arguments]

@@ -169,7 +169,7 @@ def up(
         per_node=per_node,
         gateway_port=port,
         first_node_port=node_port if port else 0,
-        predictor=node,
+        predictor={**node, "warm_tokenizer": True},
         gateway=gateway,
     )
     cluster = LocalCluster(spec, folder)
@@ -319,7 +319,7 @@ def _write_scaled(
     path = folder / "gateway.toml"
     own = ("model", "max_num_seqs", "max_num_batched_tokens", "block_size_tokens", "num_blocks", "max_model_len_tokens")
     name, run = connector
-    others = {key: node[key] for key in ("time_scale", "tokenizer") if node[key] is not None}
+    others = {key: node[key] for key in ("time_scale", "tokenizer") if node[key] is not None} | {"warm_tokenizer": True}
     own_tables: dict[str, dict[str, Any]] = {
         "local": {"folder": str(folder / "nodes"), "options": others},
         "command": {"run": run},

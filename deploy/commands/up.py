@@ -188,7 +188,8 @@ def up(
         if not stop.is_set():
             if error.log:
                 click.echo(error.log, err=True)
-            raise click.ClickException(error.summary) from None
+            ports = "; the ports here are those from --node-port and --port on" if "cannot listen" in error.log else ""
+            raise click.ClickException(error.summary + ports) from None
     finally:
         if not as_json:
             click.echo("stopping", err=True)
@@ -268,7 +269,7 @@ def _fleet_of(text: str) -> tuple[NodeGroup, ...]:
     try:
         return read_fleet(text).group
     except FleetError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(f"--fleet: {error}") from None
 
 
 def _option(text: str) -> tuple[str, Any]:

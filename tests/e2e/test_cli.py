@@ -294,6 +294,7 @@ def test_up_tells_why_a_child_cannot_start() -> None:
     assert "Traceback" not in done.stderr
     assert "error: node-0 ended with exit code 2" in done.stderr
     assert "in use" in done.stderr
+    assert "those from --node-port and --port on" in done.stderr
 
 
 def test_up_goes_on_without_a_node_that_was_killed_and_starts_it_again() -> None:

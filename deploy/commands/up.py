@@ -343,7 +343,13 @@ def _start(cluster: LocalCluster, stop: threading.Event, *, quiet: bool) -> None
     def ready(child: Child) -> None:
         console.print(f"[green]ready[/] {child.name} at {child.address} after {time.monotonic() - started_s:.1f} s")
 
-    with console.status(f"starting {len(cluster.nodes)} nodes and the gateway (the first time, kernels are compiled)"):
+    count = len(cluster.nodes)
+    nodes = f"{count} node{'' if count == 1 else 's'}"
+    said = f"starting {nodes} and the gateway (the first time, kernels are compiled)"
+    if not console.is_terminal:
+        # No spinner shows there, and kernels can take long.
+        console.print(said)
+    with console.status(said):
         cluster.start(on_ready=ready, cancelled=stop.is_set)
 
 

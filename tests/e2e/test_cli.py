@@ -292,6 +292,7 @@ def test_up_tells_why_a_child_cannot_start() -> None:
         done = astrolabe("up", "--nodes", "1", "--node-port", str(port), "--port", "8299")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("starting 1 node and the gateway")
     assert "error: node-0 ended with exit code 2" in done.stderr
     assert "in use" in done.stderr
     assert "those from --node-port and --port on" in done.stderr

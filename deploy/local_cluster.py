@@ -23,6 +23,7 @@ import msgspec
 
 from deploy.cli import PARENT_PID_VARIABLE
 from deploy.gateway_channel import blocking_channel
+from deploy.node_keeper import how_ended
 from protos.v1 import astrolabe_dispatch_pb2 as pb
 from protos.v1.astrolabe_dispatch_pb2_grpc import DispatchStub
 
@@ -121,9 +122,12 @@ class Child:
 
     def check(self) -> None:
         """Raises ClusterError when it has died."""
-        if self._process is not None and (code := self._process.poll()) is not None:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise ClusterError(f"{self.name} {how}; its log: {self.log_path}", self.last_words())
+        if (code := self.exit_code()) is not None:
+            raise ClusterError(f"{self.name} {how_ended(code)}; its log: {self.log_path}", self.last_words())
+
+    def exit_code(self) -> int | None:
+        """None while it runs, and before it was started; below zero: minus the signal that killed it."""
+        return None if self._process is None else self._process.poll()
 
     def last_words(self) -> str:
         """The end of its log."""

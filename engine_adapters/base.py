@@ -101,6 +101,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How much faster than that hardware an emulated engine runs."""
     tokenizer: str = "bytes"
     """Whose ids the engine speaks."""
+    warm_tokenizer: bool = False
+    """Whether an emulated engine loads it at start."""
     url: str = ""
     """HTTP server of an engine that runs elsewhere."""
     tls: ClientTlsFiles = ClientTlsFiles()

@@ -111,6 +111,7 @@ class EmulatedEngine:
         self._cache = CacheContent(self._node)
         self._cache_number = 0
         self._api = EmulatedApi(self, options.tokenizer)
+        self._warm = options.warm_tokenizer
         self._here: dict[str, _Running] = {}
         self._aborted: list[str] = []
         self._idle_deltas = 0
@@ -124,6 +125,8 @@ class EmulatedEngine:
 
     async def start(self) -> None:
         if self._task is None:
+            if self._warm:
+                await self._api.warm_up()
             self._task = asyncio.create_task(self._run(), name="emulated engine")
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ import click
 from gateway.config import GatewayConfig, load
 from gateway.core.decision.policies.registry import policy_names
 from protos.runtime.config import ConfigError
-from protos.runtime.options import CannotStart, config_option, given_tables, options
+from protos.runtime.options import CannotStart, by_option, config_option, given_tables, options
 
 
 @click.command(
@@ -52,4 +52,4 @@ def gateway(path: Path | None, **given: Any) -> None:
 
             uvloop.run(serve(config, lambda: load(path, overrides), slot))
     except ConfigError as bad:
-        raise CannotStart(str(bad)) from None
+        raise CannotStart(by_option(str(bad), GatewayConfig)) from None

@@ -10,7 +10,7 @@ import click
 from predictor.config import PredictorConfig, load
 from protos.runtime.config import ConfigError
 from protos.runtime.imports import without
-from protos.runtime.options import CannotStart, given_tables, options
+from protos.runtime.options import CannotStart, by_option, given_tables, options
 
 
 @click.command(
@@ -56,4 +56,4 @@ def predictor(paths: tuple[Path, ...], **given: Any) -> None:
         settings = given_tables(PredictorConfig, given)
         uvloop.run(serve([load(path, settings) for path in paths or (None,)]))
     except (ConfigError, EngineError) as bad:
-        raise CannotStart(str(bad)) from None
+        raise CannotStart(by_option(str(bad), PredictorConfig)) from None

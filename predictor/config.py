@@ -114,6 +114,8 @@ class EmulatedEngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """Whether what prompts begin with is kept and found again."""
     http_listen: Annotated[Address, msgspec.Meta(extra={"option": "engine-http-listen"})] = ""
     """Address at which an emulated engine serves vLLM's HTTP API itself, for proxies; empty: nowhere."""
+    warm_tokenizer: bool = False
+    """Load an emulated engine's tokenizer at start; else the first call that is handed on waits for it."""
     time_scale: Positive = 1.0
     """How much faster than its profile an emulated engine runs (a ratio)."""
 

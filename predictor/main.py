@@ -107,6 +107,7 @@ class Predictor:
                     step_time=config.engine_step_time(),
                     time_scale=config.emulated.time_scale,
                     tokenizer=config.tokenizer_name,
+                    warm_tokenizer=config.emulated.warm_tokenizer,
                     url=config.engine.url,
                     tls=config.engine.tls,
                     key=config.engine.key(os.environ),

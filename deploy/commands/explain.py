@@ -106,7 +106,6 @@ def _print_decision(console: Console, decision: pb.Decision) -> None:
     )  # fmt: skip
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
     for score in decision.scores:
         chosen = score.node_id == decision.node_id
         forecast = ("-",) * 5
@@ -125,10 +124,15 @@ def _print_decision(console: Console, decision: pb.Decision) -> None:
             f"{score.cost:.4g}" if score.HasField("cost") else "-",
             *forecast,
             f"{score.state_age_s:.3f}",
-            score.note,
             style="bold" if chosen else "",
         )
-    print_table(console, table, prose=True)
+    print_table(console, table)
+    alike: dict[str, list[str]] = {}
+    for score in decision.scores:
+        if score.note:
+            alike.setdefault(score.note, []).append(score.node_id)
+    for note, nodes in alike.items():
+        console.print(f"{', '.join(nodes)}: {note}", highlight=False, markup=False)
     console.print(decision.reason, highlight=False)
     for score in decision.scores:
         if score.node_id == decision.node_id and score.HasField("forecast"):
@@ -140,20 +144,26 @@ def _print_forecast(console: Console, forecast: types_pb.Forecast) -> None:
     from simcore.types import HEADROOM_HORIZONS_S
 
     times = (
-        f"ttft {forecast.ttft_s.p50:.3f} / {forecast.ttft_s.p90:.3f} s",
-        f"tpot {forecast.tpot_s.p50 * 1e3:.1f} / {forecast.tpot_s.p90 * 1e3:.1f} ms",
-        f"e2e {forecast.e2e_s.p50:.3f} / {forecast.e2e_s.p90:.3f} s",
-        f"harm {forecast.harm_s.p50:.3f} / {forecast.harm_s.p90:.3f} s",
-        f"clear start in {forecast.clear_start_s.p50:.3f} / {forecast.clear_start_s.p90:.3f} s",
+        f"ttft {_spread(forecast.ttft_s)} s",
+        f"tpot {_spread(forecast.tpot_s, 1e3, 1)} ms",
+        f"e2e {_spread(forecast.e2e_s)} s",
+        f"harm {_spread(forecast.harm_s)} s",
+        f"clear start in {_spread(forecast.clear_start_s)} s",
     )
-    console.print(f"what {forecast.node_id} foresaw, p50 / p90: {', '.join(times)}", highlight=False)
+    # The reason goes by means: beside a median of other futures they look like a contradiction.
+    console.print(f"what {forecast.node_id} foresaw, mean (p50 / p90): {', '.join(times)}", highlight=False)
     said = f"somebody preempted in {forecast.preemption_probability:.0%} of its futures"
     if forecast.kv_headroom_path:
-        path = zip(HEADROOM_HORIZONS_S, forecast.kv_headroom_path, strict=False)
-        said += f"; fewest KV blocks free {', '.join(f'within {h:g} s {blocks}' for h, blocks in path)}"
+        blocks = ", ".join(map(str, forecast.kv_headroom_path))
+        said += f"; fewest KV blocks free within {', '.join(f'{h:g}' for h in HEADROOM_HORIZONS_S)} s: {blocks}"
     if forecast.cached_tokens:
         said += f"; {forecast.cached_tokens} tokens of the prompt in its prefix cache"
     console.print(said, highlight=False)
+
+
+def _spread(told: types_pb.Quantiles, factor: float = 1.0, places: int = 3) -> str:
+    mean, p50, p90 = (f"{factor * value:.{places}f}" for value in (told.mean, told.p50, told.p90))
+    return f"{mean} ({p50} / {p90})"
 
 
 _COUNTED = {"length": "estimated by its length", "engine": "counted by its engine"}

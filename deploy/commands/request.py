@@ -47,7 +47,7 @@ def request(prompt: str, gateway: str, as_json: bool, deadline_s: float | None, 
     last: pb.GenerateChunk | None = None
     ttft_s = None
     started_s = time.monotonic()
-    with dispatch_stub(gateway) as stub:
+    with dispatch_stub(gateway, deadline_s=deadline_s) as stub:
         for chunk in stub.Generate(message, timeout=deadline_s):
             first = first or chunk
             last = chunk
@@ -76,7 +76,7 @@ def request(prompt: str, gateway: str, as_json: bool, deadline_s: float | None, 
         return
     click.echo()
     click.echo(
-        f"-- {first.node_id}: first token after {ttft_s or 0:.3f} s, {last.usage.output_tokens} tokens in "
+        f"-- begun at {first.node_id}: first token after {ttft_s or 0:.3f} s, {last.usage.output_tokens} tokens in "
         f"{e2e_s:.3f} s ({outcome}); prompt {last.usage.prompt_tokens} tokens; astrolabe explain {first.request_id}",
         err=True,
     )

@@ -113,8 +113,15 @@ def print_decisions(console: Console, said: pb.ScalingExplanation) -> None:
     """What was seen, wanted and done, the latest last."""
     from rich.text import Text
 
+    bounds = {group.name: (group.min, group.max) for group in said.groups}
+
+    def within(name: str, wanted: int) -> int:
+        # What is done keeps to the bounds, whatever the rule would like.
+        least, most = bounds.get(name, (wanted, wanted))
+        return min(max(wanted, least), most)
+
     for decision in reversed(said.decisions):
-        moves = ", ".join(f"{wish.group} {wish.had} → {wish.wanted}" for wish in decision.groups)
+        moves = ", ".join(f"{w.group} {w.had} → {within(w.group, w.wanted)}" for w in decision.groups)
         console.print(Text(f"{decision.age_s:.0f} s ago: {moves}"), style="bold")
         seen = ", ".join(f"{figure.name} {figure.value:.4g}" for figure in decision.seen)
         for label, words in (

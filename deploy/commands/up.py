@@ -131,8 +131,12 @@ def up(
     record: str | None,
     **others: Any,
 ) -> None:
-    """Start emulated nodes and a gateway as processes of their own; Ctrl-C or SIGTERM stops them all."""
+    """Start emulated nodes and a gateway as processes of their own; Ctrl-C or SIGTERM stops them all.
+
+    A node that is killed or fails starts again after a moment; a gateway that does ends all.
+    """
     from deploy.local_cluster import ClusterError, ClusterSpec, LocalCluster
+    from deploy.node_keeper import NodeKeeper
 
     node = {name: others[name] for name in NODE_OPTIONS}
     scaling = given_tables(GatewayConfig, {name: others[name] for name in SCALING_OPTIONS}).get("scaling", {})
@@ -165,7 +169,7 @@ def up(
         per_node=per_node,
         gateway_port=port,
         first_node_port=node_port if port else 0,
-        predictor=node,
+        predictor={**node, "warm_tokenizer": True},
         gateway=gateway,
     )
     cluster = LocalCluster(spec, folder)
@@ -174,15 +178,18 @@ def up(
         stays = "; the nodes that your program has started go on" if connector == "command" else ""
         _announce(cluster, folder, stays, as_json=as_json)
         watch = NodesWatch(cluster, quiet=as_json) if scaler else None
+        keeper = NodeKeeper(cluster.nodes, lambda said: click.echo(said, err=True))
         while not stop.wait(WATCH_S):
-            cluster.check()
+            cluster.gateway.check()
+            keeper.look(time.monotonic())
             if watch is not None:
                 watch.look()
     except ClusterError as error:
         if not stop.is_set():
             if error.log:
                 click.echo(error.log, err=True)
-            raise click.ClickException(error.summary) from None
+            ports = "; the ports here are those from --node-port and --port on" if "cannot listen" in error.log else ""
+            raise click.ClickException(error.summary + ports) from None
     finally:
         if not as_json:
             click.echo("stopping", err=True)
@@ -262,7 +269,7 @@ def _fleet_of(text: str) -> tuple[NodeGroup, ...]:
     try:
         return read_fleet(text).group
     except FleetError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(f"--fleet: {error}") from None
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -313,7 +320,7 @@ def _write_scaled(
     path = folder / "gateway.toml"
     own = ("model", "max_num_seqs", "max_num_batched_tokens", "block_size_tokens", "num_blocks", "max_model_len_tokens")
     name, run = connector
-    others = {key: node[key] for key in ("time_scale", "tokenizer") if node[key] is not None}
+    others = {key: node[key] for key in ("time_scale", "tokenizer") if node[key] is not None} | {"warm_tokenizer": True}
     own_tables: dict[str, dict[str, Any]] = {
         "local": {"folder": str(folder / "nodes"), "options": others},
         "command": {"run": run},
@@ -336,7 +343,13 @@ def _start(cluster: LocalCluster, stop: threading.Event, *, quiet: bool) -> None
     def ready(child: Child) -> None:
         console.print(f"[green]ready[/] {child.name} at {child.address} after {time.monotonic() - started_s:.1f} s")
 
-    with console.status(f"starting {len(cluster.nodes)} nodes and the gateway (the first time, kernels are compiled)"):
+    count = len(cluster.nodes)
+    nodes = f"{count} node{'' if count == 1 else 's'}"
+    said = f"starting {nodes} and the gateway (the first time, kernels are compiled)"
+    if not console.is_terminal:
+        # No spinner shows there, and kernels can take long.
+        console.print(said)
+    with console.status(said):
         cluster.start(on_ready=ready, cancelled=stop.is_set)
 
 

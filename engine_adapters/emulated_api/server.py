@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -24,7 +25,7 @@ from engine_adapters.emulated_api.reply import JSON, Reply, encode_json
 from engine_adapters.emulated_api.responses import ResponseBook
 from engine_adapters.emulated_api.work import TokenEngine
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ForwardSink
-from engine_adapters.tokenizer import load_tokenizer
+from engine_adapters.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 log = structlog.get_logger("engine_adapters.emulated_api")
 
@@ -38,6 +39,7 @@ class EmulatedApi:
         self._engine = engine
         self._tokenizer = tokenizer
         self._checks: asyncio.Task[BodyChecks] | None = None
+        self._loading: asyncio.Task[Tokenizer] | None = None
         self._calls: dict[str, _Call] = {}
         book = ResponseBook()
         self._book = book
@@ -71,6 +73,12 @@ class EmulatedApi:
         )
         self._routes = [(_pattern(path), handlers) for path, handlers in routes]
 
+    async def warm_up(self) -> None:
+        """Loads the tokenizer, for which the first call would wait. Checks by vLLM's models wait for that call."""
+        # Calls say what is missing; those by tokens do without.
+        with contextlib.suppress(TokenizerError):
+            await self._loaded_tokenizer()
+
     def forward(self, call: ForwardCall, body: BodyFeed, sink: ForwardSink) -> None:
         """As `Forwarder.forward`."""
         if call.request_id in self._calls:
@@ -103,6 +111,8 @@ class EmulatedApi:
         self._book.close()
         if self._checks is not None:
             self._checks.cancel()
+        if self._loading is not None:
+            self._loading.cancel()
 
     async def _take(self, call: ForwardCall, body: BodyFeed, made: _Call) -> None:
         try:
@@ -119,7 +129,7 @@ class EmulatedApi:
                 b"".join(pieces),
                 made.reply,
                 engine=self._engine,
-                tokenizer=load_tokenizer(self._tokenizer),
+                tokenizer=await self._loaded_tokenizer(),
                 checks=checks,
                 path=path,
                 query=dict(parse_qsl(url.query)),
@@ -149,6 +159,12 @@ class EmulatedApi:
         if self._checks is None:
             self._checks = asyncio.create_task(asyncio.to_thread(load_checks), name="protocol models")
         return await asyncio.shield(self._checks)
+
+    async def _loaded_tokenizer(self) -> Tokenizer:
+        # Not on the event loop: the engine's steps and all other calls would stand still meanwhile.
+        if self._loading is None:
+            self._loading = asyncio.create_task(asyncio.to_thread(load_tokenizer, self._tokenizer), name="tokenizer")
+        return await asyncio.shield(self._loading)
 
     def _find(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
         for pattern, handlers in self._routes:

@@ -109,7 +109,8 @@ class VllmClient:
                     raise refusal(answer.status, await answer.read(), f"{self.url}{path}", self._key)
                 return await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise EngineError(f"no vLLM server at {self.url} ({error or type(error).__name__})") from None
+            why = f"{error or type(error).__name__}"
+            raise EngineError(f"no vLLM server at {self.url}, where --engine-url says ({why})") from None
 
     def limit(self, config: EngineConfig, *, text_prompts: bool = False) -> None:
         """The engine's limits, once they are known. `text_prompts`: it takes no token ids (TGI); needs a tokenizer."""

@@ -101,6 +101,7 @@ class OpenAiApi:
             "/health/ready": self._ready,
             "/health/live": self._live,
             "/metrics": self._metrics_page,
+            "/": self._root,
         }
 
     def handle(self, exchange: Exchange) -> None:
@@ -291,6 +292,11 @@ class OpenAiApi:
         is_ready = self._nodes.any_up and not leaving
         status = "ok" if is_ready else "shutting down" if leaving else "no node is up"
         _respond(exchange, 200 if is_ready else 503, orjson.dumps({"status": status}))
+
+    def _root(self, exchange: Exchange) -> None:
+        """Who opens the bare address in a browser looks for the page. Relative, for proxies that serve us below a path
+        of theirs; not for ever, since the page can be switched off."""
+        exchange.respond(307, {"location": "ui/"}, b"")
 
     def _live(self, exchange: Exchange) -> None:
         """200 as long as this process answers."""

@@ -160,6 +160,8 @@ def new_key() -> str:
 
 def read_keys(path: str | Path) -> KeyFile:
     """Raises ConfigError naming file and key."""
+    if not Path(path).exists():
+        raise ConfigError(f"{path}: no such file; make it with its first key: astrolabe key create NAME --file {path}")
     return load_config(KeyFile, path)
 
 

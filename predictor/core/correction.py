@@ -8,8 +8,8 @@ latest pairs of *raw* forecast and actual, two ratios are learned as functions o
     p90' = p90 * trend(size) * 90th percentile of actual / p90
 
 The trend (`predictor.core.size_trend`) is one curve through all sizes; the ratios are what it leaves, octave by octave
-with straight lines between. Both come after the present arrival rate (`predictor.core.arrival_drift`), which multiplies
-by exp(slope * requests expected to come).
+with straight lines between. Of all sizes' pairs the one furthest above the p90 counts as the next does. Both come after
+the present arrival rate (`predictor.core.arrival_drift`), which multiplies by exp(slope * requests expected to come).
 
 The second is split conformal prediction (Vovk et al. 2005; Romano et al. 2019, scores taken as ratios): whatever the
 raw p90 means, nine of ten actuals come out under the corrected one while the future is like the window.
@@ -161,6 +161,10 @@ class Correction:
             logs = logs - self._trend.over(self._sizes[:n])[:, None]
         pooled = np.concatenate((self._prior, logs))
         pooled.sort(axis=0)
+        if n and logs[:, 1].max() >= pooled[-1, 1]:
+            # One pair among few would be the whole p90 of all sizes: a standstill of 2 s in an answer of 20 ms makes
+            # minutes of one of seconds. Its own octave still has it.
+            pooled[-1, 1] = pooled[-2, 1]
         middle, upper = _ratios(pooled)
         self._p50[:], self._p90[:] = [middle] * _OCTAVES, [upper] * _OCTAVES
         # Linear between order statistics.

@@ -129,6 +129,14 @@ def tables(kind: type[msgspec.Struct], given: Mapping[str, Any]) -> dict[str, An
     return nested
 
 
+def by_option(message: str, kind: type[msgspec.Struct]) -> str:
+    """What a ConfigError says of a key from the command line, told of the option that was given there."""
+    named = re.match(r"command line: key '(\w+)'(?: in \[([\w.]+)\])?: (.*)", message, re.DOTALL)
+    path = (*(named[2].split(".") if named[2] else ()), named[1]) if named else ()
+    flag = next((option.flag for option in options_of(kind) if option.path == path), "")
+    return f"--{flag}: {named[3]}" if named and flag else message
+
+
 @cache
 def docstrings(kind: type[msgspec.Struct]) -> dict[str, str]:
     """The docstring below each field of a class and its bases, read from their source."""

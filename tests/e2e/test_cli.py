@@ -292,8 +292,31 @@ def test_up_tells_why_a_child_cannot_start() -> None:
         done = astrolabe("up", "--nodes", "1", "--node-port", str(port), "--port", "8299")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("starting 1 node and the gateway")
     assert "error: node-0 ended with exit code 2" in done.stderr
     assert "in use" in done.stderr
+    assert "those from --node-port and --port on" in done.stderr
+
+
+def test_up_goes_on_without_a_node_that_was_killed_and_starts_it_again() -> None:
+    command = [sys.executable, "-m", "deploy.cli", "up", "--nodes", "2", "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+        try:
+            assert up.stdout is not None
+            assert up.stderr is not None
+            said = json.loads(up.stdout.readline())
+            os.kill(said["pids"]["node-1"], signal.SIGKILL)
+            assert "node-1 was killed by signal 9; it starts again" in next(up.stderr)
+            assert "node-1 serves again" in next(up.stderr)
+            states: list[str] = []
+            until_s = time.monotonic() + 20.0
+            while states != ["up", "up"] and time.monotonic() < until_s:
+                listed = json.loads(astrolabe("nodes", "--json", "--gateway", said["gateway"]).stdout)["nodes"]
+                states = [node["status"] for node in listed]
+            assert states == ["up", "up"]
+        finally:
+            up.terminate()
+            assert up.wait(30.0) == 0
 
 
 def test_a_health_check_tells_who_serves(gateway: Child) -> None:

@@ -124,6 +124,8 @@ async def viewer(gateway: Gateway) -> AsyncIterator[Viewer]:
 
 
 async def test_the_page_and_its_files_come_with_types_tags_and_a_strict_policy(http_front: Any) -> None:
+    root = await get(http_front, "/")
+    assert (root.status, root.headers["location"]) == (307, "ui/")
     moved = await get(http_front, "/ui")
     assert (moved.status, moved.headers["location"]) == (308, "ui/")
     page = await get(http_front, "/ui/")

@@ -98,3 +98,13 @@ def test_a_p90_that_knows_of_unknown_lengths_is_kept() -> None:
     for _ in range(WINDOW_PAIRS):
         correction.add(raw, rng.choice((2.0, 10.0)) * rng.lognormvariate(0.0, 0.02), size_s=6.0)
     assert correction.corrected(raw, size_s=6.0).p90 == pytest.approx(10.0, rel=0.05)
+
+
+@pytest.mark.parametrize("usual", range(6))
+def test_one_standstill_in_a_short_answer_says_nothing_of_long_ones(usual: int) -> None:
+    correction = Correction()
+    correction.add(exactly(0.02), 2.4, size_s=0.02)
+    for _ in range(usual):
+        correction.add(exactly(2.0), 2.1, size_s=2.0)
+    assert correction.corrected(exactly(2.3), size_s=2.3).p90 < 2.0 * 2.3
+    assert correction.corrected(exactly(0.02), size_s=0.02).p90 > 1.0

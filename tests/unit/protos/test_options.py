@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from protos.runtime.options import options, options_of, tables
+from protos.runtime.options import by_option, options, options_of, tables
 
 
 class Colour(enum.Enum):
@@ -136,3 +136,15 @@ def test_a_command_without_other_sources_gets_defaults_and_checks_bounds() -> No
     refused = CliRunner().invoke(final, ["--attempts", "0"])
     assert refused.exit_code == 2
     assert "0 is not in the range x>=1" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("command line: key 'file': it is empty", "--file: it is empty"),
+        ("command line: key 'nodes' in [elsewhere]: no", "command line: key 'nodes' in [elsewhere]: no"),
+        ("a.toml: key 'file': it is empty", "a.toml: key 'file': it is empty"),
+    ],
+)
+def test_a_bad_value_is_told_of_the_option_that_was_given(message: str, said: str) -> None:
+    assert by_option(message, Record) == said

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
 
 from engine_adapters.base import EngineError, RequestRefused
 from engine_adapters.emulated import EmulatedEngine
+from engine_adapters.emulated_api import server
 from engine_adapters.forwarding import BodyFeed, ForwardCall, ReplyEnd
+from engine_adapters.tokenizer import Tokenizer, load_tokenizer
 from tests.helpers.emulated_calls import DEADLINE_S, Answered, emulated_caller
 
 PATH = "/v1/completions"
@@ -24,6 +27,27 @@ async def ended(answered: Answered) -> None:
 
 async def test_the_adapter_says_that_it_forwards() -> None:
     assert EmulatedEngine.capabilities.forwards
+
+
+@pytest.mark.parametrize("warm", [True, False])
+async def test_the_tokenizer_is_loaded_once_and_never_on_the_event_loop(
+    warm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def load(name: str) -> Tokenizer:
+        threads.append(threading.get_ident())
+        return load_tokenizer(name)
+
+    monkeypatch.setattr(server, "load_tokenizer", load)
+    async with emulated_caller() as caller:
+        if warm:
+            await caller.engine._api.warm_up()
+            assert len(threads) == 1
+        for _ in range(2):
+            assert (await caller.call(PATH, {"prompt": "hello", "max_tokens": 2})).status == 200
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
 
 
 async def test_an_abort_frees_the_scheduler_at_once_and_is_the_last_word() -> None:

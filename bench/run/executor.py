@@ -23,10 +23,13 @@ from bench.run.provenance import CHANGED, commit, machine
 from bench.run.simulated import Done, RunLine, Task, run_task
 from bench.run.spec import router_config
 from bench.run.workers import ExecutorError, Workers, local_workers
+from bench.workload.rows import plural
 from gateway.core.decision.policies.registry import needs_forecasts
 from gateway.policy_files import policy_name
 
 INTERRUPTED = "interrupted; what was finished is kept: give the same command again to go on"
+FINISHING = "finishing {runs} under way; Ctrl-C again drops them"
+ESTIMATE_S = 24 * 3600.0
 WAITING_PER_WORKER = 2
 """Runs handed to the pool ahead of time."""
 
@@ -100,6 +103,7 @@ def run_all(
             log_path,
             known={},
             here=here,
+            console=console,
             jobs=jobs,
             keep_results=on_results is not None,
             on_done=lambda _, done: on_done(done),
@@ -115,6 +119,8 @@ def run_chains(
 ) -> tuple[dict[str, R], list[RunLine]]:
     """What each chain found, and all lines used. Raises ExecutorError, ResultFileError."""
     used: dict[str, RunLine] = {}
+    bar = _bar(console)
+    shown = bar.add_task("searching", total=len(chains), detail="")
 
     def noted(chain: Chain[R]) -> Chain[R]:
         line = None
@@ -122,20 +128,23 @@ def run_chains(
             try:
                 task = next(chain) if line is None else chain.send(line)
             except StopIteration as stop:
+                bar.advance(shown)
                 return stop.value
             line = yield task
             used[line.key] = line
 
-    with console.status("searching") as status:
+    with bar:
         found = _drive(
             {name: noted(chain) for name, chain in chains.items()},
             log_path,
             known=_known(log_path),
             here=commit(),
+            console=console,
             jobs=jobs,
             keep_results=False,
-            on_done=lambda name, done: status.update(
-                f"searching: {len(used) + 1} runs, last {name} {_at(done.line)}on {done.line.spec.size} nodes"
+            on_done=lambda _, done: bar.update(
+                shown,
+                detail=f"{plural(len(used) + 1, 'run')}, last {_at(done.line)}{plural(done.line.spec.size, 'node')}",
             ),
         )
     return found, list(used.values())
@@ -147,6 +156,7 @@ def _drive(
     *,
     known: dict[str, RunLine],
     here: str,
+    console: Console,
     jobs: int,
     keep_results: bool,
     on_done: Callable[[str, Done], None],
@@ -207,9 +217,15 @@ def _drive(
                         collect(name, done)
                         go_on(name, done.line)
             except KeyboardInterrupt:
-                # Runs under way are seconds of work that need not be done again.
-                left = {future: under_way[future] for future in workers.cancel_waiting(list(under_way))}
-                wait(left)
+                # Runs under way are work that need not be done again, if the user has the time.
+                try:
+                    left = {future: under_way[future] for future in workers.cancel_waiting(list(under_way))}
+                    if not all(future.done() for future in left):
+                        console.print(FINISHING.format(runs=plural(len(left), "run")), highlight=False)
+                    wait(left)
+                except KeyboardInterrupt:
+                    workers.drop()
+                    raise Interrupted(INTERRUPTED) from None
                 for future, name in left.items():
                     if future.exception() is None:
                         collect(name, future.result())
@@ -275,11 +291,14 @@ def _at(line: RunLine) -> str:
 def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        # As wide as there is room for, so that it is not the remaining time that is cut off.
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        # The mean of all, since runs take longer than rich's window of half a minute.
+        speed_estimate_period=ESTIMATE_S,
         disable=not console.is_terminal,
     )

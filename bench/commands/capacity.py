@@ -13,11 +13,15 @@ from protos.runtime.options import json_option
 
 if TYPE_CHECKING:
     from bench.measure.statistics import Estimate
-    from bench.run.capacity_search import CapacityObjective
+    from bench.run.capacity_search import CapacityObjective, SearchedCapacity
     from bench.run.executor import Chain
     from bench.run.spec import RunSpec
 
 SLO_KEYS = ("slo_ttft_s", "slo_tpot_s")
+TOO_SHORT = (
+    "runs of {requests:,} requests are too short for this: the last has come before the longest answers are done, so "
+    "no queue shows; give more, such as --set requests={more}"
+)
 OBJECTIVES = ("ttft_p99_s<=3", "ttft_p99_s<=10", "scheduling_delay_p99_s<=5")
 
 
@@ -91,7 +95,6 @@ def capacity(
 
     from bench.commands.run_errors import run_errors
     from bench.commands.workload_options import check_positive, policy_variants
-    from bench.measure.statistics import text_of
     from bench.run.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
     from bench.run.executor import run_chains
     from bench.run.files import FILE_NAME
@@ -135,20 +138,22 @@ def capacity(
         key, nodes, title = "capacities", base.fleet_text, f"requests/s of {base.size} nodes, in steps of {step:g}/s"
         capacities = {place: combine(*place, values) for place, values in per_seed.items()}
         rows = list(capacities.values())
-        cells = {
-            place: f"below {low:g}"
-            if row.rate_per_s is None
-            else text_of(row.rate_per_s) + _price(base, row.rate_per_s)
-            for place, row in capacities.items()
-        }
+        cells = {place: _rate_text(base, row, low) for place, row in capacities.items()}
+        short = any(row.too_short_from is not None for row in rows)
     else:
         key, nodes = "fleets", f"nodes {base.profile}, {base.limits_text}"
         title = f"fewest nodes for {fleet_rate:g} requests/s, {(base.requests or 0) / fleet_rate:.0f} s of them"
         fleets = {place: combine_nodes(*place, values) for place, values in per_seed.items()}
         rows = list(fleets.values())
         cells = {
-            place: f"more than {MOST_NODES}" if row.nodes is None else _span(row.nodes) for place, row in fleets.items()
+            place: f"more than {MOST_NODES}"
+            if row.nodes is None
+            else f"{_span(row.nodes)}, or more"
+            if row.too_short
+            else _span(row.nodes)
+            for place, row in fleets.items()
         }
+        short = any(row.too_short for row in rows)
     if as_json:
         import msgspec
 
@@ -157,6 +162,16 @@ def capacity(
     runs = f"{plural(seeds, 'seed')}, {plural(len(lines), 'run')} of {base.requests:,} requests"
     setting = f"{nodes}; {base.dataset}, lengths {base.lengths}; {base.router_text}"
     _show(cells, [f"{title}; {runs}", setting])
+    if short:
+        click.echo(TOO_SHORT.format(requests=base.requests, more=10 * (base.requests or 0)), err=True)
+
+
+def _rate_text(base: RunSpec, row: SearchedCapacity, low: float) -> str:
+    from bench.measure.statistics import text_of
+
+    if row.too_short_from is not None:
+        return f"not found up to {row.too_short_from:g}"
+    return f"below {low:g}" if row.rate_per_s is None else text_of(row.rate_per_s) + _price(base, row.rate_per_s)
 
 
 def _price(base: RunSpec, rate_per_s: Estimate) -> str:

@@ -35,13 +35,24 @@ class CapacityObjective(msgspec.Struct, frozen=True):
         return value is not None and (value <= self.limit if self.at_most else value >= self.limit)
 
 
+class SearchedLimit(msgspec.Struct, frozen=True):
+    """What one search found: a rate, or a number of nodes."""
+
+    value: float
+    """0: nothing keeps the objective."""
+    too_short: bool = False
+    """The objective is kept here by a run that is too short to show whether it lasts."""
+
+
 class SearchedCapacity(msgspec.Struct, frozen=True, kw_only=True):
     """Of one policy under one objective, over seeds."""
 
     variant: str
     objective: str
     rate_per_s: Estimate | None
-    """None: not even the lowest rate keeps it, for some seed."""
+    """None: not even the lowest rate keeps it, for some seed, or runs are too short."""
+    too_short_from: float | None = None
+    """The lowest rate whose run keeps the objective but is too short to show that it lasts."""
 
 
 class SearchedFleet(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +62,8 @@ class SearchedFleet(msgspec.Struct, frozen=True, kw_only=True):
     objective: str
     nodes: tuple[int, ...] | None
     """The fewest for each seed. None: `MOST_NODES` are too few for some seed."""
+    too_short: bool = False
+    """Some seed's run is too short to show that so few last."""
 
 
 def parse_objective(text: str) -> CapacityObjective:
@@ -66,6 +79,15 @@ def parse_objective(text: str) -> CapacityObjective:
     return CapacityObjective(match[1], match[2] == "<=", limit)
 
 
+def _too_short(line: RunLine) -> bool:
+    """Whether requests stop coming before the longest answers are done: until then the load only grows, and how far it
+    would have grown, nobody sees."""
+    spec, longest_s = line.spec, read_measure(line.measures, "e2e_p99_s")
+    if spec.requests is None or spec.rate_per_s is None or longest_s is None:
+        return False
+    return spec.requests / spec.rate_per_s < longest_s
+
+
 def search(
     base: RunSpec,
     *,
@@ -75,8 +97,10 @@ def search(
     objective: CapacityObjective,
     low: float,
     step: float,
-) -> Chain[float]:
+) -> Chain[SearchedLimit]:
     """A chain that returns the largest rate of the grid `k * step` that keeps the objective; 0.0 when `low` does not.
+
+    It ends at the first run that keeps it but is too short: at higher rates runs are shorter still.
 
     P99s rise with the rate but for the noise of one run; the bisection takes the first change that it finds.
     """
@@ -89,26 +113,25 @@ def search(
     good = max(1, round(low / step))
     line = yield task(good)
     if not objective.holds(line):
-        return 0.0
-    bad = good
-    while True:
-        bad = max(bad + 1, round(bad * GROWTH))
-        if bad * step > HIGHEST_RATE:
-            return good * step
-        line = yield task(bad)
-        if not objective.holds(line):
-            break
-        good = bad
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        line = yield task(middle)
-        good, bad = (middle, bad) if objective.holds(line) else (good, middle)
-    return good * step
+        return SearchedLimit(0.0)
+    bad: int | None = None
+    while bad is None or bad - good > 1:
+        if _too_short(line):
+            return SearchedLimit(good * step, too_short=True)
+        tried = max(good + 1, round(good * GROWTH)) if bad is None else (good + bad) // 2
+        if tried * step > HIGHEST_RATE:
+            return SearchedLimit(good * step, too_short=True)
+        tried_line = yield task(tried)
+        if objective.holds(tried_line):
+            good, line = tried, tried_line
+        else:
+            bad = tried
+    return SearchedLimit(good * step, _too_short(line))
 
 
 def search_nodes(
     base: RunSpec, *, variant: str, values: dict[str, Any], seed: int, objective: CapacityObjective
-) -> Chain[int]:
+) -> Chain[SearchedLimit]:
     """A chain that returns the fewest nodes that keep the objective at the rate of `base`; 0 when `MOST_NODES` do not.
 
     It begins at the nodes of `base`, and takes the first change that it finds, as `search` does.
@@ -124,22 +147,33 @@ def search_nodes(
         if objective.holds(line):
             break
         if enough == MOST_NODES:
-            return 0
+            return SearchedLimit(0)
         few, enough = enough, min(MOST_NODES, max(enough + 1, round(enough * GROWTH)))
     while enough - few > 1:
         middle = (few + enough) // 2
-        line = yield task(middle)
-        few, enough = (few, middle) if objective.holds(line) else (middle, enough)
-    return enough
+        tried_line = yield task(middle)
+        if objective.holds(tried_line):
+            enough, line = middle, tried_line
+        else:
+            few = middle
+    return SearchedLimit(enough, _too_short(line))
 
 
-def combine_nodes(variant: str, objective: CapacityObjective, found: Sequence[int]) -> SearchedFleet:
+def combine_nodes(variant: str, objective: CapacityObjective, found: Sequence[SearchedLimit]) -> SearchedFleet:
     """Of one policy over its seeds."""
-    nodes = None if any(value == 0 for value in found) else tuple(found)
-    return SearchedFleet(variant=variant, objective=str(objective), nodes=nodes)
+    nodes = None if any(one.value == 0 for one in found) else tuple(int(one.value) for one in found)
+    return SearchedFleet(
+        variant=variant, objective=str(objective), nodes=nodes, too_short=any(one.too_short for one in found)
+    )
 
 
-def combine(variant: str, objective: CapacityObjective, found: Sequence[float]) -> SearchedCapacity:
+def combine(variant: str, objective: CapacityObjective, found: Sequence[SearchedLimit]) -> SearchedCapacity:
     """Of one policy over its seeds."""
-    rate = None if any(value == 0.0 for value in found) else estimate(list(found))
-    return SearchedCapacity(variant=variant, objective=str(objective), rate_per_s=rate)
+    short = min((one.value for one in found if one.too_short), default=None)
+    kept = short is None and all(one.value for one in found)
+    return SearchedCapacity(
+        variant=variant,
+        objective=str(objective),
+        rate_per_s=estimate([one.value for one in found]) if kept else None,
+        too_short_from=short,
+    )

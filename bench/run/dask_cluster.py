@@ -125,6 +125,10 @@ class ClusterWorkers:
                 future.cancel()
         return left
 
+    def drop(self) -> None:
+        for future in list(self._keys):
+            future.cancel()
+
 
 @contextlib.contextmanager
 def cluster_workers(address: str) -> Iterator[ClusterWorkers]:

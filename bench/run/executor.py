@@ -23,10 +23,12 @@ from bench.run.provenance import CHANGED, commit, machine
 from bench.run.simulated import Done, RunLine, Task, run_task
 from bench.run.spec import router_config
 from bench.run.workers import ExecutorError, Workers, local_workers
+from bench.workload.rows import plural
 from gateway.core.decision.policies.registry import needs_forecasts
 from gateway.policy_files import policy_name
 
 INTERRUPTED = "interrupted; what was finished is kept: give the same command again to go on"
+FINISHING = "finishing {runs} under way; Ctrl-C again drops them"
 WAITING_PER_WORKER = 2
 """Runs handed to the pool ahead of time."""
 
@@ -100,6 +102,7 @@ def run_all(
             log_path,
             known={},
             here=here,
+            console=console,
             jobs=jobs,
             keep_results=on_results is not None,
             on_done=lambda _, done: on_done(done),
@@ -132,6 +135,7 @@ def run_chains(
             log_path,
             known=_known(log_path),
             here=commit(),
+            console=console,
             jobs=jobs,
             keep_results=False,
             on_done=lambda name, done: status.update(
@@ -147,6 +151,7 @@ def _drive(
     *,
     known: dict[str, RunLine],
     here: str,
+    console: Console,
     jobs: int,
     keep_results: bool,
     on_done: Callable[[str, Done], None],
@@ -207,9 +212,15 @@ def _drive(
                         collect(name, done)
                         go_on(name, done.line)
             except KeyboardInterrupt:
-                # Runs under way are seconds of work that need not be done again.
-                left = {future: under_way[future] for future in workers.cancel_waiting(list(under_way))}
-                wait(left)
+                # Runs under way are work that need not be done again, if the user has the time.
+                try:
+                    left = {future: under_way[future] for future in workers.cancel_waiting(list(under_way))}
+                    if not all(future.done() for future in left):
+                        console.print(FINISHING.format(runs=plural(len(left), "run")), highlight=False)
+                    wait(left)
+                except KeyboardInterrupt:
+                    workers.drop()
+                    raise Interrupted(INTERRUPTED) from None
                 for future, name in left.items():
                     if future.exception() is None:
                         collect(name, future.result())

@@ -39,6 +39,9 @@ class Workers(Protocol):
     def cancel_waiting(self, futures: Sequence[Future[Done]]) -> list[Future[Done]]:
         """Cancels runs that nobody has begun; returns the others, which go on to their end."""
 
+    def drop(self) -> None:
+        """Ends those too, at once."""
+
 
 class LocalWorkers:
     """Processes of this machine."""
@@ -49,10 +52,18 @@ class LocalWorkers:
         self._machine = machine()
 
     def submit(self, task: Task, *, commit: str, keep_results: bool) -> Future[Done]:
-        return self._pool.submit(run_task, task, commit=commit, machine=self._machine, keep_results=keep_results)
+        with _sigint_held():
+            return self._pool.submit(run_task, task, commit=commit, machine=self._machine, keep_results=keep_results)
 
     def cancel_waiting(self, futures: Sequence[Future[Done]]) -> list[Future[Done]]:
-        return [future for future in futures if not future.cancel()]
+        left = [future for future in futures if not future.cancel()]
+        # The pool must forget the cancelled ones: it cannot tell them that it is broken, should it be dropped.
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return left
+
+    def drop(self) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
 
 @contextlib.contextmanager
@@ -70,10 +81,19 @@ def local_workers(count: int) -> Iterator[LocalWorkers]:
             raise
 
 
+@contextlib.contextmanager
+def _sigint_held() -> Iterator[None]:
+    """Ctrl-C reaches the whole group, and the parent decides what becomes of it: processes begun meanwhile never see
+    it, not even while they import; the parent sees it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def depend_on_parent() -> None:
-    """For workers: Ctrl-C reaches the whole group, and the parent decides what becomes of it; if it is killed, they end
-    with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For workers: they end with a parent that is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -69,14 +69,21 @@ def test_a_sweep_keeps_one_line_per_run_and_goes_on_where_it_was(capsys: pytest.
     assert "ttft_ms" in out
 
 
-def begun(folder: Path) -> subprocess.Popen[str]:
-    """A long sweep on two workers, of which some runs are finished."""
+def started(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """A long sweep on two workers, in a process group of its own as a terminal would have it."""
     command = [
         sys.executable, "-m", "deploy.cli", "bench", "sweep", "--axis", "policy=random", "--axis", "rate=1:20:0.5",
-        *SMALL, "--set", "requests=150", "--seeds", "20", "--jobs", "2", "--output", "s",
+        *SMALL, "--set", "requests=150", "--seeds", "20", "--jobs", "2", "--output", "s", *more,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def begun(folder: Path) -> subprocess.Popen[str]:
+    """The same, of which some runs are finished."""
+    process = started(folder)
     log = folder / "s" / "runs.jsonl"
     deadline_s = time.monotonic() + 50
     while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
@@ -96,6 +103,32 @@ def test_ctrl_c_keeps_what_was_finished(folder: Path) -> None:
     kept = log.read_bytes()
     assert kept.endswith(b"\n")
     assert all(json.loads(line)["schema_version"] == 2 for line in kept.splitlines())
+
+
+def test_a_second_ctrl_c_drops_what_is_under_way(folder: Path) -> None:
+    process = started(folder, "--set", "requests=3000000")
+    deadline_s = time.monotonic() + 50
+    # Workers that still import must not die of the first one.
+    while len(workers := psutil.Process(process.pid).children(recursive=True)) < 3:
+        assert time.monotonic() < deadline_s, "no workers"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stderr is not None
+    said = ""
+    while "Ctrl-C again drops them" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    time.sleep(0.5)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "what was finished is kept" in err
+    assert "Traceback" not in said + err
+    assert "leaked" not in said + err
+    _, left = psutil.wait_procs(workers, timeout=5)
+    assert not left
 
 
 def test_workers_end_with_a_sweep_that_is_killed(folder: Path) -> None:

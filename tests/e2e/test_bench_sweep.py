@@ -178,7 +178,10 @@ def test_a_policy_against_itself_is_no_difference(capsys: pytest.CaptureFixture[
 
 
 def test_capacity_finds_a_rate_with_its_interval_and_knows_its_runs_again(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("capacity", "--policy", "random", "--slo", "ttft_p99_s<=0.5", *SMALL, "--seeds", 2, "--step", 2)
+    arguments = (
+        "capacity", "--policy", "random", "--slo", "ttft_p99_s<=0.5", *SMALL, "--set", "requests=600", "--seeds", 2,
+        "--step", 2,
+    )  # fmt: skip
     found = document(capsys, *arguments, "--output", "c")
     rate = found["capacities"][0]["rate_per_s"]
     assert rate["count"] == 2
@@ -188,6 +191,15 @@ def test_capacity_finds_a_rate_with_its_interval_and_knows_its_runs_again(capsys
     assert Path("c/runs.jsonl").read_bytes() == lines
     by_rate = {r["spec"]["rate_per_s"]: r["measures"]["ttft_p99_s"] for r in map(json.loads, lines.splitlines())}
     assert min(by_rate.values()) <= 0.5 < max(by_rate.values())
+
+
+def test_the_rows_that_stand_in_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASTROLABE_DATA", "/nonexistent")
+    small = ("--set", "dataset=conversations", "--set", "nodes=2", "--set", "requests=20", "--seeds", 1, "--jobs", 1)
+    swept, _ = bench(capsys, "sweep", "--axis", "rate=2", "--set", "policy=random", *small, "--output", "s")
+    found, _ = bench(capsys, "capacity", "--policy", "random", "--slo", "ttft_p99_s<=0.001", *small, "--output", "c")
+    for said in (swept, found):
+        assert "not on this machine, drawn-conversations in its place" in " ".join(said.split())
 
 
 def test_a_report_is_one_page_with_everything_inside(capsys: pytest.CaptureFixture[str]) -> None:

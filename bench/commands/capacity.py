@@ -95,6 +95,7 @@ def capacity(
 
     from bench.commands.run_errors import run_errors
     from bench.commands.workload_options import check_positive, policy_variants
+    from bench.data.named import note_on
     from bench.run.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
     from bench.run.executor import run_chains
     from bench.run.files import FILE_NAME
@@ -154,14 +155,16 @@ def capacity(
             for place, row in fleets.items()
         }
         short = any(row.too_short for row in rows)
+    data = note_on(base.dataset, base.dataset_path)
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode({key: rows, "runs": len(lines), "seeds": seeds, "router": base.router_text}))
+        document = {key: rows, "runs": len(lines), "seeds": seeds, "dataset": data, "router": base.router_text}
+        click.echo(msgspec.json.encode(document))
         return
     runs = f"{plural(seeds, 'seed')}, {plural(len(lines), 'run')} of {base.requests:,} requests"
-    setting = f"{nodes}; {base.dataset}, lengths {base.lengths}; {base.router_text}"
-    _show(cells, [f"{title}; {runs}", setting])
+    setting = f"{nodes}; lengths {base.lengths}; {base.router_text}"
+    _show(cells, [f"{title}; {runs}", setting, data])
     if short:
         click.echo(TOO_SHORT.format(requests=base.requests, more=10 * (base.requests or 0)), err=True)
 

@@ -167,8 +167,10 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
     from rich import box
     from rich.table import Table
 
+    from bench.data.named import note_on
     from bench.experiments.series import by_variant_and_rate, mean_text
     from bench.show.tables import out_console, print_table
+    from bench.workload.rows import plural
 
     table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -182,4 +184,6 @@ def _show(lines: Sequence[RunLine], measures: Sequence[str], path: Path) -> None
     out = out_console()
     print_table(out, table)
     routers = ", ".join(dict.fromkeys(line.spec.router_text for line in lines))
-    out.print(f"{len(lines)} runs, {routers}: {path}", highlight=False)
+    data = "; ".join(dict.fromkeys(note_on(line.spec.dataset, line.spec.dataset_path) for line in lines))
+    out.print(data, highlight=False)
+    out.print(f"{plural(len(lines), 'run')}, {routers}: {path}", highlight=False)

@@ -76,6 +76,7 @@ def fetch(names: tuple[str, ...], url: str) -> None:
     if url and len(names) > 1:
         raise click.UsageError("--url goes with one NAME")
     console = Console(stderr=True)
+    failed = []
     for name in names:
         try:
             here = path_of(name).is_file()
@@ -87,7 +88,8 @@ def fetch(names: tuple[str, ...], url: str) -> None:
                     progress=lambda came, total, task=task, bar=bar: bar.update(task, completed=came, total=total),  # type: ignore[misc]
                 )
         except FetchError as error:
-            raise click.ClickException(str(error)) from None
+            failed.append(f"{name}: {error}" if len(names) > 1 else str(error))
+            continue
         checked = (
             "was here already"
             if here
@@ -95,6 +97,8 @@ def fetch(names: tuple[str, ...], url: str) -> None:
             + (", its checksum is right" if entry(name).sha256 else "; its publisher gives no checksum to compare")
         )
         click.echo(f"{name}: {checked}: {found}")
+    if failed:
+        raise click.ClickException("\n".join(failed))
 
 
 @data.command(short_help="Read data sets to their end, compare checksums.")

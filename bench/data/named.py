@@ -233,11 +233,16 @@ def found_for(word: str) -> tuple[DatasetSpec, bool] | NamedDraws | TimedRows:
     if named.stand_in in NAMED:
         return found_for(named.stand_in)
     if not named.stand_in:
-        fetch = f"Fetch it with `astrolabe bench data fetch {named.public}`, put" if named.public else "Put"
+        if named.public:
+            raise DatasetError(
+                word,
+                f"{path_of(named.public)} is not there",
+                mend=f"Fetch it with `astrolabe bench data fetch {named.public}`.",
+            )
         raise DatasetError(
             word,
             f"{data_folder() / named.path} is not there",
-            mend=f"{fetch} the file there, or name its folder with ASTROLABE_DATA.",
+            mend="Put the file there, or name its folder with ASTROLABE_DATA.",
         )
     return DatasetSpec(name="sharegpt", tokenizer=default_tokenizer()), False
 

@@ -30,6 +30,7 @@ from bench.run.simulated import RunLine, Task
 from bench.run.spec import RunSpec, with_values
 from bench.show.tables import print_table
 from bench.workload.dataset_error import DatasetError
+from bench.workload.rate_profile import parse_steps
 from bench.workload.rows import plural
 
 MOST_DATA_SETS = 2
@@ -113,6 +114,7 @@ def run_experiment(
                 log.add(line)
     else:
         tasks = with_data(tasks_of(experiment, size), console)
+        check_warm_up(tasks)
         executed = run_all(
             tasks,
             folder / FILE_NAME,
@@ -196,7 +198,7 @@ def show_tables(experiment: Experiment, lines: Sequence[RunLine], console: Conso
 
 def with_data(tasks: Sequence[Task], console: Console) -> list[Task]:
     """Those whose rows are on this machine, or made here; of the others it says how many there are, and how to get the
-    rows. Raises DatasetError if none is left."""
+    rows. Raises ExperimentError if none is left."""
     lacking: dict[str, DatasetError] = {}
     for word in dict.fromkeys(task.spec.dataset for task in tasks):
         try:
@@ -205,11 +207,41 @@ def with_data(tasks: Sequence[Task], console: Console) -> list[Task]:
             lacking[word] = error
     there = [task for task in tasks if task.spec.dataset not in lacking]
     if not there:
-        raise next(iter(lacking.values()))
+        raise ExperimentError("\n".join(map(str, lacking.values())))
     for word, why in lacking.items():
         left_out = plural(sum(task.spec.dataset == word for task in tasks), "run")
         console.print(f"[yellow]{left_out} left out:[/] {why}", highlight=False)
     return there
+
+
+def check_warm_up(tasks: Sequence[Task]) -> None:
+    """Raises ExperimentError, before any run, for those that would be over within their warm-up."""
+    needed = [_warming_requests(task.spec) for task in tasks]
+    short = [
+        (task, most)
+        for task, most in zip(tasks, needed, strict=True)
+        if task.spec.requests is not None and task.spec.requests <= most
+    ]
+    if short:
+        first = short[0][0]
+        raise ExperimentError(
+            f"{first.group}, {first.variant}: {first.spec.requests:,} requests have all come within the warm-up of "
+            f"{first.spec.warm_up_s:g} s, which is not measured: give more than --requests "
+            f"{max(most for _, most in short):.0f}"
+        )
+
+
+def _warming_requests(spec: RunSpec) -> float:
+    """How many come within the warm-up, by the rates that are asked for."""
+    if not spec.warm_up_s:
+        return 0.0
+    if not spec.rate_steps:
+        return spec.warm_up_s * (spec.rate_per_s or 0.0)
+    came, left_s = 0.0, spec.warm_up_s
+    for step in parse_steps(spec.rate_steps):
+        came += step.rate_per_s * min(step.duration_s, left_s)
+        left_s = max(0.0, left_s - step.duration_s)
+    return came
 
 
 def _header(lines: Sequence[RunLine]) -> str:

@@ -129,7 +129,10 @@ def run_task(
     found = cluster.run(items, move_events(spec, items), at_once=spec.concurrency)
     results = [result for result in found.results if result.arrival_s >= spec.warm_up_s]
     if not results:
-        raise ValueError(f"no request comes after a warm-up of {spec.warm_up_s:g} s: make the run longer")
+        raise ValueError(
+            f"{task.group}, {task.variant}: no request comes after a warm-up of {spec.warm_up_s:g} s: "
+            "make the run longer"
+        )
     summary = summarise(results, preemptions=None if spec.warm_up_s else found.preemptions)
     cpu_s = time.process_time() - cpu_s
     line = line_of(

@@ -116,6 +116,11 @@ def test_the_command_lists_fetches_and_checks(web: str) -> None:
     listed = msgspec.json.decode(run(data, ["list", "--json"]).stdout)
     assert [(name, row["here"]) for name, row in listed.items()] == [("good", True), ("changed", False)]
     assert "two requests" in run(data, ["list"]).output
+    both = run(data, ["fetch", "changed", "god", "good"])
+    assert both.exit_code == 1
+    assert "good: was here already" in both.output, "one that fails does not keep back those after it"
+    assert "changed: " in both.output
+    assert "god: unknown data set" in both.output
     fine = run(data, ["check"])
     assert (fine.exit_code, fine.output) == (0, "good: fine, 2 rows\n")
     path_of("good").write_bytes(b"")

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from bench.data.public_data import path_of
 from bench.experiments.catalogue import ExperimentError, all_experiments, find, load_experiment, on_fleet, published
 from bench.experiments.claims import claim_text, evaluate, evaluate_points
 from bench.experiments.figures import draw
 from bench.experiments.matrix import matrix_of
-from bench.experiments.run import Size, settings_of, tasks_of, with_data
+from bench.experiments.run import Size, check_warm_up, settings_of, tasks_of, with_data
 from bench.experiments.schema import (
     Claim,
     Column,
@@ -30,8 +31,8 @@ from bench.experiments.schema import (
 )
 from bench.experiments.series import capacity, curve, select
 from bench.experiments.tables import as_markdown, cells, matrix_as_markdown, matrix_as_rich
+from bench.run.simulated import run_task
 from bench.run.spec import check_spec, with_values
-from bench.workload.dataset_error import DatasetError
 from tests.unit.bench.run_lines import line
 
 NAMES = sorted(all_experiments())
@@ -82,8 +83,39 @@ def test_runs_whose_rows_nobody_has_are_left_out_and_named(
     there = with_data(tasks_of(find("main"), Size()), Console(width=300))
     assert {task.group for task in there} == {"main/known"}
     assert "35 runs left out: block-sharegpt-predicted: " in capsys.readouterr().out
-    with pytest.raises(DatasetError, match="ASTROLABE_DATA"):
+    with pytest.raises(ExperimentError, match="ASTROLABE_DATA"):
         with_data([task for task in tasks_of(find("main"), Size()) if task.group == "main/learned"], Console())
+
+
+def test_all_rows_that_lack_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ASTROLABE_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    task = tasks_of(find("main"), Size())[0]
+    words = ("mooncake-arxiv", "mooncake-synthetic")
+    lacking = [msgspec.structs.replace(task, spec=with_values(task.spec, {"dataset": word})) for word in words]
+    with pytest.raises(ExperimentError) as why:
+        with_data(lacking, Console())
+    for word in words:
+        assert f"data fetch {word}`" in str(why.value)
+        assert str(path_of(word)) in str(why.value), "one place, which fetch names too"
+
+
+def test_a_run_that_is_over_within_its_warm_up_is_refused_before_the_first() -> None:
+    with pytest.raises(
+        ExperimentError, match=r"50 requests .* warm-up of 50 s.* more than --requests 750"
+    ):
+        check_warm_up(tasks_of(find("prefixes"), Size(requests=50)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiments_outlast_their_warm_up(name: str) -> None:
+    check_warm_up(tasks_of(find(name), Size()))
+
+
+def test_every_seed_of_the_migration_moves_its_request() -> None:
+    tasks = [task for task in tasks_of(find("migration"), Size(seeds=2)) if task.group == "migration/8,192 tokens"]
+    assert len(tasks) == 12
+    assert all(run_task(task).line.measures["moves_done"] == 1.0 for task in tasks)
 
 
 def test_published_points_are_those_of_the_figure() -> None:

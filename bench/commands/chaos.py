@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,9 @@ def chaos(faults: tuple[str, ...], seeds: int, seed: int | None, fleet: str, liv
         raise click.UsageError(f"no fault {unknown[0]!r}; there are: {', '.join(catalogue)}")
     chosen = list(faults) or list(catalogue)
     if listing:
-        for name in chosen:
-            click.echo(f"{name:30}{(catalogue[name].__doc__ or '').splitlines()[0]}")
+        formatter = click.get_current_context().make_formatter()
+        formatter.write_dl([(name, inspect.getdoc(catalogue[name]) or "") for name in chosen])
+        click.echo(formatter.getvalue(), nl=False)
         return
     numbers = range(seeds) if seed is None else range(seed, seed + 1)
     if live and fleet:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from simcore.cost.step_time import StepTimeModel
 
 DEFAULT_PRIORS = ("x3", "x0.333", "h100/llama-2-7b")
+SIDE_STEPS = 200
+"""Least number before and after the change of speed."""
 REQUESTS_PER_STEP = 0.4
 """Enough for the node never to run dry, so that the run has all its steps."""
 
@@ -50,10 +52,8 @@ Example: an H100 under load, taken for an L40S, with much noise and no change of
 @click.option(
     "--change-at",
     type=click.IntRange(min=0),
-    default=5000,
-    show_default=True,
     metavar="N",
-    help="Step at which the hardware's speed changes; 0: never.",
+    help="Step at which the hardware's speed changes; 0: never.  [default: after 5/8 of the steps]",
 )
 @click.option(
     "--change-factor", type=float, default=1.6, show_default=True, metavar="X", help="Steps take X times as long then."
@@ -105,8 +105,10 @@ def calibrate(priors: Sequence[str], plot: str, as_json: bool, **options: Any) -
     check_positive("--rate", options["rate"], "requests per second")
     check_positive("--change-factor", options["change_factor"], "(1 is no change)")
     steps, change_at = options["steps"], options["change_at"]
-    if change_at and not 200 <= change_at <= steps - 200:
-        raise click.BadParameter("must be 0 or leave 200 steps on either side", param_hint="--change-at")
+    if change_at is None:
+        change_at = min(max(5 * steps // 8, SIDE_STEPS), steps - SIDE_STEPS) if steps >= 2 * SIDE_STEPS else 0
+    if change_at and not SIDE_STEPS <= change_at <= steps - SIDE_STEPS:
+        raise click.BadParameter(f"must be 0 or leave {SIDE_STEPS} steps on either side", param_hint="--change-at")
     console = Console(stderr=True)
     try:
         profile = load_profile(options["profile"])

@@ -36,6 +36,12 @@ def test_table_picture_and_json(data: list[str], tmp_path: Path) -> None:
         assert course["final"] < 0.05
 
 
+def test_the_change_of_speed_comes_within_the_steps(data: list[str]) -> None:
+    run = [*data, "--steps", "600", "--prior", "x3", "--json"]
+    document = json.loads(CliRunner().invoke(calibrate, run, catch_exceptions=False).stdout)
+    assert document["hardware"]["change_at_step"] == 375
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

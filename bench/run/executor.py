@@ -29,6 +29,7 @@ from gateway.policy_files import policy_name
 
 INTERRUPTED = "interrupted; what was finished is kept: give the same command again to go on"
 FINISHING = "finishing {runs} under way; Ctrl-C again drops them"
+ESTIMATE_S = 24 * 3600.0
 WAITING_PER_WORKER = 2
 """Runs handed to the pool ahead of time."""
 
@@ -118,6 +119,8 @@ def run_chains(
 ) -> tuple[dict[str, R], list[RunLine]]:
     """What each chain found, and all lines used. Raises ExecutorError, ResultFileError."""
     used: dict[str, RunLine] = {}
+    bar = _bar(console)
+    shown = bar.add_task("searching", total=len(chains), detail="")
 
     def noted(chain: Chain[R]) -> Chain[R]:
         line = None
@@ -125,11 +128,12 @@ def run_chains(
             try:
                 task = next(chain) if line is None else chain.send(line)
             except StopIteration as stop:
+                bar.advance(shown)
                 return stop.value
             line = yield task
             used[line.key] = line
 
-    with console.status("searching") as status:
+    with bar:
         found = _drive(
             {name: noted(chain) for name, chain in chains.items()},
             log_path,
@@ -138,8 +142,9 @@ def run_chains(
             console=console,
             jobs=jobs,
             keep_results=False,
-            on_done=lambda name, done: status.update(
-                f"searching: {len(used) + 1} runs, last {name} {_at(done.line)}on {done.line.spec.size} nodes"
+            on_done=lambda _, done: bar.update(
+                shown,
+                detail=f"{plural(len(used) + 1, 'run')}, last {_at(done.line)}{plural(done.line.spec.size, 'node')}",
             ),
         )
     return found, list(used.values())
@@ -286,11 +291,14 @@ def _at(line: RunLine) -> str:
 def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        # As wide as there is room for, so that it is not the remaining time that is cut off.
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        # The mean of all, since runs take longer than rich's window of half a minute.
+        speed_estimate_period=ESTIMATE_S,
         disable=not console.is_terminal,
     )

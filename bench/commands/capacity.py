@@ -99,7 +99,7 @@ def capacity(
     from bench.run.capacity_search import MOST_NODES, combine, combine_nodes, parse_objective, search, search_nodes
     from bench.run.executor import run_chains
     from bench.run.files import FILE_NAME
-    from bench.run.spec import check_spec, with_values
+    from bench.run.spec import check_spec, profile_text, with_values
     from bench.workload.rows import plural
 
     check_positive("--low", low, "requests per second")
@@ -142,7 +142,7 @@ def capacity(
         cells = {place: _rate_text(base, row, low) for place, row in capacities.items()}
         short = any(row.too_short_from is not None for row in rows)
     else:
-        key, nodes = "fleets", f"nodes {base.profile}, {base.limits_text}"
+        key, nodes = "fleets", f"nodes {profile_text(base.profile)}, {base.limits_text}"
         title = f"fewest nodes for {fleet_rate:g} requests/s, {(base.requests or 0) / fleet_rate:.0f} s of them"
         fleets = {place: combine_nodes(*place, values) for place, values in per_seed.items()}
         rows = list(fleets.values())

@@ -6,7 +6,7 @@ import difflib
 import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -305,14 +305,14 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def router_text(self) -> str:
         """Which router decides, for people."""
-        own = "".join(f", {key} {value}" for key, value in self.router.items())
+        own = "".join(f", {name} {value}" for name, value in _flat(self.router))
         return f"router {'as published' if self.as_published else 'as shipped'}{own}"
 
     @property
     def fleet_text(self) -> str:
         """The nodes in a line, for people."""
         to = "up to " if self.scaler else ""
-        kinds = ", ".join(f"{to}{group.count} {group.profile}" for group in self.groups)
+        kinds = ", ".join(f"{to}{group.count} {profile_text(group.profile)}" for group in self.groups)
         return f"{kinds}; {self.limits_text}"
 
     @property
@@ -324,6 +324,20 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             for name in ("max_num_seqs", "max_num_batched_tokens", "num_blocks")
         )
         return f"{seqs} sequences, {budgets} tokens a step, {blocks} KV blocks"
+
+
+def profile_text(profile: str) -> str:
+    """A profile's name for people: of one in a file the file's name."""
+    return Path(profile).name if profile.endswith(".json") else profile
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Names with dots and single values, of values within values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, value
 
 
 _ADDED = (

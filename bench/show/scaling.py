@@ -52,7 +52,10 @@ def scaling_table(lines: Sequence[RunLine]) -> Table:
         for _, measure, show in columns:
             values = [line.measures[measure] for line in own if measure in line.measures]
             cells.append(show(sum(values) / len(values)) if values else "–")
-        table.add_row("–" if rate is None else rate_text(rate), variant, *cells)
+        # Of steps of a rate what came, as the table of requests has it.
+        offered = [came for line in own if (came := line.summary.offered_rate_per_s) is not None]
+        shown = sum(offered) / len(offered) if rate is None and offered else rate
+        table.add_row(rate_text(shown), variant, *cells)
     return table
 
 

@@ -24,18 +24,20 @@ CAPACITY_LIMITS_S = (3.0, 10.0)
 
 
 def moves_text(line: RunLine) -> str | None:
-    """What moves did in a run, in a line; None where no move was begun."""
-    of = line.measures
+    """What moves did in a run, in a line; None where none was wanted."""
+    of, spec = line.measures, line.spec
+    rate = "" if spec.rate_per_s is None else f" at {spec.rate_per_s:g}/s"
+    run = f"{line.variant}{rate}, seed {spec.seed}"
     if "moves_done" not in of:
-        return None
+        wanted = spec.moves_asked or spec.router.get("moves", {}).get("rule", "off") != "off"
+        return f"{run}: no request moved" if wanted else None
     gap = ""
     if "moves_downtime_p99_s" in of:
         gap = (
             f", between tokens {1e3 * of['moves_downtime_mean_s']:.0f} ms (P99 {1e3 * of['moves_downtime_p99_s']:.0f})"
         )
-    rate = "" if line.spec.rate_per_s is None else f" at {line.spec.rate_per_s:g}/s"
     return (
-        f"{line.variant}{rate}, seed {line.spec.seed}: {of['moves_done']:,.0f} moves, "
+        f"{run}: {of['moves_done']:,.0f} moves, "
         f"{of['moves_given_up']:,.0f} given up, stages {of['moves_stage_share']:.1%} of the nodes' time{gap}"
     )
 

@@ -58,6 +58,9 @@ def test_what_moves_did_is_told_with_the_rate_if_there_is_one(values: dict[str, 
 def test_who_has_ended_already_does_not_move() -> None:
     done = run(moves_asked="1>node-1@500")
     assert "moves_done" not in done.line.measures
+    text = moves_text(msgspec.structs.replace(done.line, variant="here"))
+    assert text is not None
+    assert text.endswith("seed 0: no request moved")
     assert [result.node_id for result in done.results] == ["node-0", "node-1", "node-0"]
 
 

@@ -101,9 +101,7 @@ def test_all_rows_that_lack_are_named_at_once(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_run_that_is_over_within_its_warm_up_is_refused_before_the_first() -> None:
-    with pytest.raises(
-        ExperimentError, match=r"50 requests .* warm-up of 50 s.* more than --requests 750"
-    ):
+    with pytest.raises(ExperimentError, match=r"50 requests .* warm-up of 50 s.* more than --requests 750"):
         check_warm_up(tasks_of(find("prefixes"), Size(requests=50)))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.run.grid import make_tasks
-from bench.run.spec import RunSpec, SpecError, check_spec, router_config, with_values
+from bench.run.spec import RunSpec, SpecError, check_spec, profile_text, router_config, with_values
 from bench.workload.dataset_error import DatasetError
 from gateway.core.decision.policies.registry import PolicyError
 from gateway.core.router_config import RouterConfig
@@ -94,3 +94,7 @@ def test_the_router_is_the_one_that_ships_unless_it_is_as_published() -> None:
     own = with_values(RunSpec(as_published=True), {"router.ask": 2})
     assert (router_config(own, "random").ask, router_config(own, "random").hold.when) == (2, "never")
     assert own.router_text == "router as published, ask 2"
+    moving = with_values(RunSpec(), {"router.moves": {"rule": "llumnix"}, "profile": "/home/me/mine.json"})
+    assert moving.router_text == "router as shipped, moves.rule llumnix"
+    assert profile_text(moving.profile) == "mine.json"
+    assert profile_text("a30/llama-2-7b") == "a30/llama-2-7b"

@@ -254,6 +254,13 @@ def test_a_scaler_may_be_a_file_of_ones_own(lengths: Path, tmp_path: Path) -> No
     assert wrong.exit_code != 0
 
 
+def test_of_steps_of_a_rate_the_table_has_what_came(lengths: Path) -> None:
+    shared = ("--dataset", "lengths", "--dataset-path", lengths, "--policy", "random", "--jobs", 1)
+    text = invoke(simulate, *shared, "--rate-steps", "4x20", "--scaler", "static", "--nodes", 1)
+    row = next(line for line in text.partition("nodes and what they kept")[2].splitlines() if "static+random" in line)
+    assert 2.0 < float(row.split()[0]) < 6.0
+
+
 def test_compare_and_sweep_take_scalers_too(lengths: Path, tmp_path: Path) -> None:
     plot = tmp_path / "compare.png"
     shared = ("--dataset", "lengths", "--dataset-path", lengths, "--rate", 4, "--requests", 80, "--jobs", 1)

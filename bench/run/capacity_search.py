@@ -35,7 +35,7 @@ class CapacityObjective(msgspec.Struct, frozen=True):
         return value is not None and (value <= self.limit if self.at_most else value >= self.limit)
 
 
-class Found(msgspec.Struct, frozen=True):
+class SearchedLimit(msgspec.Struct, frozen=True):
     """What one search found: a rate, or a number of nodes."""
 
     value: float
@@ -97,7 +97,7 @@ def search(
     objective: CapacityObjective,
     low: float,
     step: float,
-) -> Chain[Found]:
+) -> Chain[SearchedLimit]:
     """A chain that returns the largest rate of the grid `k * step` that keeps the objective; 0.0 when `low` does not.
 
     It ends at the first run that keeps it but is too short: at higher rates runs are shorter still.
@@ -113,25 +113,25 @@ def search(
     good = max(1, round(low / step))
     line = yield task(good)
     if not objective.holds(line):
-        return Found(0.0)
+        return SearchedLimit(0.0)
     bad: int | None = None
     while bad is None or bad - good > 1:
         if _too_short(line):
-            return Found(good * step, too_short=True)
+            return SearchedLimit(good * step, too_short=True)
         tried = max(good + 1, round(good * GROWTH)) if bad is None else (good + bad) // 2
         if tried * step > HIGHEST_RATE:
-            return Found(good * step, too_short=True)
+            return SearchedLimit(good * step, too_short=True)
         tried_line = yield task(tried)
         if objective.holds(tried_line):
             good, line = tried, tried_line
         else:
             bad = tried
-    return Found(good * step, _too_short(line))
+    return SearchedLimit(good * step, _too_short(line))
 
 
 def search_nodes(
     base: RunSpec, *, variant: str, values: dict[str, Any], seed: int, objective: CapacityObjective
-) -> Chain[Found]:
+) -> Chain[SearchedLimit]:
     """A chain that returns the fewest nodes that keep the objective at the rate of `base`; 0 when `MOST_NODES` do not.
 
     It begins at the nodes of `base`, and takes the first change that it finds, as `search` does.
@@ -147,7 +147,7 @@ def search_nodes(
         if objective.holds(line):
             break
         if enough == MOST_NODES:
-            return Found(0)
+            return SearchedLimit(0)
         few, enough = enough, min(MOST_NODES, max(enough + 1, round(enough * GROWTH)))
     while enough - few > 1:
         middle = (few + enough) // 2
@@ -156,10 +156,10 @@ def search_nodes(
             enough, line = middle, tried_line
         else:
             few = middle
-    return Found(enough, _too_short(line))
+    return SearchedLimit(enough, _too_short(line))
 
 
-def combine_nodes(variant: str, objective: CapacityObjective, found: Sequence[Found]) -> SearchedFleet:
+def combine_nodes(variant: str, objective: CapacityObjective, found: Sequence[SearchedLimit]) -> SearchedFleet:
     """Of one policy over its seeds."""
     nodes = None if any(one.value == 0 for one in found) else tuple(int(one.value) for one in found)
     return SearchedFleet(
@@ -167,7 +167,7 @@ def combine_nodes(variant: str, objective: CapacityObjective, found: Sequence[Fo
     )
 
 
-def combine(variant: str, objective: CapacityObjective, found: Sequence[Found]) -> SearchedCapacity:
+def combine(variant: str, objective: CapacityObjective, found: Sequence[SearchedLimit]) -> SearchedCapacity:
     """Of one policy over its seeds."""
     short = min((one.value for one in found if one.too_short), default=None)
     kept = short is None and all(one.value for one in found)

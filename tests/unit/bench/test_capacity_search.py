@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.run.capacity_search import Found, combine, combine_nodes, parse_objective, search, search_nodes
+from bench.run.capacity_search import SearchedLimit, combine, combine_nodes, parse_objective, search, search_nodes
 from bench.run.spec import RunSpec
 from tests.unit.bench.run_lines import line
 
@@ -42,10 +42,10 @@ def test_a_lowest_rate_that_fails_ends_the_search() -> None:
 def test_seeds_are_combined_into_an_interval() -> None:
     objective = parse_objective("goodput_share >= 0.99")
     assert str(objective) == "goodput_share >= 0.99"
-    capacity = combine("v", objective, [Found(30.0), Found(31.0), Found(32.0)])
+    capacity = combine("v", objective, [SearchedLimit(30.0), SearchedLimit(31.0), SearchedLimit(32.0)])
     assert capacity.rate_per_s is not None
     assert capacity.rate_per_s.mean == 31.0
-    assert combine("v", objective, [Found(30.0), Found(0.0)]).rate_per_s is None
+    assert combine("v", objective, [SearchedLimit(30.0), SearchedLimit(0.0)]).rate_per_s is None
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_the_fewest_nodes_that_keep_the_objective(enough: int, first: int) -> No
 def test_a_rate_that_no_fleet_carries_ends_the_search() -> None:
     assert fewest(513)[0] == 0
     objective = parse_objective("ttft_p99_s<=3")
-    assert combine_nodes("v", objective, [Found(7), Found(0)]).nodes is None
-    assert combine_nodes("v", objective, [Found(7), Found(8)]).nodes == (7, 8)
+    assert combine_nodes("v", objective, [SearchedLimit(7), SearchedLimit(0)]).nodes is None
+    assert combine_nodes("v", objective, [SearchedLimit(7), SearchedLimit(8)]).nodes == (7, 8)
 
 
 @pytest.mark.parametrize("nodes", [False, True])
@@ -107,8 +107,8 @@ def test_a_run_that_ends_before_its_answers_do_finds_nothing(nodes: bool) -> Non
     assert asked <= 6
     assert found.too_short
     if nodes:
-        assert combine_nodes("v", objective, [Found(4), found]).too_short
+        assert combine_nodes("v", objective, [SearchedLimit(4), found]).too_short
     else:
         assert 200 / found.value < 18.0
-        capacity = combine("v", objective, [Found(10.0), found])
+        capacity = combine("v", objective, [SearchedLimit(10.0), found])
         assert (capacity.rate_per_s, capacity.too_short_from) == (None, found.value)

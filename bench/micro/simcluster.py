@@ -43,7 +43,7 @@ ENGINE = EngineConfig(
 )
 
 
-class Course:
+class LongRun:
     """The requests of a run that have ended: what they come to, what they cost, and how far the run has got."""
 
     def __init__(self, requests: int, marks: Sequence[int], *, shows_progress: bool) -> None:
@@ -195,7 +195,7 @@ def main() -> None:
     for policy in options.policies.split(","):
         if marks:
             print(f"\n{policy}\n{CURVE_HEADER}", flush=True)
-        course = Course(options.requests, marks, shows_progress=options.progress) if is_long else None
+        course = LongRun(options.requests, marks, shows_progress=options.progress) if is_long else None
         cost_s, result = measure(
             policy,
             items() if is_long else listed,

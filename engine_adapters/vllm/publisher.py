@@ -106,7 +106,7 @@ class _Reader:
             return 0
 
 
-class Pace:
+class ReadingPace:
     """When to look for the next step of a busy engine. Pure.
 
     To wake a thread costs the engine's own a call of the system. So while steps follow each other the publisher comes
@@ -150,7 +150,7 @@ class Publisher:
         self._account = Account(by_priority=config.scheduling_policy == "priority", free_blocks=config.num_blocks)
         self._readers: list[_Reader] = []
         self._server: socket.socket | None = None
-        self._pace = Pace()
+        self._pace = ReadingPace()
         self._mismatches = 0
         self._cache = CacheNames(config.block_size_tokens)
         self._cache_number = 0
@@ -226,7 +226,7 @@ class Publisher:
             self._readers = [r for r in self._readers if r.open]
 
     def _next(self) -> RawStep | Truth | _Reader | _Nothing | None:
-        """Out of the queue, at which the engine's thread finds nobody to wake as long as it is busy (`Pace`)."""
+        """Out of the queue, at which the engine's thread finds nobody to wake as long as it is busy (`ReadingPace`)."""
         if self._queue.empty():
             longest_s = FLUSH_S if any(r.unsent for r in self._readers) else HEARTBEAT_S
             pause_s = self._pace.pause_s(time.monotonic())

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from engine_adapters.vllm.publisher import LONGEST_PAUSE_S, PATIENCE_S, SHORTEST_PAUSE_S, Pace
+from engine_adapters.vllm.publisher import LONGEST_PAUSE_S, PATIENCE_S, SHORTEST_PAUSE_S, ReadingPace
 
 
-def after(duration_s: float, *, busy: bool = True) -> Pace:
+def after(duration_s: float, *, busy: bool = True) -> ReadingPace:
     """After a step that ended at 100."""
-    pace = Pace()
+    pace = ReadingPace()
     pace.ended(100.0 - duration_s, 100.0, busy=busy)
     return pace
 
 
 def test_who_has_seen_no_step_waits_to_be_woken() -> None:
-    assert Pace().pause_s(0.0) is None
+    assert ReadingPace().pause_s(0.0) is None
     assert after(0.01, busy=False).pause_s(100.0) is None
 
 

@@ -209,11 +209,11 @@ def test_up_stops_everything_within_seconds(up: Running, number: signal.Signals)
     assert not any(psutil.pid_exists(pid) for pid in up.pids.values())
 
 
-def test_a_child_that_dies_is_reported_and_the_rest_stopped(up: Running) -> None:
-    os.kill(up.pids["node-1"], signal.SIGKILL)
+def test_a_gateway_that_dies_is_reported_and_the_rest_stopped(up: Running) -> None:
+    os.kill(up.pids["gateway"], signal.SIGKILL)
     code, errors = up.end()
     assert code == 1
-    assert "error: node-1 was killed by signal 9" in errors
+    assert "error: gateway was killed by signal 9" in errors
     assert '"event"' in errors, "the last log lines of the dead child"
     assert "Traceback" not in errors
     assert not any(psutil.pid_exists(pid) for pid in up.pids.values())

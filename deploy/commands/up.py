@@ -345,9 +345,9 @@ def _start(cluster: LocalCluster, stop: threading.Event, *, quiet: bool) -> None
 
     count = len(cluster.nodes)
     nodes = f"{count} node{'' if count == 1 else 's'}"
-    said = f"starting {nodes} and the gateway (the first time, kernels are compiled)"
+    said = f"starting {nodes} and the gateway"
     if not console.is_terminal:
-        # No spinner shows there, and kernels can take long.
+        # No spinner shows there.
         console.print(said)
     with console.status(said):
         cluster.start(on_ready=ready, cancelled=stop.is_set)
